@@ -1,0 +1,103 @@
+# make            the commands
+# make demo       install once into .venv, then run the whole system in miniature
+# make test       install once, then the tests that need neither a GPU nor minutes
+#
+# On a GPU machine: make EXTRA=gpu install
+# pip's own settings (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, pip.conf) decide where packages come from.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+.PHONY: help install demo doctor test test-slow test-gpu lint lock clean
+
+# What .venv holds already, else the CPU installation.
+HELD := $(patsubst .venv/.installed-%,%,$(wildcard .venv/.installed-*))
+EXTRA ?= $(or $(HELD),cpu)
+LOCK := requirements/cpu.lock
+STAMP := .venv/.installed-$(EXTRA)
+ifneq ($(or $(HELD),$(EXTRA)),$(EXTRA))
+$(error .venv holds the $(HELD) installation: run 'make clean' first, or leave out EXTRA=$(EXTRA))
+endif
+PIP = .venv/bin/python -m pip --disable-pip-version-check
+PYTEST = .venv/bin/python -m pytest -q
+TORCH := $(shell sed -n 's/^torch==//p' $(LOCK))
+
+help:
+	@echo "make demo [SEEDS=n]   the whole system in miniature, on this machine"
+	@echo "make test             tests that need neither a GPU nor minutes"
+	@echo "make test-slow        tests that take minutes"
+	@echo "make test-gpu         tests that need a GPU"
+	@echo "make doctor           what works on this machine, and what to do about the rest"
+	@echo "make lint             style and the layer rule"
+	@echo "make install          what the others do first: .venv with everything in it (EXTRA=cpu or gpu)"
+	@echo "make clean            remove .venv and caches; runs/ stays"
+
+demo: $(STAMP)
+	@.venv/bin/rlaif demo configs/demo.yaml $(if $(SEEDS),demo.seeds=$(SEEDS))
+
+doctor: $(STAMP)
+	@.venv/bin/python -m rlaif.doctor
+
+test: $(STAMP)
+	@$(PYTEST)
+
+test-slow: $(STAMP)
+	@$(PYTEST) -m "slow and not gpu" --timeout 3600
+
+test-gpu: $(STAMP)
+	@$(PYTEST) -m gpu --timeout 3600
+
+lint: $(STAMP)
+	@.venv/bin/ruff check .
+	.venv/bin/lint-imports --no-cache --no-logo
+
+install: $(STAMP)
+
+# Writes down what is installed in .venv now; for after a change of the ranges in pyproject.toml.
+lock: $(STAMP)
+	@{ echo "# Exact versions of a tested CPU installation (make lock); pip reads this as constraints."
+	   $(PIP) freeze --all --exclude-editable | grep -v '^pip==' | sed 's/+cpu$$//'; } > $(LOCK).new
+	mv $(LOCK).new $(LOCK)
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A python that is named but does not run (a version manager's placeholder, say) is passed over.
+.venv/bin/python:
+	@for python in $(PYTHON) $(if $(PYTHON),,python3.11 python3.12 python3.13 python3); do
+	    if "$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null; then
+	        "$$python" -m venv .venv && exit 0
+	        rm -rf .venv  # half made; venv has said what it needs
+	        exit 1
+	    fi
+	done
+	echo "No Python 3.11, 3.12 or 3.13 found$(if $(PYTHON), as $(PYTHON)):" \
+	     "install one with its venv module and headers (Debian: apt-get install python3 python3-venv python3-dev)," \
+	     "or name it with 'make PYTHON=/path/to/python ...'." >&2
+	exit 1
+
+# torchaudio and torchcodec come along with vLLM, cannot load beside a CPU torch, and break transformers' processors.
+.venv/.installed-cpu: pyproject.toml $(LOCK) | .venv/bin/python
+	@started=$$SECONDS
+	echo "Installing into .venv (a few minutes, once) ..."
+	case "$$(uname -s)" in Linux) torch="$(TORCH)+cpu" ;; *) torch="$(TORCH)" ;; esac
+	$(PIP) install --quiet --constraint $(LOCK) "torch==$$torch" || {
+	    echo "pip could not install torch $$torch: the CPU build comes from PyTorch's own CPU wheel index," \
+	         "so set PIP_EXTRA_INDEX_URL to that index's address (PyTorch's installation page shows it for pip, CPU)" \
+	         "and run make again." >&2
+	    exit 1
+	}
+	$(PIP) install --quiet --constraint $(LOCK) --editable ".[cpu,dev]"
+	$(PIP) uninstall --quiet --yes torchaudio torchcodec
+	.venv/bin/python -m rlaif.torchvision_shim install
+	touch $@
+	echo "Installed in $$((SECONDS - started)) s. 'make doctor' checks this machine."
+
+.venv/.installed-gpu: pyproject.toml | .venv/bin/python
+	@started=$$SECONDS
+	echo "Installing into .venv (a few minutes, once) ..."
+	$(PIP) install --quiet --editable ".[gpu,dev]"
+	touch $@
+	echo "Installed in $$((SECONDS - started)) s. 'make doctor' checks this machine."
