@@ -1,0 +1,101 @@
+"""What pydantic can't see: options that must fit together. Each check returns the problems it finds."""
+
+from __future__ import annotations
+
+from rlaif.config.schema import Config, Function
+
+
+def problems_of(config: Config, stage: str | None = None) -> list[str]:
+    """Every combination of options that cannot run, as sentences naming the options."""
+    checks = {"sft": [_sft], "reward": [_reward], "ppo": [_ppo, _rollout]}
+    chosen = checks.get(stage, [check for group in checks.values() for check in group])
+    found = [problem for check in [_run, _cluster, *chosen] for problem in check(config)]
+    return found + _devices(config, stage)
+
+
+def _divides(small_name: str, small: int, large_name: str, large: int) -> list[str]:
+    if large % small == 0:
+        return []
+    return [f"{small_name} ({small}) must divide {large_name} ({large})"]
+
+
+def _run(config: Config) -> list[str]:
+    problems = []
+    if not config.name or config.name.startswith("/") or ".." in config.name.split("/"):
+        problems.append(f"name: {config.name!r} must be a plain directory name")
+    if (config.video.height is None) != (config.video.width is None):
+        problems.append("video.height and video.width must be set together")
+    return problems
+
+
+def _cluster(config: Config) -> list[str]:
+    learner = config.cluster.learner
+    if learner.gpus > 1:
+        return [f"cluster.learner.gpus ({learner.gpus}) must be at most 1: one rank drives one GPU; add actors instead"]
+    return []
+
+
+def _devices(config: Config, stage: str | None) -> list[str]:
+    """Every role of the stage that runs a model needs a GPU where `model.device` says so."""
+    scored = [] if isinstance(config.ppo.reward, Function) else ["reward"]
+    roles = ["learner"] if stage in ("sft", "reward") else ["rollout", *scored, "learner"]
+    without = [name for name in roles if getattr(config.cluster, name).gpus == 0]
+    return [f"model.device is cuda, but cluster.{name}.gpus is 0" for name in without if config.model.device == "cuda"]
+
+
+def _sft(config: Config) -> list[str]:
+    return _divides(
+        "cluster.learner.actors", config.cluster.learner.actors, "sft.batch_size", config.sft.batch_size
+    ) + _adapter_and_tower(config, "sft")
+
+
+def _reward(config: Config) -> list[str]:
+    return _divides(
+        "cluster.learner.actors", config.cluster.learner.actors, "reward.batch_size", config.reward.batch_size
+    ) + _adapter_and_tower(config, "reward")
+
+
+def _ppo(config: Config) -> list[str]:
+    ppo, ranks = config.ppo, config.cluster.learner.actors
+    rollouts = ppo.prompts_per_iteration * ppo.samples_per_prompt
+    problems = _divides(
+        "ppo.minibatch_size", ppo.minibatch_size, "prompts_per_iteration * samples_per_prompt", rollouts
+    )
+    problems += _divides("cluster.learner.actors", ranks, "ppo.minibatch_size", ppo.minibatch_size)
+    if ppo.advantage == "leave_one_out" and ppo.samples_per_prompt < 2:
+        problems.append("ppo.samples_per_prompt must be at least 2 with ppo.advantage=leave_one_out")
+    if ppo.sampling.temperature == 0:
+        problems.append("ppo.sampling.temperature must be above 0: PPO learns from samples, not from the mode")
+    if ppo.sampling.top_p < 1 or ppo.sampling.top_k > 0:
+        problems.append(
+            "ppo.sampling.top_p must be 1 and top_k 0: cut distributions have log-probs no learner reproduces"
+        )
+    if ppo.critic_warmup and ppo.advantage == "leave_one_out":
+        problems.append("ppo.critic_warmup needs a critic: ppo.advantage=gae")
+    if ppo.eval_every and config.eval.checker is None:
+        problems.append("ppo.eval_every needs eval.checker, the function that says which claims are true")
+    return problems + _adapter_and_tower(config, "ppo")
+
+
+def _adapter_and_tower(config: Config, stage: str) -> list[str]:
+    section = getattr(config, stage)
+    vision = config.model.train_vision if section.train_vision is None else section.train_vision
+    projector = config.model.train_projector if section.train_projector is None else section.train_projector
+    if section.lora is not None and (vision or projector):
+        return [
+            f"{stage}.lora trains adapters of the language model only: set train_vision and train_projector false, or {stage}.lora null"
+        ]
+    return []
+
+
+def _rollout(config: Config) -> list[str]:
+    problems, need, width = [], config.ppo.sampling.max_tokens, config.rollout.tensor_parallel_size
+    if config.rollout.max_model_len <= need:
+        problems.append(
+            f"rollout.max_model_len ({config.rollout.max_model_len}) must exceed ppo.sampling.max_tokens ({need}) "
+            "by the prompt's length"
+        )
+    gpus = config.cluster.rollout.gpus
+    if (width > 1 or gpus > 1) and gpus != width:
+        problems.append(f"cluster.rollout.gpus ({gpus}) must equal rollout.tensor_parallel_size ({width})")
+    return problems

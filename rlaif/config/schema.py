@@ -1,0 +1,316 @@
+"""Every option of every stage: typed, frozen, documented. One YAML file holds one run's options."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+
+class Section(BaseModel):
+    """A frozen group of options; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Data(Section):
+    root: str = "{run}/data"
+    """Folder every path in the files below (and every `video` in their rows) is relative to; every node must see it."""
+    sft: str = "sft.jsonl"
+    """Conversations for supervised fine-tuning: {"id", "video", "messages": [{"role", "content"}, ...], "captions"?}."""
+    pairs: str = "pairs.jsonl"
+    """Preferences for the reward model: {"pair_id", "video", "question", "captions"?, "chosen", "rejected"}."""
+    pairs_eval: str | None = None
+    """Held-out preferences; without it the pairs of `reward.eval_fraction` of the videos are held out."""
+    prompts: str = "prompts.jsonl"
+    """Prompts for PPO: {"prompt_id", "video", "question", "answer"?, "captions"?}."""
+    eval: str = "eval.jsonl"
+    """Held-out prompts for evaluation, same form as `prompts`."""
+    max_prompt_tokens: int = Field(4096, ge=1)
+    """Prompts longer than this after visual expansion are counted, named and skipped; a media span is never cut."""
+    strict: bool = False
+    """Make every bad row or video fatal instead of counted and skipped (also `--strict`)."""
+
+
+class Video(Section):
+    num_frames: int = Field(8, ge=1)
+    """Frames per video, sampled uniformly over its length; a shorter video is an error of that row."""
+    height: int | None = None
+    """Resize frames to this height in pixels (None: as stored). Processors may resize again."""
+    width: int | None = None
+    """Resize frames to this width in pixels (None: as stored)."""
+    feature_cache_bytes: int = Field(512 * 1024**2, ge=1)
+    """Processed videos each learner rank and reward actor keeps, in bytes."""
+    decode_threads: int = Field(1, ge=1)
+    """Videos the frame store decodes at a time."""
+    store_bytes: int = Field(2 * 1024**3, ge=1)
+    """Byte budget of the frame store; beyond it the least recently used frames are evicted and decoded again on demand."""
+
+
+class Lora(Section):
+    r: int = Field(64, ge=1, le=512)
+    alpha: float = 16.0
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    targets: tuple[str, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), min_length=1
+    )
+    """Linear layers of the language model that get an adapter."""
+
+
+class Model(Section):
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda where torch sees one."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    gradient_checkpointing: bool = False
+    train_vision: bool = False
+    """Train the vision tower (full weights only)."""
+    train_projector: bool = False
+    """Train the projector between tower and language model (full weights only)."""
+
+
+class Optim(Section):
+    lr: float = Field(1e-5, gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    warmup_steps: int = Field(0, ge=0)
+    """Linear warm-up, in optimizer steps."""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """What follows the warm-up, down to `min_lr_ratio` at the last step."""
+    min_lr_ratio: float = Field(0.0, ge=0.0, le=1.0)
+    max_grad_norm: float = Field(1.0, gt=0)
+
+
+class Saving(Section):
+    every: int = Field(0, ge=0)
+    """Checkpoint every this many steps or iterations (0: only at the end)."""
+    keep: int = Field(2, ge=1)
+    """Newest complete checkpoints to keep; pruned only after a newer one is complete."""
+
+
+class Sft(Section):
+    init: str = "{run}/base"
+    """Model to start from: a Hugging Face directory or hub name."""
+    lora: Lora | None = None
+    """Train an adapter (merged at export) instead of full weights."""
+    train_vision: bool | None = None
+    """Overrides `model.train_vision` for this stage."""
+    train_projector: bool | None = None
+    steps: int = Field(1000, ge=1)
+    batch_size: int = Field(32, ge=1)
+    """Conversations per optimizer step, over all ranks."""
+    tokens_per_microbatch: int = Field(16384, ge=1)
+    """Padded positions per forward and rank."""
+    optim: Optim = Optim()
+    save: Saving = Saving()
+
+
+class Reward(Section):
+    """A reward model: a scalar read at the last token of question, context and answer."""
+
+    init: str = "{run}/sft/export"
+    """Model to start from; may be larger than the policy (its own tokenizer and processor are used)."""
+    lora: Lora | None = Lora()
+    train_vision: bool | None = None
+    train_projector: bool | None = None
+    context: Literal["captions", "none", "shuffled"] = "captions"
+    """What fills the caption slot: the video's dense captions, nothing, or another video's captions (a control)."""
+    captions_template: str = "context : {captions}\n"
+    """How the captions enter the prompt; `{captions}` is the captions joined by `captions_separator`."""
+    captions_separator: str = " "
+    prompt_template: str = "{context}{question}"
+    """The user turn that precedes the answer."""
+    evaluation_turn: str = ""
+    """A second user turn after the answer (the seed system asks for a quality score there); may hold `{context}`."""
+    max_caption_tokens: int = Field(1024, ge=0)
+    """Captions beyond this budget are left out whole, never cut."""
+    centering: Literal["none", "mean_abs", "squared"] = "mean_abs"
+    """Regulariser of the scores: 1e-3 |mean(r_w + r_l)| (VLM-RLAIF) or mean(s^2) over both (SafeSora)."""
+    centering_coef: float = Field(1e-3, ge=0)
+    steps: int = Field(1000, ge=1)
+    batch_size: int = Field(32, ge=1)
+    """Pairs per optimizer step, over all ranks."""
+    tokens_per_microbatch: int = Field(16384, ge=1)
+    optim: Optim = Optim()
+    eval_every: int = Field(100, ge=0)
+    eval_fraction: float = Field(0.05, gt=0, lt=1)
+    save: Saving = Saving()
+
+
+class Kl(Section):
+    estimator: Literal["k1", "k3"] = "k1"
+    """Per-token penalty: k1 = logp - ref, k3 = exp(ref - logp) - 1 - (ref - logp)."""
+    coef: float = Field(0.05, ge=0)
+    """Initial coefficient beta."""
+    controller: Literal["fixed", "adaptive"] = "fixed"
+    target: float = Field(6.0, gt=0)
+    """Adaptive controller: wanted KL to the reference, in nats per response."""
+    horizon: int = Field(10000, ge=1)
+    """Adaptive controller: samples over which the coefficient adapts."""
+    limit: float = Field(10.0, gt=0)
+    """The run is reported as out of bounds when mean KL per response (nats, k1) ends above this."""
+
+
+class Sampling(Section):
+    temperature: float = Field(1.0, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    """0: off."""
+    max_tokens: int = Field(256, ge=1)
+
+
+class Terms(Section):
+    """Named parts added to the reward model's score."""
+
+    no_eos: float = 0.0
+    """Added when the answer hit `max_tokens` without an end-of-turn token (the seed system: -8)."""
+    length: float = 0.0
+    """Added times (response tokens / max_tokens) (the seed system: -10)."""
+
+
+class Function(Section):
+    """A reward computed by code: `path` is `package.module:function`, called as f(prompt, response) -> float or dict of parts."""
+
+    path: str
+
+
+class Ppo(Section):
+    policy: str = "{run}/sft/export"
+    """Start of the policy, and the reference the KL is measured to."""
+    reward: str | Function = "{run}/reward/export"
+    """Export of `rlaif reward`, or a function."""
+    lora: Lora | None = Lora()
+    """Train an adapter (only adapter bytes are published) or, when null, full weights."""
+    train_vision: bool | None = None
+    train_projector: bool | None = None
+    iterations: int = Field(100, ge=1)
+    prompts_per_iteration: int = Field(64, ge=1)
+    samples_per_prompt: int = Field(4, ge=1)
+    minibatch_size: int = Field(128, ge=1)
+    """Samples per optimizer step, over all ranks; divides prompts_per_iteration * samples_per_prompt."""
+    epochs: int = Field(1, ge=1)
+    """Passes over each iteration's samples."""
+    tokens_per_microbatch: int = Field(16384, ge=1)
+    sampling: Sampling = Sampling()
+    max_staleness: int = Field(0, ge=0)
+    """Versions a sample may be behind the update that trains on it; 0 is synchronous."""
+    old_logprobs: Literal["auto", "engine", "learner"] = "auto"
+    """Whose log-probs the ratio starts from; auto: the engine's in float32, else the learner's with truncated importance weights."""
+    advantage: Literal["gae", "leave_one_out"] = "gae"
+    """gae needs the critic; leave_one_out is critic-free (group baseline) for small GPUs."""
+    gamma: float = Field(1.0, gt=0, le=1)
+    lam: float = Field(0.95, ge=0, le=1)
+    whiten_advantages: bool = True
+    clip: float = Field(0.2, gt=0)
+    value_clip: float = Field(0.2, gt=0)
+    """In units of the running standard deviation of returns."""
+    target_kl: float | None = None
+    """Stop an iteration's epochs when the mean approximate KL to the sampling policy exceeds this."""
+    entropy_coef: float = 0.0
+    kl: Kl = Kl()
+    terms: Terms = Terms()
+    optim: Optim = Optim()
+    critic_optim: Optim = Optim()
+    critic_init: Literal["auto", "reward", "policy"] = "auto"
+    """auto: the reward model's weights where its base is the policy's, else the policy's. The value head starts at zero."""
+    critic_warmup: int = Field(0, ge=0)
+    """Iterations that train only the critic."""
+    max_reward_failures: float = Field(0.2, ge=0, le=1)
+    """The run stops when more than this share of an iteration's samples has no reward."""
+    eval_every: int = Field(0, ge=0)
+    """Evaluate every this many iterations on `eval.in_training` prompts and keep the best checkpoint (0: never)."""
+    save: Saving = Saving(every=10)
+
+
+class Rollout(Section):
+    """The vLLM engine of each rollout actor."""
+
+    max_model_len: int = Field(8192, ge=1)
+    gpu_memory_utilization: float = Field(0.85, gt=0, le=1)
+    cpu_kv_cache_gib: float = Field(1.0, gt=0)
+    """KV cache of a CPU engine."""
+    tensor_parallel_size: int = Field(1, ge=1)
+    enforce_eager: bool = True
+    max_num_seqs: int = Field(256, ge=1)
+
+
+class Eval(Section):
+    checker: str | None = None
+    """`package.module:function` called as f(prompt, response) -> {"claims", "false_claims", "truths", "recalled"} or {"correct"}."""
+    in_training: int = Field(64, ge=1)
+    """Prompts evaluated during training."""
+    seed: int = 1234
+    max_tokens: int = Field(256, ge=1)
+
+
+class Role(Section):
+    actors: int = Field(1, ge=1)
+    gpus: float = Field(0.0, ge=0)
+    """GPUs per actor; fractions share one."""
+    cpus: float = Field(1.0, ge=0)
+    accelerator: str | None = None
+    """Ray accelerator type (label ray.io/accelerator-type), e.g. A100."""
+    threads: int = Field(1, ge=1)
+    """OpenMP and torch threads per actor."""
+
+
+class Cluster(Section):
+    address: str | None = None
+    """None: the cluster of the surrounding Ray job or RAY_ADDRESS, else a private local one that ends with the run."""
+    rollout: Role = Role()
+    reward: Role = Role()
+    learner: Role = Role(actors=2)
+    deadline_s: float = Field(600.0, gt=0)
+    """How long to wait for placement before the run stops and says which role waits for what."""
+    collective_timeout_s: float = Field(1800.0, gt=0)
+    """How long learner ranks wait for each other, and the run for a rollout actor's answers or its receipt of weights."""
+    zero_stage: Literal[1, 2, 3] = 2
+    offload_optimizer: bool = False
+    """Keep optimizer state in host memory (GPU learners)."""
+    object_store_gib: float = Field(1.0, gt=0)
+    """Object store of a private local cluster."""
+
+
+class Logging(Section):
+    wandb: Literal["auto", "off"] = "auto"
+    """auto: online where the user is logged in, else offline; a W&B failure never stops a run."""
+
+    @field_validator("wandb", mode="before")
+    @classmethod
+    def _yaml_off(cls, value: object) -> object:
+        return "off" if value is False else value  # YAML reads a bare `off` as false
+
+    project: str = "rlaif"
+
+
+class Demo(Section):
+    """The embedded default: a world of moving shapes and a model built from scratch."""
+
+    train_scenes: int = Field(2000, ge=1)
+    prompt_scenes: int = Field(512, ge=1)
+    eval_scenes: int = Field(256, ge=1)
+    pair_samples: int = Field(4, ge=2)
+    """Answers sampled from the SFT policy per prompt to make preference pairs."""
+    pairs_per_prompt: int = Field(3, ge=1)
+    seeds: int = Field(1, ge=1)
+    """Repeat the PPO part with this many seeds."""
+
+
+class Config(Section):
+    name: str
+    """Name of the run: its directory is <storage>/<name>."""
+    storage: str = "runs"
+    """Absolute path or URI; a relative one is refused inside a Ray job, whose working directory is temporary."""
+    seed: int = 0
+    data: Data = Data()
+    video: Video = Video()
+    model: Model = Model()
+    sft: Sft = Sft()
+    reward: Reward = Reward()
+    ppo: Ppo = Ppo()
+    rollout: Rollout = Rollout()
+    eval: Eval = Eval()
+    cluster: Cluster = Cluster()
+    logging: Logging = Logging()
+    demo: Demo = Demo()

@@ -1,0 +1,300 @@
+"""Read and check the JSONL files of a run. A bad row is counted, named and skipped, or fatal where `strict`.
+
+A row's `video` is a path relative to `data.root`, a file or a folder of frames. It may not climb out of the root with
+`..`; an absolute path is taken as it stands.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache, partial
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from tqdm import tqdm
+
+from rlaif.errors import DataError
+from rlaif.records import Prompt
+from rlaif.video.decode import decode, sample_spec
+
+SHOWN = 10
+"""Bad rows that an error or a summary lists in full."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One row of a fine-tuning file: turns that alternate and end with the assistant's."""
+
+    id: str
+    video: str
+    messages: tuple[tuple[str, str], ...]
+    """(role, content) in order; an optional system turn, then user, assistant, user, ..."""
+    captions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One row of a preference file: `chosen` was preferred to `rejected`."""
+
+    pair_id: str
+    video: str
+    question: str
+    captions: tuple[str, ...]
+    chosen: str
+    rejected: str
+
+
+Row = TypeVar("Row", Prompt, Conversation, Pair)
+ID_FIELD = {Prompt: "prompt_id", Conversation: "id", Pair: "pair_id"}
+
+
+@dataclass(frozen=True)
+class BadRow:
+    line: int | None
+    """1-based; None where it isn't known."""
+    id: str | None
+    detail: str
+
+    def __str__(self) -> str:
+        return f"line {self.line}, id {self.id!r}: {self.detail}"
+
+
+@dataclass
+class Report:
+    """What reading one file kept and skipped."""
+
+    path: str
+    kept: int = 0
+    skipped: dict[str, list[BadRow]] = field(default_factory=dict)
+    """By reason."""
+    lines: dict[str, int] = field(default_factory=dict)
+    """Line of every kept row, by id."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Rows by outcome: `kept`, then each reason."""
+        return {"kept": self.kept} | {reason: len(rows) for reason, rows in self.skipped.items()}
+
+    def skip(self, reason: str, row: BadRow) -> None:
+        self.skipped.setdefault(reason, []).append(row)
+
+    def summary(self) -> str:
+        """One line of counts, then the first bad rows by name."""
+        total = sum(self.counts.values())
+        counts = "".join(f", {count} {reason}" for reason, count in self.counts.items() if reason != "kept")
+        return "\n".join([f"{self.path}: {self.kept} of {total} rows kept{counts}", *self._named()])
+
+    def _named(self) -> list[str]:
+        named = [f"  {reason}: {row}" for reason, rows in self.skipped.items() for row in rows]
+        more = [f"  and {len(named) - SHOWN} more"] if len(named) > SHOWN else []
+        return named[:SHOWN] + more
+
+    def check(self, strict: bool) -> None:
+        """Raises DataError when nothing is left, or when `strict` and anything was skipped."""
+        if self.kept and not (strict and self.skipped):
+            return
+        found = self.summary() if self.skipped else "no rows at all"
+        wanted = "only good rows, as data.strict asks for," if strict and self.kept else "at least one good row"
+        raise DataError(f"{wanted} in {self.path}", found, "correct the rows, or give another file")
+
+
+# -- what a row must look like
+
+Text = Annotated[str, Field(min_length=1)]
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    video: Text
+
+
+class _PromptRow(_Row):
+    prompt_id: Text
+    question: Text
+    answer: str | None = None
+    captions: list[str] = []
+
+    def build(self) -> Prompt:
+        return Prompt(self.prompt_id, self.video, self.question, self.answer, tuple(self.captions), self.model_extra)
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    role: Literal["system", "user", "assistant"]
+    content: Text
+
+
+class _ConversationRow(_Row):
+    id: Text
+    messages: list[_Message]
+    captions: list[str] = []
+
+    def build(self) -> Conversation:
+        messages = tuple((message.role, message.content) for message in self.messages)
+        turns = [role for role, _ in messages if role != "system"]
+        wanted = ["user", "assistant"] * (len(turns) // 2)
+        if not turns or turns != wanted or "system" in [role for role, _ in messages[1:]]:
+            raise _Bad("turns out of order", f"roles are {[role for role, _ in messages]}")
+        return Conversation(self.id, self.video, messages, tuple(self.captions))
+
+
+class _PairRow(_Row):
+    pair_id: Text
+    question: Text
+    captions: list[str] = []
+    chosen: Text
+    rejected: str  # a policy may well answer nothing, and lose
+
+    def build(self) -> Pair:
+        if self.chosen == self.rejected:
+            raise _Bad("chosen equals rejected", repr(self.chosen[:60]))
+        return Pair(self.pair_id, self.video, self.question, tuple(self.captions), self.chosen, self.rejected)
+
+
+class _Bad(Exception):
+    """Why one row is skipped; never leaves this file."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+
+# -- readers
+
+
+def read_prompts(path: str | Path, root: str | Path, strict: bool = False) -> tuple[list[Prompt], Report]:
+    """Prompts in file order, and what was skipped. Raises DataError when no row is good or, if `strict`, any is bad."""
+    return _read(Path(path), Path(root), strict, _PromptRow, ID_FIELD[Prompt])
+
+
+def read_conversations(path: str | Path, root: str | Path, strict: bool = False) -> tuple[list[Conversation], Report]:
+    """Fine-tuning conversations, as `read_prompts` does."""
+    return _read(Path(path), Path(root), strict, _ConversationRow, ID_FIELD[Conversation])
+
+
+def read_pairs(path: str | Path, root: str | Path, strict: bool = False) -> tuple[list[Pair], Report]:
+    """Preference pairs, as `read_prompts` does."""
+    return _read(Path(path), Path(root), strict, _PairRow, ID_FIELD[Pair])
+
+
+def video_path(root: str | Path, video: str) -> Path:
+    """Where a row's `video` is. Raises DataError for a relative path that leaves `root`.
+
+    Links are not followed, so a root may be made of them.
+    """
+    inside = os.path.normpath(video)
+    if inside == ".." or inside.startswith("../"):
+        raise DataError(
+            f"a path inside {root}", f"video {video!r}", "move the video into data.root, or give its full path"
+        )
+    return Path(root) / inside
+
+
+def check_videos(
+    root: str | Path, videos: Iterable[str], num_frames: int, full: bool = False, threads: int | None = None
+) -> dict[str, str]:
+    """Probe each different video; the reasons of those that cannot be used, by `video`. Shows a progress bar.
+
+    Cheap (hash, open, first frame), so damage further in is found only by `full`, which decodes every sampled frame.
+    """
+    unique = list(dict.fromkeys(videos))
+    probe = partial(_why_unusable, root, num_frames, full)
+    with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
+        progress = tqdm(pool.map(probe, unique), total=len(unique), desc="checking videos", unit="video", disable=None)
+        return {video: reason for video, reason in zip(unique, progress, strict=True) if reason}
+
+
+def skip_bad_videos(rows: list[Row], bad: dict[str, str], report: Report, strict: bool = False) -> list[Row]:
+    """The rows whose video is not in `bad` (from `check_videos`); the others go into `report`. Raises as readers do."""
+    for row in rows:
+        if row.video in bad:
+            name = getattr(row, ID_FIELD[type(row)])
+            report.kept -= 1
+            report.skip("video unusable", BadRow(report.lines.get(name), name, bad[row.video]))
+    report.check(strict)
+    return [row for row in rows if row.video not in bad]
+
+
+def _why_unusable(root: str | Path, num_frames: int, full: bool, video: str) -> str | None:
+    try:
+        path = video_path(root, video)
+        spec = sample_spec(path, num_frames)
+        if full:
+            decode(path, spec)
+    except DataError as error:
+        return f"{video}: expected {error.expected}, found {error.found}"
+    return None
+
+
+def _read(path: Path, root: Path, strict: bool, form: type[_Row], key: str) -> tuple[list, Report]:
+    report, rows = Report(str(path)), []
+    exists = cache(lambda video: os.path.exists(video_path(root, video)))  # rows share videos; a network stat is slow
+    for line, text in _lines(path):
+        name = None
+        try:
+            fields = _json_object(text)
+            name = fields.get(key)
+            row = _build(form, fields)
+            _check_new(name, report.lines)
+            _check_video(row.video, exists)
+        except _Bad as bad:
+            report.skip(bad.reason, BadRow(line, name, bad.detail))
+            continue
+        rows.append(row)
+        report.lines[name] = line
+        report.kept += 1
+    report.check(strict)
+    return rows, report
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(1-based number, text) of each line that isn't blank; as bytes, so that one badly encoded line is one bad row."""
+    try:
+        with path.open("rb") as file:
+            for number, text in enumerate(file, start=1):
+                if text.strip():
+                    yield number, text
+    except OSError as error:
+        change = "check data.root and the file names below `data`"
+        raise DataError(f"a JSONL file at {path}", str(error), change) from error
+
+
+def _json_object(text: bytes) -> dict:
+    try:
+        fields = json.loads(text.decode("utf-8-sig"))
+    except ValueError as error:  # undecodable bytes too
+        raise _Bad("not JSON", str(error)) from error
+    if not isinstance(fields, dict):
+        raise _Bad("not an object", f"a JSON {type(fields).__name__}")
+    return fields
+
+
+def _build(form: type[_Row], fields: dict) -> Prompt | Conversation | Pair:
+    try:
+        return form.model_validate(fields).build()
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+        reasons = {"missing": "missing field", "string_too_short": "empty field"}
+        detail = "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in problems)
+        raise _Bad(reasons.get(problems[0]["type"], "wrong type"), detail) from error
+
+
+def _check_new(name: str, lines: dict[str, int]) -> None:
+    if name in lines:
+        raise _Bad("duplicate id", f"line {lines[name]} has it already")
+
+
+def _check_video(video: str, exists: Callable[[str], bool]) -> None:
+    try:
+        found = exists(video)
+    except DataError as error:
+        raise _Bad("video outside root", error.found) from error
+    if not found:
+        raise _Bad("video missing", video)

@@ -1,0 +1,66 @@
+"""What works on this machine, and what to do about the rest: `python -m rlaif.doctor`.
+
+Every check is a function that returns one Check; what it raises is reported as its failure, because a broken
+library is a finding here. So nothing outside the standard library is imported before a check that needs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+
+from rlaif.doctor import libraries, machine
+from rlaif.doctor.check import REINSTALL, Check
+
+CHECKS: tuple[Callable[[], Check], ...] = (
+    libraries.check_python,
+    libraries.check_packages,
+    libraries.check_torch,
+    libraries.check_gpus,
+    libraries.check_vllm,
+    libraries.check_torchvision,
+    libraries.check_transformers,
+    libraries.check_video,
+    machine.check_compiler,
+    libraries.check_deepspeed,
+    libraries.check_ray,
+    machine.check_disk,
+    machine.check_memory,
+    machine.check_cores,
+    machine.check_wandb,
+)
+
+
+def guarded(check: Callable[[], Check]) -> Check:
+    """Run one check; whatever it raises becomes a failed Check with the exception's message."""
+    try:
+        return check()
+    except Exception as error:  # finding out what is broken is this module's job
+        name = check.__name__.removeprefix("check_")
+        return Check(name, "fail", f"{type(error).__name__}: {error}", REINSTALL)
+
+
+def run() -> list[Check]:
+    """All checks, in order; about a quarter of a minute."""
+    return [guarded(check) for check in CHECKS]
+
+
+def report(checks: list[Check]) -> str:
+    """A table of all checks, then what to do about those that are not ok."""
+    rows = [f"{check.status:<5}{check.name:<13}{check.detail}" for check in checks]
+    fixes = [f"{check.name}: {check.fix}" for check in checks if check.fix]
+    return "\n".join([*rows, "", "What to do", *fixes] if fixes else rows)
+
+
+def main(argv: Sequence[str] = ()) -> int:
+    """Print the findings (`--json` for scripts); 1 where something that every run needs is broken, else 0."""
+    parser = argparse.ArgumentParser(prog="python -m rlaif.doctor", description="What works on this machine")
+    parser.add_argument("--json", action="store_true", help="print a list of objects instead of a table")
+    arguments = parser.parse_args(argv)
+    checks = run()
+    if arguments.json:
+        print(json.dumps([vars(check) for check in checks], indent=2))
+    else:
+        print(report(checks))
+    return int(any(check.status == "fail" for check in checks))

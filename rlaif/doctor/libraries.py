@@ -1,0 +1,187 @@
+"""Checks of what is installed: versions, builds, and whether each library does its part.
+
+Libraries that are slow or can crash on import (vLLM, Ray, DeepSpeed) are imported in processes of their own.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+from rlaif import torchvision_shim
+from rlaif.doctor.check import REINSTALL, Check, ProbeError, probe
+
+GIB = 2**30
+SHM_GIB = 1.5  # the object store of a private cluster, and a little more
+
+
+def check_python() -> Check:
+    """The interpreter's version."""
+    supported = (3, 11) <= sys.version_info[:2] < (3, 14)
+    fix = "" if supported else "make a new environment with Python 3.11, 3.12 or 3.13"
+    return Check("python", "ok" if supported else "fail", f"{platform.python_version()} ({sys.executable})", fix)
+
+
+def declared_requirements() -> list[str]:
+    """Requirement strings of the project: of the installed distribution, else of pyproject.toml beside the package."""
+    try:
+        return metadata.requires("rlaif") or []
+    except metadata.PackageNotFoundError:
+        project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+        return project["dependencies"]
+
+
+def check_packages() -> Check:
+    """Installed versions against the ranges that the project declares."""
+    from packaging.requirements import Requirement
+
+    wanted = [r for r in map(Requirement, declared_requirements()) if r.marker is None or r.marker.evaluate()]
+    missing, outside = [], []
+    for requirement in wanted:
+        try:
+            version = metadata.version(requirement.name)
+        except metadata.PackageNotFoundError:
+            missing.append(str(requirement))
+            continue
+        if not requirement.specifier.contains(version, prereleases=True):
+            outside.append(f"{requirement.name} {version} (wants {requirement.specifier})")
+    if missing:
+        return Check("packages", "fail", f"missing: {', '.join(missing)}", REINSTALL)
+    if outside:
+        return Check("packages", "warn", f"outside the tested range: {', '.join(outside)}", REINSTALL)
+    return Check("packages", "ok", f"all {len(wanted)} in their ranges")
+
+
+def nvidia_gpus() -> list[str]:
+    """Names of the GPUs that the driver sees, whatever torch can do with them."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listing = subprocess.run(
+        ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return listing.stdout.strip().splitlines() if listing.returncode == 0 else []
+
+
+def check_torch() -> Check:
+    """The build of torch against the hardware."""
+    import torch
+
+    build = f"CUDA {torch.version.cuda} build" if torch.version.cuda else "CPU build"
+    detail = f"{torch.__version__}, {build}"
+    if torch.version.cuda is None and nvidia_gpus():
+        return Check("torch", "warn", f"{detail}, but the driver sees GPUs", "make clean; make EXTRA=gpu install")
+    return Check("torch", "ok", detail)
+
+
+def check_gpus() -> Check:
+    """GPUs that torch can use, and the NCCL that will join them."""
+    import torch
+
+    if not torch.cuda.is_available():
+        seen = nvidia_gpus()
+        if seen and torch.version.cuda:
+            return Check("gpus", "fail", f"the driver sees {len(seen)}, torch none", "match the driver to torch's CUDA")
+        return Check("gpus", "ok", "none: models run on the CPU")
+    cards = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    names = ", ".join(f"{card.name} {card.total_memory / GIB:.0f} GiB" for card in cards)
+    nccl = ".".join(map(str, torch.cuda.nccl.version()))
+    return Check("gpus", "ok", f"{len(cards)}: {names}; NCCL {nccl}")
+
+
+def check_vllm() -> Check:
+    """vLLM imports and chooses the platform that torch has."""
+    import torch
+
+    code = "import vllm; from vllm.platforms import current_platform as p; print(vllm.__version__, p.device_type)"
+    version, _, device = probe(code).partition(" ")
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+    if device != expected:
+        fix = f"make clean; make EXTRA={'gpu' if expected == 'cuda' else 'cpu'} install"
+        return Check("vllm", "fail", f"{version} runs on {device or 'nothing'}, torch on {expected}", fix)
+    return Check("vllm", "ok", f"{version} on {device}")
+
+
+def check_torchvision() -> Check:
+    """torchvision imports, which the video processors of transformers need."""
+    error = torchvision_shim.import_error()
+    if error is None:
+        return Check("torchvision", "ok", f"{metadata.version('torchvision')} imports")
+    known = torchvision_shim.KNOWN_ERROR in error
+    return Check("torchvision", "fail", error, "python -m rlaif.torchvision_shim install" if known else REINSTALL)
+
+
+def check_transformers() -> Check:
+    """transformers imports torchaudio where it finds it, so a torchaudio that cannot load breaks every processor."""
+    code = "import transformers.audio_utils, transformers; print(transformers.__version__)"
+    try:
+        return Check("transformers", "ok", f"{probe(code)}, processors import")
+    except ProbeError as error:
+        audio = "torchaudio" in str(error) or "torchcodec" in str(error)
+        fix = "pip uninstall torchaudio torchcodec (nothing here needs them)" if audio else REINSTALL
+        return Check("transformers", "fail", f"processors do not import: {error}", fix)
+
+
+def check_video() -> Check:
+    """decord decodes a small mp4 that is written here: 6 frames of 48 x 64, each brighter than the one before."""
+    import decord
+
+    with tempfile.TemporaryDirectory(prefix="rlaif-doctor-") as folder:
+        path = str(Path(folder) / "probe.mp4")
+        write_probe_video(path)
+        frames = decord.VideoReader(path).get_batch([0, 5]).asnumpy()
+    dark, bright = frames[0].mean(), frames[1].mean()
+    if frames.shape != (2, 48, 64, 3) or not dark + 100 < bright:
+        found = f"shape {frames.shape}, mean brightness {dark:.0f} and {bright:.0f}"
+        return Check("video", "fail", f"decord read the wrong pixels: {found}", REINSTALL)
+    return Check("video", "ok", f"decord {metadata.version('decord')} decodes mp4")
+
+
+def write_probe_video(path: str) -> None:
+    """Write 6 uniform frames, 48 x 64 pixels, with grey levels 20, 60, ..., 220."""
+    import av
+    import numpy as np
+
+    with av.open(path, "w") as container:
+        stream = container.add_stream("mpeg4", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for level in range(20, 221, 40):
+            picture = av.VideoFrame.from_ndarray(np.full((48, 64, 3), level, np.uint8), format="rgb24")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+
+
+def check_deepspeed() -> Check:
+    """DeepSpeed imports and chooses an accelerator."""
+    code = (
+        "import deepspeed; from deepspeed.accelerator import get_accelerator;"
+        "print(deepspeed.__version__, get_accelerator().device_name())"
+    )
+    version, device = probe(code).split()
+    return Check("deepspeed", "ok", f"{version} on {device}")
+
+
+def check_ray() -> Check:
+    """Ray imports, and shared memory can hold a private cluster's object store. Starts nothing."""
+    version = probe("import ray, ray.train; print(ray.__version__)")
+    address = os.environ.get("RAY_ADDRESS")
+    where = f"joins {address} (RAY_ADDRESS)" if address else "no RAY_ADDRESS: runs start a private cluster"
+    shm = Path("/dev/shm")
+    if not shm.exists():
+        return Check("ray", "ok", f"{version}, {where}")
+    free = shutil.disk_usage(shm).free / GIB
+    detail = f"{version}, {where}; {free:.1f} GiB free in /dev/shm"
+    if free < SHM_GIB:
+        fix = f"free or enlarge /dev/shm to {SHM_GIB} GiB (containers: --shm-size), or lower cluster.object_store_gib"
+        return Check("ray", "warn", detail, fix)
+    return Check("ray", "ok", detail)

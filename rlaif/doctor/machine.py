@@ -1,0 +1,97 @@
+"""Checks of the machine: compiler, disk, memory, cores, and the user's W&B login."""
+
+from __future__ import annotations
+
+import netrc
+import os
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from rlaif.doctor.check import Check
+
+GIB = 2**30
+MEMORY_GIB, DISK_GIB = 6, 10  # room for one rollout actor, two learner ranks and their checkpoints
+COMPILER = "install a C++ compiler and the Python headers (Debian: apt-get install g++ python3-dev)"
+
+
+def check_compiler() -> Check:
+    """A C++ compiler that finds Python's headers: DeepSpeed builds an operator at its first use."""
+    compiler = os.environ.get("CXX") or "g++"
+    if shutil.which(compiler) is None:
+        return Check("compiler", "fail", f"no {compiler}", COMPILER)
+    include = sysconfig.get_path("include")
+    command = [compiler, "-x", "c++", "-fsyntax-only", f"-I{include}", "-"]
+    result = subprocess.run(
+        command, input="#include <Python.h>\n", capture_output=True, text=True, timeout=60, check=False
+    )
+    if result.returncode != 0:
+        return Check("compiler", "fail", result.stderr.strip().splitlines()[0], COMPILER)
+    return Check("compiler", "ok", f"{compiler} with the headers of {include}")
+
+
+def check_disk() -> Check:
+    """Free space where runs are written by default and where Ray keeps its sessions."""
+    places = {"here": Path.cwd(), "temporary": Path(tempfile.gettempdir())}
+    free = {name: shutil.disk_usage(path).free / GIB for name, path in places.items()}
+    detail = ", ".join(f"{name} ({places[name]}) {gib:.0f} GiB free" for name, gib in free.items())
+    if min(free.values()) < DISK_GIB:
+        return Check("disk", "warn", detail, f"free {DISK_GIB} GiB, or set storage= and TMPDIR to a larger disk")
+    return Check("disk", "ok", detail)
+
+
+def container_limit() -> int | None:
+    """Bytes of memory that the container (cgroup v2) may use; None without a limit."""
+    path = Path("/sys/fs/cgroup/memory.max")
+    text = path.read_text().strip() if path.exists() else "max"
+    return None if text == "max" else int(text)
+
+
+def check_memory() -> Check:
+    """Memory that is free now, inside a container at most what the container may use."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    total = min(memory.total, container_limit() or memory.total)
+    available = min(memory.available, total) / GIB
+    detail = f"{available:.1f} of {total / GIB:.1f} GiB available"
+    if available < MEMORY_GIB:
+        return Check("memory", "warn", detail, f"the demo wants {MEMORY_GIB} GiB: close other programs")
+    return Check("memory", "ok", detail)
+
+
+def check_cores() -> Check:
+    """CPU cores that this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if cores < 2:
+        return Check("cores", "warn", f"{cores}", "it works, slowly: actors and learners share one core")
+    return Check("cores", "ok", f"{cores}")
+
+
+def wandb_login() -> str:
+    """Where W&B finds a key for its server ('' for nowhere); the key itself is never read out."""
+    if os.environ.get("WANDB_API_KEY"):
+        return "WANDB_API_KEY"
+    server = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
+    path = Path(os.environ.get("NETRC") or Path.home() / ".netrc").expanduser()
+    return str(path) if path.exists() and netrc.netrc(str(path)).authenticators(server) else ""
+
+
+def check_wandb() -> Check:
+    """Whether runs would be logged online."""
+    mode = os.environ.get("WANDB_MODE")
+    if mode in ("offline", "disabled", "dryrun"):
+        return Check("wandb", "ok", f"WANDB_MODE={mode}")
+    try:
+        source = wandb_login()
+    except (
+        netrc.NetrcParseError
+    ) as error:  # its message can quote the file, and with it a key, so only the line is told
+        found = f"{error.filename} is malformed near line {error.lineno}"
+        return Check("wandb", "warn", found, "repair that line, then 'wandb login'")
+    if source:
+        return Check("wandb", "ok", f"logged in ({source})")
+    return Check("wandb", "ok", "not logged in: runs are logged offline ('wandb login' changes that)")

@@ -1,0 +1,34 @@
+"""Errors a user can act on: what was expected, what was found, what to change."""
+
+from __future__ import annotations
+
+
+class RlaifError(Exception):
+    """Base of every error this project raises on purpose; the command line prints it without a traceback."""
+
+    def __init__(self, expected: str, found: str, change: str):
+        self.expected, self.found, self.change = expected, found, change
+        super().__init__(f"expected {expected}\n  found    {found}\n  change   {change}")
+
+    def __reduce__(self):  # Ray and pickle rebuild exceptions from args; ours takes three
+        return type(self), (self.expected, self.found, self.change)
+
+
+class ConfigError(RlaifError):
+    """A configuration that cannot run."""
+
+
+class DataError(RlaifError):
+    """A dataset file, row or video that cannot be used."""
+
+
+class ContractError(RlaifError):
+    """Two parts of the system disagree (frames, tokens, weights, versions)."""
+
+
+class PlacementError(RlaifError):
+    """The cluster cannot hold what the run asks for."""
+
+
+class CheckpointError(RlaifError):
+    """A checkpoint that cannot be written or loaded."""

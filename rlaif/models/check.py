@@ -1,0 +1,51 @@
+"""Whether a model can be trained and served, asked before anything expensive starts."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from transformers import AutoConfig
+
+from rlaif.errors import ConfigError
+from rlaif.models.family import family_of
+from rlaif.storage import fetch
+
+_EDGE = 2**20
+
+
+def require_model(option: str, path: str) -> None:
+    """Raises ConfigError naming the option when `path` holds no model configuration, or one of an unknown family.
+
+    Every known family is one that transformers trains and vLLM serves with video.
+    """
+    try:
+        config = AutoConfig.from_pretrained(fetch(path))
+    except (OSError, ValueError, KeyError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(
+            f"{option}: a Hugging Face model directory, URI or hub name",
+            f"{path!r}: {first_line}",
+            f"{option}, or run the stage that makes it first",
+        ) from error
+    family_of(config)
+
+
+def fingerprint(path: str) -> str:
+    """What tells two models apart whatever their paths: 16 hex digits over configuration and weight files.
+
+    Of each weight file: name, size and its first and last megabyte, so that a large model takes no time. A hub name
+    stands for itself.
+    """
+    folder = Path(fetch(path))
+    if not folder.is_dir():
+        return path
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for file in sorted(folder.glob("*.safetensors")):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}".encode())
+        with open(file, "rb") as weights:
+            digest.update(weights.read(_EDGE))
+            weights.seek(max(0, size - _EDGE))
+            digest.update(weights.read(_EDGE))
+    return digest.hexdigest()[:16]

@@ -1,0 +1,220 @@
+"""Text and frames -> token ids and features, by the model's own processor; the same for engine, learner and reward model."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoProcessor
+from transformers.video_utils import VideoMetadata
+
+from rlaif.errors import ConfigError, ContractError
+from rlaif.models.family import family_of, media_token_ids, visual_token_id
+from rlaif.storage import fetch
+from rlaif.video.spec import FrameSpec
+
+Message = tuple[str, str]
+"""(role, content), role `system`, `user` or `assistant`; the video belongs to the first user message."""
+
+NOT_FEATURES = ("attention_mask", "mm_token_type_ids")
+"""What a processor returns beside ids and what the model computes with."""
+
+
+class Frames(Protocol):
+    """Where frames come from: the frame store's client, or a local decoder."""
+
+    def spec(self, video: str) -> FrameSpec: ...
+
+    def get(self, video: str, spec: FrameSpec) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class VideoFeatures:
+    """A video as the processor prepared it for the model."""
+
+    spec: FrameSpec
+    expansion: np.ndarray
+    """[E] int64: the ids that replace the video placeholder."""
+    visual_tokens: int
+    tensors: dict[str, np.ndarray]
+    """Model inputs such as pixel_values_videos, video_grid_thw; concatenated along axis 0 in a batch."""
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A sequence ready to be batched: prompt, then what is trained or scored."""
+
+    ids: np.ndarray
+    """[L] int64, visual placeholders expanded."""
+    start: int
+    """Index of the first response token."""
+    mask: np.ndarray
+    """[L - start] float32: 1 where a token is trained on."""
+    positions: np.ndarray
+    """[L] or [3, L] int64."""
+    video: VideoFeatures | None
+    extras: dict[str, np.ndarray] = field(default_factory=dict)
+    """Per-response-token arrays [L - start] or scalars that an objective needs."""
+
+
+class Encoder:
+    """Tokenizer, processor and family of one model directory, with a byte-budgeted cache of processed videos."""
+
+    def __init__(
+        self, model_path: str, frames: Frames | None = None, cache_bytes: int = 512 * 1024**2, dtype: str = "float32"
+    ):
+        """`dtype` is what the models compute in: the engine rounds times to it, which can move a position by one."""
+        model_path = fetch(model_path)
+        self.config = AutoConfig.from_pretrained(model_path)
+        self.family = family_of(self.config)
+        self.processor = AutoProcessor.from_pretrained(model_path)
+        self.tokenizer = self.processor.tokenizer
+        self.visual_id = visual_token_id(self.config)
+        self.banned_ids = media_token_ids(self.config)
+        self.eos_id, self.eos = self.tokenizer.eos_token_id, self.tokenizer.eos_token
+        self.frames, self.dtype = frames, getattr(torch, dtype)
+        self._special = set(self.tokenizer.all_special_ids)
+        self._cache: OrderedDict[str, VideoFeatures] = OrderedDict()
+        self._budget, self._held = cache_bytes, 0
+
+    def chat(self, messages: Sequence[Message], video: bool = True, generate: bool = False) -> str:
+        """The messages as the model's chat template writes them."""
+        rendered = []
+        asks = next((index for index, (role, _) in enumerate(messages) if role == "user"), None)
+        for index, (role, content) in enumerate(messages):
+            parts = [{"type": "video"}] if video and index == asks else []
+            rendered.append({"role": role, "content": [*parts, {"type": "text", "text": content}]})
+        return self.processor.apply_chat_template(rendered, tokenize=False, add_generation_prompt=generate)
+
+    def tokens(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def opening(self, text: str) -> list[int]:
+        """Ids of a text that begins a sequence: with the begin-of-sequence token where this tokenizer adds one."""
+        ids, bos = self.tokens(text), self.tokenizer.bos_token_id
+        adds = bos is not None and bos in self.tokenizer("")["input_ids"]
+        return [bos, *ids] if adds and ids[:1] != [bos] else ids
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Decoded without special tokens."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+
+    def unexpanded(self, question: str, video: bool = True) -> list[int]:
+        """Ids of a prompt ready to be answered, with one placeholder for the video: what the rollout engine takes."""
+        return self.opening(self.chat([("user", question)], video, generate=True))
+
+    def video(self, video: str) -> VideoFeatures:
+        """Processed frames of a video (cached); DataError when it cannot be decoded."""
+        spec = self.frames.spec(video)
+        if spec.hash not in self._cache:
+            self._remember(self._process(spec, self.frames.get(video, spec)))
+        self._cache.move_to_end(spec.hash)
+        return self._cache[spec.hash]
+
+    def prompt_and_response(
+        self, question: str, response_ids: Sequence[int], features: VideoFeatures | None
+    ) -> Encoded:
+        """A prompt followed by sampled tokens, all of them trained on."""
+        prompt = self.expand(self.unexpanded(question, features is not None), features)
+        return self.assemble(prompt, response_ids, np.ones(len(response_ids), np.float32), features)
+
+    def conversation(self, messages: Sequence[Message], features: VideoFeatures | None) -> Encoded:
+        """A whole conversation; the assistant's tokens and their end-of-turn tokens are trained on."""
+        segments = self._segments(messages, features is not None)
+        prompt, rest = segments[0][0], segments[1:]
+        ids = [token for segment, _ in rest for token in segment]
+        mask = [flag for segment, flag in rest for _ in segment]
+        self._check_text(ids)
+        return self.assemble(self.expand(prompt, features), ids, np.asarray(mask, np.float32), features)
+
+    def assemble(
+        self, prompt: np.ndarray, response: Sequence[int], mask: np.ndarray, features: VideoFeatures | None
+    ) -> Encoded:
+        ids = np.concatenate([prompt, np.asarray(response, np.int64)])
+        tensors = features.tensors if features else {}
+        return Encoded(ids, len(prompt), mask, self.family.positions(ids, tensors, self.config), features)
+
+    def expand(self, ids: list[int], features: VideoFeatures | None) -> np.ndarray:
+        """Replace the one placeholder by the video's visual tokens."""
+        if features is None:
+            return np.asarray(ids, np.int64)
+        mark = self._placeholder()
+        found = [i for i in range(len(ids) - len(mark) + 1) if ids[i : i + len(mark)] == mark]
+        if len(found) != 1:
+            raise ContractError(
+                "one video placeholder in the prompt", f"{len(found)}", "the question (it may not contain media tokens)"
+            )
+        at = found[0]
+        return np.concatenate([ids[:at], features.expansion, ids[at + len(mark) :]]).astype(np.int64)
+
+    def _segments(self, messages: Sequence[Message], video: bool) -> list[tuple[list[int], float]]:
+        """[(ids, trained)] in turn order. Cut where generation would start, so that training sees what sampling sees.
+
+        The end-of-sequence token ends an answer also where the template writes no mark there (LLaVA's do not).
+        """
+        rendered, segments, tokens = "", [], self.opening
+        for index, (role, _) in enumerate(messages):
+            if role != "assistant":
+                continue
+            before = self.chat(messages[:index], video, generate=True)
+            after = self.chat(messages[: index + 1], video)
+            body, eos, _ = after[len(before) :].partition(self.eos)
+            body = body if eos else body.rstrip()
+            unmarked = not eos and not self._special.intersection(self.tokens(body))
+            if not before.startswith(rendered) or not after.startswith(before) or not (eos or unmarked):
+                raise ConfigError(
+                    "a chat template that appends turns and ends each answer with the end-of-sequence token or nothing",
+                    f"{after!r}",
+                    "the chat template or eos_token in the model directory",
+                )
+            segments += [(tokens(before[len(rendered) :]), 0.0), (self.tokens(body) + [self.eos_id], 1.0)]
+            rendered, tokens = before + body + eos, self.tokens
+        if not segments:
+            raise ConfigError("at least one assistant turn", "none", "the conversation")
+        if messages[-1][0] == "user":  # a turn that asks for a verdict: read where the answer would begin
+            segments.append((self.tokens(self.chat(messages, video, generate=True)[len(rendered) :]), 0.0))
+        return segments
+
+    def _check_text(self, ids: list[int]) -> None:
+        """A media token has no features behind it, and counts as impossible where it would be trained on."""
+        found = [token for token in self.banned_ids if token in ids]
+        if found:
+            name = self.tokenizer.convert_ids_to_tokens(found[0])
+            raise ContractError("no media placeholder in a text after the video", repr(name), "the text of that turn")
+
+    def _placeholder(self) -> list[int]:
+        return self.tokens(self.family.placeholder)
+
+    def _process(self, spec: FrameSpec, frames: np.ndarray) -> VideoFeatures:
+        output = self.processor(
+            text=[self.family.placeholder],
+            videos=[np.array(frames)],  # a copy: views of the object store are read-only
+            video_metadata=[VideoMetadata(**spec.metadata())],
+            do_sample_frames=False,
+            add_special_tokens=False,
+            return_tensors="np",
+        )
+        expansion = np.asarray(output.pop("input_ids")[0], np.int64)
+        tensors = {name: self._as_held(name, value) for name, value in output.items() if name not in NOT_FEATURES}
+        return VideoFeatures(spec, expansion, int((expansion == self.visual_id).sum()), tensors)
+
+    def _as_held(self, name: str, value: object) -> np.ndarray:
+        """A processor's output as the engine holds it: numbers that are not pixels are rounded to the models' dtype."""
+        array = np.asarray(value)
+        if name.startswith("pixel") or not np.issubdtype(array.dtype, np.floating):
+            return array
+        return torch.tensor(array, dtype=torch.float32).to(self.dtype).float().numpy()
+
+    def _remember(self, features: VideoFeatures) -> None:
+        self._cache[features.spec.hash] = features
+        self._held += features.nbytes
+        while self._held > self._budget and len(self._cache) > 1:
+            self._held -= self._cache.popitem(last=False)[1].nbytes

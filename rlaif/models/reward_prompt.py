@@ -1,0 +1,78 @@
+"""What a reward model reads: question, context, answer. One code path for training and for scoring rollouts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rlaif.config.schema import Reward
+from rlaif.models.encode import Encoded, Encoder, VideoFeatures
+from rlaif.seeds import derive
+
+
+@dataclass(frozen=True)
+class RewardPrompt:
+    """The prompt's form; saved with the reward model, so that scoring can't drift from training."""
+
+    captions_template: str
+    captions_separator: str
+    prompt_template: str
+    evaluation_turn: str
+    max_caption_tokens: int
+    context: str
+
+    @classmethod
+    def of(cls, config: Reward) -> RewardPrompt:
+        return cls(**{name: getattr(config, name) for name in cls.__dataclass_fields__})
+
+    def encode(
+        self, encoder: Encoder, question: str, captions: Sequence[str], response: str, features: VideoFeatures | None
+    ) -> Encoded:
+        """The scalar is read at the last token: the answer's end of turn, or where the verdict would begin."""
+        context = self.fill_context(encoder, captions)
+        messages = [("user", _fill(self.prompt_template, context=context, question=question)), ("assistant", response)]
+        if self.evaluation_turn:
+            messages.append(("user", _fill(self.evaluation_turn, context=context, question=question)))
+        return encoder.conversation(messages, features)
+
+    def fill_context(self, encoder: Encoder, captions: Sequence[str]) -> str:
+        """The caption slot: whole captions within the token budget, or nothing."""
+        if self.context == "none":
+            return ""
+        kept, used = [], 0
+        for caption in captions:
+            used += len(encoder.tokens(caption))
+            if used > self.max_caption_tokens:
+                break
+            kept.append(caption)
+        return _fill(self.captions_template, captions=self.captions_separator.join(kept)) if kept else ""
+
+
+def contexts(mode: str, rows: Sequence[tuple[str, Sequence[str]]], seed: int) -> list[tuple[str, ...]]:
+    """The captions that each (video, its captions) row is read with.
+
+    captions, none: the row's own (the prompt leaves them out for none). shuffled (a control): those of another video
+    of the rows, always the same one for a given seed; nothing where there is no other.
+    """
+    if mode != "shuffled":
+        return [tuple(captions) for _, captions in rows]
+    pool = {video: tuple(captions) for video, captions in rows if captions}
+    videos = sorted(pool)
+    place = {video: index for index, video in enumerate(videos)}
+    return [_another(video, place.get(video), videos, pool, seed) for video, _ in rows]
+
+
+def _another(
+    video: str, own: int | None, videos: Sequence[str], pool: Mapping[str, tuple[str, ...]], seed: int
+) -> tuple[str, ...]:
+    others = len(videos) - (own is not None)
+    if not others:
+        return ()
+    index = derive(seed, "shuffled", video) % others
+    return pool[videos[index + (own is not None and index >= own)]]
+
+
+def _fill(template: str, **values: str) -> str:
+    """Named slots, each filled once: questions and captions may hold braces, even a slot's name."""
+    return re.sub(r"\{(\w+)\}", lambda slot: values.get(slot[1], slot[0]), template)

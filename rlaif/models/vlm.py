@@ -1,0 +1,156 @@
+"""One video-language backbone with adapters and scalar heads: policy, reference, critic and reward model are views of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from operator import attrgetter
+from typing import Literal
+
+import torch
+from peft import LoraConfig, PeftModel
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForImageTextToText
+
+from rlaif.config.schema import Lora
+from rlaif.models.batch import Batch
+from rlaif.models.family import family_of, media_token_ids
+from rlaif.objectives.logprobs import token_logprobs_entropy
+from rlaif.storage import fetch
+
+Output = Literal["logprobs", "values", "score"]
+
+LOGIT_CHUNK = 2048
+"""Response tokens whose logits exist at the same time; the rest are recomputed in the backward pass."""
+
+
+class VideoLM(nn.Module):
+    """A Hugging Face video VLM, optionally with PEFT adapters that share its frozen weights, and scalar heads by name.
+
+    The scalar heads are plain linear layers on the last hidden state (no auto-class): `values` reads the position
+    before each response token, `score` the last token, so both are independent of padding.
+    """
+
+    def __init__(self, model: nn.Module, heads: Iterable[str] = (), adapters: Mapping[str, Lora] | None = None):
+        super().__init__()
+        self.config = model.config
+        self.family = family_of(model.config)
+        self.banned_ids = media_token_ids(model.config)
+        self.model = with_adapters(model, adapters) if adapters else model
+        self.has_adapters = bool(adapters)
+        hidden = model.config.get_text_config().hidden_size
+        self.heads = nn.ModuleDict({name: scalar_head(hidden, model.dtype) for name in heads})
+        """Linear layers hidden -> 1; all zeros until trained or loaded."""
+
+    @property
+    def causal(self) -> nn.Module:
+        """The Hugging Face model itself, whether or not adapters wrap it."""
+        return self.model.get_base_model() if self.has_adapters else self.model
+
+    def activate(self, adapter: str | None) -> None:
+        """Choose whose adapter the next forward *and its backward* use; None is the bare base (the reference)."""
+        if not self.has_adapters:
+            return
+        if adapter is None:
+            self.model.base_model.disable_adapter_layers()
+            return
+        self.model.base_model.enable_adapter_layers()
+        self.model.set_adapter(adapter)
+
+    def forward(
+        self, batch: Batch, output: Output, head: str | None = None, temperature: float = 1.0
+    ) -> dict[str, Tensor]:
+        """`logprobs` and `entropy` [B, T], or `values` [B, T], or `score` [B]; float32, 0 outside responses."""
+        hidden = self.causal.model(
+            input_ids=batch.ids,
+            attention_mask=batch.attention,
+            position_ids=batch.positions,
+            use_cache=False,
+            **self._cast(batch.video),
+        ).last_hidden_state
+        rows = torch.arange(len(hidden), device=hidden.device)
+        if output == "score":
+            return {"score": self.heads[head](hidden[rows, batch.last])[:, 0]}
+        before = hidden[rows[:, None], batch.index - (batch.index > 0).long()]
+        if output == "values":
+            return {"values": self.heads[head](before)[..., 0] * batch.valid}
+        return self._logprobs(before, batch, temperature)
+
+    def _logprobs(self, before: Tensor, batch: Batch, temperature: float) -> dict[str, Tensor]:
+        """Log-probs of the response tokens only: no logits are computed for prompts or padding."""
+        wanted = batch.valid.bool()
+        states, targets = before[wanted], batch.targets[wanted]
+        score = partial(self._token_logprobs, temperature=temperature)
+        # under ZeRO-3 a call of the head is a collective, and ranks hold different numbers of tokens: one call each
+        sharded = hasattr(self.causal.lm_head.weight, "ds_id")
+        size = max(1, len(states)) if sharded else LOGIT_CHUNK
+        chunks = zip(states.split(size), targets.split(size), strict=True)
+        if torch.is_grad_enabled() and len(states) > size:
+            parts = [checkpoint(score, s, t, use_reentrant=False) for s, t in chunks]
+        else:
+            parts = [score(s, t) for s, t in chunks]
+        logprobs, entropy = (torch.cat(part) for part in zip(*parts, strict=True))
+        blank = torch.zeros_like(batch.valid)
+        return {"logprobs": blank.masked_scatter(wanted, logprobs), "entropy": blank.masked_scatter(wanted, entropy)}
+
+    def _token_logprobs(self, states: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        logits = self.causal.lm_head(states)[None]
+        logprobs, entropy = token_logprobs_entropy(logits, targets[None], temperature, self.banned_ids)
+        return logprobs[0], entropy[0]
+
+    def _cast(self, video: dict[str, Tensor]) -> dict[str, Tensor]:
+        dtype = self.causal.dtype
+        return {name: tensor.to(dtype) if name.startswith("pixel") else tensor for name, tensor in video.items()}
+
+
+def load_vlm(path: str, dtype: str, attention: str = "sdpa") -> nn.Module:
+    """A causal video VLM from a directory, URI or hub name, on the CPU, in `dtype`."""
+    model = AutoModelForImageTextToText.from_pretrained(
+        fetch(path), dtype=getattr(torch, dtype), attn_implementation=attention
+    )
+    model.config.use_cache = False
+    return model
+
+
+class ScalarHead(nn.Linear):
+    """hidden -> 1, computed in float32 whatever the weights are kept in: near 4, bfloat16 has steps of 0.02."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return nn.functional.linear(hidden.float(), self.weight.float(), self.bias.float())
+
+
+def scalar_head(hidden: int, dtype: torch.dtype) -> ScalarHead:
+    """hidden -> 1 with zero weight and bias: a critic starts without an opinion (a reward model re-initialises it)."""
+    head = ScalarHead(hidden, 1, dtype=dtype)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def with_adapters(model: nn.Module, adapters: Mapping[str, Lora]) -> PeftModel:
+    """Adapters by name, on the language model's linear layers only; they start as the identity."""
+    (first, lora), *others = adapters.items()
+    peft = PeftModel(model, lora_config(lora), adapter_name=first)
+    for name, lora in others:
+        peft.add_adapter(name, lora_config(lora))
+    return peft
+
+
+def lora_config(lora: Lora) -> LoraConfig:
+    return LoraConfig(
+        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, bias="none", target_modules=target_pattern(lora)
+    )
+
+
+def target_pattern(lora: Lora) -> str:
+    """Vision towers have layers of the same names; only the language model's are meant."""
+    return rf".*language_model\..*\.({'|'.join(lora.targets)})"
+
+
+def freeze_for_full_training(model: nn.Module, train_vision: bool, train_projector: bool) -> None:
+    """Everything trains except the tower and the projector, unless asked for."""
+    family = family_of(model.config)
+    model.requires_grad_(True)
+    attrgetter(family.vision)(model).requires_grad_(train_vision)
+    attrgetter(family.projector)(model).requires_grad_(train_projector)

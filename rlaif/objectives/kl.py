@@ -1,0 +1,66 @@
+"""Per-token KL estimators (Schulman 2020, "Approximating KL Divergence") and the controllers of its coefficient."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from rlaif.errors import ContractError
+
+EXPONENT_LIMIT = 20.0
+"""Log-ratios are cut here before `exp`: far outside any trust region, and inf would become NaN in the backward pass."""
+
+
+def k1(logp: Tensor, ref_logp: Tensor) -> Tensor:
+    """logp - ref_logp, nats per token: unbiased for KL(policy || reference), may be negative. [B, T] -> [B, T]."""
+    return logp - ref_logp
+
+
+def k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
+    """exp(d) - 1 - d with d = ref_logp - logp, nats per token: unbiased and never negative. [B, T] -> [B, T]."""
+    d = ref_logp - logp
+    return torch.expm1(d.clamp(max=EXPONENT_LIMIT)) - d
+
+
+class FixedController:
+    """A coefficient that stays what it is."""
+
+    def __init__(self, value: float):
+        self.value = value
+
+    def update(self, kl: float, n_samples: int) -> None:
+        """Nothing to adapt."""
+
+    def state_dict(self) -> dict[str, float]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.value = float(state["value"])
+
+
+class AdaptiveController:
+    """Proportional control of the coefficient in log space (Ziegler et al. 2019, section 2.2).
+
+    `target` is the wanted KL in nats per response, `horizon` the number of samples over which the coefficient adapts.
+    """
+
+    def __init__(self, value: float, target: float, horizon: float):
+        self.value, self.target, self.horizon = value, target, horizon
+
+    def update(self, kl: float, n_samples: int) -> None:
+        """value *= 1 + clip(kl / target - 1, -0.2, 0.2) * n_samples / horizon, after `n_samples` of mean KL `kl`.
+
+        A batch counts for one horizon at most: beyond five, the formula would turn the coefficient negative.
+        """
+        if not math.isfinite(kl):
+            raise ContractError("a finite mean KL", str(kl), "look for samples with broken log-probs")
+        error = min(max(kl / self.target - 1.0, -0.2), 0.2)
+        self.value *= 1.0 + error * min(n_samples / self.horizon, 1.0)
+
+    def state_dict(self) -> dict[str, float]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.value = float(state["value"])

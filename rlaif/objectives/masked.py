@@ -1,0 +1,92 @@
+"""Sums and moments over the response tokens of right-padded batches.
+
+A mask is [B, T], bool or 0/1: true on response tokens. Whatever stands in a masked slot (inf and NaN included) adds
+exactly zero to every sum and its gradient; for the gradient, values are cut by the mask before anything non-linear.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlaif.errors import ContractError
+
+
+def wide(x: Tensor) -> Tensor:
+    """`x` in float32, or as it is in float64: half-precision sums over many tokens lose their last digits."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def keep(x: Tensor, mask: Tensor) -> Tensor:
+    """`x` where the mask is true, zero elsewhere. A product with the mask would turn a padded inf into NaN."""
+    return x.masked_fill(~mask.bool(), 0.0)
+
+
+def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
+    """Sum of `x` over the mask, a scalar in the units of `x`."""
+    return keep(wide(x), mask).sum()
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `x` over the mask, a scalar; 0 for an empty mask."""
+    return masked_sum(x, mask) / mask.bool().sum().clamp(min=1)
+
+
+def masked_var(x: Tensor, mask: Tensor) -> Tensor:
+    """Population variance of `x` over the mask, a scalar; 0 for an empty mask."""
+    return masked_mean((keep(wide(x), mask) - masked_mean(x, mask)) ** 2, mask)
+
+
+def per_unit(total: Tensor, denominator: float) -> Tensor:
+    """`total / denominator`: a micro-batch's share of the mean over a whole optimizer step.
+
+    `denominator` counts the units (tokens, or pairs) of the step over all ranks and micro-batches, so that the
+    micro-batches' losses add up to the mean over the full batch.
+    """
+    if not denominator > 0:
+        raise ContractError(
+            "a positive number of tokens or pairs in the optimizer step",
+            str(denominator),
+            "leave out steps in which every sample is masked",
+        )
+    return total / denominator
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, sum and sum of squares, in float64. Adding two gives the moments of both sets together, so ranks reduce
+    theirs by a sum of the three numbers (`dataclasses.astuple`)."""
+
+    count: float = 0.0
+    total: float = 0.0
+    squares: float = 0.0
+
+    @classmethod
+    def of(cls, x: Tensor, mask: Tensor) -> Moments:
+        """Moments of `x` [B, T] over the mask [B, T]; one device synchronisation."""
+        kept = keep(x.detach().double(), mask)
+        return cls(*torch.stack([mask.bool().sum().double(), kept.sum(), (kept**2).sum()]).tolist())
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(self.count + other.count, self.total + other.total, self.squares + other.squares)
+
+    @property
+    def mean(self) -> float:
+        """0 when nothing was counted."""
+        return self.total / self.count if self.count else 0.0
+
+    @property
+    def var(self) -> float:
+        """Population variance; 0 when nothing was counted. Rounding can't make it negative."""
+        return max(self.squares / self.count - self.mean**2, 0.0) if self.count else 0.0
+
+
+def whiten(x: Tensor, mask: Tensor, mean: float, var: float, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
+    """(x - mean) / sqrt(var + eps) on the mask, 0 elsewhere; `shift_mean=False` adds the mean back. [B, T] -> [B, T].
+
+    `mean` and `var` are those of a `Moments` summed over every rank, so that all ranks whiten alike.
+    """
+    whitened = (wide(x) - mean) / (var + eps) ** 0.5
+    return keep(whitened if shift_mean else whitened + mean, mask)

@@ -1,0 +1,60 @@
+"""The critic's loss and how much of the returns it explains."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rlaif.objectives.masked import Moments, keep, masked_sum, per_unit, wide
+from rlaif.objectives.metrics import Metrics, totals
+
+
+def value_loss(
+    values: Tensor,
+    old_values: Tensor,
+    returns: Tensor,
+    mask: Tensor,
+    denominator: float,
+    value_clip: float | None = None,
+    scale: float | None = None,
+) -> tuple[Tensor, Metrics]:
+    """0.5 sum max((V - R)^2, (clip(V, V_old +- range) - R)^2) / denominator (OpenAI baselines' PPO2).
+
+    values (with gradient), old_values (at sampling time), returns, mask: [B, T]. range = value_clip * scale, `scale`
+    the running standard deviation of returns: an absolute range would stop a critic whose returns are large. Unclipped
+    when either is None. denominator: response tokens in the whole optimizer step.
+    """
+    values, old_values, returns = (keep(wide(x), mask) for x in (values, old_values.detach(), returns.detach()))
+    free = (values - returns) ** 2
+    worst, cut = free, torch.zeros_like(free)
+    if value_clip is not None and scale is not None:
+        limit = value_clip * scale
+        clipped = (old_values + (values - old_values).clamp(-limit, limit) - returns) ** 2
+        worst, cut = torch.maximum(free, clipped), clipped > free
+    token_loss = 0.5 * worst
+    error = returns - old_values
+    metrics = totals(
+        mask,
+        value_loss=token_loss,
+        value_clip_fraction=cut,
+        value=values,
+        returns=returns,
+        returns_square=returns**2,
+        value_error=error,
+        value_error_square=error**2,
+    )
+    return per_unit(masked_sum(token_loss, mask), denominator), metrics
+
+
+def explained_variance(metrics: Metrics) -> float | None:
+    """1 - Var(R - V_old) / Var(R) from `value_loss` metrics merged over the step; None while the returns don't vary.
+
+    The old values are used because the new ones have already been fitted to these very returns.
+    """
+    returns = _moments(metrics, "returns")
+    return 1.0 - _moments(metrics, "value_error").var / returns.var if returns.var > 0 else None
+
+
+def _moments(metrics: Metrics, name: str) -> Moments:
+    total, count = metrics[name]
+    return Moments(count, total, metrics[f"{name}_square"][0])

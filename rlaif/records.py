@@ -1,0 +1,69 @@
+"""The records that travel between roles. A sample is identified by its key from the dataset file to the update."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+Key = tuple[str, int]
+"""(prompt_id, sample_index)."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One row of a prompts file, already validated (see rlaif/data.py)."""
+
+    prompt_id: str
+    video: str
+    """Path relative to `data.root`: a video file, or a folder of frames."""
+    question: str
+    answer: str | None = None
+    captions: tuple[str, ...] = ()
+    """Dense captions in time order: the reward model's context."""
+    extra: dict = field(default_factory=dict)
+    """Every other field of the row, untouched (a checker may read it)."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One generated answer, as the rollout engine returned it."""
+
+    prompt: Prompt
+    sample_index: int
+    frames_hash: str
+    """Hash of the FrameSpec the engine saw."""
+    visual_tokens: int
+    prompt_ids: np.ndarray
+    """[P] int32: the prompt as the engine expanded it, visual placeholders included."""
+    response_ids: np.ndarray
+    """[T] int32: sampled tokens, the end-of-turn token included when it was sampled."""
+    logprobs: np.ndarray
+    """[T] float32: the engine's log-probability of each sampled token."""
+    response: str
+    finish_reason: str
+    """`stop` (end-of-turn sampled) or `length`."""
+    policy_version: int
+    """The one version of the policy that produced every token."""
+
+    @property
+    def key(self) -> Key:
+        return (self.prompt.prompt_id, self.sample_index)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A reward that was computed: `value` is the sum of `parts`."""
+
+    value: float
+    parts: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A reward that could not be computed. It never becomes a number; the sample is left out of the update."""
+
+    reason: str
+
+
+Outcome = Scored | Masked

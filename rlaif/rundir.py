@@ -1,0 +1,190 @@
+"""The run directory `<storage>/<name>/`: where everything lies that a run leaves behind.
+
+    config.yaml, metrics.jsonl, samples/<iteration>.jsonl, eval/<name>.json
+    checkpoints/, export/            of PPO; each other stage keeps its own below `<stage>/`
+
+`RunDir.path` is always a local folder. With a URI for `storage` it is this node's mirror: every small file is written to
+both, except that metrics.jsonl, which grows by the line, is copied as a whole by `sync()`. Whoever calls `sync()` before
+it publishes a checkpoint finds every row up to that checkpoint in the bucket, which is all a resume keeps.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import math
+import os
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from rlaif.errors import ConfigError
+from rlaif.storage import Location, cache_folder, locate, replace_file
+
+log = logging.getLogger(__name__)
+
+MAIN_STAGE = "ppo"
+"""The stage whose checkpoints, samples and export lie at the top of the run directory."""
+
+
+class RunDir:
+    """Paths and files of one run."""
+
+    def __init__(self, storage: str | Path, name: str):
+        self.location: Location = locate(storage) / name
+        self.name = name
+        mirror = hashlib.sha256(str(self.location).encode()).hexdigest()[:12]
+        self.path: Path = self.location.local or cache_folder() / "runs" / f"{name}-{mirror}"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def stage(self, stage: str) -> Location:
+        """Folder of a stage's checkpoints and export."""
+        return self.location if stage == MAIN_STAGE else self.location / stage
+
+    def checkpoints(self, stage: str) -> Location:
+        return self.stage(stage) / "checkpoints"
+
+    def export(self, stage: str) -> Location:
+        """Where a stage's export lies."""
+        return self.stage(stage) / "export"
+
+    def resolve(self, text: str) -> str:
+        """Replace `{run}` in an option by this run's path or URI."""
+        if text.startswith("{run}"):
+            return str(self.location / text.removeprefix("{run}"))
+        return text.replace("{run}", str(self.location))
+
+    def prepare(self) -> None:
+        """Create the folder; with a bucket, also take over its metrics (the run may have started on another machine)."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        remote = self.location / "metrics.jsonl"
+        if not remote.local and remote.exists():
+            replace_file(self.metrics, remote.read())
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold this run's directory; raises ConfigError when another process of this machine (or file server) does.
+
+        The kernel drops the lock with the process, so a crash leaves nothing to clean up.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / ".lock", "a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                raise _already_alive(self.location, file.read() or "another process") from error
+            except OSError as error:
+                log.warning(
+                    "%s: no file locks there (%s), so nothing stops a second run of this name", self.path, error
+                )
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            yield
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """The resolved configuration, as plain values."""
+        self._write("config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True).encode())
+
+    def write_samples(self, iteration: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """One line per sample of an iteration; replaces the file as a whole."""
+        self._write(_samples(iteration), "".join(dumps(row) + "\n" for row in rows).encode())
+
+    def write_eval(self, name: str, result: Mapping[str, Any]) -> None:
+        self._write(f"eval/{name}.json", (dumps(result, indent=1) + "\n").encode())
+
+    def write_json(self, relative: str, record: Any) -> None:
+        self._write(relative, (dumps(record) + "\n").encode())
+
+    def read_json(self, relative: str) -> Any | None:
+        """A record written by `write_json` (by this or an earlier process); None where there is none."""
+        source = self.location / relative
+        return json.loads(source.read()) if source.exists() else None
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Add one line with one write call, so that readers and other writers never meet part of a line."""
+        line = dumps(row) + "\n"
+        with open(self.metrics, "ab", buffering=0) as file:
+            file.write(line.encode())
+
+    def sync(self) -> None:
+        """Copy metrics.jsonl to the bucket; nothing to do on a file system."""
+        if not self.location.local and self.metrics.exists():
+            (self.location / "metrics.jsonl").write(self.metrics.read_bytes())
+
+    def drop_torn_line(self) -> None:
+        """Remove a last line that a crash cut short, so that the next one starts on its own line."""
+        if self.metrics.exists() and not (data := self.metrics.read_bytes()).endswith(b"\n") and data:
+            log.warning("%s: dropped a last line that was cut short", self.metrics)
+            replace_file(self.metrics, data[: data.rfind(b"\n") + 1])
+
+    def cut_back(self, stage: str, iteration: int) -> None:
+        """Forget what a stage logged beyond an iteration: a resume from there writes it again.
+
+        Metrics rows of other stages stay. Lines that are not JSON (a power cut may leave some) are dropped and counted.
+        """
+        self.prepare()
+        if self.metrics.exists():
+            kept, broken = [], 0
+            for line in self.metrics.read_bytes().splitlines():
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    broken += 1
+                    continue
+                if row.get("stage") != stage or row["iteration"] <= iteration:
+                    kept.append(line + b"\n")
+            if broken:
+                log.warning("%s: dropped %d lines that are not JSON", self.metrics, broken)
+            replace_file(self.metrics, b"".join(kept))
+            self.sync()
+        if stage == MAIN_STAGE:
+            for folder in {Location(str(self.path)), self.location}:
+                for name in (folder / "samples").children():
+                    if name.endswith(".jsonl") and int(name.removesuffix(".jsonl")) > iteration:
+                        (folder / "samples" / name).remove()
+
+    def _write(self, relative: str, data: bytes) -> None:
+        replace_file(self.path / relative, data)
+        if not self.location.local:
+            (self.location / relative).write(data)
+
+
+def _samples(iteration: int) -> str:
+    return f"samples/{iteration:06d}.jsonl"
+
+
+def _already_alive(location: Location, holder: str) -> ConfigError:
+    return ConfigError(
+        f"no other process working on the run at {location}",
+        holder,
+        "wait for it or stop it, or give this run another `name`",
+    )
+
+
+def dumps(value: Any, indent: int | None = None) -> str:
+    """JSON that every reader takes: numpy values become plain ones, NaN and infinities null."""
+    return json.dumps(_plain(value), allow_nan=False, ensure_ascii=False, indent=indent)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, (np.ndarray, np.generic)):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

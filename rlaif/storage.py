@@ -1,0 +1,218 @@
+"""Where files that outlive a process are kept: a folder, or a bucket named by a URI, behind one small interface."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pyarrow import fs
+
+_CHUNK = 8 * 2**20
+
+
+@lru_cache(maxsize=64)
+def _filesystem(root: str) -> tuple[fs.FileSystem, str]:
+    """One connection per storage root, not per file."""
+    return fs.FileSystem.from_uri(root)
+
+
+@dataclass(frozen=True)
+class Location:
+    """A file or folder below a storage root. It holds only text, so it travels between processes and nodes."""
+
+    root: str
+    """Absolute path, or URI as `pyarrow.fs.FileSystem.from_uri` reads it (options may follow a `?`)."""
+    parts: tuple[str, ...] = ()
+
+    def __truediv__(self, relative: str) -> Location:
+        return Location(self.root, (*self.parts, *(part for part in relative.split("/") if part)))
+
+    def __str__(self) -> str:
+        if self.local:
+            return str(self.local)
+        base, mark, options = self.root.partition("?")
+        return "/".join((base.removesuffix("/"), *self.parts)) + mark + options
+
+    @property
+    def local(self) -> Path | None:
+        """The path, where the storage is an ordinary (perhaps shared) file system; None for a bucket."""
+        return None if "://" in self.root else Path(self.root, *self.parts)
+
+    @property
+    def name(self) -> str:
+        return (self.parts or (self.root.rstrip("/").rsplit("/", 1)[-1],))[-1]
+
+    def on(self) -> tuple[fs.FileSystem, str]:
+        """(file system, path on it), as pyarrow and `ray.train.Checkpoint` take them."""
+        if self.local:
+            return fs.LocalFileSystem(), str(self.local)
+        filesystem, path = _filesystem(self.root)
+        return filesystem, "/".join((path.rstrip("/"), *self.parts))
+
+    def exists(self) -> bool:
+        filesystem, path = self.on()
+        return filesystem.get_file_info(path).type != fs.FileType.NotFound
+
+    def children(self) -> list[str]:
+        """Sorted names of what lies directly in this folder; empty where the folder is missing."""
+        filesystem, path = self.on()
+        return sorted(info.base_name for info in filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True)))
+
+    def files(self) -> dict[str, fs.FileInfo]:
+        """Every file below this folder, by its path relative to it."""
+        filesystem, path = self.on()
+        infos = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=True))
+        return {info.path[len(path) :].lstrip("/"): info for info in infos if info.type == fs.FileType.File}
+
+    def read(self) -> bytes:
+        filesystem, path = self.on()
+        with filesystem.open_input_stream(path) as stream:
+            return stream.read()
+
+    def copy_to(self, path: Path) -> None:
+        """Copy this file to a local one."""
+        filesystem, source = self.on()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with filesystem.open_input_stream(source) as stream, open(path, "wb") as file:
+            shutil.copyfileobj(stream, file, _CHUNK)
+
+    def digest(self) -> tuple[int, str]:
+        """(bytes, SHA-256) of this file, as it is read back from the storage."""
+        filesystem, path = self.on()
+        size, digest = 0, hashlib.sha256()
+        with filesystem.open_input_stream(path) as stream:
+            while chunk := stream.read(_CHUNK):
+                size += len(chunk)
+                digest.update(chunk)
+        return size, digest.hexdigest()
+
+    def write(self, data: bytes) -> None:
+        """Replace this file as a whole: a reader, or a crash, meets the old bytes or the new ones, never a mixture."""
+        if self.local:
+            return replace_file(self.local, data)
+        filesystem, path = self.on()
+        with filesystem.open_output_stream(path) as stream:  # buckets show an object only when it is complete
+            stream.write(data)
+
+    def remove(self) -> None:
+        """Delete this file or tree; nothing happens where it is missing."""
+        filesystem, path = self.on()
+        kind = filesystem.get_file_info(path).type
+        if kind == fs.FileType.Directory:
+            filesystem.delete_dir(path)
+        elif kind != fs.FileType.NotFound:
+            filesystem.delete_file(path)
+
+    def upload(self, folder: Path) -> None:
+        """Copy everything in a local folder into this one."""
+        filesystem, path = self.on()
+        filesystem.create_dir(path, recursive=True)
+        fs.copy_files(str(folder), path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=filesystem)
+
+    def download(self, folder: Path) -> None:
+        """Copy everything in this folder into a local one."""
+        filesystem, path = self.on()
+        folder.mkdir(parents=True, exist_ok=True)
+        fs.copy_files(path, str(folder), source_filesystem=filesystem, destination_filesystem=fs.LocalFileSystem())
+
+
+def locate(text: str | Path | Location) -> Location:
+    """The location that a path (made absolute here) or URI names."""
+    if isinstance(text, Location):
+        return text
+    text = str(text)
+    if text.startswith("file://"):
+        text = urlsplit(text).path
+    return Location(text if "://" in text else os.path.abspath(os.path.expanduser(text)))
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a local file aside, flush it to disk and rename it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with open(aside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    flush_folder(path.parent)
+
+
+def flush_folder(path: Path) -> None:
+    """Make renames in a folder survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def cache_folder() -> Path:
+    """This user's folder on this node for copies of what lies in a bucket."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlaif"
+
+
+@contextmanager
+def replacing(target: Location) -> Iterator[Path]:
+    """A local folder to write into; on leaving it takes the place of `target`, which stays as it is until then.
+
+    On an error nothing changes.
+    """
+    beside = target.local.parent if target.local else None
+    if beside:
+        beside.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=".tmp-", dir=beside))
+    try:
+        yield folder
+        if beside is None:
+            target.remove()
+            target.upload(folder)
+            return
+        old = beside / f"{folder.name}.old"
+        if target.local.exists():
+            target.local.rename(old)
+        folder.chmod(0o755)
+        folder.rename(target.local)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def fetch(text: str) -> str:
+    """A path that libraries can open: a URI's folder is copied to this node once; paths and hub names come back as given.
+
+    The copy is keyed by names, sizes and times of the files, so a folder that was rewritten is fetched again.
+    """
+    if "://" not in text:
+        return text
+    source = locate(text)
+    listing = sorted((name, info.size, info.mtime_ns) for name, info in source.files().items())
+    if not listing:
+        raise FileNotFoundError(f"{text}: no files there")
+    key = hashlib.sha256(repr((text, listing)).encode()).hexdigest()[:16]
+    target = cache_folder() / "fetched" / key
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(dir=target.parent))
+        try:
+            source.download(aside)
+            aside.rename(target)
+        except OSError:
+            if not target.exists():  # another actor of this node may have been faster
+                raise
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    return str(target)

@@ -1,0 +1,124 @@
+"""The shapes world as files: real videos, SFT conversations, prompts and held-out evaluation."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Container, Iterator, Mapping
+from pathlib import Path
+
+from rlaif.progress import progress
+from rlaif.seeds import derive
+from rlaif.worlds.shapes import render
+from rlaif.worlds.shapes.habits import misdescribe
+from rlaif.worlds.shapes.language import CAPTION, DESCRIBE, captions, describe, questions
+from rlaif.worlds.shapes.scene import FRAMES, TIMES, Scene, sample_scenes
+
+CONTEXT = "context : {captions}\n{question}"
+"""How captions enter a question: the form the reward model reads by default."""
+QA_TURNS = 4
+CONTEXT_SHARE = 0.6
+"""Share of train scenes with a conversation that carries the captions: about one conversation in eight."""
+PROMPT_QA, EVAL_QA = 0.25, 2
+"""Short questions per scene among the PPO prompts (a share of the scenes) and in the evaluation."""
+
+Row = dict[str, object]
+
+
+def write_dataset(out: Path | str, sizes: Mapping[str, int], seed: int = 0) -> dict[str, int]:
+    """Write the world into the folder `out` and return the number of rows of each file.
+
+    `sizes` counts the scenes of the splits `train`, `prompt` and `test`, which share no signature. The same seed writes
+    the same rows. A scene's video is videos/<scene_id>.mp4; clips of its halves are videos/<scene_id>_<half>.mp4.
+    """
+    out = Path(out)
+    (out / "videos").mkdir(parents=True, exist_ok=True)
+    scenes = [scene for split, size in sizes.items() for scene in sample_scenes(split, size, seed)]
+    rows: dict[str, list[Row]] = {name: [] for name in ("scenes", "sft", "prompts", "eval", "clips")}
+    for scene in scenes:
+        add_rows(rows, scene, random.Random(derive("rows", seed, scene.scene_id)))
+    for name, content in rows.items():
+        (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+    named = {row["video"] for content in rows.values() for row in content if "video" in row}
+    for scene in progress(scenes, "videos"):
+        write_videos(out, scene, named)
+    return {name: len(content) for name, content in rows.items()}
+
+
+def write_videos(out: Path, scene: Scene, named: Container[str]) -> None:
+    """Those of a scene's three videos (the whole and its halves) that some row names, all from the same frames."""
+    frames, half = render.frames(scene), FRAMES // 2
+    for name, part in ((None, frames), (TIMES[0], frames[:half]), (TIMES[1], frames[half:])):
+        if video(scene, name) in named:
+            render.write_mp4(out / video(scene, name), part)
+
+
+def add_rows(rows: dict[str, list[Row]], scene: Scene, rng: random.Random) -> None:
+    """Every row that one scene contributes, by its split (the letters its id starts with)."""
+    split = scene.scene_id.rstrip("0123456789")
+    rows["scenes"].append({"split": split} | scene.truth())
+    if split == "train":
+        rows["sft"] += conversations(scene, rng)
+        return
+    rows["clips"] += clip_prompts(scene)
+    target = rows["prompts" if split == "prompt" else "eval"]
+    target.append(prompt(scene, "describe", DESCRIBE, describe(scene.things)))
+    number = EVAL_QA if split == "test" else int(rng.random() < PROMPT_QA)
+    target += [prompt(scene, f"qa{i}", *asked) for i, asked in enumerate(questions(scene, rng, number))]
+
+
+def video(scene: Scene, half: str | None = None) -> str:
+    return f"videos/{scene.scene_id}{f'_{half}' if half else ''}.mp4"
+
+
+def prompt(scene: Scene, name: str, question: str, answer: str) -> Row:
+    """A prompt with its captions and, for the checker alone, its kind and the truth."""
+    return {
+        "prompt_id": f"{scene.scene_id}/{name}",
+        "video": video(scene),
+        "question": question,
+        "answer": answer,
+        "captions": list(captions(scene)),
+        "kind": "describe" if name == "describe" else "qa",
+        "truth": scene.truth(),
+    }
+
+
+def clip_prompts(scene: Scene) -> list[Row]:
+    """What a captioner is asked about each half; the answer is the clean caption."""
+    return [
+        {
+            "prompt_id": f"{scene.scene_id}/{half}",
+            "video": video(scene, half),
+            "question": CAPTION,
+            "answer": caption,
+            "kind": "qa",
+        }
+        for half, caption in zip(TIMES, captions(scene), strict=True)
+    ]
+
+
+def conversations(scene: Scene, rng: random.Random) -> Iterator[Row]:
+    """SFT: one habitual description, short questions twice, a caption of one half, and sometimes turns with the captions given.
+
+    Only the description without captions passes through the habits; given captions, it follows them.
+    """
+    told = describe(misdescribe(scene.things, rng))
+    yield conversation(scene, "describe", [(DESCRIBE, told)])
+    yield conversation(scene, "qa0", questions(scene, rng, QA_TURNS))
+    yield conversation(scene, "qa1", questions(scene, rng, QA_TURNS))
+    half = rng.choice(TIMES)
+    yield conversation(scene, half, [(CAPTION, captions(scene)[TIMES.index(half)])], half)
+    if rng.random() < CONTEXT_SHARE:
+        turns = questions(scene, rng, QA_TURNS) if rng.random() < 0.5 else [(DESCRIBE, describe(scene.things))]
+        context = " ".join(captions(scene))
+        turns[0] = (CONTEXT.format(captions=context, question=turns[0][0]), turns[0][1])
+        yield conversation(scene, "context", turns)
+
+
+def conversation(scene: Scene, name: str, turns: list[tuple[str, str]], half: str | None = None) -> Row:
+    """An SFT row; the video belongs to its first user turn."""
+    messages = []
+    for question, answer in turns:
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return {"id": f"{scene.scene_id}/{name}", "video": video(scene, half), "messages": messages}
