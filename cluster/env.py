@@ -1,0 +1,41 @@
+"""The environment every actor starts with: thread counts and engine switches that libraries read once, at import."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+_NOISY = ("torch.distributed.c10d_logger", "vllm.triton_utils.dispatcher")
+"""Modules that warn, at every call, of names which their own callers in other libraries still use."""
+
+
+def actor_env(threads: int = 1, device: Literal["cpu", "cuda"] = "cpu") -> dict[str, str]:
+    """Environment variables for a Ray actor, to be passed as `runtime_env={"env_vars": actor_env(...)}`.
+
+    They must be set before torch or vLLM is imported, hence by whoever creates the actor.
+
+    Args:
+        threads: OpenMP threads of the actor's own process.
+        device: what the actor computes on.
+    """
+    env = {
+        "OMP_NUM_THREADS": str(threads),
+        # Waiting threads that spin make a process that shares its cores several times slower.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "GOMP_SPINCOUNT": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+        # On the CPU vLLM warns several times per request that it ignores thread counts.
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        # The engine core runs in the actor's own process, so that weights reach it without another copy.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        # A bar for every model an actor loads, and warnings from inside libraries, would bury the run's own lines.
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "PYTHONWARNINGS": ",".join(f"ignore::FutureWarning:{module}" for module in _NOISY),
+    }
+    if device == "cpu":
+        env["DS_ACCELERATOR"] = "cpu"
+        # Ray no longer hides GPUs from actors that reserved none.
+        env["CUDA_VISIBLE_DEVICES"] = ""
+        # vLLM's default pins one thread per core it can see, also those that other actors use.
+        env["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+    return env

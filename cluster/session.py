@@ -1,0 +1,268 @@
+"""A run's connection to Ray: which cluster, its namespace, one process per run, and storage that every node sees."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cluster.layout import layout, unplaced
+from cluster.placement import cluster_nodes
+from rlaif.config.schema import Config, Role
+from rlaif.errors import ConfigError
+from rlaif.rundir import RunDir
+from rlaif.storage import Location
+
+log = logging.getLogger(__name__)
+
+LOCK_NAME = "run"
+SESSION_FILE = "session.json"
+"""In the run directory while the run is alive: where `status` and `scale` find its cluster."""
+
+_SPARE_CPUS = 2
+"""Logical CPUs of a private cluster beyond the roles' own, for actors that are added and for small tasks."""
+_PROBE_TIMEOUT_S = 120.0
+_KNOCK_TIMEOUT_S = 15.0
+
+
+@dataclass(frozen=True)
+class Session:
+    """A live connection. Named actors of the run live in `namespace`, and calls should name it."""
+
+    address: str
+    namespace: str
+    owned: bool
+    """A private local cluster, which ends with the run and cannot grow."""
+
+
+@contextmanager
+def start(config: Config) -> Iterator[Session]:
+    """Connect, claim the run's name, and check its storage; on leaving, give everything back.
+
+    The cluster is `cluster.address`, else that of the surrounding Ray job or of RAY_ADDRESS, else a private local one.
+    A process that is already connected keeps its connection. Raises ConfigError where the same run is alive already,
+    where no cluster answers, and where a node does not see the storage.
+    """
+    refuse_temporary(config.storage)
+    run_dir, namespace = RunDir(config.storage, config.name), f"rlaif-{config.name}"
+    address = "connected" if ray.is_initialized() else _address(config)
+    owned = address == "local"
+    with run_dir.lock(), _connected(address, namespace, **(_private(config) if owned else {})):
+        session = Session(ray.get_runtime_context().gcs_address, namespace, owned)
+        claim = _claim(run_dir, session)
+        try:
+            probe_storage(run_dir.location, [] if owned else _nodes_that_may_serve(config))
+            run_dir.write_json(SESSION_FILE, _identity(session))
+            yield session
+        finally:
+            ray.kill(claim)
+            (run_dir.location / SESSION_FILE).remove()
+
+
+@contextmanager
+def attach(run_dir: RunDir) -> Iterator[Session]:
+    """Join a live run from another process of its cluster, e.g. to ask for its status or to scale it.
+
+    Raises ConfigError where the run is not alive.
+    """
+    found = run_dir.read_json(SESSION_FILE)
+    if not found:
+        raise ConfigError(f"a live run at {run_dir.location}", f"no {SESSION_FILE} there", "start or resume it first")
+    if found["auth"] and "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = found["auth"]
+        ray._raylet.Config.initialize("")  # Ray read the variable when it was imported
+    with _connected(found["address"], found["namespace"]):
+        if _holder(found["namespace"]) is None:
+            raise ConfigError(f"a live run at {run_dir.location}", "one that has ended", "start or resume it first")
+        yield Session(found["address"], found["namespace"], found["owned"])
+
+
+def in_ray_job() -> bool:
+    """Whether this process was started by `ray job submit`."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def refuse_temporary(storage: str) -> None:
+    """A relative path inside a Ray job would lie in the job's working directory, which goes away with it."""
+    if in_ray_job() and "://" not in storage and not Path(storage).expanduser().is_absolute():
+        raise ConfigError(
+            "`storage` to be an absolute path that every node sees, or a URI, inside a Ray job",
+            f"the relative path {storage!r}, below the job's temporary working directory",
+            "storage=/path/on/a/shared/file/system or storage=s3://bucket/runs",
+        )
+
+
+def probe_storage(location: Location, node_ids: list[str], patience_s: float = 10.0) -> None:
+    """Write a file here and read it on each node; raises ConfigError that names every node which does not see it.
+
+    Args:
+        patience_s: how long a node may take to see a new file (network file systems cache what a folder holds).
+    """
+    probe, content = location / f".probe-{uuid.uuid4().hex}", uuid.uuid4().hex
+    try:
+        probe.write(content.encode())
+    except OSError as error:
+        raise ConfigError(
+            f"`storage` that can be written: {location}", str(error), "check path and permissions"
+        ) from error
+    try:
+        reads = {node_id: _read_on(node_id, probe, content, patience_s) for node_id in node_ids}
+        done, late = (
+            ray.wait(list(reads.values()), num_returns=len(reads), timeout=_PROBE_TIMEOUT_S) if reads else ([], [])
+        )
+        found = {node_id: "no answer" if read in late else ray.get(read) for node_id, read in reads.items()}
+    finally:
+        probe.remove()
+    if blind := {node_id: problem for node_id, problem in found.items() if problem}:
+        nodes = cluster_nodes()
+        raise ConfigError(
+            f"{location} to be one and the same folder on every node",
+            "; ".join(f"node {nodes[n].address if n in nodes else n}: {problem}" for n, problem in blind.items()),
+            "set `storage` to a shared file system that is mounted everywhere, or to a URI such as s3://bucket/runs",
+        )
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _read_probe(probe: Location, content: str, patience_s: float) -> str | None:
+    """None, or what went wrong."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            found = probe.read().decode()
+            return None if found == content else f"another file of that name ({found[:40]!r})"
+        except OSError as error:
+            if time.monotonic() > deadline:
+                return f"{type(error).__name__}: {error}"
+        time.sleep(0.2)
+
+
+def _read_on(node_id: str, *args: Any) -> ray.ObjectRef:
+    return _read_probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)).remote(*args)
+
+
+def _nodes_that_may_serve(config: Config) -> list[str]:
+    """Ids of nodes that could hold an actor of some role (a head node without resources need not see the storage)."""
+    bundles = layout({name: role.model_copy(update={"actors": 1}) for name, role in _roles(config).items()})
+    return [id for id, node in cluster_nodes().items() if any(not unplaced([bundle], [node]) for bundle in bundles)]
+
+
+def _roles(config: Config) -> dict[str, Role]:
+    return {name: getattr(config.cluster, name) for name in ("rollout", "reward", "learner")}
+
+
+@contextmanager
+def _connected(address: str, namespace: str, **options: Any) -> Iterator[None]:
+    if ray.is_initialized():
+        yield
+        return
+    try:
+        _knock(address)
+        ray.init(address, namespace=namespace, logging_level=logging.WARNING, **options)
+    except (OSError, ValueError) as error:
+        raise _no_cluster(address, str(error.__cause__ or error)) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _private(config: Config) -> dict[str, Any]:
+    """Options of a private cluster. Its CPUs are logical: actors of a small machine take turns on the cores."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a local run should not report to anyone
+    cpus = math.ceil(sum(role.actors * role.cpus for role in _roles(config).values())) + _SPARE_CPUS
+    return {
+        "num_cpus": max(cpus, os.cpu_count() or 1),
+        "object_store_memory": int(config.cluster.object_store_gib * 2**30),
+        "include_dashboard": False,
+        # Actors bring their own environment, so workers that Ray starts in advance would only cost time and memory.
+        "_system_config": {"prestart_worker_first_driver": False},
+    }
+
+
+def _address(config: Config) -> str:
+    source = "cluster.address" if config.cluster.address else "RAY_ADDRESS"
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS") or ("auto" if in_ray_job() else "local")
+    if address.startswith(("http://", "https://", "ray://")):
+        raise ConfigError(
+            f"{source} to be host:port of the cluster's head, or `auto` on one of its nodes",
+            f"{address}, where jobs are submitted to",
+            f"`ray job submit --address {address} -- python -m rlaif ...`, or unset {source}",
+        )
+    return address
+
+
+def _no_cluster(address: str, reason: str) -> ConfigError:
+    expected = f"a Ray cluster at {address}"
+    if "AuthToken" in reason:
+        change = "RAY_AUTH_MODE=token in this shell, and the cluster's token in ~/.ray/auth_token"
+        return ConfigError(expected, "one that asks for a token", change)
+    return ConfigError(expected, reason, "start it, or leave cluster.address out")
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nothing listens: Ray itself would go on trying for minutes."""
+    if address not in ("local", "auto"):
+        host, _, port = address.rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_TIMEOUT_S).close()
+
+
+@ray.remote(num_cpus=0)
+class _Claim:
+    """Holds a run's name in the cluster for as long as its driver lives."""
+
+    def __init__(self, holder: dict[str, Any]):
+        self._holder = holder
+
+    def holder(self) -> dict[str, Any]:
+        return self._holder
+
+
+def _claim(run_dir: RunDir, session: Session, patience_s: float = 15.0) -> Any:
+    """Take the run's name; a claim of a driver that has just ended is waited out."""
+    deadline = time.monotonic() + patience_s
+    holder = _identity(session) | {"directory": str(run_dir.location)}
+    while True:
+        try:
+            return _Claim.options(name=LOCK_NAME, namespace=session.namespace).remote(holder)
+        except ValueError as error:  # the name is taken
+            other = _holder(session.namespace)
+            if other or time.monotonic() > deadline:
+                other = other or {}
+                raise ConfigError(
+                    f"no live run named {run_dir.name!r} in the cluster at {session.address}",
+                    f"one of process {other.get('pid')} on {other.get('host')}, in {other.get('directory')}",
+                    "wait for it or stop it, or give this run another `name`",
+                ) from error
+        time.sleep(0.2)
+
+
+def _holder(namespace: str) -> dict[str, Any] | None:
+    """Who holds the claim; None where it is going away."""
+    try:
+        return ray.get(ray.get_actor(LOCK_NAME, namespace).holder.remote(), timeout=10)
+    except (ValueError, RayActorError, ray.exceptions.GetTimeoutError):
+        return None
+
+
+def _identity(session: Session) -> dict[str, Any]:
+    return {
+        "address": session.address,
+        "namespace": session.namespace,
+        "owned": session.owned,
+        "auth": os.environ.get("RAY_AUTH_MODE"),
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": time.time(),
+    }
