@@ -1,0 +1,324 @@
+"""The sampling engine: vLLM in this process, fixed to one weight version at a time. No Ray in here."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from actors.receiver import check_whole
+from actors.requests import Completion, Refused, Request, Sent, completion, visual_ids, vllm_prompt
+from cluster.publish import Bucket, Manifest, from_wire, unpack
+from rlaif.config.schema import Rollout, Sampling
+from rlaif.errors import ContractError
+
+ADAPTER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Ranks that vLLM reserves adapter memory for; a smaller adapter fits into the next larger one."""
+
+Job = tuple[dict, list]
+"""A vLLM prompt, and the sampling parameters of each answer wanted for it."""
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """What one engine serves."""
+
+    model_path: str
+    dtype: str = "bfloat16"
+    lora_rank: int | None = None
+    """Rank of the adapter that will be published; None: full weights are published."""
+    rollout: Rollout = field(default_factory=Rollout)
+    seed: int = 0
+    banned_ids: tuple[int, ...] = ()
+    """Never sampled. A sampled visual placeholder would break every later forward over the text."""
+    visual_ids: tuple[int, ...] = ()
+    """Ids that stand for visual features in an expanded prompt; empty: read from the model's config."""
+    deterministic: bool = False
+    """Answer one request at a time, so that an answer depends on nothing else in the batch (slow; for exact resume)."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """Receipt of a publish."""
+
+    version: int
+    tensors: int
+    nbytes: int
+    seconds: float
+    unchanged: tuple[str, ...] = ()
+    """Engine parameters that the publish did not touch (full weights only), under vLLM's names."""
+
+
+class Engine:
+    """vLLM with one current version of the weights.
+
+    Version 0 is the model directory as it stands. Every call is synchronous: while `generate` runs no weights change,
+    so all tokens of an answer come from one version.
+    """
+
+    def __init__(self, spec: EngineSpec):
+        self.spec = spec
+        self.version: int | None = 0
+        """None after a publish that failed half-way: nothing can be sampled until a later one succeeds."""
+        self.llm = _build_llm(spec)
+        config = self.llm.model_config.hf_config
+        self._visual_ids = np.array(spec.visual_ids, dtype=np.int32) if spec.visual_ids else visual_ids(config)
+        self._tied = bool(config.get_text_config().tie_word_embeddings)
+        self._adapter: Any = None
+        self._folder = tempfile.TemporaryDirectory(prefix="rlaif-adapter-") if spec.lora_rank is not None else None
+
+    # ---------------------------------------------------------------- sampling
+
+    def generate(
+        self,
+        requests: Iterable[Request],
+        sampling: Sampling,
+        version: int,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[list[Completion] | Refused]:
+        """Sample one answer per seed of every request.
+
+        Args:
+            requests: taken one at a time as the engine has room, so a generator keeps few videos in memory.
+            version: the weights that must be in place.
+            progress: called with the number of finished answers whenever it changes.
+
+        Returns:
+            One entry per request, in order: its completions in the order of its seeds, or why it was refused.
+
+        Raises:
+            ContractError: on another version, or when the engine expanded a prompt in an unexpected way.
+        """
+        self._check_version(version)
+        sent: list[Sent] = []
+
+        def jobs() -> Iterator[Job]:
+            for request in requests:
+                sent.append(Sent.of(request))
+                yield vllm_prompt(request), [self._params(sampling, seed) for seed in request.seeds]
+
+        results = self._run(jobs(), progress)
+        return [
+            entry if isinstance(entry, Refused) else [completion(request, out, self._visual_ids) for out in entry]
+            for request, entry in zip(sent, results, strict=True)
+        ]
+
+    def logprobs(
+        self, requests: Sequence[Request], responses: Sequence[Sequence[int]], sampling: Sampling, version: int
+    ) -> list[np.ndarray]:
+        """[T] float32: what `generate` would have reported had it sampled these responses (seeds are ignored).
+
+        Each token is the next token of a prompt of its own, so that bans, temperature, top-k and top-p apply as they do
+        when sampling (prompt log-probs skip them). That costs one prefill per token: meant for the few fixed texts on
+        which both sides of a publish are compared. Tokens outside top-k or top-p have minus infinity.
+
+        Raises:
+            ContractError: on another version, or a text that is too long for the engine.
+        """
+        self._check_version(version)
+        pairs = [(q, r, t) for q, r in zip(requests, responses, strict=True) for t in range(len(r))]
+        options = {"max_tokens": 1, "logprobs": None}
+        results = iter(
+            self._run(
+                (vllm_prompt(q, r[:t]), [self._params(sampling, 0, logprob_token_ids=[int(r[t])], **options)])
+                for q, r, t in pairs
+            )
+        )
+        return [np.array([_given_logprob(next(results), token) for token in r], np.float32) for r in responses]
+
+    def _params(self, sampling: Sampling, seed: int, **overrides: Any) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        options = {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "max_tokens": sampling.max_tokens,
+            "seed": seed,
+            "logprobs": 0,  # only the sampled token's
+            # -100 instead of minus infinity: the widest bias vLLM takes; what is left of the probability is e-100
+            "logit_bias": {token: -100.0 for token in self.spec.banned_ids} or None,
+        }
+        return SamplingParams(output_kind=RequestOutputKind.FINAL_ONLY, **(options | overrides))
+
+    def _run(self, jobs: Iterable[Job], progress: Callable[[int], None] | None = None) -> list[list[Any] | Refused]:
+        """Outputs of every job, in order; jobs are taken while fewer answers than the engine's batch are open."""
+        engine = self.llm.llm_engine
+        room = 1 if self.spec.deterministic else self.spec.rollout.max_num_seqs
+        results: list[list[Any] | Refused] = []
+        numbered, finished = enumerate(jobs), 0
+        try:
+            while True:
+                while engine.get_num_unfinished_requests() < room and (job := next(numbered, None)) is not None:
+                    results.append(self._enqueue(job[0], *job[1]))
+                if not engine.has_unfinished_requests():
+                    return results
+                for output in engine.step():
+                    if output.finished:
+                        index, place = map(int, output.request_id.split(":"))
+                        results[index][place] = output
+                        finished += 1
+                        if progress:
+                            progress(finished)
+        finally:  # after an error nothing may be left running: a publish needs an idle engine
+            engine.abort_request(_unanswered(results))
+
+    def _enqueue(self, index: int, prompt: dict, params: list) -> list[None] | Refused:
+        """Queue one prompt once per sampling parameters, as requests `index:0`, `index:1`, ...
+
+        Places for the outputs, or why vLLM finds the prompt invalid.
+        """
+        from vllm.exceptions import VLLMValidationError
+        from vllm.renderers.inputs.preprocess import parse_model_prompt
+
+        renderer = self.llm.renderer
+        parsed = parse_model_prompt(self.llm.model_config, prompt)
+        try:
+            # the video is processed once for all answers
+            (rendered,) = renderer.render_cmpl([parsed], renderer.default_cmpl_tok_params)
+            for place, sampling in enumerate(params):
+                self.llm.llm_engine.add_request(f"{index}:{place}", rendered, sampling, lora_request=self._adapter)
+        except VLLMValidationError as error:
+            return Refused(str(error))
+        return [None] * len(params)
+
+    def _check_version(self, version: int) -> None:
+        if version != self.version:
+            raise ContractError(
+                f"weights of version {version} in the engine",
+                "no usable weights (a publish failed half-way)" if self.version is None else f"version {self.version}",
+                "publish that version to this engine before sampling from it",
+            )
+
+    # -------------------------------------------------------------- publishing
+
+    def publish(self, manifest: Manifest, buckets: Sequence[Bucket]) -> Published:
+        """Verify, apply and commit one version of the weights.
+
+        Everything is checked against the manifest before anything is applied, so that a damaged transfer leaves the old
+        version in place.
+
+        Raises:
+            ContractError: naming the tensor that is damaged, missing or cannot be loaded alone.
+        """
+        start = time.perf_counter()
+        wanted = "full" if self.spec.lora_rank is None else "adapter"
+        if manifest.kind != wanted:
+            raise ContractError(
+                f"{wanted} weights, as this engine was built for",
+                f"{manifest.kind} weights",
+                "set lora alike on both sides",
+            )
+        arrays = unpack(manifest, buckets)
+        unchanged = self._load_full(manifest, arrays) if wanted == "full" else self._load_adapter(manifest, arrays)
+        self.version = None  # new weights and old caches are no version either
+        self._reset_encoder_cache()
+        self._reset_prefix_cache()
+        self.version = manifest.version
+        return Published(manifest.version, len(arrays), manifest.nbytes, time.perf_counter() - start, tuple(unchanged))
+
+    def _load_full(self, manifest: Manifest, arrays: Bucket) -> list[str]:
+        """Load checkpoint-named tensors into the live model; returns the parameters that stayed as they were."""
+        check_whole(arrays, self._tied)
+        self.version = None  # until the new weights are complete there is no version
+        wire = [(name, manifest.tensors[name].dtype, array) for name, array in arrays.items()]
+        try:
+            ranks = self.llm.collective_rpc("load_published", args=(wire,))
+        except Exception as error:  # whatever vLLM raises names the tensor; the pool must see a refused publish
+            raise _not_loaded(manifest, error) from error
+        return sorted(set().union(*ranks))
+
+    def _load_adapter(self, manifest: Manifest, arrays: Bucket) -> list[str]:
+        """Write the adapter into this engine's folder (gone with the engine) and load it in place of the last one."""
+        from safetensors.torch import save_file
+        from vllm.lora.request import LoRARequest
+
+        folder = Path(tempfile.mkdtemp(prefix=f"{manifest.version}-", dir=self._folder.name))
+        tensors = {name: from_wire(array, manifest.tensors[name].dtype) for name, array in arrays.items()}
+        save_file(tensors, folder / "adapter_model.safetensors")
+        (folder / "adapter_config.json").write_text(json.dumps(manifest.lora))
+        try:  # vLLM reads the new adapter before it drops the old one: an error here leaves the old one in place
+            loaded = self.llm.llm_engine.add_lora(LoRARequest("policy", 1, str(folder), load_inplace=True))
+        except Exception as error:
+            raise _not_loaded(manifest, error) from error
+        if not loaded:
+            raise _not_loaded(manifest, "declined without a reason")
+        if self._adapter is not None:
+            shutil.rmtree(self._adapter.lora_path)
+        self._adapter = LoRARequest("policy", 1, str(folder))
+        return []
+
+    def _reset_encoder_cache(self) -> None:
+        """Forget the visual features of the old weights; without this a repeated video keeps using the old tower."""
+        self.llm.llm_engine.reset_encoder_cache()
+
+    def _reset_prefix_cache(self) -> None:
+        """Forget the keys and values of the old weights."""
+        if not self.llm.reset_prefix_cache():
+            raise ContractError(
+                "an idle engine to publish to", "requests in progress", "publish after generate has returned"
+            )
+
+
+def _not_loaded(manifest: Manifest, error: Exception | str) -> ContractError:
+    return ContractError(
+        f"{manifest.kind} weights of version {manifest.version} that vLLM can load",
+        str(error),
+        "names, shapes and adapter targets must be those of the model directory that the engine was started with",
+    )
+
+
+def _unanswered(results: list[list[Any] | Refused]) -> list[str]:
+    """Ids of the requests whose place is still empty."""
+    entries = [(index, entry) for index, entry in enumerate(results) if isinstance(entry, list)]
+    return [f"{index}:{place}" for index, entry in entries for place, output in enumerate(entry) if output is None]
+
+
+def _given_logprob(entry: list[Any] | Refused, token: int) -> float:
+    """The log-prob of `token` as the one next token of a prompt."""
+    if isinstance(entry, Refused):
+        raise ContractError(
+            "prompt and response within the engine's limits", entry.reason, "raise rollout.max_model_len"
+        )
+    return entry[0].outputs[0].logprobs[0][int(token)].logprob
+
+
+def _build_llm(spec: EngineSpec) -> Any:
+    """A vLLM instance for video prompts, whose log-probs are those of the distribution sampled from."""
+    import torch
+    from vllm import LLM
+
+    rollout = spec.rollout
+    options: dict[str, Any] = {}
+    if spec.lora_rank is not None:
+        rank = min(rank for rank in ADAPTER_RANKS if rank >= spec.lora_rank)
+        options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
+    if torch.cuda.is_available():
+        options |= {"gpu_memory_utilization": rollout.gpu_memory_utilization}
+    else:
+        options |= {"kv_cache_memory_bytes": int(rollout.cpu_kv_cache_gib * 2**30)}
+    if rollout.tensor_parallel_size > 1:
+        # Inside a placement group vLLM would choose Ray and wait for bundles that this actor already holds.
+        options |= {"distributed_executor_backend": "mp"}
+    return LLM(
+        model=spec.model_path,
+        dtype=spec.dtype,
+        seed=spec.seed,
+        max_model_len=rollout.max_model_len,
+        max_num_seqs=rollout.max_num_seqs,
+        tensor_parallel_size=rollout.tensor_parallel_size,
+        enforce_eager=rollout.enforce_eager,
+        limit_mm_per_prompt={"image": 0, "video": 1},
+        logprobs_mode="processed_logprobs",
+        worker_extension_cls="actors.receiver.WeightReceiver",
+        disable_log_stats=True,
+        **options,
+    )

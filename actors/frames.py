@@ -1,0 +1,192 @@
+"""One actor decodes each video once for every role of a run; the others ask it through a `FrameClient`.
+
+Decoded frames live in Ray's object store. Their references are owned by the store actor, so that they outlive whoever
+asked first, and travel inside a list, because Ray would otherwise resolve them on the way.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayTaskError
+
+from rlaif.data import video_path
+from rlaif.errors import DataError, RlaifError
+from rlaif.video.cache import FrameCache, SpecCache
+from rlaif.video.decode import decode
+from rlaif.video.spec import FrameSpec
+
+CLIENT_BYTES = 256 * 1024**2
+
+
+class FrameStore:
+    """The actor's body; `start_frame_store` makes it an actor. Any number of threads may call it.
+
+    `threads` bounds how many videos are decoded at a time, `queue` how many prefetches may wait.
+    """
+
+    def __init__(
+        self,
+        num_frames: int,
+        height: int | None = None,
+        width: int | None = None,
+        processor: str = "",
+        store_bytes: int = 2 * 1024**3,
+        threads: int = 1,
+        queue: int = 256,
+    ):
+        self._specs = SpecCache(num_frames, height, width, processor)
+        self._cache = FrameCache(store_bytes, decode=self._decode, store=ray.put)
+        self._slots = threading.BoundedSemaphore(threads)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="prefetch")
+        self._queue = queue
+        self._waiting: dict[str, Future] = {}
+        self._prefetch_failures = 0
+        self._guard = threading.Lock()
+
+    def spec(self, path: str) -> FrameSpec:
+        """Raises DataError for a video that cannot be used."""
+        with self._slots:  # hashing a file reads all of it
+            return self._specs.spec(path)
+
+    def frames(self, spec: FrameSpec, path: str) -> list[ray.ObjectRef]:
+        """[reference to uint8 [T, H, W, 3]]. Raises DataError when the video changed or is damaged."""
+        return [self._cache.get(path, spec)]
+
+    def lost(self, spec: FrameSpec, refs: list[ray.ObjectRef]) -> None:
+        """A client could not resolve `refs`: decode again on the next request."""
+        self._cache.lost(spec, refs[0])
+
+    def prefetch(self, paths: list[str]) -> int:
+        """Decode in the background and return at once, with the number accepted: only a hint, dropped when the queue
+        is full. A bad video counts as `prefetch_failures`; whoever then asks for it gets the error itself."""
+        with self._guard:
+            room = max(0, self._queue - len(self._waiting))
+            accepted = [path for path in dict.fromkeys(paths) if path not in self._waiting][:room]
+            self._waiting.update((path, self._pool.submit(self._fetch, path)) for path in accepted)
+        for path in accepted:
+            self._waiting[path].add_done_callback(partial(self._fetched, path))
+        return len(accepted)
+
+    def counters(self) -> dict[str, int]:
+        """`Counters` of rlaif/video/cache.py, and `prefetch_failures`."""
+        return asdict(self._cache.counters()) | {"prefetch_failures": self._prefetch_failures}
+
+    def _decode(self, path: str, spec: FrameSpec) -> np.ndarray:
+        with self._slots:
+            return decode(path, spec)
+
+    def _fetch(self, path: str) -> None:
+        self._cache.get(path, self.spec(path))
+
+    def _fetched(self, path: str, future: Future) -> None:
+        with self._guard:
+            del self._waiting[path]
+            self._prefetch_failures += future.exception() is not None
+
+
+def start_frame_store(*, options: dict[str, Any] | None = None, concurrency: int = 32, **store: Any):
+    """Start a FrameStore actor; `options` are Ray's actor options (name, placement, ...), the rest is FrameStore's.
+
+    `concurrency` requests may be inside the actor at a time: most of them wait for a decode of another. It restarts
+    when it dies, since it holds nothing that cannot be decoded again; only its counters start over.
+    """
+    defaults = {"num_cpus": 0, "max_concurrency": concurrency, "max_restarts": -1, "max_task_retries": -1}
+    return ray.remote(FrameStore).options(**defaults | (options or {})).remote(**store)
+
+
+class FrameClient:
+    """What a role asks for frames: `spec(video)`, then `get(video, spec)`. Rows name videos relative to `root`.
+
+    Keeps the last `cache_bytes` of frames. They are read-only views into the object store, which cannot drop them
+    while they are kept here: allow for that when sizing it.
+    """
+
+    def __init__(
+        self, store, root: str | Path, cache_bytes: int = CLIENT_BYTES, attempts: int = 3, timeout_s: float = 600
+    ):
+        self._store, self._root = store, root
+        self._attempts, self._timeout_s = attempts, timeout_s
+        self._specs: dict[str, FrameSpec] = {}
+        self._cache = FrameCache(cache_bytes, decode=self._fetch)
+
+    def spec(self, video: str) -> FrameSpec:
+        """Raises DataError for a video that cannot be used."""
+        if video not in self._specs:
+            path = str(video_path(self._root, video))
+            self._specs[video] = self._ask(self._store.spec.remote(path), path)
+        return self._specs[video]
+
+    def get(self, video: str, spec: FrameSpec | None = None) -> np.ndarray:
+        """uint8 [T, H, W, 3], read-only. Raises DataError when the video changed, is damaged, or decodes for ever."""
+        return self._cache.get(video_path(self._root, video), spec or self.spec(video))
+
+    def prefetch(self, videos: Iterable[str]) -> None:
+        """A hint that these will be asked for; returns at once."""
+        self._store.prefetch.remote([str(video_path(self._root, video)) for video in videos])
+
+    def counters(self) -> dict[str, int]:
+        """The store's counters: what all its clients caused together."""
+        return self._ask(self._store.counters.remote(), "the frame store")
+
+    def _fetch(self, path: str, spec: FrameSpec) -> np.ndarray:
+        for attempt in range(self._attempts):
+            refs = self._ask(self._store.frames.remote(spec, path), path)
+            try:
+                return self._ask(refs[0], path)
+            except ObjectLostError:  # also its subclass for a dead owner: a restarted store decodes again
+                if attempt == self._attempts - 1:
+                    raise
+                self._ask(self._store.lost.remote(spec, refs), path)
+
+    def _ask(self, ref: ray.ObjectRef, path: str) -> Any:
+        try:
+            return ray.get(ref, timeout=self._timeout_s)
+        except RayTaskError as error:
+            if isinstance(error.cause, RlaifError):  # Ray's own mixture of both types does not survive a second hop
+                raise error.cause from error
+            raise
+        except GetTimeoutError as error:
+            raise DataError(
+                f"frames of {path} within {self._timeout_s:g} s",
+                "no answer from the frame store",
+                "remove this video if decoding it alone hangs too; else give the store more threads",
+            ) from error
+
+
+class LocalFrames:
+    """The same questions answered in this process, without Ray."""
+
+    def __init__(
+        self,
+        root: str | Path,
+        num_frames: int,
+        height: int | None = None,
+        width: int | None = None,
+        processor: str = "",
+        cache_bytes: int = CLIENT_BYTES,
+        decode: Callable[[str, FrameSpec], np.ndarray] = decode,
+    ):
+        self._root = root
+        self._specs = SpecCache(num_frames, height, width, processor)
+        self._cache = FrameCache(cache_bytes, decode=decode)
+
+    def spec(self, video: str) -> FrameSpec:
+        return self._specs.spec(video_path(self._root, video))
+
+    def get(self, video: str, spec: FrameSpec | None = None) -> np.ndarray:
+        return self._cache.get(video_path(self._root, video), spec or self.spec(video))
+
+    def prefetch(self, videos: Iterable[str]) -> None:
+        """Nothing to gain: the caller's own thread decodes."""
+
+    def counters(self) -> dict[str, int]:
+        return asdict(self._cache.counters())

@@ -1,0 +1,256 @@
+"""Which actor answers which prompts, and what happens when one dies. Plain scheduling over actor handles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError
+
+from actors.rollout import Answers
+from cluster.publish import Manifest
+from cluster.remote import ask
+from rlaif.config.schema import Sampling
+from rlaif.errors import ContractError, PlacementError
+from rlaif.records import Prompt
+
+
+class Calls(Protocol):
+    """How the pool waits for what it asked actors to do."""
+
+    def first(self, refs: list[Any], timeout: float | None) -> Any | None:
+        """One finished ref, or None at the timeout."""
+
+    def get(self, ref: Any, timeout: float | None = None) -> Any:
+        """Its result. Raises RayActorError for a dead actor, GetTimeoutError, or the actor's own error."""
+
+
+class RayCalls:
+    """The real thing."""
+
+    def first(self, refs: list[Any], timeout: float | None) -> Any | None:
+        ready, _ = ray.wait(refs, num_returns=1, timeout=timeout)
+        return ready[0] if ready else None
+
+    def get(self, ref: Any, timeout: float | None = None) -> Any:
+        return ask(ref, timeout)
+
+
+@dataclass
+class Part:
+    """Prompts that one actor was asked to answer in one call."""
+
+    actor: str
+    prompts: list[Prompt]
+
+
+@dataclass
+class Batch:
+    """Everything needed to ask again, and what is still open."""
+
+    prompts: list[Prompt]
+    n: int
+    seed: int
+    sampling: Sampling
+    open: dict[Any, Part] = field(default_factory=dict)
+
+
+@dataclass
+class Weights:
+    """The last version given to the actors; kept for an actor that needs it again or joins later."""
+
+    manifest: Manifest
+    buckets: Sequence[Any]
+    refs: dict[str, Any] = field(default_factory=dict)
+
+
+class RolloutPool:
+    """Spreads prompts over rollout actors and keeps them on one version of the weights.
+
+    Each actor runs its calls in the order in which they were made. So a publish waits for the answers asked for before
+    it, and everything asked for after it uses the new weights: no answer mixes versions.
+    """
+
+    def __init__(self, actors: Mapping[str, Any], version: int = 0, calls: Calls | None = None):
+        """`actors` by the name that errors shall use; `version`: the weights that all of them hold."""
+        self._actors = dict(actors)
+        self._calls = calls or RayCalls()
+        self._batches: dict[Any, Batch] = {}
+        self._weights: Weights | None = None
+        self.version = version
+        """The version that a call made now will use."""
+        self.reissued = 0
+        """Prompts asked for again because their actor died."""
+        self.dead: dict[str, str] = {}
+        """Actors that are gone, and why."""
+
+    @property
+    def actors(self) -> list[str]:
+        """Names of the actors that are alive as far as the pool knows."""
+        return list(self._actors)
+
+    # ---------------------------------------------------------------- sampling
+
+    def submit(
+        self, batch_id: Any, prompts: Sequence[Prompt], n: int, seed: int, sampling: Sampling, parts: int = 1
+    ) -> None:
+        """Ask for n answers to each prompt with the weights published last; returns at once.
+
+        Prompts go to the actors in the order of their keys, so the split depends on nothing but the batch and the
+        actors. `parts`: calls per actor; more of them give results earlier and keep fewer answers in flight.
+        """
+        ordered = sorted(prompts, key=lambda prompt: prompt.prompt_id)
+        if batch_id in self._batches or len({prompt.prompt_id for prompt in ordered}) != len(ordered):
+            raise ContractError("new batches of different prompts", f"a repetition in batch {batch_id!r}", "the caller")
+        batch = self._batches[batch_id] = Batch(ordered, n, seed, sampling)
+        shares = len(self._live()) * parts
+        for index in range(min(shares, len(ordered))):
+            self._issue(batch, ordered[index::shares], self.actors[index % len(self._actors)])
+
+    def results(self, batch_id: Any, timeout: float | None = None) -> Iterator[Answers]:
+        """The answers of a batch, part by part as they finish. Order is not by key: sort where it matters.
+
+        Raises:
+            PlacementError: no actor is left, or `timeout` seconds passed without any part finishing.
+            ContractError: an actor's answers are not those asked for.
+        """
+        batch = self._batches.pop(batch_id)
+        done: list[str] = []
+        while batch.open:
+            ref = self._calls.first(list(batch.open), timeout)
+            if ref is None:
+                raise self._too_late({part.actor for part in batch.open.values()}, timeout)
+            part = batch.open.pop(ref)
+            try:
+                answers = self._calls.get(ref)
+            except RayActorError as error:
+                self._bury(part.actor, error)
+                self._reissue(batch, part)
+                continue
+            _check(part, batch.n, answers)
+            done += [prompt.prompt_id for prompt in part.prompts]
+            yield answers
+        assert sorted(done) == [prompt.prompt_id for prompt in batch.prompts], "every prompt once"
+
+    def _issue(self, batch: Batch, prompts: list[Prompt], actor: str) -> None:
+        ref = self._actors[actor].generate.remote(prompts, batch.n, batch.seed, batch.sampling, self.version)
+        batch.open[ref] = Part(actor, prompts)
+
+    def _reissue(self, batch: Batch, part: Part) -> None:
+        """Ask the actor with the least to do. It may have newer weights by then: its samples will say so."""
+        load = {name: 0 for name in self._live()}
+        for other in [batch, *self._batches.values()]:
+            for waiting in other.open.values():
+                if waiting.actor in load:
+                    load[waiting.actor] += len(waiting.prompts)
+        self.reissued += len(part.prompts)
+        self._issue(batch, part.prompts, min(load, key=load.get))
+
+    # -------------------------------------------------------------- publishing
+
+    def publish(self, manifest: Manifest, buckets: Sequence[Any]) -> None:
+        """Queue new weights behind what every actor still has to answer; returns at once.
+
+        Wait for `committed` before the next `submit`: an actor that did not take the weights cannot answer with them.
+        """
+        self._weights = Weights(manifest, list(buckets))
+        self.version = manifest.version
+        for name in self._live():
+            self._send(name)
+
+    def committed(self, timeout: float | None = None) -> dict[str, Any]:
+        """Wait until the weights published last are in place everywhere: receipts by actor.
+
+        An actor that refuses them (a damaged transfer) gets them once more. Dead actors drop out.
+
+        Raises:
+            PlacementError: no actor is left, or one did not answer within `timeout` seconds.
+            ContractError: an actor refused twice; names actor and tensor.
+        """
+        receipts: dict[str, Any] = {}
+        for name in list(self._weights.refs) if self._weights else []:  # nothing published yet: the model as loaded
+            try:
+                receipts[name] = self._receipt(name, timeout)
+            except RayActorError as error:
+                self._bury(name, error)
+            except GetTimeoutError:
+                raise self._too_late({name}, timeout) from None
+        self._live()
+        return receipts
+
+    def _receipt(self, name: str, timeout: float | None) -> Any:
+        try:
+            return self._calls.get(self._weights.refs[name], timeout)
+        except ContractError:
+            self._send(name)
+        try:
+            return self._calls.get(self._weights.refs[name], timeout)
+        except ContractError as error:
+            raise ContractError(
+                error.expected, f"{error.found} (rollout actor {name!r}, twice)", error.change
+            ) from error
+
+    def _send(self, name: str) -> None:
+        ref = self._actors[name].publish.remote(self._weights.manifest, self._weights.buckets)
+        self._weights.refs[name] = ref
+
+    # ------------------------------------------------------------------ members
+
+    def add(self, name: str, actor: Any) -> None:
+        """Let a new actor take part; it gets the weights published last before anything else."""
+        if name in self._actors:
+            raise ContractError("a new name", f"{name!r} again", "remove the old actor first")
+        self._actors[name] = actor
+        if self._weights is not None:
+            self._send(name)
+
+    def remove(self, name: str) -> Any:
+        """Give an actor nothing more to do; what it was asked for is still collected. Returns its handle."""
+        actor = self._actors.pop(name)
+        if self._weights is not None:
+            self._weights.refs.pop(name, None)
+        return actor
+
+    def _bury(self, name: str, error: Exception) -> None:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        self.dead.setdefault(name, " ... ".join(dict.fromkeys([lines[0], lines[-1]])))  # between them, Ray's traceback
+        if name in self._actors:
+            self.remove(name)
+
+    def _live(self) -> list[str]:
+        if not self._actors:
+            gone = "; ".join(f"{name}: {reason}" for name, reason in self.dead.items())
+            raise PlacementError(
+                "at least one rollout actor", f"none alive ({gone})", "the actors' logs; then resume the run"
+            )
+        return list(self._actors)
+
+    def _too_late(self, names: set[str], timeout: float | None) -> PlacementError:
+        return PlacementError(
+            f"an answer within {timeout:g} s",
+            f"none from rollout actor {', '.join(sorted(names))}",
+            "raise the deadline if the actor is only slow; else look at its log and resume the run",
+        )
+
+
+def _check(part: Part, n: int, answers: Answers) -> None:
+    """Every prompt of the part has all its samples, or one failure.
+
+    Raises:
+        ContractError: naming the actor and the first prompt for which that is not so.
+    """
+    found = {prompt.prompt_id: [] for prompt in part.prompts}
+    for failure in answers.failures:
+        found.setdefault(failure.prompt_id, []).append(None)
+    for sample in answers.samples:
+        found.setdefault(sample.prompt.prompt_id, []).append(sample.sample_index)
+    asked = {prompt.prompt_id for prompt in part.prompts}
+    wrong = [key for key, got in found.items() if key not in asked or got not in ([None], list(range(n)))]
+    if wrong:
+        raise ContractError(
+            f"{n} samples or one failure per prompt asked for",
+            f"{found[wrong[0]]} for prompt {wrong[0]!r} from rollout actor {part.actor!r}",
+            "report this with the actor's log",
+        )

@@ -1,0 +1,194 @@
+"""The reward actor: scores answers with a reward model that reads the video's captions, or with a function."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from peft import load_peft_weights, set_peft_model_state_dict
+from safetensors.torch import load_file
+
+from cluster.env import actor_env
+from cluster.remote import ask
+from rlaif.config.schema import Lora, Model
+from rlaif.errors import ConfigError, ContractError, DataError
+from rlaif.models.batch import collate
+from rlaif.models.encode import Encoded, Encoder, Frames
+from rlaif.models.packing import pack
+from rlaif.models.reward_prompt import RewardPrompt
+from rlaif.models.vlm import VideoLM, load_vlm
+from rlaif.records import Key, Masked, Outcome, Prompt, Scored
+from rlaif.storage import fetch, locate
+
+CARD = "reward.json"
+"""Saved with every reward model: its base and the form of its prompt."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer to be scored, with the captions that are its context."""
+
+    key: Key
+    prompt: Prompt
+    captions: tuple[str, ...]
+    response: str
+
+
+class ModelScorer:
+    """A reward model loaded from an export of `rlaif reward`. No Ray in here."""
+
+    def __init__(self, export: str, frames: Frames, model: Model, tokens_per_microbatch: int, cache_bytes: int):
+        card, export = read_card(export), fetch(export)
+        self.prompt = RewardPrompt(**card["prompt"])
+        self.encoder = Encoder(card["base"] if card["lora"] else export, frames, cache_bytes, model.dtype)
+        self.device = torch.device("cuda" if model.device != "cpu" and torch.cuda.is_available() else "cpu")
+        self.budget = tokens_per_microbatch
+        self.model = load_reward_model(export, card, model).to(self.device).eval()
+
+    @torch.no_grad()
+    def __call__(self, answers: Sequence[Answer]) -> dict[Key, Outcome]:
+        outcomes: dict[Key, Outcome] = {}
+        ready = []
+        for answer in answers:
+            try:
+                ready.append((answer.key, self._encode(answer)))
+            except (DataError, ContractError) as error:
+                outcomes[answer.key] = Masked(f"{error.found}, not {error.expected}")
+        pad = self.encoder.tokenizer.pad_token_id
+        for group in pack([len(item.ids) for _, item in ready], self.budget):
+            batch = collate([ready[i][1] for i in group], self.encoder.eos_id if pad is None else pad, self.device)
+            scores = self.model(batch, "score", head="reward")["score"].cpu().tolist()
+            outcomes |= {ready[i][0]: scored(value) for i, value in zip(group, scores, strict=True)}
+        return outcomes
+
+    def _encode(self, answer: Answer) -> Encoded:
+        prompt = answer.prompt
+        features = self.encoder.video(prompt.video)
+        return self.prompt.encode(self.encoder, prompt.question, answer.captions, answer.response, features)
+
+
+class FunctionScorer:
+    """`f(prompt, response) -> float or dict of parts`. What it raises masks that sample, with the reason."""
+
+    def __init__(self, path: str):
+        self.path, self.function = path, load_function(path)
+
+    def __call__(self, answers: Sequence[Answer]) -> dict[Key, Outcome]:
+        return {answer.key: self._score(answer) for answer in answers}
+
+    def _score(self, answer: Answer) -> Outcome:
+        try:
+            return scored(self.function(answer.prompt, answer.response))
+        except Exception as error:  # a user's code: the failure is kept as the sample's typed outcome and counted
+            return Masked(f"{self.path}: {type(error).__name__}: {error}")
+
+
+class RewardActor:
+    """The Ray actor's body."""
+
+    def __init__(
+        self,
+        reward: str | dict,
+        make_frames: Callable[[], Frames],
+        model: Model,
+        tokens_per_microbatch: int,
+        cache_bytes: int,
+        threads: int,
+    ):
+        torch.set_num_threads(max(1, threads))
+        self.scorer: Callable[[Sequence[Answer]], dict[Key, Outcome]] = (
+            ModelScorer(reward, make_frames(), model, tokens_per_microbatch, cache_bytes)
+            if isinstance(reward, str)
+            else FunctionScorer(reward["path"])
+        )
+
+    def score(self, answers: Sequence[Answer]) -> dict[Key, Outcome]:
+        """One outcome per answer, by key."""
+        return self.scorer(answers)
+
+    def ready(self) -> bool:
+        return True
+
+
+class RewardPool:
+    """Reward actors side by side; each batch goes to the next one in turn."""
+
+    def __init__(self, options: Sequence[dict], threads: int, device: str, **actor_args: Any):
+        env = {"env_vars": actor_env(threads, device)}
+        make = ray.remote(RewardActor)
+        self.actors = [
+            make.options(runtime_env=env, **choice).remote(threads=threads, **actor_args) for choice in options
+        ]
+        self._turn = 0
+
+    def score(self, answers: Sequence[Answer]) -> ray.ObjectRef:
+        """A reference to {key: outcome}."""
+        self._turn += 1
+        return self.actors[self._turn % len(self.actors)].score.remote(list(answers))
+
+    def wait_ready(self) -> None:
+        """Returns when every actor has loaded its model; an error while loading comes out here."""
+        ask([actor.ready.remote() for actor in self.actors])
+
+    def stop(self) -> None:
+        for actor in self.actors:
+            ray.kill(actor)
+
+
+def scored(result: float | dict[str, float]) -> Outcome:
+    """A number, or named parts that add up to one; anything that is not finite is masked, and so is nothing at all."""
+    parts = (
+        {name: float(value) for name, value in result.items()} if isinstance(result, dict) else {"score": float(result)}
+    )
+    bad = [name for name, value in parts.items() if not math.isfinite(value)]
+    if bad or not parts:
+        return Masked(f"part {bad[0]!r} is {parts[bad[0]]}" if bad else "no parts")
+    return Scored(sum(parts.values()), parts)
+
+
+def read_card(export: str) -> dict:
+    card = locate(export) / CARD
+    if not card.exists():
+        raise ConfigError(
+            f"a reward model exported by `rlaif reward` at {export}",
+            f"no {CARD} there",
+            "ppo.reward, or train one first",
+        )
+    return json.loads(card.read())
+
+
+def card_text(base: str, lora: Lora | None, prompt: RewardPrompt) -> str:
+    """What CARD holds."""
+    return json.dumps(
+        {"base": base, "lora": lora.model_dump(mode="json") if lora else None, "prompt": vars(prompt)}, indent=2
+    )
+
+
+def load_reward_model(export: str, card: dict, model: Model) -> VideoLM:
+    """Backbone (full weights, or base and adapter) and scalar head."""
+    lora = Lora(**card["lora"]) if card["lora"] else None
+    backbone = load_vlm(card["base"] if lora else export, model.dtype, model.attention)
+    module = VideoLM(backbone, ["reward"], {"reward": lora} if lora else None)
+    if lora:
+        set_peft_model_state_dict(module.model, load_peft_weights(export, device="cpu"), adapter_name="reward")
+        module.activate("reward")
+    module.heads["reward"].load_state_dict(load_file(Path(export) / "head.safetensors"))
+    return module
+
+
+def load_function(path: str) -> Callable:
+    """`package.module:name`; ConfigError where there is none."""
+    module, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            "a function as `package.module:name`", f"{path!r} ({error})", "the path, or PYTHONPATH"
+        ) from error
