@@ -1,0 +1,105 @@
+"""The learner group as the driver sees it: start the ranks, deal the work, gather the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import ray
+
+from cluster.checkpoint import CheckpointRef, Checkpoints
+from cluster.env import actor_env
+from cluster.publish import Manifest
+from cluster.remote import ask
+from cluster.staging import Staging
+from learners.spec import LearnerSpec
+from learners.worker import LearnerWorker
+from rlaif.config.schema import Ppo, Reward
+from rlaif.data import Conversation, Pair
+from rlaif.models.packing import chunks, deal
+from rlaif.records import Sample
+from rlaif.storage import Location
+
+
+class LearnerGroup:
+    """All ranks together. A dead rank ends the run: its collectives can't finish; `--resume` starts a new group."""
+
+    def __init__(
+        self, spec: LearnerSpec, make_frames: Callable, options: Sequence[dict], device: str, ppo: Ppo | None = None
+    ):
+        """`options`: Ray actor options of each rank (placement, CPUs, GPUs)."""
+        env = {"env_vars": actor_env(spec.cluster.learner.threads, device)}
+        world = len(options)
+        actor = ray.remote(LearnerWorker)
+        self.ranks = [
+            actor.options(runtime_env=env, **options[rank]).remote(spec, rank, world) for rank in range(world)
+        ]
+        address = ask(self.ranks[0].address.remote())
+        ask([rank.start.remote(address, make_frames, ppo) for rank in self.ranks])
+
+    def step_conversations(self, rows: Sequence[Conversation]) -> list[ray.ObjectRef]:
+        """One SFT step; every reference resolves to (metrics over all ranks, rows left out)."""
+        lengths = [sum(len(text) for _, text in row.messages) for row in rows]
+        return [
+            rank.step_conversations.remote(part)
+            for rank, part in zip(self.ranks, self._deal(rows, lengths), strict=True)
+        ]
+
+    def step_pairs(self, rows: Sequence[Pair], config: Reward) -> list[ray.ObjectRef]:
+        """One reward-model step; every reference resolves to (metrics over all ranks, rows left out)."""
+        lengths = [len(row.chosen) + len(row.rejected) for row in rows]
+        return [
+            rank.step_pairs.remote(part, config)
+            for rank, part in zip(self.ranks, self._deal(rows, lengths), strict=True)
+        ]
+
+    def score_pairs(self, rows: Sequence[Pair], config: Reward) -> list[tuple[float, float]]:
+        """(preferred, other) scores, in the order of the rows."""
+        parts = chunks(rows, len(self.ranks))
+        return sum(
+            ask([rank.score_pairs.remote(part, config) for rank, part in zip(self.ranks, parts, strict=True)]), []
+        )
+
+    def train_ppo(
+        self, samples: Sequence[Sample], scores: Sequence[float], config: Ppo, seed: int
+    ) -> tuple[dict[str, float], dict]:
+        """One PPO iteration; metrics, and {key: report} of every sample."""
+        order = sorted(range(len(samples)), key=lambda i: samples[i].key)
+        lengths = [len(samples[i].prompt_ids) + len(samples[i].response_ids) for i in order]
+        shares = [[order[i] for i in hand] for hand in deal(lengths, len(self.ranks))]
+        calls = [
+            rank.train_ppo.remote([samples[i] for i in share], [scores[i] for i in share], config, seed)
+            for rank, share in zip(self.ranks, shares, strict=True)
+        ]
+        answers = ask(calls)
+        return answers[0][0], {row["key"]: row for _, report in answers for row in report}
+
+    def logprobs(self, role: str, rows: Sequence[tuple]) -> list:
+        """Log-probs of given responses: rows of (video, question, response ids), in order."""
+        parts = chunks(rows, len(self.ranks))
+        return sum(ask([rank.logprobs.remote(role, part) for rank, part in zip(self.ranks, parts, strict=True)]), [])
+
+    def publishable(
+        self, role: str, version: int, bucket_bytes: int = 512 * 1024**2
+    ) -> tuple[Manifest, list[ray.ObjectRef]]:
+        """Manifest and bucket references of a role's newest weights."""
+        return ask([rank.publish.remote(role, version, bucket_bytes) for rank in self.ranks])[0]
+
+    def save(self, staging: Staging) -> dict:
+        """Write all trained roles into a checkpoint in the making; returns the scalar state for its meta data."""
+        return ask([rank.save.remote(staging) for rank in self.ranks])[0]
+
+    def load(self, checkpoints: Checkpoints, ref: CheckpointRef) -> None:
+        """Continue from a checkpoint; its meta data hold the scalar state under `learner`."""
+        ask([rank.load.remote(checkpoints, ref, ref.meta["learner"]) for rank in self.ranks])
+
+    def export(self, role: str, target: Location, merge: bool = False, card: dict[str, str] | None = None) -> str:
+        """Write a role to the storage as transformers, PEFT and vLLM load it; returns its path or URI."""
+        ask([rank.export.remote(role, target, merge, card or {}) for rank in self.ranks])
+        return str(target)
+
+    def stop(self) -> None:
+        for rank in self.ranks:
+            ray.kill(rank)
+
+    def _deal(self, rows: Sequence, lengths: Sequence[int]) -> list[list]:
+        return [[rows[i] for i in hand] for hand in deal(lengths, len(self.ranks))]

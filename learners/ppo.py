@@ -1,0 +1,258 @@
+"""PPO on one rank: samples and scores -> experience -> policy and critic steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from learners import losses
+from learners.learner import Learner, Unit
+from rlaif.config.schema import Ppo
+from rlaif.errors import ContractError
+from rlaif.models.encode import Encoded, Encoder
+from rlaif.models.packing import chunks
+from rlaif.objectives.advantages import gae, leave_one_out, over_tokens
+from rlaif.objectives.kl import AdaptiveController, FixedController, k1, k3
+from rlaif.objectives.masked import Moments, whiten
+from rlaif.objectives.metrics import Metrics, merge
+from rlaif.objectives.policy import ratio_quantiles
+from rlaif.objectives.rewards import RunningMoments, token_rewards
+from rlaif.objectives.value import explained_variance
+from rlaif.records import Sample
+from rlaif.seeds import derive
+
+
+@dataclass
+class PpoState:
+    """What PPO remembers between iterations, besides networks and optimizers; saved in every checkpoint."""
+
+    kl: FixedController | AdaptiveController
+    returns: RunningMoments
+    iteration: int = 0
+
+    @classmethod
+    def of(cls, config: Ppo) -> PpoState:
+        kl = config.kl
+        adaptive = kl.controller == "adaptive"
+        return cls(
+            AdaptiveController(kl.coef, kl.target, kl.horizon) if adaptive else FixedController(kl.coef),
+            RunningMoments(),
+        )
+
+    def state_dict(self) -> dict:
+        return {"kl": self.kl.state_dict(), "returns": self.returns.state_dict(), "iteration": self.iteration}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.kl.load_state_dict(state["kl"])
+        self.returns.load_state_dict(state["returns"])
+        self.iteration = int(state["iteration"])
+
+
+@dataclass
+class Rollouts:
+    """One rank's samples as right-padded arrays [B, T]; the mask is 1 on response tokens."""
+
+    samples: list[Sample]
+    encoded: list[Encoded]
+    mask: torch.Tensor
+    logprobs: torch.Tensor  # where the ratio starts
+    importance: torch.Tensor  # learner's over engine's probability of each token
+    reference: torch.Tensor
+    values: torch.Tensor
+
+
+def train_on(
+    learner: Learner, state: PpoState, samples: Sequence[Sample], scores: Sequence[float], config: Ppo, seed: int
+) -> tuple[Metrics, list[dict]]:
+    """One PPO iteration on this rank's share of the samples. All ranks call it together.
+
+    Returns metrics (to be reduced over ranks) and, per sample, its key, KL (k1, nats) and mean advantage.
+    """
+    clock = Clock()
+    rollouts = collect(learner, samples, config)
+    clock.lap("experience")
+    items, metrics, report = advantages_of(learner, state, rollouts, scores, config)
+    clock.lap("advantages")
+    metrics = merge([metrics, optimize(learner, state, items, config, seed, clock)])
+    state.iteration += 1
+    mean_kl = learner.all_sum(sum(row["kl"] for row in report), float(len(report)))
+    state.kl.update(mean_kl[0] / mean_kl[1], int(mean_kl[1]))
+    return merge([metrics, clock.metrics()]), report
+
+
+def collect(learner: Learner, samples: Sequence[Sample], config: Ppo) -> Rollouts:
+    """Forwards outside the update: reference 1, critic 1 (GAE), policy 0 or 1."""
+    encoder = learner.encoder("policy")
+    encoded = [encode_sample(encoder, sample) for sample in samples]
+    mask = _padded([np.ones(len(s.response_ids), np.float32) for s in samples])
+    engine = _padded([s.logprobs for s in samples])
+    own = _padded(learner.infer("policy", encoded, "logprobs")) if recompute_logprobs(learner, config) else engine
+    reference = _padded(learner.infer("reference", encoded, "logprobs"))
+    values = (
+        _padded(learner.infer("critic", encoded, "values")) if config.advantage == "gae" else torch.zeros_like(mask)
+    )
+    return Rollouts(list(samples), encoded, mask, own, torch.exp((own - engine).clamp(-20, 20)), reference, values)
+
+
+def recompute_logprobs(learner: Learner, config: Ppo) -> bool:
+    """auto trusts the engine's log-probs in float32 only, where both sides agree to about 1e-6."""
+    return config.old_logprobs == "learner" or (config.old_logprobs == "auto" and learner.spec.model.dtype != "float32")
+
+
+def encode_sample(encoder: Encoder, sample: Sample) -> Encoded:
+    """The sample as the learner sees it; ContractError where it differs from what the engine saw."""
+    features = encoder.video(sample.prompt.video)
+    encoded = encoder.prompt_and_response(sample.prompt.question, sample.response_ids, features)
+    _agree(sample, "frames", sample.frames_hash, features.spec.hash)
+    _agree(sample, "visual tokens", sample.visual_tokens, features.visual_tokens)
+    _agree(sample, "prompt tokens", sample.prompt_ids.tolist(), encoded.ids[: encoded.start].tolist())
+    return encoded
+
+
+def _agree(sample: Sample, what: str, engine: object, learner: object) -> None:
+    if engine != learner:
+        raise ContractError(
+            f"the same {what} in rollout engine and learner for sample {sample.key}",
+            f"engine {engine}, learner {learner}",
+            "use the same model directory and video settings for both (frames, size, processor version)",
+        )
+
+
+def advantages_of(
+    learner: Learner, state: PpoState, rollouts: Rollouts, scores: Sequence[float], config: Ppo
+) -> tuple[list[Encoded], Metrics, list[dict]]:
+    """Rewards, advantages and returns, written into the sequences as extras."""
+    mask, score = rollouts.mask, torch.tensor(scores, dtype=torch.float32)
+    drift = k1(rollouts.logprobs, rollouts.reference) * mask
+    kl = drift if config.kl.estimator == "k1" else k3(rollouts.logprobs, rollouts.reference) * mask
+    if config.advantage == "gae":
+        rewards = token_rewards(score, kl, state.kl.value, mask)
+        advantages, returns = gae(rewards, rollouts.values, mask, config.gamma, config.lam)
+    else:
+        totals = score - state.kl.value * kl.sum(1)
+        advantages = returns = over_tokens(_group_advantages(rollouts.samples, totals), mask)
+    moments = Moments(*learner.all_sum(*_moments(advantages, mask)))
+    if config.whiten_advantages:
+        advantages = whiten(advantages, mask, moments.mean, moments.var)
+    state.returns.update(Moments(*learner.all_sum(*_moments(returns, mask))))
+    extras = {
+        "old_logprobs": rollouts.logprobs,
+        "importance": rollouts.importance,
+        "advantages": advantages,
+        "returns": returns,
+        "values": rollouts.values,
+        "after_video": torch.tensor([float(item.video is not None) for item in rollouts.encoded]),
+    }
+    items = [replace(item, extras=_row(extras, i, len(item.mask))) for i, item in enumerate(rollouts.encoded)]
+    report = [
+        {
+            "key": s.key,
+            "kl": float(drift[i].sum()),
+            "advantage_mean": float((advantages[i] * mask[i]).sum() / mask[i].sum().clamp(min=1)),
+        }
+        for i, s in enumerate(rollouts.samples)
+    ]
+    return items, {"kl/coef": (state.kl.value, 1.0)}, report
+
+
+def _row(extras: dict[str, torch.Tensor], index: int, length: int) -> dict[str, np.ndarray]:
+    """One sample's extras: per-token arrays cut to its length, numbers as they are."""
+    return {name: x[index].numpy()[:length] if x.ndim == 2 else x[index].numpy() for name, x in extras.items()}
+
+
+def _moments(x: torch.Tensor, mask: torch.Tensor) -> tuple[float, float, float]:
+    moments = Moments.of(x, mask)
+    return moments.count, moments.total, moments.squares
+
+
+def _group_advantages(samples: Sequence[Sample], totals: torch.Tensor) -> torch.Tensor:
+    """Leave-one-out over each prompt's samples, which may sit on several ranks."""
+    gathered: list = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, [(s.key, float(t)) for s, t in zip(samples, totals, strict=True)])
+    everyone = [row for part in gathered for row in part]
+    advantages, _ = leave_one_out(torch.tensor([t for _, t in everyone]), [key[0] for key, _ in everyone])
+    by_key = {key: advantages[i] for i, (key, _) in enumerate(everyone)}
+    return torch.stack([by_key[s.key] for s in samples])
+
+
+def optimize(learner: Learner, state: PpoState, items: list[Encoded], config: Ppo, seed: int, clock: Clock) -> Metrics:
+    """Epochs of shuffled mini-batches. Stops early when the policy has moved `target_kl` from where it sampled."""
+    ratios: list[tuple[torch.Tensor, torch.Tensor]] = []
+    policy_loss = losses.policy(config, recompute_logprobs(learner, config), ratios)
+    critic_loss = losses.critic(config, state.returns.scale)
+    found: list[Metrics] = []
+    for units in _minibatches(state, items, config, seed):
+        if config.advantage == "gae":
+            found.append(_prefixed("critic", learner.step("critic", units, "values", critic_loss, losses.tokens)))
+            clock.lap("critic")
+        if state.iteration < config.critic_warmup:
+            continue
+        seen = learner.step("policy", units, "logprobs", policy_loss, losses.tokens)
+        clock.lap("policy")
+        found.append(_prefixed("policy", seen))
+        moved, count = learner.all_sum(*seen.get("approx_kl", (0.0, 0.0)))
+        if config.target_kl is not None and moved / max(count, 1.0) > config.target_kl:
+            found.append({"policy/early_stop": (1.0, 1.0)})
+            break
+    return merge([*found, _ratio_quantiles(ratios)])
+
+
+def _minibatches(state: PpoState, items: list[Encoded], config: Ppo, seed: int) -> Iterator[list[Unit]]:
+    parts = config.prompts_per_iteration * config.samples_per_prompt // config.minibatch_size
+    for epoch in range(config.epochs):
+        rng = np.random.default_rng(derive(seed, "epoch", state.iteration, epoch, dist.get_rank()))
+        for part in chunks([items[i] for i in rng.permutation(len(items))], parts):
+            yield [(item,) for item in part]
+
+
+def _ratio_quantiles(ratios: list[tuple[torch.Tensor, torch.Tensor]]) -> Metrics:
+    """1%, 50% and 99% quantiles of pi / pi_old over every rank's tokens of the iteration, text and after-video apart."""
+    gathered: list = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, ratios)
+    tokens = [pair for part in gathered for pair in part]
+    if not tokens:
+        return {}
+    ratio, after_video = (torch.cat(column) for column in zip(*tokens, strict=True))
+    found = ratio_quantiles(ratio, torch.ones_like(ratio), after_video)
+    return {f"policy/{name}": (value, 1.0) for name, value in found.items()}
+
+
+def critic_report(metrics: Metrics) -> dict[str, float]:
+    """Explained variance from merged metrics, over all ranks."""
+    prefix = "critic/"
+    own = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
+    explained = explained_variance(own) if "returns" in own else None
+    return {} if explained is None else {"critic/explained_variance": explained}
+
+
+class Clock:
+    """Seconds by phase; each lap is counted to the phase that just ended."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.last = time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        now = time.perf_counter()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self.last
+        self.last = now
+
+    def metrics(self) -> Metrics:
+        return {f"time/{phase}": (seconds, 1.0) for phase, seconds in self.seconds.items()}
+
+
+def _prefixed(prefix: str, metrics: Metrics) -> Metrics:
+    return {f"{prefix}/{name}": value for name, value in metrics.items()}
+
+
+def _padded(rows: Sequence[np.ndarray]) -> torch.Tensor:
+    """[B, T] float32, zeros after each row's end."""
+    out = torch.zeros(len(rows), max((len(row) for row in rows), default=0))
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = torch.tensor(row)  # copied: what comes out of the object store is read-only
+    return out

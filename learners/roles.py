@@ -1,0 +1,153 @@
+"""Networks and DeepSpeed engines of one rank.
+
+With adapters, all roles on one base share its frozen weights: every trained role has an engine of its own that owns
+its adapter and head, used strictly as activate -> forward -> backward -> step. (One engine for two adapters trains the
+wrong weights silently; see docs/architecture.md.) With full weights every role is a module of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from peft import load_peft_weights, set_peft_model_state_dict
+from torch import Tensor, nn
+
+from learners.spec import LearnerSpec, RoleSpec
+from rlaif.models.batch import Batch
+from rlaif.models.vlm import Output, VideoLM, freeze_for_full_training, load_vlm
+from rlaif.storage import fetch
+
+
+@dataclass
+class Role:
+    """A network as its objective sees it."""
+
+    spec: RoleSpec
+    module: VideoLM
+    adapter: str | None
+    engine: deepspeed.DeepSpeedEngine | None = None
+    steps: int = 0
+
+    def forward(self, batch: Batch, output: Output, temperature: float = 1.0) -> dict[str, Tensor]:
+        self.module.activate(self.adapter)
+        head = None if self.spec.head == "none" else self.spec.name
+        return (self.engine or self.module)(batch, output, head=head, temperature=temperature)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Trained parameters by name; an adapter's are only its own."""
+        self.module.activate(self.adapter)
+        mine = lambda name: self.adapter is None or "lora_" not in name or f".{self.adapter}." in name  # noqa: E731
+        heads = f"heads.{self.spec.name}."
+        return {
+            name: parameter
+            for name, parameter in self.module.named_parameters()
+            if parameter.requires_grad and mine(name) and (not name.startswith("heads.") or name.startswith(heads))
+        }
+
+
+def build_roles(spec: LearnerSpec, device: torch.device) -> dict[str, Role]:
+    """All roles of a rank, engines started. Every rank must build the same roles in the same order."""
+    roles = {}
+    for base, members in _by_module(spec.roles):
+        module = _build_module(base, members, spec).to(device)
+        for role in members:
+            roles[role.name] = Role(role, module, role.name if role.lora else None)
+    for name in [role.name for role in spec.roles]:
+        _start_engine(roles[name], spec)
+    for role in roles.values():
+        _claim(role)
+    return roles
+
+
+def _by_module(roles: tuple[RoleSpec, ...]) -> list[tuple[str, list[RoleSpec]]]:
+    """Roles grouped by the module they live in: adapters and frozen references share one per base."""
+    shared = {role.base for role in roles if role.lora}
+    groups: dict[tuple, list[RoleSpec]] = {}
+    for role in roles:
+        sharing = role.lora or (role.optim is None and role.base in shared)
+        groups.setdefault((role.base, "" if sharing else role.name), []).append(role)
+    return [(base, members) for (base, _), members in groups.items()]
+
+
+def _build_module(base: str, members: list[RoleSpec], spec: LearnerSpec) -> VideoLM:
+    full = next((role for role in members if role.lora is None), None)
+    start = full.start if full and full.start and not any(role.lora for role in members) else None
+    model = load_vlm(start or base, spec.model.dtype, spec.model.attention)
+    adapters = {role.name: role.lora for role in members if role.lora}
+    heads = [role.name for role in members if role.head != "none"]
+    torch.manual_seed(spec.seed)  # adapters and reward heads start alike on every rank
+    module = VideoLM(model, heads, adapters)
+    for role in members:
+        if role.head == "reward":
+            nn.init.normal_(module.heads[role.name].weight, std=1.0 / (model.config.get_text_config().hidden_size + 1))
+        if role.lora and role.start:
+            load_adapter(module, role.name, role.start)
+    if not adapters:
+        trained = members[0].optim is not None
+        freeze_for_full_training(
+            model, members[0].train_vision, members[0].train_projector
+        ) if trained else model.requires_grad_(False)
+    if spec.model.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return module
+
+
+def load_adapter(module: VideoLM, adapter: str, export: str | Path) -> None:
+    """Start an adapter from a saved one (safetensors only)."""
+    set_peft_model_state_dict(module.model, load_peft_weights(fetch(str(export)), device="cpu"), adapter_name=adapter)
+
+
+def _start_engine(role: Role, spec: LearnerSpec) -> None:
+    if role.spec.optim is None:
+        role.module.eval()
+        return
+    optim = role.spec.optim
+    params = list(role.trainable().values())
+    optimizer = torch.optim.AdamW(
+        params, lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay
+    )
+    role.engine, *_ = deepspeed.initialize(
+        model=role.module,
+        model_parameters=params,
+        optimizer=optimizer,
+        config=_deepspeed_config(optim.max_grad_norm, spec),
+    )
+    _make_moments(role.engine.optimizer)
+
+
+def _claim(role: Role) -> None:
+    """Under ZeRO-3 every engine links its whole module to its own optimizer, also what another engine trains."""
+    for parameter in role.trainable().values() if role.engine else ():
+        parameter._z3_optimizer = role.engine.optimizer
+
+
+def _make_moments(sharded: Any) -> None:
+    """Adam's state, which torch would make at the first step: a checkpoint may be read or written before that."""
+    inner = sharded.optimizer
+    flat = getattr(sharded, "fp32_partitioned_groups_flat", None) or sharded.single_partition_of_fp32_groups
+    for part in flat:
+        zeros = {name: torch.zeros_like(part) for name in ("exp_avg", "exp_avg_sq")}
+        inner.state[part] = {"step": torch.zeros((), dtype=torch.float32), **zeros}
+    if hasattr(sharded, "_lazy_init_hp_params_optimizer_state"):  # ZeRO-1 and 2 look states up through the parameters
+        sharded._lazy_init_hp_params_optimizer_state()
+
+
+def _deepspeed_config(max_grad_norm: float, spec: LearnerSpec) -> dict:
+    zero = {"stage": spec.cluster.zero_stage, "overlap_comm": torch.cuda.is_available(), "contiguous_gradients": True}
+    if spec.cluster.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": max_grad_norm,
+        "zero_optimization": zero,
+        "bf16": {"enabled": spec.model.dtype == "bfloat16"},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }

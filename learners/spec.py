@@ -1,0 +1,41 @@
+"""What a learner group is made of: plain data the driver sends to every rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rlaif.config.schema import Cluster, Lora, Model, Optim
+
+
+@dataclass(frozen=True)
+class RoleSpec:
+    """One network of the group: trained (it has an optimizer) or frozen (a reference)."""
+
+    name: str
+    base: str
+    """Model directory or hub name. Roles with adapters on the same base share its frozen weights."""
+    lora: Lora | None = None
+    optim: Optim | None = None
+    total_steps: int = 1
+    """Optimizer steps of the whole run, for the learning-rate schedule."""
+    head: Literal["none", "value", "reward"] = "none"
+    train_vision: bool = False
+    train_projector: bool = False
+    start: str | None = None
+    """An export whose adapter (or full weights) the role starts from; its head is not taken over."""
+
+
+@dataclass(frozen=True)
+class LearnerSpec:
+    """Everything a rank needs to build its share of the group."""
+
+    roles: tuple[RoleSpec, ...]
+    model: Model
+    cluster: Cluster
+    max_tokens: int
+    """Longest sequence of a dataset row, in positions."""
+    feature_cache_bytes: int
+    tokens_per_microbatch: int
+    temperature: float = 1.0
+    seed: int = 0

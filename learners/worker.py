@@ -1,0 +1,150 @@
+"""The learner's Ray actor: one rank of the group. One class serves every objective."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from datetime import timedelta
+from typing import Literal
+
+import numpy as np
+import ray
+import torch
+
+from cluster.checkpoint import CheckpointRef, Checkpoints
+from cluster.publish import Manifest, pack
+from cluster.remote import free_port
+from cluster.staging import Staging
+from learners import losses, sequences
+from learners.export import adapter_config, export_role
+from learners.learner import Learner
+from learners.ppo import PpoState, critic_report, train_on
+from learners.spec import LearnerSpec
+from learners.state import load_role, named_weights, save_role
+from rlaif.config.schema import Ppo, Reward
+from rlaif.data import Conversation, Pair
+from rlaif.models.encode import Frames
+from rlaif.models.reward_prompt import RewardPrompt
+from rlaif.objectives.metrics import Metrics, means
+from rlaif.records import Sample
+from rlaif.storage import Location, replacing
+
+
+class LearnerWorker:
+    """Methods come in two kinds: those every rank must be called for together (collective), and `address`."""
+
+    def __init__(self, spec: LearnerSpec, rank: int, world: int):
+        self.spec, self.rank, self.world = spec, rank, world
+
+    def address(self) -> tuple[str, int]:
+        """Where the other ranks meet rank 0."""
+        return ray.util.get_node_ip_address(), free_port()
+
+    def start(self, address: tuple[str, int], make_frames: Callable[[], Frames], ppo: Ppo | None = None) -> None:
+        """Join the process group and build networks and engines."""
+        import deepspeed
+
+        device = _device(self.spec.model.device)
+        torch.set_num_threads(max(1, self.spec.cluster.learner.threads))
+        settings = {
+            "RANK": self.rank,
+            "WORLD_SIZE": self.world,
+            "LOCAL_RANK": 0,
+            "MASTER_ADDR": address[0],
+            "MASTER_PORT": address[1],
+        }
+        os.environ.update({name: str(value) for name, value in settings.items()})
+        timeout = timedelta(seconds=self.spec.cluster.collective_timeout_s)
+        deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", timeout=timeout, verbose=False)
+        self.learner = Learner(self.spec, make_frames(), device)
+        self.ppo_state = PpoState.of(ppo) if ppo else None
+
+    def step_conversations(self, rows: Sequence[Conversation]) -> tuple[dict[str, float], list[str]]:
+        """One SFT step on this rank's conversations: metrics over all ranks, and rows this rank left out."""
+        units, skipped = sequences.conversations(self.learner.encoder("policy"), rows, self.spec.max_tokens)
+        return self._means(self.learner.step("policy", units, "logprobs", losses.supervised, losses.tokens)), skipped
+
+    def step_pairs(self, rows: Sequence[Pair], config: Reward) -> tuple[dict[str, float], list[str]]:
+        """One Bradley-Terry step on this rank's pairs: metrics over all ranks, and rows this rank left out."""
+        units, skipped = sequences.preferences(
+            self.learner.encoder("reward"), RewardPrompt.of(config), rows, self.spec.max_tokens
+        )
+        return self._means(
+            self.learner.step("reward", units, "score", losses.preference(config), losses.pairs)
+        ), skipped
+
+    def score_pairs(self, rows: Sequence[Pair], config: Reward) -> list[tuple[float, float]]:
+        """(score of the preferred answer, of the other) per pair that can be read."""
+        units, _ = sequences.preferences(
+            self.learner.encoder("reward"), RewardPrompt.of(config), rows, self.spec.max_tokens
+        )
+        scores = np.asarray(
+            self.learner.infer("reward", [item for unit in units for item in unit], "score"), np.float64
+        )
+        return [tuple(pair) for pair in scores.reshape(-1, 2).tolist()]
+
+    def train_ppo(
+        self, samples: Sequence[Sample], scores: Sequence[float], config: Ppo, seed: int
+    ) -> tuple[dict[str, float], list[dict]]:
+        """One PPO iteration on this rank's samples; metrics over all ranks, and a report per sample."""
+        metrics, report = train_on(self.learner, self.ppo_state, samples, scores, config, seed)
+        gathered = self.learner.gather(metrics)
+        return means(gathered) | critic_report(gathered), report
+
+    def logprobs(self, role: str, rows: Sequence[tuple[str, str, np.ndarray]]) -> list[np.ndarray]:
+        """Log-probs of given responses: rows of (video, question, response ids)."""
+        encoder = self.learner.encoder(role)
+        items = [encoder.prompt_and_response(question, ids, encoder.video(video)) for video, question, ids in rows]
+        return self.learner.infer(role, items, "logprobs")
+
+    def publish(self, role: str, version: int, bucket_bytes: int) -> tuple[Manifest, list[ray.ObjectRef]] | None:
+        """Rank 0: manifest and buckets of the role's newest weights, under the engine's names."""
+        target = self.learner.roles[role]
+        engine_name = target.module.family.engine_name
+        weights = (
+            (engine_name(name) if target.adapter is None else name, tensor) for name, tensor in named_weights(target)
+        )
+        if self.rank != 0:
+            for _ in weights:  # the gathers are collective
+                pass
+            return None
+        kind, lora = ("adapter", adapter_config(target)) if target.adapter else ("full", None)
+        return pack(weights, bucket_bytes, version=version, kind=kind, lora=lora, put=ray.put)
+
+    def save(self, staging: Staging) -> dict:
+        """Write every trained role into a checkpoint in the making; returns the scalar state."""
+        with staging.writer() if self.rank == 0 else nullcontext() as folder:
+            for role in self.learner.roles.values():
+                if role.engine is not None:
+                    save_role(role, folder)
+        return {"ppo": self.ppo_state.state_dict()} if self.ppo_state else {}
+
+    def load(self, checkpoints: Checkpoints, ref: CheckpointRef, state: dict) -> None:
+        """The inverse of `save`, also on another number of ranks."""
+        folder = checkpoints.load(ref)
+        for role in self.learner.roles.values():
+            if role.engine is not None:
+                load_role(role, folder)
+        if self.ppo_state:
+            self.ppo_state.load_state_dict(state["ppo"])
+
+    def export(self, role: str, target: Location, merge: bool, card: dict[str, str]) -> None:
+        """Write a role's export to the storage; `card`: further files by name. An older export stays until it is complete."""
+        with replacing(target) if self.rank == 0 else nullcontext() as folder:
+            export_role(self.learner, role, folder, merge)
+            if folder is not None:
+                for name, text in card.items():
+                    (folder / name).write_text(text)
+
+    def memory(self) -> dict[str, float]:
+        """Peak GPU bytes of this rank, where it has a GPU."""
+        return {"gpu_bytes": float(torch.cuda.max_memory_allocated())} if torch.cuda.is_available() else {}
+
+    def _means(self, metrics: Metrics) -> dict[str, float]:
+        return means(self.learner.gather(metrics))
+
+
+def _device(choice: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    use_cuda = choice == "cuda" or (choice == "auto" and torch.cuda.is_available())
+    return torch.device("cuda", 0) if use_cuda else torch.device("cpu")
