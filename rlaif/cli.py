@@ -1,0 +1,135 @@
+"""The command line: `rlaif COMMAND CONFIG [key=value ...]`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from rlaif.config.schema import Config
+from rlaif.errors import RlaifError
+
+STAGES = {
+    "sft": "supervised fine-tuning",
+    "reward": "train a reward model on preference pairs",
+    "ppo": "align the policy with the reward model",
+    "eval": "evaluate the start and the export of a PPO run",
+    "demo": "the whole chain on a world of moving shapes",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command. An error a user can act on is printed without a traceback; the exit code is then 1."""
+    args = parse(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    for noisy in ("httpx", "ray", "transformers", "vllm"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # functions named in a configuration live beside it
+    try:
+        return args.run(args) or 0
+    except RlaifError as error:
+        print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted; --resume continues from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Overrides may stand before and after the flags."""
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    if wrong := [word for word in rest if word.startswith("-") or "=" not in word]:
+        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    return args
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="rlaif", description="Align video-language models with AI feedback on Ray.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in STAGES.items():
+        stage = commands.add_parser(name, help=text, description=text)
+        stage.add_argument("config", help="YAML file (see configs/)")
+        stage.add_argument("overrides", nargs="*", metavar="key=value", help="options that replace those of the file")
+        stage.add_argument(
+            "--strict", action="store_true", help="a bad row or video is fatal instead of counted and skipped"
+        )
+        if name in ("sft", "reward", "ppo"):
+            begin = stage.add_mutually_exclusive_group()
+            begin.add_argument(
+                "--resume",
+                dest="start",
+                action="store_const",
+                const="resume",
+                help="continue from the newest complete checkpoint",
+            )
+            begin.add_argument(
+                "--fresh",
+                dest="start",
+                action="store_const",
+                const="fresh",
+                help="start over, setting existing checkpoints aside",
+            )
+        stage.set_defaults(run=run_stage)
+    _add_data(commands)
+    doctor = commands.add_parser("doctor", help="what is usable on this machine, and what to do about each problem")
+    doctor.set_defaults(run=run_doctor)
+    return parser
+
+
+def _add_data(commands: argparse._SubParsersAction) -> None:
+    made = commands.add_parser("data", help="make datasets").add_subparsers(dest="world", required=True)
+    shapes = made.add_parser("shapes", help="videos of moving shapes, with conversations, prompts and ground truth")
+    shapes.add_argument("--out", type=Path, required=True, help="folder to write to")
+    shapes.add_argument("--train", type=int, default=2000, help="scenes for supervised fine-tuning")
+    shapes.add_argument("--prompts", type=int, default=512, help="scenes for PPO prompts")
+    shapes.add_argument("--test", type=int, default=256, help="held-out scenes")
+    shapes.add_argument("--seed", type=int, default=0)
+    shapes.set_defaults(run=run_data)
+
+
+def run_stage(args: argparse.Namespace) -> int:
+    from rlaif.config.load import load_config
+
+    overrides = [*args.overrides, "data.strict=true"] if args.strict else args.overrides
+    checked_as = {"demo": None, "eval": "ppo"}.get(args.command, args.command)
+    config = load_config(args.config, overrides, checked_as)
+    import ray
+
+    try:
+        start_stage(args, config)
+    except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as error:
+        print(f"\n{error}\n\nan actor failed; --resume continues from the last checkpoint", file=sys.stderr)
+        return 1
+    return 0
+
+
+def start_stage(args: argparse.Namespace, config: Config) -> None:
+    from rlaif.stages import demo, evaluate, ppo, reward, sft
+    from rlaif.stages.run import open_run
+
+    if args.command == "demo":
+        return demo.demo(config)
+    with open_run(config) as run:
+        if args.command == "eval":
+            print(evaluate.table(evaluate.evaluate(config, run)))
+        else:
+            stage = {"sft": sft, "reward": reward, "ppo": ppo}[args.command]
+            print(f"export: {stage.train(config, run, args.start or 'new')}")
+
+
+def run_data(args: argparse.Namespace) -> None:
+    from rlaif.worlds.shapes.dataset import write_dataset
+
+    counts = write_dataset(args.out, {"train": args.train, "prompt": args.prompts, "test": args.test}, args.seed)
+    print(f"{args.out}: " + ", ".join(f"{count} rows in {name}.jsonl" for name, count in counts.items()))
+
+
+def run_doctor(args: argparse.Namespace) -> int:
+    from rlaif.doctor import main as doctor
+
+    return doctor()

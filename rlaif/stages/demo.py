@@ -1,0 +1,129 @@
+"""The whole system in miniature: `rlaif demo CONFIG` (`make demo`)."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from rlaif.config.schema import Config
+from rlaif.errors import ConfigError
+from rlaif.memory import MemoryWatch
+from rlaif.models.tiny import build_tiny
+from rlaif.rundir import RunDir
+from rlaif.stages import data, pairs, ppo, reward, sft
+from rlaif.stages.evaluate import command, table
+from rlaif.stages.run import Run, open_run
+from rlaif.worlds.shapes.checker import preference
+from rlaif.worlds.shapes.dataset import write_dataset
+from rlaif.worlds.shapes.language import WORDS
+
+log = logging.getLogger(__name__)
+
+
+def demo(config: Config) -> None:
+    """World, SFT, preferences, reward model, PPO for each seed, and a table of SFT against RLAIF."""
+    began = time.time()
+    with MemoryWatch() as memory, open_run(config) as run:
+        say("1/5 world: videos of moving shapes, and a model from scratch")
+        prepare(config)
+        say("2/5 supervised fine-tuning on descriptions with planted errors")
+        sft.train(config, run, "fresh")
+        say("3/5 preferences between the policy's own answers")
+        label(config, run)
+        say("4/5 reward model, with the videos' dense captions as context")
+        reward.train(config, run, "fresh")
+        rows, decodes = [], {}
+        for seed in range(config.seed, config.seed + config.demo.seeds):
+            say(f"5/5 PPO, seed {seed}")
+            rows += train_seed(config, run, seed)
+        decodes = run.topology.frame_counters()
+        write_results(config, run, rows)
+    report(config, run, rows, decodes, time.time() - began, memory.peak_gib)
+
+
+def prepare(config: Config) -> None:
+    """The dataset and the untrained model, both below the run directory: a user's own data are never written over."""
+    run = str(RunDir(config.storage, config.name).location)
+    for option, path in (("data.root", config.data.root), ("sft.init", config.sft.init)):
+        if not path.startswith(run + "/"):
+            raise ConfigError(
+                f"{option} below the demo's run directory, {run}", path, f"leave {option} as in configs/demo.yaml"
+            )
+    sizes = {"train": config.demo.train_scenes, "prompt": config.demo.prompt_scenes, "test": config.demo.eval_scenes}
+    write_dataset(Path(config.data.root), sizes, config.seed)
+    build_tiny(Path(config.sft.init), WORDS, config.seed)
+
+
+def label(config: Config, run: Run) -> None:
+    """Preference pairs on descriptions; every eighth scene is held out."""
+    prompts = [p for p in data.prompts(config, config.data.prompts) if p.extra.get("kind") == "describe"]
+    rollouts = run.topology.rollouts(config.ppo.policy, config.ppo.lora.r if config.ppo.lora else None)
+    samples = pairs.sample_answers(config, rollouts, prompts, config.demo.pair_samples)
+    rows = pairs.make_pairs(samples, preference, config.demo.pairs_per_prompt, config.seed)
+    held_out = {prompt.video for prompt in prompts[::8]}
+    pairs.write_rows(data.data_path(config, config.data.pairs), [row for row in rows if row["video"] not in held_out])
+    pairs.write_rows(data.data_path(config, config.data.pairs_eval), [row for row in rows if row["video"] in held_out])
+    log.info("%d pairs from %d answers", len(rows), len(samples))
+
+
+def train_seed(config: Config, run: Run, seed: int) -> list[dict]:
+    """PPO with one seed; the first has the run's own directory. Returns its rows of the table."""
+    if seed != config.seed:
+        config = config.model_copy(update={"name": f"{config.name}-seed{seed}", "seed": seed})
+        run = replace(run, config=config, directory=RunDir(config.storage, config.name))
+        run.directory.prepare()
+        run.directory.write_config(config.model_dump(mode="json"))
+    ppo.train(config, run, "fresh")
+    return run.directory.read_json("eval/ppo.json")["rows"]
+
+
+def write_results(config: Config, run: Run, rows: list[dict]) -> None:
+    names = ("policy", "seed", "decoding", "hallucination", "recall", "qa_accuracy", "reward", "kl", "length")
+    kept = [{name: row.get(name) for name in names} for row in rows]
+    run.directory.write_eval("demo", {"command": command(), "rows": kept})
+
+
+def report(
+    config: Config, run: Run, rows: list[dict], counters: dict[str, float], seconds: float, peak_gib: float
+) -> None:
+    """The table, what it cost, where everything lies and what to type next."""
+    path = run.directory.path
+    print("\n" + table(rows) + "\n")
+    for line in verdicts(config, rows):
+        print(line)
+    print(
+        f"decodes per video {counters['frames/decodes'] / counters['frames/videos']:.2f}, re-decodes {counters['frames/redecodes']:.0f}"
+    )
+    print(f"{seconds / 60:.1f} minutes, {peak_gib:.1f} GiB peak memory of all processes")
+    print(f"run directory: {path}  (metrics.jsonl, samples/, eval/demo.json, export/)")
+    print(
+        f"next:  rlaif eval configs/demo.yaml name={config.name} storage={config.storage}     the exported policy again"
+    )
+    print(f"       rlaif ppo configs/demo.yaml name=mine data.root={config.data.root} \\")
+    print(f"           ppo.policy={config.ppo.policy} ppo.reward={config.ppo.reward} ppo.kl.coef=0.2")
+
+
+def verdicts(config: Config, rows: list[dict]) -> list[str]:
+    """Per seed: how much hallucination PPO took out of greedy answers, what recall it cost, and how far it moved."""
+    greedy = {(row["policy"], row["seed"]): row for row in rows if row["decoding"] == "greedy"}
+    lines = []
+    for (name, seed), after in greedy.items():
+        if name != "rlaif":
+            continue
+        before = greedy["sft", seed]
+        if not before.get("hallucination") or "hallucination" not in after:
+            lines.append(f"seed {seed}: a policy without (false) claims; nothing to compare")
+            continue
+        left = after["hallucination"] / before["hallucination"]
+        limit = config.ppo.kl.limit
+        lines.append(
+            f"seed {seed}: {left:.0%} of SFT's greedy hallucination is left, recall {after['recall'] - before['recall']:+.3f}, "
+            f"KL {after['kl']:.2f} nats per answer ({'within' if after['kl'] <= limit else 'BEYOND'} ppo.kl.limit {limit:g})"
+        )
+    return lines
+
+
+def say(text: str) -> None:
+    print(f"\n== {text}", flush=True)

@@ -1,0 +1,159 @@
+"""Evaluation: answers on held-out prompts, checked and scored; `rlaif eval CONFIG` and the same during PPO."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from actors.reward import Answer, load_function
+from actors.rollout import Failure
+from cluster.checkpoint import CheckpointRef
+from cluster.remote import ask
+from learners.spec import LearnerSpec
+from rlaif.config.schema import Config, Sampling
+from rlaif.errors import ConfigError, RlaifError
+from rlaif.evaluation.claims import rates
+from rlaif.records import Masked, Prompt, Sample
+from rlaif.seeds import derive
+from rlaif.stages import data
+from rlaif.stages.roles import Roles, context_of, learner_spec, require_inputs, start_roles
+from rlaif.stages.run import Run
+
+DECODINGS = {"greedy": 0.0, "sample": 1.0}
+"""Temperature by name."""
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best evaluation so far; its checkpoint is spared from pruning."""
+
+    iteration: int | None = None
+    score: float = float("-inf")
+
+    @classmethod
+    def of(cls, checkpoint: CheckpointRef | None) -> Best:
+        """As a checkpoint remembers it."""
+        return cls(**checkpoint.meta["best"]) if checkpoint else cls()
+
+    def after(self, iteration: int, metrics: dict[str, float]) -> Best:
+        score = metrics.get("eval/score")
+        return Best(iteration, score) if score is not None and score > self.score else self
+
+    def spared(self) -> tuple[int, ...]:
+        return () if self.iteration is None else (self.iteration,)
+
+    def state(self) -> dict:
+        return {} if self.iteration is None else vars(self)
+
+
+def evaluate(config: Config, run: Run) -> list[dict]:
+    """`rlaif eval CONFIG`: the start of a PPO run (row `sft`) and its export (row `rlaif`), side by side."""
+    require_inputs(config)
+    export = run.directory.export("ppo")
+    if not export.files():
+        raise ConfigError(f"the export of a PPO run at {export}", "nothing there", "run `rlaif ppo` first, or name=")
+    roles = start_roles(config, run, data.prompts(config, config.data.eval), frozen(config, None))
+    rows = policy(config, run, roles, "sft")
+    roles.learners = run.topology.learners(frozen(config, str(export)))
+    roles.publish(1)
+    return rows + policy(config, run, roles, "rlaif")
+
+
+def frozen(config: Config, start: str | None) -> LearnerSpec:
+    """Policy (from `start`) and reference, for log-probs only."""
+    spec = learner_spec(config)
+    roles = {role.name: role for role in spec.roles}
+    return replace(spec, roles=(replace(roles["policy"], optim=None, start=start), roles["reference"]))
+
+
+def policy(config: Config, run: Run, roles: Roles, name: str) -> list[dict]:
+    """Both decodings of the policy the roles hold now, as rows; they join `eval/ppo.json`. None without `data.eval`."""
+    if not data.data_path(config, config.data.eval).is_file():
+        return []
+    prompts = data.prompts(config, config.data.eval)
+    rows = [
+        {"policy": name, "seed": config.seed, "decoding": decoding, **measure(config, roles, prompts, decoding)}
+        for decoding in DECODINGS
+    ]
+    kept = [row for row in (run.directory.read_json("eval/ppo.json") or {"rows": []})["rows"] if row["policy"] != name]
+    run.directory.write_eval("ppo", {"command": command(), "rows": kept + rows})
+    return rows
+
+
+def during_training(config: Config, roles: Roles) -> dict[str, float]:
+    """Greedy answers to the first `eval.in_training` prompts; `score` is what the best checkpoint is chosen by."""
+    if roles.eval_prompts is None:
+        roles.eval_prompts = data.prompts(config, config.data.eval)[: config.eval.in_training]
+    found = measure(config, roles, roles.eval_prompts, "greedy")
+    score = found.get("recall", 0.0) - found.get("hallucination", 0.0) + found.get("qa_accuracy", 0.0)
+    return {f"eval/{name}": value for name, value in found.items()} | {"eval/score": score}
+
+
+def measure(config: Config, roles: Roles, prompts: Sequence[Prompt], decoding: str) -> dict[str, float]:
+    """hallucination, recall, qa_accuracy (with `eval.checker`); mean reward; KL to the reference (nats per response);
+    length in tokens; how many answers there are, how many prompts gave none and how many rewards were masked."""
+    samples, failures = answer(config, roles, prompts, decoding)
+    answers = [(s.prompt, s.response) for s in samples]
+    found = rates(answers, load_function(config.eval.checker)) if config.eval.checker else {}
+    captions = context_of(config, prompts)
+    asked = [Answer(s.key, s.prompt, captions[s.prompt.prompt_id], s.response) for s in samples]
+    outcomes = ask(roles.rewards.score(asked)).values()
+    scores = [outcome.value for outcome in outcomes if not isinstance(outcome, Masked)]
+    lengths = [len(s.response_ids) for s in samples]
+    return found | {
+        "reward": float(np.mean(scores)) if scores else float("nan"),
+        "kl": kl_to_reference(roles, samples),
+        "length": float(np.mean(lengths)),
+        "answers": len(samples),
+        "failed_prompts": len(failures),
+        "masked_rewards": len(outcomes) - len(scores),
+    }
+
+
+def answer(
+    config: Config, roles: Roles, prompts: Sequence[Prompt], decoding: str
+) -> tuple[list[Sample], list[Failure]]:
+    """One answer per prompt by the weights published last, in the order of their keys; prompts that gave none.
+
+    Raises RlaifError when more than `ppo.max_reward_failures` of the prompts gave none.
+    """
+    sampling = Sampling(temperature=DECODINGS[decoding], max_tokens=config.eval.max_tokens)
+    roles.wait_published()
+    batch = ("eval", decoding)
+    roles.rollouts.submit(batch, prompts, 1, derive(config.seed, "eval", config.eval.seed), sampling)
+    samples, failures = [], []
+    for answers in roles.rollouts.results(batch, roles.deadline_s):
+        samples += answers.samples
+        failures += answers.failures
+    if not samples or len(failures) > config.ppo.max_reward_failures * len(prompts):
+        raise RlaifError(
+            f"answers to at least {1 - config.ppo.max_reward_failures:.0%} of the evaluation prompts",
+            f"{len(failures)} of {len(prompts)} failed; first: {failures[0].prompt_id}: {failures[0].reason}",
+            "what the reason names",
+        )
+    return sorted(samples, key=lambda sample: sample.key), failures
+
+
+def kl_to_reference(roles: Roles, samples: Sequence[Sample]) -> float:
+    """Mean over responses of sum log pi - log ref (k1, nats), at the temperature PPO samples with, by the learners."""
+    rows = [(s.prompt.video, s.prompt.question, s.response_ids) for s in samples]
+    own, reference = (roles.learners.logprobs(role, rows) for role in ("policy", "reference"))
+    return float(np.mean([float(np.sum(p - r)) for p, r in zip(own, reference, strict=True)]))
+
+
+def command() -> str:
+    """What was typed."""
+    return " ".join(["rlaif", *sys.argv[1:]])
+
+
+def table(rows: Sequence[dict]) -> str:
+    """The rows as a Markdown table."""
+    names = ("policy", "seed", "decoding", "hallucination", "recall", "qa_accuracy", "reward", "kl", "length")
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    for row in rows:
+        cells = [f"{row[n]:.3f}" if isinstance(row.get(n), float) else str(row.get(n, "")) for n in names]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)

@@ -1,0 +1,51 @@
+"""PPO from AI feedback: `rlaif ppo CONFIG`. `train` is the whole schedule; each step of it is one function elsewhere."""
+
+from __future__ import annotations
+
+from rlaif.config.schema import Config
+from rlaif.stages import data, evaluate
+from rlaif.stages.roles import enough_prompts, identity, learner_spec, require_inputs, start_roles
+from rlaif.stages.rounds import ask_for, collect, learn, record
+from rlaif.stages.run import Run, Start
+from rlaif.stages.supervised import restore, save_checkpoint
+
+
+def train(config: Config, run: Run, start: Start = "new") -> str:
+    """Generate, score, learn, publish, save, for every iteration; returns the export's path.
+
+    Synchronous and asynchronous training are this one loop. Batches are asked for `max_staleness` iterations ahead, and
+    a publish reaches each rollout actor behind the answers it still owes: with 0 the update starts from exactly the
+    weights that sampled, with 1 the actors sample the next batch while the learners update.
+    """
+    ppo = config.ppo
+    require_inputs(config)
+    prompts = enough_prompts(config, data.prompts(config, config.data.prompts))
+    checkpoints = run.checkpoints("ppo", ppo.save.keep)
+    newest = run.starting_point("ppo", checkpoints, start, identity(config))
+    roles = start_roles(config, run, prompts, learner_spec(config))
+    asked = first = restore(roles.learners, checkpoints, newest)
+    best = evaluate.Best.of(newest)
+    roles.publish(first)
+    if newest is None:
+        evaluate.policy(config, run, roles, "sft")
+    with run.tracker("ppo", ppo.iterations, first) as tracker:
+        for iteration in range(first, ppo.iterations):
+            while asked < min(iteration + 1 + ppo.max_staleness, ppo.iterations):
+                ask_for(config, roles, prompts, asked)
+                asked += 1
+            round_ = collect(config, roles, iteration)
+            metrics = learn(config, roles, round_)
+            done = iteration + 1
+            metrics |= roles.publish(done)
+            if ppo.eval_every and done % ppo.eval_every == 0:
+                metrics |= evaluate.during_training(config, roles)
+            best = best.after(done, metrics)
+            record(run, round_)
+            tracker.log(done, metrics, f"reward {metrics['reward/mean']:.2f} kl {metrics['kl/response']:.2f}")
+            if done in (ppo.iterations, best.iteration) or (ppo.save.every and done % ppo.save.every == 0):
+                save_checkpoint(
+                    run, roles.learners, checkpoints, done, identity(config), best.spared(), best=best.state()
+                )
+    export = roles.learners.export("policy", run.directory.export("ppo"))
+    evaluate.policy(config, run, roles, "rlaif")
+    return export

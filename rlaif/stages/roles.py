@@ -1,0 +1,153 @@
+"""The actors of a PPO run and what they are built from."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import AutoTokenizer
+
+from actors.frames import FrameClient
+from actors.pool import RolloutPool
+from actors.reward import RewardPool, load_function, read_card
+from learners.group import LearnerGroup
+from learners.spec import LearnerSpec, RoleSpec
+from rlaif.config.schema import Config, Function, Lora
+from rlaif.errors import ConfigError
+from rlaif.models.check import fingerprint, require_model
+from rlaif.models.reward_prompt import contexts
+from rlaif.records import Prompt
+from rlaif.stages import data
+from rlaif.stages.run import Run
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Roles:
+    """Everything a PPO iteration talks to."""
+
+    learners: LearnerGroup
+    rollouts: RolloutPool
+    rewards: RewardPool
+    captions: dict[str, tuple[str, ...]]
+    """The reward model's context of each prompt."""
+    frames: FrameClient
+    run: Run
+    deadline_s: float
+    eval_prompts: list[Prompt] | None = None
+    """Read when first evaluated."""
+
+    def publish(self, version: int) -> dict[str, float]:
+        """Send the policy's newest weights to every rollout actor; each applies them behind what it still owes.
+
+        Returns the transfer's metrics. `wait_published` says when they are in place.
+        """
+        began = time.perf_counter()
+        manifest, buckets = self.learners.publishable("policy", version)
+        self.rollouts.publish(manifest, buckets)
+        seconds = time.perf_counter() - began
+        return {"publish/bytes": manifest.nbytes, "publish/tensors": len(manifest.tensors), "publish/seconds": seconds}
+
+    def wait_published(self) -> None:
+        """Every rollout actor holds the version published last, verified."""
+        self.rollouts.committed(self.deadline_s)
+
+
+def require_inputs(config: Config) -> None:
+    """Policy, reward, checker and evaluation file exist and load; ConfigError naming the option otherwise."""
+    require_model("ppo.policy", config.ppo.policy)
+    if isinstance(config.ppo.reward, Function):
+        load_function(config.ppo.reward.path)
+    else:
+        read_card(config.ppo.reward)
+    if config.eval.checker is not None:
+        load_function(config.eval.checker)
+    if config.ppo.eval_every and not data.data_path(config, config.data.eval).is_file():
+        raise ConfigError("data.eval, for ppo.eval_every", f"no file {config.data.eval}", "either option")
+
+
+def enough_prompts(config: Config, prompts: list[Prompt]) -> list[Prompt]:
+    """The prompts, if one iteration can be filled with different ones."""
+    if len(prompts) < config.ppo.prompts_per_iteration:
+        raise ConfigError(
+            f"ppo.prompts_per_iteration of at most the {len(prompts)} usable prompts",
+            f"{config.ppo.prompts_per_iteration}",
+            "ppo.prompts_per_iteration, or more prompts",
+        )
+    return prompts
+
+
+def start_roles(config: Config, run: Run, prompts: Sequence[Prompt], spec: LearnerSpec) -> Roles:
+    """Reserve room for all roles together, then start them; what cannot be placed is an error before anything loads."""
+    topology, ppo = run.topology, config.ppo
+    captions = context_of(config, prompts)
+    topology.place("learner", "rollout", "reward")
+    rollouts = topology.rollouts(ppo.policy, ppo.lora.r if ppo.lora else None)
+    rewards = topology.rewards(ppo.reward, ppo.tokens_per_microbatch)
+    learners = topology.learners(spec, ppo)
+    rewards.wait_ready()
+    return Roles(learners, rollouts, rewards, captions, topology.frames()(), run, config.cluster.collective_timeout_s)
+
+
+def context_of(config: Config, prompts: Sequence[Prompt]) -> dict[str, tuple[str, ...]]:
+    """Captions by prompt, as the reward model was trained to read them; prompts that have none are counted."""
+    if isinstance(config.ppo.reward, Function):
+        return {prompt.prompt_id: prompt.captions for prompt in prompts}
+    mode, empty = read_card(config.ppo.reward)["prompt"]["context"], sum(not prompt.captions for prompt in prompts)
+    if mode != "none" and empty:
+        log.warning("%d of %d prompts have no captions: the reward model reads no context there", empty, len(prompts))
+    found = contexts(mode, [(prompt.video, prompt.captions) for prompt in prompts], config.seed)
+    return {prompt.prompt_id: captions for prompt, captions in zip(prompts, found, strict=True)}
+
+
+def learner_spec(config: Config) -> LearnerSpec:
+    """Policy, reference and (for GAE) critic. The reference is the policy's start: the bare base where adapters train."""
+    ppo, model = config.ppo, config.model
+    steps = ppo.iterations * ppo.epochs * (ppo.prompts_per_iteration * ppo.samples_per_prompt // ppo.minibatch_size)
+    vision = model.train_vision if ppo.train_vision is None else ppo.train_vision
+    projector = model.train_projector if ppo.train_projector is None else ppo.train_projector
+    roles = [RoleSpec("policy", ppo.policy, ppo.lora, ppo.optim, steps, train_vision=vision, train_projector=projector)]
+    if ppo.advantage == "gae":
+        base, lora, start = critic_start(config)
+        roles.append(RoleSpec("critic", base, lora, ppo.critic_optim, steps, "value", vision, projector, start))
+    roles.append(RoleSpec("reference", ppo.policy))
+    return LearnerSpec(
+        tuple(roles),
+        model,
+        config.cluster,
+        config.data.max_prompt_tokens,
+        config.video.feature_cache_bytes,
+        ppo.tokens_per_microbatch,
+        ppo.sampling.temperature,
+        config.seed,
+    )
+
+
+def critic_start(config: Config) -> tuple[str, Lora | None, str | None]:
+    """(base, adapter, export to start from) of the critic: the reward model where it fits, else the policy."""
+    ppo = config.ppo
+    if ppo.critic_init == "policy" or isinstance(ppo.reward, Function):
+        return ppo.policy, ppo.lora, None
+    card = read_card(ppo.reward)
+    lora = Lora(**card["lora"]) if card["lora"] else None
+    if card["base"] == ppo.policy and lora == ppo.lora:
+        return ppo.policy, lora, ppo.reward
+    if ppo.critic_init == "auto":
+        return ppo.policy, ppo.lora, None
+    if AutoTokenizer.from_pretrained(card["base"]).get_vocab() != AutoTokenizer.from_pretrained(ppo.policy).get_vocab():
+        raise ConfigError(
+            "a critic that reads the policy's tokens",
+            f"another vocabulary in {card['base']}",
+            "ppo.critic_init: policy, or a reward model of the same family",
+        )
+    return card["base"], lora, ppo.reward
+
+
+def identity(config: Config) -> dict:
+    """What a checkpoint of this run belongs to."""
+    ppo = config.ppo
+    lora = ppo.lora and ppo.lora.model_dump(mode="json")
+    return {"stage": "ppo", "policy": fingerprint(ppo.policy), "lora": lora, "advantage": ppo.advantage}

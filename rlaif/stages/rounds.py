@@ -1,0 +1,201 @@
+"""One PPO iteration's samples: asked for, answered, scored, learned from, recorded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from actors.reward import Answer
+from actors.rollout import Failure
+from cluster.remote import ask
+from rlaif.config.schema import Config
+from rlaif.errors import ContractError, RlaifError
+from rlaif.objectives.rewards import shaped_score
+from rlaif.order import rows_of_step
+from rlaif.records import Key, Masked, Outcome, Prompt, Sample
+from rlaif.seeds import derive
+from rlaif.stages.roles import Roles
+from rlaif.stages.run import Run
+
+
+@dataclass
+class Round:
+    """Everything one iteration knows about its samples."""
+
+    iteration: int
+    samples: list[Sample]
+    """Sorted by key."""
+    outcomes: dict[Key, Outcome]
+    failures: list[Failure]
+    """Prompts that could not be answered."""
+    reports: dict[Key, dict] = field(default_factory=dict)
+    """KL and mean advantage of each trained sample."""
+    times: dict[str, float] = field(default_factory=dict)
+    """Wall-clock seconds since the epoch at which phases began and ended."""
+
+    @property
+    def trained(self) -> list[Sample]:
+        return [sample for sample in self.samples if not isinstance(self.outcomes[sample.key], Masked)]
+
+
+def ask_for(config: Config, roles: Roles, prompts: Sequence[Prompt], iteration: int) -> None:
+    """Ask the rollout actors for iteration `iteration`'s samples, by the weights published last."""
+    ppo = config.ppo
+    roles.wait_published()
+    chosen = prompts_of(config, prompts, iteration)
+    roles.frames.prefetch(prompt.video for prompt in prompts_of(config, prompts, iteration + 1))
+    roles.rollouts.submit(
+        iteration, chosen, ppo.samples_per_prompt, derive(config.seed, "rollout", iteration), ppo.sampling
+    )
+
+
+def prompts_of(config: Config, prompts: Sequence[Prompt], iteration: int) -> list[Prompt]:
+    """The prompts of an iteration, a function of seed and iteration alone."""
+    chosen = rows_of_step(len(prompts), config.ppo.prompts_per_iteration, iteration, config.seed, "ppo")
+    return [prompts[i] for i in chosen]
+
+
+def collect(config: Config, roles: Roles, iteration: int) -> Round:
+    """Wait for the samples; each part goes to the reward actors as soon as it arrives.
+
+    Raises RlaifError when more than `ppo.max_reward_failures` of the samples have no reward, ContractError for a
+    sample that is older than `ppo.max_staleness` allows.
+    """
+    samples, failures, scoring, times = [], [], [], {"waited_from": time.time()}
+    for answers in roles.rollouts.results(iteration, roles.deadline_s):
+        samples += answers.samples
+        failures += answers.failures
+        times["rollout_began"] = min(times.get("rollout_began", answers.began), answers.began)
+        times["rollout_ended"] = max(times.get("rollout_ended", answers.ended), answers.ended)
+        scoring.append(roles.rewards.score([_answer(roles, sample) for sample in answers.samples]))
+    outcomes = {key: outcome for part in ask(scoring) for key, outcome in part.items()}
+    times["rewarded"] = time.time()
+    samples.sort(key=lambda sample: sample.key)
+    round_ = Round(
+        iteration, samples, {s.key: _shape(config, s, outcomes[s.key]) for s in samples}, failures, times=times
+    )
+    _check_versions(round_, config.ppo.max_staleness)
+    _check_failures(config, round_)
+    return round_
+
+
+def learn(config: Config, roles: Roles, round_: Round) -> dict[str, float]:
+    """The update; returns every metric of the iteration so far."""
+    trained = round_.trained
+    round_.times["update_began"] = time.time()
+    scores = [round_.outcomes[sample.key].value for sample in trained]
+    metrics, round_.reports = roles.learners.train_ppo(trained, scores, config.ppo, config.seed)
+    round_.times["update_ended"] = time.time()
+    return metrics | sample_metrics(round_, config.ppo.kl.limit) | engine_metrics(roles, round_)
+
+
+def record(run: Run, round_: Round) -> None:
+    """samples/<iteration>.jsonl: one row per sample, failed ones included."""
+    rows = [_row(round_, sample) for sample in round_.samples]
+    rows += [{"prompt_id": failure.prompt_id, "reward": {"masked": failure.reason}} for failure in round_.failures]
+    run.directory.write_samples(round_.iteration + 1, rows)
+
+
+def sample_metrics(round_: Round, kl_limit: float) -> dict[str, float]:
+    """Means over the iteration's samples."""
+    trained = round_.trained
+    scores = [round_.outcomes[s.key] for s in trained]
+    kl = float(np.mean([round_.reports[s.key]["kl"] for s in trained]))
+    parts = sorted({name for outcome in scores for name in outcome.parts})
+    return {
+        "reward/mean": float(np.mean([outcome.value for outcome in scores])),
+        "reward/std": float(np.std([outcome.value for outcome in scores])),
+        **{
+            f"reward/part_{name}": float(np.mean([outcome.parts.get(name, 0.0) for outcome in scores]))
+            for name in parts
+        },
+        "kl/response": kl,
+        "kl/over_limit": float(kl > kl_limit),
+        "response/length": float(np.mean([len(s.response_ids) for s in round_.samples])),
+        "response/stopped": float(np.mean([s.finish_reason == "stop" for s in round_.samples])),
+        "samples/trained": len(trained),
+        "samples/masked": len(round_.samples) - len(trained),
+        "samples/failed_prompts": len(round_.failures),
+        "samples/staleness_max": max(round_.iteration - s.policy_version for s in round_.samples),
+    }
+
+
+def engine_metrics(roles: Roles, round_: Round) -> dict[str, float]:
+    """Speed and health of what answered, the frame store's counters, and where the time went."""
+    tokens = sum(len(sample.response_ids) for sample in round_.samples)
+    times = dict(_durations(round_.times))
+    return {
+        **times,
+        "rollout/tokens_per_s": tokens / max(times["time/rollout"], 1e-9),
+        "rollout/actors": len(roles.rollouts.actors),
+        "rollout/dead_actors": len(roles.rollouts.dead),
+        "rollout/reissued_prompts": roles.rollouts.reissued,
+        **roles.run.topology.frame_counters(),
+    }
+
+
+def _answer(roles: Roles, sample: Sample) -> Answer:
+    return Answer(sample.key, sample.prompt, roles.captions[sample.prompt.prompt_id], sample.response)
+
+
+def _shape(config: Config, sample: Sample, outcome: Outcome) -> Outcome:
+    if isinstance(outcome, Masked):
+        return outcome
+    ppo = config.ppo
+    length = len(sample.response_ids)
+    return shaped_score(outcome.value, outcome.parts, sample.finish_reason, length, ppo.sampling.max_tokens, ppo.terms)
+
+
+def _check_versions(round_: Round, max_staleness: int) -> None:
+    for sample in round_.samples:
+        if not 0 <= round_.iteration - sample.policy_version <= max_staleness:
+            raise ContractError(
+                f"samples of iteration {round_.iteration} from a policy at most {max_staleness} versions old",
+                f"version {sample.policy_version} for {sample.key}",
+                "report this; or raise ppo.max_staleness",
+            )
+
+
+def _check_failures(config: Config, round_: Round) -> None:
+    wanted = config.ppo.prompts_per_iteration * config.ppo.samples_per_prompt
+    lost = wanted - len(round_.trained)
+    if lost <= config.ppo.max_reward_failures * wanted and len(round_.trained) >= config.cluster.learner.actors:
+        return
+    reasons = [o.reason for o in round_.outcomes.values() if isinstance(o, Masked)] + [
+        f.reason for f in round_.failures
+    ]
+    raise RlaifError(
+        f"at most {config.ppo.max_reward_failures:.0%} of samples without a reward",
+        f"{lost} of {wanted} in iteration {round_.iteration}; first reason: {reasons[0]}",
+        "what the reason names, or ppo.max_reward_failures; --resume continues from the last checkpoint",
+    )
+
+
+def _row(round_: Round, sample: Sample) -> dict:
+    outcome, report = round_.outcomes[sample.key], round_.reports.get(sample.key, {})
+    return {
+        "prompt_id": sample.prompt.prompt_id,
+        "sample_index": sample.sample_index,
+        "video": sample.prompt.video,
+        "question": sample.prompt.question,
+        "response": sample.response,
+        "policy_version": sample.policy_version,
+        "finish_reason": sample.finish_reason,
+        "reward": {"masked": outcome.reason}
+        if isinstance(outcome, Masked)
+        else {"value": outcome.value, **outcome.parts},
+        "kl": report.get("kl"),
+        "advantage_mean": report.get("advantage_mean"),
+    }
+
+
+def _durations(times: dict[str, float]) -> Iterator[tuple[str, float]]:
+    """Seconds the driver spent in each phase, and the timeline itself."""
+    yield "time/wait_for_samples", times["rewarded"] - times["waited_from"]
+    yield "time/rollout", times["rollout_ended"] - times["rollout_began"]
+    yield "time/update", times["update_ended"] - times["update_began"]
+    for name, moment in times.items():
+        yield f"timeline/{name}", moment

@@ -1,0 +1,130 @@
+"""The loop of every stage that learns from a fixed dataset: steps, evaluations, checkpoints."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Literal
+
+import ray
+
+from cluster.checkpoint import CheckpointRef, Checkpoints
+from cluster.remote import ask
+from learners.group import LearnerGroup
+from learners.spec import LearnerSpec, RoleSpec
+from rlaif.config.schema import Config, Reward, Saving, Sft
+from rlaif.models.check import fingerprint
+from rlaif.stages.run import Run
+from rlaif.tracking import Tracker
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """What a stage fills in; `train` does the rest."""
+
+    stage: str
+    steps: int
+    saving: Saving
+    identity: dict
+    """What a checkpoint must match to be resumed."""
+    step: Callable[[int], list[ray.ObjectRef]]
+    """Start optimizer step k; every reference resolves to (metrics over all ranks, rows left out)."""
+    evaluate: Callable[[], dict[str, float]] | None = None
+    """Metrics on held-out data."""
+    eval_every: int = 0
+
+
+def learner_spec(
+    config: Config, section: Sft | Reward, role: str, head: Literal["none", "reward"] = "none"
+) -> LearnerSpec:
+    """A group that trains one role as its section of the configuration says."""
+    model = config.model
+    spec = RoleSpec(
+        role,
+        section.init,
+        section.lora,
+        section.optim,
+        section.steps,
+        head,
+        train_vision=model.train_vision if section.train_vision is None else section.train_vision,
+        train_projector=model.train_projector if section.train_projector is None else section.train_projector,
+    )
+    return LearnerSpec(
+        (spec,),
+        model,
+        config.cluster,
+        config.data.max_prompt_tokens,
+        config.video.feature_cache_bytes,
+        section.tokens_per_microbatch,
+        seed=config.seed,
+    )
+
+
+def identity(stage: str, section: Sft | Reward) -> dict:
+    """What a checkpoint of a stage belongs to."""
+    lora = section.lora and section.lora.model_dump(mode="json")
+    return {"stage": stage, "base": fingerprint(section.init), "lora": lora}
+
+
+def train(
+    task: Supervised, run: Run, group: LearnerGroup, checkpoints: Checkpoints, newest: CheckpointRef | None
+) -> None:
+    """From the newest checkpoint (or the start) to the last step; evaluations and checkpoints as configured."""
+    start = restore(group, checkpoints, newest)
+    with run.tracker(task.stage, task.steps, start) as tracker:
+        waiting: list[tuple[int, list]] = []
+        for done in range(start + 1, task.steps + 1):
+            waiting.append((done, task.step(done - 1)))
+            evaluate, save = _due(done, task.eval_every, task.steps), _due(done, task.saving.every, task.steps)
+            while len(waiting) > (0 if evaluate or save else 1):  # one step ahead: ranks never wait for the driver
+                _finish(tracker, *waiting.pop(0))
+            if evaluate and task.evaluate:
+                tracker.log(done, task.evaluate())
+            if save:
+                save_checkpoint(run, group, checkpoints, done, task.identity)
+
+
+def restore(group: LearnerGroup, checkpoints: Checkpoints, newest: CheckpointRef | None) -> int:
+    """Load a checkpoint into the group; returns the iterations it holds, 0 without one."""
+    if newest is None:
+        return 0
+    group.load(checkpoints, newest)
+    checkpoints.rewind(newest.iteration)
+    return newest.iteration
+
+
+def save_checkpoint(
+    run: Run,
+    group: LearnerGroup,
+    checkpoints: Checkpoints,
+    done: int,
+    identity: dict,
+    protect: Collection[int] = (),
+    **meta: object,
+) -> None:
+    """Written aside by the ranks, verified, then published; on any error the older checkpoints stay as they are."""
+    run.directory.sync()  # whoever resumes from this checkpoint finds every row up to it
+    staging = checkpoints.begin(done)
+    try:
+        state = group.save(staging)
+        checkpoints.commit(staging, {"identity": identity, "learner": state, **meta}, protect)
+    except BaseException:
+        checkpoints.abort(staging)
+        raise
+
+
+def _due(done: int, every: int, steps: int) -> bool:
+    return done == steps or (every > 0 and done % every == 0)
+
+
+def _finish(tracker: Tracker, done: int, refs: list[ray.ObjectRef]) -> None:
+    answers = ask(refs)
+    metrics = {f"train/{name}": value for name, value in answers[0][0].items()}
+    skipped = [reason for _, reasons in answers for reason in reasons]
+    for reason in skipped:
+        log.warning("row left out: %s", reason)
+    headline = next((f"{name} {value:.3f}" for name, value in answers[0][0].items() if name in ("nll", "accuracy")), "")
+    tracker.log(done, metrics | {"data/skipped": len(skipped)}, headline)

@@ -1,0 +1,136 @@
+"""The actors of a run: placed once, started when a stage first needs them, kept for the stages after it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import ray
+import transformers
+
+from actors.engine import EngineSpec
+from actors.frames import FrameClient, start_frame_store
+from actors.pool import RolloutPool
+from actors.reward import RewardPool
+from actors.rollout import start_rollout
+from cluster.placement import Placement, place, remove
+from cluster.remote import ask
+from cluster.session import Session
+from learners.group import LearnerGroup
+from learners.spec import LearnerSpec
+from rlaif.config.schema import Config, Function, Ppo
+
+
+class Topology:
+    """What runs where. Every stage asks for the actors it needs; what already runs with the same settings is reused."""
+
+    def __init__(self, config: Config, session: Session):
+        self.config, self.session = config, session
+        self._placements: dict[str, Placement] = {}
+        self._store: Any = None
+        self._rollouts: dict[tuple, RolloutPool] = {}
+        self._group: LearnerGroup | None = None
+        self._rewards: RewardPool | None = None
+
+    def device(self, role: str) -> str:
+        """What a role computes on: a role that reserves no GPU does not touch one."""
+        gpus = getattr(self.config.cluster, role).gpus
+        return "cuda" if gpus > 0 and self.config.model.device != "cpu" else "cpu"
+
+    def place(self, *roles: str) -> None:
+        """Reserve what the roles need, all together, before anything is started."""
+        missing = [role for role in roles if role not in self._placements]
+        if missing:
+            requests = {role: getattr(self.config.cluster, role) for role in missing}
+            self._placements |= place(
+                requests, self.config.cluster.deadline_s, can_grow=False if self.session.owned else None
+            )
+
+    def frames(self) -> partial:
+        """A function that builds a frames client, inside any actor or here."""
+        if self._store is None:
+            video = self.config.video
+            self._store = start_frame_store(
+                num_frames=video.num_frames,
+                height=video.height,
+                width=video.width,
+                processor=f"transformers-{transformers.__version__}",
+                store_bytes=video.store_bytes,
+                threads=video.decode_threads,
+                options={"name": "frames", "get_if_exists": True},
+            )
+        return partial(FrameClient, self._store, self.config.data.root)
+
+    def learners(self, spec: LearnerSpec, ppo: Ppo | None = None) -> LearnerGroup:
+        """A new learner group; the one before it is stopped."""
+        self.stop_learners()
+        self.place("learner")
+        self._group = LearnerGroup(spec, self.frames(), self._options("learner"), self.device("learner"), ppo)
+        return self._group
+
+    def stop_learners(self) -> None:
+        if self._group is not None:
+            self._group.stop()
+            self._group = None
+
+    def rollouts(self, model_path: str, lora_rank: int | None) -> RolloutPool:
+        """The rollout pool that serves `model_path`; adapters of rank `lora_rank` or full weights can be published to it."""
+        key = (model_path, lora_rank)
+        if key not in self._rollouts:
+            self.stop_rollouts()
+            self.place("rollout")
+            role, limit = self.config.cluster.rollout, self.config.data.max_prompt_tokens
+            spec = EngineSpec(model_path, self.config.model.dtype, lora_rank, self.config.rollout)
+            actors = {
+                f"rollout-{i}": start_rollout(spec, self.frames(), self.device("rollout"), role.threads, options, limit)
+                for i, options in enumerate(self._options("rollout"))
+            }
+            ask([actor.version.remote() for actor in actors.values()])
+            self._rollouts[key] = RolloutPool(actors)
+        return self._rollouts[key]
+
+    def stop_rollouts(self) -> None:
+        for pool in self._rollouts.values():
+            for name in list(pool.actors):
+                ray.kill(pool.remove(name))
+        self._rollouts.clear()
+
+    def rewards(self, reward: str | Function, tokens_per_microbatch: int) -> RewardPool:
+        """A new reward pool; the one before it is stopped."""
+        self.stop_rewards()
+        self.place("reward")
+        self._rewards = RewardPool(
+            self._options("reward"),
+            self.config.cluster.reward.threads,
+            self.device("reward"),
+            reward=reward if isinstance(reward, str) else reward.model_dump(),
+            make_frames=self.frames(),
+            model=self.config.model,
+            tokens_per_microbatch=tokens_per_microbatch,
+            cache_bytes=self.config.video.feature_cache_bytes,
+        )
+        return self._rewards
+
+    def stop_rewards(self) -> None:
+        if self._rewards is not None:
+            self._rewards.stop()
+            self._rewards = None
+
+    def frame_counters(self) -> dict[str, float]:
+        """Decodes, re-decodes, hits and bytes of the frame store."""
+        return {f"frames/{name}": float(value) for name, value in self.frames()().counters().items()}
+
+    def stop(self) -> None:
+        """Stop every actor and give back all room."""
+        self.stop_learners()
+        self.stop_rewards()
+        self.stop_rollouts()
+        if self._store is not None:
+            ray.kill(self._store)
+            self._store = None
+        remove(self._placements)
+        self._placements = {}
+
+    def _options(self, role: str) -> list[dict]:
+        placement = self._placements[role]
+        return [placement.options(i) for i in range(getattr(self.config.cluster, role).actors)]
