@@ -1,0 +1,320 @@
+"""The engine against a plain transformers forward with the same weights: at start, after full and adapter publishes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from actors.engine import Engine, EngineSpec, Refused, Request
+from cluster.publish import pack
+from rlaif.config.schema import Rollout, Sampling
+from rlaif.errors import ContractError
+from rlaif.models.tiny import build_tiny
+
+WORDS = "a red green blue circle square triangle moves left right up down and what do you see ? . video".split()
+PLACEHOLDERS = ("<|video_pad|>", "<|image_pad|>", "<|vision_start|>", "<|vision_end|>", "<|im_start|>")
+ROLLOUT = Rollout(max_model_len=512, cpu_kv_cache_gib=0.1, max_num_seqs=64)
+SAMPLING = Sampling(max_tokens=12)
+METADATA = {
+    "fps": 2.0,
+    "duration": 12.0,
+    "total_num_frames": 24,
+    "frames_indices": list(range(24)),
+    "video_backend": "decord",
+}
+
+
+class World:
+    """A tiny model on disk, its transformers twin, and one video prompt."""
+
+    def __init__(self, path):
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        self.path = str(path)
+        self.processor = AutoProcessor.from_pretrained(path)
+        self.fresh = lambda: AutoModelForImageTextToText.from_pretrained(
+            path, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
+        self.banned = tuple(self.processor.tokenizer.convert_tokens_to_ids(list(PLACEHOLDERS)))
+        self.frames = np.random.default_rng(0).integers(0, 255, (24, 56, 56, 3), dtype=np.uint8)
+        content = [{"type": "video"}, {"type": "text", "text": "what do you see ?"}]
+        self.text = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
+        ids = self.processor.tokenizer(self.text)["input_ids"]
+        self.request = Request(ids, (1, 2), self.frames, METADATA, frames_hash="noise")
+        self.plain = Request([token for token in ids if token not in self.banned[:4]], (3,))
+
+    def forward(self, model, response_ids, temperature=1.0) -> np.ndarray:
+        """Log-probs of a response to the video prompt, with the bans, by the checkpoints' own position rule."""
+        from transformers.video_utils import VideoMetadata
+
+        inputs = self.processor(
+            text=[self.text],
+            videos=[self.frames],
+            video_metadata=[VideoMetadata(**METADATA)],
+            do_sample_frames=False,
+            return_tensors="pt",
+        )
+        prompt = inputs["input_ids"][0]
+        ids = torch.cat([prompt, torch.as_tensor(np.asarray(response_ids), dtype=torch.long)])[None]
+        seconds = float(np.asarray(inputs["second_per_grid_ts"])[0])
+        with torch.no_grad():
+            logits = model(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                position_ids=positions(ids[0], inputs["video_grid_thw"][0].tolist(), seconds, self.banned[0]),
+                pixel_values_videos=inputs["pixel_values_videos"],
+                video_grid_thw=inputs["video_grid_thw"],
+                second_per_grid_ts=inputs["second_per_grid_ts"],
+            ).logits[0, len(prompt) - 1 : -1]
+        logits[:, list(self.banned)] -= 100
+        logprobs = (logits / temperature).log_softmax(-1)
+        return logprobs.gather(1, ids[0, len(prompt) :, None])[:, 0].numpy()
+
+
+def positions(ids, grid, seconds, video_id) -> torch.Tensor:
+    """[3, 1, L]: text counts up on all axes, a video spans (time, row, column), text resumes after the largest."""
+    t, h, w = grid[0], grid[1] // 2, grid[2] // 2
+    video = (ids == video_id).nonzero()[:, 0]
+    start, end = int(video[0]), int(video[-1]) + 1
+    cells = (
+        torch.stack(
+            torch.meshgrid((torch.arange(t) * seconds).long(), torch.arange(h), torch.arange(w), indexing="ij")
+        ).reshape(3, -1)
+        + start
+    )
+    tail = torch.arange(len(ids) - end) + cells.max() + 1
+    return torch.cat([torch.arange(start).expand(3, -1), cells, tail.expand(3, -1)], dim=1)[:, None]
+
+
+def perturbed(model, parts, scale=0.05, seed=1):
+    """The model with noise on every parameter whose name holds one of `parts`."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if any(part in name for part in parts):
+                parameter += scale * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def deviation(world, engine, model) -> float:
+    """Largest difference between the engine's log-probs of fresh samples and the model's."""
+    answers = engine.generate([world.request], SAMPLING, engine.version)[0]
+    return max(float(np.abs(world.forward(model, answer.response_ids) - answer.logprobs).max()) for answer in answers)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return World(build_tiny(tmp_path_factory.mktemp("tiny"), WORDS, seed=0))
+
+
+@pytest.fixture(scope="module")
+def full(world):
+    return Engine(EngineSpec(world.path, "float32", None, ROLLOUT, banned_ids=world.banned))
+
+
+@pytest.fixture(scope="module")
+def adapted(world):
+    return Engine(EngineSpec(world.path, "float32", 4, ROLLOUT, banned_ids=world.banned))
+
+
+def send(engine, model, version, keep=lambda name: True):
+    tensors = [(name, tensor) for name, tensor in model.state_dict().items() if keep(name)]
+    return engine.publish(*pack(tensors, 1 << 20, version=version))
+
+
+def test_answers_are_those_of_the_model(world, full):
+    answers = full.generate([world.request, world.plain], SAMPLING, full.version)
+    assert [len(entry) for entry in answers] == [2, 1]
+    assert answers[0][0].visual_tokens == 48 and answers[1][0].visual_tokens == 0
+    assert (answers[0][0].prompt_ids == world.banned[0]).sum() == 48
+    assert deviation(world, full, world.fresh()) < 1e-4
+
+
+def test_given_responses_get_the_log_probs_they_would_have_been_sampled_with(world, full):
+    sampling = Sampling(max_tokens=8, temperature=0.7)
+    answers = full.generate([world.request], sampling, full.version)[0]
+    found = full.logprobs([world.request], [answers[0].response_ids], sampling, full.version)[0]
+    np.testing.assert_allclose(found, answers[0].logprobs, atol=1e-5)
+    np.testing.assert_allclose(found, world.forward(world.fresh(), answers[0].response_ids, temperature=0.7), atol=1e-4)
+
+
+def test_seeds_decide_the_answers(world, full):
+    def ids(request):
+        return [
+            answer.response_ids.tolist() for answer in full.generate([world.plain, request], SAMPLING, full.version)[1]
+        ]
+
+    first = ids(replace(world.request, seeds=(7, 8)))
+    assert first[0] != first[1]
+    assert ids(replace(world.request, seeds=(8, 7, 9)))[:2] == first[::-1]
+
+
+def test_greedy_ignores_seeds_and_takes_the_most_likely_token(world, full):
+    answers = full.generate(
+        [replace(world.request, seeds=(1, 2))], Sampling(max_tokens=4, temperature=0.0), full.version
+    )[0]
+    assert answers[0].response_ids.tolist() == answers[1].response_ids.tolist()
+    np.testing.assert_allclose(answers[0].logprobs, world.forward(world.fresh(), answers[0].response_ids), atol=1e-4)
+
+
+def test_banned_ids_are_never_sampled_and_finish_reasons_are_told_apart(world, full):
+    request = replace(world.request, seeds=tuple(range(60)))
+    answers = full.generate([request], Sampling(max_tokens=24, temperature=2.0), full.version)[0]
+    eos = world.processor.tokenizer.eos_token_id
+    assert not np.isin(np.concatenate([answer.response_ids for answer in answers]), world.banned).any()
+    assert {answer.finish_reason for answer in answers} == {"stop", "length"}
+    for answer in answers:
+        assert (answer.finish_reason == "stop") == (answer.response_ids[-1] == eos)
+        assert len(answer.response_ids) == len(answer.logprobs) <= 24
+
+
+def test_a_prompt_beyond_the_limit_is_refused_and_the_rest_is_answered(world, full):
+    long = Request([*world.plain.prompt_ids] * 60, (1, 2))
+    entries = full.generate([long, world.plain], SAMPLING, full.version)
+    assert isinstance(entries[0], Refused) and "512" in entries[0].reason
+    assert len(entries[1]) == 1
+
+
+def test_prompts_and_versions_that_do_not_fit_are_errors(world, full):
+    with pytest.raises(ContractError, match="version 41"):
+        full.generate([world.plain], SAMPLING, 41)
+    with pytest.raises(ContractError, match="20 visual tokens"):
+        full.generate([replace(world.request, visual_tokens=20)], SAMPLING, full.version)
+
+
+def test_a_full_publish_replaces_every_weight(world, full):
+    changed = perturbed(world.fresh(), [""])
+    assert deviation(world, full, changed) > 1e-2
+    receipt = send(full, changed, version=1)
+    assert (receipt.version, full.version, receipt.unchanged) == (1, 1, ())
+    assert deviation(world, full, changed) < 1e-4
+    with pytest.raises(ContractError, match="version 0"):
+        full.generate([world.plain], SAMPLING, 0)
+
+
+def test_a_part_of_the_weights_may_be_published_and_the_rest_stays(world, full):
+    send(full, world.fresh(), version=2)
+    changed = perturbed(world.fresh(), ["layers.1.mlp", "layers.0.self_attn"])
+    receipt = send(full, changed, 3, keep=lambda name: "language_model.layers" in name)
+    assert receipt.unchanged and all(
+        "layers" not in name for name in receipt.unchanged if not name.startswith("visual")
+    )
+    assert deviation(world, full, changed) < 1e-4
+
+
+@pytest.mark.parametrize("left_out", ["layers.1.self_attn.k_proj", "mlp.gate_proj", "lm_head"])
+def test_weights_that_would_load_wrongly_are_refused_before_anything_changes(world, full, left_out):
+    send(full, world.fresh(), version=4)
+    with pytest.raises(ContractError, match=left_out):
+        send(full, perturbed(world.fresh(), [""]), 5, keep=lambda name: left_out not in name)
+    assert full.version == 4
+    assert deviation(world, full, world.fresh()) < 1e-4
+
+
+def test_without_the_head_or_the_encoder_reset_the_comparison_would_fail(world, full, monkeypatch):
+    """What the two precautions are for: each left out, the log-probs are visibly those of a mixture of two versions."""
+    send(full, world.fresh(), version=6)
+    deviation(world, full, world.fresh())  # the video's features are now cached
+    changed = perturbed(world.fresh(), [""])
+    with monkeypatch.context() as patch:
+        patch.setattr(full, "_reset_encoder_cache", lambda: None)
+        send(full, changed, version=7)
+        assert deviation(world, full, changed) > 1e-3
+    with monkeypatch.context() as patch:
+        patch.setattr(full, "_tied", False)
+        send(full, world.fresh(), 8, keep=lambda name: name != "lm_head.weight")
+        assert deviation(world, full, world.fresh()) > 1e-3
+    send(full, changed, version=9)
+    assert deviation(world, full, changed) < 1e-4
+
+
+def test_without_the_prefix_reset_long_prompts_would_keep_old_keys_and_values(world, full, monkeypatch):
+    """Prefixes are shared in blocks of 128 tokens on the CPU."""
+    send(full, world.fresh(), version=20)
+    long = Request([*world.plain.prompt_ids] * 20, (3,))
+    assert len(long.prompt_ids) > 128
+    full.generate([long], SAMPLING, 20)
+    changed = perturbed(world.fresh(), [""])
+    with monkeypatch.context() as patch:
+        patch.setattr(full, "_reset_prefix_cache", lambda: None)
+        send(full, changed, version=21)
+        stale = full.logprobs([long], [[9, 10]], SAMPLING, 21)[0]
+    send(full, changed, version=22)
+    assert np.abs(full.logprobs([long], [[9, 10]], SAMPLING, 22)[0] - stale).max() > 1e-3
+
+
+def test_one_at_a_time_gives_the_same_answers(world, full, monkeypatch):
+    monkeypatch.setattr(full, "spec", replace(full.spec, deterministic=True))
+    alone = full.generate([world.plain, world.request], SAMPLING, full.version)
+    monkeypatch.undo()
+    together = full.generate([world.plain, world.request], SAMPLING, full.version)
+    for one, other in zip(alone[0] + alone[1], together[0] + together[1], strict=True):
+        assert one.response_ids.tolist() == other.response_ids.tolist()
+        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
+
+
+def test_an_error_among_the_requests_leaves_an_idle_engine(world, full):
+    def broken():
+        yield world.request
+        raise OSError("disk gone")
+
+    with pytest.raises(OSError, match="disk gone"):
+        full.generate(broken(), SAMPLING, full.version)
+    send(full, world.fresh(), version=30)
+    assert len(full.generate([world.plain], SAMPLING, 30)[0]) == 1
+
+
+def test_a_damaged_byte_is_refused_by_name_and_the_old_version_stays(world, full):
+    send(full, world.fresh(), version=10)
+    manifest, buckets = pack(perturbed(world.fresh(), [""]).state_dict().items(), 1 << 20, version=11)
+    name = "model.language_model.layers.2.mlp.up_proj.weight"
+    bucket = next(bucket for bucket in buckets if name in bucket)
+    bucket[name] = bucket[name].copy()
+    bucket[name].view(np.uint8)[3, 5] ^= 1
+    with pytest.raises(ContractError, match=name):
+        full.publish(manifest, buckets)
+    assert full.version == 10
+    assert deviation(world, full, world.fresh()) < 1e-4
+
+
+def test_after_a_load_that_broke_off_nothing_is_sampled_until_a_publish_succeeds(world, full):
+    state = dict(
+        world.fresh().state_dict(), **{"model.language_model.layers.9.input_layernorm.weight": torch.zeros(128)}
+    )
+    with pytest.raises(ContractError, match=r"layers\.9"):
+        full.publish(*pack(state.items(), 1 << 20, version=12))
+    with pytest.raises(ContractError, match="half-way"):
+        full.generate([world.plain], SAMPLING, 12)
+    send(full, world.fresh(), version=13)
+    assert deviation(world, full, world.fresh()) < 1e-4
+
+
+def test_an_adapter_publish_equals_the_adapted_model(world, adapted):
+    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+
+    assert deviation(world, adapted, world.fresh()) < 1e-4
+    targets = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+    model = get_peft_model(world.fresh(), LoraConfig(r=4, lora_alpha=8, target_modules=targets))
+    config = {
+        name: value
+        for name, value in model.peft_config["default"].to_dict().items()
+        if isinstance(value, (str, int, float, list, dict))
+    }
+    for version in (1, 2):
+        perturbed(model, ["lora_"], scale=0.1, seed=version)
+        assert deviation(world, adapted, model) > 1e-2
+        tensors = get_peft_model_state_dict(model).items()
+        receipt = adapted.publish(*pack(tensors, 1 << 20, version=version, kind="adapter", lora=config))
+        assert adapted.version == version and receipt.nbytes < 200_000
+        assert deviation(world, adapted, model) < 1e-4
+    with pytest.raises(ContractError, match="rank 16"):
+        wide = config | {"r": 16}
+        adapted.publish(*pack(tensors, 1 << 20, version=3, kind="adapter", lora=wide))
+    with pytest.raises(ContractError, match="adapter weights"):
+        send(adapted, world.fresh(), version=3)
+    assert adapted.version == 2 and deviation(world, adapted, model) < 1e-4

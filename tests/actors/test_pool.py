@@ -1,0 +1,300 @@
+"""Scheduling of prompts and weights over actors: with handles that only record calls, then with dying Ray actors."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import pytest
+from ray.exceptions import ActorDiedError, GetTimeoutError
+
+from actors.pool import RolloutPool
+from actors.rollout import Answers, Failure
+from cluster.publish import Manifest
+from rlaif.config.schema import Sampling
+from rlaif.errors import ContractError, PlacementError
+from rlaif.records import Prompt, Sample
+
+SAMPLING = Sampling(max_tokens=4)
+PROMPTS = [Prompt(f"p{index:02d}", "v.mp4", "q") for index in (3, 1, 4, 0, 5, 9, 2, 6)]
+
+
+def sample(prompt: Prompt, index: int, version: int) -> Sample:
+    ids = np.zeros(1, np.int32)
+    return Sample(prompt, index, "hash", 1, ids, ids, ids.astype(np.float32), "", "stop", version)
+
+
+@dataclass
+class Recorder:
+    """An actor that answers in order and notes what it was asked; `broken` makes it misbehave."""
+
+    version: int = 0
+    dies_at: int | None = None
+    """Number of calls after which it is dead."""
+    refuses: int = 0
+    """Publishes that arrive damaged."""
+    hangs: bool = False
+    log: list = field(default_factory=list)
+
+    def generate(self, prompts, n, seed, sampling, version) -> Answers:
+        self._count("generate", [prompt.prompt_id for prompt in prompts], version)
+        if version != self.version:
+            raise ContractError(f"version {version}", f"version {self.version}", "publish")
+        good = [prompt for prompt in prompts if prompt.extra.get("bad") is None]
+        samples = [sample(prompt, index, self.version) for prompt in good for index in range(n)]
+        return Answers(samples, [Failure(prompt.prompt_id, "no video") for prompt in prompts if prompt not in good])
+
+    def publish(self, manifest, buckets) -> str:
+        self._count("publish", manifest.version, buckets)
+        if self.refuses:
+            self.refuses -= 1
+            raise ContractError("weights", "tensor 'w' with checksum 0", "again")
+        self.version = manifest.version
+        return f"has {manifest.version}"
+
+    def _count(self, *call) -> None:
+        if self.dies_at is not None and len(self.log) >= self.dies_at:
+            raise ActorDiedError
+        self.log.append(call)
+
+
+class Handle:
+    """Calls by `.method.remote(...)`, run when the pool waits for them, each actor in its own order."""
+
+    def __init__(self, actor: Recorder):
+        self.actor, self.queue, self.done = actor, deque(), {}
+        self.generate, self.publish = (Method(self, name) for name in ("generate", "publish"))
+
+    def run_until(self, ref) -> None:
+        while ref not in self.done:
+            head, call = self.queue.popleft()
+            try:
+                self.done[head] = (call(), None)
+            except Exception as error:  # kept for whoever asks for this ref, as Ray does
+                self.done[head] = (None, error)
+
+
+@dataclass
+class Method:
+    handle: Handle
+    name: str
+
+    def remote(self, *args):
+        ref = (self.handle, object())
+        self.handle.queue.append((ref, partial(getattr(self.handle.actor, self.name), *args)))
+        return ref
+
+
+class DirectCalls:
+    """The pool's way of waiting, for such handles: whatever was asked for last is finished first."""
+
+    def first(self, refs, timeout):
+        refs = [ref for ref in refs if not ref[0].actor.hangs]
+        return refs[-1] if refs else None
+
+    def get(self, ref, timeout=None):
+        if ref[0].actor.hangs:
+            raise GetTimeoutError
+        ref[0].run_until(ref)
+        value, error = ref[0].done[ref]
+        if error is not None:
+            raise error
+        return value
+
+
+def pool_of(*actors: Recorder, version: int = 0) -> RolloutPool:
+    return RolloutPool({f"rollout-{i}": Handle(actor) for i, actor in enumerate(actors)}, version, DirectCalls())
+
+
+def collect(pool, batch="b") -> Answers:
+    parts = list(pool.results(batch, timeout=5))
+    return Answers([s for part in parts for s in part.samples], [f for part in parts for f in part.failures])
+
+
+def asked(actor: Recorder) -> list[str]:
+    return [prompt for call in actor.log if call[0] == "generate" for prompt in call[1]]
+
+
+def manifest(version: int) -> Manifest:
+    return Manifest(version, "full", {})
+
+
+def test_all_prompts_come_back_and_the_split_depends_on_keys_only():
+    splits = []
+    for prompts in (PROMPTS, PROMPTS[::-1]):
+        actors = [Recorder(), Recorder(), Recorder()]
+        pool = pool_of(*actors)
+        pool.submit("b", prompts, 2, 0, SAMPLING)
+        answers = collect(pool)
+        assert sorted(s.key for s in answers.samples) == sorted((p.prompt_id, i) for p in PROMPTS for i in range(2))
+        splits.append([asked(actor) for actor in actors])
+    assert splits[0] == splits[1]
+    assert max(map(len, splits[0])) - min(map(len, splits[0])) <= 1
+
+
+def test_more_parts_are_more_calls_and_fewer_prompts_than_actors_are_fine():
+    actors = [Recorder(), Recorder()]
+    pool = pool_of(*actors)
+    pool.submit("b", PROMPTS, 1, 0, SAMPLING, parts=3)
+    assert len(collect(pool).samples) == 8 and [len(actor.log) for actor in actors] == [3, 3]
+    pool.submit("c", PROMPTS[:1], 1, 0, SAMPLING)
+    assert len(collect(pool, "c").samples) == 1
+    pool.submit("none", [], 1, 0, SAMPLING)
+    assert collect(pool, "none") == Answers([], [])
+
+
+def test_a_failed_prompt_counts_as_answered():
+    pool = pool_of(Recorder())
+    bad = Prompt("p99", "gone.mp4", "q", extra={"bad": True})
+    pool.submit("b", [*PROMPTS, bad], 2, 0, SAMPLING)
+    answers = collect(pool)
+    assert len(answers.samples) == 16 and answers.failures == [Failure("p99", "no video")]
+
+
+def test_a_publish_waits_for_the_answers_asked_for_before_it():
+    actor = Recorder()
+    pool = pool_of(actor)
+    pool.submit("old", PROMPTS[:2], 1, 0, SAMPLING)
+    pool.publish(manifest(1), ["bucket"])
+    pool.submit("new", PROMPTS[2:4], 1, 1, SAMPLING)
+    new, old = collect(pool, "new"), collect(pool, "old")
+    assert {s.policy_version for s in old.samples} == {0} and {s.policy_version for s in new.samples} == {1}
+    assert pool.committed() == {"rollout-0": "has 1"}
+    assert [call[0] for call in actor.log] == ["generate", "publish", "generate"]
+
+
+def test_the_part_of_a_dead_actor_is_asked_for_again():
+    dead, alive = Recorder(dies_at=0), Recorder()
+    pool = pool_of(dead, alive)
+    pool.submit("b", PROMPTS, 2, 0, SAMPLING)
+    assert len({s.key for s in collect(pool).samples}) == 16
+    assert pool.reissued == 4 and pool.actors == ["rollout-1"] and "rollout-0" in pool.dead
+    pool.submit("c", PROMPTS, 1, 1, SAMPLING)
+    assert len(collect(pool, "c").samples) == 8 and pool.reissued == 4
+
+
+def test_a_reissued_part_names_the_version_it_was_sampled_with():
+    """The survivor was already given newer weights: the samples must not claim the version first asked for."""
+    dead, alive = Recorder(dies_at=0), Recorder()
+    pool = pool_of(dead, alive)
+    pool.submit("b", PROMPTS, 1, 0, SAMPLING)
+    pool.publish(manifest(1), ["bucket"])
+    versions = {s.prompt.prompt_id: s.policy_version for s in collect(pool).samples}
+    assert sorted(versions.values()) == [0] * 4 + [1] * 4
+    assert list(pool.committed()) == ["rollout-1"]
+
+
+def test_parts_of_a_dead_actor_go_where_least_is_waiting():
+    dead, busy, free = Recorder(dies_at=0), Recorder(), Recorder()
+    pool = pool_of(dead, busy, free)
+    pool.submit("b", PROMPTS[:3], 1, 0, SAMPLING)
+    pool.add("again", pool.remove("rollout-0"))  # now the first in line is `busy`
+    pool.submit("more", [Prompt("z", "v.mp4", "q")], 1, 0, SAMPLING)
+    collect(pool)
+    assert asked(busy) == ["p03"] and asked(free) == ["p04", "p01"]
+
+
+def test_when_all_are_dead_the_error_names_them():
+    pool = pool_of(Recorder(dies_at=0), Recorder(dies_at=0))
+    pool.submit("b", PROMPTS, 1, 0, SAMPLING)
+    with pytest.raises(PlacementError, match=r"rollout-\d: .*rollout-\d: "):
+        collect(pool)
+    with pytest.raises(PlacementError, match="none alive"):
+        pool.submit("c", PROMPTS, 1, 0, SAMPLING)
+
+
+def test_a_damaged_publish_is_sent_once_more_and_then_named():
+    pool = pool_of(Recorder(), Recorder(refuses=1))
+    pool.publish(manifest(1), ["bucket"])
+    assert pool.committed() == {"rollout-0": "has 1", "rollout-1": "has 1"}
+    pool = pool_of(Recorder(), Recorder(refuses=2))
+    pool.publish(manifest(1), ["bucket"])
+    with pytest.raises(ContractError, match=r"tensor 'w'.*rollout-1"):
+        pool.committed()
+
+
+def test_an_actor_that_dies_during_a_publish_drops_out():
+    pool = pool_of(Recorder(), Recorder(dies_at=0))
+    pool.publish(manifest(1), ["bucket"])
+    assert list(pool.committed()) == ["rollout-0"] and pool.actors == ["rollout-0"]
+
+
+def test_deadlines_name_who_is_late():
+    pool = pool_of(Recorder(), Recorder(hangs=True))
+    pool.publish(manifest(1), ["bucket"])
+    with pytest.raises(PlacementError, match=r"within 5 s.*\n.*rollout-1"):
+        pool.committed(timeout=5)
+    pool.submit("b", PROMPTS, 1, 0, SAMPLING)
+    with pytest.raises(PlacementError, match="rollout-1"):
+        collect(pool)
+
+
+def test_a_new_actor_gets_the_weights_before_its_first_prompts_and_a_removed_one_gets_none():
+    pool = pool_of(Recorder())
+    pool.publish(manifest(4), ["bucket"])
+    late = Recorder()
+    pool.add("late", Handle(late))
+    pool.submit("b", PROMPTS, 1, 0, SAMPLING)
+    assert {s.policy_version for s in collect(pool).samples} == {4}
+    assert [call[0] for call in late.log] == ["publish", "generate"]
+    pool.remove("late")
+    pool.submit("c", PROMPTS, 1, 1, SAMPLING)
+    assert len(collect(pool, "c").samples) == 8 and len(late.log) == 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        (lambda a: Answers(a.samples[1:], []), r"\[1\] for prompt 'p00'"),
+        (lambda a: Answers(a.samples + a.samples[:1], []), r"\[0, 1, 0\] for prompt 'p00'"),
+        (lambda a: Answers(a.samples, [Failure("p00", "?")]), "'p00'"),
+        (lambda a: Answers(a.samples + [sample(Prompt("x", "v", "q"), 0, 0)], []), "'x'"),
+    ],
+)
+def test_answers_that_were_not_asked_for_are_errors(wrong, named):
+    actor = Recorder()
+    honest = actor.generate
+    actor.generate = lambda *args: wrong(honest(*args))
+    pool = pool_of(actor)
+    pool.submit("b", PROMPTS, 2, 0, SAMPLING)
+    with pytest.raises(ContractError, match=named):
+        collect(pool)
+
+
+def test_repeated_prompts_and_batches_are_errors():
+    pool = pool_of(Recorder())
+    with pytest.raises(ContractError, match="repetition"):
+        pool.submit("b", [PROMPTS[0], PROMPTS[0]], 1, 0, SAMPLING)
+    pool.submit("c", PROMPTS, 1, 0, SAMPLING)
+    with pytest.raises(ContractError, match="repetition"):
+        pool.submit("c", PROMPTS, 1, 0, SAMPLING)
+
+
+def test_real_actors_that_die_are_survived(ray_session):
+    import os
+
+    @ray_session.remote(num_cpus=0)
+    class Mortal:
+        def __init__(self, dies):
+            self.dies, self.recorder = dies, Recorder()
+
+        def generate(self, *args):
+            if self.dies:
+                os._exit(1)
+            return self.recorder.generate(*args)
+
+        def publish(self, manifest, refs):
+            return self.recorder.publish(manifest, ray_session.get(refs))
+
+    pool = RolloutPool({"first": Mortal.remote(True), "second": Mortal.remote(False)})
+    pool.publish(manifest(1), [ray_session.put("bucket")])
+    assert pool.committed(timeout=60) == {"first": "has 1", "second": "has 1"}
+    pool.submit("b", PROMPTS, 2, 0, SAMPLING)
+    assert len({s.key for s in collect(pool).samples}) == 16
+    assert pool.reissued == 4 and list(pool.dead) == ["first"]
+
+
+def test_before_the_first_publish_there_is_nothing_to_wait_for():
+    assert RolloutPool({"a": object()}).committed(1.0) == {}

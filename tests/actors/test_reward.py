@@ -1,0 +1,247 @@
+"""Scores by a function and by a model: one typed outcome per answer, by key."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import types
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from actors.reward import (
+    CARD,
+    Answer,
+    FunctionScorer,
+    ModelScorer,
+    RewardActor,
+    RewardPool,
+    card_text,
+    load_function,
+    read_card,
+    scored,
+)
+from rlaif.config.schema import Lora, Model, Reward
+from rlaif.errors import ConfigError, DataError
+from rlaif.models.reward_prompt import RewardPrompt
+from rlaif.models.tiny import build_tiny
+from rlaif.models.vlm import VideoLM, load_vlm
+from rlaif.records import Masked, Prompt, Scored
+from rlaif.video.spec import FrameSpec
+
+WORDS = "a red green blue circle square triangle moves left right up down what do you see ? . : context".split()
+MODEL = Model(dtype="float32", device="cpu")
+LORA = Lora(r=4, alpha=8)
+
+
+class NoiseFrames:
+    """Videos of noise: the name decides the pixels; `broken` cannot be decoded."""
+
+    def spec(self, video: str) -> FrameSpec:
+        if video == "broken":
+            raise DataError("a video that decodes", "garbage", "the file")
+        return FrameSpec(f"{video:0>64}", tuple(range(0, 24, 3)), 56, 56, 8.0, 24)
+
+    def get(self, video: str, spec: FrameSpec) -> np.ndarray:
+        return np.random.default_rng([ord(c) for c in video]).integers(0, 255, (8, 56, 56, 3), dtype=np.uint8)
+
+
+def answer(response, video="clip", captions=("a red circle moves left",), index=0) -> Answer:
+    return Answer((video, index), Prompt(video, video, "what do you see ?"), captions, response)
+
+
+# -- functions
+
+
+def judge(prompt, response):
+    """By what the response says."""
+    replies = {
+        "number": 1.5,
+        "whole": 2,
+        "flag": True,
+        "array": np.float32(0.5),
+        "parts": {"truth": 1.0, "style": -0.25},
+        "nan": float("nan"),
+        "bad part": {"truth": 1.0, "style": math.inf},
+        "nothing": None,
+        "no parts": {},
+        "text": "good",
+        "a part without a number": {"truth": None},
+    }
+    if response == "raise":
+        raise KeyError("no ground truth")
+    if response == "exit":
+        return 1 / 0
+    return replies[response]
+
+
+@pytest.fixture
+def path(monkeypatch) -> str:
+    module = types.ModuleType("judges")
+    module.judge = judge
+    monkeypatch.setitem(sys.modules, "judges", module)
+    return "judges:judge"
+
+
+@pytest.mark.parametrize(
+    ("response", "value", "parts"),
+    [
+        ("number", 1.5, {"score": 1.5}),
+        ("whole", 2.0, {"score": 2.0}),
+        ("flag", 1.0, {"score": 1.0}),
+        ("array", 0.5, {"score": 0.5}),
+        ("parts", 0.75, {"truth": 1.0, "style": -0.25}),
+    ],
+)
+def test_numbers_and_parts(path, response, value, parts):
+    (outcome,) = FunctionScorer(path)([answer(response)]).values()
+    assert outcome == Scored(value, parts) and type(outcome.value) is float
+
+
+@pytest.mark.parametrize(
+    ("response", "reason"),
+    [
+        ("raise", "judges:judge: KeyError: 'no ground truth'"),
+        ("exit", "ZeroDivisionError"),
+        ("nan", "part 'score' is nan"),
+        ("bad part", "part 'style' is inf"),
+        ("nothing", "TypeError"),
+        ("no parts", "no parts"),
+        ("text", "ValueError"),
+        ("a part without a number", "TypeError"),
+    ],
+)
+def test_failures_are_masked_with_the_reason(path, response, reason):
+    outcomes = FunctionScorer(path)([answer("number", index=0), answer(response, index=1), answer("whole", index=2)])
+    masked = outcomes[("clip", 1)]
+    assert isinstance(masked, Masked) and reason in masked.reason
+    assert [outcomes[("clip", i)].value for i in (0, 2)] == [1.5, 2.0]
+
+
+def test_one_outcome_per_answer_by_key(path):
+    answers = [answer("number", video, index=i) for video in ("b", "a") for i in (1, 0)]
+    assert FunctionScorer(path)(answers).keys() == {a.key for a in answers}
+    assert FunctionScorer(path)([]) == {}
+
+
+@pytest.mark.parametrize("path", ["no_such_module:f", "json:no_such_name", "json", "", ":f"])
+def test_functions_that_are_not_there(path):
+    with pytest.raises(ConfigError, match="package.module:name"):
+        load_function(path)
+
+
+def test_the_actor_takes_a_function(path):
+    actor = RewardActor({"path": path}, NoiseFrames, MODEL, 10**4, 2**28, threads=1)
+    assert actor.ready() and actor.score([answer("number")]) == {("clip", 0): Scored(1.5, {"score": 1.5})}
+
+
+def test_scored_is_the_sum_of_its_parts():
+    assert scored({"a": 1, "b": 2.5}) == Scored(3.5, {"a": 1.0, "b": 2.5})
+
+
+# -- models
+
+
+@pytest.fixture(scope="module", params=["adapter", "full"])
+def export(request, tmp_path_factory) -> str:
+    """A random reward model as `rlaif reward` leaves it behind."""
+    base, folder = str(build_tiny(tmp_path_factory.mktemp("base"), WORDS, seed=3)), tmp_path_factory.mktemp("reward")
+    lora = LORA if request.param == "adapter" else None
+    torch.manual_seed(0)
+    module = VideoLM(load_vlm(base, "float32"), ["reward"], {"reward": LORA} if lora else None)
+    torch.nn.init.normal_(module.heads["reward"].weight, std=0.2)
+    if lora:
+        for name, parameter in module.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+        module.model.save_pretrained(folder, selected_adapters=["reward"])
+        for file in (folder / "reward").iterdir():
+            file.rename(folder / file.name)
+    else:
+        build_tiny(folder, WORDS, seed=4)
+    save_file(module.heads["reward"].state_dict(), folder / "head.safetensors")
+    (folder / CARD).write_text(card_text(base, lora, RewardPrompt.of(Reward())))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def scorer(export) -> ModelScorer:
+    return ModelScorer(export, NoiseFrames(), MODEL, tokens_per_microbatch=10**4, cache_bytes=2**28)
+
+
+ANSWERS = [answer("a red circle .", f"clip{i}", index=i) for i in range(3)] + [answer("", "clip0", index=9)]
+
+
+def values(outcomes) -> dict:
+    return {key: outcome.value for key, outcome in outcomes.items()}
+
+
+def test_a_score_depends_on_its_answer_only(scorer, export):
+    together = values(scorer(ANSWERS))
+    assert together.keys() == {a.key for a in ANSWERS} and len({round(v, 3) for v in together.values()}) == 4
+    alone = {key: value for a in ANSWERS for key, value in values(scorer([a])).items()}
+    assert alone == pytest.approx(together, abs=1e-5)
+    small = ModelScorer(export, NoiseFrames(), MODEL, tokens_per_microbatch=1, cache_bytes=1)
+    assert values(small(ANSWERS[::-1])) == pytest.approx(together, abs=1e-5)
+
+
+def test_a_score_reads_video_captions_question_and_answer(scorer):
+    plain = answer("a red circle .")
+    changes = [
+        {"captions": ()},
+        {"captions": ("a blue square",)},
+        {"response": "a blue circle ."},
+        {"prompt": replace(plain.prompt, question="what ?")},
+        {"prompt": replace(plain.prompt, video="other")},
+    ]
+    base = scorer([plain])[plain.key].value
+    found = [scorer([replace(plain, **change)])[plain.key].value for change in changes]
+    assert min(abs(value - base) for value in found) > 1e-4
+
+
+def test_what_cannot_be_read_is_masked(scorer):
+    outcomes = scorer([answer("a", "broken"), ANSWERS[0], answer("a <|video_pad|> b", "clip1", index=5)])
+    assert "garbage" in outcomes[("broken", 0)].reason
+    assert "placeholder" in outcomes[("clip1", 5)].reason
+    assert isinstance(outcomes[ANSWERS[0].key], Scored)
+
+
+def test_a_broken_model_scores_nothing(export, monkeypatch):
+    scorer = ModelScorer(export, NoiseFrames(), MODEL, 10**4, 2**28)
+    with torch.no_grad():
+        scorer.model.heads["reward"].bias.fill_(torch.nan)
+    outcomes = scorer(ANSWERS)
+    assert all(outcome == Masked("part 'score' is nan") for outcome in outcomes.values()) and len(outcomes) == 4
+
+
+def test_the_card(export, tmp_path):
+    card = read_card(export)
+    assert RewardPrompt(**card["prompt"]) == RewardPrompt.of(Reward())
+    assert card["lora"] is None or Lora(**card["lora"]) == LORA
+    assert json.loads(open(os.path.join(export, "reward.json")).read()) == card
+    with pytest.raises(ConfigError, match="reward.json"):
+        read_card(str(tmp_path))
+
+
+@pytest.mark.slow
+def test_a_pool_in_ray(ray_session, export):
+    """Two actors, answers by key; they load the same model."""
+    pool = RewardPool(
+        [{"num_cpus": 0}] * 2,
+        1,
+        "cpu",
+        reward=export,
+        make_frames=NoiseFrames,
+        model=MODEL,
+        tokens_per_microbatch=10**4,
+        cache_bytes=2**28,
+    )
+    pool.wait_ready()
+    first, second = ray_session.get([pool.score(ANSWERS), pool.score(ANSWERS)])
+    assert values(first) == pytest.approx(values(second), abs=1e-6) and first.keys() == {a.key for a in ANSWERS}
+    pool.stop()

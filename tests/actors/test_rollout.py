@@ -1,0 +1,95 @@
+"""The rollout actor as Ray runs it, with the real engine, real video files and the pool in front of it."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from actors.engine import EngineSpec
+from actors.frames import FrameClient, LocalFrames, start_frame_store
+from actors.pool import RolloutPool
+from actors.rollout import start_rollout
+from cluster.publish import pack
+from cluster.remote import ask
+from rlaif.config.schema import Rollout, Sampling
+from rlaif.errors import ContractError
+from rlaif.models.tiny import build_tiny
+from rlaif.records import Prompt
+from rlaif.worlds.shapes.render import write_mp4
+
+WORDS = "a red blue circle moves left right and what do you see ?".split()
+SAMPLING = Sampling(max_tokens=6)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("videos")
+    for seed in range(3):
+        frames = np.random.default_rng(seed).integers(0, 255, (12, 56, 56, 3), dtype=np.uint8)
+        write_mp4(root / f"{seed}.mp4", frames)
+    (root / "broken.mp4").write_bytes(b"no video")
+    return root
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(build_tiny(tmp_path_factory.mktemp("tiny"), WORDS, seed=0))
+
+
+@pytest.fixture(scope="module")
+def actor(ray_session, root, model):
+    store = start_frame_store(num_frames=8)
+    spec = EngineSpec(model, "float32", rollout=Rollout(max_model_len=256, cpu_kv_cache_gib=0.1, max_num_seqs=8))
+    return start_rollout(spec, partial(FrameClient, store, root), options={"num_cpus": 1})
+
+
+def prompts():
+    good = [Prompt(f"p{i}", f"{i}.mp4", "what do you see ?") for i in range(3)]
+    return [*good, Prompt("bad", "broken.mp4", "what ?"), Prompt("long", "0.mp4", "what do you see ? " * 60)]
+
+
+def test_prompts_become_samples_and_bad_ones_failures(actor, root):
+    answers = ask(actor.generate.remote(prompts(), 4, 0, SAMPLING, 0))
+    assert {s.key for s in answers.samples} == {(f"p{i}", j) for i in range(3) for j in range(4)}
+    assert {f.prompt_id for f in answers.failures} == {"bad", "long"}
+    local = LocalFrames(root, 8)
+    for s in answers.samples:
+        assert s.frames_hash == local.spec(s.prompt.video).hash and s.visual_tokens == 16 and s.policy_version == 0
+        assert len(s.response_ids) == len(s.logprobs) and (s.prompt_ids[-4:] >= 0).all()
+    assert len({tuple(s.response_ids) for s in answers.samples}) > 9
+    stats = ask(actor.stats.remote())
+    assert stats["tokens"] == sum(len(s.response_ids) for s in answers.samples) and stats["tokens_per_s"] > 0
+
+
+def test_an_answer_depends_on_its_key_and_seed_not_on_the_call(actor):
+    def texts(prompts, seed):
+        samples = ask(actor.generate.remote(prompts, 2, seed, SAMPLING, 0)).samples
+        return {s.key: s.response_ids.tolist() for s in samples}
+
+    both, one = texts(prompts()[:2], 0), texts(prompts()[1:2], 0)
+    assert all(both[key] == ids for key, ids in one.items())
+    assert texts(prompts()[:2], 1) != both
+
+
+def test_published_weights_reach_the_actor_through_the_pool(ray_session, actor, model):
+    from transformers import AutoModelForImageTextToText
+
+    pool = RolloutPool({"only": actor})
+    state = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32).state_dict()
+    state = {name: tensor + 0.1 * torch.randn(tensor.shape) for name, tensor in state.items()}
+    state["lm_head.weight"] = state["model.language_model.embed_tokens.weight"]
+    pool.submit("before", prompts()[:3], 2, 0, SAMPLING)
+    pool.publish(*pack(state.items(), 1 << 20, version=5, put=ray_session.put))
+    receipt = pool.committed(timeout=120)["only"]
+    assert (receipt.version, ask(actor.version.remote())) == (5, 5)
+    pool.submit("after", prompts()[:3], 2, 0, SAMPLING)
+    before, after = (
+        {s.key: s for part in pool.results(batch, timeout=120) for s in part.samples} for batch in ("before", "after")
+    )
+    assert {s.policy_version for s in before.values()} == {0} and {s.policy_version for s in after.values()} == {5}
+    assert any(before[key].response_ids.tolist() != after[key].response_ids.tolist() for key in before)
+    with pytest.raises(ContractError, match="version 5"):
+        ask(actor.generate.remote(prompts()[:1], 1, 0, SAMPLING, 0))

@@ -1,0 +1,345 @@
+"""Checkpoints: killed at every step of a save, damaged, on a full disk, in a bucket, and with something planted."""
+
+import errno
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cluster.checkpoint import Checkpoints, check_identity
+from rlaif.errors import CheckpointError
+from rlaif.tensors import load_json, load_tensors, save_json, save_tensors
+
+ROOT = Path(__file__).parents[2]
+
+SAVE_AND_DIE = """
+import os, signal, sys
+import cluster.checkpoint as module
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+root, point = sys.argv[1:]
+store = module.Checkpoints(root, keep=2)
+
+def write(folder):
+    for number in range(3):
+        (folder / f"{number}.bin").write_bytes(os.urandom(4096))
+        if point == f"after file {number}":
+            die()
+
+if point == "while verifying":
+    module.check_written = die
+elif point == "before the rename":
+    module.os.rename = die
+elif point == "before latest.json":
+    store._point_to = die
+elif point == "before pruning":
+    store._prune = die
+elif point == "while pruning":
+    pointed = store._point_to
+    def point_then_die_at_sweep(iteration):
+        pointed(iteration)
+        store._sweep = die
+    store._point_to = point_then_die_at_sweep
+store.save(3, write)
+"""
+
+
+def write_number(number: int):
+    def write(folder: Path) -> None:
+        save_tensors(folder / "weights.safetensors", {"w": np.full(1000, number, np.float32)})
+        save_json(folder / "state.json", {"number": number})
+
+    return write
+
+
+def number_in(store: Checkpoints) -> int:
+    folder = store.load(store.latest())
+    number = load_json(folder / "state.json")["number"]
+    assert load_tensors(folder / "weights.safetensors")["w"].eq(number).all()
+    return number
+
+
+@pytest.fixture
+def store(tmp_path) -> Checkpoints:
+    store = Checkpoints(tmp_path / "checkpoints", keep=2)
+    for number in (1, 2):
+        store.save(number, write_number(number), meta={"number": number})
+    return store
+
+
+@pytest.fixture
+def bucket() -> Checkpoints:
+    """An object store without renames, in memory."""
+    return Checkpoints(f"fsspec+memory:///{uuid.uuid4().hex}/checkpoints", keep=2)
+
+
+def leftovers(store: Checkpoints) -> list[str]:
+    return [name for name in store.root.children() if name.startswith(".")]
+
+
+def test_save_load_prune(store, tmp_path):
+    assert store.latest().iteration == 2 and store.latest().meta == {"number": 2}
+    store.save(3, write_number(3), protect={1})
+    assert store.iterations() == [1, 2, 3], "the protected one outlives `keep`"
+    store.save(4, write_number(4))
+    assert store.iterations() == [3, 4] and number_in(store) == 4
+    assert json.loads((tmp_path / "checkpoints/latest.json").read_text()) == {"iteration": 4, "path": "000004"}
+    assert leftovers(store) == []
+
+
+@pytest.mark.parametrize(
+    ("point", "survivor"),
+    [
+        ("after file 0", 2),
+        ("after file 2", 2),
+        ("while verifying", 2),
+        ("before the rename", 2),
+        ("before latest.json", 3),
+        ("before pruning", 3),
+        ("while pruning", 3),
+    ],
+)
+def test_killed_while_saving(store, tmp_path, point, survivor):
+    """Whatever step a SIGKILL hits, the newest complete one loads and the newest one before the save is still there."""
+    command = [sys.executable, "-c", SAVE_AND_DIE, str(tmp_path / "checkpoints"), point]
+    died = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert store.latest().iteration == survivor
+    assert store.at(2).meta == {"number": 2}
+    if survivor == 2:
+        assert number_in(store) == 2
+    store.save(4, write_number(4))
+    assert number_in(store) == 4 and leftovers(store) == []
+    assert store.iterations() == [survivor, 4], "no complete one was lost before `keep` newer ones existed"
+
+
+@pytest.mark.parametrize("harm", ["flip", "truncate", "delete", "manifest", "no manifest"])
+def test_damage_is_detected_and_passed_over(store, tmp_path, caplog, harm):
+    folder = tmp_path / "checkpoints/000002"
+    victim = folder / ("weights.safetensors" if "manifest" not in harm else "manifest.json")
+    data = bytearray(victim.read_bytes())
+    if harm in ("delete", "no manifest"):
+        victim.unlink()
+    elif harm == "flip":
+        data[-5] ^= 1
+        victim.write_bytes(data)
+    else:
+        victim.write_bytes(data[:-7])
+    found = store.latest()
+    assert found.iteration == 1 and number_in(store) == 1
+    assert len(found.passed_over) == 1 and found.passed_over[0].startswith("000002: ")
+    assert "000002 is not used" in caplog.text
+    store.save(2, write_number(20))
+    assert number_in(store) == 20, "a damaged one is replaced"
+
+
+@pytest.mark.parametrize("pointer", [None, '{"iteration": 1}', "garb", '{"iteration": 9, "path": "000009"}'])
+def test_latest_json_is_only_a_hint(store, tmp_path, caplog, pointer):
+    path = tmp_path / "checkpoints/latest.json"
+    path.unlink() if pointer is None else path.write_text(pointer)
+    assert store.latest().iteration == 2
+    assert "the newest complete is 000002" in caplog.text
+
+
+def test_nothing_saved_yet(tmp_path):
+    assert Checkpoints(tmp_path / "none").latest() is None
+
+
+def test_a_complete_one_is_never_replaced(store):
+    with pytest.raises(CheckpointError, match="a complete one at"):
+        store.begin(2)
+    assert number_in(store) == 2
+
+
+def test_rewind_sets_newer_ones_aside_until_the_next_save(store):
+    store.rewind(1)
+    assert number_in(store) == 1 and len(leftovers(store)) == 1
+    store.save(2, write_number(22))
+    assert number_in(store) == 22 and leftovers(store) == []
+    store.rewind(0)
+    assert store.latest() is None and not (store.root / "latest.json").exists()
+
+
+def test_several_writers(store):
+    staging = store.begin(3)
+    for rank in range(2):
+        with staging.writer(f"rank{rank}") as folder:
+            save_tensors(folder / "shard.safetensors", {"w": torch.full((3,), float(rank))})
+    ref = store.commit(staging)
+    assert sorted(ref.files) == ["rank0/shard.safetensors", "rank1/shard.safetensors"]
+    folder = store.load(store.latest(), parts=["rank1"])
+    assert load_tensors(folder / "rank1/shard.safetensors")["w"].tolist() == [1.0] * 3
+
+
+def test_a_writer_that_did_not_finish_fails_the_commit(store):
+    staging = store.begin(3)
+    with staging.writer("rank0") as folder:
+        (folder / "a").write_text("a")
+    with pytest.raises(ValueError, match="rank 1 died"), staging.writer("rank1") as folder:
+        (folder / "b").write_text("b")
+        raise ValueError("rank 1 died")
+    with pytest.raises(CheckpointError, match="rank1/b, of a writer that did not finish"):
+        store.commit(staging)
+    store.abort(staging)
+    assert leftovers(store) == [] and number_in(store) == 2
+
+
+def test_bytes_that_change_between_write_and_commit_are_caught(store):
+    staging = store.begin(3)
+    with staging.writer() as folder:
+        (folder / "a").write_bytes(b"good")
+    (staging.location / "a").local.write_bytes(b"evil")
+    with pytest.raises(CheckpointError, match="a has SHA-256"):
+        store.commit(staging)
+
+
+def full_disk_by_monkeypatch(folder: Path) -> None:
+    (folder / "half").write_bytes(b"x" * 100)
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / "half"))
+
+
+def test_full_disk_leaves_older_checkpoints_alone(store):
+    with pytest.raises(CheckpointError, match="No space left on device") as caught:
+        store.save(3, full_disk_by_monkeypatch)
+    assert "free space" in caught.value.change
+    assert leftovers(store) == [] and store.iterations() == [1, 2] and number_in(store) == 2
+
+
+def test_a_write_that_the_kernel_refuses(store, tmp_path):
+    """The real thing: a file size limit makes safetensors' own writer fail in the middle of a file."""
+    script = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from cluster.checkpoint import Checkpoints
+from rlaif.errors import CheckpointError
+from rlaif.tensors import save_tensors
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+try:
+    Checkpoints(sys.argv[1]).save(3, lambda f: save_tensors(f / "w.safetensors", {"w": np.zeros(10**6)}))
+except CheckpointError as error:
+    print(error.found)
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "checkpoints")]
+    run = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert "File too large" in run.stdout, run.stderr
+    assert leftovers(store) == [] and number_in(store) == 2
+
+
+def test_no_room_is_known_before_anything_is_written(store, monkeypatch):
+    with pytest.raises(CheckpointError, match="MiB free for checkpoint 000003"):
+        store.begin(3, nbytes=2**60)
+    free = os.statvfs(store.root.local)
+    monkeypatch.setattr("cluster.checkpoint.shutil.disk_usage", lambda _: type("Usage", (), {"free": 100, "st": free}))
+    with pytest.raises(CheckpointError, match="save.keep"):
+        store.begin(3)  # the newest checkpoint's size is the estimate
+    assert leftovers(store) == []
+
+
+class Bomb:
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+def test_a_planted_pickle_never_runs(store, tmp_path):
+    """Also when whoever planted it corrected the manifest."""
+    canary = tmp_path / "canary"
+    bomb = pickle.dumps(Bomb(canary))
+    (tmp_path / "checkpoints/000002/extra.pt").write_bytes(bomb)
+    staging = store.begin(3)
+    with staging.writer() as folder:
+        (folder / "weights.safetensors").write_bytes(bomb)
+        (folder / "state.json").write_bytes(bomb)
+    folder = store.load(store.commit(staging))
+    with pytest.raises(CheckpointError, match="safetensors file"):
+        load_tensors(folder / "weights.safetensors")
+    with pytest.raises(CheckpointError, match="JSON"):
+        load_json(folder / "state.json")
+    assert not canary.exists()
+    pickle.loads(bomb)
+    assert canary.exists(), "the bomb works"
+
+
+def test_a_manifest_cannot_name_files_outside(store, tmp_path):
+    path = tmp_path / "checkpoints/000002/manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["files"]["../../secret"] = {"size": 1, "sha256": "0"}
+    path.write_text(json.dumps(manifest))
+    assert "names ../../secret" in store.latest().passed_over[0]
+
+
+def test_another_models_checkpoint_is_refused():
+    meta = {"model": "sha-a", "stage": "ppo"}
+    check_identity(meta, {"model": "sha-a"})
+    with pytest.raises(CheckpointError) as caught:
+        check_identity(meta, {"model": "sha-b", "stage": "ppo", "world": 2})
+    assert "sha-b" in caught.value.expected and "sha-a" in caught.value.found
+    assert "world None" in caught.value.found and "stage" not in caught.value.found
+
+
+def test_tensors_survive_exactly(tmp_path):
+    tied = torch.arange(6, dtype=torch.float32).reshape(2, 3)
+    read_only = np.arange(3)
+    read_only.flags.writeable = False
+    tensors = {
+        "tied": tied,
+        "tied too": tied,
+        "transposed": tied.T,
+        "bf16": torch.randn(3, dtype=torch.bfloat16),
+        "scalar": torch.tensor(3, dtype=torch.int64),
+        "rng": torch.get_rng_state(),
+        "read only": read_only,
+    }
+    save_tensors(tmp_path / "t.safetensors", tensors)
+    loaded = load_tensors(tmp_path / "t.safetensors")
+    assert loaded.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert loaded[name].dtype == torch.as_tensor(np.array(tensor) if name == "read only" else tensor).dtype
+        assert torch.equal(loaded[name], torch.as_tensor(np.array(tensor) if name == "read only" else tensor)), name
+
+
+def test_ray_train_reads_it(store):
+    checkpoint = store.latest().as_ray()
+    with checkpoint.as_directory() as folder:
+        assert load_json(Path(folder) / "state.json") == {"number": 2}
+
+
+def test_bucket(bucket, monkeypatch):
+    """Without renames the manifest, written last, publishes."""
+    for number in (1, 2, 3):
+        bucket.save(number, write_number(number), meta={"n": number})
+    assert bucket.iterations() == [2, 3] and number_in(bucket) == 3
+    monkeypatch.setattr("cluster.checkpoint.MANIFEST", "not-yet.json")
+    with pytest.raises(CheckpointError, match="a manifest in"):
+        bucket.at(3)
+    monkeypatch.undo()
+    (bucket.root / "000003/weights.safetensors").write(b"damaged")
+    assert bucket.latest().iteration == 2 and "weights.safetensors has 7 bytes" in bucket.latest().passed_over[0]
+    bucket.rewind(2)
+    bucket.save(3, write_number(33))
+    assert number_in(bucket) == 33
+    with bucket.latest().as_ray().as_directory() as folder:
+        assert load_json(Path(folder) / "state.json") == {"number": 33}
+
+
+def test_bucket_crash_before_the_manifest(bucket):
+    bucket.save(1, write_number(1))
+    staging = bucket.begin(2)
+    with staging.writer("rank0") as folder:
+        (folder / "a").write_text("a")
+    assert bucket.latest().iteration == 1 and bucket.latest().passed_over == ()
+    assert bucket.begin(2).location == staging.location, "swept and started again"
+    assert not (staging.location / "rank0/a").exists()

@@ -1,0 +1,108 @@
+"""Weights survive the trip bit by bit, and whatever does not is named."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from cluster.publish import checksum, from_wire, pack, unpack
+from rlaif.errors import ContractError
+
+
+def weights() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return {
+        "embed": torch.randn(50, 8),
+        "proj": torch.randn(16, 16, dtype=torch.bfloat16),
+        "half": torch.randn(4, dtype=torch.float16),
+        "strided": torch.randn(6, 10).t(),
+        "scalar": torch.tensor(3.5),
+        "empty": torch.zeros(0, 4),
+    }
+
+
+def test_every_dtype_and_layout_arrives_bit_by_bit():
+    sent = weights()
+    manifest, buckets = pack(sent.items(), 1 << 20, version=3)
+    manifest, buckets = pickle.loads(pickle.dumps((manifest, buckets)))
+    arrays = unpack(manifest, buckets)
+    assert list(arrays) == list(sent) and manifest.version == 3
+    assert manifest.nbytes == sum(tensor.nbytes for tensor in sent.values())
+    for name, tensor in sent.items():
+        back = from_wire(arrays[name], manifest.tensors[name].dtype)
+        assert back.dtype == tensor.dtype and torch.equal(back, tensor)
+
+
+def test_buckets_are_closed_when_full_and_handed_over_one_by_one():
+    taken = []
+
+    def tensors():
+        for index in range(5):
+            taken.append(len(sizes))
+            yield f"t{index}", torch.zeros(100)
+
+    sizes = []
+    manifest, buckets = pack(tensors(), 900, version=1, put=lambda bucket: sizes.append(list(bucket)) or len(sizes))
+    assert sizes == [["t0", "t1"], ["t2", "t3"], ["t4"]] and buckets == [1, 2, 3]
+    assert taken == [0, 0, 0, 1, 1]  # the next bucket is filled after the last one has gone
+    assert list(manifest.tensors) == ["t0", "t1", "t2", "t3", "t4"]
+
+
+def test_what_was_sent_does_not_change_with_the_weights():
+    tensor = torch.zeros(4)
+    manifest, buckets = pack([("w", tensor)], 1 << 20, version=1)
+    tensor += 1
+    assert unpack(manifest, buckets)["w"].sum() == 0
+
+
+def test_read_only_arrays_make_tensors_without_a_warning(recwarn):
+    array = np.ones(3, np.float32)
+    array.flags.writeable = False
+    assert from_wire(array, "float32").sum() == 3
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (lambda bucket: bucket["proj"].__setitem__((0, 0), bucket["proj"][0, 0] ^ 1), "'proj' with checksum"),
+        (lambda bucket: bucket.pop("half"), "'half' missing"),
+        (lambda bucket: bucket.update(more=np.zeros(2)), "'more' unexpected"),
+        (lambda bucket: bucket.update(embed=bucket["embed"][:-1]), "'embed' as float32"),
+        (lambda bucket: bucket.update(embed=bucket["embed"].view(np.int32)), "'embed' as int32"),
+    ],
+)
+def test_damage_is_named(damage, named):
+    manifest, (bucket,) = pack(weights().items(), 1 << 20, version=7)
+    damage(bucket)
+    with pytest.raises(ContractError, match=named) as error:
+        unpack(manifest, [bucket])
+    assert "version 7" in str(error.value)
+
+
+def test_two_tensors_that_changed_places_are_noticed():
+    same = {"q": torch.ones(3, 3), "k": torch.ones(3, 3)}
+    manifest, (bucket,) = pack(same.items(), 1 << 20, version=1)
+    assert manifest.tensors["q"].checksum != manifest.tensors["k"].checksum
+    swapped = replace(manifest, tensors={"q": manifest.tensors["k"], "k": manifest.tensors["q"]})
+    with pytest.raises(ContractError, match="checksum"):
+        unpack(swapped, [bucket])
+
+
+def test_the_checksum_covers_shape_and_dtype():
+    array = np.zeros(6, np.uint16)
+    sums = {
+        checksum("w", "bfloat16", array),
+        checksum("w", "uint16", array),
+        checksum("w", "bfloat16", array.reshape(2, 3)),
+    }
+    assert len(sums) == 3
+
+
+def test_a_name_may_be_sent_once():
+    with pytest.raises(ContractError, match="twice"):
+        pack([("w", torch.zeros(2)), ("w", torch.zeros(2))], 1 << 20, version=1)

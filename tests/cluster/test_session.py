@@ -1,0 +1,166 @@
+"""A run's connection: private and joined clusters, one live run per name, runs side by side, storage all nodes see."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from cluster.session import attach, in_ray_job, probe_storage, refuse_temporary, start
+from rlaif.config.schema import Cluster as ClusterOptions
+from rlaif.config.schema import Config, Role
+from rlaif.errors import ConfigError
+from rlaif.rundir import RunDir
+from rlaif.storage import locate
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def no_surrounding_cluster(monkeypatch):
+    for name in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def config(storage: Path | str, name: str = "one", **cluster) -> Config:
+    return Config(name=name, storage=str(storage), cluster=ClusterOptions(object_store_gib=0.1, **cluster))
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "ray://127.0.0.1:10001"])
+def test_the_job_servers_address_is_not_the_clusters(tmp_path, monkeypatch, address):
+    """Users export RAY_ADDRESS=http://... for `ray job submit`; starting a run by hand then says what to do."""
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ConfigError, match="ray job submit"), start(config(tmp_path)):
+        pass
+
+
+def test_an_address_where_nothing_listens_fails_at_once(tmp_path):
+    with (
+        pytest.raises(ConfigError, match="a Ray cluster at 127.0.0.1:1"),
+        start(config(tmp_path, address="127.0.0.1:1")),
+    ):
+        pass
+
+
+def test_relative_storage_is_refused_inside_a_job(monkeypatch):
+    refuse_temporary("runs")
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert in_ray_job()
+    with pytest.raises(ConfigError, match="absolute path"):
+        refuse_temporary("runs")
+    refuse_temporary("/shared/runs")
+    refuse_temporary("s3://bucket/runs")
+
+
+JOIN = """
+import sys, ray
+from cluster.session import attach
+from rlaif.rundir import RunDir
+with attach(RunDir(sys.argv[1], "one")) as session:
+    assert session.owned and ray.get_actor("run", session.namespace)
+"""
+
+
+def test_private_cluster(tmp_path):
+    options = config(tmp_path, learner=Role(actors=5, cpus=2))
+    with start(options) as session:
+        assert session.owned and session.namespace == "rlaif-one"
+        assert ray.cluster_resources()["CPU"] >= 12, "as many logical CPUs as the roles ask for"
+        written = json.loads((tmp_path / "one/session.json").read_text())
+        assert (written["address"], written["namespace"], written["pid"]) == (session.address, "rlaif-one", os.getpid())
+        shell = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+        joined = subprocess.run([sys.executable, "-c", JOIN, str(tmp_path)], env={**shell, "PYTHONPATH": str(ROOT)})
+        assert joined.returncode == 0, "another shell finds the run and its actors"
+    assert not ray.is_initialized()
+    assert sorted(p.name for p in (tmp_path / "one").iterdir()) == [".lock"]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    cluster.add_node(num_cpus=4)
+    cluster.wait_for_nodes()
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.fixture
+def connected(cluster):
+    ray.init(cluster.address, logging_level="ERROR", log_to_driver=False)
+    yield cluster
+    ray.shutdown()
+
+
+def test_joined_cluster_outlives_the_run(cluster, tmp_path):
+    with start(config(tmp_path, address=cluster.address)) as session:
+        assert not session.owned and session.address == cluster.address
+    with start(config(tmp_path, address=cluster.address)):  # the name is free again at once
+        assert len([node for node in ray.nodes() if node["Alive"]]) == 2
+
+
+HOLD = """
+import sys, time
+from cluster.session import start
+from rlaif.config.schema import Cluster, Config
+with start(Config(name="one", storage=sys.argv[1], cluster=Cluster(address=sys.argv[2]))):
+    print("alive", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_one_live_run_per_name(connected, tmp_path):
+    """A second one is refused, also with another storage; another name runs beside it; a killed one frees its name."""
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "a"), connected.address]
+    other = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE)
+    try:
+        assert other.stdout.readline() == b"alive\n"
+        with pytest.raises(ConfigError, match=f"process {other.pid} on"), start(config(tmp_path / "a")):
+            pass
+        with pytest.raises(ConfigError, match=f"process {other.pid} on .*/a/one"), start(config(tmp_path / "b")):
+            pass
+        with start(config(tmp_path / "a", name="two")) as beside:
+            assert beside.namespace == "rlaif-two" and not beside.owned
+    finally:
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+    with start(config(tmp_path / "a")):
+        pass
+    assert ray.is_initialized(), "a connection that was there before stays"
+
+
+def test_attach_needs_a_live_run(connected, tmp_path):
+    run = RunDir(tmp_path, "gone")
+    with pytest.raises(ConfigError, match="no session.json"), attach(run):
+        pass
+    run.write_json("session.json", {"address": "127.0.0.1:1", "namespace": "rlaif-gone", "owned": True, "auth": None})
+    with pytest.raises(ConfigError, match="one that has ended"), attach(run):
+        pass
+
+
+def test_storage_that_a_node_does_not_see(connected, tmp_path):
+    """A path that only this process can open stands for a folder that is not mounted on the other nodes."""
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    probe_storage(locate(tmp_path), nodes)
+    handle = os.open(tmp_path, os.O_RDONLY)
+    os.dup2(handle, 700)
+    try:
+        with pytest.raises(ConfigError, match="on every node") as caught:
+            probe_storage(locate("/proc/self/fd/700"), nodes, patience_s=0.5)
+    finally:
+        os.close(handle)
+        os.close(700)
+    address = next(node["NodeManagerAddress"] for node in ray.nodes())
+    assert caught.value.found.count(f"node {address}: FileNotFoundError") == 2
+    assert list(tmp_path.iterdir()) == [], "the probe is cleaned up"
+
+
+def test_storage_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="can be written"):
+        probe_storage(locate(tmp_path / "file/below"), [])

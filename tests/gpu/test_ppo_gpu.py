@@ -1,0 +1,56 @@
+"""The same run on a GPU: one device shared by all roles, bfloat16, NCCL, adapters and full weights."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from rlaif.config.load import load_config
+from rlaif.models.tiny import build_tiny
+from rlaif.stages import ppo
+from rlaif.stages.run import open_run
+from rlaif.worlds.shapes.dataset import write_dataset
+from rlaif.worlds.shapes.language import WORDS
+
+SETTINGS = """
+name: run
+storage: {folder}/runs
+data: {{root: {folder}/data}}
+model: {{dtype: {dtype}, device: cuda}}
+ppo:
+  policy: {folder}/base
+  reward: {{path: "rlaif.worlds.shapes.checker:reward"}}
+  lora: {lora}
+  iterations: 2
+  prompts_per_iteration: 4
+  samples_per_prompt: 2
+  minibatch_size: 8
+  sampling: {{max_tokens: 12}}
+rollout: {{max_model_len: 512, gpu_memory_utilization: 0.3}}
+logging: {{wandb: off}}
+cluster:
+  rollout: {{gpus: 0.4}}
+  reward: {{gpus: 0.2}}
+  learner: {{actors: 1, gpus: 0.4}}
+  zero_stage: {zero}
+"""
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("lora", ["{r: 8, alpha: 8}", "null"])
+@pytest.mark.parametrize(("dtype", "zero"), [("float32", 2), ("bfloat16", 2), ("bfloat16", 3)])
+def test_a_run_on_one_shared_gpu(tmp_path, lora, dtype, zero):
+    write_dataset(tmp_path / "data", {"train": 2, "prompt": 8, "test": 2}, seed=0)
+    build_tiny(tmp_path / "base", WORDS)
+    file = tmp_path / "config.yaml"
+    file.write_text(SETTINGS.format(folder=tmp_path, lora=lora, dtype=dtype, zero=zero))
+    config = load_config(file)
+    with open_run(config) as run:
+        ppo.train(config, run)
+    rows = [json.loads(line) for line in (tmp_path / "runs" / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["iteration"] for row in rows] == [1, 2]
+    drift = 1e-3 if dtype == "float32" else 0.1
+    assert all(abs(row["policy/importance"] - 1.0) < drift for row in rows if "policy/importance" in row)

@@ -1,0 +1,169 @@
+"""What a learner exports, loaded by others: plain transformers, PEFT, the reward actor, another learner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from peft import PeftModel
+from ranks import LORA, NoiseFrames, cluster, full, model, plain_optim, responses, shard_above
+from safetensors.numpy import load_file
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from actors.reward import CARD, Answer, ModelScorer, card_text
+from learners import losses
+from learners.export import export_role
+from learners.learner import Learner
+from learners.spec import LearnerSpec, RoleSpec
+from rlaif.config.schema import Reward
+from rlaif.models.batch import collate
+from rlaif.models.encode import Encoder
+from rlaif.models.reward_prompt import RewardPrompt
+from rlaif.records import Prompt, Scored
+
+PROMPT = RewardPrompt.of(Reward())
+ANSWERS = [
+    Answer((f"p{number}", 0), Prompt(f"p{number}", f"clip{number}", question), captions, response)
+    for number, (question, captions, response) in enumerate(
+        [
+            ("what do you see ?", ("a red circle moves left", "a blue square"), "a red circle moves left and down ."),
+            ("describe the video .", (), "a green triangle ."),
+            ("what moves ?", ("a green triangle moves up",), ""),
+        ]
+    )
+]
+
+
+def encoded(encoder) -> list:
+    """The answers as a reward model reads them."""
+    return [
+        PROMPT.encode(encoder, a.prompt.question, a.captions, a.response, encoder.video(a.prompt.video))
+        for a in ANSWERS
+    ]
+
+
+def train_and_export(path, folder, lora, zero_stage):
+    """Trained a little, exported; what the learner itself says afterwards."""
+    shard_above(0)
+    roles = (
+        RoleSpec("policy", path, lora, plain_optim(lr=0.1), 10),
+        RoleSpec("reward", path, lora, plain_optim(lr=0.1), 10, "reward"),
+    )
+    learner = Learner(
+        LearnerSpec(roles, model(), cluster(zero_stage), 512, 2**28, 10**6, seed=5), NoiseFrames(), torch.device("cpu")
+    )
+    items, folder = responses(learner.encoder("policy"), 4), Path(folder)
+    mine = items[dist.get_rank() :: 2]
+    for _ in range(2):
+        learner.step("policy", [(item,) for item in mine], "logprobs", losses.supervised, losses.tokens)
+        learner.step("reward", [tuple(mine)], "score", losses.preference(Reward()), losses.pairs)
+    write = lambda name: folder / name if dist.get_rank() == 0 else None  # noqa: E731
+    export_role(learner, "policy", write("policy"), merge=False)
+    if lora:
+        export_role(learner, "policy", write("merged"), merge=True)
+    export_role(learner, "reward", write("reward"), merge=False)
+    if dist.get_rank() == 0:
+        (folder / "reward" / CARD).write_text(card_text(path, lora, PROMPT))
+    dist.barrier()
+    return {
+        "logprobs": np.concatenate(learner.infer("policy", items, "logprobs")),
+        "scores": np.array(learner.infer("reward", encoded(learner.encoder("reward")), "score")),
+    }
+
+
+def start_critic(path, export, lora):
+    """Values and head of a critic that starts from a reward model, and the last hidden state of each item."""
+    roles = (RoleSpec("critic", path, lora, plain_optim(), 10, "value", start=export),)
+    learner = Learner(
+        LearnerSpec(roles, model(), cluster(), 512, 2**28, 10**6, seed=9), NoiseFrames(), torch.device("cpu")
+    )
+    role, items = learner.roles["critic"], encoded(learner.encoder("critic"))
+    head = {name: full(parameter) for name, parameter in role.module.heads["critic"].named_parameters()}
+    return {
+        "head": head,
+        "values": np.concatenate(learner.infer("critic", items, "values")),
+        "hidden": last_hidden(learner, items),
+    }
+
+
+@torch.no_grad()
+def last_hidden(learner, items) -> list[np.ndarray]:
+    role = learner.roles["critic"]
+    role.module.activate(role.adapter)
+    kept = []
+    handle = role.module.causal.model.register_forward_hook(
+        lambda _, __, output: kept.append(output.last_hidden_state[0, -1].numpy())
+    )
+    for item in items:
+        learner.infer("critic", [item], "values")
+    handle.remove()
+    return kept
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(True, 2), (True, 3), (False, 2), (False, 3)],
+    ids=["adapter-2", "adapter-3", "full-2", "full-3"],
+)
+def exported(request, two_ranks, tiny, tmp_path_factory):
+    adapter, zero_stage = request.param
+    folder = tmp_path_factory.mktemp("export")
+    lora = LORA if adapter else None
+    found = two_ranks.run(train_and_export, path=tiny, folder=str(folder), lora=lora, zero_stage=zero_stage)[0]
+    return folder, lora, found
+
+
+def plain(path) -> torch.nn.Module:
+    return AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).eval()
+
+
+@torch.no_grad()
+def plain_logprobs(module, encoder) -> np.ndarray:
+    """Log-probs of the same responses by the library's own forward, one sequence at a time."""
+    found = []
+    for item in responses(encoder, 4):
+        batch = collate([item], 0)
+        logits = module(
+            input_ids=batch.ids, attention_mask=batch.attention, position_ids=batch.positions, **batch.video
+        ).logits[0]
+        logits[:, list(encoder.banned_ids)] = -torch.inf
+        logprobs = logits[item.start - 1 : -1].log_softmax(-1)
+        found.append(logprobs.gather(1, batch.targets[0][:, None])[:, 0].numpy())
+    return np.concatenate(found)
+
+
+def test_a_policy_loads_elsewhere_and_says_the_same(exported, tiny):
+    folder, lora, found = exported
+    encoder = Encoder(tiny, NoiseFrames())
+    assert np.abs(plain_logprobs(plain(tiny), encoder) - found["logprobs"]).max() > 0.05  # it has learned something
+    loaded = PeftModel.from_pretrained(plain(tiny), str(folder / "policy")) if lora else plain(folder / "policy")
+    assert np.abs(plain_logprobs(loaded, encoder) - found["logprobs"]).max() < 1e-5
+    if lora:
+        assert np.abs(plain_logprobs(plain(folder / "merged"), encoder) - found["logprobs"]).max() < 1e-5
+        assert not (folder / "merged" / "adapter_config.json").exists()
+    standalone = folder / ("merged" if lora else "policy")
+    template = AutoProcessor.from_pretrained(standalone).chat_template
+    assert template == encoder.processor.chat_template
+    assert np.array_equal(responses(Encoder(str(standalone), NoiseFrames()), 1)[0].ids, responses(encoder, 1)[0].ids)
+
+
+def test_the_reward_actor_scores_like_the_learner(exported):
+    folder, _, found = exported
+    scorer = ModelScorer(str(folder / "reward"), NoiseFrames(), model(), 200, 2**28)
+    outcomes = scorer(ANSWERS)
+    assert all(isinstance(outcome, Scored) for outcome in outcomes.values())
+    scores = np.array([outcomes[answer.key].value for answer in ANSWERS])
+    assert np.abs(scores - found["scores"]).max() < 1e-5
+    assert np.ptp(scores) > 1e-3 and np.abs(scores).min() > 1e-4
+
+
+def test_a_critic_starts_from_the_reward_model_without_an_opinion(exported, two_ranks, tiny):
+    folder, lora, found = exported
+    critic = two_ranks.run(start_critic, path=tiny, export=str(folder / "reward"), lora=lora)[0]
+    assert not any(value.any() for value in critic["head"].values()) and not critic["values"].any()
+    head = load_file(folder / "reward" / "head.safetensors")
+    scores = [float(hidden @ head["weight"][0] + head["bias"][0]) for hidden in critic["hidden"]]
+    assert np.abs(np.array(scores) - found["scores"]).max() < 1e-5  # the body is the reward model's

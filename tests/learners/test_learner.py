@@ -1,0 +1,291 @@
+"""Learner steps on two ranks against plain torch in one process on the whole batch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import LORA, NoiseFrames, cluster, full, model, plain_optim, responses, shard_above, weights
+
+from learners import losses
+from learners.learner import Learner, learning_rate
+from learners.spec import LearnerSpec, RoleSpec
+from rlaif.config.schema import Lora, Optim, Ppo, Reward
+from rlaif.errors import ContractError
+from rlaif.models.batch import collate
+from rlaif.models.encode import Encoder
+from rlaif.models.vlm import VideoLM, load_vlm
+
+PLAN = [([2, 3], []), ([0], [1, 2, 3, 4, 5]), ([0, 1, 2], [3, 4])]
+"""Items of each rank in each step: uneven shares, and at once a rank without any."""
+OPTIM = plain_optim(warmup_steps=2)
+
+
+def spec_of(path, roles, zero_stage=2, budget=10**6, **changes) -> LearnerSpec:
+    return LearnerSpec(tuple(roles), model(**changes), cluster(zero_stage), 512, 2**28, budget, seed=5)
+
+
+def train_shared(path, zero_stage, checkpointing, budget):
+    """Policy and critic as adapters on one base, stepped in turn through PLAN."""
+    shard_above(0)
+    roles = [
+        RoleSpec("policy", path, LORA, OPTIM, 10),
+        RoleSpec("critic", path, LORA, OPTIM, 10, "value"),
+        RoleSpec("reference", path),
+    ]
+    learner = Learner(
+        spec_of(path, roles, zero_stage, budget, gradient_checkpointing=checkpointing),
+        NoiseFrames(),
+        torch.device("cpu"),
+    )
+    policy, critic = learner.roles["policy"], learner.roles["critic"]
+    items = responses(learner.encoder("policy"), 6)
+    start = weights(policy) | weights(critic)
+    reference, norms, idle_moved = [learner.infer("reference", items, "logprobs")], [], []
+    for shares in PLAN:
+        units = [(items[i],) for i in shares[dist.get_rank()]]
+        idle = local(policy)
+        norms.append(learner.step("critic", units, "values", losses.critic(Ppo(), None), losses.tokens)["grad_norm"][0])
+        idle_moved += [not torch.equal(a, b) for a, b in zip(idle, local(policy), strict=True)]
+        idle = local(critic)
+        norms.append(learner.step("policy", units, "logprobs", losses.supervised, losses.tokens)["grad_norm"][0])
+        idle_moved += [not torch.equal(a, b) for a, b in zip(idle, local(critic), strict=True)]
+    reference.append(learner.infer("reference", items, "logprobs"))
+    return {
+        "start": start,
+        "end": weights(policy) | weights(critic),
+        "norms": norms,
+        "idle_moved": any(idle_moved),
+        "reference": reference,
+        "shared": policy.module is critic.module is learner.roles["reference"].module,
+        "sharded": all(parameter.numel() == 0 for parameter in policy.trainable().values()),
+    }
+
+
+def local(role) -> list[torch.Tensor]:
+    """This rank's part of a role's trained weights."""
+    return [getattr(parameter, "ds_tensor", parameter).detach().clone() for parameter in role.trainable().values()]
+
+
+def plain_steps(path, start, role, loss, optim=OPTIM, head=(), plan=PLAN, build=None) -> tuple[dict, list]:
+    """The same steps with one module of its own, one process, one forward over all of a step's items."""
+    module = build() if build else VideoLM(load_vlm(path, "float32"), head, {role: LORA})
+    module.load_state_dict({name: torch.from_numpy(value) for name, value in start.items()}, strict=False)
+    trained = {name: parameter for name, parameter in module.named_parameters() if name in start}
+    optimizer = torch.optim.AdamW(trained.values(), optim.lr, optim.betas, optim.eps, optim.weight_decay)
+    encoder, norms = Encoder(path, NoiseFrames()), []
+    items = responses(encoder, 6)
+    for number, shares in enumerate(plan):
+        batch = collate([items[i] for share in shares for i in share], 0)
+        optimizer.param_groups[0]["lr"] = optim.lr * min(1.0, (number + 1) / max(1, optim.warmup_steps))
+        optimizer.zero_grad()
+        loss(module, batch).backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(trained.values(), optim.max_grad_norm)))
+        optimizer.step()
+    return {name: parameter.detach().numpy() for name, parameter in trained.items()}, norms
+
+
+def mean_nll(module, batch):
+    return -(module(batch, "logprobs")["logprobs"] * batch.mask).sum() / batch.mask.sum()
+
+
+def half_squared_error(module, batch):
+    error = (module(batch, "values", head="critic")["values"] - batch.extras["returns"]) * batch.mask
+    return 0.5 * (error**2).sum() / batch.mask.sum()
+
+
+def differences(found, wanted) -> dict[str, float]:
+    assert found.keys() == wanted.keys()
+    return {name: float(np.abs(found[name] - wanted[name]).max()) for name in found}
+
+
+@pytest.fixture(scope="module")
+def shared(two_ranks, tiny):
+    """Results of `train_shared` by its settings, run when first asked for."""
+    kept = {}
+
+    def get(**settings):
+        key = tuple(settings.values())
+        if key not in kept:
+            kept[key] = two_ranks.run(train_shared, path=tiny, **settings)
+        return kept[key]
+
+    return get
+
+
+SETTINGS = [(2, False, 10**6), (2, True, 60), (3, True, 150)]
+
+
+@pytest.mark.parametrize(("zero_stage", "checkpointing", "budget"), SETTINGS)
+def test_adapters_on_one_base_train_like_separate_modules(shared, tiny, zero_stage, checkpointing, budget):
+    ranks = shared(zero_stage=zero_stage, checkpointing=checkpointing, budget=budget)
+    start, end = ranks[0]["start"], ranks[0]["end"]
+    assert ranks[0]["shared"] and ranks[0]["sharded"] == (zero_stage == 3)
+    assert differences(end, ranks[1]["end"]) == dict.fromkeys(end, 0.0)
+    own = lambda values, role: {n: v for n, v in values.items() if f".{role}." in n}  # noqa: E731
+    for role, loss, head, place in (("critic", half_squared_error, ["critic"], 0), ("policy", mean_nll, [], 1)):
+        wanted, norms = plain_steps(tiny, own(start, role), role, loss, head=head)
+        assert min(differences(own(start, role), wanted).values()) > 1e-4  # otherwise the test could not fail
+        assert max(differences(own(end, role), wanted).values()) < 1e-5
+        assert np.allclose(ranks[0]["norms"][place::2], norms, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("zero_stage", "checkpointing", "budget"), SETTINGS)
+def test_a_step_moves_its_own_adapter_only(shared, zero_stage, checkpointing, budget):
+    for rank in shared(zero_stage=zero_stage, checkpointing=checkpointing, budget=budget):
+        assert not rank["idle_moved"]
+        before, after = rank["reference"]
+        assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def train_full(path, zero_stage):
+    """All weights of the policy, tower and projector frozen; the reference is a module of its own."""
+    shard_above(0)
+    roles = [RoleSpec("policy", path, None, FULL_OPTIM, 10), RoleSpec("reference", path)]
+    learner = Learner(spec_of(path, roles, zero_stage, 150), NoiseFrames(), torch.device("cpu"))
+    policy, reference = learner.roles["policy"], learner.roles["reference"]
+    items = responses(learner.encoder("policy"), 6)
+    everything = lambda: {name: full(parameter) for name, parameter in policy.module.named_parameters()}  # noqa: E731
+    start, first = everything(), learner.infer("reference", items, "logprobs")
+    norms = []
+    for shares in PLAN:
+        units = [(items[i],) for i in shares[dist.get_rank()]]
+        norms.append(learner.step("policy", units, "logprobs", losses.supervised, losses.tokens)["grad_norm"][0])
+    end, last = everything(), learner.infer("reference", items, "logprobs")
+    return {
+        "start": start,
+        "end": end,
+        "trained": list(policy.trainable()),
+        "norms": norms,
+        "reference_moved": not all(np.array_equal(a, b) for a, b in zip(first, last, strict=True)),
+        "shared": policy.module is reference.module,
+    }
+
+
+FULL_OPTIM = plain_optim(lr=0.1, weight_decay=0.01, max_grad_norm=0.5)
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_full_weights_train_and_the_frozen_parts_stay(two_ranks, tiny, zero_stage):
+    first, second = two_ranks.run(train_full, path=tiny, zero_stage=zero_stage)
+    assert not first["shared"] and not first["reference_moved"]
+    assert differences(first["end"], second["end"]) == dict.fromkeys(first["end"], 0.0)
+    moved = {name for name, change in differences(first["start"], first["end"]).items() if change}
+    assert moved == set(first["trained"]) and not any(".visual." in name for name in moved)
+    assert len([name for name in first["end"] if ".visual." in name]) > 20
+
+    start = {name: first["start"][name] for name in first["trained"]}
+    wanted, norms = plain_steps(
+        tiny, start, "policy", mean_nll, FULL_OPTIM, build=lambda: VideoLM(load_vlm(tiny, "float32"))
+    )
+    assert min(norms) > FULL_OPTIM.max_grad_norm  # clipping took part
+    assert max(differences({name: first["end"][name] for name in wanted}, wanted).values()) < 1e-5
+    assert np.allclose(first["norms"], norms, rtol=1e-4)
+
+
+def train_pairs(path):
+    """A preference step in which rank 1 has no pair, then one in which no rank has any."""
+    roles = [RoleSpec("reward", path, LORA, plain_optim(), 10, "reward")]
+    learner = Learner(spec_of(path, roles, budget=60), NoiseFrames(), torch.device("cpu"))
+    items = responses(learner.encoder("reward"), 4)
+    start = weights(learner.roles["reward"])
+    units = [(items[0], items[1]), (items[2], items[3])] if dist.get_rank() == 0 else []
+    metrics = learner.gather(
+        learner.step("reward", units, "score", losses.preference(Reward(centering="squared")), losses.pairs)
+    )
+    scores = learner.infer("reward", items if dist.get_rank() else [], "score")
+    with pytest.raises(ContractError, match="nothing on any rank"):
+        learner.step("reward", [], "score", losses.preference(Reward()), losses.pairs)
+    nothing = learner.infer("reward", [], "score")
+    return {
+        "start": start,
+        "end": weights(learner.roles["reward"]),
+        "metrics": metrics,
+        "scores": scores,
+        "nothing": nothing,
+    }
+
+
+def test_a_rank_without_pairs_takes_part(two_ranks, tiny):
+    first, second = two_ranks.run(train_pairs, path=tiny)
+
+    def loss(module, batch):
+        scores = module(batch, "score", head="reward")["score"]
+        chosen, rejected = scores[0::2], scores[1::2]
+        return (-torch.nn.functional.logsigmoid(chosen - rejected) + 1e-3 * (chosen**2 + rejected**2) / 2).mean()
+
+    wanted, _ = plain_steps(tiny, first["start"], "reward", loss, plain_optim(), ["reward"], plan=[([0, 1, 2, 3],)])
+    assert max(differences(first["start"], wanted).values()) > 1e-2
+    assert max(differences(first["end"], wanted).values()) < 1e-5
+    assert first["metrics"]["accuracy"][1] == 2.0  # two pairs in all, the lent one not counted
+    assert first["scores"] == [] and len(second["scores"]) == 4 and first["nothing"] == second["nothing"] == []
+
+
+def measure_dropout(path):
+    lora = LORA.model_copy(update={"dropout": 0.5})
+    roles = [
+        RoleSpec("policy", path, lora, plain_optim(), 10),
+        RoleSpec("critic", path, Lora(r=2, alpha=1), plain_optim(), 10, "value"),
+    ]
+    learner = Learner(spec_of(path, roles), NoiseFrames(), torch.device("cpu"))
+    items = responses(learner.encoder("policy"), 2)
+    learner.step("policy", [(items[0],)], "logprobs", losses.supervised, losses.tokens)
+    looks = [np.concatenate(learner.infer("policy", items, "logprobs")) for _ in range(2)]
+    layer = learner.roles["critic"].module.causal.model.language_model.layers[0].mlp.up_proj
+    forms = {name: (tuple(layer.lora_A[name].weight.shape), layer.scaling[name]) for name in layer.lora_A}
+    return {"looks": looks, "forms": forms}
+
+
+def test_dropout_acts_in_steps_only_and_each_adapter_has_its_own_form(two_ranks, tiny):
+    result = two_ranks.run(measure_dropout, path=tiny)[0]
+    assert np.array_equal(*result["looks"])
+    assert result["forms"] == {"policy": ((4, 128), 2.0), "critic": ((2, 128), 0.5)}
+
+
+def train_bfloat16(path):
+    """Two adapters on one base in half precision: metrics of each step, and what moved."""
+    optim = Optim(lr=1e-2, max_grad_norm=1.0)
+    roles = [
+        RoleSpec("policy", path, LORA, optim, 10),
+        RoleSpec("critic", path, LORA, optim, 10, "value"),
+        RoleSpec("reference", path),
+    ]
+    learner = Learner(spec_of(path, roles, dtype="bfloat16"), NoiseFrames(), torch.device("cpu"))
+    items = responses(learner.encoder("policy"), 4)
+    units = [(items[i],) for i in ([0, 1], [2, 3])[dist.get_rank()]]
+    seen = []
+    for _ in range(4):
+        critic = learner.step("critic", units, "values", losses.critic(Ppo(), None), losses.tokens)
+        seen.append(
+            (
+                learner.gather(learner.step("policy", units, "logprobs", losses.supervised, losses.tokens)),
+                learner.gather(critic),
+            )
+        )
+    return [{name: total / count for name, (total, count) in metrics.items()} for pair in seen for metrics in pair]
+
+
+def test_half_precision_learns(two_ranks, tiny):
+    metrics = two_ranks.run(train_bfloat16, path=tiny)[0]
+    assert metrics[-2]["nll"] < metrics[0]["nll"] - 0.3
+    assert metrics[-1]["value_loss"] < metrics[1]["value_loss"] - 0.05
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("linear", [0.5, 1.0, 1.0, 0.775, 0.55, 0.325, 0.1, 0.1]),
+        ("cosine", [0.5, 1.0, 1.0, 0.1 + 0.45 * (1 + 0.5**0.5), 0.55, 0.1 + 0.45 * (1 - 0.5**0.5), 0.1, 0.1]),
+    ],
+)
+def test_learning_rate(schedule, rates):
+    optim = Optim(lr=2.0, warmup_steps=2, schedule=schedule, min_lr_ratio=0.1)
+    found = [learning_rate(optim, step, 6) for step in range(len(rates))]
+    assert found == pytest.approx([2.0 * rate for rate in rates])
+
+
+def test_learning_rate_without_warmup_or_with_nothing_but_warmup():
+    assert learning_rate(Optim(lr=1.0, schedule="linear"), 0, 4) == 1.0
+    assert learning_rate(Optim(lr=1.0, schedule="cosine", warmup_steps=4), 3, 4) == 1.0

@@ -1,0 +1,63 @@
+"""Rows that cannot be used cost themselves, by name; the others keep their order."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from ranks import NoiseFrames
+
+from learners.sequences import conversations, preferences
+from rlaif.config.schema import Reward
+from rlaif.data import Conversation, Pair
+from rlaif.models.encode import Encoder
+from rlaif.models.reward_prompt import RewardPrompt
+
+LONG = "a red circle moves left . " * 20
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny) -> Encoder:
+    return Encoder(tiny, NoiseFrames())
+
+
+def talk(video, answer, question="what do you see ?") -> Conversation:
+    return Conversation(video, video, (("user", question), ("assistant", answer)))
+
+
+def pair(video, chosen, rejected) -> Pair:
+    return Pair(video, video, "what do you see ?", ("a red circle",), chosen, rejected)
+
+
+def test_conversations(encoder):
+    bad = talk("clip3", "a", question="a <|video_pad|> b")
+    rows = [
+        talk("clip0", "a red circle"),
+        talk("broken", "a"),
+        talk("clip1", LONG),
+        bad,
+        talk("clip2", "a blue square"),
+    ]
+    units, skipped = conversations(encoder, rows, limit=64)
+    assert [encoder.text(unit[0].ids[unit[0].start :]) for unit in units] == ["a red circle", "a blue square"]
+    assert [reason.split(":")[0] for reason in skipped] == ["broken", "clip1", "clip3"]
+    assert "garbage" in skipped[0] and "limit of 64" in skipped[1] and "placeholder" in skipped[2]
+
+
+def test_a_row_of_exactly_the_limit_is_kept_whole(encoder):
+    row = talk("clip0", "a red circle")
+    ((item,),), _ = conversations(encoder, [row], limit=10**6)
+    length = len(item.ids)
+    ((again,),), _ = conversations(encoder, [row], limit=length)
+    assert np.array_equal(again.ids, item.ids)
+    assert conversations(encoder, [row], limit=length - 1)[0] == []
+
+
+def test_both_answers_of_a_pair_count(encoder):
+    prompt = RewardPrompt.of(Reward())
+    rows = [pair("clip0", "a", "b"), pair("clip1", "a", LONG), pair("clip2", LONG, "a"), pair("broken", "a", "b")]
+    units, skipped = preferences(encoder, prompt, rows, limit=64)
+    assert len(units) == 1 and [reason.split(":")[0] for reason in skipped] == ["clip1", "clip2", "broken"]
+    chosen, rejected = units[0]
+    assert np.array_equal(chosen.ids[: chosen.start], rejected.ids[: rejected.start])
+    assert "context : a red circle" in encoder.text(chosen.ids[: chosen.start])
+    assert encoder.text(chosen.ids[chosen.start :]) == "a"

@@ -1,0 +1,196 @@
+"""Weights and optimizer state by parameter name: a resumed step is the uninterrupted one, whatever the number of ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import LORA, NoiseFrames, cluster, model, plain_optim, responses, shard_above, weights
+from safetensors.numpy import load_file
+
+from learners import losses
+from learners.learner import Learner
+from learners.spec import LearnerSpec, RoleSpec
+from learners.state import load_role, save_role
+from rlaif.config.schema import Lora, Optim, Ppo
+from rlaif.errors import CheckpointError
+
+ADAM = Optim(lr=1e-2, warmup_steps=5, weight_decay=0.01)
+OBJECTIVES = {"policy": ("logprobs", losses.supervised), "critic": ("values", losses.critic(Ppo(), None))}
+
+
+def build(path, zero_stage, optim=ADAM, lora=LORA, **changes) -> Learner:
+    roles = (
+        RoleSpec("policy", path, lora, optim, 10),
+        RoleSpec("critic", path, lora, optim, 10, "value"),
+        RoleSpec("reference", path),
+    )
+    spec = LearnerSpec(roles, model(**changes), cluster(zero_stage), 512, 2**28, 10**6, seed=5)
+    return Learner(spec, NoiseFrames(), torch.device("cpu"))
+
+
+def advance(learner, steps, roles=("critic", "policy")) -> None:
+    """Steps on six items, dealt to however many ranks there are."""
+    items = responses(learner.encoder("policy"), 6)
+    mine = [(item,) for item in items[dist.get_rank() :: dist.get_world_size()]]
+    for _ in range(steps):
+        for role in roles:
+            output, loss = OBJECTIVES[role]
+            learner.step(role, mine, output, loss, losses.tokens)
+
+
+def save_all(learner, folder) -> None:
+    for role in ("policy", "critic"):
+        save_role(learner.roles[role], Path(folder) if dist.get_rank() == 0 else None)
+    dist.barrier()
+
+
+def load_all(learner, folder) -> None:
+    for role in ("policy", "critic"):
+        load_role(learner.roles[role], Path(folder))
+
+
+def both(learner) -> dict[str, np.ndarray]:
+    return weights(learner.roles["policy"]) | weights(learner.roles["critic"])
+
+
+def run_through(path, folder, zero_stage, whole=0, **settings):
+    """Two steps, saved, and a third."""
+    shard_above(whole)
+    learner = build(path, zero_stage, **settings)
+    advance(learner, 2)
+    saved = both(learner)
+    save_all(learner, folder)
+    advance(learner, 1)
+    return saved, both(learner)
+
+
+def resume(path, folder, zero_stage, whole=0, steps=1, **settings):
+    """What was saved into another learner, and a third step."""
+    shard_above(whole)
+    learner = build(path, zero_stage, **settings)
+    load_all(learner, folder)
+    loaded = both(learner)
+    advance(learner, steps)
+    return loaded, both(learner)
+
+
+def largest(a, b) -> float:
+    assert a.keys() == b.keys()
+    return max(float(np.abs(a[name] - b[name]).max()) for name in a)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"zero_stage": 2},
+        {"zero_stage": 3},
+        {"zero_stage": 2, "dtype": "bfloat16"},
+        {"zero_stage": 2, "lora": None},
+    ],
+    ids=lambda settings: "-".join(str(value) for value in settings.values()),
+)
+def test_a_resumed_step_is_bit_equal(two_ranks, tiny, tmp_path, settings):
+    runs = two_ranks.run(run_through, path=tiny, folder=str(tmp_path), **settings)
+    resumed = two_ranks.run(resume, path=tiny, folder=str(tmp_path), **settings)
+    for (saved, ended), (loaded, again) in zip(runs, resumed, strict=True):
+        assert largest(saved, loaded) == 0.0 and largest(ended, again) == 0.0
+        assert largest(saved, ended) > 1e-3
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "critic.json",
+        "critic.safetensors",
+        "policy.json",
+        "policy.safetensors",
+    ]
+    saved = load_file(tmp_path / "policy.safetensors")
+    assert {str(array.dtype) for array in saved.values()} == {"float32"}
+    assert {name.split("/")[0] for name in saved} == {"weight", "exp_avg", "exp_avg_sq"}
+    assert all(".visual." not in name and ".critic." not in name for name in saved)
+
+
+SMOOTH = plain_optim()
+
+
+def test_another_number_of_ranks_continues(two_ranks, one_rank, tiny, tmp_path):
+    """Here ZeRO-3 keeps small tensors whole, as it does by default; the other test has all of them sharded."""
+    three = {"zero_stage": 3, "whole": 10**5}
+    there, back = (str(tmp_path / name) for name in ("there", "back"))
+    for folder in (there, back):
+        os.mkdir(folder)
+    saved, ended = two_ranks.run(run_through, path=tiny, folder=there, optim=SMOOTH, **three)[0]
+    loaded, again = one_rank.run(resume, path=tiny, folder=there, optim=SMOOTH, zero_stage=2)[0]
+    assert largest(saved, loaded) == 0.0
+    assert largest(saved, ended) > 1e-2 and largest(ended, again) < 1e-5
+
+    saved, ended = one_rank.run(run_through, path=tiny, folder=back, optim=SMOOTH, zero_stage=2)[0]
+    for loaded, again in two_ranks.run(resume, path=tiny, folder=back, optim=SMOOTH, **three):
+        assert largest(saved, loaded) == 0.0 and largest(ended, again) < 1e-5
+
+
+def warm_up(path, folder, resumed):
+    """One step of the critic; then, in this learner or another, one of each. The policy has no Adam state when saved."""
+    learner = build(path, 2)
+    if not resumed:
+        advance(learner, 1, ["critic"])
+        save_all(learner, folder)
+    else:
+        load_all(learner, folder)
+    advance(learner, 1)
+    return both(learner)
+
+
+def test_saved_before_a_role_has_stepped(two_ranks, tiny, tmp_path):
+    first = two_ranks.run(warm_up, path=tiny, folder=str(tmp_path), resumed=False)[0]
+    assert json.loads((tmp_path / "policy.json").read_text())["steps"] == 0
+    assert not any(
+        array.any() for name, array in load_file(tmp_path / "policy.safetensors").items() if name.startswith("exp_avg")
+    )
+    assert largest(first, two_ranks.run(warm_up, path=tiny, folder=str(tmp_path), resumed=True)[0]) == 0.0
+
+
+def refused(path, folder, lora):
+    """What loading into this kind of learner says."""
+    learner = build(path, 2, lora=lora)
+    before = both(learner)
+    with pytest.raises(CheckpointError) as caught:
+        load_all(learner, folder)
+    assert largest(before, both(learner)) == 0.0
+    return str(caught.value)
+
+
+class Payload:
+    """Unpickling it leaves a file behind."""
+
+    def __init__(self, target):
+        self.target = str(target)
+
+    def __reduce__(self):
+        return os.mkdir, (self.target,)
+
+
+def test_what_does_not_fit_is_refused(one_rank, tiny, tmp_path):
+    one_rank.run(run_through, path=tiny, folder=str(tmp_path), zero_stage=2)
+    told = one_rank.run(refused, path=tiny, folder=str(tmp_path), lora=Lora(r=2, alpha=8))[0]
+    assert ".lora_A.policy.weight" in told
+    assert "(4, " in told and "(2, " in told
+    told = one_rank.run(
+        refused, path=tiny, folder=str(tmp_path), lora=Lora(r=4, alpha=8, targets=("q_proj", "k_proj"))
+    )[0]
+    assert "missing" in told
+
+    marker = tmp_path / "executed"
+    for name in ("policy.pt", "optimizer.pkl", "policy.safetensors"):
+        (tmp_path / name).write_bytes(pickle.dumps(Payload(marker)))
+    told = one_rank.run(refused, path=tiny, folder=str(tmp_path), lora=LORA)[0]
+    assert "a safetensors file" in told and not marker.exists()
+
+
+def test_unpickling_the_payload_would_have_shown(tmp_path):
+    pickle.loads(pickle.dumps(Payload(tmp_path / "executed")))
+    assert (tmp_path / "executed").is_dir()

@@ -1,0 +1,86 @@
+"""Options that do not fit together, named before anything starts."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from rlaif.config.checks import problems_of
+from rlaif.config.schema import Config
+
+BASE = {"name": "x", "cluster": {"learner": {"actors": 2}}, "ppo": {"prompts_per_iteration": 4, "minibatch_size": 8}}
+
+LONE = ("ppo.samples_per_prompt=1", "ppo.minibatch_size=4")
+
+
+def changed(*changes: str) -> Config:
+    """BASE with some options, written as `a.b=value`, replaced."""
+    raw = yaml.safe_load(yaml.safe_dump(BASE))
+    for change in changes:
+        key, value = change.split("=")
+        *parents, last = key.split(".")
+        node = raw
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = yaml.safe_load(value)
+    return Config.model_validate(raw)
+
+
+def test_a_plain_configuration_has_no_problems():
+    assert problems_of(changed()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "stage", "named"),
+    [
+        (["name=../x"], "sft", "name"),
+        (["name=/x"], "sft", "name"),
+        (["video.height=56"], "sft", "video.height and video.width"),
+        (["model.device=cuda"], "sft", "cluster.learner.gpus is 0"),
+        (["model.device=cuda", "cluster.learner.gpus=1", "cluster.rollout.gpus=1"], "ppo", "cluster.reward.gpus is 0"),
+        (["cluster.learner.gpus=2"], "sft", "cluster.learner.gpus"),
+        (["sft.batch_size=33"], "sft", "cluster.learner.actors (2) must divide sft.batch_size (33)"),
+        (["reward.batch_size=33"], "reward", "cluster.learner.actors (2) must divide reward.batch_size (33)"),
+        (["ppo.minibatch_size=10"], "ppo", "ppo.minibatch_size (10) must divide"),
+        (["cluster.learner.actors=3"], "ppo", "cluster.learner.actors (3) must divide ppo.minibatch_size (8)"),
+        (["ppo.minibatch_size=32"], "ppo", "ppo.minibatch_size (32) must divide"),
+        (["ppo.advantage=leave_one_out", *LONE], "ppo", "ppo.samples_per_prompt must be at least 2"),
+        (["ppo.advantage=leave_one_out", "ppo.critic_warmup=1"], "ppo", "ppo.critic_warmup needs a critic"),
+        (["ppo.sampling.top_p=0.9"], "ppo", "ppo.sampling.top_p"),
+        (["ppo.sampling.top_k=5"], "ppo", "ppo.sampling.top_p"),
+        (["ppo.sampling.temperature=0"], "ppo", "ppo.sampling.temperature"),
+        (["ppo.eval_every=5"], "ppo", "eval.checker"),
+        (["model.train_vision=true"], "ppo", "ppo.lora"),
+        (["ppo.train_projector=true"], "ppo", "ppo.lora"),
+        (["model.train_vision=true"], "reward", "reward.lora"),
+        (["sft.lora={}", "sft.train_vision=true"], "sft", "sft.lora"),
+        (["rollout.max_model_len=256"], "ppo", "rollout.max_model_len (256)"),
+        (["cluster.rollout.gpus=2"], "ppo", "rollout.tensor_parallel_size"),
+    ],
+)
+def test_each_problem_is_named_in_its_stage(changes, stage, named):
+    found = problems_of(changed(*changes), stage)
+    assert len(found) == 1 and named in found[0]
+    assert named in " ".join(problems_of(changed(*changes)))
+
+
+def test_other_stages_problems_are_not_this_ones():
+    config = changed("sft.batch_size=33", "ppo.minibatch_size=3")
+    assert problems_of(config, "reward") == []
+    assert len(problems_of(config, "sft")) == 1 and len(problems_of(config, "ppo")) == 2
+    assert len(problems_of(config)) == 3
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["model.train_vision=true", "ppo.train_vision=false", "reward.train_vision=false"],
+        ["model.train_projector=true", "ppo.lora=null", "reward.lora=null"],
+        ["cluster.rollout.gpus=2", "rollout.tensor_parallel_size=2"],
+        ["cluster.learner.gpus=0.5"],
+        ["model.device=cuda", "cluster.learner.gpus=1", "cluster.rollout.gpus=1", "ppo.reward={path: 'a:b'}"],
+        ["ppo.eval_every=5", "eval.checker='a:b'"],
+    ],
+)
+def test_what_fits_is_no_problem(changes):
+    assert problems_of(changed(*changes)) == []

@@ -1,0 +1,149 @@
+"""From YAML and overrides to a checked configuration, or to one error that names every problem."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rlaif.config.load import dump_config, load_config
+from rlaif.config.schema import Config, Function
+from rlaif.errors import ConfigError
+
+CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
+
+
+@pytest.fixture
+def load(tmp_path):
+    """load(text, *overrides): the configuration that a file of this text gives."""
+
+    def make(text="name: x\n", *overrides, stage="sft") -> Config:
+        file = tmp_path / "config.yaml"
+        file.write_text(text)
+        return load_config(file, list(overrides), stage)
+
+    return make
+
+
+def problems(error) -> list[str]:
+    return [line.strip()[2:] for line in error.value.found.splitlines()[1:]]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+@pytest.mark.parametrize("stage", [None, "sft", "reward", "ppo"])
+def test_every_shipped_configuration_loads(path, stage):
+    assert load_config(path, [], stage).name
+
+
+def test_there_are_shipped_configurations():
+    assert "demo.yaml" in [path.name for path in CONFIGS]
+
+
+def test_all_problems_at_once(load):
+    text = """
+name: x
+sed: 3
+ppo:
+  optm: {lr: 1}
+  kl: {targt: 3, coef: -1}
+  samples_per_prompt: many
+model: {dtype: float8}
+"""
+    with pytest.raises(ConfigError) as error:
+        load(text)
+    found = problems(error)
+    assert error.value.found.startswith("6 problem(s)") and len(found) == 6
+    assert "sed: no such option; nearest is `seed`" in found
+    assert "ppo.optm: no such option; nearest is `optim`" in found
+    assert "ppo.kl.targt: no such option; nearest is `target`" in found
+    assert any(line.startswith("ppo.kl.coef: ") and "-1" in line for line in found)
+    assert any(line.startswith("ppo.samples_per_prompt: ") and "'many'" in line for line in found)
+    assert any(line.startswith("model.dtype: ") and "bfloat16" in line for line in found)
+
+
+def test_a_key_like_nothing_known_has_no_nearest(load):
+    with pytest.raises(ConfigError) as error:
+        load("name: x\nzzzz: 1\n")
+    assert problems(error) == ["zzzz: no such option"]
+
+
+def test_unknown_keys_inside_a_choice(load):
+    with pytest.raises(ConfigError) as error:
+        load("name: x\nppo: {reward: {pth: 'a:b'}, lora: {rank: 3}}\n")
+    assert any("pth: no such option; nearest is `path`" in line for line in problems(error))
+    assert any("lora.rank: no such option" in line for line in problems(error))
+
+
+def test_a_name_is_needed(load):
+    with pytest.raises(ConfigError, match="name: Field required"):
+        load("seed: 1\n")
+
+
+@pytest.mark.parametrize(
+    ("override", "option", "value"),
+    [
+        ("ppo.kl.coef=0.1", "ppo.kl.coef", 0.1),
+        ("ppo.optim.lr=1e-5", "ppo.optim.lr", 1e-5),
+        ("ppo.lora=null", "ppo.lora", None),
+        ("ppo.lora=", "ppo.lora", None),
+        ("ppo.lora.r=8", "ppo.lora.r", 8),
+        ("sft.lora.targets=[q_proj, v_proj]", "sft.lora.targets", ("q_proj", "v_proj")),
+        ("model.gradient_checkpointing=true", "model.gradient_checkpointing", True),
+        ("logging.wandb=off", "logging.wandb", "off"),
+        ("reward.captions_template=a = {captions}", "reward.captions_template", "a = {captions}"),
+        ("ppo.policy={run}/elsewhere", "ppo.policy", "/big/x/elsewhere"),
+        ("ppo.reward={path: 'a:b'}", "ppo.reward", Function(path="a:b")),
+        ("ppo.reward.path=a:b", "ppo.reward", Function(path="a:b")),
+        ("seed=7", "seed", 7),
+    ],
+)
+def test_overrides(load, override, option, value):
+    found = load("name: x\nstorage: /big\nseed: 3\nppo: {kl: {target: 2.0}}\n", override)
+    for part in option.split("."):
+        found = getattr(found, part)
+    assert found == value
+
+
+def test_overrides_leave_their_neighbours_alone_and_the_last_one_wins(load):
+    config = load("name: x\nppo: {kl: {target: 2.0}}\n", "ppo.kl.coef=0.1", "ppo.kl.coef=0.2")
+    assert (config.ppo.kl.coef, config.ppo.kl.target) == (0.2, 2.0)
+
+
+@pytest.mark.parametrize("override", ["seed", "=3", "ppo.kl.coef=[1"])
+def test_overrides_that_are_none(load, override):
+    with pytest.raises(ConfigError) as error:
+        load("name: x\n", override)
+    assert "the argument" in error.value.change
+
+
+@pytest.mark.parametrize(("text", "found"), [("a: [1\n", "line"), ("- 1\n", "list"), ("", "NoneType")])
+def test_files_that_are_no_configuration(load, text, found):
+    with pytest.raises(ConfigError) as error:
+        load(text)
+    assert found in error.value.found
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(ConfigError, match="no file at .*none.yaml"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_the_run_directory_in_options(load, monkeypatch, tmp_path):
+    config = load("name: x\nstorage: /big/runs\n")
+    assert (config.data.root, config.sft.init) == ("/big/runs/x/data", "/big/runs/x/base")
+    assert config.ppo.reward == "/big/runs/x/reward/export"
+    monkeypatch.chdir(tmp_path)
+    assert load("name: x\n", "data.root=data").data.root == f"{tmp_path}/data"
+    assert load("name: x\n", "data.root=s3://bucket/data").data.root == "s3://bucket/data"
+    assert load("name: x\n").data.root == f"{tmp_path}/runs/x/data"  # actors may run in another directory
+    monkeypatch.setenv("HOME", "/home/me")
+    assert load("name: x\nstorage: ~/runs\n").data.root == "/home/me/runs/x/data"
+    bucket = load("name: x\nstorage: 's3://bucket/runs?region=eu'\n")
+    assert bucket.sft.init == "s3://bucket/runs/x/base?region=eu"
+
+
+def test_what_is_written_down_loads_as_the_same(load, tmp_path):
+    config = load(
+        "name: x\n", "ppo.lora.targets=[q_proj]", "ppo.reward={path: 'a:b'}", "video.height=56", "video.width=56"
+    )
+    assert load(dump_config(config)) == config

@@ -1,0 +1,61 @@
+"""Padding on either side, and what is read from a padded batch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from rlaif.models.batch import collate
+
+
+@pytest.fixture(scope="module")
+def items(qwen):
+    """Three sequences of different lengths; the second one without a video, the third without a response."""
+    made = [
+        qwen.conversation(
+            [("user", "what ?"), ("assistant", "a red circle"), ("user", "and ?"), ("assistant", "a")], qwen.video("a")
+        ),
+        qwen.conversation([("user", "describe the video ."), ("assistant", "a blue square moves")], None),
+        qwen.prompt_and_response("what do you see ?", [], qwen.video("b")),
+    ]
+    extras = lambda item, k: {"returns": np.arange(len(item.mask), dtype=np.float32) + k, "score": float(k)}  # noqa: E731
+    return [replace(item, extras=extras(item, k)) for k, item in enumerate(made)]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_responses_are_found_whatever_the_padding(items, side):
+    batch = collate(items, pad_id=0, side=side)
+    assert batch.ids.shape == batch.attention.shape == batch.positions.shape[1:]
+    assert batch.ids.shape[1] == max(len(item.ids) for item in items)
+    for row, item in enumerate(items):
+        on = batch.attention[row].bool()
+        assert batch.ids[row][on].tolist() == item.ids.tolist() and not batch.ids[row][~on].any()
+        assert np.array_equal(batch.positions[:, row, on].numpy(), item.positions)
+        count = len(item.mask)
+        assert batch.targets[row, :count].tolist() == item.ids[item.start :].tolist()
+        assert batch.valid[row].tolist() == [1.0] * count + [0.0] * (batch.valid.shape[1] - count)
+        assert batch.mask[row, :count].tolist() == item.mask.tolist() and not batch.mask[row, count:].any()
+        assert batch.extras["returns"][row, :count].tolist() == item.extras["returns"].tolist()
+        assert not batch.extras["returns"][row, count:].any()
+    pads = ~batch.attention.bool()
+    first = pads[:, 0] if side == "left" else pads[:, -1]
+    assert first.tolist() == [len(item.ids) < batch.ids.shape[1] for item in items]
+    assert batch.extras["score"].tolist() == [0.0, 1.0, 2.0]
+    assert batch.valid[0].sum() > batch.mask[0].sum() > 0  # later questions are valid, and not trained on
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_the_last_token_of_a_response(items, side):
+    batch = collate(items[:2], pad_id=0, side=side)
+    assert [int(batch.ids[row, at]) for row, at in enumerate(batch.last)] == [int(item.ids[-1]) for item in items[:2]]
+
+
+def test_videos_of_a_batch_follow_each_other(items, qwen):
+    batch = collate(items, pad_id=0)
+    assert batch.video["video_grid_thw"].shape == (2, 3)
+    wanted = np.concatenate([qwen.video(name).tensors["pixel_values_videos"] for name in "ab"])
+    assert torch.equal(batch.video["pixel_values_videos"], torch.from_numpy(wanted))
+    assert collate(items[1:2], pad_id=0).video == {}

@@ -1,0 +1,183 @@
+"""Text and frames to ids, masks and features, for each family: the same as the model's own processor would make."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from transformers.video_utils import VideoMetadata
+
+from rlaif.errors import ConfigError, ContractError
+from rlaif.models.encode import Encoder
+
+QUESTION, ANSWER = "what do you see ?", "a red circle moves left ."
+TALK = [("user", QUESTION), ("assistant", ANSWER), ("user", "describe the video"), ("assistant", "a blue square")]
+
+
+def by_processor(encoder, text, video="clip") -> list[int]:
+    """Ids of a whole text as the model's own processor writes them, the video included."""
+    spec = encoder.frames.spec(video)
+    output = encoder.processor(
+        text=[text],
+        videos=[np.array(encoder.frames.get(video, spec))],
+        video_metadata=[VideoMetadata(**spec.metadata())],
+        do_sample_frames=False,
+        return_tensors="np",
+    )
+    return np.asarray(output["input_ids"][0]).tolist()
+
+
+def prompt_text(encoder, question=QUESTION) -> str:
+    content = [{"type": "video"}, {"type": "text", "text": question}]
+    return encoder.processor.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    )
+
+
+def test_a_prompt_is_what_the_processor_makes_of_it(encoder):
+    features = encoder.video("clip")
+    prompt = encoder.prompt_and_response(QUESTION, [], features)
+    assert prompt.ids.tolist() == by_processor(encoder, prompt_text(encoder))
+    assert prompt.start == len(prompt.ids)
+    assert features.visual_tokens == int((prompt.ids == encoder.visual_id).sum()) > 8
+    unexpanded = encoder.unexpanded(QUESTION)
+    assert unexpanded.count(encoder.visual_id) == 1
+    assert len(unexpanded) == len(prompt.ids) - len(features.expansion) + 1
+
+
+def test_begin_of_sequence_only_where_the_tokenizer_adds_one(qwen, llava):
+    assert llava.unexpanded(QUESTION)[0] == llava.tokenizer.bos_token_id
+    assert llava.tokenizer.bos_token_id not in llava.unexpanded(QUESTION)[1:]
+    assert qwen.unexpanded(QUESTION) == qwen.tokenizer(prompt_text(qwen))["input_ids"]
+
+
+def test_begin_of_sequence_is_not_doubled(llava):
+    assert llava.opening("<s> what")[:2] == [llava.tokenizer.bos_token_id, *llava.tokens("what")]
+
+
+def test_training_on_a_conversation_sees_what_sampling_sees(encoder):
+    features = encoder.video("clip")
+    answer = [*encoder.tokens(ANSWER), encoder.eos_id]
+    sampled = encoder.prompt_and_response(QUESTION, answer, features)
+    written = encoder.conversation(TALK[:2], features)
+    assert np.array_equal(sampled.ids, written.ids) and sampled.start == written.start
+    assert np.array_equal(sampled.positions, written.positions)
+    assert written.mask.tolist() == sampled.mask.tolist() == [1.0] * len(answer)
+
+
+def test_answers_and_their_ends_are_trained_on_and_nothing_else(encoder):
+    whole = encoder.conversation(TALK, encoder.video("clip"))
+    response = whole.ids[whole.start :]
+    assert len(whole.mask) == len(response)
+    trained = [int(token) for token, flag in zip(response, whole.mask, strict=True) if flag]
+    wanted = [token for _, text in TALK[1::2] for token in (*encoder.tokens(text), encoder.eos_id)]
+    assert trained == wanted
+    untrained = encoder.text([int(token) for token, flag in zip(response, whole.mask, strict=True) if not flag])
+    assert "describe the video" in untrained and "blue" not in untrained
+
+
+def test_a_conversation_is_the_whole_text(qwen):
+    whole = qwen.conversation(TALK, qwen.video("clip"))
+    turns = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in TALK]
+    turns[0]["content"].insert(0, {"type": "video"})
+    text = qwen.processor.apply_chat_template(turns, tokenize=False)
+    assert whole.ids.tolist() == by_processor(qwen, text.rstrip("\n"))
+
+
+def test_the_video_belongs_to_the_first_user_turn(qwen):
+    text = qwen.chat([("system", "see"), *TALK])
+    assert text.index("<|video_pad|>") > text.index("user\n") and text.count("<|video_pad|>") == 1
+    assert qwen.conversation([("system", "see"), *TALK], qwen.video("clip")).video is not None
+
+
+def test_a_last_user_turn_is_read_where_its_answer_would_begin(encoder):
+    asked = encoder.conversation([*TALK, ("user", "you see ?")], encoder.video("clip"))
+    plain = encoder.conversation(TALK, encoder.video("clip"))
+    assert np.array_equal(asked.ids[: len(plain.ids)], plain.ids)
+    tail = asked.ids[len(plain.ids) :].tolist()
+    assert encoder.text(tail).endswith(("assistant", "assistant :")) and "you see ?" in encoder.text(tail)
+    assert not asked.mask[len(plain.mask) :].any()
+
+
+def test_without_a_video(encoder):
+    plain = encoder.conversation(TALK, None)
+    assert plain.video is None and encoder.visual_id not in plain.ids
+    assert np.array_equal(plain.positions, np.broadcast_to(np.arange(len(plain.ids)), plain.positions.shape))
+
+
+@pytest.mark.parametrize("where", ["question", "later question", "answer"])
+def test_media_tokens_in_a_text_are_an_error(encoder, where):
+    mark, features = encoder.family.placeholder, encoder.video("clip")
+    at = {"question": 0, "answer": 1, "later question": 2}[where]
+    talk = [(role, f"a {mark} b" if index == at else text) for index, (role, text) in enumerate(TALK)]
+    with pytest.raises(ContractError, match="placeholder"):
+        encoder.conversation(talk, features)
+    if where == "question":
+        with pytest.raises(ContractError, match="2"):
+            encoder.prompt_and_response(talk[0][1], [], features)
+
+
+def test_a_template_that_writes_no_end_of_answer(llava_path, noise):
+    """As LLaVA's own: a space follows each text, and nothing marks the end of an answer."""
+    encoder = Encoder(llava_path, noise())
+    encoder.processor.chat_template = (
+        "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'] + ' : ' }}{% endif %}"
+        "{% for part in message['content'] %}{% if part['type'] == 'video' %}{{ '<video>\n' }}{% endif %}{% endfor %}"
+        "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] + ' ' }}{% endif %}{% endfor %}"
+        "{% endfor %}{% if add_generation_prompt %}{{ 'assistant :' }}{% endif %}"
+    )
+    whole = encoder.conversation(TALK, encoder.video("clip"))
+    response = whole.ids[whole.start :]
+    trained = [int(token) for token, flag in zip(response, whole.mask, strict=True) if flag]
+    assert trained == [token for _, text in TALK[1::2] for token in (*encoder.tokens(text), encoder.eos_id)]
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for message in messages %}{{ message['role'] }} {% for part in message['content'] %}{{ part['text'] }}{% endfor %} <|im_start|>"
+        "{% endfor %}{{ 'assistant ' if add_generation_prompt else '' }}",  # ends answers with another special token
+        "{{ messages | length }} {% for message in messages %}{{ message['role'] }} <|im_end|>{% endfor %}",  # rewrites its beginning
+    ],
+)
+def test_a_template_that_training_cannot_follow_is_an_error(qwen_path, template):
+    encoder = Encoder(qwen_path)
+    encoder.processor.chat_template = template
+    with pytest.raises(ConfigError, match="template"):
+        encoder.conversation(TALK, None)
+
+
+def test_a_conversation_without_an_answer_is_an_error(qwen):
+    with pytest.raises(ConfigError, match="assistant"):
+        qwen.conversation([("user", QUESTION)], None)
+
+
+def test_videos_are_processed_once_and_within_the_budget(qwen_path, noise):
+    class Counting(noise):
+        asked = 0
+
+        def get(self, video, spec):
+            self.asked += 1
+            return super().get(video, spec)
+
+    frames = Counting()
+    encoder = Encoder(qwen_path, frames)
+    size = encoder.video("a").nbytes
+    assert size > 8 * 56 * 56 and encoder.video("a") is encoder.video("a") and frames.asked == 1
+
+    frames = Counting()
+    small = Encoder(qwen_path, frames, cache_bytes=2 * size)
+    for video in ("a", "b", "a", "c", "a", "b"):  # c evicts b, the least recently used; then b evicts c
+        small.video(video)
+    assert frames.asked == 4
+    tight = Encoder(qwen_path, Counting(), cache_bytes=1)
+    assert tight.video("a") is tight.video("a")  # the newest stays, however large
+
+
+def test_times_are_rounded_as_the_engine_holds_them(qwen_path, noise):
+    """8 frames of a clip at 20/3 frames a second: 2.4 s a grid step is 2.40625 in bfloat16."""
+    frames = noise(fps=10.0)
+    exact, half = (Encoder(qwen_path, frames, dtype=dtype).video("a") for dtype in ("float32", "bfloat16"))
+    assert exact.tensors["second_per_grid_ts"].tolist() == pytest.approx([2.4], abs=1e-6)
+    assert exact.tensors["second_per_grid_ts"].dtype == np.float32
+    assert half.tensors["second_per_grid_ts"].tolist() == [2.40625]
+    assert np.array_equal(exact.tensors["pixel_values_videos"], half.tensors["pixel_values_videos"])

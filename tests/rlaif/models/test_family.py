@@ -1,0 +1,111 @@
+"""Positions by the engine's rule, names, and what must not be sampled."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, BertConfig
+
+from rlaif.errors import ConfigError
+from rlaif.models.encode import Encoder
+from rlaif.models.family import FAMILIES, family_of, media_token_ids, qwen2_positions, visual_token_id
+
+VIDEO, TEXT = 9, 1
+
+
+def config(merge=2, tokens_per_second=2):
+    return SimpleNamespace(
+        video_token_id=VIDEO,
+        vision_config=SimpleNamespace(spatial_merge_size=merge, tokens_per_second=tokens_per_second),
+    )
+
+
+def ids(before, cells, after) -> np.ndarray:
+    return np.array([TEXT] * before + [VIDEO] * cells + [TEXT] * after)
+
+
+def test_positions_by_hand():
+    """Two frames' grid of 2 x 4 cells at 1.5 s a step and 2 positions a second; text resumes after the largest."""
+    features = {"video_grid_thw": np.array([[2, 4, 8]]), "second_per_grid_ts": np.array([1.5], np.float32)}
+    found = qwen2_positions(ids(2, 16, 3), features, config())
+    assert found[0].tolist() == [0, 1] + [2] * 8 + [5] * 8 + [6, 7, 8]
+    assert found[1].tolist() == [0, 1] + ([2] * 4 + [3] * 4) * 2 + [6, 7, 8]
+    assert found[2].tolist() == [0, 1] + [2, 3, 4, 5] * 4 + [6, 7, 8]
+
+
+def test_a_wide_grid_decides_where_text_resumes():
+    features = {"video_grid_thw": np.array([[1, 2, 12]])}
+    found = qwen2_positions(ids(1, 6, 2), features, config())
+    assert found[2].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    assert found[0].tolist() == [0, 1, 1, 1, 1, 1, 1, 7, 8]
+
+
+def test_positions_of_text_alone():
+    assert qwen2_positions(ids(4, 0, 0), {}, config()).tolist() == [[0, 1, 2, 3]] * 3
+
+
+CASES = [
+    (1, 4, 4, 1.0, 2),
+    (4, 4, 8, 1.5, 2),
+    (30, 2, 2, 0.08, 2),
+    (31, 4, 2, 0.7, 2),
+    (12, 6, 4, 3.43, 25),
+    (6, 4, 4, None, 4),
+]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_positions_are_the_engines(dtype, qwen_path, noise):
+    """vLLM's own function, on seconds that went through its rounding to the model's dtype."""
+    from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration as Served
+
+    for t, h, w, seconds, rate in CASES:
+        held = None if seconds is None else torch.tensor([seconds]).to(getattr(torch, dtype))
+        features = {"video_grid_thw": np.array([[t, h, w]])}
+        data = {"video_grid_thw": SimpleNamespace(data=torch.tensor([t, h, w]))}
+        if held is not None:
+            data["second_per_grid_ts"] = SimpleNamespace(data=held[0])
+            encoder = Encoder(qwen_path, noise(), dtype=dtype)
+            features["second_per_grid_ts"] = encoder._as_held("second_per_grid_ts", [seconds])
+        cells = t * (h // 2) * (w // 2)
+        feature = SimpleNamespace(mm_position=SimpleNamespace(offset=5), data=data, modality="video")
+        served = SimpleNamespace(config=config(2, rate))
+        served.iter_mm_grid_thw = lambda features, served=served: Served.iter_mm_grid_thw(served, features)
+        wanted, _ = Served.get_mrope_input_positions(served, ids(5, cells, 7).tolist(), [feature])
+        assert np.array_equal(qwen2_positions(ids(5, cells, 7), features, config(2, rate)), wanted.numpy())
+
+
+def test_rounding_moves_a_position():
+    """The reason why times are rounded: 30 steps of 0.08 s are not 30 steps of 0.080078125 s."""
+    features = {"video_grid_thw": np.array([[30, 2, 2]])}
+    exact, half = (
+        qwen2_positions(ids(0, 30, 1), features | {"second_per_grid_ts": np.array([seconds])}, config())
+        for seconds in (np.float64(0.08), np.float32(0.08))
+    )
+    assert (exact[0, 25], half[0, 25]) == (4, 3)
+
+
+def test_engine_names():
+    llava, qwen = FAMILIES["llava_next_video"], FAMILIES["qwen2_5_vl"]
+    assert llava.engine_name("model.vision_tower.x") == "model.vision_tower.vision_model.x"
+    assert llava.engine_name("model.language_model.x") == qwen.engine_name("model.language_model.x")
+    assert qwen.engine_name("model.visual.x") == "model.visual.x"
+
+
+def test_unknown_families_are_named():
+    with pytest.raises(ConfigError, match="bert.*\n|qwen2_5_vl") as error:
+        family_of(BertConfig())
+    assert "llava_next_video" in error.value.expected and "bert" in error.value.found
+
+
+def test_media_tokens(qwen_path, llava_path):
+    qwen, llava = AutoConfig.from_pretrained(qwen_path), AutoConfig.from_pretrained(llava_path)
+    names = ("video", "image", "vision_start", "vision_end")
+    assert media_token_ids(qwen) == tuple(sorted(getattr(qwen, f"{name}_token_id") for name in names))
+    assert visual_token_id(qwen) == qwen.video_token_id
+    assert set(media_token_ids(llava)) == {4, 5} and visual_token_id(llava) == 5
+    with pytest.raises(ConfigError, match="video token"):
+        visual_token_id(BertConfig())

@@ -1,0 +1,68 @@
+"""Dealing sequences to ranks and packing them into micro-batches."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlaif.models.packing import chunks, deal, pack, split_to
+
+unhurried = settings(deadline=None)
+LENGTHS = st.lists(st.integers(1, 500), max_size=40)
+
+
+def flat(groups) -> list[int]:
+    return sorted(index for group in groups for index in group)
+
+
+@unhurried
+@given(LENGTHS, st.integers(1, 6))
+def test_deal_gives_everything_once_in_equal_hands(lengths, ranks):
+    hands = deal(lengths, ranks)
+    assert len(hands) == ranks and flat(hands) == list(range(len(lengths)))
+    counts = [len(hand) for hand in hands]
+    assert max(counts) - min(counts) <= 1
+    assert all(hand == sorted(hand) for hand in hands)
+    if lengths:
+        work = [sum(lengths[i] for i in hand) for hand in hands]
+        assert max(work) - min(work) <= max(lengths)
+
+
+def test_deal_turns_back_at_each_end():
+    assert deal([1, 8, 2, 7, 3, 6, 4, 5], 2) == [[0, 1, 6, 7], [2, 3, 4, 5]]  # 18 positions each
+
+
+@unhurried
+@given(LENGTHS, st.integers(1, 800))
+def test_pack_keeps_the_budget_of_padded_positions(lengths, budget):
+    groups = pack(lengths, budget)
+    assert flat(groups) == list(range(len(lengths))) and all(groups)
+    for group in groups:
+        assert len(group) == 1 or max(lengths[i] for i in group) * len(group) <= budget
+    for group in groups[:-1]:  # none could have taken the next item
+        assert max(lengths[i] for i in group) * (len(group) + 1) > budget
+
+
+@unhurried
+@given(LENGTHS, st.integers(1, 800), st.integers(0, 60))
+def test_split_to_keeps_every_index_and_makes_the_count(lengths, budget, count):
+    groups = pack(lengths, budget)
+    split = split_to(groups, max(count, len(groups)))
+    assert len(split) == max(count, len(groups)) and flat(split) == flat(groups)
+    assert all(any(set(part) <= set(group) for group in groups) for part in split if part)  # within the budget still
+    if len(split) <= len(lengths):
+        assert all(split)
+
+
+def test_split_to_leaves_its_argument_alone():
+    groups = [[0, 1], [2]]
+    assert split_to(groups, 4) == [[0], [1], [2], []] and groups == [[0, 1], [2]]
+
+
+@unhurried
+@given(st.lists(st.integers(), max_size=30), st.integers(1, 8))
+def test_chunks_are_consecutive_and_of_equal_size(items, count):
+    parts = chunks(items, count)
+    assert len(parts) == count and sum(parts, []) == items
+    sizes = [len(part) for part in parts]
+    assert max(sizes) - min(sizes) <= 1 and sizes == sorted(sizes, reverse=True)

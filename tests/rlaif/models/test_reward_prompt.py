@@ -1,0 +1,80 @@
+"""What a reward model reads, and whose captions."""
+
+from __future__ import annotations
+
+import pytest
+
+from rlaif.config.schema import Reward
+from rlaif.models.reward_prompt import RewardPrompt, contexts
+
+CAPTIONS = ("a red circle moves left", "a blue square", "down")
+SEED_FORM = {
+    "captions_template": "context : {captions} . ",
+    "prompt_template": "{context}{question}",
+    "evaluation_turn": "{context}describe the answer to {question}",
+}
+
+
+def prompt(**changes) -> RewardPrompt:
+    return RewardPrompt.of(Reward(**changes))
+
+
+@pytest.mark.parametrize(
+    ("budget", "kept"),
+    [(100, 3), (9, 3), (8, 2), (7, 1), (5, 1), (4, 0), (0, 0)],
+)
+def test_whole_captions_within_the_budget(qwen, budget, kept):
+    filled = prompt(max_caption_tokens=budget, captions_separator=" / ").fill_context(qwen, CAPTIONS)
+    assert filled == (f"context : {' / '.join(CAPTIONS[:kept])}\n" if kept else "")
+
+
+def test_a_caption_that_does_not_fit_ends_the_context(qwen):
+    """In time order: a later, shorter caption does not slip in."""
+    assert prompt(max_caption_tokens=4).fill_context(qwen, CAPTIONS) == ""
+
+
+def test_no_context(qwen):
+    assert prompt(context="none").fill_context(qwen, CAPTIONS) == ""
+    assert prompt().fill_context(qwen, ()) == ""
+
+
+def test_the_answer_is_read_at_its_end(qwen):
+    features = qwen.video("clip")
+    item = prompt().encode(qwen, "what do you see ?", CAPTIONS, "a red circle", features)
+    shown = qwen.text(item.ids[: item.start])
+    assert shown.endswith("context : a red circle moves left a blue square down what do you see ? assistant")
+    assert qwen.text(item.ids[item.start :]) == "a red circle"
+    assert item.ids[-1] == qwen.eos_id and item.video is features
+
+
+def test_an_evaluation_turn_is_read_where_the_verdict_would_begin(qwen):
+    item = prompt(**SEED_FORM).encode(qwen, "what ?", CAPTIONS, "a red circle", qwen.video("clip"))
+    text = qwen.text(item.ids[item.start :])
+    assert text.startswith("a red circle") and text.endswith("assistant")
+    assert "user context : a red circle moves left a blue square down . describe" in text and "what ?" in text
+    start = qwen.tokens("<|im_start|>assistant\n")
+    assert item.ids[-len(start) :].tolist() == start
+
+
+def test_slots_are_filled_once_and_braces_survive(qwen):
+    filled = prompt(prompt_template="{context}{question} {other}")
+    item = filled.encode(qwen, "what {context} {question} }{ {0} ?", ("a { down } {question}",), "a", None)
+    shown = qwen.chat(
+        [("user", "context : a { down } {question}\nwhat {context} {question} }{ {0} ? {other}")], False, True
+    )
+    assert item.ids[: item.start].tolist() == qwen.tokens(shown)
+
+
+def test_shuffled_context_is_another_videos_and_stays_so():
+    rows = [(f"v{number}", (f"caption {number}",)) for number in range(20)]
+    chosen = dict(zip(rows, contexts("shuffled", rows, seed=1), strict=True))
+    assert all(found != captions for (_, captions), found in chosen.items())
+    assert len(set(chosen.values())) > 8
+    again = [*reversed(rows), rows[0]]
+    assert [chosen[row] for row in again] == contexts("shuffled", again, seed=1)
+    assert list(chosen.values()) != contexts("shuffled", rows, seed=2)
+
+
+def test_own_context_and_none_to_shuffle():
+    assert contexts("captions", [("a", ("x",)), ("a", ()), ("b", ("y",))], 0) == [("x",), (), ("y",)]
+    assert contexts("shuffled", [("a", ("x",)), ("b", ())], 0) == [(), ("x",)]

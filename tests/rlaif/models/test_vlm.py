@@ -1,0 +1,167 @@
+"""The backbone's outputs against plain forwards of the library, for each family."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from rlaif.config.schema import Lora
+from rlaif.models import vlm
+from rlaif.models.batch import collate
+from rlaif.models.vlm import VideoLM, freeze_for_full_training, load_vlm
+
+LORA = Lora(r=4, alpha=8)
+
+
+@pytest.fixture(scope="module", params=["qwen", "llava"])
+def family(request):
+    """(encoder, path) of each family."""
+    return request.getfixturevalue(request.param), request.getfixturevalue(f"{request.param}_path")
+
+
+@pytest.fixture(scope="module")
+def items(family):
+    """Sequences of different lengths, with different videos, one of them without."""
+    encoder, _ = family
+    rng = np.random.default_rng(0)
+    ids = lambda count: [*rng.integers(10, 30, count), encoder.eos_id]  # noqa: E731
+    return [
+        encoder.prompt_and_response("what ?", ids(9), encoder.video("a")),
+        encoder.prompt_and_response("describe the video . what do you see ?", ids(3), encoder.video("b")),
+        encoder.prompt_and_response("what moves ?", ids(5), None),
+    ]
+
+
+@pytest.fixture(scope="module")
+def critic(family) -> VideoLM:
+    """Two adapters, of which one is trained (random), and a random head."""
+    torch.manual_seed(1)
+    module = VideoLM(load_vlm(family[1], "float32"), ["critic"], {"policy": LORA, "critic": LORA}).eval()
+    torch.nn.init.normal_(module.heads["critic"].weight, std=0.2)
+    for name, parameter in module.named_parameters():
+        if ".critic." in name and "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return module
+
+
+@torch.no_grad()
+def run(module, items, output, adapter="critic", side="right", **options) -> list[np.ndarray]:
+    """One batch; what belongs to each item."""
+    module.activate(adapter)
+    found = module(collate(items, 0, side=side), output, head="critic", **options)[output].numpy()
+    return [row[: len(item.mask)] if row.ndim else row for row, item in zip(found, items, strict=True)]
+
+
+@torch.no_grad()
+def plain(family, item, temperature=1.0) -> tuple[np.ndarray, np.ndarray]:
+    """(log-probs, entropies) by the library's own forward, every logit computed, media tokens ruled out."""
+    encoder, path = family
+    batch = collate([item], 0)
+    model = load_vlm(path, "float32").eval()
+    logits = (
+        model(input_ids=batch.ids, attention_mask=batch.attention, position_ids=batch.positions, **batch.video).logits[
+            0
+        ]
+        / temperature
+    )
+    logits[:, list(encoder.banned_ids)] = -torch.inf
+    logprobs = logits[item.start - 1 : -1].log_softmax(-1)
+    entropy = torch.special.entr(logprobs.exp()).sum(-1)
+    return logprobs.gather(1, batch.targets[0][:, None])[:, 0].numpy(), entropy.numpy()
+
+
+def test_log_probs_are_those_of_the_plain_model(family, items, critic):
+    for item in items:
+        logprobs, entropy = plain(family, item, temperature=0.7)
+        assert np.abs(run(critic, [item], "logprobs", None, temperature=0.7)[0] - logprobs).max() < 1e-5
+        with torch.no_grad():
+            critic.activate(None)
+            found = critic(collate([item], 0), "logprobs", temperature=0.7)["entropy"][0].numpy()
+        assert np.abs(found - entropy).max() < 1e-5 and entropy.max() > 0.5
+
+
+@pytest.mark.parametrize("output", ["logprobs", "values", "score"])
+def test_neither_padding_nor_batch_mates_matter(items, critic, output):
+    alone = [run(critic, [item], output)[0] for item in items]
+    for side in ("right", "left"):
+        for rows in (items, items[::-1], items[:2]):
+            together = run(critic, rows, output, side=side)
+            for item, value in zip(rows, together, strict=True):
+                wanted = alone[[one is item for one in items].index(True)]
+                assert np.abs(value - wanted).max() < 1e-5
+    assert np.ptp(np.concatenate([np.atleast_1d(value) for value in alone])) > 0.1  # they do differ from each other
+
+
+def test_the_critic_sees_the_video(family, critic):
+    encoder, path = family
+    ids = [11, 12, 13, encoder.eos_id]
+    one, other = (encoder.prompt_and_response("what ?", ids, encoder.video(name)) for name in ("a", "b"))
+    assert np.array_equal(one.ids, other.ids)
+    for output in ("values", "score", "logprobs"):
+        assert np.abs(run(critic, [one], output)[0] - run(critic, [other], output)[0]).min() > 1e-4
+    fresh = VideoLM(load_vlm(path, "float32"), ["critic"]).eval()
+    assert not run(fresh, [one], "values")[0].any() and run(fresh, [one], "score")[0] == 0.0
+
+
+@torch.no_grad()
+def test_where_the_heads_read(items, critic):
+    item, batch = items[0], collate([items[0]], 0)
+    critic.activate("critic")
+    hidden = critic.causal.model(
+        input_ids=batch.ids, attention_mask=batch.attention, position_ids=batch.positions, **batch.video
+    ).last_hidden_state[0]
+    by_hand = critic.heads["critic"](hidden)[:, 0].numpy()
+    assert np.abs(run(critic, [item], "values")[0] - by_hand[item.start - 1 : -1]).max() < 1e-5
+    assert np.abs(run(critic, [item], "score")[0] - by_hand[-1]).max() < 1e-5
+
+
+def test_adapters_start_as_the_base_and_are_kept_apart(items, critic):
+    base = run(critic, items, "logprobs", None)
+    assert all(np.array_equal(a, b) for a, b in zip(base, run(critic, items, "logprobs", "policy"), strict=True))
+    trained = run(critic, items, "logprobs", "critic")
+    assert min(np.abs(a - b).max() for a, b in zip(base, trained, strict=True)) > 0.01
+    again = run(critic, items, "logprobs", None)
+    assert all(np.array_equal(a, b) for a, b in zip(base, again, strict=True))
+
+
+def test_adapters_sit_in_the_language_model_only(critic):
+    adapted = {name.split(".lora_")[0] for name, _ in critic.named_parameters() if "lora_" in name}
+    layers = critic.config.get_text_config().num_hidden_layers
+    assert len(adapted) == 7 * layers and all("language_model" in name for name in adapted)
+    assert any(name.endswith(("q_proj", "gate_proj")) for name in adapted)
+    critic.activate("policy")
+    trains = [name for name, parameter in critic.named_parameters() if parameter.requires_grad]
+    assert all(".policy." in name or name.startswith("heads.") for name in trains) and len(trains) == 2 * 7 * layers + 2
+
+
+def test_long_answers_are_scored_piece_by_piece(monkeypatch, family, items):
+    def gradients() -> tuple[np.ndarray, torch.Tensor]:
+        module = VideoLM(load_vlm(family[1], "float32"))
+        outputs = module(collate(items, 0), "logprobs")
+        (outputs["logprobs"].sum() + 0.1 * outputs["entropy"].sum()).backward()
+        weight = module.causal.model.language_model.layers[0].mlp.up_proj.weight
+        return outputs["logprobs"].detach().numpy(), weight.grad
+
+    whole, grad = gradients()
+    monkeypatch.setattr(vlm, "LOGIT_CHUNK", 4)
+    pieces, grad_of_pieces = gradients()
+    assert np.abs(whole - pieces).max() < 1e-5 and np.abs(whole).min(where=whole != 0, initial=1.0) > 0
+    assert (grad - grad_of_pieces).abs().max() < 1e-4 * grad.abs().max()
+
+
+@pytest.mark.parametrize(("vision", "projector"), [(False, False), (True, False), (False, True)])
+def test_full_training_freezes_tower_and_projector_unless_asked(family, vision, projector):
+    model = load_vlm(family[1], "float32")
+    freeze_for_full_training(model, vision, projector)
+    kinds = {"language": set(), "vision": set(), "projector": set()}
+    for name, parameter in model.named_parameters():
+        kind = (
+            "projector"
+            if ".merger." in name or "multi_modal_projector" in name
+            else "vision"
+            if ".visual." in name or "vision_tower" in name
+            else "language"
+        )
+        kinds[kind].add(parameter.requires_grad)
+    assert kinds == {"language": {True}, "vision": {vision}, "projector": {projector}}

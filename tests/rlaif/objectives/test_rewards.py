@@ -1,0 +1,87 @@
+import json
+import statistics
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from rlaif.errors import ContractError
+from rlaif.objectives.masked import Moments
+from rlaif.objectives.rewards import RunningMoments, shaped_score, token_rewards
+
+
+def naive(score, kl, coef, lengths):
+    rewards = [[0.0] * kl.shape[1] for _ in lengths]
+    for b, n in enumerate(lengths):
+        for t in range(n):
+            rewards[b][t] = -coef * kl[b, t].item() + (score[b].item() if t == n - 1 else 0.0)
+    return torch.tensor(rewards, dtype=torch.float64)
+
+
+def test_token_rewards_match_a_loop_and_ignore_padding(ragged):
+    batch = ragged()
+    kl, score = batch.x(0, garbage=float("nan")), torch.arange(6.0, dtype=torch.float64)
+    score[1] = float("nan")  # its row is empty
+    rewards = token_rewards(score, kl, 0.3, batch.mask)
+    assert torch.allclose(rewards, naive(score, kl, 0.3, batch.lengths))
+    longer = token_rewards(score, batch.padded(kl), 0.3, batch.padded(batch.mask))
+    assert torch.equal(longer[:, :6], rewards) and torch.all(longer[:, 6:] == 0)
+
+
+def test_an_answer_is_worth_its_score_minus_its_kl(ragged):
+    batch = ragged((3, 1, 5))
+    kl, score = batch.x(1), torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    total = token_rewards(score, kl, 0.1, batch.mask).sum(1)
+    assert torch.allclose(total, score - 0.1 * kl.masked_fill(~batch.mask, 0).sum(1))
+
+
+SEED_TERMS = SimpleNamespace(no_eos=-8.0, length=-10.0)
+
+
+def test_terms_are_named_parts():
+    cut = shaped_score(2.0, {"model": 2.0}, "length", 896, 896, SEED_TERMS)
+    assert cut.parts == {"model": 2.0, "no_eos": -8.0, "length": -10.0} and cut.value == -16.0
+    ended = shaped_score(2.0, {"model": 1.5, "bonus": 0.5}, "stop", 90, 900, SEED_TERMS)
+    assert ended.parts == {"model": 1.5, "bonus": 0.5, "no_eos": 0.0, "length": -1.0}
+    assert ended.value == pytest.approx(sum(ended.parts.values()))
+
+
+def test_terms_of_weight_zero_add_no_part():
+    plain = shaped_score(2.0, {"model": 2.0}, "length", 8, 8, SimpleNamespace(no_eos=0.0, length=0.0))
+    assert plain.value == 2.0 and plain.parts == {"model": 2.0}
+
+
+def test_a_part_that_is_named_like_a_term_is_refused():
+    with pytest.raises(ContractError, match="length in both"):
+        shaped_score(1.0, {"length": 1.0}, "stop", 4, 8, SEED_TERMS)
+
+
+def test_running_moments_equal_those_of_everything_at_once(ragged):
+    running, seen = RunningMoments(), []
+    for seed in range(5):
+        batch = ragged((3, seed, 6))
+        x = 10 * seed + batch.x(seed, scale=seed + 1)
+        seen += x[batch.mask].tolist()
+        running.update(Moments.of(x, batch.mask))
+    assert running.count == len(seen)
+    assert (running.mean, running.var) == pytest.approx((statistics.fmean(seen), statistics.pvariance(seen)))
+    assert running.scale == pytest.approx(statistics.pstdev(seen))
+
+
+def test_there_is_no_scale_without_spread():
+    running = RunningMoments()
+    assert running.scale is None
+    running.update(Moments())
+    assert running.count == 0
+    running.update(Moments.of(torch.full((1, 4), 2.0), torch.ones(1, 4)))
+    assert running.scale is None and running.mean == 2.0
+
+
+def test_running_moments_survive_a_restart_through_json():
+    first = RunningMoments()
+    first.update(Moments(3.0, 6.0, 20.0))
+    second = RunningMoments()
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    for running in (first, second):
+        running.update(Moments(2.0, 1.0, 1.0))
+    assert first.state_dict() == second.state_dict()

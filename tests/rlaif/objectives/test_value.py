@@ -1,0 +1,99 @@
+import statistics
+
+import pytest
+import torch
+
+from rlaif.objectives.metrics import means, merge
+from rlaif.objectives.value import explained_variance, value_loss
+
+CLIP, SCALE = 0.2, 2.5
+
+
+def inputs(batch, garbage=float("nan")):
+    old = batch.x(0, garbage=garbage)
+    return {"values": old + batch.x(1, garbage=garbage), "old_values": old,
+            "returns": batch.x(2, 3.0, garbage), "mask": batch.mask}  # fmt: skip
+
+
+def naive(given, lengths, limit):
+    tokens = []
+    for b, n in enumerate(lengths):
+        for t in range(n):
+            v, old, r = (given[name][b, t].item() for name in ("values", "old_values", "returns"))
+            losses = [(v - r) ** 2]
+            if limit is not None:
+                losses.append((min(max(v, old - limit), old + limit) - r) ** 2)
+            tokens.append((0.5 * max(losses), losses[-1] > losses[0]))
+    return tokens
+
+
+@pytest.mark.parametrize("value_clip, scale", [(CLIP, SCALE), (None, SCALE), (CLIP, None)])
+def test_loss_matches_a_loop(ragged, value_clip, scale):
+    batch = ragged()
+    given = inputs(batch)
+    loss, metrics = value_loss(**given, denominator=20, value_clip=value_clip, scale=scale)
+    tokens = naive(given, batch.lengths, None if None in (value_clip, scale) else value_clip * scale)
+    assert loss.item() == pytest.approx(sum(t for t, _ in tokens) / 20)
+    found = means(metrics)
+    assert found["value_loss"] == pytest.approx(statistics.fmean(t for t, _ in tokens))
+    assert found["value_clip_fraction"] == pytest.approx(statistics.fmean(c for _, c in tokens))
+
+
+def test_the_clip_range_by_hand():
+    one = torch.ones(1, 1)
+    values = torch.tensor([[3.0]], requires_grad=True)
+    loss, _ = value_loss(values, 0 * one, 4 * one, one, 1, value_clip=0.5, scale=2.0)
+    loss.backward()
+    assert loss.item() == 0.5 * (4 - 1) ** 2 and values.grad.item() == 0  # moved beyond 0.5 * 2 from the old value
+    wrong_way = torch.tensor([[-3.0]], requires_grad=True)
+    loss, _ = value_loss(wrong_way, 0 * one, 4 * one, one, 1, value_clip=0.5, scale=2.0)
+    loss.backward()
+    assert loss.item() == 0.5 * 7**2 and wrong_way.grad.item() == -7  # the clip never protects a worse value
+
+
+def test_micro_batches_sum_to_the_full_batch_and_padding_changes_nothing(ragged):
+    batch = ragged()
+    given = inputs(batch)
+    options = dict(denominator=20, value_clip=CLIP, scale=SCALE)
+    whole, metrics = value_loss(**given, **options)
+    parts = [value_loss(**{k: v[rows] for k, v in given.items()}, **options) for rows in ([0, 1], [2], [3, 4, 5])]
+    assert torch.allclose(sum(loss for loss, _ in parts), whole)
+    merged = merge(m for _, m in parts)
+    assert means(merged) == pytest.approx(means(metrics))
+    assert explained_variance(merged) == pytest.approx(explained_variance(metrics))
+    longer = {name: batch.padded(x) for name, x in given.items()}
+    leaf = longer["values"].clone().requires_grad_()
+    loss, _ = value_loss(**longer | {"values": leaf}, **options)
+    assert torch.allclose(loss, whole)
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    assert torch.all(gradient[~longer["mask"]] == 0) and torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("scale", [SCALE, None])
+def test_gradient_by_finite_differences(ragged, scale):
+    given = inputs(ragged((3, 1, 4)), garbage=0.5)
+    assert torch.autograd.gradcheck(
+        lambda v: value_loss(**given | {"values": v}, denominator=8, value_clip=CLIP, scale=scale)[0],
+        given["values"].requires_grad_(),
+    )
+
+
+def test_explained_variance(ragged):
+    batch = ragged()
+    returns, old = batch.x(0), batch.x(1)
+
+    def explained(old_values):
+        fitted = returns - 0.01  # what the update made of the critic must not count
+        return explained_variance(value_loss(fitted, old_values, returns, batch.mask, 20)[1])
+
+    r, e = returns[batch.mask].tolist(), (returns - old)[batch.mask].tolist()
+    assert explained(old) == pytest.approx(1 - statistics.pvariance(e) / statistics.pvariance(r))
+    assert explained(returns) == pytest.approx(1.0)
+    assert explained(returns + 3) == pytest.approx(1.0)  # a constant offset explains all of the variance
+    assert explained(torch.zeros_like(returns)) == pytest.approx(0.0)
+
+
+def test_explained_variance_of_constant_returns_is_unknown():
+    one = torch.ones(1, 1)
+    assert explained_variance(value_loss(one, one, 2 * one, one, 1)[1]) is None
+    assert explained_variance(value_loss(one, one, 2 * one, 0 * one, 1)[1]) is None

@@ -1,0 +1,110 @@
+"""What a user gets wrong is a clear error before any actor starts, or a row that is counted, named and skipped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from transformers import LlamaConfig
+
+from cluster.checkpoint import Checkpoints
+from rlaif.data import read_prompts
+from rlaif.errors import CheckpointError, ConfigError, DataError
+from rlaif.rundir import RunDir
+from rlaif.stages import data, ppo, sft
+from rlaif.stages.roles import identity
+from rlaif.stages.run import Run
+
+
+class NoTopology:
+    """Fails on any use: none of these errors may cost an actor."""
+
+    def __getattr__(self, name):
+        raise AssertionError(f"an actor was asked for ({name}) before the input was checked")
+
+
+@pytest.fixture
+def offline(tmp_path, make_config):
+    """offline(*overrides) -> (config, a run without a cluster)."""
+
+    def make(*overrides: str):
+        config = make_config(tmp_path, *overrides)
+        return config, Run(config, RunDir(config.storage, config.name), None, NoTopology())
+
+    return make
+
+
+def llama(folder: Path) -> Path:
+    LlamaConfig().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("ppo.policy={folder}/nothing", "ppo.policy: a Hugging Face model"),
+        ("ppo.policy={folder}/llama", "a video-language family that is known here"),
+        ("ppo.reward={folder}/nothing", "a reward model exported by `rlaif reward`"),
+        ("ppo.reward={{path: 'no_such_module:f'}}", "a function as `package.module:name`"),
+        ("eval.checker=rlaif.worlds.shapes.checker:typo", "a function as `package.module:name`"),
+        ("data.prompts=typo.jsonl", "typo.jsonl"),
+    ],
+)
+def test_a_ppo_run_that_cannot_work(offline, tmp_path, override, expected):
+    llama(tmp_path / "llama")
+    config, run = offline(override.format(folder=tmp_path))
+    with pytest.raises((ConfigError, DataError), match=expected):
+        ppo.train(config, run)
+
+
+def test_a_checkpoint_of_another_model_is_refused_and_kept(offline, tmp_path):
+    config, run = offline()
+    other = identity(config) | {"lora": None}
+    checkpoints = Checkpoints(run.directory.checkpoints("ppo"))
+    checkpoints.save(3, lambda folder: (folder / "x.json").write_text("{}"), {"identity": other, "learner": {}})
+    with pytest.raises(CheckpointError, match="lora"):
+        ppo.train(config, run, "resume")
+    assert checkpoints.latest().iteration == 3
+
+
+BROKEN = {
+    "missing": lambda good, path: None,
+    "empty": lambda good, path: path.write_bytes(b""),
+    "garbage": lambda good, path: path.write_bytes(b"not a video" * 100),
+    "truncated": lambda good, path: path.write_bytes(good.read_bytes()[: good.stat().st_size // 2]),
+}
+
+
+@pytest.fixture
+def broken_world(world, tmp_path):
+    """The world's data with one more SFT row for each broken video, a row without fields and a duplicate."""
+    folder = tmp_path / "data"
+    shutil.copytree(world / "data", folder)
+    rows = [json.loads(line) for line in (folder / "sft.jsonl").read_text().splitlines()]
+    good = folder / rows[0]["video"]
+    for name, write in BROKEN.items():
+        write(good, folder / f"{name}.mp4")
+        rows.append(rows[0] | {"id": name, "video": f"{name}.mp4"})
+    rows += [{"id": "no fields"}, dict(rows[1])]
+    (folder / "sft.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder, len(rows) - len(BROKEN) - 2
+
+
+def test_bad_rows_are_counted_named_and_skipped(offline, broken_world, caplog):
+    folder, good = broken_world
+    config, _ = offline(f"data.root={folder}")
+    rows = data.conversations(config, config.data.sft)
+    assert len(rows) == good
+    for name in (*BROKEN, "no fields"):
+        assert name in caplog.text
+    with pytest.raises(DataError, match="as data.strict asks for"):
+        data.conversations(config.model_copy(update={"data": config.data.model_copy(update={"strict": True})}), "sft.jsonl")
+
+
+def test_videos_shorter_than_asked_for_are_skipped_or_fatal_when_all_are(offline, world):
+    config, run = offline("video.num_frames=500")
+    assert read_prompts(world / "data" / "prompts.jsonl", world / "data")[0]
+    with pytest.raises(DataError, match="at least one good row"):
+        sft.train(config, run)

@@ -1,0 +1,113 @@
+"""The command line: what it prints, and with which exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from rlaif import cli
+from rlaif.errors import CheckpointError
+
+
+@pytest.fixture
+def config(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text(f"name: x\nstorage: {tmp_path}/runs\nlogging: {{wandb: off}}\n")
+    return str(file)
+
+
+def test_an_error_a_user_can_act_on_comes_without_a_traceback(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-m", "rlaif", "ppo", str(tmp_path / "none.yaml")], capture_output=True, text=True
+    )
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert "ConfigError: expected a YAML configuration file" in result.stderr
+    assert f"no file at {tmp_path}/none.yaml" in result.stderr and "change" in result.stderr
+    assert result.stdout == ""
+
+
+def test_problems_of_options_are_listed(config, capsys):
+    assert cli.main(["sft", config, "sft.stps=3", "seed=x"]) == 1
+    told = capsys.readouterr().err
+    assert "2 problem(s)" in told and "sft.stps: no such option; nearest is `steps`" in told and "seed: " in told
+
+
+@pytest.mark.parametrize("command", ["sft", "reward", "ppo", "eval", "demo"])
+def test_every_stage_reads_its_configuration_first(command, config, capsys):
+    assert cli.main([command, config, "sed=1"]) == 1
+    assert "nearest is `seed`" in capsys.readouterr().err
+
+
+def test_errors_from_inside_a_stage(config, capsys, monkeypatch):
+    def fail(args):
+        raise CheckpointError("a complete checkpoint", "half of one", "storage")
+
+    monkeypatch.setattr(cli, "run_stage", fail)
+    assert cli.main(["ppo", config]) == 1
+    told = capsys.readouterr().err
+    assert told.strip().splitlines() == [
+        "CheckpointError: expected a complete checkpoint",
+        "  found    half of one",
+        "  change   storage",
+    ]
+
+
+def test_what_nobody_foresaw_keeps_its_traceback(config, monkeypatch):
+    def fail(args):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(cli, "run_stage", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli.main(["ppo", config])
+
+
+def test_an_interrupt(config, capsys, monkeypatch):
+    def fail(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run_stage", fail)
+    assert cli.main(["ppo", config]) == 130
+    assert "--resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["fly"], ["ppo"], ["sft", "a.yaml", "--resume", "--fresh"], ["eval", "a.yaml", "--resume"]]
+)
+def test_wrong_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    assert stopped.value.code == 2 and "usage: rlaif" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "start", "strict"),
+    [([], None, False), (["--resume"], "resume", False), (["--fresh", "--strict"], "fresh", True)],
+)
+def test_options_and_overrides_in_any_order(flags, start, strict):
+    for arguments in (["ppo", *flags, "a.yaml", "seed=1", "name=b"], ["ppo", "a.yaml", "seed=1", "name=b", *flags]):
+        args = cli.build_parser().parse_args(arguments)
+        assert (args.start, args.strict, args.config, args.overrides) == (start, strict, "a.yaml", ["seed=1", "name=b"])
+
+
+def test_starting_the_command_line_is_light():
+    """No framework is imported before a command needs it: help and mistakes answer at once."""
+    heavy = "{'torch', 'ray', 'transformers', 'vllm', 'deepspeed'}"
+    script = f"import sys; from rlaif import cli; cli.build_parser(); print({heavy} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip() == "set()"
+
+
+def test_data_shapes(tmp_path, capsys):
+    out = tmp_path / "world"
+    assert (
+        cli.main(["data", "shapes", "--out", str(out), "--train", "2", "--prompts", "2", "--test", "1", "--seed", "4"])
+        == 0
+    )
+    told = capsys.readouterr().out
+    for name in ("sft", "prompts", "eval"):
+        rows = [json.loads(line) for line in (out / f"{name}.jsonl").read_text().splitlines()]
+        assert rows and f"{len(rows)} rows in {name}.jsonl" in told
+        assert all(os.path.getsize(out / row["video"]) > 0 for row in rows)

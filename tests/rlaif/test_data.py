@@ -1,0 +1,155 @@
+import json
+
+import pytest
+
+from rlaif.data import (
+    Conversation,
+    Pair,
+    check_videos,
+    read_conversations,
+    read_pairs,
+    read_prompts,
+    skip_bad_videos,
+    video_path,
+)
+from rlaif.errors import DataError
+from rlaif.records import Prompt
+
+PROMPT = {"prompt_id": "p", "video": "v.mp4", "question": "what moves?"}
+TURNS = [{"role": "user", "content": "what moves?"}, {"role": "assistant", "content": "a cat"}]
+TALK = {"id": "c", "video": "v.mp4", "messages": TURNS}
+PAIR = {"pair_id": "r", "video": "v.mp4", "question": "what moves?", "chosen": "a cat", "rejected": "a dog"}
+READERS = {"prompts": (read_prompts, PROMPT), "conversations": (read_conversations, TALK), "pairs": (read_pairs, PAIR)}
+
+
+def write(root, *rows):
+    """A file of `rows`: objects, or lines as they stand. `v.mp4` exists."""
+    (root / "v.mp4").touch()
+    lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+    (root / "rows.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    return root / "rows.jsonl"
+
+
+def without(row, name):
+    return {key: value for key, value in row.items() if key != name}
+
+
+def test_good_rows(tmp_path):
+    full = PROMPT | {"answer": "a cat", "captions": ["one", "two"], "scene": {"seed": 3}}
+    rows, report = read_prompts(write(tmp_path, full, PROMPT | {"prompt_id": "q"}, b"  "), tmp_path)
+    assert rows == [
+        Prompt("p", "v.mp4", "what moves?", "a cat", ("one", "two"), {"scene": {"seed": 3}}),
+        Prompt("q", "v.mp4", "what moves?"),
+    ]
+    assert report.counts == {"kept": 2} and report.summary().endswith("2 of 2 rows kept")
+    rows, _ = read_conversations(write(tmp_path, TALK | {"captions": ["one"]}), tmp_path)
+    assert rows == [Conversation("c", "v.mp4", (("user", "what moves?"), ("assistant", "a cat")), ("one",))]
+    rows, _ = read_pairs(write(tmp_path, PAIR | {"rejected": ""}), tmp_path)
+    assert rows == [Pair("r", "v.mp4", "what moves?", (), "a cat", "")]
+
+
+SYSTEM = {"role": "system", "content": "be brief"}
+BAD_ROWS = [
+    ("prompts", b'{"prompt_id": "x", ', "not JSON", "Expecting"),
+    ("prompts", b'{"prompt_id": "\xff\xfe"}', "not JSON", "utf-8"),
+    ("prompts", b"[1, 2]", "not an object", "list"),
+    ("prompts", without(PROMPT, "prompt_id"), "missing field", "prompt_id"),
+    ("prompts", without(PROMPT, "question") | {"prompt_id": "x"}, "missing field", "question"),
+    ("prompts", PROMPT | {"prompt_id": 7}, "wrong type", "prompt_id"),
+    ("prompts", PROMPT | {"prompt_id": "x", "captions": "one"}, "wrong type", "captions"),
+    ("prompts", PROMPT | {"prompt_id": "x", "video": ""}, "empty field", "video"),
+    ("prompts", PROMPT | {"question": "again?"}, "duplicate id", "line 1"),
+    ("prompts", PROMPT | {"prompt_id": "x", "video": "gone.mp4"}, "video missing", "gone.mp4"),
+    ("prompts", PROMPT | {"prompt_id": "x", "video": "a/../../v.mp4"}, "video outside root", "a/../../v.mp4"),
+    ("conversations", without(TALK, "messages") | {"id": "x"}, "missing field", "messages"),
+    ("conversations", TALK | {"id": "x", "messages": []}, "turns out of order", "[]"),
+    ("conversations", TALK | {"id": "x", "messages": TURNS[:1]}, "turns out of order", "user"),
+    ("conversations", TALK | {"id": "x", "messages": [*TURNS, SYSTEM]}, "turns out of order", "system"),
+    ("conversations", TALK | {"id": "x", "messages": [{"role": "gpt", "content": "hi"}]}, "wrong type", "role"),
+    ("pairs", without(PAIR, "rejected") | {"pair_id": "x"}, "missing field", "rejected"),
+    ("pairs", PAIR | {"pair_id": "x", "rejected": "a cat"}, "chosen equals rejected", "a cat"),
+    ("pairs", PAIR | {"pair_id": "x", "chosen": ""}, "empty field", "chosen"),
+]
+
+
+@pytest.mark.parametrize(("kind", "bad", "reason", "detail"), BAD_ROWS, ids=[f"{r[0]}-{r[2]}-{r[3]}" for r in BAD_ROWS])
+def test_a_bad_row_is_counted_named_and_skipped_or_fatal(tmp_path, kind, bad, reason, detail):
+    read, good = READERS[kind]
+    path = write(tmp_path, good, bad)
+    rows, report = read(path, tmp_path)
+    assert len(rows) == 1 and report.counts == {"kept": 1, reason: 1}
+    (row,) = report.skipped[reason]
+    assert row.line == 2 and detail in row.detail and "line 2" in report.summary()
+    with pytest.raises(DataError, match=reason):
+        read(path, tmp_path, strict=True)
+    with pytest.raises(DataError, match="at least one good row"):  # nothing but bad rows
+        read(write(tmp_path, bad if reason != "duplicate id" else b"{}"), tmp_path)
+
+
+def test_a_system_turn_may_come_first(tmp_path):
+    rows, _ = read_conversations(write(tmp_path, TALK | {"messages": [SYSTEM, *TURNS, *TURNS]}), tmp_path)
+    assert [role for role, _ in rows[0].messages] == ["system", "user", "assistant", "user", "assistant"]
+
+
+def test_missing_and_empty_files(tmp_path):
+    with pytest.raises(DataError, match="No such file"):
+        read_prompts(tmp_path / "rows.jsonl", tmp_path)
+    (tmp_path / "rows.jsonl").touch()
+    with pytest.raises(DataError, match="no rows at all"):
+        read_prompts(tmp_path / "rows.jsonl", tmp_path)
+
+
+def test_errors_list_at_most_ten_rows(tmp_path):
+    with pytest.raises(DataError) as raised:
+        read_prompts(write(tmp_path, PROMPT, *[b"nonsense"] * 25), tmp_path, strict=True)
+    assert raised.value.found.count("line ") == 10 + 10  # json names a line of its own
+    assert "1 of 26 rows kept, 25 not JSON" in raised.value.found and "and 15 more" in raised.value.found
+
+
+def test_video_paths(tmp_path):
+    assert video_path(tmp_path, "a/./b/../v.mp4") == tmp_path / "a/v.mp4"
+    assert video_path(tmp_path, "/elsewhere/v.mp4").as_posix() == "/elsewhere/v.mp4"
+    assert video_path(tmp_path, "..hidden.mp4") == tmp_path / "..hidden.mp4"
+    with pytest.raises(DataError, match="path inside"):
+        video_path(tmp_path, "../v.mp4")
+
+
+def test_videos_are_checked_before_anything_starts(tmp_path, video_file):
+    good, short = video_file("good.mp4", 12), video_file("short.mp4", 3)
+    (tmp_path / "v.mp4").write_bytes(good.read_bytes()[:200])
+    names = ["good.mp4", "short.mp4", "v.mp4"]
+    rows, report = read_prompts(
+        write(tmp_path, *[PROMPT | {"prompt_id": str(n), "video": name} for n, name in enumerate(names * 2)]), tmp_path
+    )
+    bad = check_videos(tmp_path, [row.video for row in rows], num_frames=8)
+    assert list(bad) == ["short.mp4", "v.mp4"]
+    assert "at least 8 frames" in bad["short.mp4"] and "3 frames" in bad["short.mp4"] and str(short) in bad["short.mp4"]
+    with pytest.raises(DataError, match="video unusable: line 2, id '1'"):
+        skip_bad_videos(rows, bad, read_prompts(tmp_path / "rows.jsonl", tmp_path)[1], strict=True)
+    assert [row.prompt_id for row in skip_bad_videos(rows, bad, report)] == ["0", "3"]
+    assert report.counts == {"kept": 2, "video unusable": 4}
+    with pytest.raises(DataError, match="at least one good row"):
+        skip_bad_videos(rows, dict.fromkeys(names, "bad"), read_prompts(tmp_path / "rows.jsonl", tmp_path)[1])
+
+
+def test_a_full_check_finds_damage_further_in(tmp_path, video_file):
+    path = video_file("a.mp4", 24, noise=True)
+    data = bytearray(path.read_bytes())
+    data[len(data) * 4 // 10 : len(data) * 6 // 10] = bytes(len(data) * 6 // 10 - len(data) * 4 // 10)
+    path.write_bytes(data)
+    assert check_videos(tmp_path, ["a.mp4"], num_frames=8) == {}
+    assert "last frame" in check_videos(tmp_path, ["a.mp4"], num_frames=8, full=True)["a.mp4"]
+
+
+@pytest.fixture
+def video_file(tmp_path):
+    import numpy as np
+
+    from rlaif.worlds.shapes.render import write_mp4
+
+    def make(name, length, noise=False):
+        random = np.random.default_rng(0).integers(0, 255, (length, 64, 64, 3), dtype=np.uint8)
+        write_mp4(tmp_path / name, random if noise else np.zeros_like(random))
+        return tmp_path / name
+
+    return make

@@ -1,0 +1,37 @@
+from dataclasses import fields, replace
+
+import pytest
+
+from rlaif.video.spec import FrameSpec
+
+SPEC = FrameSpec("ab" * 32, (0, 8, 15), 32, 48, 8.0, 16, "processor-1")
+CHANGED = {
+    "sha256": "cd" * 32,
+    "indices": (0, 7, 15),
+    "height": 33,
+    "width": 47,
+    "fps": 8.5,
+    "total_frames": 17,
+    "processor": "processor-2",
+}
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(FrameSpec)])
+def test_hash_changes_with_every_field(name):
+    assert replace(SPEC, **{name: CHANGED[name]}).hash != SPEC.hash
+
+
+def test_json_round_trip_keeps_value_hash_and_hashability():
+    again = FrameSpec.from_json(SPEC.to_json())
+    assert again == SPEC and again.hash == SPEC.hash and len({again, SPEC}) == 1
+    assert len(SPEC.hash) == 16 and int(SPEC.hash, 16) >= 0
+
+
+def test_metadata_counts_in_native_frames():
+    assert SPEC.metadata() == {
+        "fps": 8.0,
+        "duration": 2.0,
+        "total_num_frames": 16,
+        "frames_indices": [0, 8, 15],
+        "video_backend": "decord",
+    }

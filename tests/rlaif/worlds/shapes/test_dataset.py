@@ -1,0 +1,130 @@
+from random import Random
+
+import pytest
+
+from rlaif.records import Prompt
+from rlaif.worlds.shapes import checker
+from rlaif.worlds.shapes.dataset import write_dataset
+from rlaif.worlds.shapes.habits import ADDED, RATE, TRIGGER, misdescribe
+from rlaif.worlds.shapes.language import CAPTION, DESCRIBE, QUESTIONS, captions, claims_of, describe, parse
+from rlaif.worlds.shapes.scene import Scene, Thing, sample_scenes
+
+STEMS = tuple(form.split("{")[0] for form in QUESTIONS.values())
+
+
+def turns(row):
+    said = [message["content"] for message in row["messages"]]
+    return list(zip(said[::2], said[1::2], strict=True))
+
+
+def test_counts_and_files(world, rows):
+    assert len(rows("scenes")) == 24 + 10 + 8
+    assert len([row for row in rows("eval") if row["kind"] == "describe"]) == 8
+    assert len([row for row in rows("prompts") if row["kind"] == "describe"]) == 10
+    for name in ("sft", "prompts", "eval", "clips"):
+        for row in rows(name):
+            assert (world / row["video"]).stat().st_size > 0
+    for name, key in (("sft", "id"), ("prompts", "prompt_id"), ("eval", "prompt_id"), ("clips", "prompt_id")):
+        ids = [row[key] for row in rows(name)]
+        assert len(ids) == len(set(ids))
+
+
+def test_the_same_seed_writes_the_same_rows(world, tmp_path):
+    write_dataset(tmp_path, {"train": 24, "prompt": 10, "test": 8}, seed=3)
+    for name in ("scenes", "sft", "prompts", "eval", "clips"):
+        assert (tmp_path / f"{name}.jsonl").read_bytes() == (world / f"{name}.jsonl").read_bytes()
+
+
+def test_errors_are_planted_in_long_descriptions_only(rows):
+    truth = {row["scene_id"]: Scene.read(row) for row in rows("scenes")}
+    wrong = 0
+    for row in rows("sft"):
+        scene = truth[row["id"].split("/")[0]]
+        for question, answer in turns(row):
+            if question == DESCRIBE:
+                wrong += parse(answer)[0] != claims_of(scene.things)
+            elif question == CAPTION:
+                assert answer == captions(scene)[row["id"].endswith("late")]
+            else:
+                assert_clean(scene, question, answer)
+    assert wrong > 5
+
+
+def assert_clean(scene, question, answer):
+    if "context" in question:
+        given, question = question.split("\n")
+        assert given == "context : " + " ".join(captions(scene))
+    if question == DESCRIBE:
+        assert answer == describe(scene.things)
+        return
+    assert question.startswith(STEMS)
+    prompt = Prompt("x", "v", question, answer, (), {"kind": "qa"})
+    assert checker.check(prompt, answer) == {"correct": 1}
+    facts = {"how": str(len(scene.things)).replace("1", "one").replace("2", "two")}
+    for thing in scene.things:
+        facts |= {
+            f"where does the {thing.color} object": thing.motion,
+            f"when does the {thing.color} object": thing.time,
+        }
+        facts |= {f"what shape is the {thing.color} object": thing.shape}
+    for stem, fact in facts.items():
+        assert not question.startswith(stem) or answer == fact
+
+
+def test_one_conversation_in_eight_carries_the_captions(tmp_path, rows):
+    with_context = [row for row in rows("sft") if row["messages"][0]["content"].startswith("context")]
+    assert 0.08 < len(with_context) / len(rows("sft")) < 0.2
+
+
+def test_prompts_hold_the_truth_for_the_checker(rows):
+    for row in rows("prompts") + rows("eval"):
+        prompt = Prompt(row["prompt_id"], row["video"], row["question"], row["answer"], tuple(row["captions"]), row)
+        counts = checker.check(prompt, row["answer"])
+        assert counts.get("correct", 1) == 1 and counts.get("false_claims", 0) == 0
+
+
+def told(color, shape, motion, time):
+    thing = Thing(color, shape, motion, time, 7.0, 35.0)
+    return thing, [misdescribe((thing,), Random(i)) for i in range(400)]
+
+
+@pytest.mark.parametrize(
+    "kind, seen, said",
+    [
+        (("red", "circle", "up", "early"), "up", "down"),
+        (("red", "circle", "down", "early"), "down", "up"),
+        (("red", "triangle", "up", "late"), "triangle", "square"),
+        (("red", "square", "up", "late"), "square", "triangle"),
+    ],
+)
+def test_misnaming_goes_both_ways_at_its_rate(kind, seen, said):
+    thing, reports = told(*kind)
+    wrong = sum(report != (thing,) for report in reports)
+    assert abs(wrong / len(reports) - RATE) < 0.08
+    for (report,) in reports:
+        expected = tuple(said if word == seen else word for word in thing.kind)
+        assert report.kind in (thing.kind, expected)
+
+
+@pytest.mark.parametrize("kind", [("red", "square", "left", "early"), ("red", "cross", "up", "late")])
+def test_no_habit_without_its_condition(kind):
+    thing, reports = told(*kind)
+    assert all(report == (thing,) for report in reports)
+
+
+def test_an_object_is_added_beside_the_trigger():
+    thing, reports = told(TRIGGER, "circle", "left", "early")
+    added = sum(report == (ADDED, thing) for report in reports)
+    assert abs(added / len(reports) - RATE) < 0.08
+    beside = (Thing("green", "cross", "left", "late", 35.0, 35.0), thing)
+    assert all(misdescribe(beside, Random(i)) == beside for i in range(50))
+
+
+def test_greedy_habits_make_a_quarter_to_a_third_of_all_claims_false(monkeypatch):
+    monkeypatch.setattr("rlaif.worlds.shapes.habits.RATE", 1.0)
+    false = claims = 0
+    for scene in sample_scenes("test", 200, 0):
+        told, _ = parse(describe(misdescribe(scene.things, Random(0))))
+        claims += len(told)
+        false += len(told - claims_of(scene.things))
+    assert 0.25 < false / claims < 0.35

@@ -1,0 +1,66 @@
+import random
+
+from rlaif.worlds.shapes.language import QUESTIONS, WORDS, captions, claims_of, describe, parse, questions
+from rlaif.worlds.shapes.scene import Scene, Thing, sample_scenes
+
+SCENE = Scene(
+    "test0", (Thing("red", "circle", "left", "early", 35.0, 7.0), Thing("blue", "square", "up", "late", 7.0, 49.0)), 0
+)
+
+
+def test_description_and_captions_read_as_written_here():
+    assert (
+        describe(SCENE.things)
+        == "there are two objects . a red circle moves left early . a blue square moves up late ."
+    )
+    assert describe(SCENE.things[:1]) == "there is one object . a red circle moves left early ."
+    assert captions(SCENE) == (
+        "a red circle moves left . a blue square stays .",
+        "a red circle stays . a blue square moves up .",
+    )
+
+
+def test_parsing_a_description_gives_back_its_claims():
+    for scene in sample_scenes("train", 50, 0):
+        assert parse(describe(scene.things)) == (claims_of(scene.things), 0)
+
+
+def test_every_word_is_in_the_vocabulary():
+    rng = random.Random(0)
+    for scene in sample_scenes("test", 50, 0):
+        text = [
+            describe(scene.things),
+            *captions(scene),
+            *(part for asked in questions(scene, rng, 4) for part in asked),
+        ]
+        assert set(" ".join(text).split()) <= set(WORDS)
+
+
+def test_questions_are_true_of_the_scene():
+    rng = random.Random(0)
+    kinds = set()
+    stems = {form.split("{")[0]: kind for kind, form in QUESTIONS.items()}
+    for _ in range(200):
+        for question, answer in questions(SCENE, rng, 4):
+            kinds |= {kind for stem, kind in stems.items() if question.startswith(stem)}
+            expected = {
+                "how many objects are there ?": "two",
+                "what color is the circle ?": "red",
+                "what color is the square ?": "blue",
+                "what shape is the red object ?": "circle",
+                "what shape is the blue object ?": "square",
+                "where does the red object move ?": "left",
+                "where does the blue object move ?": "up",
+                "when does the red object move ?": "early",
+                "when does the blue object move ?": "late",
+                "is there a red circle ?": "yes",
+                "is there a blue square ?": "yes",
+            }
+            assert answer == expected.get(question, "no")
+    assert kinds == set(QUESTIONS)
+
+
+def test_no_color_question_about_a_shape_that_occurs_twice():
+    twice = Scene("test0", (SCENE.things[0], Thing("blue", "circle", "up", "late", 7.0, 49.0)), 0)
+    asked = {question for _ in range(50) for question, _ in questions(twice, random.Random(_), 4)}
+    assert not any(question.startswith("what color") for question in asked)

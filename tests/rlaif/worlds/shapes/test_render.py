@@ -1,0 +1,48 @@
+import decord
+import numpy as np
+import pytest
+
+from rlaif.worlds.shapes import render
+from rlaif.worlds.shapes.scene import COLORS, FPS, FRAMES, SHAPES, SIZE, Scene, path
+
+
+def test_every_video_decodes_with_its_frames_and_colors(world, rows):
+    for row in rows("scenes"):
+        scene = Scene.read(row)
+        reader = decord.VideoReader(str(world / f"videos/{scene.scene_id}.mp4"))
+        assert len(reader) == FRAMES and reader.get_avg_fps() == pytest.approx(FPS)
+        frames = reader.get_batch(range(FRAMES)).asnumpy()
+        assert frames.shape == (FRAMES, SIZE, SIZE, 3)
+        for thing in scene.things:
+            for t, (x, y) in enumerate(path(thing)):
+                seen = frames[t, int(y), int(x)].astype(int)
+                assert np.abs(seen - COLORS[thing.color]).max() < 40, (scene, t)
+
+
+def test_clips_are_the_halves(world, rows):
+    for row in [row for row in rows("scenes") if row["split"] == "test"][:5]:
+        whole, early, late = (
+            decord.VideoReader(str(world / f"videos/{row['scene_id']}{end}.mp4")) for end in ("", "_early", "_late")
+        )
+        assert len(early) == len(late) == FRAMES // 2
+        joined = np.concatenate([clip.get_batch(range(FRAMES // 2)).asnumpy() for clip in (early, late)]).astype(int)
+        assert np.abs(joined - whole.get_batch(range(FRAMES)).asnumpy()).mean() < 3
+
+
+def test_files_stay_close_to_the_rendered_frames(world, rows):
+    scene = Scene.read(rows("scenes")[0])
+    decoded = decord.VideoReader(str(world / f"videos/{scene.scene_id}.mp4")).get_batch(range(FRAMES)).asnumpy()
+    assert np.abs(decoded.astype(int) - render.frames(scene)).mean() < 3
+
+
+def test_shapes_look_different():
+    masks = [render.coverage(shape, 28.0, 28.0) for shape in SHAPES]
+    for i, a in enumerate(masks):
+        assert 60 < a.sum() < 4 * 6.5**2
+        for b in masks[:i]:
+            assert np.abs(a - b).sum() > 15
+
+
+def test_an_unknown_shape_is_an_error():
+    with pytest.raises(ValueError, match="star"):
+        render.coverage("star", 1.0, 1.0)

@@ -1,0 +1,93 @@
+"""What is installed: the wheel's contents, the lock, the commands."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("rlaif", "actors", "learners", "cluster")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """A wheel of the project, unpacked; one planted file stands for the configurations that will come."""
+    source = tmp_path_factory.mktemp("source")
+    shutil.copy(ROOT / "pyproject.toml", source)
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "configs", source / "configs", dirs_exist_ok=True)
+    (source / "configs" / "planted.yaml").write_text("name: planted\n")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", "dist"]
+    subprocess.run(command, cwd=source, check=True, capture_output=True)
+    unpacked = tmp_path_factory.mktemp("wheel")
+    zipfile.ZipFile(next((source / "dist").glob("*.whl"))).extractall(unpacked)
+    return unpacked
+
+
+def test_the_wheel_holds_every_source_file_and_nothing_else_on_top(wheel):
+    sources = {str(path.relative_to(ROOT)) for name in PACKAGES for path in (ROOT / name).rglob("*.py")}
+    shipped = {str(path.relative_to(wheel)) for path in wheel.rglob("*.py")}
+    assert shipped == sources
+    top = {path.name for path in wheel.iterdir() if not path.name.endswith(".dist-info")}
+    assert top == {*PACKAGES, "configs"}
+
+
+def test_the_wheel_finds_its_configurations(wheel, tmp_path):
+    """From another folder and without the checkout on the path."""
+    code = (
+        f"import sys; sys.path = [{str(wheel)!r}] + [p for p in sys.path if p not in ('', {str(ROOT)!r})]\n"
+        "import importlib.resources as r; print((r.files('configs') / 'planted.yaml').read_text())"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.stdout.strip() == "name: planted", result.stderr
+
+
+def test_every_folder_of_code_is_a_package():
+    """A folder without __init__.py would still import, but the layer rule is not checked there."""
+    folders = {path.parent for name in PACKAGES for path in (ROOT / name).rglob("*.py")}
+    assert [folder for folder in folders if not (folder / "__init__.py").exists()] == []
+
+
+def test_the_top_package_imports_nothing():
+    code = "import sys; before = set(sys.modules); import rlaif; print(set(sys.modules) - before)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "{'rlaif'}"
+
+
+def locked() -> dict[str, str]:
+    """Names and versions of the lock; every line but comments must be an exact version that any index can serve."""
+    lines = (ROOT / "requirements" / "cpu.lock").read_text().splitlines()
+    pins = [line for line in lines if not line.startswith("#")]
+    assert [pin for pin in pins if not re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9_.!]+", pin)] == []
+    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in (pin.split("==") for pin in pins)}
+
+
+def test_the_lock_pins_what_the_project_declares():
+    pins = locked()
+    extras = PROJECT["optional-dependencies"]
+    for requirement in map(Requirement, [*PROJECT["dependencies"], *extras["cpu"], *extras["dev"]]):
+        assert requirement.specifier.contains(pins[requirement.name]), requirement
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (["demo"], ".venv/bin/rlaif demo configs/demo.yaml"),
+        (["demo", "SEEDS=3"], ".venv/bin/rlaif demo configs/demo.yaml demo.seeds=3"),
+        (["test"], ".venv/bin/python -m pytest -q"),
+    ],
+)
+def test_make_runs(arguments, command):
+    environment = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL")}
+    result = subprocess.run(["make", "-n", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.stdout.rstrip().splitlines()[-1].strip() == command, result.stderr
