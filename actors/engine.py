@@ -52,8 +52,6 @@ class Published:
     tensors: int
     nbytes: int
     seconds: float
-    unchanged: tuple[str, ...] = ()
-    """Engine parameters that the publish did not touch (full weights only), under vLLM's names."""
 
 
 class Engine:
@@ -218,15 +216,18 @@ class Engine:
                 "set lora alike on both sides",
             )
         arrays = unpack(manifest, buckets)
-        unchanged = self._load_full(manifest, arrays) if wanted == "full" else self._load_adapter(manifest, arrays)
+        if wanted == "full":
+            self._load_full(manifest, arrays)
+        else:
+            self._load_adapter(manifest, arrays)
         self.version = None  # new weights and old caches are no version either
         self._reset_encoder_cache()
         self._reset_prefix_cache()
         self.version = manifest.version
-        return Published(manifest.version, len(arrays), manifest.nbytes, time.perf_counter() - start, tuple(unchanged))
+        return Published(manifest.version, len(arrays), manifest.nbytes, time.perf_counter() - start)
 
-    def _load_full(self, manifest: Manifest, arrays: Bucket) -> list[str]:
-        """Load checkpoint-named tensors into the live model; returns the parameters that stayed as they were."""
+    def _load_full(self, manifest: Manifest, arrays: Bucket) -> None:
+        """Load checkpoint-named tensors into the live model: all of it, or there is no version afterwards."""
         check_whole(arrays, self._tied)
         self.version = None  # until the new weights are complete there is no version
         wire = [(name, manifest.tensors[name].dtype, array) for name, array in arrays.items()]
@@ -234,9 +235,12 @@ class Engine:
             ranks = self.llm.collective_rpc("load_published", args=(wire,))
         except Exception as error:  # whatever vLLM raises names the tensor; the pool must see a refused publish
             raise _not_loaded(manifest, error) from error
-        return sorted(set().union(*ranks))
+        if left := sorted(set().union(*ranks)):
+            raise _not_loaded(
+                manifest, f"nothing for {left[0]!r} ({len(left)} parameters of the engine left as they were)"
+            )
 
-    def _load_adapter(self, manifest: Manifest, arrays: Bucket) -> list[str]:
+    def _load_adapter(self, manifest: Manifest, arrays: Bucket) -> None:
         """Write the adapter into this engine's folder (gone with the engine) and load it in place of the last one."""
         from safetensors.torch import save_file
         from vllm.lora.request import LoRARequest
@@ -254,7 +258,6 @@ class Engine:
         if self._adapter is not None:
             shutil.rmtree(self._adapter.lora_path)
         self._adapter = LoRARequest("policy", 1, str(folder))
-        return []
 
     def _reset_encoder_cache(self) -> None:
         """Forget the visual features of the old weights; without this a repeated video keeps using the old tower."""
@@ -320,5 +323,6 @@ def _build_llm(spec: EngineSpec) -> Any:
         logprobs_mode="processed_logprobs",
         worker_extension_cls="actors.receiver.WeightReceiver",
         disable_log_stats=True,
+        enable_prefix_caching=not spec.deterministic,  # a prompt that finds its beginning cached is computed in other parts
         **options,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -14,7 +15,9 @@ from cluster.publish import Manifest
 from cluster.remote import ask
 from rlaif.config.schema import Sampling
 from rlaif.errors import ContractError, PlacementError
-from rlaif.records import Prompt
+from rlaif.records import Probe, Probed, Prompt
+
+log = logging.getLogger(__name__)
 
 
 class Calls(Protocol):
@@ -26,6 +29,9 @@ class Calls(Protocol):
     def get(self, ref: Any, timeout: float | None = None) -> Any:
         """Its result. Raises RayActorError for a dead actor, GetTimeoutError, or the actor's own error."""
 
+    def kill(self, actor: Any) -> None:
+        """End an actor that does not answer; what it was asked for then fails as with any dead actor."""
+
 
 class RayCalls:
     """The real thing."""
@@ -36,6 +42,9 @@ class RayCalls:
 
     def get(self, ref: Any, timeout: float | None = None) -> Any:
         return ask(ref, timeout)
+
+    def kill(self, actor: Any) -> None:
+        ray.kill(actor)
 
 
 @dataclass
@@ -63,6 +72,7 @@ class Weights:
 
     manifest: Manifest
     buckets: Sequence[Any]
+    timeout: float | None = None
     refs: dict[str, Any] = field(default_factory=dict)
 
 
@@ -150,12 +160,14 @@ class RolloutPool:
 
     # -------------------------------------------------------------- publishing
 
-    def publish(self, manifest: Manifest, buckets: Sequence[Any]) -> None:
+    def publish(self, manifest: Manifest, buckets: Sequence[Any], timeout: float | None = None) -> None:
         """Queue new weights behind what every actor still has to answer; returns at once.
+
+        `timeout`: seconds an actor waits for the buckets to arrive.
 
         Wait for `committed` before the next `submit`: an actor that did not take the weights cannot answer with them.
         """
-        self._weights = Weights(manifest, list(buckets))
+        self._weights = Weights(manifest, list(buckets), timeout)
         self.version = manifest.version
         for name in self._live():
             self._send(name)
@@ -163,20 +175,28 @@ class RolloutPool:
     def committed(self, timeout: float | None = None) -> dict[str, Any]:
         """Wait until the weights published last are in place everywhere: receipts by actor.
 
-        An actor that refuses them (a damaged transfer) gets them once more. Dead actors drop out.
+        An actor that refuses them (a damaged transfer) gets them once more. One that refuses again or does not answer
+        within `timeout` seconds is ended, and the others go on; `dead` says why.
 
         Raises:
-            PlacementError: no actor is left, or one did not answer within `timeout` seconds.
-            ContractError: an actor refused twice; names actor and tensor.
+            PlacementError: no actor is left.
+            ContractError: all that are left refused twice; names actor and tensor.
         """
         receipts: dict[str, Any] = {}
+        refused: dict[str, ContractError] = {}
         for name in list(self._weights.refs) if self._weights else []:  # nothing published yet: the model as loaded
             try:
                 receipts[name] = self._receipt(name, timeout)
             except RayActorError as error:
                 self._bury(name, error)
             except GetTimeoutError:
-                raise self._too_late({name}, timeout) from None
+                self._end(name, f"did not take version {self.version} within {timeout:g} s")
+            except ContractError as error:
+                refused[name] = error
+        if refused and not receipts:
+            raise next(iter(refused.values()))
+        for name, error in refused.items():
+            self._end(name, f"refused version {self.version}: {error.found}")
         self._live()
         return receipts
 
@@ -193,8 +213,38 @@ class RolloutPool:
             ) from error
 
     def _send(self, name: str) -> None:
-        ref = self._actors[name].publish.remote(self._weights.manifest, self._weights.buckets)
+        weights = self._weights
+        ref = self._actors[name].publish.remote(weights.manifest, weights.buckets, weights.timeout)
         self._weights.refs[name] = ref
+
+    # ----------------------------------------------------------------- probing
+
+    def respond(self, probe: Probe, sampling: Sampling, seed: int, timeout: float | None = None) -> Probe:
+        """The probe with a response sampled by one of the actors from the weights published last."""
+        while True:
+            name = self._live()[0]
+            ref = self._actors[name].respond.remote(probe, sampling, seed, self.version)
+            if (found := self._collected(name, ref, timeout)) is not None:
+                return found
+
+    def probe(
+        self, probes: Sequence[Probe], sampling: Sampling, timeout: float | None = None, fresh: bool = False
+    ) -> dict[str, list[Probed]]:
+        """What every live actor makes of the probes with the weights published last, by its name."""
+        refs = {name: self._actors[name].probe.remote(probes, sampling, self.version, fresh) for name in self._live()}
+        found = {name: self._collected(name, ref, timeout) for name, ref in refs.items()}
+        self._live()
+        return {name: probed for name, probed in found.items() if probed is not None}
+
+    def _collected(self, name: str, ref: Any, timeout: float | None) -> Any | None:
+        """An actor's answer; None for an actor that died, PlacementError for one that does not answer in time."""
+        try:
+            return self._calls.get(ref, timeout)
+        except RayActorError as error:
+            self._bury(name, error)
+            return None
+        except GetTimeoutError:
+            raise self._too_late({name}, timeout) from None
 
     # ------------------------------------------------------------------ members
 
@@ -218,6 +268,12 @@ class RolloutPool:
         self.dead.setdefault(name, " ... ".join(dict.fromkeys([lines[0], lines[-1]])))  # between them, Ray's traceback
         if name in self._actors:
             self.remove(name)
+
+    def _end(self, name: str, reason: str) -> None:
+        """Give up an actor that is alive but cannot be used; what it still owes is asked of the others."""
+        log.warning("rollout actor %s is ended: it %s", name, reason)
+        self.dead.setdefault(name, reason)
+        self._calls.kill(self.remove(name))
 
     def _live(self) -> list[str]:
         if not self._actors:

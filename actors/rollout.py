@@ -7,16 +7,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from uuid import uuid4
 
 from actors.engine import Completion, Engine, EngineSpec, Published, Refused, Request
 from cluster.env import actor_env
 from cluster.publish import Manifest
 from rlaif.config.schema import Sampling
-from rlaif.errors import DataError
+from rlaif.errors import ContractError, DataError
 from rlaif.models.encode import Encoder, Frames
-from rlaif.records import Prompt, Sample
+from rlaif.records import Probe, Probed, Prompt, Sample
 from rlaif.seeds import derive
 from rlaif.storage import fetch
+from rlaif.video.spec import frames_digest
 
 
 @dataclass(frozen=True)
@@ -106,27 +108,39 @@ class RolloutActor:
             sent.append((prompt, spec.hash))
             yield Request(ids, seeds, frames, spec.metadata(), frames_hash=spec.hash)
 
-    def logprobs(
-        self, prompts: Sequence[Prompt], responses: Sequence[Sequence[int]], sampling: Sampling, version: int
-    ) -> list[Any]:
-        """[T] float32 per prompt: see `Engine.logprobs`. Raises DataError for a bad video."""
-        failures: list[Failure] = []
-        requests = list(self._requests(prompts, 1, 0, [], failures))
-        if failures:
-            raise DataError(
-                "videos that decode", f"{failures[0].prompt_id}: {failures[0].reason}", "choose other prompts"
-            )
-        return self._engine.logprobs(requests, responses, sampling, version)
+    def respond(self, probe: Probe, sampling: Sampling, seed: int, version: int) -> Probe:
+        """The probe with a response sampled from weights `version`. Raises DataError for a bad video."""
+        (result,) = self._engine.generate([self._probe_request(probe, (seed,))], sampling, version)
+        if isinstance(result, Refused):
+            raise DataError("a prompt that the engine takes", result.reason, "raise rollout.max_model_len")
+        return replace(probe, response_ids=tuple(int(token) for token in result[0].response_ids))
 
-    def publish(self, manifest: Manifest, buckets: Sequence[Any]) -> Published:
+    def probe(self, probes: Sequence[Probe], sampling: Sampling, version: int, fresh: bool = False) -> list[Probed]:
+        """Log-probs of fixed responses: see `Engine.logprobs`. Raises DataError for a bad video.
+
+        fresh: show each video under a new name, so that nothing the engine has cached of it is used.
+        """
+        requests = [self._probe_request(probe, fresh=fresh) for probe in probes]
+        found = self._engine.logprobs(requests, [probe.response_ids for probe in probes], sampling, version)
+        digests = [None if request.frames is None else frames_digest(request.frames) for request in requests]
+        return [Probed(logprobs, digest) for logprobs, digest in zip(found, digests, strict=True)]
+
+    def _probe_request(self, probe: Probe, seeds: tuple[int, ...] = (0,), fresh: bool = False) -> Request:
+        ids = self._encoder.unexpanded(probe.question, probe.video is not None)
+        if probe.video is None:
+            return Request(ids, seeds)
+        spec = self._frames.spec(probe.video)
+        name = f"{spec.hash}-{uuid4().hex}" if fresh else spec.hash
+        return Request(ids, seeds, self._frames.get(probe.video, spec), spec.metadata(), frames_hash=name)
+
+    def publish(self, manifest: Manifest, buckets: Sequence[Any], timeout: float | None = None) -> Published:
         """Fetch, verify and apply one version of the weights; `buckets` are references into the object store.
 
         Raises:
-            ContractError: naming the tensor that did not arrive as sent; the old version stays in place.
+            ContractError: naming the bucket that did not arrive within `timeout` seconds, or the tensor that did not
+                arrive as sent; the old version stays in place.
         """
-        import ray
-
-        return self._engine.publish(manifest, ray.get(list(buckets)))
+        return self._engine.publish(manifest, [_fetched(i, bucket, timeout) for i, bucket in enumerate(buckets)])
 
     def version(self) -> int | None:
         """The weights in place; None when a publish failed half-way."""
@@ -137,6 +151,19 @@ class RolloutActor:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         rate = self._tokens / self._busy_s if self._busy_s else 0.0
         return {"tokens": self._tokens, "busy_s": self._busy_s, "tokens_per_s": rate, "peak_rss_bytes": peak}
+
+
+def _fetched(number: int, bucket: Any, timeout: float | None) -> Any:
+    import ray
+
+    try:
+        return ray.get(bucket, timeout=timeout)
+    except (ray.exceptions.GetTimeoutError, ray.exceptions.ObjectLostError) as error:
+        raise ContractError(
+            f"bucket {number} of the published weights",
+            f"{type(error).__name__} after waiting at most {timeout or float('inf'):g} s",
+            "publish again; if it repeats, the learner's node or the network between the two",
+        ) from error
 
 
 def _sample(prompt: Prompt, index: int, frames_hash: str, answer: Completion, version: int) -> Sample:

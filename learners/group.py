@@ -16,7 +16,7 @@ from learners.worker import LearnerWorker
 from rlaif.config.schema import Ppo, Reward
 from rlaif.data import Conversation, Pair
 from rlaif.models.packing import chunks, deal
-from rlaif.records import Sample
+from rlaif.records import Probe, Probed, Sample
 from rlaif.storage import Location
 
 
@@ -77,6 +77,10 @@ class LearnerGroup:
         """Log-probs of given responses: rows of (video, question, response ids), in order."""
         parts = chunks(rows, len(self.ranks))
         return sum(ask([rank.logprobs.remote(role, part) for rank, part in zip(self.ranks, parts, strict=True)]), [])
+
+    def probe(self, role: str, probes: Sequence[Probe], hypothesis: str | None = None) -> list[list[Probed]]:
+        """What every rank makes of the same probes, by rank: see `learners/parity.py`."""
+        return ask([rank.probe.remote(role, probes, hypothesis) for rank in self.ranks])
 
     def publishable(
         self, role: str, version: int, bucket_bytes: int = 512 * 1024**2

@@ -14,7 +14,7 @@ from torch import Tensor
 from learners.roles import Role, build_roles
 from learners.spec import LearnerSpec
 from rlaif.config.schema import Optim
-from rlaif.errors import ContractError
+from rlaif.errors import ContractError, NumericsError
 from rlaif.models.batch import Batch, collate
 from rlaif.models.encode import Encoded, Encoder, Frames
 from rlaif.models.packing import pack, split_to
@@ -87,7 +87,7 @@ class Learner:
             )
         self._set_learning_rate(target)
         groups, spare = self._microbatches(units)
-        metrics = []
+        metrics, suspects = [], []
         for number, group in enumerate(groups):
             target.engine.set_gradient_accumulation_boundary(number == len(groups) - 1)
             batch = self._collate(role, [units[i] for i in group] or [spare])
@@ -95,10 +95,30 @@ class Learner:
             live = float(bool(group))  # a rank that ran out of units still runs its share of forwards
             target.engine.backward(value * live * self.world, scale_wrt_gas=False)
             metrics += [seen] if group else []
+            suspects += [] if math.isfinite(float(value.detach())) else [item.name for i in group for item in units[i]]
         target.engine.step()
+        if target.engine.optimizer.overflow:  # the same on every rank: DeepSpeed has left the weights as they were
+            return self._skipped(target, suspects or [item.name for unit in units for item in unit])
         target.steps += 1
+        target.skipped = 0
         norm = float(target.engine.get_global_grad_norm() or 0.0)
-        return merge([*metrics, {"grad_norm": (norm, 1.0), "lr": (self._learning_rate(target), 1.0)}])
+        rate = self._learning_rate(target)
+        return merge([*metrics, {"grad_norm": (norm, 1.0), "lr": (rate, 1.0), "skipped_steps": (0.0, 1.0)}])
+
+    def _skipped(self, role: Role, suspects: list[str]) -> Metrics:
+        """A step without effect is counted; NumericsError, on every rank, when there were too many in a row."""
+        role.skipped += 1
+        if role.skipped > role.spec.optim.max_skipped_steps:
+            found: list[list[str]] = [[]] * self.world
+            dist.all_gather_object(found, suspects)
+            names = sorted({name for part in found for name in part})
+            raise NumericsError(
+                f"finite gradients for role {role.spec.name!r}",
+                f"{role.skipped} steps in a row that are not; in the last one: {', '.join(names[:8])}"
+                + (f" and {len(names) - 8} more" if len(names) > 8 else ""),
+                "a lower learning rate, float32, or those samples; --resume continues from the last checkpoint",
+            )
+        return {"skipped_steps": (1.0, 1.0)}
 
     def gather(self, metrics: Metrics) -> Metrics:
         """The metrics of all ranks together."""

@@ -78,7 +78,10 @@ def train_on(
     clock.lap("experience")
     items, metrics, report = advantages_of(learner, state, rollouts, scores, config)
     clock.lap("advantages")
-    metrics = merge([metrics, optimize(learner, state, items, config, seed, clock)])
+    fresh = all(sample.policy_version == state.iteration for sample in samples)
+    if fresh and recompute_logprobs(learner, config):
+        metrics = merge([metrics, _recomputed_drift(rollouts)])
+    metrics = merge([metrics, optimize(learner, state, items, config, seed, clock, fresh)])
     state.iteration += 1
     mean_kl = learner.all_sum(sum(row["kl"] for row in report), float(len(report)))
     state.kl.update(mean_kl[0] / mean_kl[1], int(mean_kl[1]))
@@ -108,6 +111,7 @@ def encode_sample(encoder: Encoder, sample: Sample) -> Encoded:
     """The sample as the learner sees it; ContractError where it differs from what the engine saw."""
     features = encoder.video(sample.prompt.video)
     encoded = encoder.prompt_and_response(sample.prompt.question, sample.response_ids, features)
+    encoded = replace(encoded, name=f"{sample.prompt.prompt_id}/{sample.sample_index}")
     _agree(sample, "frames", sample.frames_hash, features.spec.hash)
     _agree(sample, "visual tokens", sample.visual_tokens, features.visual_tokens)
     _agree(sample, "prompt tokens", sample.prompt_ids.tolist(), encoded.ids[: encoded.start].tolist())
@@ -180,10 +184,16 @@ def _group_advantages(samples: Sequence[Sample], totals: torch.Tensor) -> torch.
     return torch.stack([by_key[s.key] for s in samples])
 
 
-def optimize(learner: Learner, state: PpoState, items: list[Encoded], config: Ppo, seed: int, clock: Clock) -> Metrics:
-    """Epochs of shuffled mini-batches. Stops early when the policy has moved `target_kl` from where it sampled."""
+def optimize(
+    learner: Learner, state: PpoState, items: list[Encoded], config: Ppo, seed: int, clock: Clock, fresh: bool
+) -> Metrics:
+    """Epochs of shuffled mini-batches. Stops early when the policy has moved `target_kl` from where it sampled.
+
+    fresh: the samples come from the very weights that the update starts with.
+    """
     ratios: list[tuple[torch.Tensor, torch.Tensor]] = []
-    policy_loss = losses.policy(config, recompute_logprobs(learner, config), ratios)
+    recomputed = recompute_logprobs(learner, config)
+    policy_loss = losses.policy(config, recomputed, ratios)
     critic_loss = losses.critic(config, state.returns.scale)
     found: list[Metrics] = []
     for units in _minibatches(state, items, config, seed):
@@ -192,8 +202,11 @@ def optimize(learner: Learner, state: PpoState, items: list[Encoded], config: Pp
             clock.lap("critic")
         if state.iteration < config.critic_warmup:
             continue
+        first = not ratios
         seen = learner.step("policy", units, "logprobs", policy_loss, losses.tokens)
         clock.lap("policy")
+        if first and fresh and not recomputed:  # before the first step, the ratio to the engine is what they differ by
+            found += [_drift(ratio.log(), after_video) for ratio, after_video in ratios]
         found.append(_prefixed("policy", seen))
         moved, count = learner.all_sum(*seen.get("approx_kl", (0.0, 0.0)))
         if config.target_kl is not None and moved / max(count, 1.0) > config.target_kl:
@@ -208,6 +221,18 @@ def _minibatches(state: PpoState, items: list[Encoded], config: Ppo, seed: int) 
         rng = np.random.default_rng(derive(seed, "epoch", state.iteration, epoch, dist.get_rank()))
         for part in chunks([items[i] for i in rng.permutation(len(items))], parts):
             yield [(item,) for item in part]
+
+
+def _drift(apart: torch.Tensor, after_video: torch.Tensor) -> Metrics:
+    """Mean |log pi_learner - log pi_engine| of sampled tokens (nats), text and after-video tokens apart."""
+    kinds = {"text": ~after_video.bool(), "after_video": after_video.bool()}
+    return {f"parity/drift_{kind}": (float(apart[on].abs().sum()), float(on.sum())) for kind, on in kinds.items()}
+
+
+def _recomputed_drift(rollouts: Rollouts) -> Metrics:
+    on = rollouts.mask.bool()
+    after_video = torch.tensor([item.video is not None for item in rollouts.encoded])[:, None].expand_as(on)
+    return _drift(rollouts.importance.log()[on], after_video[on])
 
 
 def _ratio_quantiles(ratios: list[tuple[torch.Tensor, torch.Tensor]]) -> Metrics:

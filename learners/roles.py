@@ -31,6 +31,8 @@ class Role:
     adapter: str | None
     engine: deepspeed.DeepSpeedEngine | None = None
     steps: int = 0
+    skipped: int = 0
+    """Steps in a row that were skipped because their gradient was not finite."""
 
     def forward(self, batch: Batch, output: Output, temperature: float = 1.0) -> dict[str, Tensor]:
         self.module.activate(self.adapter)

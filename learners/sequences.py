@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from learners.learner import Unit
 from rlaif.data import Conversation, Pair
@@ -18,7 +19,7 @@ def conversations(encoder: Encoder, rows: Sequence[Conversation], limit: int) ->
     """
 
     def unit(row: Conversation, features: VideoFeatures | None) -> Unit:
-        return (encoder.conversation(row.messages, features),)
+        return (replace(encoder.conversation(row.messages, features), name=row.id),)
 
     return _units(encoder, rows, unit, limit)
 
@@ -30,7 +31,8 @@ def preferences(
 
     def unit(row: Pair, features: VideoFeatures | None) -> Unit:
         return tuple(
-            prompt.encode(encoder, row.question, row.captions, text, features) for text in (row.chosen, row.rejected)
+            replace(prompt.encode(encoder, row.question, row.captions, text, features), name=row.pair_id)
+            for text in (row.chosen, row.rejected)
         )
 
     return _units(encoder, rows, unit, limit)

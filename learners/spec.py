@@ -39,3 +39,5 @@ class LearnerSpec:
     tokens_per_microbatch: int
     temperature: float = 1.0
     seed: int = 0
+    deterministic: bool = False
+    """Refuse kernels whose results vary from run to run."""

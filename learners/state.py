@@ -39,7 +39,9 @@ def save_role(role: Role, folder: Path | None) -> None:
             tensors |= {key: tensor.cpu() for key, tensor in whole.items()}
     if folder is not None:
         save_tensors(folder / f"{role.spec.name}.safetensors", tensors)
-        save_json(folder / f"{role.spec.name}.json", {"steps": role.steps, "base": role.spec.base})
+        save_json(
+            folder / f"{role.spec.name}.json", {"steps": role.steps, "skipped": role.skipped, "base": role.spec.base}
+        )
 
 
 def load_role(role: Role, folder: Path) -> None:
@@ -55,7 +57,7 @@ def load_role(role: Role, folder: Path) -> None:
         _set_weight(parameter, tensors[f"weight/{name}"].to(parameter.device))
         for moment in MOMENTS:
             _set_moment(parameter, tensors[f"{moment}/{name}"].to(parameter.device), moment)
-    role.steps = int(meta["steps"])
+    role.steps, role.skipped = int(meta["steps"]), int(meta["skipped"])
     for state in _inner_optimizer(role).state.values():
         state["step"] = torch.full_like(state["step"], float(role.steps))
 

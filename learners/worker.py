@@ -16,7 +16,7 @@ from cluster.checkpoint import CheckpointRef, Checkpoints
 from cluster.publish import Manifest, pack
 from cluster.remote import free_port
 from cluster.staging import Staging
-from learners import losses, sequences
+from learners import losses, parity, sequences
 from learners.export import adapter_config, export_role
 from learners.learner import Learner
 from learners.ppo import PpoState, critic_report, train_on
@@ -27,7 +27,7 @@ from rlaif.data import Conversation, Pair
 from rlaif.models.encode import Frames
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.objectives.metrics import Metrics, means
-from rlaif.records import Sample
+from rlaif.records import Probe, Probed, Sample
 from rlaif.storage import Location, replacing
 
 
@@ -55,6 +55,9 @@ class LearnerWorker:
             "MASTER_PORT": address[1],
         }
         os.environ.update({name: str(value) for name, value in settings.items()})
+        if self.spec.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
+            torch.use_deterministic_algorithms(True)
         timeout = timedelta(seconds=self.spec.cluster.collective_timeout_s)
         deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", timeout=timeout, verbose=False)
         self.learner = Learner(self.spec, make_frames(), device)
@@ -91,6 +94,10 @@ class LearnerWorker:
         metrics, report = train_on(self.learner, self.ppo_state, samples, scores, config, seed)
         gathered = self.learner.gather(metrics)
         return means(gathered) | critic_report(gathered), report
+
+    def probe(self, role: str, probes: Sequence[Probe], hypothesis: str | None = None) -> list[Probed]:
+        """Log-probs of fixed responses: see `learners/parity.py`."""
+        return parity.probe(self.learner, role, probes, hypothesis)
 
     def logprobs(self, role: str, rows: Sequence[tuple[str, str, np.ndarray]]) -> list[np.ndarray]:
         """Log-probs of given responses: rows of (video, question, response ids)."""

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from tqdm import tqdm
 
 from rlaif.errors import DataError
+from rlaif.progress import progress
 from rlaif.records import Prompt
-from rlaif.video.decode import decode, sample_spec
+from rlaif.video.spec import FrameSpec
 
 SHOWN = 10
 """Bad rows that an error or a summary lists in full."""
@@ -197,18 +197,15 @@ def video_path(root: str | Path, video: str) -> Path:
     return Path(root) / inside
 
 
-def check_videos(
-    root: str | Path, videos: Iterable[str], num_frames: int, full: bool = False, threads: int | None = None
-) -> dict[str, str]:
-    """Probe each different video; the reasons of those that cannot be used, by `video`. Shows a progress bar.
+def check_videos(videos: Iterable[str], spec: Callable[[str], FrameSpec], threads: int | None = None) -> dict[str, str]:
+    """Probe each different video with `spec`; the reasons of those that cannot be used, by `video`. Shows progress.
 
-    Cheap (hash, open, first frame), so damage further in is found only by `full`, which decodes every sampled frame.
+    Cheap (hash, open, first frame), so damage further in is found when a video is decoded.
     """
     unique = list(dict.fromkeys(videos))
-    probe = partial(_why_unusable, root, num_frames, full)
     with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
-        progress = tqdm(pool.map(probe, unique), total=len(unique), desc="checking videos", unit="video", disable=None)
-        return {video: reason for video, reason in zip(unique, progress, strict=True) if reason}
+        reasons = progress(pool.map(partial(_why_unusable, spec), unique), "checking videos", len(unique))
+        return {video: reason for video, reason in zip(unique, reasons, strict=True) if reason}
 
 
 def skip_bad_videos(rows: list[Row], bad: dict[str, str], report: Report, strict: bool = False) -> list[Row]:
@@ -222,12 +219,9 @@ def skip_bad_videos(rows: list[Row], bad: dict[str, str], report: Report, strict
     return [row for row in rows if row.video not in bad]
 
 
-def _why_unusable(root: str | Path, num_frames: int, full: bool, video: str) -> str | None:
+def _why_unusable(spec: Callable[[str], FrameSpec], video: str) -> str | None:
     try:
-        path = video_path(root, video)
-        spec = sample_spec(path, num_frames)
-        if full:
-            decode(path, spec)
+        spec(video)
     except DataError as error:
         return f"{video}: expected {error.expected}, found {error.found}"
     return None

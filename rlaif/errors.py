@@ -26,6 +26,21 @@ class ContractError(RlaifError):
     """Two parts of the system disagree (frames, tokens, weights, versions)."""
 
 
+class NumericsError(RlaifError):
+    """Losses or gradients that stay infinite or NaN."""
+
+
+class ParityError(ContractError):
+    """Rollout engine and learner compute different log-probs for the same tokens; `cause` names what differs."""
+
+    def __init__(self, expected: str, found: str, change: str, cause: str = "unknown"):
+        super().__init__(expected, found, change)
+        self.cause = cause
+
+    def __reduce__(self):
+        return type(self), (self.expected, self.found, self.change, self.cause)
+
+
 class PlacementError(RlaifError):
     """The cluster cannot hold what the run asks for."""
 

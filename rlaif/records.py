@@ -52,6 +52,26 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """A fixed prompt and response of which rollout engine and learner both compute the log-probs."""
+
+    question: str
+    video: str | None = None
+    """None: a text prompt."""
+    response_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What one side makes of a probe."""
+
+    logprobs: np.ndarray
+    """[T] float32, of each response token."""
+    frames: str | None = None
+    """sha256 of the frames as they went into the processor; None for a text prompt."""
+
+
+@dataclass(frozen=True)
 class Scored:
     """A reward that was computed: `value` is the sum of `parts`."""
 

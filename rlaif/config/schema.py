@@ -80,6 +80,8 @@ class Optim(Section):
     """What follows the warm-up, down to `min_lr_ratio` at the last step."""
     min_lr_ratio: float = Field(0.0, ge=0.0, le=1.0)
     max_grad_norm: float = Field(1.0, gt=0)
+    max_skipped_steps: int = Field(2, ge=0)
+    """Steps in a row whose gradient is infinite or NaN: each is skipped and counted, one more stops the run."""
 
 
 class Saving(Section):
@@ -175,6 +177,17 @@ class Function(Section):
     path: str
 
 
+class Parity(Section):
+    """Do rollout engine and learner compute the same? Both give log-probs of one text and one video prompt."""
+
+    every: int = Field(10, ge=0)
+    """Publishes between two checks (0: only the one before the first iteration)."""
+    limit: float | None = Field(None, gt=0)
+    """Largest mean absolute difference of a prompt's log-probs, in nats; None: 1e-4 in float32, 0.05 in bfloat16."""
+    tokens: int = Field(8, ge=1)
+    """Length of the responses compared. Each token is one prefill on the engine."""
+
+
 class Ppo(Section):
     policy: str = "{run}/sft/export"
     """Start of the policy, and the reference the KL is measured to."""
@@ -197,6 +210,7 @@ class Ppo(Section):
     """Versions a sample may be behind the update that trains on it; 0 is synchronous."""
     old_logprobs: Literal["auto", "engine", "learner"] = "auto"
     """Whose log-probs the ratio starts from; auto: the engine's in float32, else the learner's with truncated importance weights."""
+    parity: Parity = Parity()
     advantage: Literal["gae", "leave_one_out"] = "gae"
     """gae needs the critic; leave_one_out is critic-free (group baseline) for small GPUs."""
     gamma: float = Field(1.0, gt=0, le=1)
@@ -303,6 +317,9 @@ class Config(Section):
     storage: str = "runs"
     """Absolute path or URI; a relative one is refused inside a Ray job, whose working directory is temporary."""
     seed: int = 0
+    deterministic: bool = False
+    """Same bits from the same configuration, and (with `ppo.max_staleness` 0) across a kill and a resume: prompts are
+    answered one at a time and without a prefix cache, and kernels whose results vary are refused. Slower."""
     data: Data = Data()
     video: Video = Video()
     model: Model = Model()

@@ -61,6 +61,8 @@ class Encoded:
     positions: np.ndarray
     """[L] or [3, L] int64."""
     video: VideoFeatures | None
+    name: str = ""
+    """What an error calls it, e.g. `prompt_id/sample_index`."""
     extras: dict[str, np.ndarray] = field(default_factory=dict)
     """Per-response-token arrays [L - start] or scalars that an objective needs."""
 

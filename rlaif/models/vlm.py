@@ -42,6 +42,8 @@ class VideoLM(nn.Module):
         hidden = model.config.get_text_config().hidden_size
         self.heads = nn.ModuleDict({name: scalar_head(hidden, model.dtype) for name in heads})
         """Linear layers hidden -> 1; all zeros until trained or loaded."""
+        self.head_override: Tensor | None = None
+        """[V, H] used instead of the output head: only to find out whether somebody else uses it."""
 
     @property
     def causal(self) -> nn.Module:
@@ -95,8 +97,9 @@ class VideoLM(nn.Module):
         return {"logprobs": blank.masked_scatter(wanted, logprobs), "entropy": blank.masked_scatter(wanted, entropy)}
 
     def _token_logprobs(self, states: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        logits = self.causal.lm_head(states)[None]
-        logprobs, entropy = token_logprobs_entropy(logits, targets[None], temperature, self.banned_ids)
+        override = self.head_override
+        logits = self.causal.lm_head(states) if override is None else nn.functional.linear(states, override)
+        logprobs, entropy = token_logprobs_entropy(logits[None], targets[None], temperature, self.banned_ids)
         return logprobs[0], entropy[0]
 
     def _cast(self, video: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -19,22 +19,23 @@ from rlaif.data import (
     skip_bad_videos,
 )
 from rlaif.records import Prompt
+from rlaif.stages.run import Run
 
 log = logging.getLogger(__name__)
 
 Row = TypeVar("Row", Prompt, Conversation, Pair)
 
 
-def prompts(config: Config, file: str) -> list[Prompt]:
-    return _load(config, file, read_prompts)
+def prompts(run: Run, file: str) -> list[Prompt]:
+    return _load(run, file, read_prompts)
 
 
-def conversations(config: Config, file: str) -> list[Conversation]:
-    return _load(config, file, read_conversations)
+def conversations(run: Run, file: str) -> list[Conversation]:
+    return _load(run, file, read_conversations)
 
 
-def pairs(config: Config, file: str) -> list[Pair]:
-    return _load(config, file, read_pairs)
+def pairs(run: Run, file: str) -> list[Pair]:
+    return _load(run, file, read_pairs)
 
 
 def data_path(config: Config, file: str) -> Path:
@@ -42,13 +43,15 @@ def data_path(config: Config, file: str) -> Path:
     return Path(config.data.root) / file
 
 
-def _load(config: Config, file: str, read: Callable[..., tuple[list[Row], Report]]) -> list[Row]:
-    """Good rows of a file whose videos can be opened; the others are counted and named (fatal with `data.strict`)."""
-    rows, report = read(data_path(config, file), config.data.root, config.data.strict)
-    videos = sorted({row.video for row in rows})
-    rows = skip_bad_videos(
-        rows, check_videos(config.data.root, videos, config.video.num_frames), report, config.data.strict
-    )
+def _load(run: Run, file: str, read: Callable[..., tuple[list[Row], Report]]) -> list[Row]:
+    """Good rows of a file whose videos can be opened; the others are counted and named (fatal with `data.strict`).
+
+    The frame store probes the videos, so that no other role and no later stage has to do it again.
+    """
+    root, strict = run.config.data.root, run.config.data.strict
+    rows, report = read(data_path(run.config, file), root, strict)
+    bad = check_videos(sorted({row.video for row in rows}), run.topology.client().spec)
+    rows = skip_bad_videos(rows, bad, report, strict)
     if report.skipped:
         log.warning("%s", report.summary())
     return rows

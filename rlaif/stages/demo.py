@@ -58,7 +58,7 @@ def prepare(config: Config) -> None:
 
 def label(config: Config, run: Run) -> None:
     """Preference pairs on descriptions; every eighth scene is held out."""
-    prompts = [p for p in data.prompts(config, config.data.prompts) if p.extra.get("kind") == "describe"]
+    prompts = [p for p in data.prompts(run, config.data.prompts) if p.extra.get("kind") == "describe"]
     rollouts = run.topology.rollouts(config.ppo.policy, config.ppo.lora.r if config.ppo.lora else None)
     samples = pairs.sample_answers(config, rollouts, prompts, config.demo.pair_samples)
     rows = pairs.make_pairs(samples, preference, config.demo.pairs_per_prompt, config.seed)

@@ -55,7 +55,7 @@ def evaluate(config: Config, run: Run) -> list[dict]:
     export = run.directory.export("ppo")
     if not export.files():
         raise ConfigError(f"the export of a PPO run at {export}", "nothing there", "run `rlaif ppo` first, or name=")
-    roles = start_roles(config, run, data.prompts(config, config.data.eval), frozen(config, None))
+    roles = start_roles(config, run, data.prompts(run, config.data.eval), frozen(config, None))
     rows = policy(config, run, roles, "sft")
     roles.learners = run.topology.learners(frozen(config, str(export)))
     roles.publish(1)
@@ -73,7 +73,7 @@ def policy(config: Config, run: Run, roles: Roles, name: str) -> list[dict]:
     """Both decodings of the policy the roles hold now, as rows; they join `eval/ppo.json`. None without `data.eval`."""
     if not data.data_path(config, config.data.eval).is_file():
         return []
-    prompts = data.prompts(config, config.data.eval)
+    prompts = data.prompts(run, config.data.eval)
     rows = [
         {"policy": name, "seed": config.seed, "decoding": decoding, **measure(config, roles, prompts, decoding)}
         for decoding in DECODINGS
@@ -86,7 +86,7 @@ def policy(config: Config, run: Run, roles: Roles, name: str) -> list[dict]:
 def during_training(config: Config, roles: Roles) -> dict[str, float]:
     """Greedy answers to the first `eval.in_training` prompts; `score` is what the best checkpoint is chosen by."""
     if roles.eval_prompts is None:
-        roles.eval_prompts = data.prompts(config, config.data.eval)[: config.eval.in_training]
+        roles.eval_prompts = data.prompts(roles.run, config.data.eval)[: config.eval.in_training]
     found = measure(config, roles, roles.eval_prompts, "greedy")
     score = found.get("recall", 0.0) - found.get("hallucination", 0.0) + found.get("qa_accuracy", 0.0)
     return {f"eval/{name}": value for name, value in found.items()} | {"eval/score": score}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rlaif.config.schema import Config
 from rlaif.stages import data, evaluate
-from rlaif.stages.roles import enough_prompts, identity, learner_spec, require_inputs, start_roles
+from rlaif.stages.roles import enough_prompts, identity, learner_spec, parity_gate, require_inputs, start_roles
 from rlaif.stages.rounds import ask_for, collect, learn, record
 from rlaif.stages.run import Run, Start
 from rlaif.stages.supervised import restore, save_checkpoint
@@ -19,13 +19,17 @@ def train(config: Config, run: Run, start: Start = "new") -> str:
     """
     ppo = config.ppo
     require_inputs(config)
-    prompts = enough_prompts(config, data.prompts(config, config.data.prompts))
+    prompts = enough_prompts(config, data.prompts(run, config.data.prompts))
     checkpoints = run.checkpoints("ppo", ppo.save.keep)
     newest = run.starting_point("ppo", checkpoints, start, identity(config))
     roles = start_roles(config, run, prompts, learner_spec(config))
     asked = first = restore(roles.learners, checkpoints, newest)
     best = evaluate.Best.of(newest)
+    if newest is not None:
+        roles.ledger.load_state_dict(newest.meta["ledger"])
     roles.publish(first)
+    gate = parity_gate(config, roles, prompts)
+    gate.check()
     if newest is None:
         evaluate.policy(config, run, roles, "sft")
     with run.tracker("ppo", ppo.iterations, first) as tracker:
@@ -37,15 +41,16 @@ def train(config: Config, run: Run, start: Start = "new") -> str:
             metrics = learn(config, roles, round_)
             done = iteration + 1
             metrics |= roles.publish(done)
+            if gate.due(done):
+                metrics |= gate.check()
             if ppo.eval_every and done % ppo.eval_every == 0:
                 metrics |= evaluate.during_training(config, roles)
             best = best.after(done, metrics)
             record(run, round_)
             tracker.log(done, metrics, f"reward {metrics['reward/mean']:.2f} kl {metrics['kl/response']:.2f}")
             if done in (ppo.iterations, best.iteration) or (ppo.save.every and done % ppo.save.every == 0):
-                save_checkpoint(
-                    run, roles.learners, checkpoints, done, identity(config), best.spared(), best=best.state()
-                )
+                driver = {"best": best.state(), "ledger": roles.ledger.state_dict()}
+                save_checkpoint(run, roles.learners, checkpoints, done, identity(config), best.spared(), **driver)
     export = roles.learners.export("policy", run.directory.export("ppo"))
     evaluate.policy(config, run, roles, "rlaif")
     return export

@@ -24,20 +24,27 @@ def train(config: Config, run: Run, start: Start = "new") -> str:
     """Train on preference pairs, measure on held-out ones, export; returns the export's path."""
     reward = config.reward
     require_model("reward.init", reward.init)
-    rows, held_out = datasets(config)
+    rows, held_out = datasets(config, run)
     identity = supervised.identity("reward", reward) | {"context": reward.context}
     checkpoints = run.checkpoints("reward", reward.save.keep)
     newest = run.starting_point("reward", checkpoints, start, identity)
     group = run.topology.learners(supervised.learner_spec(config, reward, "reward", "reward"))
 
+    def chosen(number: int) -> list[Pair]:
+        return [rows[i] for i in rows_of_step(len(rows), reward.batch_size, number, config.seed, "reward")]
+
     def step(number: int) -> list:
-        chosen = rows_of_step(len(rows), reward.batch_size, number, config.seed, "reward")
-        return group.step_pairs([rows[i] for i in chosen], reward)
+        return group.step_pairs(chosen(number), reward)
+
+    def videos(number: int) -> set[str]:
+        return {row.video for row in chosen(number)}
 
     def evaluate() -> dict[str, float]:
         return {f"eval/{name}": value for name, value in agreement(group.score_pairs(held_out, reward)).items()}
 
-    task = supervised.Supervised("reward", reward.steps, reward.save, identity, step, evaluate, reward.eval_every)
+    task = supervised.Supervised(
+        "reward", reward.steps, reward.save, identity, step, videos, evaluate, reward.eval_every
+    )
     supervised.train(task, run, group, checkpoints, newest)
     card = {CARD: card_text(reward.init, reward.lora, RewardPrompt.of(reward))}
     export = group.export("reward", run.directory.export("reward"), card=card)
@@ -45,11 +52,11 @@ def train(config: Config, run: Run, start: Start = "new") -> str:
     return export
 
 
-def datasets(config: Config) -> tuple[list[Pair], list[Pair]]:
+def datasets(config: Config, run: Run) -> tuple[list[Pair], list[Pair]]:
     """(training, held-out) pairs with the captions that `reward.context` asks for."""
-    rows = data.pairs(config, config.data.pairs)
+    rows = data.pairs(run, config.data.pairs)
     if config.data.pairs_eval:
-        held_out = data.pairs(config, config.data.pairs_eval)
+        held_out = data.pairs(run, config.data.pairs_eval)
     else:
         rows, held_out = hold_out(rows, config.reward.eval_fraction, config.seed)
     return with_context(rows, config), with_context(held_out, config)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from transformers import AutoTokenizer
 
 from actors.frames import FrameClient
 from actors.pool import RolloutPool
 from actors.reward import RewardPool, load_function, read_card
+from cluster.ledger import Ledger
 from learners.group import LearnerGroup
 from learners.spec import LearnerSpec, RoleSpec
 from rlaif.config.schema import Config, Function, Lora
@@ -20,6 +21,7 @@ from rlaif.models.check import fingerprint, require_model
 from rlaif.models.reward_prompt import contexts
 from rlaif.records import Prompt
 from rlaif.stages import data
+from rlaif.stages.parity import Gate
 from rlaif.stages.run import Run
 
 log = logging.getLogger(__name__)
@@ -37,6 +39,7 @@ class Roles:
     frames: FrameClient
     run: Run
     deadline_s: float
+    ledger: Ledger = field(default_factory=Ledger)
     eval_prompts: list[Prompt] | None = None
     """Read when first evaluated."""
 
@@ -47,7 +50,7 @@ class Roles:
         """
         began = time.perf_counter()
         manifest, buckets = self.learners.publishable("policy", version)
-        self.rollouts.publish(manifest, buckets)
+        self.rollouts.publish(manifest, buckets, self.deadline_s)
         seconds = time.perf_counter() - began
         return {"publish/bytes": manifest.nbytes, "publish/tensors": len(manifest.tensors), "publish/seconds": seconds}
 
@@ -89,7 +92,7 @@ def start_roles(config: Config, run: Run, prompts: Sequence[Prompt], spec: Learn
     rewards = topology.rewards(ppo.reward, ppo.tokens_per_microbatch)
     learners = topology.learners(spec, ppo)
     rewards.wait_ready()
-    return Roles(learners, rollouts, rewards, captions, topology.frames()(), run, config.cluster.collective_timeout_s)
+    return Roles(learners, rollouts, rewards, captions, topology.client(), run, config.cluster.collective_timeout_s)
 
 
 def context_of(config: Config, prompts: Sequence[Prompt]) -> dict[str, tuple[str, ...]]:
@@ -101,6 +104,21 @@ def context_of(config: Config, prompts: Sequence[Prompt]) -> dict[str, tuple[str
         log.warning("%d of %d prompts have no captions: the reward model reads no context there", empty, len(prompts))
     found = contexts(mode, [(prompt.video, prompt.captions) for prompt in prompts], config.seed)
     return {prompt.prompt_id: captions for prompt, captions in zip(prompts, found, strict=True)}
+
+
+def parity_gate(config: Config, roles: Roles, prompts: Sequence[Prompt]) -> Gate:
+    """The gate, on the first prompt whose video decodes: prompts are checked before a run starts."""
+    roles.wait_published()
+    return Gate(
+        config.ppo.parity,
+        config.model.dtype,
+        config.ppo.sampling,
+        roles.rollouts,
+        roles.learners,
+        prompts[0],
+        config.seed,
+        roles.deadline_s,
+    )
 
 
 def learner_spec(config: Config) -> LearnerSpec:
@@ -123,6 +141,7 @@ def learner_spec(config: Config) -> LearnerSpec:
         ppo.tokens_per_microbatch,
         ppo.sampling.temperature,
         config.seed,
+        config.deterministic,
     )
 
 
@@ -133,7 +152,7 @@ def critic_start(config: Config) -> tuple[str, Lora | None, str | None]:
         return ppo.policy, ppo.lora, None
     card = read_card(ppo.reward)
     lora = Lora(**card["lora"]) if card["lora"] else None
-    if card["base"] == ppo.policy and lora == ppo.lora:
+    if card["base"] == ppo.policy and bool(lora) == bool(ppo.lora):  # adapters of any two ranks can share the base
         return ppo.policy, lora, ppo.reward
     if ppo.critic_init == "auto":
         return ppo.policy, ppo.lora, None

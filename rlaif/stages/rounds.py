@@ -10,6 +10,7 @@ import numpy as np
 
 from actors.reward import Answer
 from actors.rollout import Failure
+from cluster.ledger import Ledger
 from cluster.remote import ask
 from rlaif.config.schema import Config
 from rlaif.errors import ContractError, RlaifError
@@ -46,6 +47,7 @@ def ask_for(config: Config, roles: Roles, prompts: Sequence[Prompt], iteration: 
     ppo = config.ppo
     roles.wait_published()
     chosen = prompts_of(config, prompts, iteration)
+    roles.ledger.issue(iteration, [(p.prompt_id, index) for p in chosen for index in range(ppo.samples_per_prompt)])
     roles.frames.prefetch(prompt.video for prompt in prompts_of(config, prompts, iteration + 1))
     roles.rollouts.submit(
         iteration, chosen, ppo.samples_per_prompt, derive(config.seed, "rollout", iteration), ppo.sampling
@@ -65,6 +67,7 @@ def collect(config: Config, roles: Roles, iteration: int) -> Round:
     sample that is older than `ppo.max_staleness` allows.
     """
     samples, failures, scoring, times = [], [], [], {"waited_from": time.time()}
+    reissued = roles.rollouts.reissued
     for answers in roles.rollouts.results(iteration, roles.deadline_s):
         samples += answers.samples
         failures += answers.failures
@@ -78,6 +81,8 @@ def collect(config: Config, roles: Roles, iteration: int) -> Round:
         iteration, samples, {s.key: _shape(config, s, outcomes[s.key]) for s in samples}, failures, times=times
     )
     _check_versions(round_, config.ppo.max_staleness)
+    _account(roles.ledger, round_, config.ppo.samples_per_prompt)
+    roles.ledger.reissue((roles.rollouts.reissued - reissued) * config.ppo.samples_per_prompt)
     _check_failures(config, round_)
     return round_
 
@@ -89,6 +94,9 @@ def learn(config: Config, roles: Roles, round_: Round) -> dict[str, float]:
     scores = [round_.outcomes[sample.key].value for sample in trained]
     metrics, round_.reports = roles.learners.train_ppo(trained, scores, config.ppo, config.seed)
     round_.times["update_ended"] = time.time()
+    for sample in trained:
+        roles.ledger.move(round_.iteration, sample.key, "trained")
+    roles.ledger.settle(round_.iteration)
     return metrics | sample_metrics(round_, config.ppo.kl.limit) | engine_metrics(roles, round_)
 
 
@@ -129,6 +137,7 @@ def engine_metrics(roles: Roles, round_: Round) -> dict[str, float]:
     times = dict(_durations(round_.times))
     return {
         **times,
+        **roles.ledger.metrics(),
         "rollout/tokens_per_s": tokens / max(times["time/rollout"], 1e-9),
         "rollout/actors": len(roles.rollouts.actors),
         "rollout/dead_actors": len(roles.rollouts.dead),
@@ -147,6 +156,19 @@ def _shape(config: Config, sample: Sample, outcome: Outcome) -> Outcome:
     ppo = config.ppo
     length = len(sample.response_ids)
     return shaped_score(outcome.value, outcome.parts, sample.finish_reason, length, ppo.sampling.max_tokens, ppo.terms)
+
+
+def _account(ledger: Ledger, round_: Round, samples_per_prompt: int) -> None:
+    """Every sample that was asked for is scored or masked now."""
+    for sample in round_.samples:
+        ledger.move(round_.iteration, sample.key, "generated")
+        if isinstance(round_.outcomes[sample.key], Masked):
+            ledger.mask(round_.iteration, sample.key)
+        else:
+            ledger.move(round_.iteration, sample.key, "rewarded")
+    for failure in round_.failures:
+        for index in range(samples_per_prompt):
+            ledger.mask(round_.iteration, (failure.prompt_id, index))
 
 
 def _check_versions(round_: Round, max_staleness: int) -> None:

@@ -32,6 +32,8 @@ class Supervised:
     """What a checkpoint must match to be resumed."""
     step: Callable[[int], list[ray.ObjectRef]]
     """Start optimizer step k; every reference resolves to (metrics over all ranks, rows left out)."""
+    videos: Callable[[int], Collection[str]]
+    """Videos of step k: the frame store decodes those of the next step while the ranks compute."""
     evaluate: Callable[[], dict[str, float]] | None = None
     """Metrics on held-out data."""
     eval_every: int = 0
@@ -60,6 +62,7 @@ def learner_spec(
         config.video.feature_cache_bytes,
         section.tokens_per_microbatch,
         seed=config.seed,
+        deterministic=config.deterministic,
     )
 
 
@@ -73,11 +76,12 @@ def train(
     task: Supervised, run: Run, group: LearnerGroup, checkpoints: Checkpoints, newest: CheckpointRef | None
 ) -> None:
     """From the newest checkpoint (or the start) to the last step; evaluations and checkpoints as configured."""
-    start = restore(group, checkpoints, newest)
+    start, frames = restore(group, checkpoints, newest), run.topology.client()
     with run.tracker(task.stage, task.steps, start) as tracker:
         waiting: list[tuple[int, list]] = []
         for done in range(start + 1, task.steps + 1):
             waiting.append((done, task.step(done - 1)))
+            frames.prefetch(task.videos(done))
             evaluate, save = _due(done, task.eval_every, task.steps), _due(done, task.saving.every, task.steps)
             while len(waiting) > (0 if evaluate or save else 1):  # one step ahead: ranks never wait for the driver
                 _finish(tracker, *waiting.pop(0))

@@ -28,6 +28,7 @@ class Topology:
         self.config, self.session = config, session
         self._placements: dict[str, Placement] = {}
         self._store: Any = None
+        self._client: FrameClient | None = None
         self._rollouts: dict[tuple, RolloutPool] = {}
         self._group: LearnerGroup | None = None
         self._rewards: RewardPool | None = None
@@ -61,6 +62,12 @@ class Topology:
             )
         return partial(FrameClient, self._store, self.config.data.root)
 
+    def client(self) -> FrameClient:
+        """A frames client for the driver."""
+        if self._client is None:
+            self._client = self.frames()()
+        return self._client
+
     def learners(self, spec: LearnerSpec, ppo: Ppo | None = None) -> LearnerGroup:
         """A new learner group; the one before it is stopped."""
         self.stop_learners()
@@ -80,7 +87,13 @@ class Topology:
             self.stop_rollouts()
             self.place("rollout")
             role, limit = self.config.cluster.rollout, self.config.data.max_prompt_tokens
-            spec = EngineSpec(model_path, self.config.model.dtype, lora_rank, self.config.rollout)
+            spec = EngineSpec(
+                model_path,
+                self.config.model.dtype,
+                lora_rank,
+                self.config.rollout,
+                deterministic=self.config.deterministic,
+            )
             actors = {
                 f"rollout-{i}": start_rollout(spec, self.frames(), self.device("rollout"), role.threads, options, limit)
                 for i, options in enumerate(self._options("rollout"))
@@ -118,7 +131,7 @@ class Topology:
 
     def frame_counters(self) -> dict[str, float]:
         """Decodes, re-decodes, hits and bytes of the frame store."""
-        return {f"frames/{name}": float(value) for name, value in self.frames()().counters().items()}
+        return {f"frames/{name}": float(value) for name, value in self.client().counters().items()}
 
     def stop(self) -> None:
         """Stop every actor and give back all room."""
@@ -127,7 +140,7 @@ class Topology:
         self.stop_rollouts()
         if self._store is not None:
             ray.kill(self._store)
-            self._store = None
+            self._store = self._client = None
         remove(self._placements)
         self._placements = {}
 

@@ -7,6 +7,13 @@ import json
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
+import numpy as np
+
+
+def frames_digest(frames: np.ndarray) -> str:
+    """64 hex digits over the pixels themselves and their shape: [T, H, W, 3] uint8."""
+    return hashlib.sha256(repr(frames.shape).encode() + np.ascontiguousarray(frames).tobytes()).hexdigest()
+
 
 @dataclass(frozen=True)
 class FrameSpec:

@@ -46,7 +46,7 @@ class Recorder:
         samples = [sample(prompt, index, self.version) for prompt in good for index in range(n)]
         return Answers(samples, [Failure(prompt.prompt_id, "no video") for prompt in prompts if prompt not in good])
 
-    def publish(self, manifest, buckets) -> str:
+    def publish(self, manifest, buckets, timeout) -> str:
         self._count("publish", manifest.version, buckets)
         if self.refuses:
             self.refuses -= 1
@@ -102,6 +102,9 @@ class DirectCalls:
         if error is not None:
             raise error
         return value
+
+    def kill(self, handle):
+        handle.actor.hangs, handle.actor.dies_at = False, 0
 
 
 def pool_of(*actors: Recorder, version: int = 0) -> RolloutPool:
@@ -209,10 +212,30 @@ def test_a_damaged_publish_is_sent_once_more_and_then_named():
     pool = pool_of(Recorder(), Recorder(refuses=1))
     pool.publish(manifest(1), ["bucket"])
     assert pool.committed() == {"rollout-0": "has 1", "rollout-1": "has 1"}
-    pool = pool_of(Recorder(), Recorder(refuses=2))
+    pool = pool_of(Recorder(refuses=2), Recorder(refuses=2))
     pool.publish(manifest(1), ["bucket"])
-    with pytest.raises(ContractError, match=r"tensor 'w'.*rollout-1"):
+    with pytest.raises(ContractError, match=r"tensor 'w'.*rollout-0"):
         pool.committed()
+
+
+def test_an_actor_that_refuses_twice_or_hangs_is_ended_and_the_others_go_on():
+    pool = pool_of(Recorder(), Recorder(refuses=2), Recorder(hangs=True))
+    pool.submit("b", PROMPTS, 1, 0, SAMPLING)
+    pool.publish(manifest(1), ["bucket"])
+    assert pool.committed(timeout=5) == {"rollout-0": "has 1"} and pool.actors == ["rollout-0"]
+    assert "tensor 'w'" in pool.dead["rollout-1"] and "version 1 within 5 s" in pool.dead["rollout-2"]
+    answers = collect(pool)  # what the ended actors owed is asked of the one that is left
+    assert sorted(s.prompt.prompt_id for s in answers.samples) == sorted(p.prompt_id for p in PROMPTS)
+    assert pool.reissued > 0
+
+
+def test_two_publishes_at_once_leave_everybody_on_the_second():
+    pool = pool_of(Recorder(), Recorder())
+    pool.publish(manifest(1), ["bucket"])
+    pool.publish(manifest(2), ["bucket"])
+    assert pool.committed() == {"rollout-0": "has 2", "rollout-1": "has 2"}
+    pool.submit("b", PROMPTS, 1, 0, SAMPLING)
+    assert {s.policy_version for s in collect(pool).samples} == {2}
 
 
 def test_an_actor_that_dies_during_a_publish_drops_out():
@@ -223,12 +246,13 @@ def test_an_actor_that_dies_during_a_publish_drops_out():
 
 def test_deadlines_name_who_is_late():
     pool = pool_of(Recorder(), Recorder(hangs=True))
-    pool.publish(manifest(1), ["bucket"])
-    with pytest.raises(PlacementError, match=r"within 5 s.*\n.*rollout-1"):
-        pool.committed(timeout=5)
     pool.submit("b", PROMPTS, 1, 0, SAMPLING)
     with pytest.raises(PlacementError, match="rollout-1"):
         collect(pool)
+    pool = pool_of(Recorder(hangs=True))
+    pool.publish(manifest(1), ["bucket"])
+    with pytest.raises(PlacementError, match=r"rollout-0: did not take version 1 within 5 s"):
+        pool.committed(timeout=5)
 
 
 def test_a_new_actor_gets_the_weights_before_its_first_prompts_and_a_removed_one_gets_none():
@@ -285,8 +309,8 @@ def test_real_actors_that_die_are_survived(ray_session):
                 os._exit(1)
             return self.recorder.generate(*args)
 
-        def publish(self, manifest, refs):
-            return self.recorder.publish(manifest, ray_session.get(refs))
+        def publish(self, manifest, refs, timeout):
+            return self.recorder.publish(manifest, ray_session.get(refs), timeout)
 
     pool = RolloutPool({"first": Mortal.remote(True), "second": Mortal.remote(False)})
     pool.publish(manifest(1), [ray_session.put("bucket")])

@@ -107,7 +107,10 @@ def test_dpo_of_the_reference_itself():
 def test_dpo_matches_a_loop_and_micro_batches_sum(loss_type):
     (a, b), (ref_a, ref_b) = 3 * pairs(9), 3 * pairs(9, seed=1)
     loss, metrics = dpo(a, b, ref_a, ref_b, 0.5, loss_type, 9)
-    margins = [0.5 * ((w - rw) - (x - rx)) for w, x, rw, rx in zip(*map(torch.Tensor.tolist, (a, b, ref_a, ref_b)))]
+    margins = [
+        0.5 * ((w - rw) - (x - rx))
+        for w, x, rw, rx in zip(*map(torch.Tensor.tolist, (a, b, ref_a, ref_b)), strict=True)
+    ]
     each = [softplus(-m) if loss_type == "sigmoid" else max(0.0, 1 - m) for m in margins]
     assert loss.item() == pytest.approx(sum(each) / 9)
     assert means(metrics)["accuracy"] == pytest.approx(sum(m > 0 for m in margins) / 9)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import LlamaConfig
 
+from actors.frames import LocalFrames
 from cluster.checkpoint import Checkpoints
 from rlaif.data import read_prompts
 from rlaif.errors import CheckpointError, ConfigError, DataError
@@ -19,7 +20,10 @@ from rlaif.stages.run import Run
 
 
 class NoTopology:
-    """Fails on any use: none of these errors may cost an actor."""
+    """Fails on any use but probing videos: none of these errors may cost an actor that holds a model."""
+
+    def __init__(self, config):
+        self.client = lambda: LocalFrames(config.data.root, config.video.num_frames)
 
     def __getattr__(self, name):
         raise AssertionError(f"an actor was asked for ({name}) before the input was checked")
@@ -31,7 +35,7 @@ def offline(tmp_path, make_config):
 
     def make(*overrides: str):
         config = make_config(tmp_path, *overrides)
-        return config, Run(config, RunDir(config.storage, config.name), None, NoTopology())
+        return config, Run(config, RunDir(config.storage, config.name), None, NoTopology(config))
 
     return make
 
@@ -94,13 +98,13 @@ def broken_world(world, tmp_path):
 
 def test_bad_rows_are_counted_named_and_skipped(offline, broken_world, caplog):
     folder, good = broken_world
-    config, _ = offline(f"data.root={folder}")
-    rows = data.conversations(config, config.data.sft)
+    config, run = offline(f"data.root={folder}")
+    rows = data.conversations(run, config.data.sft)
     assert len(rows) == good
     for name in (*BROKEN, "no fields"):
         assert name in caplog.text
     with pytest.raises(DataError, match="as data.strict asks for"):
-        data.conversations(config.model_copy(update={"data": config.data.model_copy(update={"strict": True})}), "sft.jsonl")
+        data.conversations(offline(f"data.root={folder}", "data.strict=true")[1], "sft.jsonl")
 
 
 def test_videos_shorter_than_asked_for_are_skipped_or_fatal_when_all_are(offline, world):

@@ -1,0 +1,88 @@
+"""Everything that an object of ours remembers, as a flat table: to find state that a checkpoint forgets."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Iterator, Mapping
+from enum import Enum
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+OURS = ("actors", "cluster", "learners", "rlaif")
+PLAIN = (bool, int, float, complex, str, bytes, type(None), Enum, PurePath, torch.dtype, torch.device)
+
+
+def leaves(thing: Any, path: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, Any]]:
+    """(path, value) of every number, text and tensor that can be reached through our objects and torch's modules.
+
+    Objects of other libraries are looked into only where they are named here; functions and types hold no state.
+    """
+    seen = set() if seen is None else seen
+    if isinstance(thing, PLAIN):
+        yield path, thing
+        return
+    if isinstance(thing, torch.Tensor):
+        yield path, thing.detach().float().cpu().numpy().copy() if thing.is_floating_point() else thing.cpu().numpy()
+        return
+    if isinstance(thing, np.ndarray):
+        yield path, thing.copy()
+        return
+    if id(thing) in seen or isinstance(thing, (types.FunctionType, types.MethodType, type)):
+        return
+    seen.add(id(thing))
+    for name, value in members(thing):
+        yield from leaves(value, f"{path}.{name}" if path else name, seen)
+
+
+def members(thing: Any) -> list[tuple[str, Any]]:
+    """What is directly inside."""
+    if isinstance(thing, Mapping):
+        return [(str(key), value) for key, value in thing.items()]
+    if isinstance(thing, (list, tuple)):
+        return [(str(index), value) for index, value in enumerate(thing)]
+    if isinstance(thing, (set, frozenset)):
+        return [(str(index), value) for index, value in enumerate(sorted(thing, key=repr))]
+    if isinstance(thing, nn.Module) and not type(thing).__module__.startswith("deepspeed"):
+        return [(name, _shard(p)) for name, p in thing.named_parameters()] + list(thing.named_buffers())
+    if type(thing).__module__.startswith("deepspeed"):
+        return _deepspeed(thing)
+    if type(thing).__module__.split(".")[0] in OURS:
+        fields = {f.name for f in dataclasses.fields(thing)} if dataclasses.is_dataclass(thing) else set()
+        return [(name, getattr(thing, name)) for name in dict.fromkeys([*fields, *getattr(thing, "__dict__", {})])]
+    return []
+
+
+def _shard(parameter: torch.Tensor) -> torch.Tensor:
+    """A parameter, or under ZeRO-3 this rank's part of it without the padding behind its end."""
+    if not hasattr(parameter, "ds_tensor"):
+        return parameter
+    size = parameter.ds_tensor.numel()
+    return parameter.ds_tensor[: max(0, min(size, parameter.ds_numel - torch.distributed.get_rank() * size))]
+
+
+def _deepspeed(thing: Any) -> list[tuple[str, Any]]:
+    """An engine's optimizer: moments, step counts and float32 masters of this rank's part, and its hyper-parameters."""
+    sharded = getattr(thing, "optimizer", None)
+    if sharded is None or not hasattr(sharded, "optimizer"):
+        return []
+    inner = sharded.optimizer
+    masters = getattr(sharded, "fp32_partitioned_groups_flat", None) or sharded.single_partition_of_fp32_groups
+    groups = [{name: value for name, value in group.items() if name != "params"} for group in inner.param_groups]
+    return [("masters", list(masters)), ("moments", list(inner.state.values())), ("groups", groups)]
+
+
+def differences(one: Any, other: Any) -> list[str]:
+    """Paths at which two objects hold different values, or only one of them holds any."""
+    a, b = dict(leaves(one)), dict(leaves(other))
+    return sorted(path for path in a.keys() | b.keys() if path not in a or path not in b or not _same(a[path], b[path]))
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
+        return type(a) is type(b) and a.shape == b.shape and bool(np.array_equal(a, b, equal_nan=a.dtype.kind == "f"))
+    return a == b or (a != a and b != b)
