@@ -75,20 +75,11 @@ class RolloutActor:
             if reason := self._why_not(result):
                 failures.append(Failure(prompt.prompt_id, reason))
             else:
-                answers = [self._cut(answer, stops) for answer in result]
+                answers = [cut(answer, stops, self._encoder) for answer in result]
                 samples += [_sample(prompt, i, frames_hash, answer, version) for i, answer in enumerate(answers)]
         self._tokens += sum(len(sample.response_ids) for sample in samples)
         self._busy_s += time.perf_counter() - start
         return Answers(samples, failures, began, time.time())
-
-    def _cut(self, answer: Completion, stops: Sequence[int]) -> Completion:
-        """The answer up to the token of `sampling.truncate_at` that decides; an end of sequence behind it is lost."""
-        kept = kept_tokens(answer.response_ids, stops)
-        if kept is None:
-            return answer
-        ids = answer.response_ids[:kept]
-        text = self._encoder.text(ids)
-        return replace(answer, response_ids=ids, logprobs=answer.logprobs[:kept], text=text, finish_reason="cut")
 
     def _why_not(self, result: list[Completion] | Refused) -> str | None:
         if isinstance(result, Refused):
@@ -149,6 +140,16 @@ class RolloutActor:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         rate = self._tokens / self._busy_s if self._busy_s else 0.0
         return {"tokens": self._tokens, "busy_s": self._busy_s, "tokens_per_s": rate, "peak_rss_bytes": peak}
+
+
+def cut(answer: Completion, stops: Sequence[int], encoder: Encoder) -> Completion:
+    """The answer up to the token of `sampling.truncate_at` that decides; an end of sequence behind it is lost."""
+    kept = kept_tokens(answer.response_ids, stops)
+    if kept is None:
+        return answer
+    ids = answer.response_ids[:kept]
+    text = encoder.text(ids)
+    return replace(answer, response_ids=ids, logprobs=answer.logprobs[:kept], text=text, finish_reason="cut")
 
 
 def _sample(prompt: Prompt, index: int, frames_hash: str, answer: Completion, version: int) -> Sample:

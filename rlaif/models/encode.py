@@ -216,8 +216,10 @@ class Encoder:
         """The text up to a reply, or up to and with its first words, as the template sets them."""
         if not reply_begins:
             return self.chat(messages, video, generate=True)
-        text = self.chat([*messages, ("assistant", reply_begins)], video)
-        return text[: text.rindex(reply_begins) + len(reply_begins)]
+        before, found, _ = self.chat([*messages, ("assistant", reply_begins)], video).rpartition(reply_begins)
+        if not found:
+            raise ConfigError("a chat template that keeps a reply as it is", repr(reply_begins), "reward.verdict")
+        return before + found
 
     def _check_text(self, ids: list[int]) -> None:
         """A media token has no features behind it, and counts as impossible where it would be trained on."""
