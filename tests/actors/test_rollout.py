@@ -97,10 +97,15 @@ def test_published_weights_reach_the_actor_through_the_pool(ray_session, actor, 
 
 
 def test_answers_are_cut_at_a_given_token(actor, model):
-    whole = ask(actor.generate.remote(prompts()[:3], 4, 0, SAMPLING, 0)).samples
+    version = ask(actor.version.remote())
+
+    def generate(sampling):
+        return ask(actor.generate.remote(prompts()[:3], 4, 0, sampling, version)).samples
+
+    whole = generate(SAMPLING)
     stop = next(token for sample in whole for token in sample.response_ids[:-1].tolist())
-    answers = ask(actor.generate.remote(prompts()[:3], 4, 0, SAMPLING.model_copy(update={"truncate_at": (stop,)}), 0))
-    for before, after in zip(whole, answers.samples, strict=True):
+    cut = generate(SAMPLING.model_copy(update={"truncate_at": (stop,)}))
+    for before, after in zip(whole, cut, strict=True):
         assert before.key == after.key
         tokens = before.response_ids.tolist()
         kept = tokens.index(stop) + 1 if stop in tokens else len(tokens)
@@ -108,7 +113,6 @@ def test_answers_are_cut_at_a_given_token(actor, model):
         assert np.array_equal(after.logprobs, before.logprobs[:kept])
         assert after.finish_reason == ("cut" if stop in tokens else before.finish_reason)
         assert after.response == (Encoder(model).text(tokens[:kept]) if stop in tokens else before.response)
-    assert any(sample.finish_reason == "cut" for sample in answers.samples)
+    assert any(sample.finish_reason == "cut" for sample in cut)
     with pytest.raises(ConfigError, match="truncate_at"):
-        unknown = SAMPLING.model_copy(update={"truncate_at": ("never",)})
-        ask(actor.generate.remote(prompts()[:1], 1, 0, unknown, 0))
+        generate(SAMPLING.model_copy(update={"truncate_at": ("never",)}))
