@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ import torch.distributed as dist
 from ranks import LORA, NoiseFrames, weights
 from test_ppo import SCORES, SHARES, build, experience, samples_of
 
+from learners import losses
 from learners.ppo import PpoState, train_on
 from rlaif.config.schema import Ppo
 from rlaif.models.encode import Encoder
@@ -320,3 +322,40 @@ def test_a_switch_alone(switched, name):
     for row, a, r in zip(rows, whitened_by_loops(resized(advantages)), resized(returns), strict=True):
         assert np.allclose(row["advantages"], a, atol=2e-4) and np.allclose(row["returns"], r, atol=1e-3)
         assert len(row["advantages"]) == len(a)
+
+
+# -- without a critic, and with weights
+
+GROUPS = Ppo(
+    **SMALL,
+    sampling={"max_tokens": 11},
+    advantage="leave_one_out",
+    loss_mean="slots",
+    reward_scale=3.0,
+    kl={"coef": 0.4, "clamp": True},
+)
+
+
+def test_leave_one_out_with_scaled_rewards_and_means_over_slots(two_ranks, tiny):
+    rows = [row for rank in two_ranks.run(experience, path=tiny, configs=[GROUPS]) for row in rank[0][0]]
+    totals = {}
+    for row in rows:
+        gaps = [float(row["engine"][t]) - float(row["reference"][t]) for t in range(len(row["engine"]))]
+        totals[row["key"]] = 3.0 * (row["score"] - 0.4 * sum(max(0.0, gap) for gap in gaps))
+    wanted = []
+    for row in rows:
+        (prompt, index), length = row["key"], len(row["engine"])
+        wanted.append([totals[row["key"]] - totals[(prompt, 1 - index)]] * length + [0.0] * (11 - length))
+    for row, advantages in zip(rows, whitened_by_loops(wanted), strict=True):
+        assert np.allclose(row["advantages"], advantages, atol=1e-4)
+        assert len(row["old_logprobs"]) == 11 and not row["old_logprobs"][len(row["engine"]) :].any()
+
+
+@pytest.mark.parametrize("cap", [2.0, 1.1])
+def test_importance_weights_are_cut_at_the_cap(cap):
+    ones, weight = torch.ones(1, 2), torch.tensor([[0.5, 1.5]])
+    extras = {"old_logprobs": -ones, "advantages": ones, "importance": weight, "after_video": torch.ones(1)}
+    batch = SimpleNamespace(mask=ones, extras=extras)
+    loss = losses.policy(Ppo(importance_cap=cap), True, [])
+    found, _ = loss({"logprobs": -ones, "entropy": ones}, batch, 2.0)
+    assert found.item() == pytest.approx(-(0.5 + min(1.5, cap)) / 2)
