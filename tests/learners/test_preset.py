@@ -346,7 +346,8 @@ def test_leave_one_out_with_scaled_rewards_and_means_over_slots(two_ranks, tiny)
     for row in rows:
         (prompt, index), length = row["key"], len(row["engine"])
         wanted.append([totals[row["key"]] - totals[(prompt, 1 - index)]] * length + [0.0] * (11 - length))
-    for row, advantages in zip(rows, whitened_by_loops(wanted), strict=True):
+    for row, plain_row, advantages in zip(rows, wanted, whitened_by_loops(wanted), strict=True):
+        assert np.allclose(row["returns"], plain_row, atol=1e-3)  # whitening would hide a wrong scale
         assert np.allclose(row["advantages"], advantages, atol=1e-4)
         assert len(row["old_logprobs"]) == 11 and not row["old_logprobs"][len(row["engine"]) :].any()
 
