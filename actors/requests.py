@@ -42,7 +42,7 @@ class Completion:
     text: str
     """Without special tokens."""
     finish_reason: str
-    """`stop` or `length`."""
+    """`stop` or `length`; `cut` once the rollout actor has cut it."""
     visual_tokens: int
 
 

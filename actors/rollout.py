@@ -15,6 +15,7 @@ from cluster.publish import Manifest
 from rlaif.config.schema import Sampling
 from rlaif.errors import ContractError, DataError
 from rlaif.models.encode import Encoder, Frames
+from rlaif.objectives.truncation import kept_tokens
 from rlaif.records import Probe, Probed, Prompt, Sample
 from rlaif.seeds import derive
 from rlaif.storage import fetch
@@ -66,6 +67,7 @@ class RolloutActor:
             ContractError: another version is in place. A bad prompt is a Failure instead.
         """
         start, began = time.perf_counter(), time.time()
+        stops = [id_ for token in sampling.truncate_at for id_ in self._encoder.ids_of(token)]
         failures: list[Failure] = []
         sent: list[tuple[Prompt, str]] = []
         requests = self._requests(prompts, n, seed, sent, failures)
@@ -75,7 +77,8 @@ class RolloutActor:
             if reason := self._why_not(result):
                 failures.append(Failure(prompt.prompt_id, reason))
             else:
-                samples += [_sample(prompt, i, frames_hash, answer, version) for i, answer in enumerate(result)]
+                answers = [cut(answer, stops, self._encoder) for answer in result]
+                samples += [_sample(prompt, i, frames_hash, answer, version) for i, answer in enumerate(answers)]
         self._tokens += sum(len(sample.response_ids) for sample in samples)
         self._busy_s += time.perf_counter() - start
         return Answers(samples, failures, began, time.time())
@@ -164,6 +167,16 @@ def _fetched(number: int, bucket: Any, timeout: float | None) -> Any:
             f"{type(error).__name__} after waiting at most {timeout or float('inf'):g} s",
             "publish again; if it repeats, the learner's node or the network between the two",
         ) from error
+
+
+def cut(answer: Completion, stops: Sequence[int], encoder: Encoder) -> Completion:
+    """The answer up to the token of `sampling.truncate_at` that decides; an end of sequence behind it is lost."""
+    kept = kept_tokens(answer.response_ids, stops)
+    if kept is None:
+        return answer
+    ids = answer.response_ids[:kept]
+    text = encoder.text(ids)
+    return replace(answer, response_ids=ids, logprobs=answer.logprobs[:kept], text=text, finish_reason="cut")
 
 
 def _sample(prompt: Prompt, index: int, frames_hash: str, answer: Completion, version: int) -> Sample:

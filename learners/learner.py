@@ -67,10 +67,17 @@ class Learner:
         return results
 
     def step(
-        self, role: str, units: Sequence[Unit], output: Output, loss: Loss, count: Callable[[Unit], float]
+        self,
+        role: str,
+        units: Sequence[Unit],
+        output: Output,
+        loss: Loss,
+        count: Callable[[Unit], float],
+        at: int | None = None,
     ) -> Metrics:
         """One optimizer step over all ranks' units; `count` says how many tokens or pairs a unit contributes.
 
+        at: place in the learning rate's schedule, of `total_steps`; None: the role's steps so far.
         The loss is normalised by the count over all ranks and micro-batches, so that how the batch is split never
         changes the gradient. A rank may have no units, the group may not: then ContractError, on every rank.
         Returns this rank's metrics.
@@ -85,7 +92,9 @@ class Learner:
                 "nothing on any rank",
                 "larger batches, or data whose videos decode",
             )
-        self._set_learning_rate(target)
+        rate = learning_rate(target.spec.optim, target.steps if at is None else at, target.spec.total_steps)
+        for group in target.engine.optimizer.param_groups:
+            group["lr"] = rate
         groups, spare = self._microbatches(units)
         metrics, suspects = [], []
         for number, group in enumerate(groups):
@@ -102,7 +111,6 @@ class Learner:
         target.steps += 1
         target.skipped = 0
         norm = float(target.engine.get_global_grad_norm() or 0.0)
-        rate = self._learning_rate(target)
         return merge([*metrics, {"grad_norm": (norm, 1.0), "lr": (rate, 1.0), "skipped_steps": (0.0, 1.0)}])
 
     def _skipped(self, role: Role, suspects: list[str]) -> Metrics:
@@ -156,19 +164,13 @@ class Learner:
         pad = self.encoder(role).tokenizer.pad_token_id
         return collate(items, self.encoder(role).eos_id if pad is None else pad, self.device)
 
-    def _set_learning_rate(self, role: Role) -> None:
-        for group in role.engine.optimizer.param_groups:
-            group["lr"] = self._learning_rate(role)
-
-    def _learning_rate(self, role: Role) -> float:
-        return learning_rate(role.spec.optim, role.steps, role.spec.total_steps)
-
 
 def learning_rate(optim: Optim, step: int, total: int) -> float:
-    """Rate of optimizer step `step` (from 0): linear warm-up, then the schedule down to `min_lr_ratio` at `total`."""
-    if step < optim.warmup_steps:
-        return optim.lr * (step + 1) / optim.warmup_steps
-    done = min(1.0, (step - optim.warmup_steps) / max(1, total - optim.warmup_steps))
+    """Rate of step `step` (from 0) of `total`: linear warm-up, then the schedule down to `min_lr_ratio` at `total`."""
+    warmup = optim.warmup_steps or math.ceil(optim.warmup_ratio * total)
+    if step < warmup:
+        return optim.lr * (step + (not optim.warmup_from_zero)) / warmup
+    done = min(1.0, (step - warmup) / max(1, total - warmup))
     shape = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done))}[optim.schedule]
     floor = optim.min_lr_ratio if optim.schedule != "constant" else 0.0
     return optim.lr * (floor + (1.0 - floor) * shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 import torch
@@ -17,11 +17,12 @@ from rlaif.errors import ContractError
 from rlaif.models.encode import Encoded, Encoder
 from rlaif.models.packing import chunks
 from rlaif.objectives.advantages import gae, leave_one_out, over_tokens
-from rlaif.objectives.kl import AdaptiveController, FixedController, k1, k3
+from rlaif.objectives.kl import AdaptiveController, FixedController, k1, token_penalty
 from rlaif.objectives.masked import Moments, whiten
 from rlaif.objectives.metrics import Metrics, merge
 from rlaif.objectives.policy import ratio_quantiles
 from rlaif.objectives.rewards import RunningMoments, token_rewards
+from rlaif.objectives.slots import padding_tokens, spread
 from rlaif.objectives.value import explained_variance
 from rlaif.records import Sample
 from rlaif.seeds import derive
@@ -55,7 +56,10 @@ class PpoState:
 
 @dataclass
 class Rollouts:
-    """One rank's samples as right-padded arrays [B, T]; the mask is 1 on response tokens."""
+    """One rank's samples as right-padded arrays [B, T]; the mask is 1 on response tokens.
+
+    T is the longest answer, or all slots of an answer where those after its end count (`Ppo.counts_padding`).
+    """
 
     samples: list[Sample]
     encoded: list[Encoded]
@@ -63,7 +67,7 @@ class Rollouts:
     logprobs: torch.Tensor  # where the ratio starts
     importance: torch.Tensor  # learner's over engine's probability of each token
     reference: torch.Tensor
-    values: torch.Tensor
+    values: torch.Tensor  # 0 after the end, or what the critic predicts there
 
 
 def train_on(
@@ -92,14 +96,31 @@ def collect(learner: Learner, samples: Sequence[Sample], config: Ppo) -> Rollout
     """Forwards outside the update: reference 1, critic 1 (GAE), policy 0 or 1."""
     encoder = learner.encoder("policy")
     encoded = [encode_sample(encoder, sample) for sample in samples]
-    mask = _padded([np.ones(len(s.response_ids), np.float32) for s in samples])
-    engine = _padded([s.logprobs for s in samples])
-    own = _padded(learner.infer("policy", encoded, "logprobs")) if recompute_logprobs(learner, config) else engine
-    reference = _padded(learner.infer("reference", encoded, "logprobs"))
-    values = (
-        _padded(learner.infer("critic", encoded, "values")) if config.advantage == "gae" else torch.zeros_like(mask)
-    )
+    slots = config.sampling.max_tokens if config.counts_padding else None
+    mask = _padded([np.ones(len(s.response_ids), np.float32) for s in samples], slots)
+    engine = _padded([s.logprobs for s in samples], slots)
+    own = engine
+    if recompute_logprobs(learner, config):
+        own = _padded(learner.infer("policy", encoded, "logprobs"), slots)
+    reference = _padded(learner.infer("reference", encoded, "logprobs"), slots)
+    values = _values(learner, encoded, slots) if config.advantage == "gae" else torch.zeros_like(mask)
     return Rollouts(list(samples), encoded, mask, own, torch.exp((own - engine).clamp(-20, 20)), reference, values)
+
+
+def _values(learner: Learner, encoded: list[Encoded], slots: int | None) -> torch.Tensor:
+    """The critic's values [B, T], 0 after an answer's end; of all slots where a number of them is given."""
+    if slots is None:
+        return _padded(learner.infer("critic", encoded, "values"))
+    padded = [with_padding(learner, item, slots) for item in encoded]
+    found = _padded(learner.infer("critic", padded, "values"), slots)
+    return spread(found, torch.tensor([len(item.mask) for item in padded]), slots)
+
+
+def with_padding(learner: Learner, item: Encoded, slots: int) -> Encoded:
+    """The item as the critic reads it where slots after the end count: with the tokens that tell its values there."""
+    tokenizer = learner.encoder("critic").tokenizer
+    pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return item.padded(pad_id, padding_tokens(len(item.mask), slots))
 
 
 def recompute_logprobs(learner: Learner, config: Ppo) -> bool:
@@ -133,17 +154,19 @@ def advantages_of(
     """Rewards, advantages and returns, written into the sequences as extras."""
     mask, score = rollouts.mask, torch.tensor(scores, dtype=torch.float32)
     drift = k1(rollouts.logprobs, rollouts.reference) * mask
-    kl = drift if config.kl.estimator == "k1" else k3(rollouts.logprobs, rollouts.reference) * mask
+    penalty = token_penalty(rollouts.logprobs, rollouts.reference, config.kl.estimator, config.kl.clamp) * mask
     if config.advantage == "gae":
-        rewards = token_rewards(score, kl, state.kl.value, mask)
-        advantages, returns = gae(rewards, rollouts.values, mask, config.gamma, config.lam)
+        span = torch.ones_like(mask) if config.score_slot == "last_slot" else mask
+        rewards = scaled(learner, token_rewards(score, penalty, state.kl.value, span), span, config)
+        advantages, returns = gae(rewards, rollouts.values, span, config.gamma, config.lam)
     else:
-        totals = score - state.kl.value * kl.sum(1)
+        totals = config.reward_scale * (score - state.kl.value * penalty.sum(1))
         advantages = returns = over_tokens(_group_advantages(rollouts.samples, totals), mask)
-    moments = Moments(*learner.all_sum(*_moments(advantages, mask)))
+    counted = torch.ones_like(mask) if config.loss_mean == "slots" else mask
     if config.whiten_advantages:
-        advantages = whiten(advantages, mask, moments.mean, moments.var)
-    state.returns.update(Moments(*learner.all_sum(*_moments(returns, mask))))
+        moments = all_moments(learner, advantages, counted)
+        advantages = whiten(advantages, counted, moments.mean, moments.var)
+    state.returns.update(all_moments(learner, returns, counted))
     extras = {
         "old_logprobs": rollouts.logprobs,
         "importance": rollouts.importance,
@@ -152,7 +175,8 @@ def advantages_of(
         "values": rollouts.values,
         "after_video": torch.tensor([float(item.video is not None) for item in rollouts.encoded]),
     }
-    items = [replace(item, extras=_row(extras, i, len(item.mask))) for i, item in enumerate(rollouts.encoded)]
+    lengths = [len(item.mask) if config.loss_mean == "tokens" else None for item in rollouts.encoded]
+    items = [replace(item, extras=_row(extras, i, lengths[i])) for i, item in enumerate(rollouts.encoded)]
     report = [
         {
             "key": s.key,
@@ -164,14 +188,22 @@ def advantages_of(
     return items, {"kl/coef": (state.kl.value, 1.0)}, report
 
 
-def _row(extras: dict[str, torch.Tensor], index: int, length: int) -> dict[str, np.ndarray]:
-    """One sample's extras: per-token arrays cut to its length, numbers as they are."""
+def scaled(learner: Learner, rewards: torch.Tensor, span: torch.Tensor, config: Ppo) -> torch.Tensor:
+    """Rewards [B, T] times `reward_scale`, or divided by their standard deviation over all ranks with the mean kept."""
+    if not config.whiten_rewards:
+        return config.reward_scale * rewards
+    moments = all_moments(learner, rewards, span)
+    return whiten(rewards, span, moments.mean, moments.var, shift_mean=False)
+
+
+def all_moments(learner: Learner, x: torch.Tensor, mask: torch.Tensor) -> Moments:
+    """Moments of `x` over the mask, of all ranks. Collective."""
+    return Moments(*learner.all_sum(*astuple(Moments.of(x, mask))))
+
+
+def _row(extras: dict[str, torch.Tensor], index: int, length: int | None) -> dict[str, np.ndarray]:
+    """One sample's extras: per-token arrays cut to its length (None: all slots), numbers as they are."""
     return {name: x[index].numpy()[:length] if x.ndim == 2 else x[index].numpy() for name, x in extras.items()}
-
-
-def _moments(x: torch.Tensor, mask: torch.Tensor) -> tuple[float, float, float]:
-    moments = Moments.of(x, mask)
-    return moments.count, moments.total, moments.squares
 
 
 def _group_advantages(samples: Sequence[Sample], totals: torch.Tensor) -> torch.Tensor:
@@ -193,17 +225,21 @@ def optimize(
     """
     ratios: list[tuple[torch.Tensor, torch.Tensor]] = []
     recomputed = recompute_logprobs(learner, config)
-    policy_loss = losses.policy(config, recomputed, ratios)
+    policy_loss = losses.policy(config, recomputed and config.importance_cap is not None, ratios)
     critic_loss = losses.critic(config, state.returns.scale)
+    counting, at = losses.counting(config), state.iteration if config.schedule_per == "iteration" else None
     found: list[Metrics] = []
     for units in _minibatches(state, items, config, seed):
         if config.advantage == "gae":
-            found.append(_prefixed("critic", learner.step("critic", units, "values", critic_loss, losses.tokens)))
+            read = units
+            if config.loss_mean == "slots":
+                read = [(with_padding(learner, item, config.sampling.max_tokens),) for (item,) in units]
+            found.append(_prefixed("critic", learner.step("critic", read, "values", critic_loss, counting, at)))
             clock.lap("critic")
         if state.iteration < config.critic_warmup:
             continue
         first = not ratios
-        seen = learner.step("policy", units, "logprobs", policy_loss, losses.tokens)
+        seen = learner.step("policy", units, "logprobs", policy_loss, counting, at)
         clock.lap("policy")
         if first and fresh and not recomputed:  # before the first step, the ratio to the engine is what they differ by
             found += [_drift(ratio.log(), after_video) for ratio, after_video in ratios]
@@ -275,9 +311,9 @@ def _prefixed(prefix: str, metrics: Metrics) -> Metrics:
     return {f"{prefix}/{name}": value for name, value in metrics.items()}
 
 
-def _padded(rows: Sequence[np.ndarray]) -> torch.Tensor:
-    """[B, T] float32, zeros after each row's end."""
-    out = torch.zeros(len(rows), max((len(row) for row in rows), default=0))
+def _padded(rows: Sequence[np.ndarray], width: int | None = None) -> torch.Tensor:
+    """[B, T] float32, zeros after each row's end; T is the longest row's, or `width`."""
+    out = torch.zeros(len(rows), max((len(row) for row in rows), default=0) if width is None else width)
     for i, row in enumerate(rows):
         out[i, : len(row)] = torch.tensor(row)  # copied: what comes out of the object store is read-only
     return out

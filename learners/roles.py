@@ -85,7 +85,7 @@ def _build_module(base: str, members: list[RoleSpec], spec: LearnerSpec) -> Vide
     module = VideoLM(model, heads, adapters)
     for role in members:
         if role.head == "reward":
-            nn.init.normal_(module.heads[role.name].weight, std=1.0 / (model.config.get_text_config().hidden_size + 1))
+            init_reward_head(module.heads[role.name].weight, role.head_init)
         if role.lora and role.start:
             load_adapter(module, role.name, role.start)
     if not adapters:
@@ -96,6 +96,15 @@ def _build_module(base: str, members: list[RoleSpec], spec: LearnerSpec) -> Vide
     if spec.model.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return module
+
+
+def init_reward_head(weight: Tensor, init: str) -> None:
+    """Fill a head's weight [1, H]: `normal` with deviation 1 / (H + 1), or `uniform` as torch's linear layers start."""
+    hidden = weight.shape[1]
+    if init == "uniform":
+        nn.init.uniform_(weight, -(hidden**-0.5), hidden**-0.5)
+    else:
+        nn.init.normal_(weight, std=1.0 / (hidden + 1))
 
 
 def load_adapter(module: VideoLM, adapter: str, export: str | Path) -> None:

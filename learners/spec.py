@@ -18,8 +18,10 @@ class RoleSpec:
     lora: Lora | None = None
     optim: Optim | None = None
     total_steps: int = 1
-    """Optimizer steps of the whole run, for the learning-rate schedule."""
+    """Optimizer steps (or iterations: `ppo.schedule_per`) of the whole run, for the learning-rate schedule."""
     head: Literal["none", "value", "reward"] = "none"
+    head_init: Literal["normal", "uniform"] = "normal"
+    """How a reward head starts; a value head starts at zero."""
     train_vision: bool = False
     train_projector: bool = False
     start: str | None = None

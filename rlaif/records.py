@@ -42,7 +42,7 @@ class Sample:
     """[T] float32: the engine's log-probability of each sampled token."""
     response: str
     finish_reason: str
-    """`stop` (end-of-turn sampled) or `length`."""
+    """`stop` (end-of-turn sampled), `length`, or `cut` (at one of `sampling.truncate_at`)."""
     policy_version: int
     """The one version of the policy that produced every token."""
 

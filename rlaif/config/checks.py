@@ -50,9 +50,12 @@ def _sft(config: Config) -> list[str]:
 
 
 def _reward(config: Config) -> list[str]:
-    return _divides(
+    problems = _divides(
         "cluster.learner.actors", config.cluster.learner.actors, "reward.batch_size", config.reward.batch_size
-    ) + _adapter_and_tower(config, "reward")
+    )
+    if config.reward.verdict and not config.reward.evaluation_turn:
+        problems.append("reward.verdict begins the reply to reward.evaluation_turn, which is empty")
+    return problems + _adapter_and_tower(config, "reward")
 
 
 def _ppo(config: Config) -> list[str]:
@@ -72,9 +75,23 @@ def _ppo(config: Config) -> list[str]:
         )
     if ppo.critic_warmup and ppo.advantage == "leave_one_out":
         problems.append("ppo.critic_warmup needs a critic: ppo.advantage=gae")
+    problems += _slots(config)
     if ppo.eval_every and config.eval.checker is None:
         problems.append("ppo.eval_every needs eval.checker, the function that says which claims are true")
     return problems + _adapter_and_tower(config, "ppo")
+
+
+def _slots(config: Config) -> list[str]:
+    ppo, problems = config.ppo, []
+    shaped = {"score_slot=last_slot": ppo.score_slot == "last_slot", "whiten_rewards=true": ppo.whiten_rewards}
+    if ppo.advantage != "gae":
+        problems += [f"ppo.{option} shapes rewards per token: ppo.advantage=gae" for option, on in shaped.items() if on]
+    elif ppo.counts_padding and config.model.attention == "flash_attention_2":
+        problems.append(
+            "model.attention=flash_attention_2 computes nothing after an answer's end, where the critic predicts with "
+            "ppo.score_slot=last_slot or ppo.loss_mean=slots: use sdpa"
+        )
+    return problems
 
 
 def _adapter_and_tower(config: Config, stage: str) -> list[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from rlaif.config.presets import Preset, with_preset
 
 
 class Section(BaseModel):
@@ -75,7 +77,11 @@ class Optim(Section):
     eps: float = 1e-8
     weight_decay: float = 0.0
     warmup_steps: int = Field(0, ge=0)
-    """Linear warm-up, in optimizer steps."""
+    """Linear warm-up, in optimizer steps (of `ppo`: in what `ppo.schedule_per` says)."""
+    warmup_ratio: float = Field(0.0, ge=0, le=1)
+    """Warm-up as a share of all steps, rounded up, where `warmup_steps` is 0."""
+    warmup_from_zero: bool = False
+    """The first step has rate 0, as in transformers' schedules, instead of lr / warmup_steps."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """What follows the warm-up, down to `min_lr_ratio` at the last step."""
     min_lr_ratio: float = Field(0.0, ge=0.0, le=1.0)
@@ -111,6 +117,8 @@ class Sft(Section):
 class Reward(Section):
     """A reward model: a scalar read at the last token of question, context and answer."""
 
+    preset: Preset = "modern"
+    """Where the defaults below come from: here, or the system named (docs/presets.md); what is set wins."""
     init: str = "{run}/sft/export"
     """Model to start from; may be larger than the policy (its own tokenizer and processor are used)."""
     lora: Lora | None = Lora()
@@ -125,12 +133,18 @@ class Reward(Section):
     """The user turn that precedes the answer."""
     evaluation_turn: str = ""
     """A second user turn after the answer (the seed system asks for a quality score there); may hold `{context}`."""
+    verdict: str = ""
+    """How the reply to `evaluation_turn` begins; the scalar is read at its last token instead of before the reply."""
     max_caption_tokens: int = Field(1024, ge=0)
     """Captions beyond this budget are left out whole, never cut."""
     centering: Literal["none", "mean_abs", "squared"] = "mean_abs"
-    """Regulariser of the scores: 1e-3 |mean(r_w + r_l)| (VLM-RLAIF) or mean(s^2) over both (SafeSora)."""
+    """Regulariser of the scores: 1e-3 |mean(r_w + r_l)| (VLM-RLAIF; over a micro-batch) or mean(s^2) over both (SafeSora)."""
     centering_coef: float = Field(1e-3, ge=0)
+    head_init: Literal["normal", "uniform"] = "normal"
+    """Weights of the new head: normal with deviation 1 / (hidden + 1), or torch's uniform within 1 / sqrt(hidden). Bias 0."""
     steps: int = Field(1000, ge=1)
+    epochs: int = Field(0, ge=0)
+    """Passes over the pairs, instead of `steps` (0: `steps`)."""
     batch_size: int = Field(32, ge=1)
     """Pairs per optimizer step, over all ranks."""
     tokens_per_microbatch: int = Field(16384, ge=1)
@@ -139,10 +153,17 @@ class Reward(Section):
     eval_fraction: float = Field(0.05, gt=0, lt=1)
     save: Saving = Saving()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, options: Any) -> Any:
+        return with_preset("reward", options)
+
 
 class Kl(Section):
     estimator: Literal["k1", "k3"] = "k1"
     """Per-token penalty: k1 = logp - ref, k3 = exp(ref - logp) - 1 - (ref - logp)."""
+    clamp: bool = False
+    """A token's penalty is never below 0 (k1 can be): max(0, logp - ref), which is no estimate of the KL any more."""
     coef: float = Field(0.05, ge=0)
     """Initial coefficient beta."""
     controller: Literal["fixed", "adaptive"] = "fixed"
@@ -160,6 +181,9 @@ class Sampling(Section):
     top_k: int = Field(0, ge=0)
     """0: off."""
     max_tokens: int = Field(256, ge=1)
+    truncate_at: tuple[int | str, ...] = ()
+    """Cut finished PPO answers behind these tokens: ids, or the text of one token (with or without a space before it).
+    The last one listed that occurs decides, at its first occurrence; the answer then counts as one that did not end."""
 
 
 class Terms(Section):
@@ -189,6 +213,8 @@ class Parity(Section):
 
 
 class Ppo(Section):
+    preset: Preset = "modern"
+    """Where the defaults below come from: here, or the system named (docs/presets.md); what is set wins."""
     policy: str = "{run}/sft/export"
     """Start of the policy, and the reference the KL is measured to."""
     reward: str | Function = "{run}/reward/export"
@@ -210,20 +236,36 @@ class Ppo(Section):
     """Versions a sample may be behind the update that trains on it; 0 is synchronous."""
     old_logprobs: Literal["auto", "engine", "learner"] = "auto"
     """Whose log-probs the ratio starts from; auto: the engine's in float32, else the learner's with truncated importance weights."""
+    importance_cap: float | None = Field(2.0, gt=0)
+    """Limit of those weights; null: the learner's log-probs without weights."""
     parity: Parity = Parity()
     advantage: Literal["gae", "leave_one_out"] = "gae"
     """gae needs the critic; leave_one_out is critic-free (group baseline) for small GPUs."""
     gamma: float = Field(1.0, gt=0, le=1)
     lam: float = Field(0.95, ge=0, le=1)
     whiten_advantages: bool = True
+    score_slot: Literal["last_token", "last_slot"] = "last_token"
+    """Where the score lands: on the answer's last token, or on slot `sampling.max_tokens` - 1 of the padded answer; rewards
+    and advantages then run over the slots after the end too, where the critic predicts (gae only)."""
+    reward_scale: float = Field(1.0, gt=0)
+    """Factor of all rewards, penalty included; not applied with `whiten_rewards`."""
+    whiten_rewards: bool = False
+    """Divide rewards by their standard deviation over all ranks; the mean is kept (gae only)."""
+    loss_mean: Literal["tokens", "slots"] = "tokens"
+    """What whitening of advantages and the losses count: response tokens, or all `sampling.max_tokens` slots of every answer."""
     clip: float = Field(0.2, gt=0)
     value_clip: float = Field(0.2, gt=0)
-    """In units of the running standard deviation of returns."""
+    value_clip_unit: Literal["running_scale", "absolute"] = "running_scale"
+    """Unit of `value_clip`: the running standard deviation of returns, or one unit of reward."""
+    value_coef: float = Field(1.0, gt=0)
+    """Factor of the value loss (it matters through gradient clipping and Adam's eps only: the critic has its own optimizer)."""
     target_kl: float | None = None
     """Stop an iteration's epochs when the mean approximate KL to the sampling policy exceeds this."""
     entropy_coef: float = 0.0
     kl: Kl = Kl()
     terms: Terms = Terms()
+    schedule_per: Literal["step", "iteration"] = "step"
+    """What the learning rates' warm-up and schedule count: optimizer steps, or iterations."""
     optim: Optim = Optim()
     critic_optim: Optim = Optim()
     critic_init: Literal["auto", "reward", "policy"] = "auto"
@@ -235,6 +277,16 @@ class Ppo(Section):
     eval_every: int = Field(0, ge=0)
     """Evaluate every this many iterations on `eval.in_training` prompts and keep the best checkpoint (0: never)."""
     save: Saving = Saving(every=10)
+
+    @property
+    def counts_padding(self) -> bool:
+        """Slots after an answer's end take part: in rewards and advantages, or in the losses."""
+        return self.score_slot == "last_slot" or self.loss_mean == "slots"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, options: Any) -> Any:
+        return with_preset("ppo", options)
 
 
 class Rollout(Section):

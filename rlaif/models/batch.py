@@ -25,7 +25,7 @@ class Batch:
     targets: Tensor  # [B, T] int64: the response tokens
     valid: Tensor  # [B, T] float32: 1 on response tokens, 0 after the end
     mask: Tensor  # [B, T] float32: 1 on response tokens that are trained on
-    extras: dict[str, Tensor]  # [B, T] or [B] float32 each
+    extras: dict[str, Tensor]  # [B, T], or [B, S] for arrays longer than the responses, or [B]; float32 each
 
     @property
     def last(self) -> Tensor:
@@ -47,7 +47,8 @@ def collate(
     valid, mask = np.zeros((2, len(items), width), np.float32)
     for row, (item, shift) in enumerate(zip(items, shifts, strict=True)):
         span = slice(shift, shift + len(item.ids))
-        ids[row, span], attention[row, span] = item.ids, 1
+        ids[row, span] = item.ids
+        attention[row, shift : shift + len(item.ids) - item.padding] = 1
         positions[..., row, span] = item.positions
         count = len(item.ids) - item.start
         index[row, :count] = np.arange(count) + item.start + shift
@@ -73,7 +74,8 @@ def _extras(items: Sequence[Encoded], width: int, device: str) -> dict[str, Tens
         if np.ndim(first) == 0:
             out[name] = torch.tensor([float(item.extras[name]) for item in items], device=device)
             continue
-        rows = np.zeros((len(items), width), np.float32)
+        longest = max(len(item.extras[name]) for item in items)
+        rows = np.zeros((len(items), max(width, longest)), np.float32)
         for row, item in enumerate(items):
             rows[row, : len(item.extras[name])] = item.extras[name]
         out[name] = torch.from_numpy(rows).to(device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -64,7 +64,19 @@ class Encoded:
     name: str = ""
     """What an error calls it, e.g. `prompt_id/sample_index`."""
     extras: dict[str, np.ndarray] = field(default_factory=dict)
-    """Per-response-token arrays [L - start] or scalars that an objective needs."""
+    """Arrays (per response token, or per slot) or scalars that an objective needs."""
+    padding: int = 0
+    """How many of the last tokens are padding: read, but not attended to."""
+
+    def padded(self, pad_id: int, count: int) -> Encoded:
+        """Followed by `count` padding tokens at the position of the last token; extras stay as they are."""
+        return replace(
+            self,
+            ids=np.concatenate([self.ids, np.full(count, pad_id, np.int64)]),
+            mask=np.concatenate([self.mask, np.ones(count, np.float32)]),
+            positions=np.concatenate([self.positions, np.repeat(self.positions[..., -1:], count, -1)], -1),
+            padding=self.padding + count,
+        )
 
 
 class Encoder:
@@ -105,6 +117,16 @@ class Encoder:
         adds = bos is not None and bos in self.tokenizer("")["input_ids"]
         return [bos, *ids] if adds and ids[:1] != [bos] else ids
 
+    def ids_of(self, token: int | str) -> list[int]:
+        """Ids of a token given as its id or its text: the ones with a space before it first, then the bare one."""
+        if isinstance(token, int):
+            return [token]
+        names = {name.replace("▁", " ").replace("Ġ", " "): id_ for name, id_ in self.tokenizer.get_vocab().items()}
+        found = [names[name] for name in (f" {token}", token) if name in names]
+        if not found:
+            raise ConfigError("the text of one token of the policy's vocabulary", repr(token), "sampling.truncate_at")
+        return found
+
     def text(self, ids: Sequence[int]) -> str:
         """Decoded without special tokens."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
@@ -128,9 +150,14 @@ class Encoder:
         prompt = self.expand(self.unexpanded(question, features is not None), features)
         return self.assemble(prompt, response_ids, np.ones(len(response_ids), np.float32), features)
 
-    def conversation(self, messages: Sequence[Message], features: VideoFeatures | None) -> Encoded:
-        """A whole conversation; the assistant's tokens and their end-of-turn tokens are trained on."""
-        segments = self._segments(messages, features is not None)
+    def conversation(
+        self, messages: Sequence[Message], features: VideoFeatures | None, reply_begins: str = ""
+    ) -> Encoded:
+        """A whole conversation; the assistant's tokens and their end-of-turn tokens are trained on.
+
+        After a last message by the user, the text ends where the reply to it would begin, or with `reply_begins`.
+        """
+        segments = self._segments(messages, features is not None, reply_begins)
         prompt, rest = segments[0][0], segments[1:]
         ids = [token for segment, _ in rest for token in segment]
         mask = [flag for segment, flag in rest for _ in segment]
@@ -157,7 +184,9 @@ class Encoder:
         at = found[0]
         return np.concatenate([ids[:at], features.expansion, ids[at + len(mark) :]]).astype(np.int64)
 
-    def _segments(self, messages: Sequence[Message], video: bool) -> list[tuple[list[int], float]]:
+    def _segments(
+        self, messages: Sequence[Message], video: bool, reply_begins: str = ""
+    ) -> list[tuple[list[int], float]]:
         """[(ids, trained)] in turn order. Cut where generation would start, so that training sees what sampling sees.
 
         The end-of-sequence token ends an answer also where the template writes no mark there (LLaVA's do not).
@@ -182,8 +211,17 @@ class Encoder:
         if not segments:
             raise ConfigError("at least one assistant turn", "none", "the conversation")
         if messages[-1][0] == "user":  # a turn that asks for a verdict: read where the answer would begin
-            segments.append((self.tokens(self.chat(messages, video, generate=True)[len(rendered) :]), 0.0))
+            segments.append((self.tokens(self._opened(messages, video, reply_begins)[len(rendered) :]), 0.0))
         return segments
+
+    def _opened(self, messages: Sequence[Message], video: bool, reply_begins: str) -> str:
+        """The text up to a reply, or up to and with its first words, as the template sets them."""
+        if not reply_begins:
+            return self.chat(messages, video, generate=True)
+        before, found, _ = self.chat([*messages, ("assistant", reply_begins)], video).rpartition(reply_begins)
+        if not found:
+            raise ConfigError("a chat template that keeps a reply as it is", repr(reply_begins), "reward.verdict")
+        return before + found
 
     def _check_text(self, ids: list[int]) -> None:
         """A media token has no features behind it, and counts as impossible where it would be trained on."""

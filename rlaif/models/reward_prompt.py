@@ -21,6 +21,7 @@ class RewardPrompt:
     evaluation_turn: str
     max_caption_tokens: int
     context: str
+    verdict: str = ""
 
     @classmethod
     def of(cls, config: Reward) -> RewardPrompt:
@@ -29,12 +30,12 @@ class RewardPrompt:
     def encode(
         self, encoder: Encoder, question: str, captions: Sequence[str], response: str, features: VideoFeatures | None
     ) -> Encoded:
-        """The scalar is read at the last token: the answer's end of turn, or where the verdict would begin."""
+        """The scalar is read at the last token: the answer's end of turn, or where the verdict would begin or goes on."""
         context = self.fill_context(encoder, captions)
         messages = [("user", _fill(self.prompt_template, context=context, question=question)), ("assistant", response)]
         if self.evaluation_turn:
             messages.append(("user", _fill(self.evaluation_turn, context=context, question=question)))
-        return encoder.conversation(messages, features)
+        return encoder.conversation(messages, features, self.verdict)
 
     def fill_context(self, encoder: Encoder, captions: Sequence[str]) -> str:
         """The caption slot: whole captions within the token budget, or nothing."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +23,15 @@ def k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
     """exp(d) - 1 - d with d = ref_logp - logp, nats per token: unbiased and never negative. [B, T] -> [B, T]."""
     d = ref_logp - logp
     return torch.expm1(d.clamp(max=EXPONENT_LIMIT)) - d
+
+
+def token_penalty(logp: Tensor, ref_logp: Tensor, estimator: Literal["k1", "k3"], clamp: bool = False) -> Tensor:
+    """What is subtracted from each token's reward, before its coefficient. [B, T] -> [B, T], nats.
+
+    clamp: never below 0, as in VLM-RLAIF: max(0, logp - ref_logp) for k1. It overestimates the KL.
+    """
+    kl = k1(logp, ref_logp) if estimator == "k1" else k3(logp, ref_logp)
+    return kl.clamp(min=0) if clamp else kl
 
 
 class FixedController:

@@ -24,7 +24,7 @@ def shaped_score(
 ) -> Scored:
     """The score of one answer with the terms as named parts; the value stays the sum of the parts.
 
-    no_eos: `terms.no_eos` when the answer did not end by itself (`finish_reason` other than `stop`);
+    no_eos: `terms.no_eos` when the answer did not end by itself (`finish_reason` other than `stop`, so `cut` too);
     length: `terms.length * length / max_tokens`, `length` in response tokens. A term of weight 0 adds no part.
     """
     added = {}
@@ -46,6 +46,7 @@ def token_rewards(score: Tensor, kl: Tensor, coef: float, mask: Tensor) -> Tenso
     """-coef * kl on every response token, plus the score on the last one (Ziegler et al. 2019, eq. 2). -> [B, T].
 
     score [B] in reward units; kl [B, T] in nats; mask [B, T]. A row without response tokens gets no reward at all.
+    With a mask of ones the score lands on the last slot of the padded answer (VLM-RLAIF).
     """
     on = mask.bool()
     last = on & (on.flip(1).cumsum(1).flip(1) == 1)

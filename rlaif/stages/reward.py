@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import replace
 
 from actors.reward import CARD, card_text
-from rlaif.config.schema import Config
+from rlaif.config.schema import Config, Reward
 from rlaif.data import Pair
 from rlaif.errors import DataError
 from rlaif.evaluation.preference import agreement
@@ -22,9 +23,9 @@ log = logging.getLogger(__name__)
 
 def train(config: Config, run: Run, start: Start = "new") -> str:
     """Train on preference pairs, measure on held-out ones, export; returns the export's path."""
-    reward = config.reward
-    require_model("reward.init", reward.init)
+    require_model("reward.init", config.reward.init)
     rows, held_out = datasets(config, run)
+    reward = config.reward.model_copy(update={"steps": steps_of(config.reward, len(rows))})
     identity = supervised.identity("reward", reward) | {"context": reward.context}
     checkpoints = run.checkpoints("reward", reward.save.keep)
     newest = run.starting_point("reward", checkpoints, start, identity)
@@ -50,6 +51,11 @@ def train(config: Config, run: Run, start: Start = "new") -> str:
     export = group.export("reward", run.directory.export("reward"), card=card)
     run.topology.stop_learners()
     return export
+
+
+def steps_of(reward: Reward, pairs: int) -> int:
+    """Optimizer steps: `reward.steps`, or as many as `reward.epochs` passes over the pairs take, the last one filled up."""
+    return math.ceil(reward.epochs * pairs / reward.batch_size) if reward.epochs else reward.steps
 
 
 def datasets(config: Config, run: Run) -> tuple[list[Pair], list[Pair]]:

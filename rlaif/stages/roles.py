@@ -124,13 +124,15 @@ def parity_gate(config: Config, roles: Roles, prompts: Sequence[Prompt]) -> Gate
 def learner_spec(config: Config) -> LearnerSpec:
     """Policy, reference and (for GAE) critic. The reference is the policy's start: the bare base where adapters train."""
     ppo, model = config.ppo, config.model
-    steps = ppo.iterations * ppo.epochs * (ppo.prompts_per_iteration * ppo.samples_per_prompt // ppo.minibatch_size)
+    per_epoch = ppo.prompts_per_iteration * ppo.samples_per_prompt // ppo.minibatch_size
+    steps = ppo.iterations * (ppo.epochs * per_epoch if ppo.schedule_per == "step" else 1)
     vision = model.train_vision if ppo.train_vision is None else ppo.train_vision
     projector = model.train_projector if ppo.train_projector is None else ppo.train_projector
-    roles = [RoleSpec("policy", ppo.policy, ppo.lora, ppo.optim, steps, train_vision=vision, train_projector=projector)]
+    full = {"train_vision": vision, "train_projector": projector}
+    roles = [RoleSpec("policy", ppo.policy, ppo.lora, ppo.optim, steps, **full)]
     if ppo.advantage == "gae":
         base, lora, start = critic_start(config)
-        roles.append(RoleSpec("critic", base, lora, ppo.critic_optim, steps, "value", vision, projector, start))
+        roles.append(RoleSpec("critic", base, lora, ppo.critic_optim, steps, "value", start=start, **full))
     roles.append(RoleSpec("reference", ppo.policy))
     return LearnerSpec(
         tuple(roles),

@@ -51,6 +51,7 @@ def learner_spec(
         section.optim,
         section.steps,
         head,
+        section.head_init if isinstance(section, Reward) else "normal",
         train_vision=model.train_vision if section.train_vision is None else section.train_vision,
         train_projector=model.train_projector if section.train_projector is None else section.train_projector,
     )

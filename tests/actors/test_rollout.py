@@ -15,7 +15,8 @@ from actors.rollout import start_rollout
 from cluster.publish import pack
 from cluster.remote import ask
 from rlaif.config.schema import Rollout, Sampling
-from rlaif.errors import ContractError
+from rlaif.errors import ConfigError, ContractError
+from rlaif.models.encode import Encoder
 from rlaif.models.tiny import build_tiny
 from rlaif.records import Prompt
 from rlaif.worlds.shapes.render import write_mp4
@@ -93,3 +94,25 @@ def test_published_weights_reach_the_actor_through_the_pool(ray_session, actor, 
     assert any(before[key].response_ids.tolist() != after[key].response_ids.tolist() for key in before)
     with pytest.raises(ContractError, match="version 5"):
         ask(actor.generate.remote(prompts()[:1], 1, 0, SAMPLING, 0))
+
+
+def test_answers_are_cut_at_a_given_token(actor, model):
+    version = ask(actor.version.remote())
+
+    def generate(sampling):
+        return ask(actor.generate.remote(prompts()[:3], 4, 0, sampling, version)).samples
+
+    whole = generate(SAMPLING)
+    stop = next(token for sample in whole for token in sample.response_ids[:-1].tolist())
+    cut = generate(SAMPLING.model_copy(update={"truncate_at": (stop,)}))
+    for before, after in zip(whole, cut, strict=True):
+        assert before.key == after.key
+        tokens = before.response_ids.tolist()
+        kept = tokens.index(stop) + 1 if stop in tokens else len(tokens)
+        assert after.response_ids.tolist() == tokens[:kept] and len(after.logprobs) == kept
+        assert np.array_equal(after.logprobs, before.logprobs[:kept])
+        assert after.finish_reason == ("cut" if stop in tokens else before.finish_reason)
+        assert after.response == (Encoder(model).text(tokens[:kept]) if stop in tokens else before.response)
+    assert any(sample.finish_reason == "cut" for sample in cut)
+    with pytest.raises(ConfigError, match="truncate_at"):
+        generate(SAMPLING.model_copy(update={"truncate_at": ("never",)}))

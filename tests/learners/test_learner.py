@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from ranks import LORA, NoiseFrames, cluster, full, model, plain_optim, response
 
 from learners import losses
 from learners.learner import Learner, learning_rate
+from learners.roles import init_reward_head
 from learners.spec import LearnerSpec, RoleSpec
 from rlaif.config.schema import Lora, Optim, Ppo, Reward
 from rlaif.errors import ContractError
@@ -284,6 +287,53 @@ def test_learning_rate(schedule, rates):
     optim = Optim(lr=2.0, warmup_steps=2, schedule=schedule, min_lr_ratio=0.1)
     found = [learning_rate(optim, step, 6) for step in range(len(rates))]
     assert found == pytest.approx([2.0 * rate for rate in rates])
+
+
+def seed_rate(step, total, warmup, cosine):
+    """transformers' schedules: 0 at the first step, the whole rate after `warmup` steps, then half a cosine or nothing."""
+    if step < warmup:
+        return step / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) if cosine else 1.0
+
+
+def test_learning_rates_of_the_seed_system():
+    optim = Ppo(preset="vlm_rlaif").optim
+    for iterations in (20, 386):
+        found = [learning_rate(optim, i, iterations) for i in range(iterations + 1)]
+        assert found == pytest.approx([3e-5 * seed_rate(i, iterations, 5, True) for i in range(iterations + 1)])
+        assert found[0] == 0 and found[5] == 3e-5 and found[-1] == pytest.approx(0, abs=1e-12)
+    optim = Reward(preset="vlm_rlaif").optim
+    for steps, warmup in ((2438, 74), (100, 3), (10, 1)):
+        found = [learning_rate(optim, i, steps) for i in range(steps)]
+        assert found == pytest.approx([2e-5 * seed_rate(i, steps, warmup, False) for i in range(steps)])
+
+
+def test_heads_of_reward_models():
+    weight = torch.empty(1, 400)
+    torch.manual_seed(0)
+    init_reward_head(weight, "uniform")
+    assert weight.abs().max() <= 1 / 20 and weight.abs().max() > 0.9 / 20
+    assert float(weight.std()) == pytest.approx(1 / 20 / 3**0.5, rel=0.1)
+    init_reward_head(weight, "normal")
+    assert float(weight.std()) == pytest.approx(1 / 401, rel=0.1)
+
+
+def reward_head(path, init):
+    learner = Learner(
+        spec_of(path, [RoleSpec("reward", path, LORA, plain_optim(), 10, "reward", init)]),
+        NoiseFrames(),
+        torch.device("cpu"),
+    )
+    head = learner.roles["reward"].module.heads["reward"]
+    return head.weight.detach().clone().numpy(), float(head.bias)
+
+
+def test_a_reward_head_starts_as_asked_for(two_ranks, tiny):
+    found = {init: two_ranks.run(reward_head, path=tiny, init=init) for init in ("normal", "uniform")}
+    for (weight, bias), (other, _) in found.values():
+        assert np.array_equal(weight, other) and bias == 0
+    assert np.abs(found["uniform"][0][0]).max() > 3 * np.abs(found["normal"][0][0]).max()
+    assert np.abs(found["uniform"][0][0]).max() <= 128**-0.5
 
 
 def test_learning_rate_without_warmup_or_with_nothing_but_warmup():

@@ -63,9 +63,9 @@ SCORES = [1.0, -0.5, 2.0, 0.25, -1.0, 0.5]
 
 
 def build(path, config, total=10) -> Learner:
-    roles = [RoleSpec("policy", path, LORA, OPTIM, total), RoleSpec("reference", path)]
+    roles = [RoleSpec("policy", path, LORA, config.optim, total), RoleSpec("reference", path)]
     if config.advantage == "gae":
-        roles.insert(1, RoleSpec("critic", path, LORA, OPTIM, total, "value"))
+        roles.insert(1, RoleSpec("critic", path, LORA, config.critic_optim, total, "value"))
     spec = LearnerSpec(tuple(roles), model(), cluster(), 512, 2**28, 150, seed=5)
     learner = Learner(spec, NoiseFrames(), torch.device("cpu"))
     torch.manual_seed(2)  # the same on every rank

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from transformers.video_utils import VideoMetadata
@@ -96,6 +98,33 @@ def test_a_last_user_turn_is_read_where_its_answer_would_begin(encoder):
     tail = asked.ids[len(plain.ids) :].tolist()
     assert encoder.text(tail).endswith(("assistant", "assistant :")) and "you see ?" in encoder.text(tail)
     assert not asked.mask[len(plain.mask) :].any()
+
+
+def test_a_reply_that_has_begun_is_read_at_its_last_word(encoder):
+    messages = [*TALK, ("user", "you see ?")]
+    asked = encoder.conversation(messages, encoder.video("clip"))
+    begun = encoder.conversation(messages, encoder.video("clip"), "a red circle and")
+    whole = encoder.conversation([*messages, ("assistant", "a red circle and")], encoder.video("clip"))
+    assert np.array_equal(begun.ids[: len(asked.ids)], asked.ids) and len(begun.ids) == len(asked.ids) + 4
+    assert np.array_equal(begun.ids, whole.ids[:-1]) and whole.ids[-1] == encoder.eos_id
+    assert encoder.text(begun.ids[-1:]) == "and" and not begun.mask[len(asked.mask) :].any()
+
+
+def test_a_template_that_changes_a_reply_cannot_begin_one(qwen, monkeypatch):
+    monkeypatch.setattr(qwen, "chat", lambda messages, video: "|".join(text.strip() for _, text in messages))
+    assert qwen._opened([("user", "what ?")], False, "and") == "what ?|and"
+    with pytest.raises(ConfigError, match="reward.verdict"):
+        qwen._opened([("user", "what ?")], False, "and ")
+
+
+def test_tokens_by_text_with_a_space_before_them_first(qwen, monkeypatch):
+    assert qwen.ids_of(7) == [7] and qwen.ids_of("?") == qwen.tokens("?")
+    for mark in ("▁", "Ġ"):
+        vocabulary = {f"{mark}?": 1577, "?": 29973, "??": 8773, f"{mark}??": 9, "a": 3}
+        monkeypatch.setattr(qwen, "tokenizer", SimpleNamespace(get_vocab=lambda found=vocabulary: found))
+        assert qwen.ids_of("?") == [1577, 29973] and qwen.ids_of("a") == [3]
+        with pytest.raises(ConfigError, match="truncate_at"):
+            qwen.ids_of("never")
 
 
 def test_without_a_video(encoder):

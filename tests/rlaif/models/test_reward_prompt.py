@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 
 from rlaif.config.schema import Reward
@@ -54,6 +57,39 @@ def test_an_evaluation_turn_is_read_where_the_verdict_would_begin(qwen):
     assert "user context : a red circle moves left a blue square down . describe" in text and "what ?" in text
     start = qwen.tokens("<|im_start|>assistant\n")
     assert item.ids[-len(start) :].tolist() == start
+
+
+def test_the_seed_systems_order(qwen):
+    """Question, answer, then the evaluation turn with the captions in its first criterion, then the verdict's beginning."""
+    form = RewardPrompt.of(Reward(preset="vlm_rlaif"))
+    messages = []
+    encoder = SimpleNamespace(
+        tokens=lambda text: text.split(), conversation=lambda *arguments: messages.append(arguments) or "encoded"
+    )
+    features = object()
+    assert form.encode(encoder, "what ?", CAPTIONS, "a circle", features) == "encoded"
+    ((turns, shown, verdict),) = messages
+    assert [role for role, _ in turns] == ["user", "assistant", "user"] and shown is features
+    assert turns[0][1] == "what ?" and turns[1][1] == "a circle"
+    first, second = turns[2][1].split("\n2.")
+    assert first.splitlines()[1].startswith("1.") and "3." in second and "4." in second
+    lines = first.splitlines()[-3:]
+    assert [line.strip(" *") for line in lines] == list(CAPTIONS) and "{" not in turns[2][1]
+    assert verdict == form.verdict and verdict.endswith(" is")
+    without = replace(form, context="none")
+    without.encode(encoder, "what ?", CAPTIONS, "a circle", features)
+    assert not any(caption in messages[1][0][2][1] for caption in CAPTIONS)
+
+
+def test_a_verdict_is_read_at_its_last_token(qwen):
+    item = prompt(**SEED_FORM, verdict="and the video").encode(qwen, "what ?", (), "a red circle", qwen.video("clip"))
+    assert qwen.text(item.ids[-4:]) == "assistant and the video" or qwen.text(item.ids[-3:]) == "and the video"
+    assert item.ids[-1] == qwen.tokens("video")[0]
+
+
+def test_cards_written_before_there_were_verdicts_load():
+    form = vars(prompt())
+    assert RewardPrompt(**{name: value for name, value in form.items() if name != "verdict"}) == prompt()
 
 
 def test_slots_are_filled_once_and_braces_survive(qwen):

@@ -10,6 +10,7 @@ from rlaif.config.schema import Lora
 from rlaif.models import vlm
 from rlaif.models.batch import collate
 from rlaif.models.vlm import VideoLM, freeze_for_full_training, load_vlm
+from rlaif.objectives.slots import padding_tokens, spread
 
 LORA = Lora(r=4, alpha=8)
 
@@ -114,6 +115,29 @@ def test_where_the_heads_read(items, critic):
     by_hand = critic.heads["critic"](hidden)[:, 0].numpy()
     assert np.abs(run(critic, [item], "values")[0] - by_hand[item.start - 1 : -1]).max() < 1e-5
     assert np.abs(run(critic, [item], "score")[0] - by_hand[-1]).max() < 1e-5
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("slots", [10, 11, 12, 20])
+def test_two_padding_tokens_tell_the_values_of_all_slots(items, critic, slots, side):
+    """Against all of the padding written out, one answer alone, and its slots read one by one."""
+    short = [item.padded(0, padding_tokens(len(item.mask), slots)) for item in items]
+    found = spread(*ragged(run(critic, short, "values", side=side)), slots).numpy()
+    for item, row in zip(items, found, strict=True):
+        count = slots - len(item.mask)
+        long = item.padded(0, count)
+        assert long.ids[len(item.ids) :].tolist() == [0] * count and len(long.positions.T) == len(long.ids)
+        batch = collate([long], 0)
+        assert batch.attention[0].tolist() == [1] * len(item.ids) + [0] * count
+        assert np.abs(run(critic, [long], "values")[0] - row).max() < 1e-5
+        assert np.abs(run(critic, [item], "values")[0] - row[: len(item.mask)]).max() < 1e-5
+        if count > 1:  # what follows the last token is not what the last token says
+            assert abs(row[len(item.mask)] - row[len(item.mask) + 1]) > 1e-3
+
+
+def ragged(rows) -> tuple[torch.Tensor, torch.Tensor]:
+    lengths = torch.tensor([len(row) for row in rows])
+    return torch.nn.utils.rnn.pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True), lengths
 
 
 def test_adapters_start_as_the_base_and_are_kept_apart(items, critic):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rlaif.errors import ContractError
-from rlaif.objectives.kl import AdaptiveController, FixedController, k1, k3
+from rlaif.objectives.kl import AdaptiveController, FixedController, k1, k3, token_penalty
 
 
 def test_values_by_hand():
@@ -22,6 +22,18 @@ def test_both_are_unbiased_over_a_whole_vocabulary():
     for estimator in (k1, k3):
         assert torch.allclose((logp.exp() * estimator(logp, ref)).sum(-1), exact)
     assert k3(logp, ref).min() >= 0
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k3"])
+@pytest.mark.parametrize("clamp", [False, True])
+def test_what_a_token_pays(estimator, clamp):
+    logp, ref = torch.tensor([[-1.0, -2.0, -0.5]]), torch.tensor([[-1.5, -1.0, -0.5]])
+    expected = []
+    for a, b in zip(logp[0].tolist(), ref[0].tolist(), strict=True):
+        paid = a - b if estimator == "k1" else math.exp(b - a) - 1 - (b - a)
+        expected.append(max(0.0, paid) if clamp else paid)
+    assert token_penalty(logp, ref, estimator, clamp)[0].tolist() == pytest.approx(expected)
+    assert token_penalty(logp, ref, "k1")[0].tolist() == [0.5, -1.0, 0.0]
 
 
 def test_k3_stays_finite_and_differentiable_far_out():

@@ -43,6 +43,22 @@ def test_bradley_terry_is_binary_cross_entropy_of_the_score_difference():
     assert means(metrics)["accuracy"] == pytest.approx(sum((chosen > rejected).tolist()) / 7)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_vlm_rlaif_loss_from_two_outputs_and_a_choice(seed):
+    """BCE with logits of r2 - r1 against the choice, plus 1e-3 |mean(r1 + r2)|, whichever output was preferred."""
+    r1, r2 = (10 * x - 3 for x in pairs(6, seed))
+    choice = torch.randint(0, 2, (6,), generator=torch.Generator().manual_seed(seed)).tolist()
+    each, sums = [], []
+    for a, b, second in zip(r1.tolist(), r2.tolist(), choice, strict=True):
+        p = 1 / (1 + math.exp(a - b))
+        each.append(-math.log(p) if second else -math.log(1 - p))
+        sums.append(a + b)
+    wanted = sum(each) / 6 + 1e-3 * abs(sum(sums) / 6)
+    picked = torch.tensor(choice, dtype=torch.bool)
+    loss, _ = bradley_terry(torch.where(picked, r2, r1), torch.where(picked, r1, r2), "mean_abs", 1e-3, 6)
+    assert loss.item() == pytest.approx(wanted)
+
+
 @pytest.mark.parametrize("centering", ["none", "squared"])
 def test_bradley_terry_micro_batches_sum_to_the_full_batch(centering):
     chosen, rejected = pairs(7)

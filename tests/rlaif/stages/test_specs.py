@@ -1,0 +1,47 @@
+"""From the configuration to what the learners are told: how long a run is, and how heads start."""
+
+from __future__ import annotations
+
+import pytest
+
+from rlaif.config.schema import Config, Ppo, Reward
+from rlaif.stages import roles, supervised
+from rlaif.stages.reward import steps_of
+
+SMALL = {
+    "iterations": 7,
+    "prompts_per_iteration": 8,
+    "samples_per_prompt": 2,
+    "minibatch_size": 4,
+    "epochs": 3,
+    "reward": {"path": "a:b"},
+}
+
+
+@pytest.mark.parametrize(("per", "total"), [("step", 7 * 3 * 4), ("iteration", 7)])
+def test_what_the_schedule_counts(per, total):
+    config = Config(name="x", ppo=Ppo(**SMALL, schedule_per=per))
+    trained = {role.name: role.total_steps for role in roles.learner_spec(config).roles if role.optim}
+    assert trained == {"policy": total, "critic": total}
+
+
+def test_roles_keep_what_they_train():
+    config = Config(name="x", ppo=Ppo(**SMALL, lora=None, train_vision=True))
+    for role in roles.learner_spec(config).roles:
+        assert (role.train_vision, role.train_projector) == (role.optim is not None, False)
+
+
+@pytest.mark.parametrize(("pairs", "steps"), [(39_000, 2438), (32, 2), (33, 3), (3, 1)])
+def test_epochs_over_the_pairs(pairs, steps):
+    assert steps_of(Reward(preset="vlm_rlaif"), pairs) == steps
+    assert steps_of(Reward(epochs=2, batch_size=16), pairs) == -(-2 * pairs // 16)
+    assert steps_of(Reward(steps=5), pairs) == 5
+
+
+@pytest.mark.parametrize("init", ["normal", "uniform"])
+def test_the_reward_head_starts_as_configured(init):
+    config = Config(name="x", reward=Reward(head_init=init))
+    (role,) = supervised.learner_spec(config, config.reward, "reward", "reward").roles
+    assert (role.head, role.head_init) == ("reward", init)
+    (role,) = supervised.learner_spec(config, config.sft, "policy").roles
+    assert role.head == "none"
