@@ -97,13 +97,13 @@ class Gate:
                 "frames: the two sides were given different pixels",
                 "the frame store, or what lies between it and them",
             )
-        if self._before and self._agree(self._before, theirs):
-            return "weights: the engine still answers with those of the last check", "the publish, or its receiver"
         for hypothesis in hypotheses():
             if self._agree(self.learners.probe("policy", self.probes, hypothesis)[0], theirs):
                 if hypothesis == STALE_HEAD:
                     return "stale head: the engine uses the model directory's", "publish lm_head.weight explicitly"
                 return f"{hypothesis} (the engine, not the learner)", "the family's rule in rlaif/models/family.py"
+        if self._before and self._agree(self._before, theirs):
+            return "weights: the engine still answers with those of the last check", "the publish, or its receiver"
         if self._agree(self.learners.probe("reference", self.probes)[0], theirs):
             return "weights: the engine answers with the unadapted base", "the adapter's publish, or its receiver"
         if text <= self.limit and self._agree(own, self._fresh(actor)):

@@ -1,0 +1,194 @@
+"""The parity gate on the real engine and learner: silent while both agree, and it names what is planted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+from cluster.publish import from_wire, pack, unpack
+from cluster.remote import ask
+from rlaif.errors import ParityError
+from rlaif.records import Probed
+from rlaif.stages import data
+from rlaif.stages.parity import Gate, differences
+from rlaif.stages.roles import enough_prompts, learner_spec, parity_gate, start_roles
+from rlaif.stages.rounds import ask_for, collect, learn
+from rlaif.stages.run import open_run
+
+
+@pytest.fixture(scope="module", params=["{r: 4, alpha: 4}", "null"], ids=["lora", "full"])
+def started(request, world, make_config, tmp_path_factory):
+    """(config, roles, prompts, gate) of a run that trains adapters, or full weights with the tower."""
+    full, folder = request.param == "null", tmp_path_factory.mktemp("parity")
+    policy = quick_clock(world / "base", folder / "base")
+    overrides = [f"ppo.policy={policy}", f"ppo.lora={request.param}", "ppo.advantage=leave_one_out"]
+    overrides += ["video.num_frames=24", "video.height=28", "video.width=28"]
+    overrides += ["ppo.train_vision=true", "ppo.train_projector=true"] if full else []
+    config = make_config(folder, *overrides)
+    with open_run(config) as run:
+        prompts = enough_prompts(config, data.prompts(run, config.data.prompts))
+        roles = start_roles(config, run, prompts, learner_spec(config))
+        roles.publish(0)
+        yield config, roles, prompts, parity_gate(config, roles, prompts)
+
+
+def quick_clock(base: Path, folder: Path) -> Path:
+    """The model with more positions per second: with three steps in time the two position rules then differ."""
+    shutil.copytree(base, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"]["tokens_per_second"] = 8
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def advance(started, version: int) -> None:
+    """One iteration without its publish."""
+    config, roles, prompts, _ = started
+    ask_for(config, roles, prompts, version)
+    learn(config, roles, collect(config, roles, version))
+
+
+def found(gate: Gate) -> str:
+    with pytest.raises(ParityError) as error:
+        gate.check()
+    return error.value.cause
+
+
+def everywhere(actors, function) -> None:
+    ask([actor.__ray_call__.remote(function) for actor in actors])
+
+
+def test_both_sides_agree_and_every_planted_mismatch_is_named(started):
+    config, roles, prompts, gate = started
+    full = config.ppo.lora is None
+    pool, group = roles.rollouts, roles.learners
+    engines = [pool._actors[name] for name in pool.actors]
+    assert max(gate.check().values()) <= 1e-5
+
+    # the weights of one iteration: published late, without their head where it is tied to the embeddings, in time
+    advance(started, 0)
+    assert found(gate) == "weights: the engine still answers with those of the last check"
+    if full:
+        everywhere(engines, _accept_parts)
+        manifest, buckets = group.publishable("policy", 1)
+        pool.publish(*_without_head(manifest, ray.get(list(buckets))))
+        assert found(gate).startswith("stale head")
+        everywhere(engines, _refuse_parts)
+    roles.publish(1)
+    assert max(gate.check().values()) <= 1e-5
+
+    # frames in another order, on the engine's side only
+    everywhere(engines, _reverse_frames)
+    assert found(gate).startswith("frames")
+    everywhere(engines, _right_frames)
+    gate.check()
+
+    # positions by the rule of transformers instead of the engine's
+    everywhere(group.ranks, _rival_positions)
+    assert found(gate).startswith("positions: text resumes after the largest")
+    everywhere(group.ranks, _usual_positions)
+    gate.check()
+
+    if full:
+        # the tower's old output under new weights
+        everywhere(engines, _keep_encoder_cache)
+        advance(started, 1)
+        roles.publish(2)
+        assert found(gate).startswith("stale encoder cache")
+        everywhere(engines, _reset_encoder_cache)
+        roles.publish(2)
+        gate.check()
+    else:
+        # nothing published reaches the answers
+        everywhere(engines, _forget_adapter)
+        gate._before = None
+        assert found(gate) == "weights: the engine answers with the unadapted base"
+
+
+def test_ranks_that_drift_apart_are_named():
+    class Group:
+        def probe(self, role, probes, hypothesis=None):
+            return [[Probed(np.zeros(3, np.float32))] * 2, [Probed(np.full(3, 0.5, np.float32))] * 2]
+
+    gate = Gate.__new__(Gate)
+    gate.learners, gate.probes, gate.limit = Group(), [], 1e-4
+    assert found(gate) == "learner ranks"
+
+
+def test_an_infinite_or_missing_number_is_no_agreement():
+    gate = Gate.__new__(Gate)
+    gate.limit = 1e-4
+    good, bad = [Probed(np.zeros(2, np.float32))] * 2, [Probed(np.array([0, np.nan], np.float32))] * 2
+    assert gate._agree(good, good) and not gate._agree(good, bad)
+    assert differences(good, [good[0], Probed(np.array([1, 3], np.float32))]) == (0.0, 2.0)
+
+
+def _reverse_frames(actor) -> None:
+    actor._usual_frames = actor._frames
+
+    class Reversed:
+        def spec(self, video):
+            return actor._usual_frames.spec(video)
+
+        def get(self, video, spec):
+            return actor._usual_frames.get(video, spec)[::-1]
+
+    actor._frames = Reversed()
+    actor._engine._reset_encoder_cache()
+    actor._engine._reset_prefix_cache()
+
+
+def _right_frames(actor) -> None:
+    actor._frames = actor._usual_frames
+    actor._engine._reset_encoder_cache()
+    actor._engine._reset_prefix_cache()
+
+
+def _rival_positions(worker) -> None:
+    from rlaif.models.rival_positions import grid_positions
+
+    encoder = worker.learner.encoder("policy")
+    encoder.usual, encoder.family = encoder.family, replace(encoder.family, positions=grid_positions)
+
+
+def _usual_positions(worker) -> None:
+    encoder = worker.learner.encoder("policy")
+    encoder.family = encoder.usual
+
+
+def _keep_encoder_cache(actor) -> None:
+    actor._engine._reset_encoder_cache = lambda: None
+
+
+def _reset_encoder_cache(actor) -> None:
+    del actor._engine._reset_encoder_cache
+
+
+def _forget_adapter(actor) -> None:
+    actor._engine._adapter = None
+
+
+def _accept_parts(actor) -> None:
+    from actors import engine
+
+    engine.usual_check, engine.check_whole = engine.check_whole, lambda *_: None
+
+
+def _refuse_parts(actor) -> None:
+    from actors import engine
+
+    engine.check_whole = engine.usual_check
+
+
+def _without_head(manifest, buckets):
+    """The same publish without its output head, and a manifest that fits it."""
+    arrays = unpack(manifest, buckets)
+    tensors = {name: from_wire(array, manifest.tensors[name].dtype) for name, array in arrays.items()}
+    del tensors["lm_head.weight"]
+    return pack(tensors.items(), 2**30, version=manifest.version, kind=manifest.kind, put=ray.put)

@@ -1,0 +1,120 @@
+"""Killed and resumed is the same run: the same bits, the same samples, no prompt lost or used twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).parents[3]
+EXACT = ["deterministic=true", "ppo.iterations=4", "ppo.kl.controller=adaptive", "ppo.epochs=2"]
+PACE = 1.0
+"""Seconds between looks at a run's files."""
+
+
+def start(file: Path, *arguments: str) -> subprocess.Popen:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [sys.executable, "-m", "rlaif", "ppo", str(file), *arguments]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, stderr=subprocess.PIPE)
+
+
+def finish(process: subprocess.Popen) -> None:
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors.decode()[-3000:]
+
+
+def kill_after(process: subprocess.Popen, folder: Path, iteration: int) -> None:
+    """SIGKILL to the whole session, driver and actors, once a checkpoint of `iteration` is published."""
+    deadline = time.monotonic() + 300
+    while not (folder / "checkpoints" / f"{iteration:06d}").is_dir():
+        assert process.poll() is None, process.stderr.read().decode()[-3000:]
+        assert time.monotonic() < deadline, "no checkpoint"
+        time.sleep(PACE / 10)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    _kill_orphans(process.pid)
+
+
+def _kill_orphans(session: int) -> None:
+    """Ray's own processes lead sessions of their own; they die with their driver, but not at once."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and _ray_alive(session):
+        time.sleep(PACE)
+
+
+def _ray_alive(session: int) -> bool:
+    found = subprocess.run(["ps", "-eo", "sid"], capture_output=True, text=True, check=True).stdout.split()
+    return str(session) in found
+
+
+def write(config, folder: Path) -> Path:
+    file = folder / "resolved.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    return file
+
+
+def weights(folder: Path, iteration: int) -> dict[str, bytes]:
+    """Every trained tensor and optimizer moment of a checkpoint, by name."""
+    found = {}
+    for file in sorted((folder / "checkpoints" / f"{iteration:06d}").rglob("*.safetensors")):
+        found |= {f"{file.name}/{name}": array.tobytes() for name, array in load_file(file).items()}
+    return found
+
+
+def learner_state(folder: Path, iteration: int) -> dict:
+    meta = json.loads((folder / "checkpoints" / f"{iteration:06d}" / "manifest.json").read_text())["meta"]
+    return {name: meta[name] for name in ("learner", "best")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", ["{r: 4, alpha: 4}", "null"], ids=["lora", "full"])
+def test_two_iterations_a_kill_and_two_more_are_the_bits_of_four(make_config, tmp_path, lora, samples_of, metrics_of):
+    folders = {}
+    for name in ("whole", "cut"):
+        config = make_config(tmp_path, f"name={name}", f"ppo.lora={lora}", *EXACT)
+        folders[name] = Path(config.storage) / name
+        file = write(config, tmp_path)
+        if name == "cut":
+            kill_after(start(file), folders[name], 2)
+            assert not (folders[name] / "checkpoints" / "000004").exists()
+        finish(start(file, *(["--resume"] if name == "cut" else [])))
+    whole, cut = folders["whole"], folders["cut"]
+    a, b = weights(whole, 4), weights(cut, 4)
+    assert a.keys() == b.keys() and len([name for name in a if "exp_avg" in name]) > 10
+    assert [name for name in a if a[name] != b[name]] == []
+    assert learner_state(whole, 4) == learner_state(cut, 4)
+    for iteration in range(1, 5):
+        assert samples_of(whole, iteration) == samples_of(cut, iteration)
+    for folder in (whole, cut):
+        assert [row["iteration"] for row in metrics_of(folder)] == [1, 2, 3, 4]
+    quiet = ("time", "publish/seconds", "rollout/tokens_per_s")
+    for x, y in zip(metrics_of(whole), metrics_of(cut), strict=True):
+        different = [
+            n for n in x if x[n] != y[n] and n not in quiet and not n.startswith(("time/", "timeline/", "frames/"))
+        ]
+        assert set(different) <= {"ledger/reissued"}
+
+
+@pytest.mark.slow
+def test_with_a_batch_in_flight_no_prompt_is_lost_or_doubled(make_config, tmp_path, samples_of, metrics_of):
+    config = make_config(
+        tmp_path, "ppo.max_staleness=1", "ppo.iterations=4", "ppo.advantage=leave_one_out", "ppo.prompts_per_iteration=2",
+        "ppo.minibatch_size=4",
+    )  # fmt: skip
+    folder = Path(config.storage) / config.name
+    file = write(config, tmp_path)
+    kill_after(start(file), folder, 2)
+    finish(start(file, "--resume"))
+    used = [row["prompt_id"] for i in (1, 2, 3, 4) for row in samples_of(folder, i) if row["sample_index"] == 0]
+    assert len(used) == len(set(used)) == 8  # one epoch over eight prompts
+    last = metrics_of(folder)[-1]
+    assert last["ledger/trained"] == 16 and last["ledger/masked"] == 0 and last["ledger/open"] == 0
+    assert last["ledger/reissued"] == 4  # iteration 3's samples were in flight when the run died
