@@ -144,7 +144,7 @@ def lora_config(lora: Lora) -> LoraConfig:
 
 
 def target_pattern(lora: Lora) -> str:
-    """Vision towers have layers of the same names; only the language model's are meant."""
+    """Vision towers have layers of the same names; only the language model's are meant, whose path every family has."""
     return rf".*language_model\..*\.({'|'.join(lora.targets)})"
 
 
@@ -153,4 +153,5 @@ def freeze_for_full_training(model: nn.Module, train_vision: bool, train_project
     family = family_of(model.config)
     model.requires_grad_(True)
     attrgetter(family.vision)(model).requires_grad_(train_vision)
-    attrgetter(family.projector)(model).requires_grad_(train_projector)
+    for path in family.projector:
+        attrgetter(path)(model).requires_grad_(train_projector)
