@@ -315,6 +315,7 @@ def _build_llm(spec: EngineSpec) -> Any:
         tensor_parallel_size=rollout.tensor_parallel_size,
         enforce_eager=rollout.enforce_eager,
         limit_mm_per_prompt={"image": 0, "video": 1},
+        mm_device_do_normalize=False,  # it would take mean and deviation from the image processor, for videos too
         logprobs_mode="processed_logprobs",
         worker_extension_cls="actors.receiver.WeightReceiver",
         disable_log_stats=True,

@@ -56,6 +56,7 @@ def build(family: str, folder: Path, tied: bool = False, seed: int = 0) -> Path:
                 torch.nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
             elif weight.ndim == 1 and "norm" not in name:
                 torch.nn.init.normal_(weight, std=0.1)  # biases and class tokens start at zero, and would test nothing
+    processor.image_processor.image_mean = [0.3] * 3  # other than the videos': nothing may take it for them
     tokenizer = processor.tokenizer
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = (
         tokenizer.eos_token_id,
@@ -106,6 +107,7 @@ def text_config(tokenizer, tied: bool, **more) -> dict:
         "intermediate_size": 2 * HIDDEN,
         "num_attention_heads": 2,
         "num_key_value_heads": 2,
+        "head_dim": HIDDEN // 2,
         "max_position_embeddings": 2048,
         "tie_word_embeddings": tied,
         "bos_token_id": tokenizer.bos_token_id,

@@ -70,7 +70,9 @@ class World:
             logprobs = logprobs_of(role, items)
             found += [abs(own - answer.logprobs) for own, answer in zip(logprobs, group, strict=True)]
         differences = np.concatenate(found)
-        print(f"{self.family}: max {differences.max():.1e}, mean {differences.mean():.1e}")
+        print(
+            f"{self.family} version {self.engine.version}: max {differences.max():.1e}, mean {differences.mean():.1e}"
+        )
         return float(differences.max())
 
     def publish(self, role: Role, version: int) -> tuple[str, ...]:
