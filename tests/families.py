@@ -16,7 +16,7 @@ from rlaif.models.tiny import CHAT_TEMPLATE, SPECIAL, build_tokenizer
 from rlaif.video.spec import FrameSpec
 
 WORDS = "a red green blue circle square triangle moves left right up down and what do you see describe the video . ? : context".split()
-TIMES = [*"0123456789", "<", ">", "seconds", *(f"Frame{number}" for number in range(1, 13))]
+TIMES = [*"0123456789", "<", ">", "seconds", *(f"Frame{number}" for number in range(1, 17))]
 """What Qwen3-VL and InternVL write between frames."""
 TURNS = (
     "{% for message in messages %}{{ message['role'] }} : {% for part in message['content'] %}"
@@ -30,9 +30,11 @@ SIZE = {"height": SIDE, "width": SIDE}
 
 
 class NoiseFrames:
-    """Videos of noise, wider than high, at times that are no whole seconds: the name decides the pixels."""
+    """Videos of noise, wider than high, with more grid steps than columns, at times that are no whole seconds.
 
-    def __init__(self, frames: int = 12, height: int = 56, width: int = 84, fps: float = 10.0):
+    The name decides the pixels."""
+
+    def __init__(self, frames: int = 16, height: int = 56, width: int = 84, fps: float = 10.0):
         self.shape, self.fps = (frames, height, width, 3), fps
 
     def spec(self, video: str) -> FrameSpec:
@@ -122,7 +124,7 @@ def text_config(tokenizer, tied: bool, **more) -> dict:
 
 
 def qwen(version: str, vision: dict, rope: dict, video_processor: str) -> Callable:
-    """Builder of a Qwen-VL: grids of steps x 4 x 6 tokens, steps of two frames."""
+    """Builder of a Qwen-VL: grids of 8 steps x 4 x 6 tokens, steps of two frames."""
 
     def parts(tied: bool):
         import transformers

@@ -116,6 +116,14 @@ def test_media_tokens_in_a_text_are_an_error(encoder, where):
             encoder.prompt_and_response(talk[0][1], [], features)
 
 
+def test_a_visual_token_in_a_question_is_no_placeholder_and_an_error(path_of, noise):
+    """InternVL's visual positions have another token than its placeholder."""
+    encoder = Encoder(path_of("internvl"), noise())
+    assert len(encoder.marks(encoder.unexpanded("a <IMG_CONTEXT> b"))) == 2
+    with pytest.raises(ContractError, match="placeholder"):
+        encoder.prompt_and_response("a <IMG_CONTEXT> b", [], encoder.video("clip"))
+
+
 def test_a_template_that_writes_no_end_of_answer(llava_path, noise):
     """As LLaVA's own: a space follows each text, and nothing marks the end of an answer."""
     encoder = Encoder(llava_path, noise())
