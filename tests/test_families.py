@@ -101,6 +101,8 @@ def perturb(role: Role, part: str = "", scale: float = 0.05) -> Role:
 
 
 def start(family: str, tied: bool, folder, rank: int | None = None) -> Iterator[World]:
+    """A world whose engine is gone before the next one starts: what an engine leaves takes a later one's groups along."""
+    gc.collect()
     path = str(build(family, folder, tied))
     encoder = Encoder(path, NoiseFrames())
     world = World(
