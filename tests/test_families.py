@@ -101,7 +101,7 @@ def perturb(role: Role, part: str = "", scale: float = 0.05) -> Role:
 
 
 def start(family: str, tied: bool, folder, rank: int | None = None) -> Iterator[World]:
-    """A world whose engine is gone before the next one starts: what an engine leaves takes a later one's groups along."""
+    """A world. No other engine is left: one that is collected later tears down the process groups that all share."""
     gc.collect()
     path = str(build(family, folder, tied))
     encoder = Encoder(path, NoiseFrames())
