@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from actors.receiver import check_whole
-from actors.requests import Completion, Refused, Request, Sent, completion, visual_ids, vllm_prompt
+from actors.requests import Completion, Refused, Request, Sent, Visual, completion, vllm_prompt
 from cluster.publish import Bucket, Manifest, from_wire, unpack
 from rlaif.config.schema import Rollout, Sampling
 from rlaif.errors import ContractError
@@ -38,8 +38,6 @@ class EngineSpec:
     seed: int = 0
     banned_ids: tuple[int, ...] = ()
     """Never sampled. A sampled visual placeholder would break every later forward over the text."""
-    visual_ids: tuple[int, ...] = ()
-    """Ids that stand for visual features in an expanded prompt; empty: read from the model's config."""
     deterministic: bool = False
     """Answer one request at a time, so that an answer depends on nothing else in the batch (slow; for exact resume)."""
 
@@ -67,7 +65,7 @@ class Engine:
         """None after a publish that failed half-way: nothing can be sampled until a later one succeeds."""
         self.llm = _build_llm(spec)
         config = self.llm.model_config.hf_config
-        self._visual_ids = np.array(spec.visual_ids, dtype=np.int32) if spec.visual_ids else visual_ids(config)
+        self._visual = Visual.of(config, self.llm.get_tokenizer())
         self._tied = bool(config.get_text_config().tie_word_embeddings)
         self._adapter: Any = None
         self._folder = tempfile.TemporaryDirectory(prefix="rlaif-adapter-") if spec.lora_rank is not None else None
@@ -104,7 +102,7 @@ class Engine:
 
         results = self._run(jobs(), progress)
         return [
-            entry if isinstance(entry, Refused) else [completion(request, out, self._visual_ids) for out in entry]
+            entry if isinstance(entry, Refused) else [completion(request, out, self._visual) for out in entry]
             for request, entry in zip(sent, results, strict=True)
         ]
 
@@ -320,6 +318,7 @@ def _build_llm(spec: EngineSpec) -> Any:
         tensor_parallel_size=rollout.tensor_parallel_size,
         enforce_eager=rollout.enforce_eager,
         limit_mm_per_prompt={"image": 0, "video": 1},
+        mm_device_do_normalize=False,  # it would take mean and deviation from the image processor, for videos too
         logprobs_mode="processed_logprobs",
         worker_extension_cls="actors.receiver.WeightReceiver",
         disable_log_stats=True,

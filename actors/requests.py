@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from rlaif.errors import ContractError
+from rlaif.models.family import family_of, token_id, visual_token_id
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Completion:
     """One sampled answer."""
 
     prompt_ids: np.ndarray
-    """[P] int32: the prompt as the engine expanded it."""
+    """[P] int32: the prompt as the engine expanded it, visual positions with the id the learner has there."""
     response_ids: np.ndarray
     """[T] int32: the end-of-turn token included when it was sampled."""
     logprobs: np.ndarray
@@ -78,23 +79,39 @@ def vllm_prompt(request: Request, response: Sequence[int] = ()) -> dict[str, Any
     return prompt
 
 
-def completion(sent: Sent, output: Any, visual_ids: np.ndarray) -> Completion:
+@dataclass(frozen=True)
+class Visual:
+    """Ids of a family's video in a prompt; the same id in most families."""
+
+    placeholder: int
+    """What is replaced in an unexpanded prompt, and what the engine reports at a visual position."""
+    token: int
+    """What the model's own processor, and so the learner, has at a visual position."""
+
+    @classmethod
+    def of(cls, config: Any, tokenizer: Any) -> Visual:
+        """From the engine's Hugging Face configuration and tokenizer."""
+        return cls(token_id(tokenizer, family_of(config).placeholder), visual_token_id(config))
+
+
+def completion(sent: Sent, output: Any, visual: Visual) -> Completion:
     """A finished vLLM output, after checking what the engine made of the prompt. Raises ContractError."""
     answer = output.outputs[0]
     prompt_ids = np.asarray(output.prompt_token_ids, dtype=np.int32)
     tokens = list(answer.token_ids)
     logprobs = [entry[token].logprob for entry, token in zip(answer.logprobs, tokens, strict=True)]
+    visual_tokens = check_expansion(sent, prompt_ids, visual)
     return Completion(
-        prompt_ids=prompt_ids,
+        prompt_ids=np.where(prompt_ids == visual.placeholder, np.int32(visual.token), prompt_ids),
         response_ids=np.asarray(tokens, dtype=np.int32),
         logprobs=np.asarray(logprobs, dtype=np.float32),
         text=answer.text.strip(),
         finish_reason=answer.finish_reason,
-        visual_tokens=check_expansion(sent, prompt_ids, visual_ids),
+        visual_tokens=visual_tokens,
     )
 
 
-def check_expansion(sent: Sent, expanded: np.ndarray, visual_ids: np.ndarray) -> int:
+def check_expansion(sent: Sent, expanded: np.ndarray, visual: Visual) -> int:
     """Visual tokens in an expanded prompt [P], after checking that nothing but the placeholder was replaced.
 
     Ids that are expanded already would be expanded again, silently, by several families; hence the check on what
@@ -103,8 +120,8 @@ def check_expansion(sent: Sent, expanded: np.ndarray, visual_ids: np.ndarray) ->
     Raises:
         ContractError: the text around the placeholder changed, or the count is not the one the caller knows.
     """
-    count = int(np.isin(expanded, visual_ids).sum())
-    places = np.flatnonzero(np.isin(sent.prompt_ids, visual_ids))
+    count = int((expanded == visual.placeholder).sum())
+    places = np.flatnonzero(np.isin(sent.prompt_ids, (visual.placeholder, visual.token)))
     if not sent.video:
         intact = np.array_equal(sent.prompt_ids, expanded)
     elif len(places) != 1 or count == 0:
@@ -127,10 +144,3 @@ def check_expansion(sent: Sent, expanded: np.ndarray, visual_ids: np.ndarray) ->
             "use the same processor and frames in all roles",
         )
     return count
-
-
-def visual_ids(config: Any) -> np.ndarray:
-    """[K] int32: placeholder ids of a Hugging Face config, whatever the family calls them."""
-    names = ("video_token_id", "image_token_id", "video_token_index", "image_token_index")
-    found = {getattr(config, name, None) for name in names} - {None}
-    return np.array(sorted(found), dtype=np.int32)

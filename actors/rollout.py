@@ -103,8 +103,8 @@ class RolloutActor:
                 failures.append(Failure(prompt.prompt_id, str(error)))
                 continue
             ids = self._encoder.unexpanded(prompt.question)
-            if ids.count(self._encoder.visual_id) != 1:
-                reason = f"{ids.count(self._encoder.visual_id)} video placeholders; a question may hold no media token"
+            if (found := len(self._encoder.marks(ids))) != 1:
+                reason = f"{found} video placeholders; a question may hold no media token"
                 failures.append(Failure(prompt.prompt_id, reason))
                 continue
             seeds = tuple(derive(seed, prompt.prompt_id, index) for index in range(n))

@@ -134,6 +134,12 @@ def named_weights(role: Role) -> Iterator[tuple[str, Tensor]]:
             yield "lm_head.weight", head.weight.detach()
 
 
+def published_weights(role: Role) -> Iterator[tuple[str, Tensor]]:
+    """`named_weights` under the names by which the rollout engine loads them. Collective under ZeRO-3."""
+    for name, tensor in named_weights(role):
+        yield name if role.adapter is not None else role.module.family.engine_name(name), tensor
+
+
 def head_weights(role: Role) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of a role's scalar head, nothing for a role without one. Collective under ZeRO-3."""
     head = {} if role.spec.head == "none" else dict(role.module.heads[role.spec.name].named_parameters())

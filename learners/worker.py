@@ -21,7 +21,7 @@ from learners.export import adapter_config, export_role
 from learners.learner import Learner
 from learners.ppo import PpoState, critic_report, train_on
 from learners.spec import LearnerSpec
-from learners.state import load_role, named_weights, save_role
+from learners.state import load_role, published_weights, save_role
 from rlaif.config.schema import Ppo, Reward
 from rlaif.data import Conversation, Pair
 from rlaif.models.encode import Frames
@@ -108,10 +108,7 @@ class LearnerWorker:
     def publish(self, role: str, version: int, bucket_bytes: int) -> tuple[Manifest, list[ray.ObjectRef]] | None:
         """Rank 0: manifest and buckets of the role's newest weights, under the engine's names."""
         target = self.learner.roles[role]
-        engine_name = target.module.family.engine_name
-        weights = (
-            (engine_name(name) if target.adapter is None else name, tensor) for name, tensor in named_weights(target)
-        )
+        weights = published_weights(target)
         if self.rank != 0:
             for _ in weights:  # the gathers are collective
                 pass

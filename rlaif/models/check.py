@@ -14,10 +14,11 @@ from rlaif.storage import fetch
 _EDGE = 2**20
 
 
-def require_model(option: str, path: str) -> None:
+def require_model(option: str, path: str, served_adapter: str | None = None) -> None:
     """Raises ConfigError naming the option when `path` holds no model configuration, or one of an unknown family.
 
-    Every known family is one that transformers trains and vLLM serves with video.
+    Every known family is one that transformers trains and vLLM serves with video. `served_adapter`: the option that
+    asks for adapters which the rollout engine must serve, if any; not every family can have them.
     """
     try:
         config = AutoConfig.from_pretrained(fetch(path))
@@ -28,7 +29,13 @@ def require_model(option: str, path: str) -> None:
             f"{path!r}: {first_line}",
             f"{option}, or run the stage that makes it first",
         ) from error
-    family_of(config)
+    family = family_of(config)
+    if served_adapter is not None and not family.adapters:
+        raise ConfigError(
+            f"{served_adapter} null (full weights) for a {family.model_type} policy: vLLM serves no adapters for it",
+            f"an adapter in {served_adapter}",
+            f"{served_adapter}=null, or {option}",
+        )
 
 
 def fingerprint(path: str) -> str:

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoProcessor
 from transformers.video_utils import VideoMetadata
 
 from rlaif.errors import ConfigError, ContractError
-from rlaif.models.family import family_of, media_token_ids, visual_token_id
+from rlaif.models.family import family_of, media_token_ids, token_id, visual_token_id
 from rlaif.storage import fetch
 from rlaif.video.spec import FrameSpec
 
@@ -92,6 +92,7 @@ class Encoder:
         self.processor = AutoProcessor.from_pretrained(model_path)
         self.tokenizer = self.processor.tokenizer
         self.visual_id = visual_token_id(self.config)
+        self.placeholder_id = token_id(self.tokenizer, self.family.placeholder)
         self.banned_ids = media_token_ids(self.config)
         self.eos_id, self.eos = self.tokenizer.eos_token_id, self.tokenizer.eos_token
         self.frames, self.dtype = frames, getattr(torch, dtype)
@@ -175,14 +176,17 @@ class Encoder:
         """Replace the one placeholder by the video's visual tokens."""
         if features is None:
             return np.asarray(ids, np.int64)
-        mark = self._placeholder()
-        found = [i for i in range(len(ids) - len(mark) + 1) if ids[i : i + len(mark)] == mark]
+        found = self.marks(ids)
         if len(found) != 1:
             raise ContractError(
                 "one video placeholder in the prompt", f"{len(found)}", "the question (it may not contain media tokens)"
             )
         at = found[0]
-        return np.concatenate([ids[:at], features.expansion, ids[at + len(mark) :]]).astype(np.int64)
+        return np.concatenate([ids[:at], features.expansion, ids[at + 1 :]]).astype(np.int64)
+
+    def marks(self, ids: Sequence[int]) -> list[int]:
+        """Where an unexpanded prompt holds a placeholder or a visual token; only one placeholder can be answered."""
+        return [at for at, token in enumerate(ids) if token in (self.placeholder_id, self.visual_id)]
 
     def _segments(
         self, messages: Sequence[Message], video: bool, reply_begins: str = ""
@@ -230,9 +234,6 @@ class Encoder:
             name = self.tokenizer.convert_ids_to_tokens(found[0])
             raise ContractError("no media placeholder in a text after the video", repr(name), "the text of that turn")
 
-    def _placeholder(self) -> list[int]:
-        return self.tokens(self.family.placeholder)
-
     def _process(self, spec: FrameSpec, frames: np.ndarray) -> VideoFeatures:
         output = self.processor(
             text=[self.family.placeholder],
@@ -240,7 +241,7 @@ class Encoder:
             video_metadata=[VideoMetadata(**spec.metadata())],
             do_sample_frames=False,
             add_special_tokens=False,
-            return_tensors="np",
+            return_tensors="pt",  # InternVL's processor cannot return arrays
         )
         expansion = np.asarray(output.pop("input_ids")[0], np.int64)
         tensors = {name: self._as_held(name, value) for name, value in output.items() if name not in NOT_FEATURES}

@@ -134,21 +134,26 @@ def scalar_head(hidden: int, dtype: torch.dtype) -> ScalarHead:
 def with_adapters(model: nn.Module, adapters: Mapping[str, Lora]) -> PeftModel:
     """Adapters by name, on the language model's linear layers only; they start as the identity."""
     (first, lora), *others = adapters.items()
-    peft = PeftModel(model, lora_config(lora), adapter_name=first)
+    language = family_of(model.config).language
+    peft = PeftModel(model, lora_config(lora, language), adapter_name=first)
     for name, lora in others:
-        peft.add_adapter(name, lora_config(lora))
+        peft.add_adapter(name, lora_config(lora, language))
     return peft
 
 
-def lora_config(lora: Lora) -> LoraConfig:
+def lora_config(lora: Lora, language: str) -> LoraConfig:
     return LoraConfig(
-        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, bias="none", target_modules=target_pattern(lora)
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        bias="none",
+        target_modules=target_pattern(lora, language),
     )
 
 
-def target_pattern(lora: Lora) -> str:
-    """Vision towers have layers of the same names; only the language model's are meant."""
-    return rf".*language_model\..*\.({'|'.join(lora.targets)})"
+def target_pattern(lora: Lora, language: str) -> str:
+    """Vision towers have layers of the same names; only those of the language model, at path `language`, are meant."""
+    return rf".*{language.split('.')[-1]}\..*\.({'|'.join(lora.targets)})"
 
 
 def freeze_for_full_training(model: nn.Module, train_vision: bool, train_projector: bool) -> None:
@@ -156,4 +161,5 @@ def freeze_for_full_training(model: nn.Module, train_vision: bool, train_project
     family = family_of(model.config)
     model.requires_grad_(True)
     attrgetter(family.vision)(model).requires_grad_(train_vision)
-    attrgetter(family.projector)(model).requires_grad_(train_projector)
+    for path in family.projector:
+        attrgetter(path)(model).requires_grad_(train_projector)

@@ -61,7 +61,7 @@ class Roles:
 
 def require_inputs(config: Config) -> None:
     """Policy, reward, checker and evaluation file exist and load; ConfigError naming the option otherwise."""
-    require_model("ppo.policy", config.ppo.policy)
+    require_model("ppo.policy", config.ppo.policy, "ppo.lora" if config.ppo.lora else None)
     if isinstance(config.ppo.reward, Function):
         load_function(config.ppo.reward.path)
     else:

@@ -23,7 +23,7 @@ def by_processor(encoder, text, video="clip") -> list[int]:
         videos=[np.array(encoder.frames.get(video, spec))],
         video_metadata=[VideoMetadata(**spec.metadata())],
         do_sample_frames=False,
-        return_tensors="np",
+        return_tensors="pt",
     )
     return np.asarray(output["input_ids"][0]).tolist()
 
@@ -42,7 +42,7 @@ def test_a_prompt_is_what_the_processor_makes_of_it(encoder):
     assert prompt.start == len(prompt.ids)
     assert features.visual_tokens == int((prompt.ids == encoder.visual_id).sum()) > 8
     unexpanded = encoder.unexpanded(QUESTION)
-    assert unexpanded.count(encoder.visual_id) == 1
+    assert [unexpanded[at] for at in encoder.marks(unexpanded)] == [encoder.placeholder_id]
     assert len(unexpanded) == len(prompt.ids) - len(features.expansion) + 1
 
 
@@ -143,6 +143,14 @@ def test_media_tokens_in_a_text_are_an_error(encoder, where):
     if where == "question":
         with pytest.raises(ContractError, match="2"):
             encoder.prompt_and_response(talk[0][1], [], features)
+
+
+def test_a_visual_token_in_a_question_is_no_placeholder_and_an_error(path_of, noise):
+    """InternVL's visual positions have another token than its placeholder."""
+    encoder = Encoder(path_of("internvl"), noise())
+    assert len(encoder.marks(encoder.unexpanded("a <IMG_CONTEXT> b"))) == 2
+    with pytest.raises(ContractError, match="placeholder"):
+        encoder.prompt_and_response("a <IMG_CONTEXT> b", [], encoder.video("clip"))
 
 
 def test_a_template_that_writes_no_end_of_answer(llava_path, noise):

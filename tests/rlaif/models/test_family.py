@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, BertConfig
+from transformers import AutoConfig, AutoTokenizer, BertConfig
 
 from rlaif.errors import ConfigError
 from rlaif.models.encode import Encoder
-from rlaif.models.family import FAMILIES, family_of, media_token_ids, qwen2_positions, visual_token_id
+from rlaif.models.family import (
+    FAMILIES,
+    family_of,
+    media_token_ids,
+    qwen2_positions,
+    qwen3_positions,
+    token_id,
+    visual_token_id,
+)
 
 VIDEO, TEXT = 9, 1
 
@@ -88,6 +97,19 @@ def test_rounding_moves_a_position():
     assert (exact[0, 25], half[0, 25]) == (4, 3)
 
 
+def test_positions_with_a_time_before_every_step():
+    """Qwen3-VL: <time> <start> 2 x 3 cells <end>, twice; each block resumes behind the text before it."""
+    found = qwen3_positions(
+        np.array([TEXT, TEXT, *[VIDEO] * 6, TEXT, TEXT, *[VIDEO] * 6, TEXT]),
+        {"video_grid_thw": np.array([[2, 4, 6]])},
+        config(),
+    )
+    assert found[0].tolist() == [0, 1] + [2] * 6 + [5, 6] + [7] * 6 + [10]
+    assert found[1].tolist() == [0, 1] + [2] * 3 + [3] * 3 + [5, 6] + [7] * 3 + [8] * 3 + [10]
+    assert found[2].tolist() == [0, 1] + [2, 3, 4] * 2 + [5, 6] + [7, 8, 9] * 2 + [10]
+    assert qwen3_positions(ids(4, 0, 0), {}, config()).tolist() == [[0, 1, 2, 3]] * 3
+
+
 def test_engine_names():
     llava, qwen = FAMILIES["llava_next_video"], FAMILIES["qwen2_5_vl"]
     assert llava.engine_name("model.vision_tower.x") == "model.vision_tower.vision_model.x"
@@ -95,17 +117,48 @@ def test_engine_names():
     assert qwen.engine_name("model.visual.x") == "model.visual.x"
 
 
-def test_unknown_families_are_named():
-    with pytest.raises(ConfigError, match="bert.*\n|qwen2_5_vl") as error:
+def test_unknown_families_are_told_what_to_supply():
+    with pytest.raises(ConfigError) as error:
         family_of(BertConfig())
     assert "llava_next_video" in error.value.expected and "bert" in error.value.found
+    for wanted in (
+        "position ids",
+        "placeholder",
+        "id of one visual position",
+        "tower",
+        "projector",
+        "names",
+        "adapters",
+    ):
+        assert wanted in error.value.change
+    page = next(word for word in error.value.change.split() if word.startswith("docs/"))
+    assert (Path(__file__).parents[3] / page).is_file()
 
 
-def test_media_tokens(qwen_path, llava_path):
-    qwen, llava = AutoConfig.from_pretrained(qwen_path), AutoConfig.from_pretrained(llava_path)
-    names = ("video", "image", "vision_start", "vision_end")
-    assert media_token_ids(qwen) == tuple(sorted(getattr(qwen, f"{name}_token_id") for name in names))
-    assert visual_token_id(qwen) == qwen.video_token_id
-    assert set(media_token_ids(llava)) == {4, 5} and visual_token_id(llava) == 5
-    with pytest.raises(ConfigError, match="video token"):
-        visual_token_id(BertConfig())
+def test_every_family_is_in_the_documentation():
+    page = (Path(__file__).parents[3] / "docs" / "families.md").read_text()
+    rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
+    assert set(rows) == set(FAMILIES)
+    for name, row in rows.items():
+        assert ("| yes |" in row) == FAMILIES[name].adapters
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_media_tokens(family, path_of):
+    """Never sampled: whatever stands for a video or an image, before and after its expansion."""
+    path = path_of(family)
+    config, tokenizer = AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    names = {
+        "qwen": ("<|video_pad|>", "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"),
+        "llava": ("<video>", "<image>"),
+        "internvl": ("<video>", "<IMG_CONTEXT>", "<img>", "</img>"),
+    }[next(kind for kind in ("qwen", "llava", "internvl") if family.startswith(kind))]
+    assert media_token_ids(config) == tuple(sorted(tokenizer.convert_tokens_to_ids(list(names))))
+    visual = "<IMG_CONTEXT>" if family == "internvl" else FAMILIES[family].placeholder
+    assert visual_token_id(config) == token_id(tokenizer, visual)
+    assert token_id(tokenizer, FAMILIES[family].placeholder) == tokenizer.convert_tokens_to_ids(names[0])
+
+
+def test_a_tokenizer_without_the_placeholder_is_an_error(qwen):
+    with pytest.raises(ConfigError, match="<video>"):
+        token_id(qwen.tokenizer, "<video>")

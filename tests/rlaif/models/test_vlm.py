@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from operator import attrgetter
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,7 @@ import torch
 from rlaif.config.schema import Lora
 from rlaif.models import vlm
 from rlaif.models.batch import collate
+from rlaif.models.family import FAMILIES
 from rlaif.models.vlm import VideoLM, freeze_for_full_training, load_vlm
 from rlaif.objectives.slots import padding_tokens, spread
 
@@ -174,18 +178,30 @@ def test_long_answers_are_scored_piece_by_piece(monkeypatch, family, items):
     assert (grad - grad_of_pieces).abs().max() < 1e-4 * grad.abs().max()
 
 
+PARTS = {
+    "projector": r"\.(merger|deepstack_merger_list|multi_modal_projector|image_newline)\b",
+    "vision": r"\.(visual|vision_tower)\.",
+}
+
+
 @pytest.mark.parametrize(("vision", "projector"), [(False, False), (True, False), (False, True)])
-def test_full_training_freezes_tower_and_projector_unless_asked(family, vision, projector):
-    model = load_vlm(family[1], "float32")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_full_training_freezes_tower_and_projector_unless_asked(name, path_of, vision, projector):
+    model = load_vlm(path_of(name), "float32")
     freeze_for_full_training(model, vision, projector)
     kinds = {"language": set(), "vision": set(), "projector": set()}
     for name, parameter in model.named_parameters():
-        kind = (
-            "projector"
-            if ".merger." in name or "multi_modal_projector" in name
-            else "vision"
-            if ".visual." in name or "vision_tower" in name
-            else "language"
-        )
+        kind = next((part for part, pattern in PARTS.items() if re.search(pattern, name)), "language")
         kinds[kind].add(parameter.requires_grad)
     assert kinds == {"language": {True}, "vision": {vision}, "projector": {projector}}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_adapters_sit_on_every_linear_layer_of_the_language_model(name, path_of):
+    model = load_vlm(path_of(name), "float32")
+    path = FAMILIES[name].language
+    layers = attrgetter(path)(model).named_modules()
+    linear = {f"{path}.{layer}" for layer, module in layers if isinstance(module, torch.nn.Linear)}
+    module = VideoLM(model, adapters={"policy": LORA})
+    adapted = {layer.split(".lora_")[0] for layer, _ in module.causal.named_parameters() if "lora_" in layer}
+    assert adapted == linear and len(adapted) == 7 * 2

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from transformers import LlamaConfig
+from transformers import LlamaConfig, LlavaOnevisionConfig
 
 from actors.frames import LocalFrames
 from cluster.checkpoint import Checkpoints
@@ -50,6 +50,7 @@ def llama(folder: Path) -> Path:
     [
         ("ppo.policy={folder}/nothing", "ppo.policy: a Hugging Face model"),
         ("ppo.policy={folder}/llama", "a video-language family that is known here"),
+        ("ppo.policy={folder}/onevision", r"ppo\.lora null \(full weights\) for a llava_onevision policy"),
         ("ppo.reward={folder}/nothing", "a reward model exported by `rlaif reward`"),
         ("ppo.reward={{path: 'no_such_module:f'}}", "a function as `package.module:name`"),
         ("eval.checker=rlaif.worlds.shapes.checker:typo", "a function as `package.module:name`"),
@@ -58,8 +59,17 @@ def llama(folder: Path) -> Path:
 )
 def test_a_ppo_run_that_cannot_work(offline, tmp_path, override, expected):
     llama(tmp_path / "llama")
+    LlavaOnevisionConfig().save_pretrained(tmp_path / "onevision")
     config, run = offline(override.format(folder=tmp_path))
     with pytest.raises((ConfigError, DataError), match=expected):
+        ppo.train(config, run)
+
+
+def test_a_family_without_served_adapters_may_train_full_weights(offline, tmp_path):
+    """Past the check of the policy: the next thing that is wrong is reported."""
+    LlavaOnevisionConfig().save_pretrained(tmp_path / "onevision")
+    config, run = offline(f"ppo.policy={tmp_path}/onevision", "ppo.lora=null", f"ppo.reward={tmp_path}/nothing")
+    with pytest.raises(ConfigError, match="a reward model exported"):
         ppo.train(config, run)
 
 

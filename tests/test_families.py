@@ -1,0 +1,167 @@
+"""Every family through the real parts: vLLM samples, the learner's model gives the same log-probs; also after publishes."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from families import BUILDERS, NoiseFrames, build
+from safetensors.torch import load_file
+
+from actors.engine import Engine, EngineSpec
+from actors.requests import Request
+from cluster.publish import pack
+from learners.export import adapter_config, export_role
+from learners.roles import Role
+from learners.spec import RoleSpec
+from learners.state import published_weights
+from rlaif.config.schema import Lora, Rollout, Sampling
+from rlaif.models.batch import collate
+from rlaif.models.encode import Encoder
+from rlaif.models.family import FAMILIES
+from rlaif.models.vlm import VideoLM, load_vlm
+
+QUESTION = "what do you see ?"
+ROLLOUT = Rollout(max_model_len=768, cpu_kv_cache_gib=0.05, max_num_seqs=8)
+SAMPLING = Sampling(max_tokens=10)
+LORA = Lora(r=4, alpha=8)
+WITH_ADAPTERS = [name for name in BUILDERS if FAMILIES[name].adapters]
+
+
+@dataclass
+class World:
+    """One family's model directory, what encodes for it, and an engine that serves it."""
+
+    family: str
+    tied: bool
+    path: str
+    encoder: Encoder
+    engine: Engine
+
+    def role(self, lora: Lora | None = None) -> Role:
+        """The policy as a learner holds it, without its optimizer."""
+        adapters = {"policy": lora} if lora else None
+        module = VideoLM(load_vlm(self.path, "float32"), adapters=adapters).eval()
+        return Role(RoleSpec("policy", self.path, lora), module, "policy" if lora else None)
+
+    def request(self, video: str | None) -> Request:
+        if video is None:
+            return Request(self.encoder.unexpanded(QUESTION, video=False), (1, 2))
+        spec = self.encoder.frames.spec(video)
+        frames = self.encoder.frames.get(video, spec)
+        return Request(self.encoder.unexpanded(QUESTION), (1, 2), frames, spec.metadata(), frames_hash=spec.hash)
+
+    def deviation(self, role: Role) -> float:
+        """Largest difference between the engine's log-probs and the role's, over samples with and without a video."""
+        videos = ["a", None]
+        answers = self.engine.generate([self.request(video) for video in videos], SAMPLING, self.engine.version)
+        found = []
+        for video, group in zip(videos, answers, strict=True):
+            features = self.encoder.video(video) if video else None
+            items = [self.encoder.prompt_and_response(QUESTION, answer.response_ids, features) for answer in group]
+            for answer, item in zip(group, items, strict=True):
+                assert answer.prompt_ids.tolist() == item.ids[: item.start].tolist()
+                assert answer.visual_tokens == (features.visual_tokens if features else 0)
+            logprobs = logprobs_of(role, items)
+            found += [abs(own - answer.logprobs) for own, answer in zip(logprobs, group, strict=True)]
+        differences = np.concatenate(found)
+        print(
+            f"{self.family} version {self.engine.version}: max {differences.max():.1e}, mean {differences.mean():.1e}"
+        )
+        return float(differences.max())
+
+    def publish(self, role: Role, version: int) -> tuple[str, ...]:
+        """As a learner does; the engine's parameters that stayed as they were."""
+        kind, lora = ("adapter", adapter_config(role)) if role.adapter else ("full", None)
+        return self.engine.publish(
+            *pack(published_weights(role), 1 << 20, version=version, kind=kind, lora=lora)
+        ).unchanged
+
+
+@torch.no_grad()
+def logprobs_of(role: Role, items: list) -> list[np.ndarray]:
+    """[T] of each sequence, all in one batch."""
+    rows = role.forward(collate(items, 0), "logprobs")["logprobs"].numpy()
+    return [row[: len(item.mask)] for row, item in zip(rows, items, strict=True)]
+
+
+@torch.no_grad()
+def perturb(role: Role, part: str = "", scale: float = 0.05) -> Role:
+    """Noise on every parameter of the role whose name holds `part`."""
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in role.module.named_parameters():
+        if part in name:
+            parameter += scale * torch.randn(parameter.shape, generator=generator)
+    return role
+
+
+def start(family: str, tied: bool, folder, rank: int | None = None) -> Iterator[World]:
+    """A world. No other engine is left: one that is collected later tears down the process groups that all share."""
+    gc.collect()
+    path = str(build(family, folder, tied))
+    encoder = Encoder(path, NoiseFrames())
+    world = World(
+        family, tied, path, encoder, Engine(EngineSpec(path, "float32", rank, ROLLOUT, banned_ids=encoder.banned_ids))
+    )
+    yield world
+    world.engine.llm.llm_engine.engine_core.shutdown()
+    del world.engine
+    gc.collect()
+
+
+@pytest.fixture(scope="module", params=[(name, tied) for name in BUILDERS for tied in (False, True)], ids=str)
+def world(request, tmp_path_factory):
+    yield from start(*request.param, tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module", params=WITH_ADAPTERS)
+def adapted(request, tmp_path_factory):
+    yield from start(request.param, False, tmp_path_factory.mktemp("model"), LORA.r)
+
+
+def test_samples_have_the_learners_log_probs_before_and_after_a_full_publish(world):
+    role = world.role()
+    assert world.deviation(role) < 1e-4
+    assert world.publish(perturb(role), 1) == ()
+    assert world.deviation(world.role()) > 1e-2  # the old weights' log-probs are others
+    assert world.deviation(role) < 1e-4
+    # the tower alone: what a stale encoder cache or a tower that is not published would get wrong
+    before = world.deviation(perturb(role, world.encoder.family.vision.split(".")[-1], scale=0.2))
+    assert world.publish(role, 2) == () and before > 1e-3
+    assert world.deviation(role) < 1e-4
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.parametrize("kind", ["tied", "untied", "merged"])
+def test_an_export_has_the_names_that_vllm_loads_and_transformers_reads_it_back(family, kind, tmp_path):
+    """The names are those of the directory the engine was started with (the other tests start one from it)."""
+    path = str(build(family, tmp_path / "start", tied=kind == "tied"))
+    lora = LORA if kind == "merged" else None
+    module = VideoLM(load_vlm(path, "float32"), adapters={"policy": lora} if lora else None)
+    role = perturb(Role(RoleSpec("policy", path, lora), module, "policy" if lora else None), "lora_" if lora else "")
+    learner = SimpleNamespace(
+        roles={"policy": role},
+        encoder=lambda name: Encoder(path),
+        spec=SimpleNamespace(model=SimpleNamespace(dtype="float32")),
+    )
+    export_role(learner, "policy", tmp_path / "export", merge=lora is not None)
+    names = [set(load_file(folder / "model.safetensors")) for folder in (tmp_path / "start", tmp_path / "export")]
+    assert names[0] == names[1]
+    encoder = Encoder(str(tmp_path / "export"), NoiseFrames())
+    item = encoder.prompt_and_response(QUESTION, [10, 11, 12, encoder.eos_id], encoder.video("a"))
+    loaded = Role(RoleSpec("policy", path), VideoLM(load_vlm(str(tmp_path / "export"), "float32")).eval(), None)
+    role.module.eval()
+    assert abs(logprobs_of(loaded, [item])[0] - logprobs_of(role, [item])[0]).max() < 1e-5
+
+
+def test_adapters_agree_too(adapted):
+    role = adapted.role(LORA)
+    assert adapted.deviation(role) < 1e-4
+    assert adapted.publish(perturb(role, "lora_", scale=0.2), 1) == ()
+    assert adapted.deviation(adapted.role(LORA)) > 1e-2
+    assert adapted.deviation(role) < 1e-4
