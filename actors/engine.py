@@ -68,6 +68,8 @@ class Engine:
         self._visual = Visual.of(config, self.llm.get_tokenizer())
         self._tied = bool(config.get_text_config().tie_word_embeddings)
         self._adapter: Any = None
+        self._tower: dict[str, int] = {}
+        """Checksums of vision tower and projector as published last; empty: as in the model directory."""
         self._folder = tempfile.TemporaryDirectory(prefix="rlaif-adapter-") if spec.lora_rank is not None else None
 
     # ---------------------------------------------------------------- sampling
@@ -219,7 +221,9 @@ class Engine:
         else:
             self._load_adapter(manifest, arrays)
         self.version = None  # new weights and old caches are no version either
-        self._reset_encoder_cache()
+        if (tower := _tower(manifest)) != self._tower:
+            self._reset_encoder_cache()
+            self._tower = tower
         self._reset_prefix_cache()
         self.version = manifest.version
         return Published(manifest.version, len(arrays), manifest.nbytes, time.perf_counter() - start)
@@ -267,6 +271,12 @@ class Engine:
             raise ContractError(
                 "an idle engine to publish to", "requests in progress", "publish after generate has returned"
             )
+
+
+def _tower(manifest: Manifest) -> dict[str, int]:
+    """Checksums of what the video goes through before the language model. An adapter has nothing there."""
+    text = ("model.language_model.", "base_model.model.model.language_model.", "lm_head.")
+    return {name: info.checksum for name, info in manifest.tensors.items() if not name.startswith(text)}
 
 
 def _not_loaded(manifest: Manifest, error: Exception | str) -> ContractError:

@@ -23,6 +23,7 @@ from rlaif.models.batch import collate
 from rlaif.models.encode import Encoded, Encoder, Frames
 from rlaif.models.packing import pack
 from rlaif.models.reward_prompt import RewardPrompt
+from rlaif.models.vision import VisionCache, tower_key
 from rlaif.models.vlm import VideoLM, load_vlm
 from rlaif.records import Key, Masked, Outcome, Prompt, Scored
 from rlaif.storage import fetch, locate
@@ -51,6 +52,7 @@ class ModelScorer:
         self.device = torch.device("cuda" if model.device != "cpu" and torch.cuda.is_available() else "cpu")
         self.budget = tokens_per_microbatch
         self.model = load_reward_model(export, card, model).to(self.device).eval()
+        self.vision, self._tower = VisionCache(cache_bytes), tower_key(self.model.causal)
 
     @torch.no_grad()
     def __call__(self, answers: Sequence[Answer]) -> dict[Key, Outcome]:
@@ -63,7 +65,9 @@ class ModelScorer:
                 outcomes[answer.key] = Masked(f"{error.found}, not {error.expected}")
         pad = self.encoder.tokenizer.pad_token_id
         for group in pack([len(item.ids) for _, item in ready], self.budget):
-            batch = collate([ready[i][1] for i in group], self.encoder.eos_id if pad is None else pad, self.device)
+            items = [ready[i][1] for i in group]
+            vision = self.vision.of(self.model.causal, self._tower, [item.video for item in items], self.device)
+            batch = collate(items, self.encoder.eos_id if pad is None else pad, self.device, vision=vision)
             scores = self.model(batch, "score", head="reward")["score"].cpu().tolist()
             outcomes |= {ready[i][0]: scored(value) for i, value in zip(group, scores, strict=True)}
         return outcomes

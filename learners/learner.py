@@ -18,6 +18,7 @@ from rlaif.errors import ContractError, NumericsError
 from rlaif.models.batch import Batch, collate
 from rlaif.models.encode import Encoded, Encoder, Frames
 from rlaif.models.packing import pack, split_to
+from rlaif.models.vision import Vision, VisionCache
 from rlaif.models.vlm import Output
 from rlaif.objectives.metrics import Metrics, merge
 from rlaif.seeds import derive
@@ -36,6 +37,7 @@ class Learner:
         self.spec, self.frames, self.device = spec, frames, device
         self.roles = build_roles(spec, device)
         self._encoders: dict[str, Encoder] = {}
+        self.vision = VisionCache(spec.feature_cache_bytes)
 
     @cached_property
     def world(self) -> int:
@@ -107,19 +109,22 @@ class Learner:
             suspects += [] if math.isfinite(float(value.detach())) else [item.name for i in group for item in units[i]]
         target.engine.step()
         if target.engine.optimizer.overflow:  # the same on every rank: DeepSpeed has left the weights as they were
-            return self._skipped(target, suspects or [item.name for unit in units for item in unit])
+            return self._skipped(target, suspects, [item.name for unit in units for item in unit])
         target.steps += 1
         target.skipped = 0
         norm = float(target.engine.get_global_grad_norm() or 0.0)
         return merge([*metrics, {"grad_norm": (norm, 1.0), "lr": (rate, 1.0), "skipped_steps": (0.0, 1.0)}])
 
-    def _skipped(self, role: Role, suspects: list[str]) -> Metrics:
-        """A step without effect is counted; NumericsError, on every rank, when there were too many in a row."""
+    def _skipped(self, role: Role, suspects: list[str], present: list[str]) -> Metrics:
+        """A step without effect is counted; NumericsError, on every rank, when there were too many in a row.
+
+        It names this rank's `suspects` and the other ranks', or where no loss was odd everything `present`.
+        """
         role.skipped += 1
         if role.skipped > role.spec.optim.max_skipped_steps:
-            found: list[list[str]] = [[]] * self.world
-            dist.all_gather_object(found, suspects)
-            names = sorted({name for part in found for name in part})
+            found: list = [None] * self.world
+            dist.all_gather_object(found, (suspects, present))
+            names = sorted({n for part, _ in found for n in part} or {n for _, part in found for n in part})
             raise NumericsError(
                 f"finite gradients for role {role.spec.name!r}",
                 f"{role.skipped} steps in a row that are not; in the last one: {', '.join(names[:8])}"
@@ -162,7 +167,16 @@ class Learner:
         """First members of all units, then second members, and so on: halves of a preference batch stay halves."""
         items = [unit[k] for k in range(len(units[0])) for unit in units]
         pad = self.encoder(role).tokenizer.pad_token_id
-        return collate(items, self.encoder(role).eos_id if pad is None else pad, self.device)
+        pad = self.encoder(role).eos_id if pad is None else pad
+        return collate(items, pad, self.device, vision=self._vision(role, items))
+
+    def _vision(self, role: str, items: Sequence[Encoded]) -> Vision | None:
+        """What the role's frozen tower makes of the items' videos, each computed once; None where the tower trains."""
+        target, videos = self.roles[role], [item.video for item in items if item.video is not None]
+        if target.tower_frozen:
+            return self.vision.of(target.module.causal, target.tower, videos, self.device)
+        self.vision.seen(target.tower, videos)
+        return None
 
 
 def learning_rate(optim: Optim, step: int, total: int) -> float:

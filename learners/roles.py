@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from learners.spec import LearnerSpec, RoleSpec
 from rlaif.models.batch import Batch
+from rlaif.models.vision import tower_key
 from rlaif.models.vlm import Output, VideoLM, freeze_for_full_training, load_vlm
 from rlaif.storage import fetch
 
@@ -33,6 +34,12 @@ class Role:
     steps: int = 0
     skipped: int = 0
     """Steps in a row that were skipped because their gradient was not finite."""
+    tower: str = ""
+    """`tower_key` of a tower and projector that stay as they are, whole on this rank; else the role's name."""
+
+    @property
+    def tower_frozen(self) -> bool:
+        return self.tower != self.spec.name
 
     def forward(self, batch: Batch, output: Output, temperature: float = 1.0) -> dict[str, Tensor]:
         self.module.activate(self.adapter)
@@ -62,7 +69,16 @@ def build_roles(spec: LearnerSpec, device: torch.device) -> dict[str, Role]:
         _start_engine(roles[name], spec)
     for role in roles.values():
         _claim(role)
+        role.tower = tower_key(role.module.causal) if _keeps_tower(role) else role.spec.name
     return roles
+
+
+def _keeps_tower(role: Role) -> bool:
+    """Whether what the tower makes of a video may be kept. Under ZeRO-3 a forward is a collective, a look-up is not."""
+    trains = (
+        role.spec.optim is not None and role.adapter is None and (role.spec.train_vision or role.spec.train_projector)
+    )
+    return not trains and not any(hasattr(parameter, "ds_id") for parameter in role.module.parameters())
 
 
 def _by_module(roles: tuple[RoleSpec, ...]) -> list[tuple[str, list[RoleSpec]]]:

@@ -4,12 +4,8 @@ What hides devices is left out: the same process starts clusters with pretended 
 """
 
 import os
-import sys
-from pathlib import Path
 
 from cluster.env import actor_env
-
-sys.path.insert(0, str(Path(__file__).parent))  # for `families`
 
 for name, value in actor_env().items():
     if name not in ("CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR"):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rlaif.models.encode import Encoded
+from rlaif.models.vision import Vision
 
 
 @dataclass
@@ -26,6 +27,7 @@ class Batch:
     valid: Tensor  # [B, T] float32: 1 on response tokens, 0 after the end
     mask: Tensor  # [B, T] float32: 1 on response tokens that are trained on
     extras: dict[str, Tensor]  # [B, T], or [B, S] for arrays longer than the responses, or [B]; float32 each
+    vision: Vision | None = None  # what tower and projector make of the videos, where that is known already
 
     @property
     def last(self) -> Tensor:
@@ -34,9 +36,16 @@ class Batch:
 
 
 def collate(
-    items: Sequence[Encoded], pad_id: int, device: str = "cpu", side: Literal["right", "left"] = "right"
+    items: Sequence[Encoded],
+    pad_id: int,
+    device: str = "cpu",
+    side: Literal["right", "left"] = "right",
+    vision: Vision | None = None,
 ) -> Batch:
-    """Pad to the longest sequence. Padding never changes a value: positions and response indices are explicit."""
+    """Pad to the longest sequence. Padding never changes a value: positions and response indices are explicit.
+
+    vision: stands for the videos, whose pixels then stay where they are.
+    """
     length = max(len(item.ids) for item in items)
     width = max(len(item.ids) - item.start for item in items)
     shifts = [length - len(item.ids) if side == "left" else 0 for item in items]
@@ -56,7 +65,8 @@ def collate(
     tensors = {"ids": ids, "attention": attention, "positions": positions, "index": index, "valid": valid, "mask": mask}
     made = {name: torch.from_numpy(array).to(device) for name, array in tensors.items()}
     targets = made["ids"].gather(1, made["index"])
-    return Batch(**made, targets=targets, video=_videos(items, device), extras=_extras(items, width, device))
+    video = _videos(items, device) if vision is None else {}
+    return Batch(**made, targets=targets, video=video, extras=_extras(items, width, device), vision=vision)
 
 
 def _videos(items: Sequence[Encoded], device: str) -> dict[str, Tensor]:

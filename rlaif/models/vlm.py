@@ -69,7 +69,7 @@ class VideoLM(nn.Module):
             attention_mask=batch.attention,
             position_ids=batch.positions,
             use_cache=False,
-            **self._cast(batch.video),
+            **(self._cast(batch.video) if batch.vision is None else {"mm_encoder_outputs": dict(batch.vision)}),
         ).last_hidden_state
         rows = torch.arange(len(hidden), device=hidden.device)
         if output == "score":

@@ -168,6 +168,9 @@ def _keep_encoder_cache(actor) -> None:
 
 def _reset_encoder_cache(actor) -> None:
     del actor._engine._reset_encoder_cache
+    actor._engine._reset_encoder_cache()
+
+
 
 
 def _forget_adapter(actor) -> None:

@@ -58,6 +58,10 @@ def test_every_video_is_decoded_once(trained, metrics_of):
     assert second["frames/hits"] > first["frames/hits"]
 
 
+def test_every_video_goes_through_the_learners_frozen_tower_once(trained, metrics_of):
+    assert [row["vision/passes_per_key"] for row in metrics_of(trained[1])] == [1.0, 1.0, 1.0]
+
+
 def test_only_the_adapter_is_published(trained, metrics_of):
     _, folder = trained
     with safe_open(folder / "export" / "adapter_model.safetensors", "pt") as file:
