@@ -18,6 +18,7 @@ from actors.requests import Completion, Refused, Request, Sent, Visual, completi
 from cluster.publish import Bucket, Manifest, from_wire, unpack
 from rlaif.config.schema import Rollout, Sampling
 from rlaif.errors import ContractError
+from rlaif.models.check import fingerprint
 
 ADAPTER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM reserves adapter memory for; a smaller adapter fits into the next larger one."""
@@ -64,6 +65,7 @@ class Engine:
         self.version: int | None = 0
         """None after a publish that failed half-way: nothing can be sampled until a later one succeeds."""
         self.llm = _build_llm(spec)
+        self._base = fingerprint(spec.model_path)
         config = self.llm.model_config.hf_config
         self._visual = Visual.of(config, self.llm.get_tokenizer())
         self._tied = bool(config.get_text_config().tie_word_embeddings)
@@ -215,6 +217,12 @@ class Engine:
                 f"{manifest.kind} weights",
                 "set lora alike on both sides",
             )
+        if manifest.base not in ("", self._base):
+            raise ContractError(
+                f"weights that were trained from this engine's model, {self.spec.model_path} ({self._base})",
+                f"weights of another base ({manifest.base})",
+                "start learners and rollout actors from the same model directory",
+            )
         arrays = unpack(manifest, buckets)
         if wanted == "full":
             self._load_full(manifest, arrays)
@@ -314,6 +322,8 @@ def _build_llm(spec: EngineSpec) -> Any:
         options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
     if torch.cuda.is_available():
         options |= {"gpu_memory_utilization": rollout.gpu_memory_utilization}
+        if rollout.kv_cache_gib is not None:
+            options |= {"kv_cache_memory_bytes": int(rollout.kv_cache_gib * 2**30)}
     else:
         options |= {"kv_cache_memory_bytes": int(rollout.cpu_kv_cache_gib * 2**30)}
     if rollout.tensor_parallel_size > 1:

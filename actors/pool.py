@@ -101,6 +101,11 @@ class RolloutPool:
         """Names of the actors that are alive as far as the pool knows."""
         return list(self._actors)
 
+    @property
+    def handles(self) -> list[Any]:
+        """The same actors' handles."""
+        return list(self._actors.values())
+
     # ---------------------------------------------------------------- sampling
 
     def submit(

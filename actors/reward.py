@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,10 +113,18 @@ class RewardActor:
             if isinstance(reward, str)
             else FunctionScorer(reward["path"])
         )
+        self._busy_s = 0.0
 
     def score(self, answers: Sequence[Answer]) -> dict[Key, Outcome]:
         """One outcome per answer, by key."""
-        return self.scorer(answers)
+        began = time.perf_counter()
+        outcomes = self.scorer(answers)
+        self._busy_s += time.perf_counter() - began
+        return outcomes
+
+    def busy_seconds(self) -> float:
+        """Seconds spent scoring since the start."""
+        return self._busy_s
 
     def ready(self) -> bool:
         return True
@@ -136,6 +145,10 @@ class RewardPool:
         """A reference to {key: outcome}."""
         self._turn += 1
         return self.actors[self._turn % len(self.actors)].score.remote(list(answers))
+
+    def busy_seconds(self) -> float:
+        """Seconds that the busiest actor has spent scoring since the start."""
+        return max(ask([actor.busy_seconds.remote() for actor in self.actors]))
 
     def wait_ready(self) -> None:
         """Returns when every actor has loaded its model; an error while loading comes out here."""

@@ -49,6 +49,8 @@ class Manifest:
     """The adapter's `adapter_config.json` (kind `adapter` only)."""
     nbytes: int = 0
     """Bytes of all tensors together."""
+    base: str = ""
+    """Fingerprint of the model directory that the learner started from; empty: not known."""
 
 
 def checksum(name: str, dtype: str, array: np.ndarray) -> int:
@@ -82,6 +84,7 @@ def pack(
     version: int,
     kind: Literal["full", "adapter"] = "full",
     lora: Mapping | None = None,
+    base: str = "",
     put: Callable[[Bucket], T] = lambda bucket: bucket,
 ) -> tuple[Manifest, list[T]]:
     """Split named tensors into buckets of about `bucket_bytes` and describe them.
@@ -108,7 +111,7 @@ def pack(
         filled, total = filled + array.nbytes, total + array.nbytes
     if bucket:
         sent.append(put(bucket))
-    return Manifest(version, kind, infos, dict(lora) if lora is not None else None, total), sent
+    return Manifest(version, kind, infos, dict(lora) if lora is not None else None, total, base), sent
 
 
 def unpack(manifest: Manifest, buckets: Iterable[Bucket]) -> Bucket:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from learners.roles import Role, build_roles
 from learners.spec import LearnerSpec
+from learners.work import Work
 from rlaif.config.schema import Optim
 from rlaif.errors import ContractError, NumericsError
 from rlaif.models.batch import Batch, collate
@@ -38,6 +39,7 @@ class Learner:
         self.roles = build_roles(spec, device)
         self._encoders: dict[str, Encoder] = {}
         self.vision = VisionCache(spec.feature_cache_bytes)
+        self.work = Work()
 
     @cached_property
     def world(self) -> int:
@@ -59,9 +61,11 @@ class Learner:
         target = self.roles[role]
         target.module.eval()  # a step leaves dropout on
         results: list[np.ndarray | None] = [None] * len(items)
+        self.work.inferred += len(items)
         groups, spare = self._microbatches([(item,) for item in items])
         for group in groups:
             batch = self._collate(role, [(items[i],) for i in group] or [spare])
+            self.work.count(batch, [items[i] for i in group])
             values = target.forward(batch, output, self.spec.temperature)[output].cpu().numpy()
             for row, index in enumerate(group):
                 count = len(items[index].ids) - items[index].start
@@ -102,12 +106,16 @@ class Learner:
         for number, group in enumerate(groups):
             target.engine.set_gradient_accumulation_boundary(number == len(groups) - 1)
             batch = self._collate(role, [units[i] for i in group] or [spare])
-            value, seen = loss(target.forward(batch, output, self.spec.temperature), batch, denominator)
+            self.work.count(batch, [item for i in group for item in units[i]])
+            with self.work.phase("forward"):
+                value, seen = loss(target.forward(batch, output, self.spec.temperature), batch, denominator)
             live = float(bool(group))  # a rank that ran out of units still runs its share of forwards
-            target.engine.backward(value * live * self.world, scale_wrt_gas=False)
+            with self.work.phase("backward"):
+                target.engine.backward(value * live * self.world, scale_wrt_gas=False)
             metrics += [seen] if group else []
             suspects += [] if math.isfinite(float(value.detach())) else [item.name for i in group for item in units[i]]
-        target.engine.step()
+        with self.work.phase("optimizer"):
+            target.engine.step()
         if target.engine.optimizer.overflow:  # the same on every rank: DeepSpeed has left the weights as they were
             return self._skipped(target, suspects, [item.name for unit in units for item in unit])
         target.steps += 1

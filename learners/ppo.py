@@ -78,6 +78,7 @@ def train_on(
     Returns metrics (to be reduced over ranks) and, per sample, its key, KL (k1, nats) and mean advantage.
     """
     clock = Clock()
+    learner.work.reset()
     rollouts = collect(learner, samples, config)
     clock.lap("experience")
     items, metrics, report = advantages_of(learner, state, rollouts, scores, config)
@@ -90,7 +91,7 @@ def train_on(
     mean_kl = learner.all_sum(sum(row["kl"] for row in report), float(len(report)))
     state.kl.update(mean_kl[0] / mean_kl[1], int(mean_kl[1]))
     seen = {"vision/passes_per_key": (float(learner.vision.passes), float(len(learner.vision.keys)))}
-    return merge([metrics, clock.metrics(), seen]), report
+    return merge([metrics, clock.metrics(), seen, learner.work.metrics(len(samples))]), report
 
 
 def collect(learner: Learner, samples: Sequence[Sample], config: Ppo) -> Rollouts:

@@ -24,6 +24,7 @@ from learners.spec import LearnerSpec
 from learners.state import load_role, published_weights, save_role
 from rlaif.config.schema import Ppo, Reward
 from rlaif.data import Conversation, Pair
+from rlaif.models.check import fingerprint
 from rlaif.models.encode import Frames
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.objectives.metrics import Metrics, means
@@ -114,7 +115,8 @@ class LearnerWorker:
                 pass
             return None
         kind, lora = ("adapter", adapter_config(target)) if target.adapter else ("full", None)
-        return pack(weights, bucket_bytes, version=version, kind=kind, lora=lora, put=ray.put)
+        base = fingerprint(target.spec.base)
+        return pack(weights, bucket_bytes, version=version, kind=kind, lora=lora, base=base, put=ray.put)
 
     def save(self, staging: Staging) -> dict:
         """Write every trained role into a checkpoint in the making; returns the scalar state."""

@@ -76,6 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
             )
         stage.set_defaults(run=run_stage)
     _add_data(commands)
+    _add_bench(commands)
     doctor = commands.add_parser("doctor", help="what is usable on this machine, and what to do about each problem")
     doctor.set_defaults(run=run_doctor)
     return parser
@@ -90,6 +91,22 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
     shapes.add_argument("--test", type=int, default=256, help="held-out scenes")
     shapes.add_argument("--seed", type=int, default=0)
     shapes.set_defaults(run=run_data)
+
+
+def _add_bench(commands: argparse._SubParsersAction) -> None:
+    kinds = commands.add_parser("bench", help="where the time goes").add_subparsers(dest="bench", required=True)
+    ppo = kinds.add_parser("ppo", help="a PPO iteration, and the same in a single process")
+    ppo.add_argument("config", help="YAML file (see configs/bench.yaml)")
+    ppo.add_argument("overrides", nargs="*", metavar="key=value", help="options that replace those of the file")
+    ppo.add_argument("--json", type=Path, help="file to write the figures to")
+    ppo.set_defaults(run=run_bench)
+
+
+def run_bench(args: argparse.Namespace) -> None:
+    from rlaif.config.load import load_config
+    from rlaif.stages.bench import bench
+
+    bench(load_config(args.config, args.overrides, "ppo"), args.json)
 
 
 def run_stage(args: argparse.Namespace) -> int:

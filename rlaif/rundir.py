@@ -118,6 +118,11 @@ class RunDir:
         with open(self.metrics, "ab", buffering=0) as file:
             file.write(line.encode())
 
+    def read_metrics(self, stage: str) -> list[dict[str, Any]]:
+        """The stage's rows of metrics.jsonl so far, oldest first."""
+        rows = [json.loads(line) for line in self.metrics.read_text().splitlines()]
+        return [row for row in rows if row["stage"] == stage]
+
     def sync(self) -> None:
         """Copy metrics.jsonl to the bucket; nothing to do on a file system."""
         if not self.location.local and self.metrics.exists():

@@ -294,6 +294,8 @@ class Rollout(Section):
 
     max_model_len: int = Field(8192, ge=1)
     gpu_memory_utilization: float = Field(0.85, gt=0, le=1)
+    kv_cache_gib: float | None = Field(None, gt=0)
+    """KV cache of a GPU engine; None: what `gpu_memory_utilization` leaves. Set it where learners share the GPU."""
     cpu_kv_cache_gib: float = Field(1.0, gt=0)
     """KV cache of a CPU engine."""
     tensor_parallel_size: int = Field(1, ge=1)

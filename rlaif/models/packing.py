@@ -18,15 +18,23 @@ def deal(lengths: Sequence[int], ranks: int) -> list[list[int]]:
     return [sorted(hand) for hand in hands]
 
 
-def pack(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Groups of indices, similar lengths together, each at most `budget` padded positions (a longer item goes alone)."""
+def pack(lengths: Sequence[int], budget: int, waste: float = 1.15) -> list[list[int]]:
+    """Groups of indices, similar lengths together, each at most `budget` padded positions (a longer item goes alone).
+
+    A group that fills an eighth of the budget is closed where its padded positions would exceed `waste` times the others:
+    below that, one more forward costs more than the padding.
+    """
     groups: list[list[int]] = []
+    real = 0
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        longest = lengths[groups[-1][0]] if groups else 0
-        if groups and longest * (len(groups[-1]) + 1) <= budget:
+        padded = lengths[groups[-1][0]] * (len(groups[-1]) + 1) if groups else budget + 1
+        wasteful = real >= budget // 8 and padded > waste * (real + lengths[index])
+        if padded <= budget and not wasteful:
             groups[-1].append(index)
+            real += lengths[index]
         else:
             groups.append([index])
+            real = lengths[index]
     return groups
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,7 +25,27 @@ SPECIAL = (
     "<|video_pad|>",
 )
 ROLES = ("system", "user", "assistant")
-PATCH, MERGE, FRAMES = 7, 2, 8
+PATCH, MERGE = 7, 2
+
+
+@dataclass(frozen=True)
+class Size:
+    """Widths and depths of language model and tower; head size is `hidden / heads`."""
+
+    hidden: int = 128
+    intermediate: int = 256
+    layers: int = 3
+    heads: int = 4
+    vision_hidden: int = 96
+    vision_intermediate: int = 192
+    vision_layers: int = 3
+    vision_heads: int = 3
+    frames_per_patch: int = 8
+    """Frames that one visual token spans."""
+
+
+TINY = Size()
+"""1.1 million parameters; eight 56x56 frames become 16 visual tokens."""
 
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
@@ -41,16 +62,18 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tiny(out_dir: Path | str, words: Sequence[str], seed: int = 0, max_positions: int = 2048) -> Path:
+def build_tiny(
+    out_dir: Path | str, words: Sequence[str], seed: int = 0, max_positions: int = 2048, size: Size = TINY
+) -> Path:
     """Write model, tokenizer, processor and chat template into `out_dir` and return it.
 
-    `words` is the vocabulary (lower case; punctuation marks are words of their own). Eight 56x56 frames become 16
-    visual tokens. Frames whose sides are multiples of 14 pixels are not resized up to 112x112.
+    `words` is the vocabulary (lower case; punctuation marks are words of their own). Frames whose sides are multiples
+    of 14 pixels are not resized up to 112x112.
     """
     out_dir = Path(out_dir)
-    processor = build_processor(words, max_positions)
+    processor = build_processor(words, max_positions, size)
     ids = {name: processor.tokenizer.convert_tokens_to_ids(name) for name in SPECIAL}
-    model = build_model(len(processor.tokenizer), ids, seed, max_positions)
+    model = build_model(len(processor.tokenizer), ids, seed, max_positions, size)
     model.save_pretrained(out_dir)
     processor.save_pretrained(out_dir)
     return out_dir
@@ -76,21 +99,20 @@ def build_tokenizer(words: Sequence[str], max_positions: int = 2048):
     )
 
 
-def build_processor(words: Sequence[str], max_positions: int = 2048):
+def build_processor(words: Sequence[str], max_positions: int = 2048, size: Size = TINY):
     """Tokenizer, video and image processor and chat template as one Qwen2_5_VLProcessor."""
     from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
     shared = dict(
         patch_size=PATCH,
         merge_size=MERGE,
-        temporal_patch_size=FRAMES,
+        temporal_patch_size=size.frames_per_patch,
         size={"shortest_edge": (PATCH * MERGE) ** 2, "longest_edge": 112 * 112},
         image_mean=[0.12] * 3,
         image_std=[0.3] * 3,
     )
-    video = Qwen2VLVideoProcessor(
-        **shared, min_frames=FRAMES, max_frames=8 * FRAMES, do_sample_frames=False, cap_pixels_per_frame=False
-    )
+    frames = {"min_frames": size.frames_per_patch, "max_frames": 64}
+    video = Qwen2VLVideoProcessor(**shared, **frames, do_sample_frames=False, cap_pixels_per_frame=False)
     tokenizer = build_tokenizer(words, max_positions)
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(**shared),
@@ -100,11 +122,11 @@ def build_processor(words: Sequence[str], max_positions: int = 2048):
     )
 
 
-def build_model(vocabulary: int, ids: dict[str, int], seed: int, max_positions: int):
+def build_model(vocabulary: int, ids: dict[str, int], seed: int, max_positions: int, size: Size = TINY):
     """A randomly initialised model in float32; the same seed gives the same weights."""
     from transformers import Qwen2_5_VLForConditionalGeneration
 
-    config = build_config(vocabulary, ids, max_positions)
+    config = build_config(vocabulary, ids, max_positions, size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen2_5_VLForConditionalGeneration(config).float().eval()
@@ -125,20 +147,25 @@ def rescale(model, depth: int) -> None:
             weight *= 1 / math.sqrt(2 * depth)  # each layer adds twice to the residual stream (GPT-2's rule)
 
 
-def build_config(vocabulary: int, ids: dict[str, int], max_positions: int):
-    """The architecture: LLM of 3 layers, width 128, heads of 32; tower of 3 layers, width 96, full attention everywhere."""
+def build_config(vocabulary: int, ids: dict[str, int], max_positions: int, size: Size = TINY):
+    """The architecture, with full attention everywhere."""
     from transformers import Qwen2_5_VLConfig
 
-    hidden, depth, init = 128, 3, 0.08
+    hidden, depth, head = size.hidden, size.vision_layers, size.hidden // size.heads
+    init = 0.08 * (128 / hidden) ** 0.5
     text = dict(
         vocab_size=vocabulary,
         hidden_size=hidden,
-        intermediate_size=256,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=4,
+        intermediate_size=size.intermediate,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.heads,
         max_position_embeddings=max_positions,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "mrope_section": [head // 8, head * 3 // 16, head * 3 // 16],
+        },
         initializer_range=init,
         tie_word_embeddings=True,
         bos_token_id=None,
@@ -147,13 +174,13 @@ def build_config(vocabulary: int, ids: dict[str, int], max_positions: int):
     )
     vision = dict(
         depth=depth,
-        hidden_size=96,
-        intermediate_size=192,
-        num_heads=3,
+        hidden_size=size.vision_hidden,
+        intermediate_size=size.vision_intermediate,
+        num_heads=size.vision_heads,
         out_hidden_size=hidden,
         patch_size=PATCH,
         spatial_merge_size=MERGE,
-        temporal_patch_size=FRAMES,
+        temporal_patch_size=size.frames_per_patch,
         tokens_per_second=1,
         window_size=112,
         fullatt_block_indexes=list(range(depth)),

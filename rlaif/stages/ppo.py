@@ -50,7 +50,9 @@ def train(config: Config, run: Run, start: Start = "new") -> str:
             tracker.log(done, metrics, f"reward {metrics['reward/mean']:.2f} kl {metrics['kl/response']:.2f}")
             if done in (ppo.iterations, best.iteration) or (ppo.save.every and done % ppo.save.every == 0):
                 driver = {"best": best.state(), "ledger": roles.ledger.state_dict()}
-                save_checkpoint(run, roles.learners, checkpoints, done, identity(config), best.spared(), **driver)
+                roles.checkpoint_s = save_checkpoint(
+                    run, roles.learners, checkpoints, done, identity(config), best.spared(), **driver
+                )
     export = roles.learners.export("policy", run.directory.export("ppo"))
     evaluate.policy(config, run, roles, "rlaif")
     return export

@@ -42,6 +42,12 @@ class Roles:
     ledger: Ledger = field(default_factory=Ledger)
     eval_prompts: list[Prompt] | None = None
     """Read when first evaluated."""
+    apply_s: float = 0.0
+    """How long the slowest rollout actor took to verify and load the weights published last."""
+    checkpoint_s: float = 0.0
+    """How long the last checkpoint took."""
+    reward_busy_s: float = 0.0
+    """The reward actors' seconds of scoring up to the last iteration."""
 
     def publish(self, version: int) -> dict[str, float]:
         """Send the policy's newest weights to every rollout actor; each applies them behind what it still owes.
@@ -56,7 +62,8 @@ class Roles:
 
     def wait_published(self) -> None:
         """Every rollout actor holds the version published last, verified."""
-        self.rollouts.committed(self.deadline_s)
+        receipts = self.rollouts.committed(self.deadline_s)
+        self.apply_s = max((receipt.seconds for receipt in receipts.values()), default=0.0)
 
 
 def require_inputs(config: Config) -> None:

@@ -97,6 +97,8 @@ def learn(config: Config, roles: Roles, round_: Round) -> dict[str, float]:
     for sample in trained:
         roles.ledger.move(round_.iteration, sample.key, "trained")
     roles.ledger.settle(round_.iteration)
+    busy, roles.reward_busy_s = roles.reward_busy_s, roles.rewards.busy_seconds()
+    metrics["time/reward_busy"] = roles.reward_busy_s - busy
     return metrics | sample_metrics(round_, config.ppo.kl.limit) | engine_metrics(roles, round_)
 
 
@@ -138,6 +140,8 @@ def engine_metrics(roles: Roles, round_: Round) -> dict[str, float]:
     return {
         **times,
         **roles.ledger.metrics(),
+        "time/checkpoint": roles.checkpoint_s,
+        "publish/apply_seconds": roles.apply_s,
         "rollout/tokens_per_s": tokens / max(times["time/rollout"], 1e-9),
         "rollout/actors": len(roles.rollouts.actors),
         "rollout/dead_actors": len(roles.rollouts.dead),
@@ -218,6 +222,7 @@ def _durations(times: dict[str, float]) -> Iterator[tuple[str, float]]:
     """Seconds the driver spent in each phase, and the timeline itself."""
     yield "time/wait_for_samples", times["rewarded"] - times["waited_from"]
     yield "time/rollout", times["rollout_ended"] - times["rollout_began"]
+    yield "time/reward", times["rewarded"] - times["rollout_ended"]
     yield "time/update", times["update_ended"] - times["update_began"]
     for name, moment in times.items():
         yield f"timeline/{name}", moment

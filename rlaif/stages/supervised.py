@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Literal
@@ -109,8 +110,12 @@ def save_checkpoint(
     identity: dict,
     protect: Collection[int] = (),
     **meta: object,
-) -> None:
-    """Written aside by the ranks, verified, then published; on any error the older checkpoints stay as they are."""
+) -> float:
+    """Written aside by the ranks, verified, then published; on any error the older checkpoints stay as they are.
+
+    Returns the seconds it took.
+    """
+    began = time.perf_counter()
     run.directory.sync()  # whoever resumes from this checkpoint finds every row up to it
     staging = checkpoints.begin(done)
     try:
@@ -119,6 +124,7 @@ def save_checkpoint(
     except BaseException:
         checkpoints.abort(staging)
         raise
+    return time.perf_counter() - began
 
 
 def _due(done: int, every: int, steps: int) -> bool:

@@ -133,6 +133,17 @@ class Topology:
         """Decodes, re-decodes, hits and bytes of the frame store."""
         return {f"frames/{name}": float(value) for name, value in self.client().counters().items()}
 
+    def peak_memory(self) -> dict[str, float]:
+        """Largest resident bytes that a process of each role has had so far."""
+        groups = {"frames": [self._store] if self._store is not None else []}
+        groups["learner"] = self._group.ranks if self._group else []
+        groups["reward"] = self._rewards.actors if self._rewards else []
+        groups["rollout"] = [actor for pool in self._rollouts.values() for actor in pool.handles]
+        peaks = {
+            role: ask([actor.__ray_call__.remote(_peak_rss) for actor in actors]) for role, actors in groups.items()
+        }
+        return {role: max(found) for role, found in peaks.items() if found}
+
     def stop(self) -> None:
         """Stop every actor and give back all room."""
         self.stop_learners()
@@ -147,3 +158,10 @@ class Topology:
     def _options(self, role: str) -> list[dict]:
         placement = self._placements[role]
         return [placement.options(i) for i in range(getattr(self.config.cluster, role).actors)]
+
+
+def _peak_rss(actor: Any) -> float:
+    """Runs inside an actor."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0

@@ -12,6 +12,7 @@ from actors.engine import Engine, EngineSpec, Refused, Request
 from cluster.publish import pack
 from rlaif.config.schema import Rollout, Sampling
 from rlaif.errors import ContractError
+from rlaif.models.check import fingerprint
 from rlaif.models.tiny import build_tiny
 
 WORDS = "a red green blue circle square triangle moves left right up down and what do you see ? . video".split()
@@ -283,15 +284,25 @@ def test_a_damaged_byte_is_refused_by_name_and_the_old_version_stays(world, full
     assert deviation(world, full, world.fresh()) < 1e-4
 
 
+def test_weights_of_another_base_are_refused(world, full):
+    state = dict(world.fresh().state_dict())
+    send(full, world.fresh(), version=11)
+    with pytest.raises(ContractError, match="another base"):
+        full.publish(*pack(state.items(), 1 << 20, version=12, base="0123456789abcdef"))
+    assert full.version == 11
+    full.publish(*pack(state.items(), 1 << 20, version=12, base=fingerprint(world.path)))
+    assert full.version == 12
+
+
 def test_after_a_load_that_broke_off_nothing_is_sampled_until_a_publish_succeeds(world, full):
     state = dict(
         world.fresh().state_dict(), **{"model.language_model.layers.9.input_layernorm.weight": torch.zeros(128)}
     )
     with pytest.raises(ContractError, match=r"layers\.9"):
-        full.publish(*pack(state.items(), 1 << 20, version=12))
+        full.publish(*pack(state.items(), 1 << 20, version=13))
     with pytest.raises(ContractError, match="half-way"):
-        full.generate([world.plain], SAMPLING, 12)
-    send(full, world.fresh(), version=13)
+        full.generate([world.plain], SAMPLING, 13)
+    send(full, world.fresh(), version=14)
     assert deviation(world, full, world.fresh()) < 1e-4
 
 

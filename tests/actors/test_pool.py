@@ -320,5 +320,29 @@ def test_real_actors_that_die_are_survived(ray_session):
     assert pool.reissued == 4 and list(pool.dead) == ["first"]
 
 
+def test_a_real_actor_that_hangs_is_ended_and_what_it_owed_is_answered_by_the_other(ray_session):
+    import time
+
+    @ray_session.remote(num_cpus=0)
+    class Sleeper:
+        def __init__(self, hangs):
+            self.hangs, self.recorder = hangs, Recorder()
+
+        def generate(self, *args):
+            return self.recorder.generate(*args)
+
+        def publish(self, manifest, refs, timeout):
+            if self.hangs:
+                time.sleep(3600)
+            return self.recorder.publish(manifest, refs, timeout)
+
+    pool = RolloutPool({"stuck": Sleeper.remote(True), "fine": Sleeper.remote(False)})
+    pool.publish(manifest(1), [])
+    pool.submit("b", PROMPTS, 2, 0, SAMPLING)  # half of them wait behind a publish that never ends
+    assert pool.committed(timeout=5) == {"fine": "has 1"}
+    assert "did not take version 1 within 5 s" in pool.dead["stuck"]
+    assert len({s.key for s in collect(pool).samples}) == 16 and pool.reissued == 4
+
+
 def test_before_the_first_publish_there_is_nothing_to_wait_for():
     assert RolloutPool({"a": object()}).committed(1.0) == {}

@@ -96,6 +96,31 @@ def test_published_weights_reach_the_actor_through_the_pool(ray_session, actor, 
         ask(actor.generate.remote(prompts()[:1], 1, 0, SAMPLING, 0))
 
 
+@pytest.mark.parametrize("fault", ["missing", "lost", "flipped"])
+def test_a_publish_that_did_not_arrive_whole_leaves_the_version_in_place(ray_session, actor, model, fault):
+    from ray._private.internal_api import free
+    from transformers import AutoModelForImageTextToText
+
+    before = ask(actor.version.remote())
+    state = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32).state_dict()
+    manifest, buckets = pack(state.items(), 1 << 19, version=before + 1)
+    name = sorted(buckets[1])[0]
+    if fault == "flipped":
+        bits = buckets[1][name].copy()
+        bits.reshape(-1).view(np.uint8)[3] ^= 1
+        buckets[1] = buckets[1] | {name: bits}
+    refs = [ray_session.put(bucket) for bucket in buckets]
+    if fault == "lost":
+        free(refs[1:2])
+    if fault == "missing":
+        del refs[1]
+    named = {"missing": rf"missing \({len(buckets[1])} in all", "lost": "bucket 1 of the published", "flipped": name}
+    with pytest.raises(ContractError, match=named[fault]):
+        ask(actor.publish.remote(manifest, refs, 20.0))
+    assert ask(actor.version.remote()) == before
+    assert len(ask(actor.generate.remote(prompts()[:1], 2, 0, SAMPLING, before)).samples) == 2
+
+
 def test_answers_are_cut_at_a_given_token(actor, model):
     version = ask(actor.version.remote())
 

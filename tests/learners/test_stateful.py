@@ -28,8 +28,8 @@ PPO = Ppo(
     kl=Kl(controller="adaptive", target=0.1, horizon=10),
 )
 
-CACHES = ("learner._encoders.", "learner.vision.", "learner.world")
-"""What the learner makes again when it needs it: tokenizers, processed videos, towers' output, the number of ranks."""
+CACHES = ("learner._encoders.", "learner.vision.", "learner.work.", "learner.world")
+"""What the learner makes again when it needs it (tokenizers, processed videos, towers' output) and what it only reports."""
 
 
 class Remembers:

@@ -45,7 +45,9 @@ def log_some(run: RunDir) -> None:
 def test_paths(run, tmp_path):
     top = tmp_path / "runs/first"
     assert str(run.checkpoints("ppo")) == f"{top}/checkpoints" and str(run.export("ppo")) == f"{top}/export"
-    assert str(run.checkpoints("sft")) == f"{top}/sft/checkpoints" and str(run.export("reward")) == f"{top}/reward/export"
+    assert (
+        str(run.checkpoints("sft")) == f"{top}/sft/checkpoints" and str(run.export("reward")) == f"{top}/reward/export"
+    )
     assert run.resolve("{run}/sft/export") == f"{top}/sft/export"
     assert run.resolve("hub/name") == "hub/name" and run.resolve("{run}") == str(top)
 

@@ -39,8 +39,16 @@ def test_pack_keeps_the_budget_of_padded_positions(lengths, budget):
     assert flat(groups) == list(range(len(lengths))) and all(groups)
     for group in groups:
         assert len(group) == 1 or max(lengths[i] for i in group) * len(group) <= budget
-    for group in groups[:-1]:  # none could have taken the next item
-        assert max(lengths[i] for i in group) * (len(group) + 1) > budget
+    for group, after in zip(groups, groups[1:], strict=False):  # none could have taken the next item within both limits
+        padded, real = max(lengths[i] for i in group) * (len(group) + 1), sum(lengths[i] for i in group)
+        assert padded > budget or (real >= budget // 8 and padded > 1.15 * (real + lengths[after[0]]))
+
+
+def test_pack_pays_for_padding_only_while_a_group_is_small():
+    mixed = [100, 100, 90, 40, 40, 40]
+    assert pack(mixed, 100_000) == [[0, 1, 2, 3, 4, 5]]  # too few positions to be worth another forward
+    assert pack(mixed, 2_000) == [[0, 1, 2], [3, 4, 5]]
+    assert pack(mixed, 2_000, waste=2.0) == [[0, 1, 2, 3, 4, 5]]
 
 
 @unhurried

@@ -171,8 +171,6 @@ def _reset_encoder_cache(actor) -> None:
     actor._engine._reset_encoder_cache()
 
 
-
-
 def _forget_adapter(actor) -> None:
     actor._engine._adapter = None
 
