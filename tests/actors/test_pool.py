@@ -328,6 +328,9 @@ def test_a_real_actor_that_hangs_is_ended_and_what_it_owed_is_answered_by_the_ot
         def __init__(self, hangs):
             self.hangs, self.recorder = hangs, Recorder()
 
+        def ready(self):
+            return True
+
         def generate(self, *args):
             return self.recorder.generate(*args)
 
@@ -336,7 +339,9 @@ def test_a_real_actor_that_hangs_is_ended_and_what_it_owed_is_answered_by_the_ot
                 time.sleep(3600)
             return self.recorder.publish(manifest, refs, timeout)
 
-    pool = RolloutPool({"stuck": Sleeper.remote(True), "fine": Sleeper.remote(False)})
+    actors = {"stuck": Sleeper.remote(True), "fine": Sleeper.remote(False)}
+    ray_session.get([actor.ready.remote() for actor in actors.values()])
+    pool = RolloutPool(actors)
     pool.publish(manifest(1), [])
     pool.submit("b", PROMPTS, 2, 0, SAMPLING)  # half of them wait behind a publish that never ends
     assert pool.committed(timeout=5) == {"fine": "has 1"}

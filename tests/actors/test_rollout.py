@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 
 import numpy as np
@@ -96,10 +97,14 @@ def test_published_weights_reach_the_actor_through_the_pool(ray_session, actor, 
         ask(actor.generate.remote(prompts()[:1], 1, 0, SAMPLING, 0))
 
 
-@pytest.mark.parametrize("fault", ["missing", "lost", "flipped"])
+@pytest.mark.parametrize("fault", ["missing", "late", "flipped"])
 def test_a_publish_that_did_not_arrive_whole_leaves_the_version_in_place(ray_session, actor, model, fault):
-    from ray._private.internal_api import free
     from transformers import AutoModelForImageTextToText
+
+    @ray_session.remote(num_cpus=0)
+    class Sender:
+        def hang(self):
+            time.sleep(3600)
 
     before = ask(actor.version.remote())
     state = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32).state_dict()
@@ -110,13 +115,14 @@ def test_a_publish_that_did_not_arrive_whole_leaves_the_version_in_place(ray_ses
         bits.reshape(-1).view(np.uint8)[3] ^= 1
         buckets[1] = buckets[1] | {name: bits}
     refs = [ray_session.put(bucket) for bucket in buckets]
-    if fault == "lost":
-        free(refs[1:2])
+    if fault == "late":
+        sender = Sender.remote()
+        refs[1:2] = [sender.hang.remote()]
     if fault == "missing":
         del refs[1]
-    named = {"missing": rf"missing \({len(buckets[1])} in all", "lost": "bucket 1 of the published", "flipped": name}
+    named = {"missing": rf"missing \({len(buckets[1])} in all", "late": "bucket 1 of the published", "flipped": name}
     with pytest.raises(ContractError, match=named[fault]):
-        ask(actor.publish.remote(manifest, refs, 20.0))
+        ask(actor.publish.remote(manifest, refs, 3.0))
     assert ask(actor.version.remote()) == before
     assert len(ask(actor.generate.remote(prompts()[:1], 2, 0, SAMPLING, before)).samples) == 2
 

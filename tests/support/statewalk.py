@@ -71,7 +71,8 @@ def _deepspeed(thing: Any) -> list[tuple[str, Any]]:
     if sharded is None or not hasattr(sharded, "optimizer"):
         return []
     inner = sharded.optimizer
-    masters = getattr(sharded, "fp32_partitioned_groups_flat", None) or sharded.single_partition_of_fp32_groups
+    # ZeRO-3 pads every parameter's part of its masters with what happens to be in memory; in float32 the shards are they
+    masters = getattr(sharded, "single_partition_of_fp32_groups", ())
     groups = [{name: value for name, value in group.items() if name != "params"} for group in inner.param_groups]
     return [("masters", list(masters)), ("moments", list(inner.state.values())), ("groups", groups)]
 
