@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
 
@@ -12,6 +11,7 @@ import torch.distributed as dist
 
 from learners import losses
 from learners.learner import Learner, Unit
+from learners.work import Clock
 from rlaif.config.schema import Ppo
 from rlaif.errors import ContractError
 from rlaif.models.encode import Encoded, Encoder
@@ -291,22 +291,6 @@ def critic_report(metrics: Metrics) -> dict[str, float]:
     own = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
     explained = explained_variance(own) if "returns" in own else None
     return {} if explained is None else {"critic/explained_variance": explained}
-
-
-class Clock:
-    """Seconds by phase; each lap is counted to the phase that just ended."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self.last = time.perf_counter()
-
-    def lap(self, phase: str) -> None:
-        now = time.perf_counter()
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self.last
-        self.last = now
-
-    def metrics(self) -> Metrics:
-        return {f"time/{phase}": (seconds, 1.0) for phase, seconds in self.seconds.items()}
 
 
 def _prefixed(prefix: str, metrics: Metrics) -> Metrics:

@@ -46,3 +46,19 @@ class Work:
             "waste/padding": (float(self.computed), float(self.needed)),
             "waste/forwards_per_sample": (float(self.inferred), float(samples)),
         }
+
+
+class Clock:
+    """Seconds by phase; each lap is counted to the phase that just ended."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.last = time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        now = time.perf_counter()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self.last
+        self.last = now
+
+    def metrics(self) -> Metrics:
+        return {f"time/{phase}": (seconds, 1.0) for phase, seconds in self.seconds.items()}
