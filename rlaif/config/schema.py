@@ -207,7 +207,7 @@ class Parity(Section):
     every: int = Field(10, ge=0)
     """Publishes between two checks (0: only the one before the first iteration)."""
     limit: float | None = Field(None, gt=0)
-    """Largest mean absolute difference of a prompt's log-probs, in nats; None: 1e-4 in float32, 0.05 in bfloat16."""
+    """Largest mean absolute difference of a prompt's log-probs, in nats; None: 1e-4 in float32, 0.03 in bfloat16."""
     tokens: int = Field(8, ge=1)
     """Length of the responses compared. Each token is one prefill on the engine."""
 

@@ -33,7 +33,7 @@ MODEL = Size(
 """56 million parameters. Nothing is trained before: with a vocabulary of a hundred words it ends an answer at random, after
 about a hundred tokens, so that lengths spread from a few to `ppo.sampling.max_tokens`."""
 
-PHASES = ("rollout", "reward", "experience", "forward", "backward", "optimizer", "publish", "checkpoint")
+PHASES = ("rollout", "reward_busy", "experience", "forward", "backward", "optimizer", "publish", "checkpoint")
 
 
 def bench(config: Config, file: Path | None = None) -> dict:

@@ -18,8 +18,8 @@ from rlaif.errors import ParityError
 from rlaif.records import Probe, Probed, Prompt
 from rlaif.seeds import derive
 
-LIMITS = {"float32": 1e-4, "bfloat16": 0.05}
-"""Nats per token, mean over a probe."""
+LIMITS = {"float32": 1e-4, "bfloat16": 0.03}
+"""Nats per token, mean over a probe. In bfloat16 ten times what the demo's model showed (docs/architecture.md)."""
 
 KINDS = ("text", "after_video")
 

@@ -222,7 +222,6 @@ def _durations(times: dict[str, float]) -> Iterator[tuple[str, float]]:
     """Seconds the driver spent in each phase, and the timeline itself."""
     yield "time/wait_for_samples", times["rewarded"] - times["waited_from"]
     yield "time/rollout", times["rollout_ended"] - times["rollout_began"]
-    yield "time/reward", times["rewarded"] - times["rollout_ended"]
     yield "time/update", times["update_ended"] - times["update_began"]
     for name, moment in times.items():
         yield f"timeline/{name}", moment
