@@ -7,7 +7,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from torch import Tensor
 
@@ -54,19 +53,20 @@ def _base_head(learner: Learner, role: str) -> Iterator[None]:
     """Logits by the head that the model directory holds."""
     target = learner.roles[role]
     like = target.module.causal
-    target.module.head_override = base_head(fetch(target.spec.base)).to(learner.device, like.dtype)
+    head = base_head(fetch(target.spec.base))
+    target.module.head_override = None if head is None else head.to(learner.device, like.dtype)
     try:
         yield
     finally:
         target.module.head_override = None
 
 
-def base_head(folder: str | Path) -> Tensor:
-    """[V, H]: the output head in a model directory, the embeddings where the two are tied."""
+def base_head(folder: str | Path) -> Tensor | None:
+    """[V, H]: the output head in a model directory, the embeddings where the two are tied; None without safetensors."""
     found: dict[str, Tensor] = {}
     for file in sorted(Path(folder).glob("*.safetensors")):
         with safe_open(file, "pt") as tensors:
             for name in tensors.keys():
                 if name.endswith(("lm_head.weight", "embed_tokens.weight")):
                     found[name.rsplit(".", 2)[-2]] = tensors.get_tensor(name)
-    return found.get("lm_head", found.get("embed_tokens", torch.empty(0)))
+    return found.get("lm_head", found.get("embed_tokens"))

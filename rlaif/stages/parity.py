@@ -123,9 +123,13 @@ class Gate:
 
 
 def differences(one: Sequence[Probed], other: Sequence[Probed]) -> tuple[float, float]:
-    """Mean absolute difference of log-probs (nats per token) of the text probe and of the video probe."""
+    """Mean absolute difference of log-probs (nats per token) of the text probe and of the video probe.
+
+    Infinite where either side's is no finite number: a NaN would compare as if it were small.
+    """
     text, video = (
-        float(np.mean(np.abs(a.logprobs.astype(np.float64) - b.logprobs))) for a, b in zip(one, other, strict=True)
+        float(np.nan_to_num(np.mean(np.abs(a.logprobs.astype(np.float64) - b.logprobs)), nan=np.inf, posinf=np.inf))
+        for a, b in zip(one, other, strict=True)
     )
     return text, video
 

@@ -126,6 +126,8 @@ def test_an_infinite_or_missing_number_is_no_agreement():
     gate.limit = 1e-4
     good, bad = [Probed(np.zeros(2, np.float32))] * 2, [Probed(np.array([0, np.nan], np.float32))] * 2
     assert gate._agree(good, good) and not gate._agree(good, bad)
+    assert not gate._agree(good, [good[0], bad[0]]) and not gate._agree(good, [bad[0], good[0]])
+    assert not gate._agree(good, [good[0], Probed(np.array([0, -np.inf], np.float32))])
     assert differences(good, [good[0], Probed(np.array([1, 3], np.float32))]) == (0.0, 2.0)
 
 
