@@ -20,6 +20,7 @@ from cluster.env import actor_env
 from rlaif.config.schema import Cluster, Lora, Model, Optim, Role
 from rlaif.errors import DataError
 from rlaif.models.encode import Encoded, Encoder
+from rlaif.records import Prompt, Sample
 from rlaif.video.spec import FrameSpec
 
 WORDS = "a red green blue circle square triangle moves left right up down and what do you see describe the video . ? : context".split()
@@ -190,6 +191,16 @@ def full(parameter: Any) -> np.ndarray:
         return parameter.detach().float().cpu().numpy().copy()
     with deepspeed.zero.GatheredParameters([parameter]):
         return parameter.detach().float().cpu().numpy().copy()
+
+
+def answer(encoder: Encoder, number: int, ids: Any, logprobs: Any, version: int = 0) -> Sample:
+    """Sample `number` of an iteration with two answers per prompt: about a clip of its own, answered by `ids`."""
+    prompt = Prompt(f"p{number // 2}", f"clip{number // 2}", "what do you see ?")
+    features = encoder.video(prompt.video)
+    prompt_ids = encoder.prompt_and_response(prompt.question, [], features).ids.astype(np.int32)
+    seen = (features.spec.hash, features.visual_tokens, prompt_ids)
+    ids, logprobs = np.asarray(ids, np.int32), np.asarray(logprobs, np.float32)
+    return Sample(prompt, number % 2, *seen, ids, logprobs, encoder.text(ids), "stop", version)
 
 
 def weights(role: Any) -> dict[str, np.ndarray]:

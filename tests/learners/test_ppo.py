@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import LORA, WORDS, NoiseFrames, cluster, model, plain_optim, weights
+from ranks import LORA, WORDS, NoiseFrames, answer, cluster, model, plain_optim, weights
 
 from learners.learner import Learner
 from learners.ppo import PpoState, advantages_of, collect, critic_report, encode_sample, train_on
@@ -18,7 +18,7 @@ from rlaif.config.schema import Kl, Ppo
 from rlaif.errors import ContractError
 from rlaif.models.encode import Encoder
 from rlaif.objectives.metrics import means
-from rlaif.records import Prompt, Sample
+from rlaif.records import Sample
 
 OPTIM = plain_optim()
 PPO = Ppo(
@@ -39,23 +39,8 @@ def samples_of(encoder) -> list[Sample]:
     """Two answers each to three prompts; the engine's log-probs are made up."""
     rng, made = np.random.default_rng(0), []
     for number in range(6):
-        prompt = Prompt(f"p{number // 2}", f"clip{number // 2}", "what do you see ?")
-        features = encoder.video(prompt.video)
-        ids = np.array([*rng.integers(11, 11 + len(WORDS), rng.integers(2, 9)), encoder.eos_id], np.int32)
-        made.append(
-            Sample(
-                prompt,
-                number % 2,
-                features.spec.hash,
-                features.visual_tokens,
-                encoder.prompt_and_response(prompt.question, [], features).ids.astype(np.int32),
-                ids,
-                rng.normal(-3.5, 0.2, len(ids)).astype(np.float32),
-                encoder.text(ids),
-                "stop",
-                0,
-            )
-        )
+        ids = [*rng.integers(11, 11 + len(WORDS), rng.integers(2, 9)), encoder.eos_id]
+        made.append(answer(encoder, number, ids, rng.normal(-3.5, 0.2, len(ids))))
     return made
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import LORA, NoiseFrames, cluster, model
+from ranks import LORA, NoiseFrames, answer, cluster, model
 from statewalk import differences, leaves
 
 from learners.learner import Learner
@@ -17,7 +17,7 @@ from learners.spec import LearnerSpec, RoleSpec
 from learners.state import load_role, save_role
 from rlaif.config.schema import Kl, Optim, Ppo
 from rlaif.models.encode import Encoder
-from rlaif.records import Prompt, Sample
+from rlaif.records import Sample
 
 OPTIM = Optim(lr=1e-2, warmup_steps=3, schedule="cosine")
 PPO = Ppo(
@@ -66,25 +66,8 @@ class Remembers:
 def _samples(encoder: Encoder, iteration: int) -> list[Sample]:
     rng, made = np.random.default_rng(iteration), []
     for number in range(4):
-        prompt = Prompt(f"p{number // 2}", f"clip{number // 2}", "what do you see ?")
-        features = encoder.video(prompt.video)
-        ids = np.array([*rng.integers(11, 30, rng.integers(2, 9)), encoder.eos_id], np.int32)
-        prompt_ids = encoder.prompt_and_response(prompt.question, [], features).ids.astype(np.int32)
-        logprobs = rng.normal(-3.5, 0.2, len(ids)).astype(np.float32)
-        made.append(
-            Sample(
-                prompt,
-                number % 2,
-                features.spec.hash,
-                features.visual_tokens,
-                prompt_ids,
-                ids,
-                logprobs,
-                "",
-                "stop",
-                iteration,
-            )
-        )
+        ids = [*rng.integers(11, 30, rng.integers(2, 9)), encoder.eos_id]
+        made.append(answer(encoder, number, ids, rng.normal(-3.5, 0.2, len(ids)), iteration))
     return made
 
 
