@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from actors.receiver import check_whole
 from actors.requests import Completion, Refused, Request, Sent, Visual, completion, vllm_prompt
-from cluster.publish import Bucket, Manifest, from_wire, unpack
+from actors.weights import EngineWeights
 from rlaif.config.schema import Rollout, Sampling
 from rlaif.errors import ContractError
-from rlaif.models.check import fingerprint
 
 ADAPTER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM reserves adapter memory for; a smaller adapter fits into the next larger one."""
@@ -43,38 +36,17 @@ class EngineSpec:
     """Answer one request at a time, so that an answer depends on nothing else in the batch (slow; for exact resume)."""
 
 
-@dataclass(frozen=True)
-class Published:
-    """Receipt of a publish."""
-
-    version: int
-    tensors: int
-    nbytes: int
-    seconds: float
-
-
 class Engine:
     """vLLM with one current version of the weights.
 
-    Version 0 is the model directory as it stands. Every call is synchronous: while `generate` runs no weights change,
-    so all tokens of an answer come from one version.
+    Every call is synchronous: while `generate` runs no weights change, so all tokens of an answer come from one version.
     """
 
     def __init__(self, spec: EngineSpec):
         self.spec = spec
-        self.version: int | None = 0
-        """None after a publish that failed half-way: nothing can be sampled until a later one succeeds."""
         self.llm = _build_llm(spec)
-        self._base = fingerprint(spec.model_path)
-        config = self.llm.model_config.hf_config
-        self._visual = Visual.of(config, self.llm.get_tokenizer())
-        self._tied = bool(config.get_text_config().tie_word_embeddings)
-        self._adapter: Any = None
-        self._tower: dict[str, int] = {}
-        """Checksums of vision tower and projector as published last; empty: as in the model directory."""
-        self._folder = tempfile.TemporaryDirectory(prefix="rlaif-adapter-") if spec.lora_rank is not None else None
-
-    # ---------------------------------------------------------------- sampling
+        self.weights = EngineWeights(self.llm, spec.model_path, spec.lora_rank)
+        self._visual = Visual.of(self.llm.model_config.hf_config, self.llm.get_tokenizer())
 
     def generate(
         self,
@@ -96,7 +68,7 @@ class Engine:
         Raises:
             ContractError: on another version, or when the engine expanded a prompt in an unexpected way.
         """
-        self._check_version(version)
+        self.weights.check_version(version)
         sent: list[Sent] = []
 
         def jobs() -> Iterator[Job]:
@@ -122,7 +94,7 @@ class Engine:
         Raises:
             ContractError: on another version, or a text that is too long for the engine.
         """
-        self._check_version(version)
+        self.weights.check_version(version)
         pairs = [(q, r, t) for q, r in zip(requests, responses, strict=True) for t in range(len(r))]
         options = {"max_tokens": 1, "logprobs": None}
         results = iter(
@@ -185,114 +157,12 @@ class Engine:
             # the video is processed once for all answers
             (rendered,) = renderer.render_cmpl([parsed], renderer.default_cmpl_tok_params)
             for place, sampling in enumerate(params):
-                self.llm.llm_engine.add_request(f"{index}:{place}", rendered, sampling, lora_request=self._adapter)
+                self.llm.llm_engine.add_request(
+                    f"{index}:{place}", rendered, sampling, lora_request=self.weights.adapter
+                )
         except VLLMValidationError as error:
             return Refused(str(error))
         return [None] * len(params)
-
-    def _check_version(self, version: int) -> None:
-        if version != self.version:
-            raise ContractError(
-                f"weights of version {version} in the engine",
-                "no usable weights (a publish failed half-way)" if self.version is None else f"version {self.version}",
-                "publish that version to this engine before sampling from it",
-            )
-
-    # -------------------------------------------------------------- publishing
-
-    def publish(self, manifest: Manifest, buckets: Sequence[Bucket]) -> Published:
-        """Verify, apply and commit one version of the weights.
-
-        Everything is checked against the manifest before anything is applied, so that a damaged transfer leaves the old
-        version in place.
-
-        Raises:
-            ContractError: naming the tensor that is damaged, missing or cannot be loaded alone.
-        """
-        start = time.perf_counter()
-        wanted = "full" if self.spec.lora_rank is None else "adapter"
-        if manifest.kind != wanted:
-            raise ContractError(
-                f"{wanted} weights, as this engine was built for",
-                f"{manifest.kind} weights",
-                "set lora alike on both sides",
-            )
-        if manifest.base not in ("", self._base):
-            raise ContractError(
-                f"weights that were trained from this engine's model, {self.spec.model_path} ({self._base})",
-                f"weights of another base ({manifest.base})",
-                "start learners and rollout actors from the same model directory",
-            )
-        arrays = unpack(manifest, buckets)
-        if wanted == "full":
-            self._load_full(manifest, arrays)
-        else:
-            self._load_adapter(manifest, arrays)
-        self.version = None  # new weights and old caches are no version either
-        if (tower := _tower(manifest)) != self._tower:
-            self._reset_encoder_cache()
-            self._tower = tower
-        self._reset_prefix_cache()
-        self.version = manifest.version
-        return Published(manifest.version, len(arrays), manifest.nbytes, time.perf_counter() - start)
-
-    def _load_full(self, manifest: Manifest, arrays: Bucket) -> None:
-        """Load checkpoint-named tensors into the live model: all of it, or there is no version afterwards."""
-        check_whole(arrays, self._tied)
-        self.version = None  # until the new weights are complete there is no version
-        wire = [(name, manifest.tensors[name].dtype, array) for name, array in arrays.items()]
-        try:
-            ranks = self.llm.collective_rpc("load_published", args=(wire,))
-        except Exception as error:  # whatever vLLM raises names the tensor; the pool must see a refused publish
-            raise _not_loaded(manifest, error) from error
-        if left := sorted(set().union(*ranks)):
-            raise _not_loaded(
-                manifest, f"nothing for {left[0]!r} ({len(left)} parameters of the engine left as they were)"
-            )
-
-    def _load_adapter(self, manifest: Manifest, arrays: Bucket) -> None:
-        """Write the adapter into this engine's folder (gone with the engine) and load it in place of the last one."""
-        from safetensors.torch import save_file
-        from vllm.lora.request import LoRARequest
-
-        folder = Path(tempfile.mkdtemp(prefix=f"{manifest.version}-", dir=self._folder.name))
-        tensors = {name: from_wire(array, manifest.tensors[name].dtype) for name, array in arrays.items()}
-        save_file(tensors, folder / "adapter_model.safetensors")
-        (folder / "adapter_config.json").write_text(json.dumps(manifest.lora))
-        try:  # vLLM reads the new adapter before it drops the old one: an error here leaves the old one in place
-            loaded = self.llm.llm_engine.add_lora(LoRARequest("policy", 1, str(folder), load_inplace=True))
-        except Exception as error:
-            raise _not_loaded(manifest, error) from error
-        if not loaded:
-            raise _not_loaded(manifest, "declined without a reason")
-        if self._adapter is not None:
-            shutil.rmtree(self._adapter.lora_path)
-        self._adapter = LoRARequest("policy", 1, str(folder))
-
-    def _reset_encoder_cache(self) -> None:
-        """Forget the visual features of the old weights; without this a repeated video keeps using the old tower."""
-        self.llm.llm_engine.reset_encoder_cache()
-
-    def _reset_prefix_cache(self) -> None:
-        """Forget the keys and values of the old weights."""
-        if not self.llm.reset_prefix_cache():
-            raise ContractError(
-                "an idle engine to publish to", "requests in progress", "publish after generate has returned"
-            )
-
-
-def _tower(manifest: Manifest) -> dict[str, int]:
-    """Checksums of what the video goes through before the language model. An adapter has nothing there."""
-    text = ("model.language_model.", "base_model.model.model.language_model.", "lm_head.")
-    return {name: info.checksum for name, info in manifest.tensors.items() if not name.startswith(text)}
-
-
-def _not_loaded(manifest: Manifest, error: Exception | str) -> ContractError:
-    return ContractError(
-        f"{manifest.kind} weights of version {manifest.version} that vLLM can load",
-        str(error),
-        "names, shapes and adapter targets must be those of the model directory that the engine was started with",
-    )
 
 
 def _unanswered(results: list[list[Any] | Refused]) -> list[str]:
@@ -324,6 +194,7 @@ def _build_llm(spec: EngineSpec) -> Any:
         options |= {"gpu_memory_utilization": rollout.gpu_memory_utilization}
         if rollout.kv_cache_gib is not None:
             options |= {"kv_cache_memory_bytes": int(rollout.kv_cache_gib * 2**30)}
+        options |= {"enable_sleep_mode": rollout.sleep_level > 0}
     else:
         options |= {"kv_cache_memory_bytes": int(rollout.cpu_kv_cache_gib * 2**30)}
     if rollout.tensor_parallel_size > 1:

@@ -64,6 +64,8 @@ class Batch:
     seed: int
     sampling: Sampling
     open: dict[Any, Part] = field(default_factory=dict)
+    done: list[str] = field(default_factory=list)
+    """Ids of the prompts whose answers have been handed out."""
 
 
 @dataclass
@@ -71,9 +73,12 @@ class Weights:
     """The last version given to the actors; kept for an actor that needs it again or joins later."""
 
     manifest: Manifest
-    buckets: Sequence[Any]
+    buckets: Sequence[Any] | None
+    """None: they came from GPU to GPU."""
     timeout: float | None = None
     refs: dict[str, Any] = field(default_factory=dict)
+    receipts: dict[str, Any] = field(default_factory=dict)
+    """Of actors that hold them already."""
 
 
 class RolloutPool:
@@ -102,9 +107,9 @@ class RolloutPool:
         return list(self._actors)
 
     @property
-    def handles(self) -> list[Any]:
-        """The same actors' handles."""
-        return list(self._actors.values())
+    def handles(self) -> dict[str, Any]:
+        """The same actors' handles, by name."""
+        return dict(self._actors)
 
     # ---------------------------------------------------------------- sampling
 
@@ -131,23 +136,32 @@ class RolloutPool:
             PlacementError: no actor is left, or `timeout` seconds passed without any part finishing.
             ContractError: an actor's answers are not those asked for.
         """
-        batch = self._batches.pop(batch_id)
-        done: list[str] = []
+        batch = self._batches[batch_id]
         while batch.open:
             ref = self._calls.first(list(batch.open), timeout)
             if ref is None:
                 raise self._too_late({part.actor for part in batch.open.values()}, timeout)
-            part = batch.open.pop(ref)
-            try:
-                answers = self._calls.get(ref)
-            except RayActorError as error:
-                self._bury(part.actor, error)
-                self._reissue(batch, part)
-                continue
-            _check(part, batch.n, answers)
-            done += [prompt.prompt_id for prompt in part.prompts]
-            yield answers
-        assert sorted(done) == [prompt.prompt_id for prompt in batch.prompts], "every prompt once"
+            yield from self._take(batch, ref)
+        del self._batches[batch_id]
+        assert sorted(batch.done) == [prompt.prompt_id for prompt in batch.prompts], "every prompt once"
+
+    def ready(self, batch_id: Any) -> Iterator[Answers]:
+        """Those parts of a batch that have finished, without waiting; `results` gives the rest. Raises as `results`."""
+        batch = self._batches[batch_id]
+        while batch.open and (ref := self._calls.first(list(batch.open), 0)) is not None:
+            yield from self._take(batch, ref)
+
+    def _take(self, batch: Batch, ref: Any) -> Iterator[Answers]:
+        """A finished part, or nothing where its actor died and others were asked."""
+        part = batch.open.pop(ref)
+        try:
+            answers = self._calls.get(ref)
+        except RayActorError as error:
+            self._bury(part.actor, error)
+            return self._reissue(batch, part)
+        _check(part, batch.n, answers)
+        batch.done += [prompt.prompt_id for prompt in part.prompts]
+        yield answers
 
     def _issue(self, batch: Batch, prompts: list[Prompt], actor: str) -> None:
         ref = self._actors[actor].generate.remote(prompts, batch.n, batch.seed, batch.sampling, self.version)
@@ -168,14 +182,23 @@ class RolloutPool:
     def publish(self, manifest: Manifest, buckets: Sequence[Any], timeout: float | None = None) -> None:
         """Queue new weights behind what every actor still has to answer; returns at once.
 
-        `timeout`: seconds an actor waits for the buckets to arrive.
+        Actors that have this version already (`delivered`) are left out. `timeout`: seconds an actor waits for the buckets
+        to arrive.
 
         Wait for `committed` before the next `submit`: an actor that did not take the weights cannot answer with them.
         """
-        self._weights = Weights(manifest, list(buckets), timeout)
+        same = self._weights is not None and self._weights.manifest.version == manifest.version
+        held = self._weights.receipts if same else {}
+        self._weights = Weights(manifest, list(buckets), timeout, receipts=held)
         self.version = manifest.version
         for name in self._live():
-            self._send(name)
+            if name not in held:
+                self._send(name)
+
+    def delivered(self, manifest: Manifest, receipts: Mapping[str, Any]) -> None:
+        """These actors hold a new version, which reached them on another way than `publish`."""
+        self._weights = Weights(manifest, None, receipts=dict(receipts))
+        self.version = manifest.version
 
     def committed(self, timeout: float | None = None) -> dict[str, Any]:
         """Wait until the weights published last are in place everywhere: receipts by actor.
@@ -187,7 +210,7 @@ class RolloutPool:
             PlacementError: no actor is left.
             ContractError: all that are left refused twice; names actor and tensor.
         """
-        receipts: dict[str, Any] = {}
+        receipts: dict[str, Any] = dict(self._weights.receipts) if self._weights else {}
         refused: dict[str, ContractError] = {}
         for name in list(self._weights.refs) if self._weights else []:  # nothing published yet: the model as loaded
             try:
@@ -221,6 +244,11 @@ class RolloutPool:
         weights = self._weights
         ref = self._actors[name].publish.remote(weights.manifest, weights.buckets, weights.timeout)
         self._weights.refs[name] = ref
+
+    def sleep(self, level: int, timeout: float | None = None) -> None:
+        """Leave the GPUs to others; each actor wakes by itself when it is next used. See `EngineWeights.sleep`."""
+        for name, ref in {name: actor.sleep.remote(level) for name, actor in self._actors.items()}.items():
+            self._collected(name, ref, timeout)
 
     # ----------------------------------------------------------------- probing
 
@@ -257,6 +285,12 @@ class RolloutPool:
         """Let a new actor take part; it gets the weights published last before anything else."""
         if name in self._actors:
             raise ContractError("a new name", f"{name!r} again", "remove the old actor first")
+        if self._weights is not None and self._weights.buckets is None:
+            raise ContractError(
+                "weights in the object store for an actor that joins",
+                f"version {self.version} only on the GPUs of the others",
+                "publish this version through the object store first",
+            )
         self._actors[name] = actor
         if self._weights is not None:
             self._send(name)

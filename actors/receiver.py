@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import numpy as np
+import torch
 
-from cluster.publish import from_wire
+from cluster.publish import Manifest, from_wire, verify_tensors
 from rlaif.errors import ContractError
 
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -15,10 +16,23 @@ FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 HEAD = "lm_head.weight"
 
 
+class Inbox:
+    """Takes the model's place in vLLM's transports: keeps what arrives, on its device, until it has been checked."""
+
+    def __init__(self):
+        self.tensors: dict[str, torch.Tensor] = {}
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """Copies, because a transport uses its buffers again."""
+        taken = {name: tensor.detach().clone() for name, tensor in weights}
+        self.tensors |= taken
+        return set(taken)
+
+
 class WeightReceiver:
     """Mixed into vLLM's worker class (`worker_extension_cls`), one instance per tensor-parallel rank.
 
-    `self` is the worker: `model_runner`, `model_config` and `vllm_config` are vLLM's.
+    `self` is the worker: `model_runner`, `model_config`, `vllm_config` and `device` are vLLM's.
     """
 
     def load_published(self, tensors: list[tuple[str, str, np.ndarray]]) -> list[str]:
@@ -35,7 +49,58 @@ class WeightReceiver:
             initialize_layerwise_reload(model)
             loaded = model.load_weights((name, from_wire(array, dtype)) for name, dtype, array in tensors)
             finalize_layerwise_reload(model, self.model_config)
-        return sorted({name for name, _ in model.named_parameters()} - set(loaded))
+        return _untouched(model, loaded)
+
+    def open_transfer(self, backend: str, info: dict) -> None:
+        """Join vLLM's weight transfer `backend`; one that was open before is closed."""
+        from vllm.config import WeightTransferConfig
+        from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+
+        if self.weight_transfer_engine is not None:
+            self.weight_transfer_engine.shutdown()
+        self.inbox, config = Inbox(), WeightTransferConfig(backend=backend)
+        engine = WeightTransferEngineFactory.create_engine(config, self.vllm_config, self.device, self.inbox)
+        self.weight_transfer_engine = engine  # vLLM's own name for it: its shutdown closes it
+        engine.init_transfer_engine(engine.parse_init_info(info))
+
+    def begin_transfer(self) -> None:
+        self.inbox.tensors = {}
+
+    def receive_transfer(self, info: dict) -> None:
+        """Take in one part of a version; the model stays as it is."""
+        engine = self.weight_transfer_engine
+        engine.receive_weights(engine.parse_update_info(info))
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()  # copies in flight would be overtaken by the sender's next part
+
+    def check_transfer(self, manifest: Manifest) -> ContractError | None:
+        """What is wrong with what has been received. Returned, because vLLM's executors turn raised errors into text."""
+        try:
+            verify_tensors(manifest, self.inbox.tensors)
+        except ContractError as error:
+            self.inbox.tensors = {}
+            return error
+        return None
+
+    def load_transfer(self) -> list[str]:
+        """Load what `check_transfer` has found good, and let go of it; returns as `load_published`."""
+        from vllm.config import set_current_vllm_config
+
+        tensors, self.inbox.tensors = self.inbox.tensors, {}
+        engine, model = self.weight_transfer_engine, self.model_runner.get_model()
+        with set_current_vllm_config(self.vllm_config):
+            engine.set_weight_update_target(model, self.model_config)
+            try:
+                engine.start_weight_update()  # a layerwise reload, as above
+                loaded = model.load_weights(tensors.items())
+                engine.finish_weight_update()
+            finally:
+                engine.reset_weight_update_target()  # the inbox
+        return _untouched(model, loaded)
+
+
+def _untouched(model: torch.nn.Module, loaded: Iterable[str]) -> list[str]:
+    return sorted({name for name, _ in model.named_parameters()} - set(loaded))
 
 
 def check_whole(names: Collection[str], tied: bool) -> None:

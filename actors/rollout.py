@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
-from actors.engine import Completion, Engine, EngineSpec, Published, Refused, Request
+from actors.engine import Completion, Engine, EngineSpec, Refused, Request
+from actors.weights import Published
 from cluster.env import actor_env
 from cluster.publish import Manifest
 from rlaif.config.schema import Sampling
@@ -143,11 +144,30 @@ class RolloutActor:
             ContractError: naming the bucket that did not arrive within `timeout` seconds, or the tensor that did not
                 arrive as sent; the old version stays in place.
         """
-        return self._engine.publish(manifest, [_fetched(i, bucket, timeout) for i, bucket in enumerate(buckets)])
+        return self._engine.weights.publish(
+            manifest, [_fetched(i, bucket, timeout) for i, bucket in enumerate(buckets)]
+        )
+
+    def open_transfer(self, backend: str, info: dict) -> None:
+        """Join a transport between GPUs: see `EngineWeights`, also for the three calls that follow."""
+        self._engine.weights.open(backend, info)
+
+    def begin_transfer(self) -> None:
+        self._engine.weights.begin()
+
+    def receive_transfer(self, info: Any) -> None:
+        self._engine.weights.receive(info)
+
+    def commit_transfer(self, manifest: Manifest) -> Published:
+        return self._engine.weights.commit(manifest)
+
+    def sleep(self, level: int) -> None:
+        """Leave the GPU to the learners until the next call: see `EngineWeights.sleep`."""
+        self._engine.weights.sleep(level)
 
     def version(self) -> int | None:
         """The weights in place; None when a publish failed half-way."""
-        return self._engine.version
+        return self._engine.weights.version
 
     def stats(self) -> dict[str, float]:
         """Since the start: sampled tokens, seconds in `generate`, tokens per such second, peak memory in bytes."""

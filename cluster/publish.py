@@ -1,4 +1,4 @@
-"""Weights on the wire: a manifest that says what is sent, and buckets of plain arrays that hold it.
+"""Weights on the wire: a manifest that says what is sent, as buckets of plain arrays or between devices.
 
 A publish is a numbered transaction: the receiver checks every array against the manifest before it applies any of
 them, so that a damaged or incomplete transfer leaves the old version in place.
@@ -25,6 +25,10 @@ T = TypeVar("T")
 
 _WIRE = {torch.bfloat16: torch.uint16}
 _HASH_THREADS = 8
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_WORDS_AT_ONCE = 2**22
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+"""2^64 over the golden ratio, as int64: its multiples spread over all bits."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class TensorInfo:
     dtype: str
     """Name of the torch dtype, e.g. `bfloat16`."""
     checksum: int
-    """CRC-32 of name, dtype, shape and bytes (see `checksum`)."""
+    """Of tensors sent as arrays `checksum`, of tensors that stay on their device `word_sum`."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,21 @@ def checksum(name: str, dtype: str, array: np.ndarray) -> int:
     """
     head = zlib.crc32(f"{name}|{dtype}|{array.shape}".encode())
     return zlib.crc32(array.reshape(-1).view(np.uint8), head)
+
+
+def word_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """Checksum of a tensor's bits, computed where it lies: a 0-d int64, the sum modulo 2^64 of its words times odd weights.
+
+    Integers only, so every device gives the same; an odd weight lets no change of a single word cancel out.
+    """
+    words = tensor.detach().contiguous().flatten()
+    words = words.view(_WORDS[words.element_size()])
+    total = torch.zeros((), dtype=torch.int64, device=words.device)
+    for start in range(0, len(words), _WORDS_AT_ONCE):
+        part = words[start : start + _WORDS_AT_ONCE].to(torch.int64)
+        index = torch.arange(start, start + len(part), dtype=torch.int64, device=part.device)
+        total += (part * (index * _GOLDEN | 1)).sum()
+    return total
 
 
 def to_wire(tensor: torch.Tensor) -> np.ndarray:
@@ -134,15 +153,39 @@ def verify(manifest: Manifest, arrays: Bucket) -> None:
     Raises:
         ContractError: see `unpack`.
     """
-    missing, unexpected = manifest.tensors.keys() - arrays.keys(), arrays.keys() - manifest.tensors.keys()
-    for names, word in ((missing, "missing"), (unexpected, "unexpected")):
-        if names:
-            raise _refusal(manifest, f"tensor {min(names)!r} {word} ({len(names)} in all)")
+    _check_names(manifest, arrays)
     with ThreadPoolExecutor(_HASH_THREADS) as pool:  # crc32 lets go of the interpreter lock
         problems = pool.map(lambda item: _problem(*item, arrays[item[0]]), manifest.tensors.items())
         for problem in problems:
             if problem:
                 raise _refusal(manifest, problem)
+
+
+def verify_tensors(manifest: Manifest, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Check tensors that came from device to device against the manifest, by their `word_sum`.
+
+    Raises:
+        ContractError: see `unpack`.
+    """
+    _check_names(manifest, tensors)
+    sums = {name: word_sum(tensor) for name, tensor in tensors.items()}
+    for name, info in manifest.tensors.items():
+        shape, dtype = tuple(tensors[name].shape), str(tensors[name].dtype).removeprefix("torch.")
+        if (shape, dtype) != (info.shape, info.dtype):
+            raise _refusal(manifest, f"tensor {name!r} as {dtype} {shape} instead of {info.dtype} {info.shape}")
+        if (found := int(sums[name])) != info.checksum:
+            raise _refusal(manifest, _other_sum(name, found, info.checksum))
+
+
+def _check_names(manifest: Manifest, tensors: Mapping) -> None:
+    missing, unexpected = manifest.tensors.keys() - tensors.keys(), tensors.keys() - manifest.tensors.keys()
+    for names, word in ((missing, "missing"), (unexpected, "unexpected")):
+        if names:
+            raise _refusal(manifest, f"tensor {min(names)!r} {word} ({len(names)} in all)")
+
+
+def _other_sum(name: str, found: int, wanted: int) -> str:
+    return f"tensor {name!r} with checksum {found & 2**64 - 1:08x} instead of {wanted & 2**64 - 1:08x}"
 
 
 def _problem(name: str, info: TensorInfo, array: np.ndarray) -> str | None:
@@ -152,7 +195,7 @@ def _problem(name: str, info: TensorInfo, array: np.ndarray) -> str | None:
         return f"tensor {name!r} as {array.dtype} {tuple(array.shape)} instead of {wanted} {info.shape}"
     found = checksum(name, info.dtype, array)
     if found != info.checksum:
-        return f"tensor {name!r} with checksum {found:08x} instead of {info.checksum:08x}"
+        return _other_sum(name, found, info.checksum)
     return None
 
 

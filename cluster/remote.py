@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -11,8 +12,13 @@ from ray.exceptions import RayTaskError
 from rlaif.errors import RlaifError
 
 
-def ask(refs: Any, timeout: float | None = None) -> Any:
-    """`ray.get` that re-raises a RlaifError from an actor without Ray's wrapping."""
+def ask(refs: Any, timeout: float | None = None, meanwhile: Callable[[], None] | None = None) -> Any:
+    """`ray.get` that re-raises a RlaifError from an actor without Ray's wrapping.
+
+    meanwhile: called about twice a second until the first of a list of references has ended.
+    """
+    while meanwhile is not None and not ray.wait(refs, timeout=0.5)[0]:
+        meanwhile()
     try:
         return ray.get(refs, timeout=timeout)
     except RayTaskError as error:

@@ -11,6 +11,7 @@ from cluster.env import actor_env
 from cluster.publish import Manifest
 from cluster.remote import ask
 from cluster.staging import Staging
+from cluster.transfer import Delivery, Receivers
 from learners.spec import LearnerSpec
 from learners.worker import LearnerWorker
 from rlaif.config.schema import Ppo, Reward
@@ -33,6 +34,8 @@ class LearnerGroup:
         self.ranks = [
             actor.options(runtime_env=env, **options[rank]).remote(spec, rank, world) for rank in range(world)
         ]
+        self._joined: tuple | None = None
+        """Role, backend and receivers of the transport that is open."""
         address = ask(self.ranks[0].address.remote())
         ask([rank.start.remote(address, make_frames, ppo) for rank in self.ranks])
 
@@ -60,9 +63,14 @@ class LearnerGroup:
         )
 
     def train_ppo(
-        self, samples: Sequence[Sample], scores: Sequence[float], config: Ppo, seed: int
+        self,
+        samples: Sequence[Sample],
+        scores: Sequence[float],
+        config: Ppo,
+        seed: int,
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> tuple[dict[str, float], dict]:
-        """One PPO iteration; metrics, and {key: report} of every sample."""
+        """One PPO iteration; metrics, and {key: report} of every sample. `meanwhile` is called now and then."""
         order = sorted(range(len(samples)), key=lambda i: samples[i].key)
         lengths = [len(samples[i].prompt_ids) + len(samples[i].response_ids) for i in order]
         shares = [[order[i] for i in hand] for hand in deal(lengths, len(self.ranks))]
@@ -70,7 +78,7 @@ class LearnerGroup:
             rank.train_ppo.remote([samples[i] for i in share], [scores[i] for i in share], config, seed)
             for rank, share in zip(self.ranks, shares, strict=True)
         ]
-        answers = ask(calls)
+        answers = ask(calls, meanwhile=meanwhile)
         return answers[0][0], {row["key"]: row for _, report in answers for row in report}
 
     def logprobs(self, role: str, rows: Sequence[tuple]) -> list:
@@ -87,6 +95,21 @@ class LearnerGroup:
     ) -> tuple[Manifest, list[ray.ObjectRef]]:
         """Manifest and bucket references of a role's newest weights."""
         return ask([rank.publish.remote(role, version, bucket_bytes) for rank in self.ranks])[0]
+
+    def transfer(self, role: str, version: int, receivers: Receivers, bucket_bytes: int = 512 * 1024**2) -> Delivery:
+        """Send a role's newest full weights over a transport between GPUs, and wait until they are in place.
+
+        The transport stays open for the next version, while its receivers are the same and it has not failed.
+        """
+        members = (role, receivers.backend, tuple(receivers.actors))
+        if self._joined != members:
+            self._joined, address = None, ask(self.ranks[0].address.remote())
+            opened = ask([rank.open_transfer.remote(role, receivers, address, bucket_bytes) for rank in self.ranks])
+            if opened[0] is not None:
+                return opened[0]
+        delivery = ask([rank.transfer.remote(version) for rank in self.ranks])[0]
+        self._joined = members if delivery.receipts else None
+        return delivery
 
     def save(self, staging: Staging) -> dict:
         """Write all trained roles into a checkpoint in the making; returns the scalar state for its meta data."""

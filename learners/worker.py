@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import ray
@@ -16,6 +16,7 @@ from cluster.checkpoint import CheckpointRef, Checkpoints
 from cluster.publish import Manifest, pack
 from cluster.remote import free_port
 from cluster.staging import Staging
+from cluster.transfer import Delivery, Receivers
 from learners import losses, parity, sequences
 from learners.export import adapter_config, export_role
 from learners.learner import Learner
@@ -24,6 +25,7 @@ from learners.spec import LearnerSpec
 from learners.state import load_role, published_weights, save_role
 from rlaif.config.schema import Ppo, Reward
 from rlaif.data import Conversation, Pair
+from rlaif.errors import ContractError
 from rlaif.models.check import fingerprint
 from rlaif.models.encode import Frames
 from rlaif.models.reward_prompt import RewardPrompt
@@ -37,6 +39,8 @@ class LearnerWorker:
 
     def __init__(self, spec: LearnerSpec, rank: int, world: int):
         self.spec, self.rank, self.world = spec, rank, world
+        self.sender: Any = None
+        """Open transport for full weights between GPUs."""
 
     def address(self) -> tuple[str, int]:
         """Where the other ranks meet rank 0."""
@@ -117,6 +121,32 @@ class LearnerWorker:
         kind, lora = ("adapter", adapter_config(target)) if target.adapter else ("full", None)
         base = fingerprint(target.spec.base)
         return pack(weights, bucket_bytes, version=version, kind=kind, lora=lora, base=base, put=ray.put)
+
+    def open_transfer(
+        self, role: str, receivers: Receivers, address: tuple[str, int], bucket_bytes: int
+    ) -> Delivery | None:
+        """Open a transport for the role's full weights, all ends meeting at `address`; None, or why nobody came."""
+        from learners.transfer import Sender  # vLLM, which no other way of publishing needs here
+
+        self._close_sender()
+        try:
+            self.sender = Sender(self.learner.roles[role], receivers, self.rank, address, bucket_bytes)
+        except ContractError as error:
+            return Delivery(None, {}, dict.fromkeys(receivers.actors, error.found))
+
+    def transfer(self, version: int) -> Delivery:
+        """Send the newest weights over the open transport, which a failure closes. Collective."""
+        try:
+            return self.sender.send(version)
+        except ContractError as error:
+            failed = dict.fromkeys(self.sender.receivers.actors, error.found)
+            self._close_sender()
+            return Delivery(None, {}, failed)
+
+    def _close_sender(self) -> None:
+        if self.sender is not None:
+            self.sender.close()
+            self.sender = None
 
     def save(self, staging: Staging) -> dict:
         """Write every trained role into a checkpoint in the making; returns the scalar state."""

@@ -59,7 +59,7 @@ class World:
     def deviation(self, role: Role) -> float:
         """Largest difference between the engine's log-probs and the role's, over samples with and without a video."""
         videos = ["a", None]
-        answers = self.engine.generate([self.request(video) for video in videos], SAMPLING, self.engine.version)
+        answers = self.engine.generate([self.request(video) for video in videos], SAMPLING, self.engine.weights.version)
         found = []
         for video, group in zip(videos, answers, strict=True):
             features = self.encoder.video(video) if video else None
@@ -71,14 +71,14 @@ class World:
             found += [abs(own - answer.logprobs) for own, answer in zip(logprobs, group, strict=True)]
         differences = np.concatenate(found)
         print(
-            f"{self.family} version {self.engine.version}: max {differences.max():.1e}, mean {differences.mean():.1e}"
+            f"{self.family} version {self.engine.weights.version}: max {differences.max():.1e}, mean {differences.mean():.1e}"
         )
         return float(differences.max())
 
     def publish(self, role: Role, version: int) -> None:
         """As a learner does; the engine refuses weights that leave one of its parameters as it was."""
         kind, lora = ("adapter", adapter_config(role)) if role.adapter else ("full", None)
-        self.engine.publish(*pack(published_weights(role), 1 << 20, version=version, kind=kind, lora=lora))
+        self.engine.weights.publish(*pack(published_weights(role), 1 << 20, version=version, kind=kind, lora=lora))
 
 
 @torch.no_grad()
@@ -161,6 +161,6 @@ def test_an_export_has_the_names_that_vllm_loads_and_transformers_reads_it_back(
 def test_adapters_agree_too(adapted):
     role = adapted.role(LORA)
     assert adapted.deviation(role) < 1e-4
-    adapted.publish(perturb(role, "lora_", scale=0.2), 1)
+    adapted.weights.publish(perturb(role, "lora_", scale=0.2), 1)
     assert adapted.deviation(adapted.role(LORA)) > 1e-2
     assert adapted.deviation(role) < 1e-4

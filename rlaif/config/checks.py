@@ -113,6 +113,36 @@ def _rollout(config: Config) -> list[str]:
             "by the prompt's length"
         )
     gpus = config.cluster.rollout.gpus
+    problems += _transport(config) + _sleep(config)
     if (width > 1 or gpus > 1) and gpus != width:
         problems.append(f"cluster.rollout.gpus ({gpus}) must equal rollout.tensor_parallel_size ({width})")
+    return problems
+
+
+def _transport(config: Config) -> list[str]:
+    """Ways between GPUs need GPUs: of their own for nccl, shared ones for ipc."""
+    transport, roles = config.rollout.transport, ("rollout", "learner")
+    if transport == "object_store":
+        return []
+    problems, shares = [], {role: getattr(config.cluster, role).gpus for role in roles}
+    if config.ppo.lora is not None:
+        problems.append(f"rollout.transport={transport} moves full weights (ppo.lora: null); adapters use object_store")
+    for role, share in shares.items():
+        fits = share >= 1 if transport == "nccl" else 0 < share < 1
+        wanted = (
+            "at least 1: a GPU of its own" if transport == "nccl" else "above 0 and below 1: a part of a shared GPU"
+        )
+        if not fits:
+            problems.append(f"rollout.transport={transport} needs cluster.{role}.gpus ({share:g}) {wanted}")
+    return problems
+
+
+def _sleep(config: Config) -> list[str]:
+    level, problems = config.rollout.sleep_level, []
+    if level and config.cluster.rollout.gpus == 0:
+        problems.append(f"rollout.sleep_level={level} frees a GPU, but cluster.rollout.gpus is 0")
+    if level and config.ppo.max_staleness:
+        problems.append("rollout.sleep_level needs ppo.max_staleness=0: otherwise engines sample while learners update")
+    if level == 2 and config.ppo.lora is not None:
+        problems.append("rollout.sleep_level=2 forgets the base that an adapter needs: use 1")
     return problems

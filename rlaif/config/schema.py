@@ -301,6 +301,13 @@ class Rollout(Section):
     tensor_parallel_size: int = Field(1, ge=1)
     enforce_eager: bool = True
     max_num_seqs: int = Field(256, ge=1)
+    transport: Literal["object_store", "nccl", "ipc"] = "object_store"
+    """How full weights reach the engines: through Ray's object store (anywhere; adapters always), or from GPU to GPU:
+    nccl where learners and engines have GPUs of their own, ipc where each engine shares a learner rank's. Both hold the new
+    weights beside the old ones until they are checked; an actor they do not reach gets the version through the object store."""
+    sleep_level: Literal[0, 1, 2] = 0
+    """What engines that share their GPU with learners give up during the update: 0 nothing, 1 their cache and (to host
+    memory) weights, 2 both without a copy (full weights only: the next publish brings them)."""
 
 
 class Eval(Section):

@@ -10,6 +10,7 @@ from statistics import median
 from actors.frames import LocalFrames
 from rlaif.config.schema import Config
 from rlaif.models.tiny import Size, build_tiny
+from rlaif.progress import progress
 from rlaif.stages import data, pairs, ppo, reward
 from rlaif.stages.baseline import Baseline, Times
 from rlaif.stages.demo import say
@@ -51,7 +52,8 @@ def bench(config: Config, file: Path | None = None) -> dict:
         rows = run.directory.read_metrics("ppo")
     say("3/3 the same in one process, in turn")
     baseline = Baseline(config, LocalFrames(config.data.root, config.video.num_frames))
-    times = [baseline.iterate(prompts_of(config, prompts, number)) for number in range(config.ppo.iterations - 1)]
+    numbers = range(config.ppo.iterations - 1)
+    times = [baseline.iterate(prompts_of(config, prompts, n)) for n in progress(numbers, "one process", len(numbers))]
     found = figures(rows, times, config.ppo.prompts_per_iteration * config.ppo.samples_per_prompt)
     found |= {f"peak_gib_{name}": value / 2**30 for name, value in memory.items()} | {"command": command()}
     print("\n" + report(found))
@@ -85,7 +87,7 @@ def figures(rows: Sequence[dict], baseline: Sequence[Times], samples: int) -> di
     busy = {
         "rollout": median(row["time/rollout"] / w for row, w in zip(rows, walls, strict=True)),
         "reward": median(row["time/reward_busy"] / w for row, w in zip(rows, walls, strict=True)),
-        "learner": median(row["time/update"] / w for row, w in zip(rows, walls, strict=True)),
+        "learner": 1 - median(row["time/wait_for_samples"] / w for row, w in zip(rows, walls, strict=True)),
     }
     per_token = median(w / t for w, t in zip(walls, tokens, strict=True))
     rollout_rate = median(t / row["time/rollout"] for row, t in zip(rows, tokens, strict=True))

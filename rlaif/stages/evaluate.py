@@ -58,7 +58,7 @@ def evaluate(config: Config, run: Run) -> list[dict]:
     roles = start_roles(config, run, data.prompts(run, config.data.eval), frozen(config, None))
     rows = policy(config, run, roles, "sft")
     roles.learners = run.topology.learners(frozen(config, str(export)))
-    roles.publish(1)
+    roles.publisher.publish(1)
     return rows + policy(config, run, roles, "rlaif")
 
 
@@ -121,7 +121,7 @@ def answer(
     Raises RlaifError when more than `ppo.max_reward_failures` of the prompts gave none.
     """
     sampling = Sampling(temperature=DECODINGS[decoding], max_tokens=config.eval.max_tokens)
-    roles.wait_published()
+    roles.publisher.wait()
     batch = ("eval", decoding)
     roles.rollouts.submit(batch, prompts, 1, derive(config.seed, "eval", config.eval.seed), sampling)
     samples, failures = [], []

@@ -27,7 +27,7 @@ def train(config: Config, run: Run, start: Start = "new") -> str:
     best = evaluate.Best.of(newest)
     if newest is not None:
         roles.ledger.load_state_dict(newest.meta["ledger"])
-    roles.publish(first)
+    roles.publisher.publish(first)
     gate = parity_gate(config, roles, prompts)
     gate.check()
     if newest is None:
@@ -40,7 +40,7 @@ def train(config: Config, run: Run, start: Start = "new") -> str:
             round_ = collect(config, roles, iteration)
             metrics = learn(config, roles, round_)
             done = iteration + 1
-            metrics |= roles.publish(done)
+            metrics |= roles.publisher.publish(done)
             if gate.due(done):
                 metrics |= gate.check()
             if ppo.eval_every and done % ppo.eval_every == 0:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import AutoTokenizer
 
@@ -22,6 +22,7 @@ from rlaif.models.reward_prompt import contexts
 from rlaif.records import Prompt
 from rlaif.stages import data
 from rlaif.stages.parity import Gate
+from rlaif.stages.publishing import Publisher
 from rlaif.stages.run import Run
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class Roles:
     learners: LearnerGroup
     rollouts: RolloutPool
     rewards: RewardPool
+    publisher: Publisher
     captions: dict[str, tuple[str, ...]]
     """The reward model's context of each prompt."""
     frames: FrameClient
@@ -42,28 +44,14 @@ class Roles:
     ledger: Ledger = field(default_factory=Ledger)
     eval_prompts: list[Prompt] | None = None
     """Read when first evaluated."""
-    apply_s: float = 0.0
-    """How long the slowest rollout actor took to verify and load the weights published last."""
+    arriving: dict[int, Any] = field(default_factory=dict)
+    """What has come in of each iteration that was asked for (see rlaif/stages/rounds.py)."""
+    reissued: int = 0
+    """Prompts asked for again, as far as the ledger counts them."""
     checkpoint_s: float = 0.0
     """How long the last checkpoint took."""
     reward_busy_s: float = 0.0
     """The reward actors' seconds of scoring up to the last iteration."""
-
-    def publish(self, version: int) -> dict[str, float]:
-        """Send the policy's newest weights to every rollout actor; each applies them behind what it still owes.
-
-        Returns the transfer's metrics. `wait_published` says when they are in place.
-        """
-        began = time.perf_counter()
-        manifest, buckets = self.learners.publishable("policy", version)
-        self.rollouts.publish(manifest, buckets, self.deadline_s)
-        seconds = time.perf_counter() - began
-        return {"publish/bytes": manifest.nbytes, "publish/tensors": len(manifest.tensors), "publish/seconds": seconds}
-
-    def wait_published(self) -> None:
-        """Every rollout actor holds the version published last, verified."""
-        receipts = self.rollouts.committed(self.deadline_s)
-        self.apply_s = max((receipt.seconds for receipt in receipts.values()), default=0.0)
 
 
 def require_inputs(config: Config) -> None:
@@ -99,7 +87,9 @@ def start_roles(config: Config, run: Run, prompts: Sequence[Prompt], spec: Learn
     rewards = topology.rewards(ppo.reward, ppo.tokens_per_microbatch)
     learners = topology.learners(spec, ppo)
     rewards.wait_ready()
-    return Roles(learners, rollouts, rewards, captions, topology.client(), run, config.cluster.collective_timeout_s)
+    deadline = config.cluster.collective_timeout_s
+    publisher = Publisher(learners, rollouts, config.rollout, deadline)
+    return Roles(learners, rollouts, rewards, publisher, captions, topology.client(), run, deadline)
 
 
 def context_of(config: Config, prompts: Sequence[Prompt]) -> dict[str, tuple[str, ...]]:
@@ -115,7 +105,7 @@ def context_of(config: Config, prompts: Sequence[Prompt]) -> dict[str, tuple[str
 
 def parity_gate(config: Config, roles: Roles, prompts: Sequence[Prompt]) -> Gate:
     """The gate, on the first prompt whose video decodes: prompts are checked before a run starts."""
-    roles.wait_published()
+    roles.publisher.wait()
     return Gate(
         config.ppo.parity,
         config.model.dtype,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from actors.reward import Answer
-from actors.rollout import Failure
+from actors.rollout import Answers, Failure
 from cluster.ledger import Ledger
 from cluster.remote import ask
 from rlaif.config.schema import Config
@@ -42,16 +44,43 @@ class Round:
         return [sample for sample in self.samples if not isinstance(self.outcomes[sample.key], Masked)]
 
 
+@dataclass
+class Arriving:
+    """An iteration's samples as they come in; each part goes to the reward actors at once."""
+
+    samples: list[Sample] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    scoring: list[Any] = field(default_factory=list)
+    """References to {key: outcome}."""
+    times: dict[str, float] = field(default_factory=dict)
+
+    def take(self, roles: Roles, answers: Answers) -> None:
+        self.samples += answers.samples
+        self.failures += answers.failures
+        times = self.times
+        times["rollout_began"] = min(times.get("rollout_began", answers.began), answers.began)
+        times["rollout_ended"] = max(times.get("rollout_ended", answers.ended), answers.ended)
+        self.scoring.append(roles.rewards.score([_answer(roles, sample) for sample in answers.samples]))
+
+
 def ask_for(config: Config, roles: Roles, prompts: Sequence[Prompt], iteration: int) -> None:
     """Ask the rollout actors for iteration `iteration`'s samples, by the weights published last."""
     ppo = config.ppo
-    roles.wait_published()
+    roles.publisher.wait()
     chosen = prompts_of(config, prompts, iteration)
     roles.ledger.issue(iteration, [(p.prompt_id, index) for p in chosen for index in range(ppo.samples_per_prompt)])
     roles.frames.prefetch(prompt.video for prompt in prompts_of(config, prompts, iteration + 1))
     roles.rollouts.submit(
         iteration, chosen, ppo.samples_per_prompt, derive(config.seed, "rollout", iteration), ppo.sampling
     )
+    roles.arriving[iteration] = Arriving()
+
+
+def take_ready(roles: Roles) -> None:
+    """Send what has been answered in the meantime to the reward actors; does not wait."""
+    for iteration, arriving in roles.arriving.items():
+        for answers in roles.rollouts.ready(iteration):
+            arriving.take(roles, answers)
 
 
 def prompts_of(config: Config, prompts: Sequence[Prompt], iteration: int) -> list[Prompt]:
@@ -66,23 +95,19 @@ def collect(config: Config, roles: Roles, iteration: int) -> Round:
     Raises RlaifError when more than `ppo.max_reward_failures` of the samples have no reward, ContractError for a
     sample that is older than `ppo.max_staleness` allows.
     """
-    samples, failures, scoring, times = [], [], [], {"waited_from": time.time()}
-    reissued = roles.rollouts.reissued
+    waited_from, arriving = time.time(), roles.arriving[iteration]
     for answers in roles.rollouts.results(iteration, roles.deadline_s):
-        samples += answers.samples
-        failures += answers.failures
-        times["rollout_began"] = min(times.get("rollout_began", answers.began), answers.began)
-        times["rollout_ended"] = max(times.get("rollout_ended", answers.ended), answers.ended)
-        scoring.append(roles.rewards.score([_answer(roles, sample) for sample in answers.samples]))
-    outcomes = {key: outcome for part in ask(scoring) for key, outcome in part.items()}
-    times["rewarded"] = time.time()
-    samples.sort(key=lambda sample: sample.key)
-    round_ = Round(
-        iteration, samples, {s.key: _shape(config, s, outcomes[s.key]) for s in samples}, failures, times=times
-    )
+        arriving.take(roles, answers)
+    del roles.arriving[iteration]
+    outcomes = {key: outcome for part in ask(arriving.scoring) for key, outcome in part.items()}
+    times = {"waited_from": waited_from, **arriving.times, "rewarded": time.time()}
+    samples = sorted(arriving.samples, key=lambda sample: sample.key)
+    shaped = {sample.key: _shape(config, sample, outcomes[sample.key]) for sample in samples}
+    round_ = Round(iteration, samples, shaped, arriving.failures, times=times)
     _check_versions(round_, config.ppo.max_staleness)
     _account(roles.ledger, round_, config.ppo.samples_per_prompt)
-    roles.ledger.reissue((roles.rollouts.reissued - reissued) * config.ppo.samples_per_prompt)
+    roles.ledger.reissue((roles.rollouts.reissued - roles.reissued) * config.ppo.samples_per_prompt)
+    roles.reissued = roles.rollouts.reissued
     _check_failures(config, round_)
     return round_
 
@@ -90,9 +115,12 @@ def collect(config: Config, roles: Roles, iteration: int) -> Round:
 def learn(config: Config, roles: Roles, round_: Round) -> dict[str, float]:
     """The update; returns every metric of the iteration so far."""
     trained = round_.trained
+    if config.rollout.sleep_level:
+        roles.rollouts.sleep(config.rollout.sleep_level, roles.deadline_s)
     round_.times["update_began"] = time.time()
     scores = [round_.outcomes[sample.key].value for sample in trained]
-    metrics, round_.reports = roles.learners.train_ppo(trained, scores, config.ppo, config.seed)
+    meanwhile = partial(take_ready, roles)
+    metrics, round_.reports = roles.learners.train_ppo(trained, scores, config.ppo, config.seed, meanwhile)
     round_.times["update_ended"] = time.time()
     for sample in trained:
         roles.ledger.move(round_.iteration, sample.key, "trained")
@@ -141,7 +169,7 @@ def engine_metrics(roles: Roles, round_: Round) -> dict[str, float]:
         **times,
         **roles.ledger.metrics(),
         "time/checkpoint": roles.checkpoint_s,
-        "publish/apply_seconds": roles.apply_s,
+        "publish/apply_seconds": roles.publisher.apply_s,
         "rollout/tokens_per_s": tokens / max(times["time/rollout"], 1e-9),
         "rollout/actors": len(roles.rollouts.actors),
         "rollout/dead_actors": len(roles.rollouts.dead),

@@ -138,7 +138,7 @@ class Topology:
         groups = {"frames": [self._store] if self._store is not None else []}
         groups["learner"] = self._group.ranks if self._group else []
         groups["reward"] = self._rewards.actors if self._rewards else []
-        groups["rollout"] = [actor for pool in self._rollouts.values() for actor in pool.handles]
+        groups["rollout"] = [actor for pool in self._rollouts.values() for actor in pool.handles.values()]
         peaks = {
             role: ask([actor.__ray_call__.remote(_peak_rss) for actor in actors]) for role, actors in groups.items()
         }

@@ -104,7 +104,7 @@ def perturbed(model, parts, scale=0.05, seed=1):
 
 def deviation(world, engine, model) -> float:
     """Largest difference between the engine's log-probs of fresh samples and the model's."""
-    answers = engine.generate([world.request], SAMPLING, engine.version)[0]
+    answers = engine.generate([world.request], SAMPLING, engine.weights.version)[0]
     return max(float(np.abs(world.forward(model, answer.response_ids) - answer.logprobs).max()) for answer in answers)
 
 
@@ -125,11 +125,11 @@ def adapted(world):
 
 def send(engine, model, version, keep=lambda name: True):
     tensors = [(name, tensor) for name, tensor in model.state_dict().items() if keep(name)]
-    return engine.publish(*pack(tensors, 1 << 20, version=version))
+    return engine.weights.publish(*pack(tensors, 1 << 20, version=version))
 
 
 def test_answers_are_those_of_the_model(world, full):
-    answers = full.generate([world.request, world.plain], SAMPLING, full.version)
+    answers = full.generate([world.request, world.plain], SAMPLING, full.weights.version)
     assert [len(entry) for entry in answers] == [2, 1]
     assert answers[0][0].visual_tokens == 48 and answers[1][0].visual_tokens == 0
     assert (answers[0][0].prompt_ids == world.banned[0]).sum() == 48
@@ -138,8 +138,8 @@ def test_answers_are_those_of_the_model(world, full):
 
 def test_given_responses_get_the_log_probs_they_would_have_been_sampled_with(world, full):
     sampling = Sampling(max_tokens=8, temperature=0.7)
-    answers = full.generate([world.request], sampling, full.version)[0]
-    found = full.logprobs([world.request], [answers[0].response_ids], sampling, full.version)[0]
+    answers = full.generate([world.request], sampling, full.weights.version)[0]
+    found = full.logprobs([world.request], [answers[0].response_ids], sampling, full.weights.version)[0]
     np.testing.assert_allclose(found, answers[0].logprobs, atol=1e-5)
     np.testing.assert_allclose(found, world.forward(world.fresh(), answers[0].response_ids, temperature=0.7), atol=1e-4)
 
@@ -147,7 +147,8 @@ def test_given_responses_get_the_log_probs_they_would_have_been_sampled_with(wor
 def test_seeds_decide_the_answers(world, full):
     def ids(request):
         return [
-            answer.response_ids.tolist() for answer in full.generate([world.plain, request], SAMPLING, full.version)[1]
+            answer.response_ids.tolist()
+            for answer in full.generate([world.plain, request], SAMPLING, full.weights.version)[1]
         ]
 
     first = ids(replace(world.request, seeds=(7, 8)))
@@ -157,7 +158,7 @@ def test_seeds_decide_the_answers(world, full):
 
 def test_greedy_ignores_seeds_and_takes_the_most_likely_token(world, full):
     answers = full.generate(
-        [replace(world.request, seeds=(1, 2))], Sampling(max_tokens=4, temperature=0.0), full.version
+        [replace(world.request, seeds=(1, 2))], Sampling(max_tokens=4, temperature=0.0), full.weights.version
     )[0]
     assert answers[0].response_ids.tolist() == answers[1].response_ids.tolist()
     np.testing.assert_allclose(answers[0].logprobs, world.forward(world.fresh(), answers[0].response_ids), atol=1e-4)
@@ -165,7 +166,7 @@ def test_greedy_ignores_seeds_and_takes_the_most_likely_token(world, full):
 
 def test_banned_ids_are_never_sampled_and_finish_reasons_are_told_apart(world, full):
     request = replace(world.request, seeds=tuple(range(60)))
-    answers = full.generate([request], Sampling(max_tokens=24, temperature=2.0), full.version)[0]
+    answers = full.generate([request], Sampling(max_tokens=24, temperature=2.0), full.weights.version)[0]
     eos = world.processor.tokenizer.eos_token_id
     assert not np.isin(np.concatenate([answer.response_ids for answer in answers]), world.banned).any()
     assert {answer.finish_reason for answer in answers} == {"stop", "length"}
@@ -176,7 +177,7 @@ def test_banned_ids_are_never_sampled_and_finish_reasons_are_told_apart(world, f
 
 def test_a_prompt_beyond_the_limit_is_refused_and_the_rest_is_answered(world, full):
     long = Request([*world.plain.prompt_ids] * 60, (1, 2))
-    entries = full.generate([long, world.plain], SAMPLING, full.version)
+    entries = full.generate([long, world.plain], SAMPLING, full.weights.version)
     assert isinstance(entries[0], Refused) and "512" in entries[0].reason
     assert len(entries[1]) == 1
 
@@ -185,14 +186,14 @@ def test_prompts_and_versions_that_do_not_fit_are_errors(world, full):
     with pytest.raises(ContractError, match="version 41"):
         full.generate([world.plain], SAMPLING, 41)
     with pytest.raises(ContractError, match="20 visual tokens"):
-        full.generate([replace(world.request, visual_tokens=20)], SAMPLING, full.version)
+        full.generate([replace(world.request, visual_tokens=20)], SAMPLING, full.weights.version)
 
 
 def test_a_full_publish_replaces_every_weight(world, full):
     changed = perturbed(world.fresh(), [""])
     assert deviation(world, full, changed) > 1e-2
     receipt = send(full, changed, version=1)
-    assert (receipt.version, full.version) == (1, 1)
+    assert (receipt.version, full.weights.version) == (1, 1)
     assert deviation(world, full, changed) < 1e-4
     with pytest.raises(ContractError, match="version 0"):
         full.generate([world.plain], SAMPLING, 0)
@@ -202,7 +203,7 @@ def test_a_full_publish_replaces_every_weight(world, full):
 def test_a_publish_without_one_of_the_engines_tensors_is_no_version(world, full, left_out):
     with pytest.raises(ContractError, match=left_out.split(".")[-1]):
         send(full, perturbed(world.fresh(), [""]), 2, keep=lambda name: left_out not in name)
-    assert full.version is None
+    assert full.weights.version is None
     with pytest.raises(ContractError, match="no usable weights"):
         full.generate([world.plain], SAMPLING, 2)
     send(full, world.fresh(), version=3)
@@ -214,7 +215,7 @@ def test_weights_that_would_load_wrongly_are_refused_before_anything_changes(wor
     send(full, world.fresh(), version=4)
     with pytest.raises(ContractError, match=left_out):
         send(full, perturbed(world.fresh(), [""]), 5, keep=lambda name: left_out not in name)
-    assert full.version == 4
+    assert full.weights.version == 4
     assert deviation(world, full, world.fresh()) < 1e-4
 
 
@@ -224,11 +225,11 @@ def test_without_the_head_or_the_encoder_reset_the_comparison_would_fail(world, 
     deviation(world, full, world.fresh())  # the video's features are now cached
     changed = perturbed(world.fresh(), [""])
     with monkeypatch.context() as patch:
-        patch.setattr(full, "_reset_encoder_cache", lambda: None)
+        patch.setattr(full.weights, "reset_encoder_cache", lambda: None)
         send(full, changed, version=7)
         assert deviation(world, full, changed) > 1e-3
     with monkeypatch.context() as patch:
-        patch.setattr(full, "_tied", False)
+        patch.setattr(full.weights, "_tied", False)
         send(full, world.fresh(), 8, keep=lambda name: name != "lm_head.weight")
         assert deviation(world, full, world.fresh()) > 1e-3
     send(full, changed, version=9)
@@ -243,7 +244,7 @@ def test_without_the_prefix_reset_long_prompts_would_keep_old_keys_and_values(wo
     full.generate([long], SAMPLING, 20)
     changed = perturbed(world.fresh(), [""])
     with monkeypatch.context() as patch:
-        patch.setattr(full, "_reset_prefix_cache", lambda: None)
+        patch.setattr(full.weights, "reset_prefix_cache", lambda: None)
         send(full, changed, version=21)
         stale = full.logprobs([long], [[9, 10]], SAMPLING, 21)[0]
     send(full, changed, version=22)
@@ -252,9 +253,9 @@ def test_without_the_prefix_reset_long_prompts_would_keep_old_keys_and_values(wo
 
 def test_one_at_a_time_gives_the_same_answers(world, full, monkeypatch):
     monkeypatch.setattr(full, "spec", replace(full.spec, deterministic=True))
-    alone = full.generate([world.plain, world.request], SAMPLING, full.version)
+    alone = full.generate([world.plain, world.request], SAMPLING, full.weights.version)
     monkeypatch.undo()
-    together = full.generate([world.plain, world.request], SAMPLING, full.version)
+    together = full.generate([world.plain, world.request], SAMPLING, full.weights.version)
     for one, other in zip(alone[0] + alone[1], together[0] + together[1], strict=True):
         assert one.response_ids.tolist() == other.response_ids.tolist()
         np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
@@ -266,7 +267,7 @@ def test_an_error_among_the_requests_leaves_an_idle_engine(world, full):
         raise OSError("disk gone")
 
     with pytest.raises(OSError, match="disk gone"):
-        full.generate(broken(), SAMPLING, full.version)
+        full.generate(broken(), SAMPLING, full.weights.version)
     send(full, world.fresh(), version=30)
     assert len(full.generate([world.plain], SAMPLING, 30)[0]) == 1
 
@@ -279,8 +280,8 @@ def test_a_damaged_byte_is_refused_by_name_and_the_old_version_stays(world, full
     bucket[name] = bucket[name].copy()
     bucket[name].view(np.uint8)[3, 5] ^= 1
     with pytest.raises(ContractError, match=name):
-        full.publish(manifest, buckets)
-    assert full.version == 10
+        full.weights.publish(manifest, buckets)
+    assert full.weights.version == 10
     assert deviation(world, full, world.fresh()) < 1e-4
 
 
@@ -288,10 +289,10 @@ def test_weights_of_another_base_are_refused(world, full):
     state = dict(world.fresh().state_dict())
     send(full, world.fresh(), version=11)
     with pytest.raises(ContractError, match="another base"):
-        full.publish(*pack(state.items(), 1 << 20, version=12, base="0123456789abcdef"))
-    assert full.version == 11
-    full.publish(*pack(state.items(), 1 << 20, version=12, base=fingerprint(world.path)))
-    assert full.version == 12
+        full.weights.publish(*pack(state.items(), 1 << 20, version=12, base="0123456789abcdef"))
+    assert full.weights.version == 11
+    full.weights.publish(*pack(state.items(), 1 << 20, version=12, base=fingerprint(world.path)))
+    assert full.weights.version == 12
 
 
 def test_after_a_load_that_broke_off_nothing_is_sampled_until_a_publish_succeeds(world, full):
@@ -299,11 +300,26 @@ def test_after_a_load_that_broke_off_nothing_is_sampled_until_a_publish_succeeds
         world.fresh().state_dict(), **{"model.language_model.layers.9.input_layernorm.weight": torch.zeros(128)}
     )
     with pytest.raises(ContractError, match=r"layers\.9"):
-        full.publish(*pack(state.items(), 1 << 20, version=13))
+        full.weights.publish(*pack(state.items(), 1 << 20, version=13))
     with pytest.raises(ContractError, match="half-way"):
         full.generate([world.plain], SAMPLING, 13)
     send(full, world.fresh(), version=14)
     assert deviation(world, full, world.fresh()) < 1e-4
+
+
+def test_a_sleeping_engine_wakes_for_its_next_use(world, full):
+    """On the CPU vLLM frees nothing, but it does drop its caches, and level 2 forgets the version as it does on a GPU."""
+    send(full, world.fresh(), version=15)
+    full.weights.sleep(1)
+    assert full.llm.llm_engine.is_sleeping()
+    assert deviation(world, full, world.fresh()) < 1e-4 and not full.llm.llm_engine.is_sleeping()
+    full.weights.sleep(2)
+    with pytest.raises(ContractError, match="no usable weights"):
+        full.generate([world.plain], SAMPLING, 15)
+    full.weights.sleep(2)
+    changed = perturbed(world.fresh(), [""])
+    send(full, changed, version=16)
+    assert not full.llm.llm_engine.is_sleeping() and deviation(world, full, changed) < 1e-4
 
 
 def test_an_adapter_publish_equals_the_adapted_model(world, adapted):
@@ -321,12 +337,12 @@ def test_an_adapter_publish_equals_the_adapted_model(world, adapted):
         perturbed(model, ["lora_"], scale=0.1, seed=version)
         assert deviation(world, adapted, model) > 1e-2
         tensors = get_peft_model_state_dict(model).items()
-        receipt = adapted.publish(*pack(tensors, 1 << 20, version=version, kind="adapter", lora=config))
-        assert adapted.version == version and receipt.nbytes < 200_000
+        receipt = adapted.weights.publish(*pack(tensors, 1 << 20, version=version, kind="adapter", lora=config))
+        assert adapted.weights.version == version and receipt.nbytes < 200_000
         assert deviation(world, adapted, model) < 1e-4
     with pytest.raises(ContractError, match="rank 16"):
         wide = config | {"r": 16}
-        adapted.publish(*pack(tensors, 1 << 20, version=3, kind="adapter", lora=wide))
+        adapted.weights.publish(*pack(tensors, 1 << 20, version=3, kind="adapter", lora=wide))
     with pytest.raises(ContractError, match="adapter weights"):
         send(adapted, world.fresh(), version=3)
-    assert adapted.version == 2 and deviation(world, adapted, model) < 1e-4
+    assert adapted.weights.version == 2 and deviation(world, adapted, model) < 1e-4

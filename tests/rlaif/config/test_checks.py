@@ -26,6 +26,10 @@ def changed(*changes: str) -> Config:
     return Config.model_validate(raw)
 
 
+GPUS = ["cluster.rollout.gpus=1", "cluster.learner.gpus=1"]
+SHARED = ["cluster.rollout.gpus=0.4", "cluster.learner.gpus=0.4"]
+
+
 def test_a_plain_configuration_has_no_problems():
     assert problems_of(changed()) == []
 
@@ -56,6 +60,13 @@ def test_a_plain_configuration_has_no_problems():
         (["sft.lora={}", "sft.train_vision=true"], "sft", "sft.lora"),
         (["rollout.max_model_len=256"], "ppo", "rollout.max_model_len (256)"),
         (["cluster.rollout.gpus=2"], "ppo", "rollout.tensor_parallel_size"),
+        (["rollout.transport=nccl", *GPUS], "ppo", "ppo.lora: null"),
+        (["rollout.transport=nccl", "ppo.lora=null", *GPUS, "cluster.learner.gpus=0.5"], "ppo", "cluster.learner.gpus"),
+        (["rollout.transport=ipc", "ppo.lora=null", *SHARED, "cluster.rollout.gpus=0"], "ppo", "cluster.rollout.gpus"),
+        (["rollout.transport=ipc", "ppo.lora=null", *SHARED, "cluster.rollout.gpus=1"], "ppo", "a shared GPU"),
+        (["rollout.sleep_level=1"], "ppo", "cluster.rollout.gpus is 0"),
+        (["rollout.sleep_level=1", *SHARED, "ppo.max_staleness=1"], "ppo", "ppo.max_staleness=0"),
+        (["rollout.sleep_level=2", *SHARED], "ppo", "rollout.sleep_level=2"),
     ],
 )
 def test_each_problem_is_named_in_its_stage(changes, stage, named):
@@ -80,6 +91,9 @@ def test_other_stages_problems_are_not_this_ones():
         ["cluster.learner.gpus=0.5"],
         ["model.device=cuda", "cluster.learner.gpus=1", "cluster.rollout.gpus=1", "ppo.reward={path: 'a:b'}"],
         ["ppo.eval_every=5", "eval.checker='a:b'"],
+        ["rollout.transport=nccl", "ppo.lora=null", *GPUS],
+        ["rollout.transport=ipc", "ppo.lora=null", "rollout.sleep_level=2", *SHARED],
+        ["rollout.sleep_level=1", *SHARED],
     ],
 )
 def test_what_fits_is_no_problem(changes):

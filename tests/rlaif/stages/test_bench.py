@@ -24,6 +24,7 @@ def row(start: float, **changes) -> dict:
         "time/rollout": 4.0,
         "time/reward_busy": 1.0,
         "time/update": 8.0,
+        "time/wait_for_samples": 2.0,
         "publish/seconds": 0.3,
         "publish/apply_seconds": 0.2,
         "publish/bytes": 2e8,

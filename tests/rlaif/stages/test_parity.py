@@ -34,7 +34,7 @@ def started(request, world, make_config, tmp_path_factory):
     with open_run(config) as run:
         prompts = enough_prompts(config, data.prompts(run, config.data.prompts))
         roles = start_roles(config, run, prompts, learner_spec(config))
-        roles.publish(0)
+        roles.publisher.publish(0)
         yield config, roles, prompts, parity_gate(config, roles, prompts)
 
 
@@ -80,7 +80,7 @@ def test_both_sides_agree_and_every_planted_mismatch_is_named(started):
         pool.publish(*_without_head(manifest, ray.get(list(buckets))))
         assert found(gate).startswith("stale head")
         everywhere(engines, _refuse_parts)
-    roles.publish(1)
+    roles.publisher.publish(1)
     assert max(gate.check().values()) <= 1e-5
 
     # frames in another order, on the engine's side only
@@ -99,10 +99,10 @@ def test_both_sides_agree_and_every_planted_mismatch_is_named(started):
         # the tower's old output under new weights
         everywhere(engines, _keep_encoder_cache)
         advance(started, 1)
-        roles.publish(2)
+        roles.publisher.publish(2)
         assert found(gate).startswith("stale encoder cache")
         everywhere(engines, _reset_encoder_cache)
-        roles.publish(2)
+        roles.publisher.publish(2)
         gate.check()
     else:
         # nothing published reaches the answers
@@ -142,14 +142,14 @@ def _reverse_frames(actor) -> None:
             return actor._usual_frames.get(video, spec)[::-1]
 
     actor._frames = Reversed()
-    actor._engine._reset_encoder_cache()
-    actor._engine._reset_prefix_cache()
+    actor._engine.weights.reset_encoder_cache()
+    actor._engine.weights.reset_prefix_cache()
 
 
 def _right_frames(actor) -> None:
     actor._frames = actor._usual_frames
-    actor._engine._reset_encoder_cache()
-    actor._engine._reset_prefix_cache()
+    actor._engine.weights.reset_encoder_cache()
+    actor._engine.weights.reset_prefix_cache()
 
 
 def _rival_positions(worker) -> None:
@@ -165,28 +165,28 @@ def _usual_positions(worker) -> None:
 
 
 def _keep_encoder_cache(actor) -> None:
-    actor._engine._reset_encoder_cache = lambda: None
+    actor._engine.weights.reset_encoder_cache = lambda: None
 
 
 def _reset_encoder_cache(actor) -> None:
-    del actor._engine._reset_encoder_cache
-    actor._engine._reset_encoder_cache()
+    del actor._engine.weights.reset_encoder_cache
+    actor._engine.weights.reset_encoder_cache()
 
 
 def _forget_adapter(actor) -> None:
-    actor._engine._adapter = None
+    actor._engine.weights.adapter = None
 
 
 def _accept_parts(actor) -> None:
-    from actors import engine
+    from actors import weights
 
-    engine.usual_check, engine.check_whole = engine.check_whole, lambda *_: None
+    weights.usual_check, weights.check_whole = weights.check_whole, lambda *_: None
 
 
 def _refuse_parts(actor) -> None:
-    from actors import engine
+    from actors import weights
 
-    engine.check_whole = engine.usual_check
+    weights.check_whole = weights.usual_check
 
 
 def _without_head(manifest, buckets):

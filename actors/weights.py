@@ -1,0 +1,197 @@
+"""The weights of one engine: which version is in place, and how the next one gets in whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actors.receiver import check_whole
+from cluster.publish import Bucket, Manifest, from_wire, unpack
+from rlaif.errors import ContractError
+from rlaif.models.check import fingerprint
+
+
+@dataclass(frozen=True)
+class Published:
+    """Receipt of a publish."""
+
+    version: int
+    tensors: int
+    nbytes: int
+    seconds: float
+
+
+class EngineWeights:
+    """What a vLLM instance computes with. Version 0 is the model directory as it stands.
+
+    Full weights arrive as arrays (`publish`) or over one of vLLM's transports between GPUs (`open`, then per version
+    `begin`, `receive` for each part, `commit`). Either way nothing is applied before everything is checked.
+    """
+
+    def __init__(self, llm: Any, model_path: str, lora_rank: int | None):
+        self.llm, self._path, self._base = llm, model_path, fingerprint(model_path)
+        self.version: int | None = 0
+        """None after a publish that failed half-way or a sleep without weights: only a later publish makes it usable."""
+        self.kind = "full" if lora_rank is None else "adapter"
+        self.adapter: Any = None
+        """The LoRARequest that every answer is sampled with."""
+        self._tied = bool(llm.model_config.hf_config.get_text_config().tie_word_embeddings)
+        self._tower: dict[str, int] = {}
+        """Checksums of vision tower and projector as published last; empty: as in the model directory."""
+        self._folder = tempfile.TemporaryDirectory(prefix="rlaif-adapter-") if lora_rank is not None else None
+        self._asleep = False
+
+    def check_version(self, version: int) -> None:
+        """Wake the engine; raises ContractError unless `version` is in place."""
+        self._wake()
+        if version != self.version:
+            raise ContractError(
+                f"weights of version {version} in the engine",
+                "no usable weights (a publish failed half-way, or they were put to sleep)"
+                if self.version is None
+                else f"version {self.version}",
+                "publish that version to this engine before sampling from it",
+            )
+
+    def publish(self, manifest: Manifest, buckets: Sequence[Bucket]) -> Published:
+        """Verify, apply and commit one version that has arrived as arrays.
+
+        Raises:
+            ContractError: naming the tensor that is damaged, missing or cannot be loaded alone; the old version stays.
+        """
+        start = time.perf_counter()
+        self._check_fits(manifest)
+        self._wake("weights")
+        arrays = unpack(manifest, buckets)
+        if self.kind == "adapter":
+            self._load_adapter(manifest, arrays)
+        else:
+            check_whole(arrays, self._tied)
+            wire = [(name, manifest.tensors[name].dtype, array) for name, array in arrays.items()]
+            self._load(manifest, "load_published", wire)
+        return self._committed(manifest, start)
+
+    def open(self, backend: str, info: Mapping) -> None:
+        """Join a transport that full weights will come by; `info` is what its sender gives its receivers."""
+        self.llm.collective_rpc("open_transfer", args=(backend, dict(info)))
+
+    def begin(self) -> None:
+        """A version follows, in parts; whatever is left of an unfinished one is dropped."""
+        self._wake("weights")
+        self.llm.collective_rpc("begin_transfer")
+
+    def receive(self, info: Mapping | list) -> None:
+        """Take in one part of the version, beside the weights in use."""
+        self.llm.collective_rpc("receive_transfer", args=(info,))
+
+    def commit(self, manifest: Manifest) -> Published:
+        """Verify, apply and commit what has been received since `begin`. Raises as `publish`."""
+        start = time.perf_counter()
+        self._check_fits(manifest)
+        check_whole(manifest.tensors, self._tied)
+        for problem in self.llm.collective_rpc("check_transfer", args=(manifest,)):
+            if problem is not None:
+                raise problem
+        self._load(manifest, "load_transfer")
+        return self._committed(manifest, start)
+
+    def _check_fits(self, manifest: Manifest) -> None:
+        if manifest.kind != self.kind:
+            raise ContractError(
+                f"{self.kind} weights, as this engine was built for",
+                f"{manifest.kind} weights",
+                "set lora alike on both sides",
+            )
+        if manifest.base not in ("", self._base):
+            raise ContractError(
+                f"weights that were trained from this engine's model, {self._path} ({self._base})",
+                f"weights of another base ({manifest.base})",
+                "start learners and rollout actors from the same model directory",
+            )
+
+    def _load(self, manifest: Manifest, method: str, *args: Any) -> None:
+        """Load verified tensors into the live model: all of it, or there is no version afterwards."""
+        self.version = None  # until the new weights are complete there is no version
+        try:
+            ranks = self.llm.collective_rpc(method, args=args)
+        except Exception as error:  # whatever vLLM raises names the tensor; the pool must see a refused publish
+            raise _not_loaded(manifest, error) from error
+        if left := sorted(set().union(*ranks)):
+            raise _not_loaded(
+                manifest, f"nothing for {left[0]!r} ({len(left)} parameters of the engine left as they were)"
+            )
+
+    def _load_adapter(self, manifest: Manifest, arrays: Bucket) -> None:
+        """Write the adapter into this engine's folder (gone with the engine) and load it in place of the last one."""
+        from safetensors.torch import save_file
+        from vllm.lora.request import LoRARequest
+
+        folder = Path(tempfile.mkdtemp(prefix=f"{manifest.version}-", dir=self._folder.name))
+        tensors = {name: from_wire(array, manifest.tensors[name].dtype) for name, array in arrays.items()}
+        save_file(tensors, folder / "adapter_model.safetensors")
+        (folder / "adapter_config.json").write_text(json.dumps(manifest.lora))
+        try:  # vLLM reads the new adapter before it drops the old one: an error here leaves the old one in place
+            loaded = self.llm.llm_engine.add_lora(LoRARequest("policy", 1, str(folder), load_inplace=True))
+        except Exception as error:
+            raise _not_loaded(manifest, error) from error
+        if not loaded:
+            raise _not_loaded(manifest, "declined without a reason")
+        if self.adapter is not None:
+            shutil.rmtree(self.adapter.lora_path)
+        self.adapter = LoRARequest("policy", 1, str(folder))
+
+    def _committed(self, manifest: Manifest, start: float) -> Published:
+        self.version = None  # new weights and old caches are no version either
+        self._wake()
+        if (tower := _tower(manifest)) != self._tower:
+            self.reset_encoder_cache()
+            self._tower = tower
+        self.reset_prefix_cache()
+        self.version = manifest.version
+        return Published(manifest.version, len(manifest.tensors), manifest.nbytes, time.perf_counter() - start)
+
+    def sleep(self, level: int) -> None:
+        """Leave the GPU to others until the next use: 1 keeps the weights in host memory, 2 forgets them, so that only a
+        publish of full weights makes the engine usable again. Cached keys, values and features are gone.
+        """
+        if level == 2:
+            self.version = None
+        self.llm.sleep(level)
+        self._asleep = True
+
+    def _wake(self, part: str | None = None) -> None:
+        """`weights`: take back their memory, and that of the cache when it is needed."""
+        if self._asleep:
+            self.llm.wake_up([part] if part else None)
+            self._asleep = part is not None
+
+    def reset_encoder_cache(self) -> None:
+        """Forget the visual features of the old weights; without this a repeated video keeps using the old tower."""
+        self.llm.llm_engine.reset_encoder_cache()
+
+    def reset_prefix_cache(self) -> None:
+        """Forget the keys and values of the old weights."""
+        if not self.llm.reset_prefix_cache():
+            raise ContractError(
+                "an idle engine to publish to", "requests in progress", "publish after generate has returned"
+            )
+
+
+def _tower(manifest: Manifest) -> dict[str, int]:
+    """Checksums of what the video goes through before the language model. An adapter has nothing there."""
+    text = ("model.language_model.", "base_model.model.model.language_model.", "lm_head.")
+    return {name: info.checksum for name, info in manifest.tensors.items() if not name.startswith(text)}
+
+
+def _not_loaded(manifest: Manifest, error: Exception | str) -> ContractError:
+    return ContractError(
+        f"{manifest.kind} weights of version {manifest.version} that vLLM can load",
+        str(error),
+        "names, shapes and adapter targets must be those of the model directory that the engine was started with",
+    )
