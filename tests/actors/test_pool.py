@@ -137,6 +137,33 @@ def test_all_prompts_come_back_and_the_split_depends_on_keys_only():
     assert max(map(len, splits[0])) - min(map(len, splits[0])) <= 1
 
 
+def test_what_has_finished_can_be_taken_before_the_rest_is_waited_for():
+    slow = Recorder()
+    pool = pool_of(Recorder(), slow, Recorder(dies_at=0))
+    pool.submit("b", PROMPTS, 2, 0, SAMPLING)
+    slow.hangs = True
+    early = [s.key for part in pool.ready("b") for s in part.samples]
+    slow.hangs = False
+    late = [s.key for s in collect(pool).samples]
+    assert early and late and sorted(early + late) == sorted((p.prompt_id, i) for p in PROMPTS for i in range(2))
+    assert pool.reissued and set(pool.dead) == {"rollout-2"}
+    with pytest.raises(KeyError):
+        list(pool.ready("b"))
+
+
+def test_versions_that_came_another_way_count_as_taken():
+    actors = [Recorder(), Recorder()]
+    pool = pool_of(*actors)
+    pool.delivered(manifest(1), {"rollout-0": "receipt"})
+    assert pool.version == 1 and pool.committed() == {"rollout-0": "receipt"}
+    pool.publish(manifest(1), ["bucket"])  # to those it did not reach
+    assert set(pool.committed()) == {"rollout-0", "rollout-1"}
+    assert [call[0] for call in actors[0].log] == [] and [call[0] for call in actors[1].log] == ["publish"]
+    pool.publish(manifest(2), ["bucket"])
+    pool.committed()
+    assert [call[0] for call in actors[0].log] == ["publish"]
+
+
 def test_more_parts_are_more_calls_and_fewer_prompts_than_actors_are_fine():
     actors = [Recorder(), Recorder()]
     pool = pool_of(*actors)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.publish import checksum, from_wire, pack, unpack
+from cluster.publish import Manifest, TensorInfo, checksum, from_wire, pack, unpack, verify_tensors, word_sum
 from rlaif.errors import ContractError
 
 
@@ -106,3 +106,57 @@ def test_the_checksum_covers_shape_and_dtype():
 def test_a_name_may_be_sent_once():
     with pytest.raises(ContractError, match="twice"):
         pack([("w", torch.zeros(2)), ("w", torch.zeros(2))], 1 << 20, version=1)
+
+
+def described(tensors: dict[str, torch.Tensor]) -> Manifest:
+    infos = {
+        name: TensorInfo(tuple(t.shape), str(t.dtype).removeprefix("torch."), int(word_sum(t)))
+        for name, t in tensors.items()
+    }
+    return Manifest(7, "full", infos)
+
+
+def test_the_sum_of_words_is_the_documented_one_over_any_number_of_parts(monkeypatch):
+    golden = 0x9E3779B97F4A7C15
+    words = [3, -5, 2**31 - 1, 0, -(2**31)]
+    wanted = sum(word * ((index * golden % 2**64) | 1) for index, word in enumerate(words)) % 2**64
+    tensor = torch.tensor(words, dtype=torch.int32).view(torch.float32)
+    assert int(word_sum(tensor)) % 2**64 == wanted
+    monkeypatch.setattr("cluster.publish._WORDS_AT_ONCE", 2)
+    assert int(word_sum(tensor)) % 2**64 == wanted
+    assert int(word_sum(torch.zeros(0))) == 0
+
+
+@pytest.mark.parametrize("name", ["embed", "proj", "half", "strided"])
+def test_every_bit_and_every_place_counts(name):
+    tensor = weights()[name].contiguous()
+    before = int(word_sum(tensor))
+    bits = tensor.view(torch.uint8).flatten()
+    for place in (0, len(bits) // 2 + 1, len(bits) - 1):
+        for bit in range(8):
+            bits[place] ^= 1 << bit
+            assert int(word_sum(tensor)) != before
+            bits[place] ^= 1 << bit
+    flat = tensor.flatten()
+    assert int(word_sum(flat.flip(0))) != before and int(word_sum(flat.roll(1))) != before
+    assert int(word_sum(tensor)) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda t: t.pop("half"), "'half' missing"),
+        (lambda t: t.update(more=torch.zeros(2)), "'more' unexpected"),
+        (lambda t: t.update(embed=t["embed"].half()), "'embed' as float16"),
+        (lambda t: t.update(embed=t["embed"].reshape(8, 50)), r"'embed' as float32 \(8, 50\)"),
+        (lambda t: t.update(scalar=torch.tensor(3.25)), "'scalar' with checksum"),
+        (lambda t: t.update(proj=t["proj"].t()), "'proj' with checksum"),
+    ],
+)
+def test_what_comes_from_device_to_device_is_checked_like_arrays(change, named):
+    tensors = weights()
+    manifest = described(tensors)
+    verify_tensors(manifest, tensors)
+    change(tensors)
+    with pytest.raises(ContractError, match=named):
+        verify_tensors(manifest, tensors)
