@@ -105,6 +105,19 @@ class Engine:
         )
         return [np.array([_given_logprob(next(results), token) for token in r], np.float32) for r in responses]
 
+    def choices(
+        self, requests: Iterable[Request], tokens: Sequence[Sequence[int]], version: int
+    ) -> list[np.ndarray | Refused]:
+        """How the first token of an answer is chosen: [K] float32 log-probs per request, one for each group in `tokens`.
+
+        A group holds the spellings of one choice; their probabilities add up. One prefill per request, nothing is sampled.
+        """
+        self.weights.check_version(version)
+        wanted = sorted({token for group in tokens for token in group})
+        params = self._params(Sampling(max_tokens=1), 0, logprobs=None, logprob_token_ids=wanted)
+        results = self._run((vllm_prompt(request), [params]) for request in requests)
+        return [entry if isinstance(entry, Refused) else _group_logprobs(entry[0], tokens) for entry in results]
+
     def _params(self, sampling: Sampling, seed: int, **overrides: Any) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -178,6 +191,12 @@ def _given_logprob(entry: list[Any] | Refused, token: int) -> float:
             "prompt and response within the engine's limits", entry.reason, "raise rollout.max_model_len"
         )
     return entry[0].outputs[0].logprobs[0][int(token)].logprob
+
+
+def _group_logprobs(output: Any, tokens: Sequence[Sequence[int]]) -> np.ndarray:
+    found = output.outputs[0].logprobs[0]
+    groups = [[found[token].logprob for token in dict.fromkeys(group)] for group in tokens]
+    return np.array([np.logaddexp.reduce(group) for group in groups], np.float32)
 
 
 def _build_llm(spec: EngineSpec) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -61,8 +61,9 @@ class Batch:
 
     prompts: list[Prompt]
     n: int
-    seed: int
-    sampling: Sampling
+    """Answers to each."""
+    call: Callable[[Any, list[Prompt], int], Any]
+    """f(actor, prompts, version): asks the actor."""
     open: dict[Any, Part] = field(default_factory=dict)
     done: list[str] = field(default_factory=list)
     """Ids of the prompts whose answers have been handed out."""
@@ -121,10 +122,27 @@ class RolloutPool:
         Prompts go to the actors in the order of their keys, so the split depends on nothing but the batch and the
         actors. `parts`: calls per actor; more of them give results earlier and keep fewer answers in flight.
         """
+
+        def call(actor: Any, prompts: list[Prompt], version: int) -> Any:
+            return actor.generate.remote(prompts, n, seed, sampling, version)
+
+        self._spread(batch_id, prompts, n, call, parts)
+
+    def submit_choices(
+        self, batch_id: Any, prompts: Sequence[Prompt], choices: Sequence[Sequence[str]], parts: int = 1
+    ) -> None:
+        """Ask which of some words would begin the answer to each prompt (`RolloutActor.choose`); else as `submit`."""
+
+        def call(actor: Any, prompts: list[Prompt], version: int) -> Any:
+            return actor.choose.remote(prompts, choices, version)
+
+        self._spread(batch_id, prompts, 1, call, parts)
+
+    def _spread(self, batch_id: Any, prompts: Sequence[Prompt], n: int, call: Callable, parts: int) -> None:
         ordered = sorted(prompts, key=lambda prompt: prompt.prompt_id)
         if batch_id in self._batches or len({prompt.prompt_id for prompt in ordered}) != len(ordered):
             raise ContractError("new batches of different prompts", f"a repetition in batch {batch_id!r}", "the caller")
-        batch = self._batches[batch_id] = Batch(ordered, n, seed, sampling)
+        batch = self._batches[batch_id] = Batch(ordered, n, call)
         shares = len(self._live()) * parts
         for index in range(min(shares, len(ordered))):
             self._issue(batch, ordered[index::shares], self.actors[index % len(self._actors)])
@@ -164,7 +182,7 @@ class RolloutPool:
         yield answers
 
     def _issue(self, batch: Batch, prompts: list[Prompt], actor: str) -> None:
-        ref = self._actors[actor].generate.remote(prompts, batch.n, batch.seed, batch.sampling, self.version)
+        ref = batch.call(self._actors[actor], prompts, self.version)
         batch.open[ref] = Part(actor, prompts)
 
     def _reissue(self, batch: Batch, part: Part) -> None:

@@ -17,7 +17,7 @@ from rlaif.config.schema import Sampling
 from rlaif.errors import ContractError, DataError
 from rlaif.models.encode import Encoder, Frames
 from rlaif.objectives.truncation import kept_tokens
-from rlaif.records import Probe, Probed, Prompt, Sample
+from rlaif.records import Choice, Probe, Probed, Prompt, Sample
 from rlaif.seeds import derive
 from rlaif.storage import fetch
 from rlaif.video.spec import frames_digest
@@ -35,7 +35,7 @@ class Failure:
 class Answers:
     """What one call of `generate` produced: every prompt is in exactly one of the two."""
 
-    samples: list[Sample]
+    samples: list[Sample] | list[Choice]
     failures: list[Failure]
     began: float = 0.0
     """Wall-clock time, seconds since the epoch; so is `ended`."""
@@ -84,6 +84,22 @@ class RolloutActor:
         self._busy_s += time.perf_counter() - start
         return Answers(samples, failures, began, time.time())
 
+    def choose(self, prompts: Sequence[Prompt], choices: Sequence[Sequence[str]], version: int) -> Answers:
+        """How the weights of `version` would begin their answer: a Choice per prompt, its log-probs in the order of
+        `choices`, each of which lists the spellings of one word (with and without a space before it, where both are tokens).
+        """
+        tokens = [[token for word in words for token in self._encoder.ids_of(word)] for words in choices]
+        began, failures, sent = time.time(), [], []
+        requests = self._requests(prompts, 1, 0, sent, failures)
+        results = self._engine.choices(requests, tokens, version)
+        found: list[Choice] = []
+        for (prompt, _), result in zip(sent, results, strict=True):
+            if isinstance(result, Refused):
+                failures.append(Failure(prompt.prompt_id, result.reason))
+            else:
+                found.append(Choice(prompt, result))
+        return Answers(found, failures, began, time.time())
+
     def _why_not(self, result: list[Completion] | Refused) -> str | None:
         if isinstance(result, Refused):
             return result.reason
@@ -99,6 +115,7 @@ class RolloutActor:
         for prompt in prompts:
             try:
                 spec = self._frames.spec(prompt.video)
+                spec = spec.part(prompt.frames) if prompt.frames else spec
                 frames = self._frames.get(prompt.video, spec)
             except DataError as error:
                 failures.append(Failure(prompt.prompt_id, str(error)))

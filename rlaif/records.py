@@ -23,6 +23,8 @@ class Prompt:
     """Dense captions in time order: the reward model's context."""
     extra: dict = field(default_factory=dict)
     """Every other field of the row, untouched (a checker may read it)."""
+    frames: tuple[int, ...] = ()
+    """Native frame numbers of the part of the video that is shown; empty: frames sampled over all of it."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,16 @@ class Sample:
     @property
     def key(self) -> Key:
         return (self.prompt.prompt_id, self.sample_index)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a model would begin its answer to a prompt."""
+
+    prompt: Prompt
+    logprobs: np.ndarray
+    """[K] float32: of the K words asked about as the first of the answer."""
+    sample_index: int = 0
 
 
 @dataclass(frozen=True)

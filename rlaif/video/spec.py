@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -35,6 +36,8 @@ class FrameSpec:
     """Native length in frames."""
     processor: str = ""
     """Version of what turns these frames into model inputs; the caller names it."""
+    span: tuple[int, int] | None = None
+    """First native frame of a part and the one behind its last: the part is shown as a video of its own."""
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces; the text that `hash` covers."""
@@ -43,7 +46,12 @@ class FrameSpec:
     @classmethod
     def from_json(cls, text: str) -> FrameSpec:
         fields = json.loads(text)
-        return cls(**(fields | {"indices": tuple(fields["indices"])}))
+        span = fields.get("span")
+        return cls(**(fields | {"indices": tuple(fields["indices"]), "span": span and tuple(span)}))
+
+    def part(self, indices: Sequence[int]) -> FrameSpec:
+        """The same video cut down to these native frames, ascending; its clock starts at the first of them."""
+        return replace(self, indices=tuple(indices), span=(indices[0], indices[-1] + 1))
 
     @cached_property
     def hash(self) -> str:
@@ -52,10 +60,11 @@ class FrameSpec:
 
     def metadata(self) -> dict:
         """The video metadata that transformers (`VideoMetadata`) and vLLM read; times come from the native fps."""
+        first, end = self.span or (0, self.total_frames)
         return {
             "fps": self.fps,
-            "duration": self.total_frames / self.fps,
-            "total_num_frames": self.total_frames,
-            "frames_indices": list(self.indices),
+            "duration": (end - first) / self.fps,
+            "total_num_frames": end - first,
+            "frames_indices": [index - first for index in self.indices],
             "video_backend": "decord",
         }

@@ -5,20 +5,36 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Container, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from rlaif.progress import progress
 from rlaif.seeds import derive
 from rlaif.worlds.shapes import render
 from rlaif.worlds.shapes.habits import misdescribe
-from rlaif.worlds.shapes.language import CAPTION, DESCRIBE, captions, describe, questions
-from rlaif.worlds.shapes.scene import FRAMES, TIMES, Scene, sample_scenes
+from rlaif.worlds.shapes.language import (
+    CAPTION,
+    COMPARE,
+    DESCRIBE,
+    VERIFY,
+    captions,
+    claims_of,
+    describe,
+    parse,
+    questions,
+    statements,
+)
+from rlaif.worlds.shapes.scene import COLORS, FRAMES, MOTIONS, SHAPES, TIMES, Scene, Thing, sample_scenes
 
 CONTEXT = "context : {captions}\n{question}"
 """How captions enter a question: the form the reward model reads by default."""
 QA_TURNS = 4
 CONTEXT_SHARE = 0.6
 """Share of train scenes with a conversation that carries the captions: about one conversation in eight."""
+VERIFY_TURNS = 6
+"""Claims to verify in one conversation; each train scene has one with its captions given and one without."""
+COMPARE_SHARE = 0.5
+"""Share of train scenes with a comparison of two descriptions; so many again have one with the captions given."""
 PROMPT_QA, EVAL_QA = 0.25, 2
 """Short questions per scene among the PPO prompts (a share of the scenes) and in the evaluation."""
 
@@ -109,11 +125,43 @@ def conversations(scene: Scene, rng: random.Random) -> Iterator[Row]:
     yield conversation(scene, "qa1", questions(scene, rng, QA_TURNS))
     half = rng.choice(TIMES)
     yield conversation(scene, half, [(CAPTION, captions(scene)[TIMES.index(half)])], half)
+    context = CONTEXT.format(captions=" ".join(captions(scene)), question="")
+    for name, given in (("verify0", ""), ("verify1", context)):
+        turns = [(VERIFY.format(claim=claim), answer) for claim, answer in statements(scene, rng, VERIFY_TURNS)]
+        yield conversation(scene, name, [(given + turns[0][0], turns[0][1]), *turns[1:]])
+    for name, given in (("compare0", ""), ("compare1", context)):
+        if rng.random() < COMPARE_SHARE:
+            yield conversation(scene, name, [(given + compare, answer) for compare, answer in [comparison(scene, rng)]])
     if rng.random() < CONTEXT_SHARE:
         turns = questions(scene, rng, QA_TURNS) if rng.random() < 0.5 else [(DESCRIBE, describe(scene.things))]
         context = " ".join(captions(scene))
         turns[0] = (CONTEXT.format(captions=context, question=turns[0][0]), turns[0][1])
         yield conversation(scene, "context", turns)
+
+
+def comparison(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    """Two descriptions of which one is truer, in either order, and which it is."""
+    while True:
+        told = [describe(misreport(scene.things, rng)) for _ in range(2)]
+        counts = [len(parse(text)[0] - claims_of(scene.things)) for text in told]
+        if counts[0] != counts[1]:
+            return COMPARE.format(a=told[0], b=told[1]), "first" if counts[0] < counts[1] else "second"
+
+
+def misreport(things: tuple[Thing, ...], rng: random.Random) -> tuple[Thing, ...]:
+    """The things with up to two words wrong, or with one thing too many or too few: errors without habits."""
+    told = list(things)
+    for _ in range(rng.choice((0, 1, 1, 2))):
+        at = rng.randrange(len(told))
+        words = {"shape": SHAPES, "motion": tuple(MOTIONS), "time": TIMES}
+        name = rng.choice(list(words))
+        told[at] = replace(told[at], **{name: rng.choice(words[name])})
+    free = [color for color in COLORS if color not in {thing.color for thing in told}]
+    if rng.random() < 0.15:
+        told.append(Thing(rng.choice(free), rng.choice(SHAPES), rng.choice(list(MOTIONS)), rng.choice(TIMES), 0, 0))
+    elif len(told) > 1 and rng.random() < 0.15:
+        told.pop(rng.randrange(len(told)))
+    return tuple(sorted(told, key=lambda thing: list(COLORS).index(thing.color)))
 
 
 def conversation(scene: Scene, name: str, turns: list[tuple[str, str]], half: str | None = None) -> Row:

@@ -24,11 +24,15 @@ QUESTIONS = {
     "order": "when does the {color} object move ?",
     "exists": "is there a {color} {shape} ?",
 }
+VERIFY = "is it true : {claim} ?"
+"""Put to the model about one claim; the answer is yes or no."""
+COMPARE = "which is better ? first : {a} second : {b}"
+"""Put to the model about two answers; the answer is first or second."""
 WORDS = tuple(
     dict.fromkeys(
         [*COLORS, *SHAPES, *MOTIONS, *TIMES, *NUMBERS, "yes", "no", "context", ":", ".", "?"]
         + "there is are object objects a moves stays".split()
-        + f"{DESCRIBE} {CAPTION} {re.sub('[{}]', '', ' '.join(QUESTIONS.values()))}".split()
+        + re.sub("[{}]", "", " ".join([DESCRIBE, CAPTION, VERIFY, COMPARE, *QUESTIONS.values()])).split()
     )
 )
 """The vocabulary of everything below, in a fixed order."""
@@ -79,6 +83,47 @@ def parse(text: str) -> tuple[set[Claim], int]:
         else:
             unread += 1
     return claims, unread
+
+
+def say(claim: Claim) -> str:
+    """A claim in words."""
+    kind, subject, *rest = claim
+    if kind == "count":
+        return "there is one object" if subject == "one" else f"there are {subject} objects"
+    return f"there is a {subject} {rest[0]}" if kind == "object" else f"the {subject} object moves {rest[0]}"
+
+
+def split(answer: str) -> list[str]:
+    """The claims of a description in words, in a fixed order, by its form alone; a sentence of another form is one claim."""
+    found: list[str] = []
+    for sentence in filter(None, (" ".join(part.split()) for part in answer.lower().split("."))):
+        claims, unread = parse(sentence)
+        order = ("count", "object", "motion", "time")
+        found += [sentence] if unread else [say(claim) for claim in sorted(claims, key=lambda c: order.index(c[0]))]
+    return list(dict.fromkeys(found))
+
+
+def statements(scene: Scene, rng: random.Random, count: int) -> list[tuple[str, str]]:
+    """`count` different claims in words about a scene, each with `yes` or `no`; half of those drawn are true."""
+    truths = claims_of(scene.things)
+    pool: dict[str, str] = {}
+    while len(pool) < count:
+        claim = rng.choice(sorted(truths))
+        if rng.random() < 0.5:
+            claim = alter(claim, rng)
+        pool[say(claim)] = "yes" if claim in truths else "no"
+    return list(pool.items())
+
+
+def alter(claim: Claim, rng: random.Random) -> Claim:
+    """The claim with one word changed to another of its kind."""
+    kind, subject, *rest = claim
+    if kind == "count":
+        return (kind, rng.choice([n for n in NUMBERS[1:] if n != subject]))
+    if rng.random() < 0.5:
+        return (kind, rng.choice([c for c in COLORS if c != subject]), *rest)
+    words = {"object": SHAPES, "motion": tuple(MOTIONS), "time": TIMES}[kind]
+    return (kind, subject, rng.choice([w for w in words if w != rest[0]]))
 
 
 def questions(scene: Scene, rng: random.Random, count: int) -> list[tuple[str, str]]:
