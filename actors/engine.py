@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from actors.contents import Contents
 from actors.receiver import check_whole
 from actors.requests import Completion, Refused, Request, Sent, Visual, completion, vllm_prompt
 from cluster.publish import Bucket, Manifest, from_wire, unpack
@@ -41,6 +42,8 @@ class EngineSpec:
     """Never sampled. A sampled visual placeholder would break every later forward over the text."""
     deterministic: bool = False
     """Answer one request at a time, so that an answer depends on nothing else in the batch (slow; for exact resume)."""
+    lora_targets: tuple[str, ...] | None = None
+    """Linear layers that the adapter must have; None: any of the model's."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Engine:
         """None after a publish that failed half-way: nothing can be sampled until a later one succeeds."""
         self.llm = _build_llm(spec)
         self._base = fingerprint(spec.model_path)
+        self._contents = Contents(spec.model_path, spec.dtype, spec.lora_rank, spec.lora_targets)
         config = self.llm.model_config.hf_config
         self._visual = Visual.of(config, self.llm.get_tokenizer())
         self._tied = bool(config.get_text_config().tie_word_embeddings)
@@ -203,11 +207,11 @@ class Engine:
     def publish(self, manifest: Manifest, buckets: Sequence[Bucket]) -> Published:
         """Verify, apply and commit one version of the weights.
 
-        Everything is checked against the manifest before anything is applied, so that a damaged transfer leaves the old
-        version in place.
+        The manifest is checked against what the engine holds, and every array against the manifest, before anything is
+        applied: what does not fit and what was damaged leave the old version in place.
 
         Raises:
-            ContractError: naming the tensor that is damaged, missing or cannot be loaded alone.
+            ContractError: naming the tensor that is damaged, missing, unknown or of another shape or dtype.
         """
         start = time.perf_counter()
         wanted = "full" if self.spec.lora_rank is None else "adapter"
@@ -223,6 +227,7 @@ class Engine:
                 f"weights of another base ({manifest.base})",
                 "start learners and rollout actors from the same model directory",
             )
+        self._contents.check(manifest)
         arrays = unpack(manifest, buckets)
         if wanted == "full":
             self._load_full(manifest, arrays)
@@ -338,6 +343,7 @@ def _build_llm(spec: EngineSpec) -> Any:
         tensor_parallel_size=rollout.tensor_parallel_size,
         enforce_eager=rollout.enforce_eager,
         limit_mm_per_prompt={"image": 0, "video": 1},
+        load_format="safetensors",  # "auto" would take files that have to be unpickled
         mm_device_do_normalize=False,  # it would take mean and deviation from the image processor, for videos too
         logprobs_mode="processed_logprobs",
         worker_extension_cls="actors.receiver.WeightReceiver",

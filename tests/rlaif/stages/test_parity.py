@@ -178,15 +178,17 @@ def _forget_adapter(actor) -> None:
 
 
 def _accept_parts(actor) -> None:
-    from actors import engine
+    from actors import contents, engine
 
     engine.usual_check, engine.check_whole = engine.check_whole, lambda *_: None
+    contents.usual_check, contents.Contents.check = contents.Contents.check, lambda *_: None
 
 
 def _refuse_parts(actor) -> None:
-    from actors import engine
+    from actors import contents, engine
 
     engine.check_whole = engine.usual_check
+    contents.Contents.check = contents.usual_check
 
 
 def _without_head(manifest, buckets):
