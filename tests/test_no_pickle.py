@@ -177,3 +177,18 @@ def test_an_adapter_of_another_shape_or_other_modules_is_refused(made):
     fewer = VideoLM(load_vlm(str(made / "base"), "float32"), [], {"policy": Lora(r=2, targets=("q_proj",))})
     with pytest.raises(CheckpointError, match="none of them"):
         load_adapter(fewer, "policy", made / "reward")
+
+
+def test_the_rollout_engine_reads_safetensors_only(made, tmp_path, canary, monkeypatch):
+    from vllm.config import LoadConfig
+    from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+
+    from actors.engine import EngineSpec, _build_llm
+
+    options = {}
+    monkeypatch.setattr("vllm.LLM", lambda **given: options.update(given))
+    _build_llm(EngineSpec(str(made / "base"), "float32"))
+    bombs.plant(tmp_path, canary)
+    loader = DefaultModelLoader(LoadConfig(load_format=options["load_format"]))
+    with pytest.raises(RuntimeError, match="any model weights"):
+        loader._prepare_weights(str(tmp_path), None, None, True, None)

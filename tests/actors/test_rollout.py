@@ -7,6 +7,7 @@ import signal
 import time
 from functools import partial
 
+import bombs
 import numpy as np
 import pytest
 import torch
@@ -40,7 +41,12 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return str(build_tiny(tmp_path_factory.mktemp("tiny"), WORDS, seed=0))
+    """A directory that holds pickles too, which the actors must not touch."""
+    path = build_tiny(tmp_path_factory.mktemp("tiny"), WORDS, seed=0)
+    canary = tmp_path_factory.mktemp("canary") / "executed"
+    bombs.plant(path, canary)
+    yield str(path)
+    assert not canary.exists()
 
 
 @pytest.fixture(scope="module")
