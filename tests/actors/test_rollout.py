@@ -7,7 +7,6 @@ import signal
 import time
 from functools import partial
 
-import bombs
 import numpy as np
 import pytest
 import torch
@@ -42,6 +41,8 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A directory that holds pickles too, which the actors must not touch."""
+    import bombs  # here, because actors that run a function of this file import the file
+
     path = build_tiny(tmp_path_factory.mktemp("tiny"), WORDS, seed=0)
     canary = tmp_path_factory.mktemp("canary") / "executed"
     bombs.plant(path, canary)

@@ -1,4 +1,4 @@
-"""Reward functions that fail on some samples; a test names them as `faulty_rewards:name`."""
+"""Reward functions that fail on some samples. Actors import them from the working directory: `tests.support...:name`."""
 
 from __future__ import annotations
 

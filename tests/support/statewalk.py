@@ -52,7 +52,7 @@ def members(thing: Any) -> list[tuple[str, Any]]:
     if type(thing).__module__.startswith("deepspeed"):
         return _deepspeed(thing)
     if type(thing).__module__.split(".")[0] in OURS:
-        fields = {f.name for f in dataclasses.fields(thing)} if dataclasses.is_dataclass(thing) else set()
+        fields = [f.name for f in dataclasses.fields(thing)] if dataclasses.is_dataclass(thing) else []
         return [(name, getattr(thing, name)) for name in dict.fromkeys([*fields, *getattr(thing, "__dict__", {})])]
     return []
 
