@@ -6,9 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from families import BUILDERS, build
 
 from actors.contents import Contents
 from cluster.publish import pack
+from learners.export import adapter_config
+from learners.roles import Role
+from learners.spec import RoleSpec
+from learners.state import published_weights
 from rlaif.config.schema import Lora
 from rlaif.errors import ContractError
 from rlaif.models.tiny import build_tiny
@@ -136,3 +141,15 @@ def test_an_adapter_of_a_larger_model(model, tmp_path):
     tensors = {n: torch.cat([t, t], -1) if "lora_A" in n else t for n, t in adapter(model, LORA).items()}
     with pytest.raises(ContractError, match=r"\(4, 256\) instead of \(4, 128\)"):
         Contents(model, "float32", 4, LORA.targets).check(lora(tensors))
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("family", BUILDERS)
+def test_what_a_learner_publishes_is_what_the_engine_of_its_family_takes(family, tied, tmp_path):
+    path = str(build(family, tmp_path, tied))
+    role = Role(RoleSpec("policy", path), VideoLM(load_vlm(path, "float32")), None)
+    Contents(path, "float32", None).check(pack(published_weights(role), 1 << 20, version=1)[0])
+    role = Role(RoleSpec("policy", path, LORA), VideoLM(load_vlm(path, "float32"), (), {"policy": LORA}), "policy")
+    manifest, _ = pack(published_weights(role), 1 << 20, version=1, kind="adapter", lora=adapter_config(role))
+    assert len(manifest.tensors) >= 2 * len(LORA.targets)
+    Contents(path, "float32", LORA.r, LORA.targets).check(manifest)
