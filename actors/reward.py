@@ -13,8 +13,6 @@ from typing import Any
 
 import ray
 import torch
-from peft import load_peft_weights, set_peft_model_state_dict
-from safetensors.torch import load_file
 
 from cluster.env import actor_env
 from cluster.remote import ask
@@ -25,9 +23,10 @@ from rlaif.models.encode import Encoded, Encoder, Frames
 from rlaif.models.packing import pack
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.models.vision import VisionCache, tower_key
-from rlaif.models.vlm import VideoLM, load_vlm
+from rlaif.models.vlm import VideoLM, load_adapter, load_vlm
 from rlaif.records import Key, Masked, Outcome, Prompt, Scored
 from rlaif.storage import fetch, locate
+from rlaif.tensors import load_tensors
 
 CARD = "reward.json"
 """Saved with every reward model: its base and the form of its prompt."""
@@ -194,9 +193,9 @@ def load_reward_model(export: str, card: dict, model: Model) -> VideoLM:
     backbone = load_vlm(card["base"] if lora else export, model.dtype, model.attention)
     module = VideoLM(backbone, ["reward"], {"reward": lora} if lora else None)
     if lora:
-        set_peft_model_state_dict(module.model, load_peft_weights(export, device="cpu"), adapter_name="reward")
+        load_adapter(module, "reward", export)
         module.activate("reward")
-    module.heads["reward"].load_state_dict(load_file(Path(export) / "head.safetensors"))
+    module.heads["reward"].load_state_dict(load_tensors(Path(export) / "head.safetensors"))
     return module
 
 

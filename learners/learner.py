@@ -15,7 +15,7 @@ from learners.roles import Role, build_roles
 from learners.spec import LearnerSpec
 from learners.work import Work
 from rlaif.config.schema import Optim
-from rlaif.errors import ContractError, NumericsError
+from rlaif.errors import ContractError, NumericsError, named
 from rlaif.models.batch import Batch, collate
 from rlaif.models.encode import Encoded, Encoder, Frames
 from rlaif.models.packing import pack, split_to
@@ -135,8 +135,7 @@ class Learner:
             names = sorted({n for part, _ in found for n in part} or {n for _, part in found for n in part})
             raise NumericsError(
                 f"finite gradients for role {role.spec.name!r}",
-                f"{role.skipped} steps in a row that are not; in the last one: {', '.join(names[:8])}"
-                + (f" and {len(names) - 8} more" if len(names) > 8 else ""),
+                f"{role.skipped} steps in a row that are not; in the last one: {named(names)}",
                 "a lower learning rate, float32, or those samples; --resume continues from the last checkpoint",
             )
         return {"skipped_steps": (1.0, 1.0)}

@@ -140,16 +140,22 @@ MEDIA_FIELDS = tuple(
 """Fields of a configuration that hold the id of a media token."""
 
 
+NEW_FAMILY = (
+    "add the family to FAMILIES in rlaif/models/family.py, if transformers and vLLM have a class for it: its rule for "
+    "position ids, its video placeholder (text) and the id of one visual position, the paths of tower, projector and "
+    "language model, the weight names that differ in vLLM, and whether vLLM serves adapters for it. "
+    "docs/families.md says how to find each"
+)
+"""What a user has to supply for a family that is not known here."""
+
+
 def family_of(config: PretrainedConfig) -> Family:
     """The family of a loaded configuration; ConfigError names the known ones and what a new one needs."""
     if config.model_type not in FAMILIES:
         raise ConfigError(
             f"a video-language family that is known here ({', '.join(sorted(FAMILIES))})",
             f"model_type {config.model_type!r}",
-            "the model path; or add the family to FAMILIES in rlaif/models/family.py: its rule for position ids, its "
-            "video placeholder (text) and the id of one visual position, the paths of tower, projector and language "
-            "model, the weight names that differ in vLLM, and whether vLLM serves adapters for it. "
-            "docs/families.md says how to find each",
+            f"the model path; or {NEW_FAMILY}",
         )
     return FAMILIES[config.model_type]
 

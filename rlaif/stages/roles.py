@@ -103,7 +103,9 @@ def context_of(config: Config, prompts: Sequence[Prompt]) -> dict[str, tuple[str
     return {prompt.prompt_id: captions for prompt, captions in zip(prompts, found, strict=True)}
 
 
-def parity_gate(config: Config, roles: Roles, prompts: Sequence[Prompt]) -> Gate:
+def parity_gate(
+    config: Config, roles: Roles, prompts: Sequence[Prompt], responses: Sequence[Sequence[int]] | None = None
+) -> Gate:
     """The gate, on the first prompt whose video decodes: prompts are checked before a run starts."""
     roles.publisher.wait()
     return Gate(
@@ -115,6 +117,7 @@ def parity_gate(config: Config, roles: Roles, prompts: Sequence[Prompt]) -> Gate
         prompts[0],
         config.seed,
         roles.deadline_s,
+        responses,
     )
 
 
@@ -166,6 +169,10 @@ def critic_start(config: Config) -> tuple[str, Lora | None, str | None]:
 
 def identity(config: Config) -> dict:
     """What a checkpoint of this run belongs to."""
-    ppo = config.ppo
+    ppo, critic = config.ppo, None
+    if ppo.advantage == "gae":
+        base, lora, _ = critic_start(config)
+        critic = {"base": fingerprint(base), "lora": lora and lora.model_dump(mode="json")}
     lora = ppo.lora and ppo.lora.model_dump(mode="json")
-    return {"stage": "ppo", "policy": fingerprint(ppo.policy), "lora": lora, "advantage": ppo.advantage}
+    found = {"stage": "ppo", "policy": fingerprint(ppo.policy), "lora": lora, "advantage": ppo.advantage}
+    return found | {"critic": critic}

@@ -15,7 +15,7 @@ from actors.rollout import Answers, Failure
 from cluster.ledger import Ledger
 from cluster.remote import ask
 from rlaif.config.schema import Config
-from rlaif.errors import ContractError, RlaifError
+from rlaif.errors import ContractError, RlaifError, named
 from rlaif.objectives.rewards import shaped_score
 from rlaif.order import rows_of_step
 from rlaif.records import Key, Masked, Outcome, Prompt, Sample
@@ -218,12 +218,12 @@ def _check_failures(config: Config, round_: Round) -> None:
     lost = wanted - len(round_.trained)
     if lost <= config.ppo.max_reward_failures * wanted and len(round_.trained) >= config.cluster.learner.actors:
         return
-    reasons = [o.reason for o in round_.outcomes.values() if isinstance(o, Masked)] + [
-        f.reason for f in round_.failures
-    ]
+    masked = [(f"{key[0]}/{key[1]}", o.reason) for key, o in sorted(round_.outcomes.items()) if isinstance(o, Masked)]
+    masked += [(failure.prompt_id, failure.reason) for failure in round_.failures]
     raise RlaifError(
         f"at most {config.ppo.max_reward_failures:.0%} of samples without a reward",
-        f"{lost} of {wanted} in iteration {round_.iteration}; first reason: {reasons[0]}",
+        f"{lost} of {wanted} in iteration {round_.iteration + 1}: {named([name for name, _ in masked])}; "
+        f"first reason: {masked[0][1]}",
         "what the reason names, or ppo.max_reward_failures; --resume continues from the last checkpoint",
     )
 

@@ -92,6 +92,7 @@ class Topology:
                 self.config.model.dtype,
                 lora_rank,
                 self.config.rollout,
+                lora_targets=self.config.ppo.lora.targets if lora_rank is not None and self.config.ppo.lora else None,
                 deterministic=self.config.deterministic,
             )
             actors = {

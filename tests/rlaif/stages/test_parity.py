@@ -178,15 +178,15 @@ def _forget_adapter(actor) -> None:
 
 
 def _accept_parts(actor) -> None:
-    from actors import weights
+    from actors.contents import Contents
 
-    weights.usual_check, weights.check_whole = weights.check_whole, lambda *_: None
+    Contents.usual_check, Contents.check = Contents.check, lambda *_: None
 
 
 def _refuse_parts(actor) -> None:
-    from actors import weights
+    from actors.contents import Contents
 
-    weights.check_whole = weights.usual_check
+    Contents.check = Contents.usual_check
 
 
 def _without_head(manifest, buckets):
