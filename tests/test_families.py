@@ -161,6 +161,6 @@ def test_an_export_has_the_names_that_vllm_loads_and_transformers_reads_it_back(
 def test_adapters_agree_too(adapted):
     role = adapted.role(LORA)
     assert adapted.deviation(role) < 1e-4
-    adapted.weights.publish(perturb(role, "lora_", scale=0.2), 1)
+    adapted.publish(perturb(role, "lora_", scale=0.2), 1)
     assert adapted.deviation(adapted.role(LORA)) > 1e-2
     assert adapted.deviation(role) < 1e-4
