@@ -70,6 +70,9 @@ class Engine:
         self._visual = Visual.of(config, self.llm.get_tokenizer())
         self._tied = bool(config.get_text_config().tie_word_embeddings)
         self._adapter: Any = None
+        self.encoded = 0
+        """Videos that went through the engine's own encoder so far; features that were handed over do not."""
+        self._count_encoded()
         self._tower: dict[str, int] = {}
         """Checksums of vision tower and projector as published last; empty: as in the model directory."""
         self._folder = tempfile.TemporaryDirectory(prefix="rlaif-adapter-") if spec.lora_rank is not None else None
@@ -197,6 +200,17 @@ class Engine:
                 "no usable weights (a publish failed half-way)" if self.version is None else f"version {self.version}",
                 "publish that version to this engine before sampling from it",
             )
+
+    def _count_encoded(self) -> None:
+        """Count whenever vLLM's scheduler makes room for the encoder's output of a video that is not cached."""
+        manager = self.llm.llm_engine.engine_core.engine_core.scheduler.encoder_cache_manager
+        allocate = manager.allocate
+
+        def counted(request: Any, input_id: int) -> None:
+            self.encoded += self.spec.rollout.vision == "engine"
+            allocate(request, input_id)
+
+        manager.allocate = counted
 
     # -------------------------------------------------------------- publishing
 
@@ -338,6 +352,7 @@ def _build_llm(spec: EngineSpec) -> Any:
         tensor_parallel_size=rollout.tensor_parallel_size,
         enforce_eager=rollout.enforce_eager,
         limit_mm_per_prompt={"image": 0, "video": 1},
+        enable_mm_embeds=rollout.vision == "shared",
         mm_device_do_normalize=False,  # it would take mean and deviation from the image processor, for videos too
         logprobs_mode="processed_logprobs",
         worker_extension_cls="actors.receiver.WeightReceiver",

@@ -90,8 +90,7 @@ def train_on(
     state.iteration += 1
     mean_kl = learner.all_sum(sum(row["kl"] for row in report), float(len(report)))
     state.kl.update(mean_kl[0] / mean_kl[1], int(mean_kl[1]))
-    seen = {"vision/passes_per_key": (float(learner.vision.passes), float(len(learner.vision.keys)))}
-    return merge([metrics, clock.metrics(), seen, learner.work.metrics(len(samples))]), report
+    return merge([metrics, clock.metrics(), learner.work.metrics(len(samples))]), report
 
 
 def collect(learner: Learner, samples: Sequence[Sample], config: Ppo) -> Rollouts:

@@ -10,6 +10,7 @@ from rlaif.config.schema import Config
 
 BASE = {"name": "x", "cluster": {"learner": {"actors": 2}}, "ppo": {"prompts_per_iteration": 4, "minibatch_size": 8}}
 
+SHARED = ("rollout.vision=shared", "ppo.lora=null", "reward.lora=null")
 LONE = ("ppo.samples_per_prompt=1", "ppo.minibatch_size=4")
 
 
@@ -56,6 +57,8 @@ def test_a_plain_configuration_has_no_problems():
         (["sft.lora={}", "sft.train_vision=true"], "sft", "sft.lora"),
         (["rollout.max_model_len=256"], "ppo", "rollout.max_model_len (256)"),
         (["cluster.rollout.gpus=2"], "ppo", "rollout.tensor_parallel_size"),
+        ([*SHARED, "model.train_vision=true"], "ppo", "rollout.vision=engine"),
+        ([*SHARED, "ppo.train_projector=true"], "ppo", "rollout.vision=engine"),
     ],
 )
 def test_each_problem_is_named_in_its_stage(changes, stage, named):
@@ -80,6 +83,8 @@ def test_other_stages_problems_are_not_this_ones():
         ["cluster.learner.gpus=0.5"],
         ["model.device=cuda", "cluster.learner.gpus=1", "cluster.rollout.gpus=1", "ppo.reward={path: 'a:b'}"],
         ["ppo.eval_every=5", "eval.checker='a:b'"],
+        [*SHARED, "model.train_vision=true", "ppo.train_vision=false"],
+        ["rollout.vision=shared"],
     ],
 )
 def test_what_fits_is_no_problem(changes):
