@@ -70,7 +70,7 @@ class RolloutActor:
         self._features = make_features() if make_features else None
         handed = spec.rollout.vision == "shared"
         self._tower = FrozenTower(spec.model_path, spec.dtype, self._features) if handed else None
-        self._tokens, self._busy_s = 0, 0.0
+        self._tokens, self._busy_s, self._reported = 0, 0.0, 0
 
     def generate(self, prompts: Sequence[Prompt], n: int, seed: int, sampling: Sampling, version: int) -> Answers:
         """Sample n answers per prompt from weights `version`; each depends on (seed, prompt, index) only.
@@ -83,10 +83,8 @@ class RolloutActor:
         failures: list[Failure] = []
         sent: list[tuple[Prompt, str]] = []
         requests = self._requests(prompts, n, seed, sent, failures)
-        encoded = self._engine.encoded
         results = self._engine.generate(requests, sampling, version)
-        if self._features is not None and self._tower is None:
-            self._features.engine(self._engine.encoded - encoded, [frames_hash for _, frames_hash in sent])
+        self._report_passes([frames_hash for _, frames_hash in sent])
         samples: list[Sample] = []
         for (prompt, frames_hash), result in zip(sent, results, strict=True):
             if reason := self._why_not(result):
@@ -97,6 +95,12 @@ class RolloutActor:
         self._tokens += sum(len(sample.response_ids) for sample in samples)
         self._busy_s += time.perf_counter() - start
         return Answers(samples, failures, began, time.time())
+
+    def _report_passes(self, specs: Sequence[str]) -> None:
+        """Tell the feature store what went through vLLM's own tower since the last time."""
+        passes, self._reported = self._engine.encoded - self._reported, self._engine.encoded
+        if self._features is not None and self._tower is None:
+            self._features.engine(passes, specs)
 
     def _why_not(self, result: list[Completion] | Refused) -> str | None:
         if isinstance(result, Refused):

@@ -121,8 +121,8 @@ def qwen3_video(output: ModelOutput, video: Any, config: PretrainedConfig) -> di
     spec, group = video.spec, config.vision_config.temporal_patch_size
     whole = [*spec.indices, *[spec.indices[-1]] * (-len(spec.indices) % group)]
     seconds = [(whole[i] + whole[i + group - 1]) / 2 / spec.fps for i in range(0, len(whole), group)]
-    times = torch.tensor([seconds], dtype=torch.float64)  # vLLM writes them into the prompt, rounded to a tenth
-    return qwen_video(output, video, config) | {"video_embeds": torch.cat(layers, dim=-1), "timestamps": times}
+    # a list: vLLM writes the times into the prompt, and would round a tensor to the model's dtype before that
+    return qwen_video(output, video, config) | {"video_embeds": torch.cat(layers, dim=-1), "timestamps": [seconds]}
 
 
 QWEN = {"placeholder": "<|video_pad|>", "vision": "model.visual", "projector": ("model.visual.merger",)}

@@ -105,10 +105,10 @@ def test_both_sides_agree_and_every_planted_mismatch_is_named(started):
         roles.publish(2)
         gate.check()
     else:
-        # features that a tower with these weights did not make
-        everywhere(engines, _spoil_features)
+        # features that a tower with these weights did not make, the same on both sides
+        everywhere([*engines, *group.ranks], _spoil_features)
         assert found(gate).startswith("stale encoder cache")
-        everywhere(engines, _mend_features)
+        everywhere([*engines, *group.ranks], _mend_features)
         gate.check()
 
         # nothing published reaches the answers
@@ -184,18 +184,22 @@ def _spoil_features(actor) -> None:
 
     from rlaif.models.vision import mapped
 
-    held = actor._tower.cache._held
-    actor._right_features = dict(held)
+    actor._cache = actor.learner.vision if hasattr(actor, "learner") else actor._tower.cache
+    actor._right_features = dict(actor._cache._held)
     for key, features in actor._right_features.items():
-        held[key] = replace(features, output=mapped(features.output, lambda tensor: tensor + 0.3))
-    actor._engine._reset_encoder_cache()
-    actor._engine._reset_prefix_cache()
+        actor._cache._held[key] = replace(features, output=mapped(features.output, lambda tensor: tensor + 0.3))
+    _forget_video(actor)
 
 
 def _mend_features(actor) -> None:
-    actor._tower.cache._held.update(actor._right_features)
-    actor._engine._reset_encoder_cache()
-    actor._engine._reset_prefix_cache()
+    actor._cache._held.update(actor._right_features)
+    _forget_video(actor)
+
+
+def _forget_video(actor) -> None:
+    if hasattr(actor, "_engine"):
+        actor._engine._reset_encoder_cache()
+        actor._engine._reset_prefix_cache()
 
 
 def _forget_adapter(actor) -> None:
