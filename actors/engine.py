@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from actors.contents import Contents
 from actors.requests import Completion, Refused, Request, Sent, Visual, completion, vllm_prompt
 from actors.weights import EngineWeights
 from rlaif.config.schema import Rollout, Sampling
@@ -34,6 +35,8 @@ class EngineSpec:
     """Never sampled. A sampled visual placeholder would break every later forward over the text."""
     deterministic: bool = False
     """Answer one request at a time, so that an answer depends on nothing else in the batch (slow; for exact resume)."""
+    lora_targets: tuple[str, ...] | None = None
+    """Linear layers that the adapter must have; None: any of the model's."""
 
 
 class Engine:
@@ -45,8 +48,11 @@ class Engine:
     def __init__(self, spec: EngineSpec):
         self.spec = spec
         self.llm = _build_llm(spec)
-        self.weights = EngineWeights(self.llm, spec.model_path, spec.lora_rank)
+        self.weights = EngineWeights(self.llm, Contents(spec.model_path, spec.dtype, spec.lora_rank, spec.lora_targets))
         self._visual = Visual.of(self.llm.model_config.hf_config, self.llm.get_tokenizer())
+        self.encoded = 0
+        """Videos that went through the engine's own encoder so far; features that were handed over do not."""
+        self._count_encoded()
 
     def generate(
         self,
@@ -177,6 +183,17 @@ class Engine:
             return Refused(str(error))
         return [None] * len(params)
 
+    def _count_encoded(self) -> None:
+        """Count whenever vLLM's scheduler makes room for the encoder's output of a video that is not cached."""
+        manager = self.llm.llm_engine.engine_core.engine_core.scheduler.encoder_cache_manager
+        allocate = manager.allocate
+
+        def counted(request: Any, input_id: int) -> None:
+            self.encoded += self.spec.rollout.vision == "engine"
+            allocate(request, input_id)
+
+        manager.allocate = counted
+
 
 def _unanswered(results: list[list[Any] | Refused]) -> list[str]:
     """Ids of the requests whose place is still empty."""
@@ -228,6 +245,8 @@ def _build_llm(spec: EngineSpec) -> Any:
         tensor_parallel_size=rollout.tensor_parallel_size,
         enforce_eager=rollout.enforce_eager,
         limit_mm_per_prompt={"image": 0, "video": 1},
+        load_format="safetensors",  # "auto" would take files that have to be unpickled
+        enable_mm_embeds=rollout.vision == "shared",
         mm_device_do_normalize=False,  # it would take mean and deviation from the image processor, for videos too
         logprobs_mode="processed_logprobs",
         worker_extension_cls="actors.receiver.WeightReceiver",

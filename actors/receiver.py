@@ -1,19 +1,14 @@
-"""Full weights into a live vLLM model: what may be loaded, and the part that runs inside vLLM's worker processes."""
+"""Full weights into a live vLLM model: the part that runs inside vLLM's worker processes."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 
 from cluster.publish import Manifest, from_wire, verify_tensors
 from rlaif.errors import ContractError
-
-FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Checkpoint modules that the engine keeps as one matrix: a part of them alone would be loaded wrongly, silently."""
-
-HEAD = "lm_head.weight"
 
 
 class Inbox:
@@ -101,30 +96,3 @@ class WeightReceiver:
 
 def _untouched(model: torch.nn.Module, loaded: Iterable[str]) -> list[str]:
     return sorted({name for name, _ in model.named_parameters()} - set(loaded))
-
-
-def check_whole(names: Collection[str], tied: bool) -> None:
-    """Refuse tensors that cannot be loaded alone: a part of a fused module, tied embeddings without their head.
-
-    A head that is tied to the embeddings is a tensor of its own in the engine: left out, it silently stays old.
-
-    Raises:
-        ContractError: naming the first tensor that is missing.
-    """
-    wanted = {
-        name.replace(f".{part}.", f".{sibling}.")
-        for name in names
-        for group in FUSED
-        for part in group
-        if f".{part}." in name
-        for sibling in group
-    }
-    if tied and any(name.endswith("embed_tokens.weight") for name in names):
-        wanted.add(HEAD)
-    missing = sorted(wanted - set(names))
-    if missing:
-        raise ContractError(
-            "every tensor of each fused module, and the head that is tied to the embeddings, in one publish",
-            f"no {missing[0]!r} ({len(missing)} missing)",
-            "publish the entries of state_dict() (tied names included), whole modules at a time",
-        )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.receiver import check_whole
+from actors.contents import Contents
 from cluster.publish import Bucket, Manifest, from_wire, unpack
 from rlaif.errors import ContractError
 from rlaif.models.check import fingerprint
@@ -34,17 +34,17 @@ class EngineWeights:
     `begin`, `receive` for each part, `commit`). Either way nothing is applied before everything is checked.
     """
 
-    def __init__(self, llm: Any, model_path: str, lora_rank: int | None):
-        self.llm, self._path, self._base = llm, model_path, fingerprint(model_path)
+    def __init__(self, llm: Any, contents: Contents):
+        """contents: what every version must hold."""
+        self.llm, self._contents, self._base = llm, contents, fingerprint(contents.path)
         self.version: int | None = 0
         """None after a publish that failed half-way or a sleep without weights: only a later publish makes it usable."""
-        self.kind = "full" if lora_rank is None else "adapter"
+        self.kind = "full" if contents.rank is None else "adapter"
         self.adapter: Any = None
         """The LoRARequest that every answer is sampled with."""
-        self._tied = bool(llm.model_config.hf_config.get_text_config().tie_word_embeddings)
         self._tower: dict[str, int] = {}
         """Checksums of vision tower and projector as published last; empty: as in the model directory."""
-        self._folder = tempfile.TemporaryDirectory(prefix="rlaif-adapter-") if lora_rank is not None else None
+        self._folder = tempfile.TemporaryDirectory(prefix="rlaif-adapter-") if contents.rank is not None else None
         self._asleep = False
 
     def check_version(self, version: int) -> None:
@@ -63,7 +63,7 @@ class EngineWeights:
         """Verify, apply and commit one version that has arrived as arrays.
 
         Raises:
-            ContractError: naming the tensor that is damaged, missing or cannot be loaded alone; the old version stays.
+            ContractError: naming the tensor that is damaged, missing, unknown or of another shape or dtype; the old version stays.
         """
         start = time.perf_counter()
         self._check_fits(manifest)
@@ -72,7 +72,6 @@ class EngineWeights:
         if self.kind == "adapter":
             self._load_adapter(manifest, arrays)
         else:
-            check_whole(arrays, self._tied)
             wire = [(name, manifest.tensors[name].dtype, array) for name, array in arrays.items()]
             self._load(manifest, "load_published", wire)
         return self._committed(manifest, start)
@@ -94,7 +93,6 @@ class EngineWeights:
         """Verify, apply and commit what has been received since `begin`. Raises as `publish`."""
         start = time.perf_counter()
         self._check_fits(manifest)
-        check_whole(manifest.tensors, self._tied)
         for problem in self.llm.collective_rpc("check_transfer", args=(manifest,)):
             if problem is not None:
                 raise problem
@@ -110,10 +108,11 @@ class EngineWeights:
             )
         if manifest.base not in ("", self._base):
             raise ContractError(
-                f"weights that were trained from this engine's model, {self._path} ({self._base})",
+                f"weights that were trained from this engine's model, {self._contents.path} ({self._base})",
                 f"weights of another base ({manifest.base})",
                 "start learners and rollout actors from the same model directory",
             )
+        self._contents.check(manifest)
 
     def _load(self, manifest: Manifest, method: str, *args: Any) -> None:
         """Load verified tensors into the live model: all of it, or there is no version afterwards."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
 
@@ -18,7 +19,7 @@ from rlaif.models.encode import Encoded, Encoder
 from rlaif.models.packing import chunks
 from rlaif.objectives.advantages import gae, leave_one_out, over_tokens
 from rlaif.objectives.kl import AdaptiveController, FixedController, k1, token_penalty
-from rlaif.objectives.masked import Moments, whiten
+from rlaif.objectives.masked import Moments, keep, whiten
 from rlaif.objectives.metrics import Metrics, merge
 from rlaif.objectives.policy import ratio_quantiles
 from rlaif.objectives.rewards import RunningMoments, token_rewards
@@ -88,10 +89,11 @@ def train_on(
         metrics = merge([metrics, _recomputed_drift(rollouts)])
     metrics = merge([metrics, optimize(learner, state, items, config, seed, clock, fresh)])
     state.iteration += 1
-    mean_kl = learner.all_sum(sum(row["kl"] for row in report), float(len(report)))
-    state.kl.update(mean_kl[0] / mean_kl[1], int(mean_kl[1]))
-    seen = {"vision/passes_per_key": (float(learner.vision.passes), float(len(learner.vision.keys)))}
-    return merge([metrics, clock.metrics(), seen, learner.work.metrics(len(samples))]), report
+    finite = [row["kl"] for row in report if math.isfinite(row["kl"])]
+    kl, count = learner.all_sum(sum(finite), float(len(finite)))
+    if count:
+        state.kl.update(kl / count, int(count))
+    return merge([metrics, clock.metrics(), learner.work.metrics(len(samples))]), report
 
 
 def collect(learner: Learner, samples: Sequence[Sample], config: Ppo) -> Rollouts:
@@ -199,8 +201,13 @@ def scaled(learner: Learner, rewards: torch.Tensor, span: torch.Tensor, config: 
 
 
 def all_moments(learner: Learner, x: torch.Tensor, mask: torch.Tensor) -> Moments:
-    """Moments of `x` over the mask, of all ranks. Collective."""
-    return Moments(*learner.all_sum(*astuple(Moments.of(x, mask))))
+    """Moments of `x` [B, T] over the mask, of all ranks. Collective.
+
+    A sample with anything infinite or NaN is left out: it spoils its own gradient, which is counted and named, but
+    neither what the others are whitened by nor the running statistics, which would never recover.
+    """
+    sound = torch.isfinite(keep(x, mask)).all(1, keepdim=True)
+    return Moments(*learner.all_sum(*astuple(Moments.of(x, mask.bool() & sound))))
 
 
 def _row(extras: dict[str, torch.Tensor], index: int, length: int | None) -> dict[str, np.ndarray]:

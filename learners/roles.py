@@ -8,19 +8,16 @@ wrong weights silently; see docs/architecture.md.) With full weights every role 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
-from peft import load_peft_weights, set_peft_model_state_dict
 from torch import Tensor, nn
 
 from learners.spec import LearnerSpec, RoleSpec
 from rlaif.models.batch import Batch
 from rlaif.models.vision import tower_key
-from rlaif.models.vlm import Output, VideoLM, freeze_for_full_training, load_vlm
-from rlaif.storage import fetch
+from rlaif.models.vlm import Output, VideoLM, freeze_for_full_training, load_adapter, load_vlm
 
 
 @dataclass
@@ -121,11 +118,6 @@ def init_reward_head(weight: Tensor, init: str) -> None:
         nn.init.uniform_(weight, -(hidden**-0.5), hidden**-0.5)
     else:
         nn.init.normal_(weight, std=1.0 / (hidden + 1))
-
-
-def load_adapter(module: VideoLM, adapter: str, export: str | Path) -> None:
-    """Start an adapter from a saved one (safetensors only)."""
-    set_peft_model_state_dict(module.model, load_peft_weights(fetch(str(export)), device="cpu"), adapter_name=adapter)
 
 
 def _start_engine(role: Role, spec: LearnerSpec) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from learners.roles import Role
 from rlaif.errors import CheckpointError
+from rlaif.models.check import fingerprint
 from rlaif.tensors import load_json, load_tensors, save_json, save_tensors
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -40,16 +41,23 @@ def save_role(role: Role, folder: Path | None) -> None:
     if folder is not None:
         save_tensors(folder / f"{role.spec.name}.safetensors", tensors)
         save_json(
-            folder / f"{role.spec.name}.json", {"steps": role.steps, "skipped": role.skipped, "base": role.spec.base}
+            folder / f"{role.spec.name}.json",
+            {"steps": role.steps, "skipped": role.skipped, "base": fingerprint(role.spec.base)},
         )
 
 
 def load_role(role: Role, folder: Path) -> None:
     """Put saved weights and optimizer state into a started engine, of any number of ranks. Collective.
 
-    Raises CheckpointError naming the first parameter that is missing or of another shape.
+    Raises CheckpointError naming the first parameter that is missing or of another shape, or for another base.
     """
     meta = load_json(folder / f"{role.spec.name}.json")
+    if meta["base"] != (base := fingerprint(role.spec.base)):
+        raise CheckpointError(
+            f"a checkpoint of role {role.spec.name!r} on {role.spec.base} ({base})",
+            f"one on another base ({meta['base']})",
+            "resume with the model that the checkpoint was made on (of a critic: ppo.reward, ppo.critic_init)",
+        )
     tensors = load_tensors(folder / f"{role.spec.name}.safetensors")
     parameters = role.trainable()
     _check(role, parameters, tensors)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class RlaifError(Exception):
     """Base of every error this project raises on purpose; the command line prints it without a traceback."""
@@ -12,6 +14,11 @@ class RlaifError(Exception):
 
     def __reduce__(self):  # Ray and pickle rebuild exceptions from args; ours takes three
         return type(self), (self.expected, self.found, self.change)
+
+
+def named(names: Sequence[str], most: int = 8) -> str:
+    """The first few of a list, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 class ConfigError(RlaifError):

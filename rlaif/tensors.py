@@ -38,8 +38,10 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Tensors by name, in host memory. Raises CheckpointError for anything that is not a safetensors file."""
     try:
         return load_file(path)
-    except SafetensorError as error:
-        raise CheckpointError(f"a safetensors file at {path}", str(error), "use another checkpoint") from error
+    except (SafetensorError, FileNotFoundError) as error:
+        raise CheckpointError(
+            f"a safetensors file at {path}", str(error), "use another checkpoint or export"
+        ) from error
 
 
 def save_json(path: Path, record: Any) -> None:

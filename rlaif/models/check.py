@@ -8,26 +8,31 @@ from pathlib import Path
 from transformers import AutoConfig
 
 from rlaif.errors import ConfigError
-from rlaif.models.family import family_of
+from rlaif.models.family import NEW_FAMILY, family_of
 from rlaif.storage import fetch
 
 _EDGE = 2**20
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def require_model(option: str, path: str, served_adapter: str | None = None) -> None:
-    """Raises ConfigError naming the option when `path` holds no model configuration, or one of an unknown family.
+    """Raises ConfigError naming the option when `path` holds no model configuration, one of an unknown family, or no
+    weights that can be loaded without unpickling.
 
     Every known family is one that transformers trains and vLLM serves with video. `served_adapter`: the option that
     asks for adapters which the rollout engine must serve, if any; not every family can have them.
     """
     try:
-        config = AutoConfig.from_pretrained(fetch(path))
+        folder = Path(fetch(path))
+        config = AutoConfig.from_pretrained(str(folder) if folder.is_dir() else path)
     except (OSError, ValueError, KeyError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
             f"{option}: a Hugging Face model directory, URI or hub name",
             f"{path!r}: {first_line}",
-            f"{option}, or run the stage that makes it first",
+            f"{option}, or run the stage that makes it first; {NEW_FAMILY}"
+            if "does not recognize this architecture" in str(error)
+            else f"{option}, or run the stage that makes it first",
         ) from error
     family = family_of(config)
     if served_adapter is not None and not family.adapters:
@@ -35,6 +40,18 @@ def require_model(option: str, path: str, served_adapter: str | None = None) -> 
             f"{served_adapter} null (full weights) for a {family.model_type} policy: vLLM serves no adapters for it",
             f"an adapter in {served_adapter}",
             f"{served_adapter}=null, or {option}",
+        )
+    _require_safetensors(option, path, folder)
+
+
+def _require_safetensors(option: str, path: str, folder: Path) -> None:
+    """Loading anything else would unpickle it, which can run code."""
+    others = sorted(file.name for file in folder.glob("*") if file.suffix in PICKLED)
+    if others and not any(folder.glob("*.safetensors")):
+        raise ConfigError(
+            f"{option}: weights in *.safetensors files",
+            f"{path!r} with {', '.join(others[:3])}, which would have to be unpickled",
+            f"{option}, or convert it where you trust it: from_pretrained(...).save_pretrained(...) writes safetensors",
         )
 
 

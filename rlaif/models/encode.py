@@ -136,9 +136,10 @@ class Encoder:
         """Ids of a prompt ready to be answered, with one placeholder for the video: what the rollout engine takes."""
         return self.opening(self.chat([("user", question)], video, generate=True))
 
-    def video(self, video: str) -> VideoFeatures:
-        """Processed frames of a video (cached); DataError when it cannot be decoded."""
+    def video(self, video: str, part: Sequence[int] = ()) -> VideoFeatures:
+        """Processed frames of a video, or of some native frames of it (cached); DataError when it cannot be decoded."""
         spec = self.frames.spec(video)
+        spec = spec.part(part) if part else spec
         if spec.hash not in self._cache:
             self._remember(self._process(spec, self.frames.get(video, spec)))
         self._cache.move_to_end(spec.hash)

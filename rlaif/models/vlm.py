@@ -5,21 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from functools import partial
 from operator import attrgetter
+from pathlib import Path
 from typing import Literal
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, set_peft_model_state_dict
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from rlaif.config.schema import Lora
+from rlaif.errors import CheckpointError
 from rlaif.models.batch import Batch
 from rlaif.models.family import family_of, media_token_ids
 from rlaif.objectives.logprobs import token_logprobs_entropy
 from rlaif.storage import fetch
+from rlaif.tensors import load_tensors
 
 Output = Literal["logprobs", "values", "score"]
+
+ADAPTER = "adapter_model.safetensors"
+"""An adapter's file, as PEFT names it. PEFT's own loader would unpickle a file of another name."""
 
 LOGIT_CHUNK = 2048
 """Response tokens whose logits exist at the same time; the rest are recomputed in the backward pass."""
@@ -108,12 +114,26 @@ class VideoLM(nn.Module):
 
 
 def load_vlm(path: str, dtype: str, attention: str = "sdpa") -> nn.Module:
-    """A causal video VLM from a directory, URI or hub name, on the CPU, in `dtype`."""
+    """A causal video VLM from a directory, URI or hub name, on the CPU, in `dtype`; safetensors only: nothing unpickles."""
     model = AutoModelForImageTextToText.from_pretrained(
-        fetch(path), dtype=getattr(torch, dtype), attn_implementation=attention
+        fetch(path), dtype=getattr(torch, dtype), attn_implementation=attention, use_safetensors=True
     )
     model.config.use_cache = False
     return model
+
+
+def load_tower(path: str, dtype: str, attention: str = "sdpa") -> nn.Module:
+    """What `load_vlm` loads, without its language model and output head: vision tower and projector alone."""
+    path = fetch(path)
+    config = AutoConfig.from_pretrained(path)
+    text, language = config.get_text_config(), family_of(config).language
+    text.layer_types, text.num_hidden_layers = [], 0  # its layers are never read from the files
+    model = AutoModelForImageTextToText.from_pretrained(
+        path, config=config, dtype=getattr(torch, dtype), attn_implementation=attention
+    )
+    model.set_submodule(language, nn.Identity())
+    model.set_submodule("lm_head", nn.Identity())
+    return model.requires_grad_(False).eval()
 
 
 class ScalarHead(nn.Linear):
@@ -147,13 +167,36 @@ def lora_config(lora: Lora, language: str) -> LoraConfig:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         bias="none",
-        target_modules=target_pattern(lora, language),
+        target_modules=target_pattern(lora.targets, language),
     )
 
 
-def target_pattern(lora: Lora, language: str) -> str:
+def target_pattern(targets: Iterable[str], language: str) -> str:
     """Vision towers have layers of the same names; only those of the language model, at path `language`, are meant."""
-    return rf".*{language.split('.')[-1]}\..*\.({'|'.join(lora.targets)})"
+    return rf".*{language.split('.')[-1]}\..*\.({'|'.join(targets)})"
+
+
+def load_adapter(module: VideoLM, adapter: str, export: str | Path) -> None:
+    """Put a saved adapter, of a folder or URI, in the place of one that the module has.
+
+    Raises CheckpointError naming the first tensor that is missing, unexpected or of another shape: PEFT would leave what
+    is missing as it was initialised.
+    """
+    tensors = load_tensors(Path(fetch(str(export))) / ADAPTER)
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    wanted = {
+        name.replace(f".{adapter}.", "."): tuple(parameter.shape)
+        for name, parameter in module.model.named_parameters()
+        if "lora_" in name and f".{adapter}." in name
+    }
+    if found != wanted:
+        odd = min(name for name, _ in found.items() ^ wanted.items())
+        raise CheckpointError(
+            f"an adapter of {len(wanted)} tensors, {odd!r} as {wanted.get(odd, 'none of them')}",
+            f"{len(found)} tensors in {export}, {odd!r} as {found.get(odd, 'none of them')}",
+            "rank and targets of the adapter, or its base, as they were when it was written",
+        )
+    set_peft_model_state_dict(module.model, tensors, adapter_name=adapter)
 
 
 def freeze_for_full_training(model: nn.Module, train_vision: bool, train_projector: bool) -> None:

@@ -7,6 +7,7 @@ another order) it learns from noise, so the gate stops the run and names what di
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -37,17 +38,29 @@ class Gate:
         prompt: Prompt,
         seed: int,
         timeout: float,
+        responses: Sequence[Sequence[int]] | None = None,
     ):
-        """`prompt`: its question is asked with and without its video. Raises DataError when the video does not decode."""
+        """`prompt`: its question is asked with and without its video. Raises DataError when the video does not decode.
+
+        responses: those of the run that is resumed (`state_dict`), so that its checks go on with the same texts.
+        """
         self.limit = config.limit or LIMITS[dtype]
         self.every, self.rollouts, self.learners, self.timeout = config.every, rollouts, learners, timeout
         self.sampling = sampling.model_copy(update={"max_tokens": config.tokens})
-        self.probes = [
-            rollouts.respond(probe, self.sampling, derive(seed, "parity", kind), timeout)
-            for kind, probe in zip(KINDS, (Probe(prompt.question), Probe(prompt.question, prompt.video)), strict=True)
-        ]
+        asked = (Probe(prompt.question), Probe(prompt.question, prompt.video))
+        if responses is None:
+            self.probes = [
+                rollouts.respond(probe, self.sampling, derive(seed, "parity", kind), timeout)
+                for kind, probe in zip(KINDS, asked, strict=True)
+            ]
+        else:
+            self.probes = [replace(probe, response_ids=tuple(r)) for probe, r in zip(asked, responses, strict=True)]
         self._before: list[Probed] | None = None
         """The learner's answer at the last check."""
+
+    def state_dict(self) -> list[list[int]]:
+        """The probes' responses, by kind."""
+        return [list(probe.response_ids) for probe in self.probes]
 
     def due(self, publishes: int) -> bool:
         return self.every > 0 and publishes % self.every == 0

@@ -28,7 +28,7 @@ def train(config: Config, run: Run, start: Start = "new") -> str:
     if newest is not None:
         roles.ledger.load_state_dict(newest.meta["ledger"])
     roles.publisher.publish(first)
-    gate = parity_gate(config, roles, prompts)
+    gate = parity_gate(config, roles, prompts, newest and newest.meta["gate"])
     gate.check()
     if newest is None:
         evaluate.policy(config, run, roles, "sft")
@@ -49,7 +49,7 @@ def train(config: Config, run: Run, start: Start = "new") -> str:
             record(run, round_)
             tracker.log(done, metrics, f"reward {metrics['reward/mean']:.2f} kl {metrics['kl/response']:.2f}")
             if done in (ppo.iterations, best.iteration) or (ppo.save.every and done % ppo.save.every == 0):
-                driver = {"best": best.state(), "ledger": roles.ledger.state_dict()}
+                driver = {"best": best.state(), "ledger": roles.ledger.state_dict(), "gate": gate.state_dict()}
                 roles.checkpoint_s = save_checkpoint(
                     run, roles.learners, checkpoints, done, identity(config), best.spared(), **driver
                 )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from actors.frames import FrameClient
 from actors.pool import RolloutPool
@@ -18,12 +18,14 @@ from learners.spec import LearnerSpec, RoleSpec
 from rlaif.config.schema import Config, Function, Lora
 from rlaif.errors import ConfigError
 from rlaif.models.check import fingerprint, require_model
+from rlaif.models.family import engine_video_of
 from rlaif.models.reward_prompt import contexts
 from rlaif.records import Prompt
 from rlaif.stages import data
 from rlaif.stages.parity import Gate
 from rlaif.stages.publishing import Publisher
 from rlaif.stages.run import Run
+from rlaif.storage import fetch
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +59,8 @@ class Roles:
 def require_inputs(config: Config) -> None:
     """Policy, reward, checker and evaluation file exist and load; ConfigError naming the option otherwise."""
     require_model("ppo.policy", config.ppo.policy, "ppo.lora" if config.ppo.lora else None)
+    if config.rollout.vision == "shared":
+        engine_video_of(AutoConfig.from_pretrained(fetch(config.ppo.policy)))
     if isinstance(config.ppo.reward, Function):
         load_function(config.ppo.reward.path)
     else:
@@ -103,7 +107,9 @@ def context_of(config: Config, prompts: Sequence[Prompt]) -> dict[str, tuple[str
     return {prompt.prompt_id: captions for prompt, captions in zip(prompts, found, strict=True)}
 
 
-def parity_gate(config: Config, roles: Roles, prompts: Sequence[Prompt]) -> Gate:
+def parity_gate(
+    config: Config, roles: Roles, prompts: Sequence[Prompt], responses: Sequence[Sequence[int]] | None = None
+) -> Gate:
     """The gate, on the first prompt whose video decodes: prompts are checked before a run starts."""
     roles.publisher.wait()
     return Gate(
@@ -115,6 +121,7 @@ def parity_gate(config: Config, roles: Roles, prompts: Sequence[Prompt]) -> Gate
         prompts[0],
         config.seed,
         roles.deadline_s,
+        responses,
     )
 
 
@@ -166,6 +173,10 @@ def critic_start(config: Config) -> tuple[str, Lora | None, str | None]:
 
 def identity(config: Config) -> dict:
     """What a checkpoint of this run belongs to."""
-    ppo = config.ppo
+    ppo, critic = config.ppo, None
+    if ppo.advantage == "gae":
+        base, lora, _ = critic_start(config)
+        critic = {"base": fingerprint(base), "lora": lora and lora.model_dump(mode="json")}
     lora = ppo.lora and ppo.lora.model_dump(mode="json")
-    return {"stage": "ppo", "policy": fingerprint(ppo.policy), "lora": lora, "advantage": ppo.advantage}
+    found = {"stage": "ppo", "policy": fingerprint(ppo.policy), "lora": lora, "advantage": ppo.advantage}
+    return found | {"critic": critic}

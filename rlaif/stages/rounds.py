@@ -15,7 +15,7 @@ from actors.rollout import Answers, Failure
 from cluster.ledger import Ledger
 from cluster.remote import ask
 from rlaif.config.schema import Config
-from rlaif.errors import ContractError, RlaifError
+from rlaif.errors import ContractError, RlaifError, named
 from rlaif.objectives.rewards import shaped_score
 from rlaif.order import rows_of_step
 from rlaif.records import Key, Masked, Outcome, Prompt, Sample
@@ -162,7 +162,7 @@ def sample_metrics(round_: Round, kl_limit: float) -> dict[str, float]:
 
 
 def engine_metrics(roles: Roles, round_: Round) -> dict[str, float]:
-    """Speed and health of what answered, the frame store's counters, and where the time went."""
+    """Speed and health of what answered, the stores' counters, and where the time went."""
     tokens = sum(len(sample.response_ids) for sample in round_.samples)
     times = dict(_durations(round_.times))
     return {
@@ -175,6 +175,7 @@ def engine_metrics(roles: Roles, round_: Round) -> dict[str, float]:
         "rollout/dead_actors": len(roles.rollouts.dead),
         "rollout/reissued_prompts": roles.rollouts.reissued,
         **roles.run.topology.frame_counters(),
+        **roles.run.topology.feature_counters(),
     }
 
 
@@ -218,12 +219,12 @@ def _check_failures(config: Config, round_: Round) -> None:
     lost = wanted - len(round_.trained)
     if lost <= config.ppo.max_reward_failures * wanted and len(round_.trained) >= config.cluster.learner.actors:
         return
-    reasons = [o.reason for o in round_.outcomes.values() if isinstance(o, Masked)] + [
-        f.reason for f in round_.failures
-    ]
+    masked = [(f"{key[0]}/{key[1]}", o.reason) for key, o in sorted(round_.outcomes.items()) if isinstance(o, Masked)]
+    masked += [(failure.prompt_id, failure.reason) for failure in round_.failures]
     raise RlaifError(
         f"at most {config.ppo.max_reward_failures:.0%} of samples without a reward",
-        f"{lost} of {wanted} in iteration {round_.iteration}; first reason: {reasons[0]}",
+        f"{lost} of {wanted} in iteration {round_.iteration + 1}: {named([name for name, _ in masked])}; "
+        f"first reason: {masked[0][1]}",
         "what the reason names, or ppo.max_reward_failures; --resume continues from the last checkpoint",
     )
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from actors.contents import Contents
 from actors.engine import Engine, EngineSpec, Refused, Request
 from cluster.publish import pack
 from rlaif.config.schema import Rollout, Sampling
@@ -199,8 +200,14 @@ def test_a_full_publish_replaces_every_weight(world, full):
         full.generate([world.plain], SAMPLING, 0)
 
 
+@pytest.fixture
+def unasked(monkeypatch):
+    """What the manifest lists is not compared with the model: the checks behind that one must hold alone."""
+    monkeypatch.setattr(Contents, "check", lambda *_: None)
+
+
 @pytest.mark.parametrize("left_out", ["layers.1.input_layernorm", "visual.merger.mlp.0", "layers.0.self_attn.o_proj"])
-def test_a_publish_without_one_of_the_engines_tensors_is_no_version(world, full, left_out):
+def test_a_publish_without_one_of_the_engines_tensors_is_no_version(world, full, unasked, left_out):
     with pytest.raises(ContractError, match=left_out.split(".")[-1]):
         send(full, perturbed(world.fresh(), [""]), 2, keep=lambda name: left_out not in name)
     assert full.weights.version is None
@@ -208,6 +215,27 @@ def test_a_publish_without_one_of_the_engines_tensors_is_no_version(world, full,
         full.generate([world.plain], SAMPLING, 2)
     send(full, world.fresh(), version=3)
     assert deviation(world, full, world.fresh()) < 1e-4
+
+
+UP = "model.language_model.layers.2.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda state: state | {UP.replace("2", "9"): state[UP]}, "layers.9.*does not know"),
+        (lambda state: {n: t for n, t in state.items() if "layers.1.input_layernorm" not in n}, "layers.1.input_lay"),
+        (lambda state: state | {UP: state[UP].bfloat16()}, "as bfloat16 instead of float32"),
+        (lambda state: state | {UP: state[UP][:-1]}, r"\(255, 128\) instead of \(256, 128\)"),
+    ],
+    ids=["unknown", "missing", "dtype", "shape"],
+)
+def test_weights_that_arrive_whole_but_are_not_the_engines_leave_the_version_in_place(world, full, change, named):
+    send(full, world.fresh(), version=40)
+    state = change(perturbed(world.fresh(), [""]).state_dict())
+    with pytest.raises(ContractError, match=named):
+        full.weights.publish(*pack(state.items(), 1 << 20, version=41))
+    assert full.weights.version == 40 and deviation(world, full, world.fresh()) < 1e-4
 
 
 @pytest.mark.parametrize("left_out", ["layers.1.self_attn.k_proj", "mlp.gate_proj", "lm_head"])
@@ -219,7 +247,7 @@ def test_weights_that_would_load_wrongly_are_refused_before_anything_changes(wor
     assert deviation(world, full, world.fresh()) < 1e-4
 
 
-def test_without_the_head_or_the_encoder_reset_the_comparison_would_fail(world, full, monkeypatch):
+def test_without_the_head_or_the_encoder_reset_the_comparison_would_fail(world, full, unasked, monkeypatch):
     """What the two precautions are for: each left out, the log-probs are visibly those of a mixture of two versions."""
     send(full, world.fresh(), version=6)
     deviation(world, full, world.fresh())  # the video's features are now cached
@@ -229,7 +257,7 @@ def test_without_the_head_or_the_encoder_reset_the_comparison_would_fail(world, 
         send(full, changed, version=7)
         assert deviation(world, full, changed) > 1e-3
     with monkeypatch.context() as patch:
-        patch.setattr(full.weights, "_tied", False)
+        patch.setattr(Contents, "check", lambda *_: None)
         send(full, world.fresh(), 8, keep=lambda name: name != "lm_head.weight")
         assert deviation(world, full, world.fresh()) > 1e-3
     send(full, changed, version=9)
@@ -295,7 +323,7 @@ def test_weights_of_another_base_are_refused(world, full):
     assert full.weights.version == 12
 
 
-def test_after_a_load_that_broke_off_nothing_is_sampled_until_a_publish_succeeds(world, full):
+def test_after_a_load_that_broke_off_nothing_is_sampled_until_a_publish_succeeds(world, full, unasked):
     state = dict(
         world.fresh().state_dict(), **{"model.language_model.layers.9.input_layernorm.weight": torch.zeros(128)}
     )
@@ -340,9 +368,14 @@ def test_an_adapter_publish_equals_the_adapted_model(world, adapted):
         receipt = adapted.weights.publish(*pack(tensors, 1 << 20, version=version, kind="adapter", lora=config))
         assert adapted.weights.version == version and receipt.nbytes < 200_000
         assert deviation(world, adapted, model) < 1e-4
-    with pytest.raises(ContractError, match="rank 16"):
-        wide = config | {"r": 16}
-        adapted.weights.publish(*pack(tensors, 1 << 20, version=3, kind="adapter", lora=wide))
+    for rank in (2, 16):
+        with pytest.raises(ContractError, match=f"rank {rank}"):
+            other = config | {"r": rank}
+            adapted.weights.publish(*pack(tensors, 1 << 20, version=3, kind="adapter", lora=other))
+    with pytest.raises(ContractError, match="another base"):
+        adapted.weights.publish(
+            *pack(tensors, 1 << 20, version=3, kind="adapter", lora=config, base="0123456789abcdef")
+        )
     with pytest.raises(ContractError, match="adapter weights"):
         send(adapted, world.fresh(), version=3)
     assert adapted.weights.version == 2 and deviation(world, adapted, model) < 1e-4

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from functools import partial
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from actors.engine import EngineSpec
+from actors.features import FeatureClient, start_feature_store
 from actors.frames import FrameClient, LocalFrames, start_frame_store
 from actors.pool import RolloutPool
 from actors.rollout import start_rollout
@@ -19,6 +22,8 @@ from rlaif.config.schema import Rollout, Sampling
 from rlaif.errors import ConfigError, ContractError
 from rlaif.models.encode import Encoder
 from rlaif.models.tiny import build_tiny
+from rlaif.models.vision import VisionCache, tower_key, tower_output
+from rlaif.models.vlm import load_vlm
 from rlaif.records import Prompt
 from rlaif.worlds.shapes.render import write_mp4
 
@@ -29,7 +34,7 @@ SAMPLING = Sampling(max_tokens=6)
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("videos")
-    for seed in range(3):
+    for seed in range(4):
         frames = np.random.default_rng(seed).integers(0, 255, (12, 56, 56, 3), dtype=np.uint8)
         write_mp4(root / f"{seed}.mp4", frames)
     (root / "broken.mp4").write_bytes(b"no video")
@@ -38,14 +43,44 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return str(build_tiny(tmp_path_factory.mktemp("tiny"), WORDS, seed=0))
+    """A directory that holds pickles too, which the actors must not touch."""
+    import bombs  # here, because actors that run a function of this file import the file
+
+    path = build_tiny(tmp_path_factory.mktemp("tiny"), WORDS, seed=0)
+    canary = tmp_path_factory.mktemp("canary") / "executed"
+    bombs.plant(path, canary)
+    yield str(path)
+    assert not canary.exists()
 
 
 @pytest.fixture(scope="module")
-def actor(ray_session, root, model):
+def start(ray_session, root, model):
+    """start() -> a rollout actor."""
     store = start_frame_store(num_frames=8)
     spec = EngineSpec(model, "float32", rollout=Rollout(max_model_len=256, cpu_kv_cache_gib=0.1, max_num_seqs=8))
-    return start_rollout(spec, partial(FrameClient, store, root), options={"num_cpus": 1})
+    return lambda: start_rollout(spec, partial(FrameClient, store, root), options={"num_cpus": 0.5})
+
+
+@pytest.fixture(scope="module")
+def actor(start):
+    return start()
+
+
+@pytest.fixture(scope="module")
+def fellows(start, actor):
+    """Two more, with the weights of their model directory."""
+    more = [start(), start()]
+    ask([fellow.version.remote() for fellow in more])
+    return more
+
+
+def noisy(model: str) -> dict[str, torch.Tensor]:
+    """The model's weights with noise on them, head included."""
+    from transformers import AutoModelForImageTextToText
+
+    state = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32).state_dict()
+    state = {name: tensor + 0.1 * torch.randn(tensor.shape) for name, tensor in state.items()}
+    return state | {"lm_head.weight": state["model.language_model.embed_tokens.weight"]}
 
 
 def prompts():
@@ -66,6 +101,66 @@ def test_prompts_become_samples_and_bad_ones_failures(actor, root):
     assert stats["tokens"] == sum(len(s.response_ids) for s in answers.samples) and stats["tokens_per_s"] > 0
 
 
+@pytest.fixture(scope="module")
+def features(ray_session):
+    return start_feature_store(2**24)
+
+
+@pytest.fixture(scope="module")
+def handed(ray_session, root, model, features):
+    """An actor whose engine gets features instead of frames."""
+    rollout = Rollout(max_model_len=256, cpu_kv_cache_gib=0.1, max_num_seqs=8, vision="shared")
+    frames = partial(LocalFrames, root, 8)
+    spec = EngineSpec(model, "float32", rollout=rollout)
+    return start_rollout(spec, frames, options={"num_cpus": 1}, make_features=partial(FeatureClient, features))
+
+
+def test_handed_features_give_the_answers_of_pixels_and_are_computed_once(actor, handed, features, root, model):
+    pixels, shared = (ask(one.generate.remote(prompts(), 4, 0, SAMPLING, 0)) for one in (actor, handed))
+    assert [f.prompt_id for f in shared.failures] == [f.prompt_id for f in pixels.failures]
+    assert len(shared.samples) == 12
+    for one, other in zip(pixels.samples, shared.samples, strict=True):
+        assert (one.key, one.frames_hash, one.visual_tokens) == (other.key, other.frames_hash, other.visual_tokens)
+        assert np.array_equal(one.prompt_ids, other.prompt_ids)
+        assert np.array_equal(one.response_ids, other.response_ids)
+        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
+    assert ask(handed.__ray_call__.remote(lambda actor: actor._engine.encoded)) == 0
+    learner = VisionCache(2**24, FeatureClient(features))
+    vlm, encoder = load_vlm(model, "float32"), Encoder(model, LocalFrames(root, 8))
+    learner.of(vlm, tower_key(vlm), [encoder.video(f"{i}.mp4") for i in range(3)], torch.device("cpu"))
+    counters = ask(features.counters.remote())
+    assert learner.passes == 0 and (counters["passes"], counters["keys"], counters["hits"]) == (3, 3, 3)
+
+
+def test_features_of_another_tower_under_this_ones_key_are_an_error(handed, features, root, tmp_path):
+    rival = load_vlm(str(build_tiny(tmp_path, WORDS, seed=1)), "float32")
+    encoder, key = Encoder(str(tmp_path), LocalFrames(root, 8)), ask(handed.__ray_call__.remote(_tower_of))
+    video = encoder.video("3.mp4")
+    made = tower_output(rival, tower_key(rival), video, torch.device("cpu"))
+    FeatureClient(features).get((key, video.spec.hash), lambda: made)
+    with pytest.raises(ContractError, match=f"tower {key}(.|\n)*tower {made.tower}"):
+        ask(handed.generate.remote([Prompt("p", "3.mp4", "what ?")], 1, 0, SAMPLING, 0))
+
+
+def test_a_published_tower_must_be_the_one_that_features_come_from(ray_session, handed, model):
+    from transformers import AutoModelForImageTextToText
+
+    state = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32).state_dict()
+    state["lm_head.weight"] = state["model.language_model.embed_tokens.weight"]
+    other = state | {"model.visual.merger.mlp.0.weight": state["model.visual.merger.mlp.0.weight"] + 0.1}
+    for version, tensors in ((1, other), (2, state)):
+        manifest, buckets = pack(tensors.items(), 1 << 20, version=version, put=ray_session.put)
+        if version == 1:
+            with pytest.raises(ContractError, match="merger.mlp.0.weight(.|\n)*rollout.vision: engine"):
+                ask(handed.publish.remote(manifest, buckets))
+        else:
+            assert ask(handed.publish.remote(manifest, buckets)).version == 2
+
+
+def _tower_of(actor) -> str:
+    return actor._tower.key
+
+
 def test_an_answer_depends_on_its_key_and_seed_not_on_the_call(actor):
     def texts(prompts, seed):
         samples = ask(actor.generate.remote(prompts, 2, seed, SAMPLING, 0)).samples
@@ -77,12 +172,7 @@ def test_an_answer_depends_on_its_key_and_seed_not_on_the_call(actor):
 
 
 def test_published_weights_reach_the_actor_through_the_pool(ray_session, actor, model):
-    from transformers import AutoModelForImageTextToText
-
-    pool = RolloutPool({"only": actor})
-    state = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32).state_dict()
-    state = {name: tensor + 0.1 * torch.randn(tensor.shape) for name, tensor in state.items()}
-    state["lm_head.weight"] = state["model.language_model.embed_tokens.weight"]
+    pool, state = RolloutPool({"only": actor}), noisy(model)
     pool.submit("before", prompts()[:3], 2, 0, SAMPLING)
     pool.publish(*pack(state.items(), 1 << 20, version=5, put=ray_session.put))
     receipt = pool.committed(timeout=120)["only"]
@@ -147,3 +237,116 @@ def test_answers_are_cut_at_a_given_token(actor, model):
     assert any(sample.finish_reason == "cut" for sample in cut)
     with pytest.raises(ConfigError, match="truncate_at"):
         generate(SAMPLING.model_copy(update={"truncate_at": ("never",)}))
+
+
+def damaged(ray_session, model: str, version: int, fault: str):
+    """Manifest and references of a publish that did not leave the learner whole, and what it lost."""
+    manifest, buckets = pack(noisy(model).items(), 1 << 19, version=version)
+    name = min(buckets[1])
+    if fault == "flipped byte":
+        bits = buckets[1][name].copy()
+        bits.reshape(-1).view(np.uint8)[3] ^= 1
+        buckets[1] = buckets[1] | {name: bits}
+    else:
+        del buckets[1]
+    return manifest, [ray_session.put(bucket) for bucket in buckets], name
+
+
+def versions(actors) -> list[int | None]:
+    return ask([actor.version.remote() for actor in actors])
+
+
+@pytest.mark.parametrize("fault", ["flipped byte", "missing bucket"])
+def test_a_publish_that_is_broken_for_everybody_names_tensor_and_actor_and_all_keep_the_old_version(
+    ray_session, actor, model, fault
+):
+    before = ask(actor.version.remote())
+    pool = RolloutPool({"left": actor}, before)
+    manifest, refs, tensor = damaged(ray_session, model, before + 1, fault)
+    pool.publish(manifest, refs, 10.0)
+    with pytest.raises(ContractError) as caught:
+        pool.committed(timeout=60)
+    assert tensor in caught.value.found and "rollout actor 'left', twice" in caught.value.found
+    assert versions([actor]) == [before]
+    assert len(ask(actor.generate.remote(prompts()[:1], 2, 0, SAMPLING, before)).samples) == 2
+    pool.publish(*pack(noisy(model).items(), 1 << 19, version=before + 1, put=ray_session.put))
+    assert pool.committed(timeout=60)["left"].version == before + 1
+
+
+def test_two_publishes_at_once_and_the_first_of_them_broken(ray_session, actor, model):
+    """Nobody waited for the first. What was asked for between the two is answered by one version or the other."""
+    before = ask(actor.version.remote())
+    pool = RolloutPool({"left": actor}, before)
+    manifest, refs, _ = damaged(ray_session, model, before + 1, "flipped byte")
+    pool.publish(manifest, refs)
+    pool.publish(*pack(noisy(model).items(), 1 << 19, version=before + 2, put=ray_session.put))
+    pool.publish(*pack(noisy(model).items(), 1 << 19, version=before + 3, put=ray_session.put))
+    pool.submit("after", prompts()[:3], 2, 0, SAMPLING)
+    assert pool.committed(timeout=60)["left"].version == before + 3 and versions([actor]) == [before + 3]
+    samples = [s for part in pool.results("after", timeout=60) for s in part.samples]
+    assert len(samples) == 6 and {s.policy_version for s in samples} == {before + 3}
+
+
+def test_bytes_that_change_on_the_way_to_one_actor_are_sent_to_it_again(ray_session, actor, fellows, model):
+    pool = RolloutPool({"left": actor, "right": fellows[0]}, 0)
+    ask(fellows[0].__ray_call__.remote(_flip_once))
+    pool.publish(*pack(noisy(model).items(), 1 << 19, version=50, put=ray_session.put))
+    assert sorted(pool.committed(timeout=60)) == ["left", "right"] and pool.dead == {}
+    assert ask(fellows[0].__ray_call__.remote(lambda body: body.flipped)) == 1
+    pool.submit("b", prompts()[:3], 2, 0, SAMPLING)
+    assert {s.policy_version for part in pool.results("b", timeout=60) for s in part.samples} == {50}
+
+
+def _flip_once(body) -> None:
+    """Inside an actor: the next bucket that it fetches has one bit that nobody sent."""
+    import ray
+
+    usual, body.flipped = ray.get, 0
+
+    def get(ref, **options):
+        found = usual(ref, **options)
+        if isinstance(found, dict) and not body.flipped:
+            body.flipped = 1
+            name = min(found)
+            bits = found[name].copy()
+            bits.reshape(-1).view(np.uint8)[0] ^= 1
+            found = found | {name: bits}
+        return found
+
+    ray.get = get
+
+
+def test_a_receiver_that_is_killed_and_one_that_hangs_in_a_publish(ray_session, actor, fellows, model):
+    """The one that is left finishes the version, and answers what the other two owed."""
+
+    @ray_session.remote(num_cpus=0)
+    def slowly(bucket):
+        time.sleep(2)
+        return bucket
+
+    killed, hung = ask([fellow.__ray_call__.remote(lambda _: os.getpid()) for fellow in fellows])
+    actors = {"left": actor, "killed": fellows[0], "hung": fellows[1]}
+    first = pack(noisy(model).items(), 1 << 19, version=60, put=ray_session.put)
+    pool = RolloutPool(actors, 0)
+    pool.publish(*first)
+    assert sorted(pool.committed(timeout=60)) == ["hung", "killed", "left"]
+    manifest, refs = pack(noisy(model).items(), 1 << 19, version=61, put=ray_session.put)
+    refs[1] = slowly.remote(refs[1])
+    try:
+        os.kill(hung, signal.SIGSTOP)
+        pool.submit("owed", prompts()[:3], 2, 0, SAMPLING)
+        pool.publish(manifest, refs, 30.0)
+        time.sleep(1)  # all of them wait for the second bucket now
+        os.kill(killed, signal.SIGKILL)
+        began = time.monotonic()
+        receipts = pool.committed(timeout=8)
+        assert time.monotonic() - began < 60
+    finally:
+        os.kill(hung, signal.SIGKILL)  # a stopped process does not end by itself
+    assert list(receipts) == ["left"] and receipts["left"].version == 61 and pool.actors == ["left"]
+    assert sorted(pool.dead) == ["hung", "killed"] and "did not take version 61 within 8 s" in pool.dead["hung"]
+    samples = [s for part in pool.results("owed", timeout=60) for s in part.samples]
+    assert {s.key for s in samples} == {(f"p{i}", j) for i in range(3) for j in range(2)}
+    assert {s.policy_version for s in samples} <= {60, 61} and versions([actor]) == [61]
+    for prompt in ("p0", "p1", "p2"):
+        assert len({s.policy_version for s in samples if s.prompt.prompt_id == prompt}) == 1

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import LORA, NoiseFrames, cluster, model, plain_optim, responses, weights
+from ranks import LORA, NoiseFrames, answer, cluster, model, plain_optim, responses, weights
 
 from learners import losses
 from learners.learner import Learner
+from learners.ppo import PpoState, train_on
 from learners.spec import LearnerSpec, RoleSpec
-from rlaif.config.schema import Ppo
+from rlaif.config.schema import Kl, Ppo
 from rlaif.errors import NumericsError
 
 
@@ -63,3 +64,48 @@ def test_a_step_without_a_finite_gradient_is_skipped_on_every_rank(two_ranks, ti
         good, bad = (0.0, True, 1, True, True), (1.0, False, 0, True, True)
         assert reports == [good, bad, good, bad]
         assert "2 steps in a row" in error and "p1/0" in error and "p0/0" not in error
+
+
+PPO = Ppo(prompts_per_iteration=2, samples_per_prompt=2, minibatch_size=4, kl=Kl(controller="adaptive", target=0.1))
+
+
+def iterate(path, limit, poison):
+    """A PPO iteration on four samples, the last of which (of rank 1) may have a log-prob that is NaN: what the state is
+    afterwards, how many steps were skipped and each sample's report, or the error."""
+    optim = plain_optim(lr=1e-3, max_skipped_steps=limit)
+    roles = [RoleSpec("policy", path, LORA, optim, 10), RoleSpec("critic", path, LORA, optim, 10, "value")]
+    spec = LearnerSpec((*roles, RoleSpec("reference", path)), model(), cluster(2), 512, 2**28, 1, seed=5)
+    learner, state = Learner(spec, NoiseFrames(), torch.device("cpu")), PpoState.of(PPO)
+    rng, samples = np.random.default_rng(0), []
+    for number in range(4):
+        ids = [*rng.integers(11, 30, rng.integers(3, 9)), learner.encoder("policy").eos_id]
+        samples.append(answer(learner.encoder("policy"), number, ids, rng.normal(-3.5, 0.2, len(ids))))
+    if poison:
+        samples[3].logprobs[1] = np.nan
+    rank = dist.get_rank()
+    try:
+        metrics, report = train_on(learner, state, samples[rank::2], [1.0, -1.0], PPO, seed=3)
+    except NumericsError as error:
+        return state.state_dict(), error.found, None
+    return state.state_dict(), [metrics[f"{name}/skipped_steps"][0] for name in ("critic", "policy")], report
+
+
+def test_a_sample_with_nan_spoils_neither_statistics_nor_the_other_samples(two_ranks, tiny):
+    for (state, skipped, report), (clean, none, usual) in zip(
+        two_ranks.run(iterate, path=tiny, limit=5, poison=True),
+        two_ranks.run(iterate, path=tiny, limit=5, poison=False),
+        strict=True,
+    ):
+        assert skipped == [1.0, 1.0] and none == [0.0, 0.0]
+        assert np.isfinite([state["kl"]["value"], *state["returns"].values()]).all()
+        assert 0 < state["returns"]["count"] < clean["returns"]["count"]  # its tokens are not counted
+        assert state["kl"]["value"] != PPO.kl.coef
+        for row, other in zip(report, usual, strict=True):
+            bad = row["key"] == ("p1", 1)
+            assert np.isnan(row["kl"]) == np.isnan(row["advantage_mean"]) == bad
+            assert bad or row["kl"] == other["kl"]
+
+
+def test_the_sample_with_nan_is_the_one_that_is_named(two_ranks, tiny):
+    for _, found, _ in two_ranks.run(iterate, path=tiny, limit=0, poison=True):
+        assert found.endswith("in the last one: p1/1")

@@ -154,12 +154,12 @@ def test_saved_before_a_role_has_stepped(two_ranks, tiny, tmp_path):
     assert largest(first, two_ranks.run(warm_up, path=tiny, folder=str(tmp_path), resumed=True)[0]) == 0.0
 
 
-def refused(path, folder, lora):
+def refused(path, folder, lora, only=None):
     """What loading into this kind of learner says."""
     learner = build(path, 2, lora=lora)
     before = both(learner)
     with pytest.raises(CheckpointError) as caught:
-        load_all(learner, folder)
+        load_role(learner.roles[only], Path(folder)) if only else load_all(learner, folder)
     assert largest(before, both(learner)) == 0.0
     return str(caught.value)
 
@@ -183,6 +183,12 @@ def test_what_does_not_fit_is_refused(one_rank, tiny, tmp_path):
         refused, path=tiny, folder=str(tmp_path), lora=Lora(r=4, alpha=8, targets=("q_proj", "k_proj"))
     )[0]
     assert "missing" in told
+
+    meta = json.loads((tmp_path / "critic.json").read_text())
+    (tmp_path / "critic.json").write_text(json.dumps(meta | {"base": "0123456789abcdef"}))
+    told = one_rank.run(refused, path=tiny, folder=str(tmp_path), lora=LORA, only="critic")[0]
+    assert "'critic'" in told and "another base (0123456789abcdef)" in told
+    (tmp_path / "critic.json").write_text(json.dumps(meta))
 
     marker = tmp_path / "executed"
     for name in ("policy.pt", "optimizer.pkl", "policy.safetensors"):

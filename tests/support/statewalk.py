@@ -52,7 +52,7 @@ def members(thing: Any) -> list[tuple[str, Any]]:
     if type(thing).__module__.startswith("deepspeed"):
         return _deepspeed(thing)
     if type(thing).__module__.split(".")[0] in OURS:
-        fields = {f.name for f in dataclasses.fields(thing)} if dataclasses.is_dataclass(thing) else set()
+        fields = [f.name for f in dataclasses.fields(thing)] if dataclasses.is_dataclass(thing) else []
         return [(name, getattr(thing, name)) for name in dict.fromkeys([*fields, *getattr(thing, "__dict__", {})])]
     return []
 
@@ -80,10 +80,11 @@ def _deepspeed(thing: Any) -> list[tuple[str, Any]]:
 def differences(one: Any, other: Any) -> list[str]:
     """Paths at which two objects hold different values, or only one of them holds any."""
     a, b = dict(leaves(one)), dict(leaves(other))
-    return sorted(path for path in a.keys() | b.keys() if path not in a or path not in b or not _same(a[path], b[path]))
+    return sorted(path for path in a.keys() | b.keys() if path not in a or path not in b or not same(a[path], b[path]))
 
 
-def _same(a: Any, b: Any) -> bool:
+def same(a: Any, b: Any) -> bool:
+    """Bit for bit; NaN equals NaN."""
     if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
         return type(a) is type(b) and a.shape == b.shape and bool(np.array_equal(a, b, equal_nan=a.dtype.kind == "f"))
     return a == b or (a != a and b != b)

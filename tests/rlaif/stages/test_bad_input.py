@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from transformers import LlamaConfig, LlavaOnevisionConfig
+from transformers import LlamaConfig, LlavaOnevisionConfig, Qwen2VLConfig
 
 from actors.frames import LocalFrames
 from cluster.checkpoint import Checkpoints
@@ -50,6 +50,7 @@ def llama(folder: Path) -> Path:
     [
         ("ppo.policy={folder}/nothing", "ppo.policy: a Hugging Face model"),
         ("ppo.policy={folder}/llama", "a video-language family that is known here"),
+        ("ppo.policy={folder}/pickled", r"weights in \*\.safetensors files"),
         ("ppo.policy={folder}/onevision", r"ppo\.lora null \(full weights\) for a llava_onevision policy"),
         ("ppo.reward={folder}/nothing", "a reward model exported by `rlaif reward`"),
         ("ppo.reward={{path: 'no_such_module:f'}}", "a function as `package.module:name`"),
@@ -60,6 +61,8 @@ def llama(folder: Path) -> Path:
 def test_a_ppo_run_that_cannot_work(offline, tmp_path, override, expected):
     llama(tmp_path / "llama")
     LlavaOnevisionConfig().save_pretrained(tmp_path / "onevision")
+    Qwen2VLConfig().save_pretrained(tmp_path / "pickled")
+    (tmp_path / "pickled" / "pytorch_model.bin").write_bytes(b"")
     config, run = offline(override.format(folder=tmp_path))
     with pytest.raises((ConfigError, DataError), match=expected):
         ppo.train(config, run)
@@ -73,14 +76,46 @@ def test_a_family_without_served_adapters_may_train_full_weights(offline, tmp_pa
         ppo.train(config, run)
 
 
-def test_a_checkpoint_of_another_model_is_refused_and_kept(offline, tmp_path):
+def test_a_family_whose_features_vllm_does_not_take_is_named(offline, tmp_path):
+    LlavaOnevisionConfig().save_pretrained(tmp_path / "onevision")
+    shared = ("ppo.lora=null", "rollout.vision=shared")
+    config, run = offline(f"ppo.policy={tmp_path}/onevision", *shared)
+    with pytest.raises(ConfigError, match="rollout.vision: engine for a llava_onevision policy"):
+        ppo.train(config, run)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda of: {"lora": None}, "lora"),
+        (lambda of: {"lora": of["lora"] | {"r": 8}}, "'r': 8"),
+        (lambda of: {"lora": of["lora"] | {"targets": ["q_proj"]}}, r"'targets': \['q_proj'\]"),
+        (lambda of: {"policy": "0123456789abcdef"}, "policy '0123456789abcdef'"),
+        (lambda of: {"critic": of["critic"] | {"base": "0123456789abcdef"}}, "critic .*0123456789abcdef"),
+        (lambda of: {"advantage": "leave_one_out"}, "leave_one_out"),
+    ],
+    ids=["full weights", "rank", "targets", "base", "critic's base", "no critic"],
+)
+def test_a_checkpoint_of_another_model_is_refused_and_kept(offline, tmp_path, change, named):
     config, run = offline()
-    other = identity(config) | {"lora": None}
+    own = identity(config)
     checkpoints = Checkpoints(run.directory.checkpoints("ppo"))
-    checkpoints.save(3, lambda folder: (folder / "x.json").write_text("{}"), {"identity": other, "learner": {}})
-    with pytest.raises(CheckpointError, match="lora"):
+    other = {"identity": own | change(own), "learner": {}}
+    checkpoints.save(3, lambda folder: (folder / "x.json").write_text("{}"), other)
+    with pytest.raises(CheckpointError, match=named) as caught:
         ppo.train(config, run, "resume")
+    assert "in the checkpoint" in caught.value.found and "resume with the configuration" in caught.value.change
     assert checkpoints.latest().iteration == 3
+
+
+def test_a_family_that_transformers_does_not_know_either_says_what_is_needed(offline, tmp_path):
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "config.json").write_text('{"model_type": "video_llm_of_tomorrow"}')
+    config, run = offline(f"ppo.policy={tmp_path}/new")
+    with pytest.raises(ConfigError, match="video_llm_of_tomorrow") as caught:
+        ppo.train(config, run)
+    for wanted in ("transformers and vLLM have a class", "position ids", "placeholder", "tower", "docs/families.md"):
+        assert wanted in caught.value.change
 
 
 BROKEN = {

@@ -1,0 +1,14 @@
+"""Reward functions that fail on some samples. Actors import them from the working directory: `tests.support...:name`."""
+
+from __future__ import annotations
+
+import math
+
+_asked: set[str] = set()
+
+
+def nan_at_first(prompt, response) -> float:
+    """NaN for the first answer to each prompt that this process is asked about, 1 after that."""
+    first = prompt.prompt_id not in _asked
+    _asked.add(prompt.prompt_id)
+    return math.nan if first else 1.0

@@ -1,0 +1,94 @@
+"""What the PPO loop's driver remembers, name by name: what a checkpoint brings back, and what needs no bringing back.
+
+A variable of `ppo.train`, or an attribute of anything that it holds, that stands on neither list fails the test that
+walks them (tests/rlaif/stages/test_ppo.py): whoever adds one says here what a resume does about it.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from statewalk import leaves, same
+
+RESTORED = {
+    r"asked": "the next iteration: the checkpoint's number",
+    r"best\.": "the best evaluation so far",
+    r"roles\.ledger\.": "what became of every sample",
+    r"gate\.probes\.": "the texts of the parity gate, sampled once per run",
+    r"roles\.rollouts\.version": "published again from the restored weights",
+    r"roles\.rollouts\._weights\.(manifest\.|timeout)": "the same, with the checksum of every tensor",
+}
+"""Equal after a resume, and not what they were when the run began."""
+
+SAME = {
+    r"(config|ppo)\.|(roles\.)?run\.(topology\.)?config\.": "the user's configuration",
+    r"prompts\.|roles\.captions\.": "read from the dataset",
+    r"(roles\.)?run\.directory\.|checkpoints\.": "paths",
+    r"roles\.deadline_s|gate\.(limit|every|timeout|sampling\.)": "from the configuration",
+    r"tracker\.(run_dir\.|stage|_bar\.(desc|_stream))": "paths and names",
+}
+"""Equal in every run of one configuration, except for how long it lasts and the names of its cluster."""
+
+CHANGED = r".*\bppo\.iterations"
+"""The resumed run of the test has one iteration more."""
+
+MADE_ANEW = {
+    r"start|newest(\.|$)|first": "how this process began",
+    r"iteration|done|round_\.|metrics\.|driver\.": "of one iteration; written to metrics.jsonl, samples/ and the checkpoint",
+    r"gate\._before(\.|$)": "log-probs at the last check, to tell two causes apart in an error; the first check makes them",
+    r"tracker\._(synced|bar\.|mirror)": "progress on the screen; the W&B run's id lies in wandb_id.json",
+    r"roles\.(apply_s|checkpoint_s|reward_busy_s)": "durations for the next row of metrics",
+    r"roles\.eval_prompts(\.|$)": "read from the dataset when first evaluated",
+    r"roles\.rollouts\.(reissued|dead(\.|$))": "of this process's actors; the ledger counts the run's reissued samples",
+    r"roles\.rewards\._turn": "which reward actor is next: a score depends on its answer alone",
+    r"roles\.frames\.": "probed and decoded again where they are needed",
+    r"(roles\.)?run\.(topology\.)?session\.": "this process's cluster",
+    r"roles\.run\.topology\._(placements|store|rollouts|group|rewards)(\.|$)": "this process's actors",
+}
+"""Not in a checkpoint, for the reason given."""
+
+
+def watch(patch: Any, module: Any, names: tuple[str, ...]) -> dict[str, list[dict[str, Any]]]:
+    """Tables of everything that a caller of these functions of a module holds, at every call."""
+    seen: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+
+    def spy(usual: Callable, tables: list) -> Callable:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            held = dict(sys._getframe(1).f_locals)
+            tables.append(dict(leaves({"roles": held.pop("roles"), **held})))  # what is met twice has the first path
+            return usual(*args, **kwargs)
+
+        return call
+
+    for name, tables in seen.items():
+        patch.setattr(module, name, spy(getattr(module, name), tables))
+    return seen
+
+
+def unlisted(table: Mapping[str, Any]) -> list[str]:
+    """Paths that stand on no list."""
+    return [path for path in table if not any(_on(path, names) for names in (RESTORED, SAME, MADE_ANEW))]
+
+
+def lost(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Paths that a resume should have brought back and did not."""
+    paths = [path for path in before.keys() | after.keys() if _on(path, RESTORED) or _on(path, SAME)]
+    paths = [path for path in paths if not _on(path, MADE_ANEW) and not re.fullmatch(CHANGED, path)]
+    return sorted(p for p in paths if p not in before or p not in after or not same(before[p], after[p]))
+
+
+def unmoved(began: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
+    """Entries of RESTORED under which nothing has changed since the run began: comparing them would show nothing."""
+    return [pattern for pattern in RESTORED if not _moved(pattern, began, before)]
+
+
+def _moved(pattern: str, began: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    paths = [path for path in began.keys() | before.keys() if re.match(pattern, path)]
+    return any(p not in began or p not in before or not same(began[p], before[p]) for p in paths)
+
+
+def _on(path: str, names: Mapping[str, str]) -> bool:
+    return any(re.match(pattern, path) for pattern in names)
