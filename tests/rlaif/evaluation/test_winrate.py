@@ -1,6 +1,7 @@
 """The win matrix and its picture."""
 
 import math
+import re
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from rlaif.errors import DataError
 from rlaif.evaluation.intervals import wilson
 from rlaif.evaluation.winrate import win_matrix
-from rlaif.evaluation.winrate_svg import svg
+from rlaif.evaluation.winrate_svg import LABEL, LETTER, _colour, _ink, svg
 
 MODELS = ("HSXL", "MST2V", "VC1", "VC2")
 PUBLISHED = {
@@ -117,8 +118,6 @@ def contrast(one, other):
 
 def test_numbers_and_labels_can_be_read():
     """WCAG 2: at least 4.5 for numbers in cells, 4 for labels on either background."""
-    from rlaif.evaluation.winrate_svg import LABEL, _colour, _ink
-
     for step in range(101):
         colour = _colour(step / 100)
         assert contrast(colour, (0, 0, 0) if _ink(colour) == "#000" else (255, 255, 255)) >= 4.5
@@ -130,6 +129,10 @@ def test_everything_lies_inside_the_picture():
     matrix = win_matrix({"a rather long name of a model": {"1": 1.0}, "b": {"1": 0.0}})
     root = ElementTree.fromstring(svg(matrix))
     width, height = float(root.get("width")), float(root.get("height"))
+    for text in root.iterfind("{http://www.w3.org/2000/svg}text[@transform]"):
+        x, y = map(float, re.match(r"translate\((\S+) (\S+)\)", text.get("transform")).groups())
+        along = LETTER * len(text.text)
+        assert x + along * math.cos(math.radians(40)) <= width and y - along * math.sin(math.radians(40)) >= 20
     for rect in root.iter("{http://www.w3.org/2000/svg}rect"):
         assert 0 <= float(rect.get("x")) and float(rect.get("x")) + float(rect.get("width")) <= width
         assert 0 <= float(rect.get("y")) and float(rect.get("y")) + float(rect.get("height")) <= height

@@ -149,7 +149,7 @@ def test_order_never_matters_and_nothing_is_lost_uncounted(rows, options, seed, 
 
 def test_a_key_that_comes_twice_is_an_error():
     with pytest.raises(ContractError, match="sample 0 twice"):
-        build([*answers(("a", 1)), *answers(("b", 0))], ALL, 0)
+        build([*answers(("a", 1), ("c", 2)), *answers(("b", 0))], ALL, 0)
     with pytest.raises(ContractError, match="one video and question"):
         build([*answers(("a", 1)), replace(answers(("a", 1), ("b", 0))[1], question="who ?")], ALL, 0)
 

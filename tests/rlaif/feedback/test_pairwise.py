@@ -130,6 +130,14 @@ def test_statistics_of_a_judge_with_a_lean():
     assert report["one_sided"] == report["warning"] == ""
 
 
+def test_a_lean_is_one_number_for_all():
+    """Every first answer better by 3 nats, a lean of 1, half a nat of noise: nothing flips once the lean is gone."""
+    report = position_bias(verdicts((4.5, -1.5), (3.5, -2.5), (0.9, 0.9)))
+    assert report["log_odds_first"] == pytest.approx(5.8 / 6)
+    assert report["flip_rate"] == report["flip_rate_debiased"] == pytest.approx(1 / 3)
+    assert position_bias(verdicts((4.5, -1.5), (3.5, -2.5)))["flip_rate_debiased"] == 0
+
+
 def test_few_verdicts_are_no_proof():
     assert position_bias(verdicts((4.0, 4.0)))["one_sided"] == ""
 
