@@ -58,7 +58,7 @@ def elements(file: BinaryIO, name: str) -> Iterator[Any]:
         if mark == "]":
             return text.finish()
         if mark != ",":
-            raise text.damaged("',' or ']' expected after an element")
+            raise text.unfinished("',' or ']' expected after an element")
         text.mark(skip=1)
 
 
@@ -90,26 +90,32 @@ class _Window:
         size = CHUNK
         while True:
             self._constants.clear()
-            error = None
             try:
                 value, end = self._scan(self._text, self._at)
-                if end < len(self._text) or self.ended is not None:  # a number may go on in the next chunk
-                    return self._take(value, end)
             except (ValueError, RecursionError) as problem:
                 error = problem
-            if self._is_wrong(error) or not self._more(size) and error is not None:
-                raise self.damaged(getattr(error, "msg", str(error)), getattr(error, "pos", self._at))
+            else:
+                error = None
+                if end < len(self._text) or self.ended is not None:  # a number may go on in the next chunk
+                    return self._take(value, end)
+            if self._is_wrong(error):
+                raise Damaged(self._offset(getattr(error, "pos", self._at)), getattr(error, "msg", str(error)))
+            if not self._more(size) and error is not None:
+                raise self.unfinished(error.msg, error.pos)
             size *= 2  # one element larger than a chunk is parsed again a few times, not hundreds of times
 
-    def damaged(self, found: str, at: int | None = None) -> Damaged:
+    def unfinished(self, found: str, at: int | None = None) -> Damaged:
+        """The file is at its end, or something stands where it must not."""
         if self.ended is None or self._text.rstrip().endswith("]"):
-            return Damaged(self._offset(min(self._at if at is None else at, len(self._text))), found)
+            return Damaged(self._offset(self._at if at is None else at), found)
         return Cut(self._offset(len(self._text)), f"the file ends inside the list{self.ended}")
 
     def finish(self) -> None:
         """After the closing bracket."""
         if self.mark(skip=1):
             raise Damaged(self._offset(self._at), "something follows the end of the list")
+        if self.ended:
+            raise Damaged(self._offset(self._at), f"the list is whole, the compressed file is not{self.ended}")
 
     def _take(self, value: Any, end: int) -> Any:
         source, self._at = self._text[self._at : end], end
@@ -123,28 +129,34 @@ class _Window:
 
     def _is_wrong(self, error: Exception | None) -> bool:
         """Whether more text could not mend it."""
-        if len(self._text) - self._at > LARGEST:
-            return True
         if not isinstance(error, json.JSONDecodeError):
             return error is not None
+        if len(self._text) - self._at > LARGEST:
+            return True
         return error.pos < len(self._text) - _SLACK and not error.msg.startswith("Unterminated string")
 
     def _more(self, size: int) -> bool:
         """Read on, and drop what was parsed; False at the end of the file, where nothing moves."""
         if self.ended is not None:
             return False
-        try:
-            data = self._file.read(size)
-        except (EOFError, OSError, zlib.error) as error:  # gzip: the stream was cut, or its checksum is wrong
-            data, self.ended = b"", f" ({error})"
-        if not data:
-            self.ended = self.ended or ""
-            self._text += self._decode(b"", final=True)
-            return False
+        data = self._read(size)
         self._before = self._offset(self._at)
-        self._text = self._text[self._at :] + self._decode(data)
+        self._text = self._text[self._at :] + self._decode(data, final=self.ended is not None)
         self._at = 0
-        return True
+        return bool(data)
+
+    def _read(self, size: int) -> bytes:
+        """What can be read before the end, also where a compressed file breaks off."""
+        parts: list[bytes] = []
+        while size > 0 and self.ended is None:
+            try:
+                parts.append(self._file.read1(size))
+                self.ended = None if parts[-1] else ""
+            except (EOFError, OSError, zlib.error) as error:
+                self.ended = f" ({error})"
+                break
+            size -= len(parts[-1])
+        return b"".join(parts)
 
     def _offset(self, at: int) -> int:
         return self._before + len(self._text[:at].encode("utf-8", "surrogateescape"))

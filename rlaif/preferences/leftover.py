@@ -33,16 +33,19 @@ def difference(row: dict[str, Any], bare: dict[str, Any]) -> Patch:
     return patch
 
 
-def restore(bare: dict[str, Any], patch: Patch) -> dict[str, Any]:
-    """`bare` as the source spelled it, where it still says the same."""
+def restore(bare: dict[str, Any], patch: Any) -> dict[str, Any]:
+    """`bare` as the source spelled it, where it still says the same. What is no patch (an edited file) does nothing."""
     row = dict(bare)
-    for key, change in patch.items():
+    for key, change in patch.items() if isinstance(patch, dict) else ():
+        if not isinstance(change, dict):
+            continue
         if "in" in change or "at" in change:
             if key in row:
                 row[key] = _inner(row[key], change)
-        elif "was" not in change:
-            row.setdefault(key, change["is"])
-        elif key in row and _digest(row[key], key) == change["was"]:
+        elif key not in row:
+            if "is" in change and "was" not in change:
+                row[key] = change["is"]
+        elif "was" in change and _digest(row[key], key) == change["was"]:
             if "is" in change:
                 row[key] = change["is"]
             else:
@@ -51,21 +54,19 @@ def restore(bare: dict[str, Any], patch: Patch) -> dict[str, Any]:
 
 
 def _change(value: Any, bare: Any, key: str) -> dict | None:
-    if isinstance(value, dict) and isinstance(bare, dict):
-        inner = difference(value, bare)
-        return {"in": inner} if inner else None
-    if isinstance(value, list) and isinstance(bare, list) and len(value) == len(bare):
-        inner = difference(_numbered(value), _numbered(bare))
-        return {"at": inner, "of": len(value)} if inner else None
     if _text(value, key) == _text(bare, key):
         return None
+    if isinstance(value, dict) and isinstance(bare, dict):
+        return {"in": difference(value, bare)}
+    if isinstance(value, list) and isinstance(bare, list) and len(value) == len(bare):
+        return {"at": difference(_numbered(value), _numbered(bare)), "of": len(value)}
     return {"is": value, "was": _digest(bare, key)}
 
 
 def _inner(value: Any, change: dict) -> Any:
     if "in" in change:
         return restore(value, change["in"]) if isinstance(value, dict) else value
-    if isinstance(value, list) and len(value) == change["of"]:
+    if isinstance(value, list) and len(value) == change.get("of"):
         return list(restore(_numbered(value), change["at"]).values())
     return value
 

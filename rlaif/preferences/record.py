@@ -228,7 +228,7 @@ class _PreferenceRow(_Strict):
     chosen_spans: list[_Span] = []
     rejected_spans: list[_Span] = []
     dimension: Text = OVERALL
-    dimensions: dict[Text, Literal[1, -1]] = {}
+    dimensions: dict[Text, int] = {}
     margin: FiniteFloat | None = None
     scores: list[dict[str, JsonValue]] = []
     judge: dict[str, JsonValue] = {}
@@ -241,6 +241,9 @@ class _PreferenceRow(_Strict):
     def build(self) -> Preference:
         self._check_media()
         self._check_answers()
+        for name, sign in self.dimensions.items():
+            if sign not in (1, -1):
+                raise RowError("wrong type", f"dimensions.{name}: {sign} is neither 1 nor -1")
         if self.dimensions.get(self.dimension, 1) != 1:
             raise RowError(
                 "dimensions contradict", f"{self.dimension!r} is the row's own dimension, and -1 in its list"

@@ -85,8 +85,8 @@ class Format:
                 yield record
                 continue
             try:
-                row = restore(self.bare(record, number - 1), _native(record).get(self.name, {}))
-                yield self.finish(row, options)
+                row = self.bare(record, number - 1)
+                yield self.finish(row if self.own else restore(row, _native(record).get(self.name)), options)
             except RowError as error:
                 yield refused(Row(number, {}, "record"), getattr(record, self.key), error)
 

@@ -30,8 +30,9 @@ def read_media(fields: Fields) -> dict[str, Any]:
     if images:
         if not isinstance(images, list) or not all(isinstance(path, str) and path for path in images):
             raise RowError("wrong type", "images: not a list of paths")
-        folders = {posixpath.dirname(path) for path in images}
-        return {"video": (folders.pop() or ".") if len(folders) == 1 else None, "frames": images, "modality": "video"}
+        folders = {path.rpartition("/")[0] for path in images}
+        video = (posixpath.dirname(images[0]) or ".") if len(folders) == 1 else None
+        return {"video": video, "frames": images, "modality": "video"}
     if image:
         if not isinstance(image, str):
             raise RowError("wrong type", f"image: a {type(image).__name__} instead of a path")
