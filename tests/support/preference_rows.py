@@ -179,19 +179,30 @@ EXAMPLES: dict[str, list[dict]] = {
     ],
     "safesora_prompts": [
         {"prompt_id": "p7", "prompt_text": "a dog", "prompt_type": "safety_neutral", "prompt_labels": labels()},
-        {"prompt_id": 8, "prompt_text": "a fight", "prompt_type": "safety_critical", "prompt_labels": labels("violence")},
+        {
+            "prompt_id": 8,
+            "prompt_text": "a fight",
+            "prompt_type": "safety_critical",
+            "prompt_labels": labels("violence"),
+        },
     ],
     "rlhf_v": [
         RLHF_V,
         RLHF_V | {"idx": 5, "text": json.dumps(TEXT | {"logps": LOGPS}), "image": {"bytes": PICTURES[1], "path": None}},
-        RLHF_V | {"idx": 6, "text": '{"rejected":"n\u00e9","chosen": "\u00e9", "question":"q", "more": 1}', "origin_split": "x"},
+        RLHF_V
+        | {
+            "idx": 6,
+            "text": '{"rejected":"n\u00e9","chosen": "\u00e9", "question":"q", "more": 1}',
+            "origin_split": "x",
+        },
         RLHF_V | {"idx": 7, "image": {"bytes": None, "path": "table.png"}},
         RLHF_V | {"idx": 8, "image": None, "origin_split": None},
     ],
     "rlaif_v": [
         RLAIF_V,
         RLAIF_V | {"chosen": "A cup."},
-        RLAIF_V | {"idx": "5", "logps": json.dumps(LOGPS), "origin_split": '{"model": null, "type": "x", "judge": "y"}'},
+        RLAIF_V
+        | {"idx": "5", "logps": json.dumps(LOGPS), "origin_split": '{"model": null, "type": "x", "judge": "y"}'},
     ],
     "pds_dpo": [
         {

@@ -69,7 +69,9 @@ def test_a_row_leaves_out_what_is_empty():
 def test_rows_and_records(row):
     record = Preference.from_row(row)
     assert Preference.from_row(json.loads(json.dumps(record.to_row()))) == record
-    assert Preference.from_row(row | {"prompt_id": None, "margin": None}) == replace(record, prompt_id=None, margin=None)
+    assert Preference.from_row(row | {"prompt_id": None, "margin": None}) == replace(
+        record, prompt_id=None, margin=None
+    )
 
 
 def test_a_dimension_turns_the_pair():
