@@ -83,5 +83,5 @@ def _text(value: Any, key: str) -> str:
     """Canonical JSON: 1, 1.0 and true differ in it."""
     try:
         return json.dumps(value, sort_keys=True, allow_nan=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise RowError("wrong type", f"{key}: {error}") from error

@@ -13,7 +13,6 @@ from preference_rows import EXAMPLES, FRAMES, PICTURES, SAFESORA, picture, safes
 
 from rlaif import cli
 from rlaif.data import read_conversations, read_pairs, read_prompts
-from rlaif.preferences.check import check
 from rlaif.preferences.files import read_rows, write_rows
 from rlaif.preferences.formats.table import FORMATS
 from rlaif.worlds.shapes.render import write_mp4
