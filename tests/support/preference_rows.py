@@ -348,7 +348,7 @@ def own(draw) -> dict:
         "safety": filled,
         "ref_logps": filled,
         "native": st.just({"safesora": {"x": {"is": None}}}),
-        "unknown": value,
+        "unknown": value.filter(lambda found: found is not None),
     }
     return row | draw(st.fixed_dictionaries({}, optional=optional))
 
