@@ -33,6 +33,7 @@ def test_what_is_written_is_read(tmp_path, ending):
     assert [row.number for row in read_rows(path)] == [1, 2, 3, 4]
     first = path.read_bytes()
     write_rows(path, ROWS)
+    assert not ending.endswith(".gz") or first[4:8] == bytes(4)  # no time in the header
     assert path.read_bytes() == first and [file.name for file in tmp_path.iterdir()] == [path.name]
     assert write_rows(path, []) == 0 and read(path)[0] == []
     if ending.startswith(".json."):
@@ -102,6 +103,12 @@ def test_a_list_cut_anywhere_gives_every_whole_row(monkeypatch, chunk, indent):
             assert error.value.offset == cut and f"{cut:,}" in str(error.value)
         else:
             assert data[:cut].rstrip().endswith(b"]")
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5])
+def test_a_number_may_go_on_in_the_next_chunk(monkeypatch, chunk):
+    monkeypatch.setattr(json_list, "CHUNK", chunk)
+    assert list(json_list.elements(io.BytesIO(b"[123, 4.5e3 ,-67]"), "f")) == [123, 4500.0, -67]
 
 
 def _until_damage(data):

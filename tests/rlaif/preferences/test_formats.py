@@ -205,6 +205,39 @@ def test_scores_that_were_added_are_exported():
     (row,) = exported("safesora", [again])
     assert row["video_1"]["scores"] == [*SCORED["scores"], {"value": 3.0, "from": "rm-c"}]
     assert row["video_0"] == EXAMPLES["safesora"][1]["video_0"]
+    assert row["scores"] == EXAMPLES["safesora"][1]["scores"]
+    (row,) = exported("safesora", [replace(again, native={})])
+    assert row["scores"] == EXAMPLES["safesora"][1]["scores"] and len(row["video_1"]["scores"]) == 3
+
+
+def test_a_changed_dimension_is_said_once():
+    (record,) = imported("safesora", EXAMPLES["safesora"][1:])
+    assert "information" in exported("safesora", [record])[0]["sub_preferences"]
+    changed = replace(record, dimensions=record.dimensions | {"informativeness": -1})
+    sub = exported("safesora", [changed])[0]["sub_preferences"]
+    assert sub["informativeness"] == "video_1" and "information" not in sub
+
+
+def test_the_first_turn_alone_has_the_placeholder():
+    messages = (("system", "be brief"), ("user", "what?"), ("assistant", "a cat"), ("user", "where?"))
+    record = Preference("a", "where?", "there", "here", video="d/1.jpg", modality="image", messages=messages)
+    (row,) = exported("pds_dpo", [record])
+    assert [turn["value"] for turn in row["conversations"]] == [
+        "be brief",
+        "<image> what?",
+        "a cat",
+        "where?",
+        "there",
+    ]
+    (row,) = exported("vlm_rlaif_rm", [record])
+    assert [turn["value"] for turn in row["conversations"]] == ["be brief", "<image>\nwhat?", "a cat", "where?", ""]
+
+
+def test_a_folder_of_two_images_is_not_one_image(options, tmp_path):
+    (record,) = imported("rlaif_v", EXAMPLES["rlaif_v"][:1], options)
+    (tmp_path / record.video / "1.png").write_bytes(PICTURES[2])
+    (bad,) = FORMATS["rlaif_v"].write([record], options)
+    assert bad.reason == "not one image" and "2 files" in bad.row.detail
 
 
 def test_images_are_stored_once_and_open_as_videos(options, tmp_path):

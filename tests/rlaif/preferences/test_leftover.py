@@ -33,6 +33,9 @@ def test_each_part_is_restored_only_while_the_record_says_the_same():
     edited = {"id": "8", "turns": [{"v": "a"}, {"v": "c"}], "x": {"y": 1}, "more": 3, "new": [2]}
     turns = [{"v": "a "}, {"v": "c"}]
     assert restore(edited, patch) == {"id": "8", "turns": turns, "x": {"y": 1, "z": None}, "more": 3, "new": [2]}
+    assert restore({"a": [3, 2, [4, 5]]}, difference({"a": [1, 2, [6, 5]]}, {"a": [3, 2, [4, 5]]})) == {
+        "a": [1, 2, [6, 5]]
+    }
     longer = bare | {"turns": [{"v": "a"}]}
     assert restore(longer, patch)["turns"] == [{"v": "a"}]
 
