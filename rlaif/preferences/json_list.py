@@ -96,7 +96,7 @@ class _Window:
                 error = problem
             else:
                 error = None
-                if end < len(self._text) or self.ended is not None:  # a number may go on in the next chunk
+                if self.ended is not None or self._is_whole(value, end):
                     return self._take(value, end)
             if self._is_wrong(error):
                 raise Damaged(self._offset(getattr(error, "pos", self._at)), getattr(error, "msg", str(error)))
@@ -126,6 +126,11 @@ class _Window:
         except UnicodeEncodeError:
             return Unusable("bytes that are not UTF-8")
         return value
+
+    def _is_whole(self, value: Any, end: int) -> bool:
+        """Whether the next chunk could not go on with it: `4` may become `4.5`, and so may `4.`."""
+        after = self._text[end : end + 1]
+        return bool(after) and (not isinstance(value, int | float) or after in ",] \t\n\r")
 
     def _is_wrong(self, error: Exception | None) -> bool:
         """Whether more text could not mend it."""
