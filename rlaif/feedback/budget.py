@@ -12,22 +12,33 @@ class Budget:
     """Counts what was used and reserves room for open requests.
 
     What a request will use is unknown until it is answered. It counts as the largest so far, `max_tokens` at least, so
-    that only the first requests, and ones larger than all before, can pass the budget.
+    that only a request that is larger than all before it can pass the budget. The first one goes alone.
     """
 
     def __init__(self, options: EndpointOptions, used: Usage):
         self.used = used
-        self._options, self._largest, self._open = options, Usage(0, options.max_tokens), 0
+        self._options, self._largest = options, Usage(0, options.max_tokens)
         self._limited = options.token_budget is not None or options.cost_budget is not None
-        self._changed = asyncio.Condition()
+        self.begin()
+
+    def begin(self) -> None:
+        """For use in another event loop; no request is open."""
+        self._open, self._changed = 0, asyncio.Condition()
+
+    def seen(self, used: Usage) -> None:
+        """What a request used, be it in another run."""
+        self._largest = Usage(
+            max(self._largest.prompt_tokens, used.prompt_tokens),
+            max(self._largest.completion_tokens, used.completion_tokens),
+        )
 
     async def reserve(self) -> str:
         """Take room for one request, waiting for open ones where they may leave some. Why there is none, or ""."""
         async with self._changed:
-            while self._excess(self._open + 1) or (self._open and self._limited and not self._largest.prompt_tokens):
-                if reason := self._excess(1):
-                    return reason
+            while self._open and (self._excess(self._open + 1) or self._unknown):
                 await self._changed.wait()
+            if reason := self._excess(self._open + 1):
+                return reason
             self._open += 1
         return ""
 
@@ -36,12 +47,12 @@ class Budget:
         async with self._changed:
             self._open -= 1
             self.used = self.used.plus(self._largest if used is None else used)
-            if used is not None:
-                self._largest = Usage(
-                    max(self._largest.prompt_tokens, used.prompt_tokens),
-                    max(self._largest.completion_tokens, used.completion_tokens),
-                )
+            self.seen(used or Usage())
             self._changed.notify_all()
+
+    @property
+    def _unknown(self) -> bool:
+        return self._limited and not self._largest.prompt_tokens
 
     def _excess(self, requests: int) -> str:
         options, need = self._options, self.used.plus(self._largest, requests)

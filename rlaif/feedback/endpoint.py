@@ -21,7 +21,7 @@ from rlaif.feedback.asking import Ask, canonical, messages, prompt_hash
 from rlaif.feedback.budget import Budget
 from rlaif.feedback.options import EndpointOptions
 from rlaif.feedback.replies import SETTLED, Answer, Failure, Reply, Unanswered, Usage, outcome
-from rlaif.feedback.wire import client, post
+from rlaif.feedback.wire import check_model, client, post
 from rlaif.storage import Location, locate
 
 Outcome = Reply | Unanswered
@@ -30,7 +30,7 @@ SILENT = ("down", "slow", "busy", "server error")
 
 
 class Endpoint:
-    """One judge, what it answered so far (`answers`), and what that took (`used`)."""
+    """One judge, what it answered so far (`answers`), and what that took (`used`). For one thread at a time."""
 
     def __init__(self, options: EndpointOptions, used: Usage | None = None):
         """`used`: what counts against the budgets already, for a run that goes on.
@@ -38,7 +38,13 @@ class Endpoint:
         Raises ConfigError where the API key is missing.
         """
         options.key()
-        self.options, self.used, self.answers = options, used or Usage(), Answers(options.cache)
+        self.options, self.answers = options, Answers(options.cache)
+        self.budget = Budget(options, used or Usage())
+
+    @property
+    def used(self) -> Usage:
+        """By every request so far, failed ones that may have been computed included."""
+        return self.budget.used
 
     def ask_many(self, asks: Iterable[Ask]) -> list[Outcome]:
         """One outcome per question, in order. Questions are taken as there is room, so a generator holds few images.
@@ -98,8 +104,7 @@ class _Run:
     """One `ask_many`: workers that take questions in turn until none is left or one of them meets an error."""
 
     def __init__(self, endpoint: Endpoint, asks: Iterable[Ask]):
-        self.endpoint, self.options, self.answers = endpoint, endpoint.options, endpoint.answers
-        self.budget = Budget(endpoint.options, endpoint.used)
+        self.options, self.answers, self.budget = endpoint.options, endpoint.answers, endpoint.budget
         self._asks, self._turn = enumerate(asks), asyncio.Lock()
         self._locks: dict[str, asyncio.Lock] = {}
         self._outcomes: dict[int, Outcome] = {}
@@ -107,11 +112,9 @@ class _Run:
         self._silent, self._last = 0, ""
 
     async def all(self) -> list[Outcome]:
-        try:
-            async with client(self.options) as self.http:
-                await asyncio.gather(*(self._work() for _ in range(self.options.concurrency)))
-        finally:
-            self.endpoint.used = self.budget.used
+        self.budget.begin()
+        async with client(self.options) as self.http:
+            await asyncio.gather(*(self._work() for _ in range(self.options.concurrency)))
         if self._error:
             raise self._error
         return [self._outcomes[index] for index in range(len(self._outcomes))]
@@ -142,6 +145,7 @@ class _Run:
         key = prompt_hash(asked)
         async with self._locks.setdefault(key, asyncio.Lock()):  # the same question twice is asked once
             if kept := await asyncio.to_thread(self.answers.get, key):
+                self.budget.seen(kept.usage)
                 return outcome(kept, ask, key, cached=True)
             answer = await self._ask(ask)
             if isinstance(answer, Failure):
@@ -174,7 +178,11 @@ class _Run:
         try:
             sampling = self.options.sampling(ask.seed, bool(ask.choices))
             got = await post(self.http, self.options, {**sampling, "messages": messages(ask.turns)})
-            used = got.usage if isinstance(got, Answer) else None if got.used else Usage()
+            if isinstance(got, Answer):
+                used = got.usage
+                check_model(self.options, got)
+            elif got.used:
+                used = None
             return got
         finally:
             await self.budget.settle(used)
@@ -198,8 +206,10 @@ def wait(options: EndpointOptions, attempt: int, asked: float | None, draw: floa
 def _finish(coroutine: Coroutine[Any, Any, list[Outcome]]) -> list[Outcome]:
     """Run to the end; in a thread of its own where this one has an event loop, as in Ray's async actors."""
     try:
-        asyncio.get_running_loop()
+        inside = asyncio.get_running_loop()
     except RuntimeError:
+        inside = None
+    if not inside:
         return asyncio.run(coroutine)
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(asyncio.run, coroutine).result()

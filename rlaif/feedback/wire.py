@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -21,6 +22,8 @@ TRANSIENT = (408, 409, 425, 429)
 
 def client(options: EndpointOptions) -> httpx.AsyncClient:
     """Follows no redirect and checks certificates. Proxies and authorities come from the environment, as usual."""
+    for name in ("httpx", "httpcore"):  # a line per request; and they show headers, in which servers may repeat a key
+        logging.getLogger(name).setLevel(logging.WARNING)
     return httpx.AsyncClient(
         timeout=None,  # httpx times single reads; the deadline here is that of a whole request
         follow_redirects=False,
@@ -31,31 +34,32 @@ def client(options: EndpointOptions) -> httpx.AsyncClient:
 async def post(http: httpx.AsyncClient, options: EndpointOptions, body: dict[str, Any]) -> Answer | Failure:
     """Send one request.
 
-    Raises:
-        ConfigError: where no request can succeed (key, model, address, certificate).
-        ContractError: an answer by another model than the pinned one.
+    Raises ConfigError where no request can succeed: key, model, address or certificate are wrong.
     """
     start = time.monotonic()
     got = await _exchange(http, options, body)
     if isinstance(got, Failure):
         return got
-    status, headers, data = got
+    status, wait_s, data = got
     if status != 200:
-        return _refused(options, status, headers, data)
-    answer = parse(data, round(time.monotonic() - start, 3))
-    if isinstance(answer, Answer) and answer.model != options.model:
+        return _refused(options, status, wait_s, data)
+    return parse(data, round(time.monotonic() - start, 3))
+
+
+def check_model(options: EndpointOptions, answer: Answer) -> None:
+    """ContractError where another model than the pinned one has answered."""
+    if answer.model != options.model:
         raise ContractError(
             f"answers of {options.model!r} from {options.url}",
             f"an answer of {answer.model[:200]!r}",
             "pin the name that the server's answers carry (model)",
         )
-    return answer
 
 
 async def _exchange(
     http: httpx.AsyncClient, options: EndpointOptions, body: dict[str, Any]
-) -> tuple[int, httpx.Headers, bytes] | Failure:
-    """(status, headers, body without the key). httpx's errors end here: they hold the request, and that the key."""
+) -> tuple[int, float | None, bytes] | Failure:
+    """(status, seconds to wait, body), all without the key. httpx's errors and responses end here: they hold the key."""
     certificate, content, address = "", json.dumps(body).encode(), f"{options.url}/chat/completions"
     try:
         async with asyncio.timeout(options.timeout_s):
@@ -63,7 +67,8 @@ async def _exchange(
                 data = await _limited(response, options.max_response_bytes)
                 if data is None:
                     return Failure("garbled", f"more than {options.max_response_bytes} bytes", used=True)
-                return response.status_code, response.headers, _scrubbed(data, options)
+                wait_s = retry_after(response.headers.get("retry-after"))
+                return response.status_code, wait_s, _scrubbed(data, options)
     except TimeoutError:
         return Failure("slow", f"no whole answer within {options.timeout_s:g} s", again=True, used=True)
     except httpx.ConnectError as error:
@@ -102,7 +107,7 @@ def _scrubbed(data: bytes, options: EndpointOptions) -> bytes:
     return data.replace(key.encode(), b"***") if key else data
 
 
-def _refused(options: EndpointOptions, status: int, headers: httpx.Headers, data: bytes) -> Failure:
+def _refused(options: EndpointOptions, status: int, wait_s: float | None, data: bytes) -> Failure:
     if status in (401, 402, 403):
         _no_access(options, status)
     if status == 404:
@@ -120,7 +125,7 @@ def _refused(options: EndpointOptions, status: int, headers: httpx.Headers, data
     reason = f"{status}: {message(data)}"
     if status in TRANSIENT or status >= 500:
         kind = "busy" if status == 429 else "server error"
-        return Failure(kind, reason, again=True, wait_s=retry_after(headers.get("retry-after")))
+        return Failure(kind, reason, again=True, wait_s=wait_s)
     return Failure("rejected" if status >= 400 else "garbled", reason)
 
 
