@@ -158,10 +158,8 @@ class _Run:
     async def _ask(self, ask: Ask) -> Answer | Failure:
         """Send until there is an answer, the failure is of a kind that stays, or the attempts are used up."""
         for attempt in range(self.options.retries + 1):
-            if self._silent >= self.options.give_up_after:
-                return Failure(
-                    "given up", f"not sent: {self._silent} questions before it went unanswered ({self._last})"
-                )
+            if reason := self._stopped():
+                return Failure("given up", f"not sent: {reason}")
             if reason := await self.budget.reserve():
                 return Failure("budget", reason)
             got = await self._send(ask)
@@ -186,6 +184,13 @@ class _Run:
             return got
         finally:
             await self.budget.settle(used)
+
+    def _stopped(self) -> str:
+        """Why nothing is sent any more, or ""."""
+        if self._error:
+            return "an error has stopped the run"
+        silent = self._silent >= self.options.give_up_after
+        return f"{self._silent} questions in a row went unanswered ({self._last})" if silent else ""
 
     def _heed(self, got: Answer | Failure) -> None:
         """Count questions in a row to which the server kept silent."""

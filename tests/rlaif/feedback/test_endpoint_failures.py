@@ -10,6 +10,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 import traceback
 from datetime import UTC, datetime
 from pathlib import Path
@@ -191,6 +192,18 @@ def test_what_is_open_at_an_error_is_waited_for(options, ask):
         sent = len(server.bodies)
         assert sent <= 3
         assert [one.cached for one in endpoint.ask_many([ask(n) for n in range(1, sent)])] == [True] * (sent - 1)
+
+
+def test_nothing_is_retried_after_an_error(options, ask):
+    def by(body):
+        if "question 0" in body["messages"][0]["content"]:
+            return lambda *given: (time.sleep(0.2), status(401)(*given))
+        return status(503, retry_after="0.5")
+
+    with JudgeServer(by=by) as server:
+        with pytest.raises(ConfigError, match="401"):
+            Endpoint(options(server, concurrency=2, retries=50)).ask_many([ask(0), ask(1)])
+    assert len(server.bodies) == 2
 
 
 # -- waiting
