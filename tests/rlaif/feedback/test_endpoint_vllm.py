@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import socket
@@ -94,9 +95,11 @@ def url(model, tmp_path_factory):
 
 
 @pytest.fixture
-def options(url, monkeypatch):
+def options(url, model, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", KEY)
-    plain = dict(url=url, model="tiny", api_key_env="JUDGE_KEY", max_tokens=1, top_logprobs=200, retries=0)
+    # of the whole vocabulary, so that no choice is missing; a larger number ends vLLM's engine
+    top = json.loads((model / "config.json").read_text())["text_config"]["vocab_size"]
+    plain = dict(url=url, model="tiny", api_key_env="JUDGE_KEY", max_tokens=1, top_logprobs=top, retries=0)
     return lambda **changes: EndpointOptions(**{**plain, **changes})
 
 
