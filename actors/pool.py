@@ -128,13 +128,11 @@ class RolloutPool:
 
         self._spread(batch_id, prompts, n, call, parts)
 
-    def submit_choices(
-        self, batch_id: Any, prompts: Sequence[Prompt], choices: Sequence[Sequence[str]], parts: int = 1
-    ) -> None:
+    def submit_choices(self, batch_id: Any, prompts: Sequence[Prompt], words: Sequence[str], parts: int = 1) -> None:
         """Ask which of some words would begin the answer to each prompt (`RolloutActor.choose`); else as `submit`."""
 
         def call(actor: Any, prompts: list[Prompt], version: int) -> Any:
-            return actor.choose.remote(prompts, choices, version)
+            return actor.choose.remote(prompts, words, version)
 
         self._spread(batch_id, prompts, 1, call, parts)
 

@@ -85,7 +85,7 @@ class RolloutActor:
         sent: list[tuple[Prompt, str]] = []
         requests = self._requests(prompts, n, seed, sent, failures)
         results = self._engine.generate(requests, sampling, version)
-        self._report_passes([frames_hash for _, frames_hash in sent])
+        self._report_passes([frames_hash for _, frames_hash in sent if frames_hash])
         samples: list[Sample] = []
         for (prompt, frames_hash), result in zip(sent, results, strict=True):
             if reason := self._why_not(result):
@@ -97,15 +97,15 @@ class RolloutActor:
         self._busy_s += time.perf_counter() - start
         return Answers(samples, failures, began, time.time())
 
-    def choose(self, prompts: Sequence[Prompt], choices: Sequence[Sequence[str]], version: int) -> Answers:
-        """How the weights of `version` would begin their answer: a Choice per prompt, its log-probs in the order of
-        `choices`, each of which lists the spellings of one word (with and without a space before it, where both are tokens).
+    def choose(self, prompts: Sequence[Prompt], words: Sequence[str], version: int) -> Answers:
+        """Which of some words the weights of `version` would begin their answer with: a Choice per prompt, its log-probs in
+        the order of `words`, the spellings of each added up. Raises ConfigError for a word that is no single token.
         """
-        tokens = [[token for word in words for token in self._encoder.ids_of(word)] for words in choices]
+        tokens = [self._encoder.spellings(word) for word in words]
         began, failures, sent = time.time(), [], []
         requests = self._requests(prompts, 1, 0, sent, failures)
         results = self._engine.choices(requests, tokens, version)
-        self._report_passes([frames_hash for _, frames_hash in sent])
+        self._report_passes([frames_hash for _, frames_hash in sent if frames_hash])
         found: list[Choice] = []
         for (prompt, _), result in zip(sent, results, strict=True):
             if isinstance(result, Refused):
@@ -134,17 +134,17 @@ class RolloutActor:
         """Requests one by one, as the engine has room, so that few videos are in memory at a time."""
         for prompt in prompts:
             try:
-                shown = self._shown(prompt.video, part=prompt.frames)
+                shown = self._shown(prompt.video, part=prompt.frames) if prompt.video else {}
             except DataError as error:
                 failures.append(Failure(prompt.prompt_id, str(error)))
                 continue
-            ids = self._encoder.unexpanded(prompt.question)
-            if (found := len(self._encoder.marks(ids))) != 1:
+            ids = self._encoder.unexpanded(prompt.question, bool(prompt.video))
+            if (found := len(self._encoder.marks(ids))) != bool(prompt.video):
                 reason = f"{found} video placeholders; a question may hold no media token"
                 failures.append(Failure(prompt.prompt_id, reason))
                 continue
             seeds = tuple(derive(seed, prompt.prompt_id, index) for index in range(n))
-            sent.append((prompt, shown["frames_hash"]))
+            sent.append((prompt, shown.get("frames_hash", "")))
             yield Request(ids, seeds, **shown)
 
     def _shown(self, video: str, fresh: bool = False, part: Sequence[int] = ()) -> dict[str, Any]:

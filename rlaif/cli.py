@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 from pathlib import Path
@@ -12,6 +13,10 @@ from rlaif.errors import RlaifError
 
 STAGES = {
     "sft": "supervised fine-tuning",
+    "caption": "dense captions of every video",
+    "sample": "answers to be judged, of one model or several",
+    "label": "AI feedback on them: which answer is better, which claims are wrong",
+    "pairs": "preference pairs out of the labels",
     "reward": "train a reward model on preference pairs",
     "ppo": "align the policy with the reward model",
     "eval": "evaluate the start and the export of a PPO run",
@@ -157,14 +162,17 @@ def run_stage(args: argparse.Namespace) -> int:
 
 
 def start_stage(args: argparse.Namespace, config: Config) -> None:
-    from rlaif.stages import demo, evaluate, ppo, reward, sft
+    from rlaif.stages import candidates, caption, demo, evaluate, label, pairs, ppo, reward, sft
     from rlaif.stages.run import open_run
 
     if args.command == "demo":
         return demo.demo(config)
+    feedback = {"caption": caption.caption, "sample": candidates.sample, "label": label.label, "pairs": pairs.pairs}
     with open_run(config) as run:
         if args.command == "eval":
             print(evaluate.table(evaluate.evaluate(config, run)))
+        elif args.command in feedback:
+            print(json.dumps(feedback[args.command](config, run), indent=1))
         else:
             stage = {"sft": sft, "reward": reward, "ppo": ppo}[args.command]
             print(f"export: {stage.train(config, run, args.start or 'new')}")

@@ -16,7 +16,7 @@ class Prompt:
 
     prompt_id: str
     video: str
-    """Path relative to `data.root`: a video file, or a folder of frames."""
+    """Path relative to `data.root`: a video file, or a folder of frames. Empty: a question without a video."""
     question: str
     answer: str | None = None
     captions: tuple[str, ...] = ()

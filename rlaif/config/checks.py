@@ -7,7 +7,8 @@ from rlaif.config.schema import Config, Function
 
 def problems_of(config: Config, stage: str | None = None) -> list[str]:
     """Every combination of options that cannot run, as sentences naming the options."""
-    checks = {"sft": [_sft], "reward": [_reward], "ppo": [_ppo, _rollout]}
+    checks = {"sft": [_sft], "reward": [_reward], "ppo": [_ppo, _rollout], "label": [_label]}
+    checks |= {"caption": [_caption], "sample": [], "pairs": []}
     chosen = checks.get(stage, [check for group in checks.values() for check in group])
     found = [problem for check in [_run, _cluster, *chosen] for problem in check(config)]
     return found + _devices(config, stage)
@@ -39,6 +40,7 @@ def _devices(config: Config, stage: str | None) -> list[str]:
     """Every role of the stage that runs a model needs a GPU where `model.device` says so."""
     scored = [] if isinstance(config.ppo.reward, Function) else ["reward"]
     roles = ["learner"] if stage in ("sft", "reward") else ["rollout", *scored, "learner"]
+    roles = ["rollout"] if stage in ("caption", "sample", "label", "pairs") else roles
     without = [name for name in roles if getattr(config.cluster, name).gpus == 0]
     return [f"model.device is cuda, but cluster.{name}.gpus is 0" for name in without if config.model.device == "cuda"]
 
@@ -154,4 +156,38 @@ def _sleep(config: Config) -> list[str]:
         problems.append("rollout.sleep_level needs ppo.max_staleness=0: otherwise engines sample while learners update")
     if level == 2 and config.ppo.lora is not None:
         problems.append("rollout.sleep_level=2 forgets the base that an adapter needs: use 1")
+    return problems
+
+
+def _caption(config: Config) -> list[str]:
+    plan, problems = config.caption, []
+    wanted = {
+        "dependent": (plan.dependent, "{previous}", (plan.prompt, plan.previous_slot)),
+        "conditioned": (plan.conditioned, "{question}", (plan.prompt, plan.question_slot)),
+        "aggregate=summarise": (plan.aggregate == "summarise", "{captions}", (plan.summary_prompt,)),
+    }
+    for name, (on, slot, templates) in wanted.items():
+        if on and any(slot not in template for template in templates):
+            problems.append(f"caption.{name} needs {slot} in the templates of `caption`")
+    return problems
+
+
+def _label(config: Config) -> list[str]:
+    label, problems = config.label, []
+    if label.method == "claims" and isinstance(label.judge, Function):
+        problems.append(
+            "label.method=claims asks a judge about each claim; a function compares answers: label.method=pairwise"
+        )
+    slots = ("{a}", "{b}") if label.method == "pairwise" else ("{claim}",)
+    template = label.pairwise_prompt if label.method == "pairwise" else label.claim_prompt
+    if not isinstance(label.judge, Function):
+        if missing := [slot for slot in slots if slot not in template]:
+            problems.append(f"label.{label.method}'s prompt needs {' and '.join(missing)}")
+        if label.context != "none" and "{context}" not in template:
+            problems.append(f"label.context={label.context} needs {{context}} in the prompt, or label.context=none")
+    if (
+        label.choices[0].casefold() == label.choices[1].casefold()
+        or label.yes_no[0].casefold() == label.yes_no[1].casefold()
+    ):
+        problems.append("label.choices and label.yes_no must be two different words each")
     return problems

@@ -28,6 +28,12 @@ class Data(Section):
     """Prompts for PPO: {"prompt_id", "video", "question", "answer"?, "captions"?}."""
     eval: str = "eval.jsonl"
     """Held-out prompts for evaluation, same form as `prompts`."""
+    captions: str | None = None
+    """Where `rlaif caption` writes and every stage reads dense captions; None: the rows' own `captions`."""
+    candidates: str = "{run}/feedback/candidates.jsonl"
+    """Where `rlaif sample` writes answers to be judged."""
+    labels: str = "{run}/feedback/labels.jsonl"
+    """Where `rlaif label` writes what the judge says of them."""
     max_prompt_tokens: int = Field(4096, ge=1)
     """Prompts longer than this after visual expansion are counted, named and skipped; a media span is never cut."""
     strict: bool = False
@@ -161,6 +167,120 @@ class Reward(Section):
         return with_preset("reward", options)
 
 
+class Function(Section):
+    """A reward computed by code: `path` is `package.module:function`, called as f(prompt, response) -> float or dict of parts."""
+
+    path: str
+
+
+class Caption(Section):
+    """Dense captions: what happens in each part of a video, in a model's words (`rlaif caption`)."""
+
+    model: str = "{run}/sft/export"
+    """The captioner: a Hugging Face directory or hub name."""
+    of: tuple[str, ...] = ("prompts.jsonl", "eval.jsonl")
+    """Prompt files whose videos are captioned; of these, those that are there."""
+    unit: Literal["clip", "frame"] = "clip"
+    """What one caption covers; rlaif/feedback/narrative.py has the rules."""
+    count: int = Field(3, ge=1)
+    """Clips, or frames, of a video."""
+    frames: int = Field(20, ge=1)
+    """Frames of one clip, at most."""
+    dependent: bool = False
+    """Each caption is asked for with the one before it."""
+    conditioned: bool = False
+    """Each caption is asked for with the prompt's question."""
+    aggregate: Literal["concat", "summarise"] = "concat"
+    """A video's narrative: its captions in time order, or the captioner's summary of them."""
+    prompt: str = "{previous}{question}Describe in detail what can be seen in this part of the video."
+    previous_slot: str = "Just before this part: {previous}\n"
+    question_slot: str = "What will be asked about the video: {question}\n"
+    summary_prompt: str = (
+        "Parts of one video, in order: {captions}\n{question}Tell in detail what happens in the video."
+    )
+    max_tokens: int = Field(256, ge=1)
+    temperature: float = Field(0.0, ge=0, le=2)
+
+
+class Candidates(Section):
+    """Answers to be judged (`rlaif sample`)."""
+
+    models: tuple[str, ...] = Field(("{run}/sft/export",), min_length=1)
+    """Who answers: one model many times, or several models."""
+    prompts: tuple[str, ...] = ("prompts.jsonl",)
+    per_model: int = Field(4, ge=1)
+    """Answers of each model to each prompt, with different seeds."""
+    temperature: float = Field(1.0, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_tokens: int = Field(256, ge=1)
+
+
+class Server(Section):
+    """A judge behind an OpenAI-compatible server; rlaif/feedback/options.py explains each option."""
+
+    url: str
+    model: str
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the key."""
+    timeout_s: float = Field(60.0, gt=0)
+    retries: int = Field(4, ge=0)
+    concurrency: int = Field(8, ge=1)
+    token_budget: int | None = None
+    cost_budget: float | None = None
+    price_per_million: tuple[float, float] = (0.0, 0.0)
+    """Of input and of output tokens, in the unit of `cost_budget`."""
+
+
+class Label(Section):
+    """AI feedback on the candidates (`rlaif label`)."""
+
+    method: Literal["pairwise", "claims"] = "pairwise"
+    """Two answers side by side, in both orders; or every claim of an answer by itself."""
+    judge: str | Server | Function = "{run}/sft/export"
+    """A model on vLLM (the policy itself, a peer, a larger one), a server, or a function (a world's own checker)."""
+    context: Literal["captions", "none", "shuffled"] = "captions"
+    """What the judge reads beside the answers: the video's dense captions, nothing, or another video's (a control)."""
+    show_video: bool = True
+    captions_template: str = "What happens in the video: {captions}\n"
+    captions_separator: str = " "
+    max_caption_tokens: int = Field(1024, ge=0)
+    """Captions beyond this budget are left out whole, never cut."""
+    pairwise_prompt: str = (
+        "{context}Question: {question}\nFirst answer: {a}\nSecond answer: {b}\nWhich answer is more accurate and helpful? "
+        "Reply with one word, first or second."
+    )
+    choices: tuple[str, str] = ("first", "second")
+    """How the reply to it begins."""
+    flips: Literal["tie", "average"] = "tie"
+    """What becomes of two answers whose order decided."""
+    comparisons: int | None = Field(None, ge=1)
+    """Pairs of answers compared per prompt, drawn by seed; None: all."""
+    split: str = "sentences"
+    """How an answer becomes claims: `sentences`, `model` (the judge lists them), or `package.module:function`."""
+    split_prompt: str = (
+        "Question: {question}\nAnswer: {answer}\nList every statement of fact in the answer, one per line, each line "
+        "beginning with a dash and understandable by itself."
+    )
+    claim_prompt: str = "{context}{claim} Is that so? Please answer yes or no."
+    yes_no: tuple[str, str] = ("yes", "no")
+    reference: str | None = None
+    """`package.module:function` called as f(prompt, a, b) -> 1, -1 or 0: agreement of the labels with it is reported."""
+
+
+class Pairs(Section):
+    """Preference pairs out of labelled answers (`rlaif pairs`)."""
+
+    choose: Literal["best_worst", "all"] = "all"
+    margin: float = Field(1.0, ge=0)
+    """Least difference of scores: rejected claims, or mean win probability."""
+    per_prompt: int | None = Field(2, ge=1)
+    min_words: int = Field(1, ge=0)
+    lengths: Literal["off", "rejected", "symmetric"] = "rejected"
+    """Drop pairs until neither side is longer on average: see rlaif/feedback/lengths.py."""
+    eval_fraction: float = Field(0.05, ge=0, lt=1)
+    """Share of the videos whose pairs go to `data.pairs_eval`, where that is set."""
+
+
 class Kl(Section):
     estimator: Literal["k1", "k3"] = "k1"
     """Per-token penalty: k1 = logp - ref, k3 = exp(ref - logp) - 1 - (ref - logp)."""
@@ -195,12 +315,6 @@ class Terms(Section):
     """Added when the answer hit `max_tokens` without an end-of-turn token (the seed system: -8)."""
     length: float = 0.0
     """Added times (response tokens / max_tokens) (the seed system: -10)."""
-
-
-class Function(Section):
-    """A reward computed by code: `path` is `package.module:function`, called as f(prompt, response) -> float or dict of parts."""
-
-    path: str
 
 
 class Parity(Section):
@@ -390,6 +504,10 @@ class Config(Section):
     video: Video = Video()
     model: Model = Model()
     sft: Sft = Sft()
+    caption: Caption = Caption()
+    candidates: Candidates = Candidates()
+    label: Label = Label()
+    pairs: Pairs = Pairs()
     reward: Reward = Reward()
     ppo: Ppo = Ppo()
     rollout: Rollout = Rollout()

@@ -128,6 +128,17 @@ class Encoder:
             raise ConfigError("the text of one token of the policy's vocabulary", repr(token), "sampling.truncate_at")
         return found
 
+    def spellings(self, word: str) -> list[int]:
+        """Ids of every single token that is this word, whatever its case and with or without a space before it."""
+        names = {id_: name.replace("▁", " ").replace("Ġ", " ") for name, id_ in self.tokenizer.get_vocab().items()}
+        wanted = word.strip().casefold()
+        found = sorted(id_ for id_, name in names.items() if name.strip().casefold() == wanted)
+        if not found:
+            raise ConfigError(
+                "a word that is one token of the judge's vocabulary", repr(word), "label.choices, label.yes_no"
+            )
+        return found
+
     def text(self, ids: Sequence[int]) -> str:
         """Decoded without special tokens."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,6 +19,8 @@ from rlaif.data import (
     read_prompts,
     skip_bad_videos,
 )
+from rlaif.errors import DataError
+from rlaif.feedback.store import Store
 from rlaif.records import Prompt
 from rlaif.stages.run import Run
 
@@ -27,6 +30,7 @@ Row = TypeVar("Row", Prompt, Conversation, Pair)
 
 
 def prompts(run: Run, file: str) -> list[Prompt]:
+    """With the captions of `data.captions`, where that is set and there."""
     return _load(run, file, read_prompts)
 
 
@@ -50,8 +54,37 @@ def _load(run: Run, file: str, read: Callable[..., tuple[list[Row], Report]]) ->
     """
     root, strict = run.config.data.root, run.config.data.strict
     rows, report = read(data_path(run.config, file), root, strict)
+    rows = _captioned(run.config, rows)
     bad = check_videos(sorted({row.video for row in rows}), run.topology.client().spec)
     rows = skip_bad_videos(rows, bad, report, strict)
     if report.skipped:
         log.warning("%s", report.summary())
     return rows
+
+
+def _captioned(config: Config, rows: list[Row]) -> list[Row]:
+    """With the context of `data.captions`, where that is set and has been made; rows without any are counted."""
+    if config.data.captions is None or not data_path(config, config.data.captions).is_file():
+        return rows
+    known = captions_by_video(data_path(config, config.data.captions))
+    found = [replace(row, captions=_context(known, row)) if hasattr(row, "question") else row for row in rows]
+    if without := sum(hasattr(row, "question") and not row.captions for row in found):
+        log.warning("%d of %d rows have no captions in %s", without, len(rows), config.data.captions)
+    return found
+
+
+def _context(known: dict[tuple[str, str], tuple[str, ...]], row: Prompt | Pair) -> tuple[str, ...]:
+    return known.get((row.video, "")) or known.get((row.video, row.question), ())
+
+
+def captions_by_video(path: Path) -> dict[tuple[str, str], tuple[str, ...]]:
+    """The context of each (video, question; empty where captions do not depend on it) that `rlaif caption` wrote.
+
+    Raises DataError where a file holds captions of more than one kind, so that which are read would be chance.
+    """
+    rows = Store(path, key=lambda row: row["key"]).rows()
+    kinds = sorted({(row["model"], row["version"]) for row in rows})
+    if len(kinds) > 1:
+        found = "; ".join(f"{model} with prompt version {asked}" for model, asked in kinds)
+        raise DataError(f"captions by one model and prompt in {path}", found, "another file for each: data.captions")
+    return {(row["video"], row.get("question", "")): tuple(row["context"]) for row in rows if "masked" not in row}

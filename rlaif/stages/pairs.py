@@ -1,62 +1,83 @@
-"""Preference pairs from a policy's own answers, labelled by a function that compares two of them."""
+"""Preference pairs out of labelled answers: `rlaif pairs CONFIG`."""
 
 from __future__ import annotations
 
-import itertools
-import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from actors.pool import RolloutPool
-from rlaif.config.schema import Config, Sampling
-from rlaif.records import Prompt, Sample
+from rlaif.config.schema import Config
+from rlaif.errors import DataError
+from rlaif.feedback.pair_report import report
+from rlaif.feedback.pairing import Candidate, PairOptions, ScoredPair, build
+from rlaif.preferences.files import write_rows
+from rlaif.preferences.record import Preference
+from rlaif.records import Masked
 from rlaif.seeds import derive
+from rlaif.stages import data
+from rlaif.stages.evaluate import command
+from rlaif.stages.label import Case, open_labels, read_cases
+from rlaif.stages.run import Run
 
 log = logging.getLogger(__name__)
 
-Preference = Callable[[Prompt, str, str], int]
-"""f(prompt, a, b) -> 1 where a is better, -1 where b is, 0 for a tie."""
+
+def pairs(config: Config, run: Run) -> dict:
+    """Write `data.pairs` (and `data.pairs_eval`, where it is set); returns the report, which is `eval/pairs.json` too."""
+    cases, store = read_cases(config, run), open_labels(config)
+    if missing := store.missing([case.key for case in cases]):
+        raise DataError(
+            f"a label in {store.path} for every prompt that has answers",
+            f"none for {len(missing)} of {len(cases)}, such as {missing[0][0]!r}",
+            "rlaif label, which goes on where it stopped",
+        )
+    built = build(_candidates(cases, store), options_of(config), config.seed)
+    if not built.pairs:
+        raise DataError("preference pairs", f"none of {built.considered}: {built.dropped}", "the options of `pairs`")
+    by_prompt = {case.prompt.prompt_id: case for case in cases}
+    judges = {row["prompt_id"]: row["judge"] for row in store.rows()}
+    records = [_record(pair, by_prompt[pair.chosen.prompt_id], judges[pair.chosen.prompt_id]) for pair in built.pairs]
+    held = held_out(config, [case.prompt.video for case in cases]) if config.data.pairs_eval else set()
+    write(data.data_path(config, config.data.pairs), [record for record in records if record.video not in held])
+    if config.data.pairs_eval:
+        write(data.data_path(config, config.data.pairs_eval), [record for record in records if record.video in held])
+    found = {"command": command(), **report(built), "held_out": sum(record.video in held for record in records)}
+    run.directory.write_eval("pairs", found)
+    return found
 
 
-def sample_answers(config: Config, rollouts: RolloutPool, prompts: Sequence[Prompt], n: int) -> list[Sample]:
-    """n answers per prompt at temperature 1, sorted by key."""
-    sampling = Sampling(temperature=1.0, max_tokens=config.ppo.sampling.max_tokens)
-    rollouts.submit("pairs", prompts, n, derive(config.seed, "pairs"), sampling)
-    samples = []
-    for answers in rollouts.results("pairs", config.cluster.collective_timeout_s):
-        samples += answers.samples
-        for failure in answers.failures:
-            log.warning("no answers to %s: %s", failure.prompt_id, failure.reason)
-    return sorted(samples, key=lambda sample: sample.key)
+def options_of(config: Config) -> PairOptions:
+    return PairOptions(**config.pairs.model_dump(exclude={"eval_fraction"}))
 
 
-def make_pairs(samples: Sequence[Sample], preference: Preference, most_per_prompt: int, seed: int) -> list[dict]:
-    """Rows of a preference file: every two different answers of a prompt that are not tied, at most
-    `most_per_prompt` of them, chosen by seed."""
-    rows = []
-    for _, group in itertools.groupby(samples, key=lambda sample: sample.prompt.prompt_id):
-        group = list(group)
-        found = [_row(a, b, preference) for a, b in itertools.combinations(group, 2) if a.response != b.response]
-        found = sorted(filter(None, found), key=lambda row: derive(seed, row["pair_id"]))
-        rows += found[:most_per_prompt]
-    return rows
+def held_out(config: Config, videos: Sequence[str]) -> set[str]:
+    """The videos whose pairs are held out: a share of them, chosen by their names and the seed."""
+    limit = config.pairs.eval_fraction * 2**32
+    return {video for video in videos if derive(config.seed, "hold out", video) % 2**32 < limit}
 
 
-def write_rows(path: Path, rows: Sequence[dict]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+def write(path: Path, records: Sequence[Preference]) -> None:
+    write_rows(path, (record.to_row() for record in records))
 
 
-def _row(a: Sample, b: Sample, preference: Preference) -> dict | None:
-    verdict = preference(a.prompt, a.response, b.response)
-    if verdict == 0:
-        return None
-    chosen, rejected = (a, b) if verdict > 0 else (b, a)
-    return {
-        "pair_id": f"{a.prompt.prompt_id}#{a.sample_index}-{b.sample_index}",
-        "video": a.prompt.video,
-        "question": a.prompt.question,
-        "captions": list(a.prompt.captions),
-        "chosen": chosen.response,
-        "rejected": rejected.response,
-    }
+def _candidates(cases: Sequence[Case], store) -> Iterator[Candidate]:
+    for case in cases:
+        scores = store[case.key]["scores"]
+        for index, (answer, score) in enumerate(zip(case.answers, scores, strict=True)):
+            value = Masked(score["masked"]) if "masked" in score else score["score"]
+            yield Candidate(case.prompt.prompt_id, index, case.prompt.video, case.prompt.question, answer, value)
+
+
+def _record(pair: ScoredPair, case: Case, judge: str) -> Preference:
+    chosen, rejected = pair.chosen, pair.rejected
+    return Preference(
+        pair_id=f"{chosen.prompt_id}#{chosen.sample_index}-{rejected.sample_index}",
+        prompt_id=chosen.prompt_id,
+        video=case.prompt.video,
+        question=case.prompt.question,
+        captions=case.prompt.captions,
+        chosen=chosen.answer,
+        rejected=rejected.answer,
+        margin=pair.margin,
+        judge={"model": judge, "chosen": chosen.score, "rejected": rejected.score},
+    )

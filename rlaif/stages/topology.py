@@ -116,6 +116,14 @@ class Topology:
             self._rollouts[key] = RolloutPool(actors)
         return self._rollouts[key]
 
+    def engines(self, model_path: str) -> RolloutPool:
+        """The pool that serves a model as it stands, for answers that nobody learns from: the policy's own, which PPO goes on
+        with, where it is the policy.
+        """
+        lora = self.config.ppo.lora
+        rank = lora.r if lora and model_path == self.config.ppo.policy else None
+        return self.rollouts(model_path, rank)
+
     def stop_rollouts(self) -> None:
         for pool in self._rollouts.values():
             for name in list(pool.actors):

@@ -1,0 +1,130 @@
+"""Who is asked for feedback: a model on vLLM, or one behind a server. Both answer the same two kinds of question."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from actors.frames import FrameClient
+from actors.pool import RolloutPool
+from rlaif.config.schema import Config, Sampling, Server
+from rlaif.errors import DataError
+from rlaif.feedback.asking import Ask, Turn, encode_frames
+from rlaif.feedback.endpoint import Endpoint
+from rlaif.feedback.options import EndpointOptions
+from rlaif.feedback.replies import Reply
+from rlaif.feedback.tokens import Tokens
+from rlaif.models.check import fingerprint, require_model
+from rlaif.models.encode import Encoder
+from rlaif.records import Masked, Prompt
+from rlaif.seeds import derive
+from rlaif.stages.run import Run
+
+SPLIT_TOKENS = 512
+"""Length of a judge's list of claims."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a judge is asked. Keys are unique within a call."""
+
+    key: str
+    text: str
+    video: str = ""
+    """Shown with it; empty: none."""
+
+
+class Judge(Protocol):
+    name: str
+    """What records call it: a model with its fingerprint, or a server's model."""
+
+    def choose(self, questions: Sequence[Question], words: Sequence[str]) -> dict[str, Tokens | Masked]:
+        """By key: log-probs of the words as the first of the reply."""
+
+    def write(self, questions: Sequence[Question]) -> dict[str, str | Masked]:
+        """By key: the reply."""
+
+    def count(self, text: str) -> int:
+        """Tokens of a text, or an upper bound."""
+
+
+class ModelJudge:
+    """A model on the rollout actors, as it stands: the policy itself, a peer, or a larger one."""
+
+    def __init__(self, config: Config, run: Run, model: str):
+        require_model("label.judge", model)
+        self.name = f"{model}@{fingerprint(model)}"
+        self._config, self._run, self._model = config, run, model
+        self._encoder = Encoder(model)
+
+    def choose(self, questions: Sequence[Question], words: Sequence[str]) -> dict[str, Tokens | Masked]:
+        found: dict[str, Tokens | Masked] = {}
+        pool = self._pool()
+        pool.submit_choices("judge", _prompts(questions), words)
+        for answers in pool.results("judge", self._config.cluster.collective_timeout_s):
+            for choice in answers.samples:
+                logprobs = [float(value) for value in choice.logprobs]
+                found[choice.prompt.prompt_id] = list(zip(words, logprobs, strict=True))
+            found |= {failure.prompt_id: Masked(failure.reason) for failure in answers.failures}
+        return found
+
+    def write(self, questions: Sequence[Question]) -> dict[str, str | Masked]:
+        found: dict[str, str | Masked] = {}
+        pool, seed = self._pool(), derive(self._config.seed, "judge")
+        pool.submit("judge", _prompts(questions), 1, seed, Sampling(temperature=0.0, max_tokens=SPLIT_TOKENS))
+        for answers in pool.results("judge", self._config.cluster.collective_timeout_s):
+            found |= {sample.prompt.prompt_id: sample.response for sample in answers.samples}
+            found |= {failure.prompt_id: Masked(failure.reason) for failure in answers.failures}
+        return found
+
+    def count(self, text: str) -> int:
+        return len(self._encoder.tokens(text))
+
+    def _pool(self) -> RolloutPool:
+        return self._run.topology.engines(self._model)
+
+
+class ServerJudge:
+    """A model behind an OpenAI-compatible server. Videos go as their frames, JPEG."""
+
+    def __init__(self, config: Config, run: Run, server: Server):
+        cache = str(run.directory.path / "feedback" / "replies")
+        prices = dict(zip(("prompt_price", "completion_price"), server.price_per_million, strict=True))
+        given = server.model_dump(exclude={"price_per_million"})
+        self._endpoint = Endpoint(EndpointOptions(**given, **prices, cache=cache))
+        self.name, self._frames = f"{server.model} at {server.url}", run.topology.client()
+
+    def choose(self, questions: Sequence[Question], words: Sequence[str]) -> dict[str, Tokens | Masked]:
+        return self._asked(questions, tuple(words), lambda reply: list(reply.logprobs.items()))
+
+    def write(self, questions: Sequence[Question]) -> dict[str, str | Masked]:
+        return self._asked(questions, (), lambda reply: reply.text)
+
+    def count(self, text: str) -> int:
+        return len(text.encode())  # no tokenizer has more tokens than bytes
+
+    def _asked(self, questions: Sequence[Question], words: tuple[str, ...], read: Callable) -> dict:
+        asks, found = [], {}
+        for question in questions:
+            try:
+                asks.append(
+                    Ask(question.key, (Turn(question.text, images=_images(self._frames, question.video)),), words)
+                )
+            except DataError as error:
+                found[question.key] = Masked(str(error))
+        for ask, outcome in zip(asks, self._endpoint.ask_many(asks), strict=True):
+            found[ask.key] = read(outcome) if isinstance(outcome, Reply) else Masked(outcome.reason)
+        return found
+
+
+def make_judge(config: Config, run: Run, judge: str | Server) -> Judge:
+    return ServerJudge(config, run, judge) if isinstance(judge, Server) else ModelJudge(config, run, judge)
+
+
+def _images(frames: FrameClient, video: str) -> tuple[bytes, ...]:
+    return encode_frames(frames.get(video), jpeg_quality=90) if video else ()
+
+
+def _prompts(questions: Sequence[Question]) -> list[Prompt]:
+    return [Prompt(question.key, question.video, question.text) for question in questions]
