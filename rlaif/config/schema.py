@@ -484,9 +484,6 @@ class Demo(Section):
     train_scenes: int = Field(2000, ge=1)
     prompt_scenes: int = Field(512, ge=1)
     eval_scenes: int = Field(256, ge=1)
-    pair_samples: int = Field(4, ge=2)
-    """Answers sampled from the SFT policy per prompt to make preference pairs."""
-    pairs_per_prompt: int = Field(3, ge=1)
     seeds: int = Field(1, ge=1)
     """Repeat the PPO part with this many seeds."""
 

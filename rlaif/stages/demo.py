@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +11,11 @@ from rlaif.errors import ConfigError
 from rlaif.memory import MemoryWatch
 from rlaif.models.tiny import build_tiny
 from rlaif.rundir import RunDir
-from rlaif.stages import data, pairs, ppo, reward, sft
+from rlaif.stages import candidates, caption, label, pairs, ppo, reward, sft
 from rlaif.stages.evaluate import command, table
 from rlaif.stages.run import Run, open_run
-from rlaif.worlds.shapes.checker import preference
 from rlaif.worlds.shapes.dataset import write_dataset
 from rlaif.worlds.shapes.language import WORDS
-
-log = logging.getLogger(__name__)
 
 
 def demo(config: Config) -> None:
@@ -30,8 +26,8 @@ def demo(config: Config) -> None:
         prepare(config)
         say("2/5 supervised fine-tuning on descriptions with planted errors")
         sft.train(config, run, "fresh")
-        say("3/5 preferences between the policy's own answers")
-        label(config, run)
+        say("3/5 feedback: the model captions clips of each video, answers, and verifies its answers' claims")
+        feedback(config, run)
         say("4/5 reward model, with the videos' dense captions as context")
         reward.train(config, run, "fresh")
         rows, decodes = [], {}
@@ -56,16 +52,19 @@ def prepare(config: Config) -> None:
     build_tiny(Path(config.sft.init), WORDS, config.seed)
 
 
-def label(config: Config, run: Run) -> None:
-    """Preference pairs on descriptions; every eighth scene is held out."""
-    prompts = [p for p in data.prompts(run, config.data.prompts) if p.extra.get("kind") == "describe"]
-    rollouts = run.topology.rollouts(config.ppo.policy, config.ppo.lora.r if config.ppo.lora else None)
-    samples = pairs.sample_answers(config, rollouts, prompts, config.demo.pair_samples)
-    rows = pairs.make_pairs(samples, preference, config.demo.pairs_per_prompt, config.seed)
-    held_out = {prompt.video for prompt in prompts[::8]}
-    pairs.write_rows(data.data_path(config, config.data.pairs), [row for row in rows if row["video"] not in held_out])
-    pairs.write_rows(data.data_path(config, config.data.pairs_eval), [row for row in rows if row["video"] in held_out])
-    log.info("%d pairs from %d answers", len(rows), len(samples))
+def feedback(config: Config, run: Run) -> None:
+    """Captions, answers, verdicts and preference pairs by the policy itself; nothing of the scenes' truth takes part.
+
+    The truth only measures afterwards how often the verdicts are right.
+    """
+    caption.caption(config, run)
+    candidates.sample(config, run)
+    found = label.label(config, run)
+    built = pairs.pairs(config, run)
+    right = found["agreement"]["overall"]
+    print(
+        f"{built['pairs']} pairs; the labels order {right['agreement']:.1%} of {right['pairs']} pairs of answers as the scenes do"
+    )
 
 
 def train_seed(config: Config, run: Run, seed: int) -> list[dict]:
