@@ -50,6 +50,9 @@ class Engine:
         self.llm = _build_llm(spec)
         self.weights = EngineWeights(self.llm, Contents(spec.model_path, spec.dtype, spec.lora_rank, spec.lora_targets))
         self._visual = Visual.of(self.llm.model_config.hf_config, self.llm.get_tokenizer())
+        self.encoded = 0
+        """Videos that went through the engine's own encoder so far; features that were handed over do not."""
+        self._count_encoded()
 
     def generate(
         self,
@@ -167,6 +170,17 @@ class Engine:
             return Refused(str(error))
         return [None] * len(params)
 
+    def _count_encoded(self) -> None:
+        """Count whenever vLLM's scheduler makes room for the encoder's output of a video that is not cached."""
+        manager = self.llm.llm_engine.engine_core.engine_core.scheduler.encoder_cache_manager
+        allocate = manager.allocate
+
+        def counted(request: Any, input_id: int) -> None:
+            self.encoded += self.spec.rollout.vision == "engine"
+            allocate(request, input_id)
+
+        manager.allocate = counted
+
 
 def _unanswered(results: list[list[Any] | Refused]) -> list[str]:
     """Ids of the requests whose place is still empty."""
@@ -213,6 +227,7 @@ def _build_llm(spec: EngineSpec) -> Any:
         enforce_eager=rollout.enforce_eager,
         limit_mm_per_prompt={"image": 0, "video": 1},
         load_format="safetensors",  # "auto" would take files that have to be unpickled
+        enable_mm_embeds=rollout.vision == "shared",
         mm_device_do_normalize=False,  # it would take mean and deviation from the image processor, for videos too
         logprobs_mode="processed_logprobs",
         worker_extension_cls="actors.receiver.WeightReceiver",

@@ -24,6 +24,8 @@ class Request:
     """[T, H, W, 3] uint8, or None for a text prompt."""
     metadata: dict = field(default_factory=dict)
     """`FrameSpec.metadata()`."""
+    features: dict | None = None
+    """Instead of frames: what tower and projector make of them, as vLLM takes it (`Family.engine_video`)."""
     frames_hash: str | None = None
     """Identifies frames and metadata in the engine's caches; None: the engine hashes the frames itself."""
     visual_tokens: int | None = None
@@ -65,7 +67,7 @@ class Sent:
     @classmethod
     def of(cls, request: Request) -> Sent:
         ids = np.asarray(request.prompt_ids, dtype=np.int32)
-        return cls(ids, request.frames is not None, request.visual_tokens)
+        return cls(ids, request.frames is not None or request.features is not None, request.visual_tokens)
 
 
 def vllm_prompt(request: Request, response: Sequence[int] = ()) -> dict[str, Any]:
@@ -74,8 +76,10 @@ def vllm_prompt(request: Request, response: Sequence[int] = ()) -> dict[str, Any
     if request.frames is not None:
         prompt["multi_modal_data"] = {"video": (request.frames, request.metadata | {"do_sample_frames": False})}
         prompt["mm_processor_kwargs"] = {"do_sample_frames": False}
-        if request.frames_hash is not None:
-            prompt["multi_modal_uuids"] = {"video": [request.frames_hash]}
+    elif request.features is not None:
+        prompt["multi_modal_data"] = {"video": request.features}
+    if "multi_modal_data" in prompt and request.frames_hash is not None:
+        prompt["multi_modal_uuids"] = {"video": [request.frames_hash]}
     return prompt
 
 

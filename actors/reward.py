@@ -22,7 +22,7 @@ from rlaif.models.batch import collate
 from rlaif.models.encode import Encoded, Encoder, Frames
 from rlaif.models.packing import pack
 from rlaif.models.reward_prompt import RewardPrompt
-from rlaif.models.vision import VisionCache, tower_key
+from rlaif.models.vision import Shared, VisionCache, tower_key
 from rlaif.models.vlm import VideoLM, load_adapter, load_vlm
 from rlaif.records import Key, Masked, Outcome, Prompt, Scored
 from rlaif.storage import fetch, locate
@@ -45,14 +45,22 @@ class Answer:
 class ModelScorer:
     """A reward model loaded from an export of `rlaif reward`. No Ray in here."""
 
-    def __init__(self, export: str, frames: Frames, model: Model, tokens_per_microbatch: int, cache_bytes: int):
+    def __init__(
+        self,
+        export: str,
+        frames: Frames,
+        model: Model,
+        tokens_per_microbatch: int,
+        cache_bytes: int,
+        features: Shared | None = None,
+    ):
         card, export = read_card(export), fetch(export)
         self.prompt = RewardPrompt(**card["prompt"])
         self.encoder = Encoder(card["base"] if card["lora"] else export, frames, cache_bytes, model.dtype)
         self.device = torch.device("cuda" if model.device != "cpu" and torch.cuda.is_available() else "cpu")
         self.budget = tokens_per_microbatch
         self.model = load_reward_model(export, card, model).to(self.device).eval()
-        self.vision, self._tower = VisionCache(cache_bytes), tower_key(self.model.causal)
+        self.vision, self._tower = VisionCache(cache_bytes, features), tower_key(self.model.causal)
 
     @torch.no_grad()
     def __call__(self, answers: Sequence[Answer]) -> dict[Key, Outcome]:
@@ -105,10 +113,12 @@ class RewardActor:
         tokens_per_microbatch: int,
         cache_bytes: int,
         threads: int,
+        make_features: Callable[[], Shared] | None = None,
     ):
+        features = make_features() if make_features else None
         torch.set_num_threads(max(1, threads))
         self.scorer: Callable[[Sequence[Answer]], dict[Key, Outcome]] = (
-            ModelScorer(reward, make_frames(), model, tokens_per_microbatch, cache_bytes)
+            ModelScorer(reward, make_frames(), model, tokens_per_microbatch, cache_bytes, features)
             if isinstance(reward, str)
             else FunctionScorer(reward["path"])
         )

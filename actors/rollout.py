@@ -10,6 +10,8 @@ from typing import Any
 from uuid import uuid4
 
 from actors.engine import Completion, Engine, EngineSpec, Refused, Request
+from actors.features import FeatureClient
+from actors.tower import FrozenTower
 from actors.weights import Published
 from cluster.env import actor_env
 from cluster.publish import Manifest
@@ -48,18 +50,28 @@ class RolloutActor:
     Calls run one at a time, in the order in which they were made: a publish is applied when no answer is unfinished.
     """
 
-    def __init__(self, spec: EngineSpec, make_frames: Callable[[], Frames], max_prompt_tokens: int | None = None):
-        """`make_frames` builds the frames client inside the actor, e.g. `partial(FrameClient, store, root)`.
+    def __init__(
+        self,
+        spec: EngineSpec,
+        make_frames: Callable[[], Frames],
+        max_prompt_tokens: int | None = None,
+        make_features: Callable[[], FeatureClient] | None = None,
+    ):
+        """`make_frames` builds the frames client inside the actor, e.g. `partial(FrameClient, store, root)`;
+        `make_features` likewise the client of the feature store, where there is one.
 
         Without `spec.banned_ids` the model's own placeholder ids are banned. A prompt of more than `max_prompt_tokens`
         positions, visual tokens included, is a Failure: cutting it could cut the video.
         """
         spec = replace(spec, model_path=fetch(spec.model_path))
         self._limit = max_prompt_tokens
-        self._encoder = Encoder(spec.model_path)
-        self._engine = Engine(replace(spec, banned_ids=spec.banned_ids or tuple(self._encoder.banned_ids)))
         self._frames = make_frames()
-        self._tokens, self._busy_s = 0, 0.0
+        self._encoder = Encoder(spec.model_path, self._frames, dtype=spec.dtype)
+        self._engine = Engine(replace(spec, banned_ids=spec.banned_ids or tuple(self._encoder.banned_ids)))
+        self._features = make_features() if make_features else None
+        handed = spec.rollout.vision == "shared"
+        self._tower = FrozenTower(spec.model_path, spec.dtype, self._features) if handed else None
+        self._tokens, self._busy_s, self._reported = 0, 0.0, 0
 
     def generate(self, prompts: Sequence[Prompt], n: int, seed: int, sampling: Sampling, version: int) -> Answers:
         """Sample n answers per prompt from weights `version`; each depends on (seed, prompt, index) only.
@@ -73,6 +85,7 @@ class RolloutActor:
         sent: list[tuple[Prompt, str]] = []
         requests = self._requests(prompts, n, seed, sent, failures)
         results = self._engine.generate(requests, sampling, version)
+        self._report_passes([frames_hash for _, frames_hash in sent])
         samples: list[Sample] = []
         for (prompt, frames_hash), result in zip(sent, results, strict=True):
             if reason := self._why_not(result):
@@ -83,6 +96,12 @@ class RolloutActor:
         self._tokens += sum(len(sample.response_ids) for sample in samples)
         self._busy_s += time.perf_counter() - start
         return Answers(samples, failures, began, time.time())
+
+    def _report_passes(self, specs: Sequence[str]) -> None:
+        """Tell the feature store what went through vLLM's own tower since the last time."""
+        passes, self._reported = self._engine.encoded - self._reported, self._engine.encoded
+        if self._features is not None and self._tower is None:
+            self._features.engine(passes, specs)
 
     def _why_not(self, result: list[Completion] | Refused) -> str | None:
         if isinstance(result, Refused):
@@ -98,8 +117,7 @@ class RolloutActor:
         """Requests one by one, as the engine has room, so that few videos are in memory at a time."""
         for prompt in prompts:
             try:
-                spec = self._frames.spec(prompt.video)
-                frames = self._frames.get(prompt.video, spec)
+                shown = self._shown(prompt.video)
             except DataError as error:
                 failures.append(Failure(prompt.prompt_id, str(error)))
                 continue
@@ -109,8 +127,24 @@ class RolloutActor:
                 failures.append(Failure(prompt.prompt_id, reason))
                 continue
             seeds = tuple(derive(seed, prompt.prompt_id, index) for index in range(n))
-            sent.append((prompt, spec.hash))
-            yield Request(ids, seeds, frames, spec.metadata(), frames_hash=spec.hash)
+            sent.append((prompt, shown["frames_hash"]))
+            yield Request(ids, seeds, **shown)
+
+    def _shown(self, video: str, fresh: bool = False) -> dict[str, Any]:
+        """What a Request says of a video: its frames, or what the tower makes of them. Raises DataError for a bad video.
+
+        fresh: under a name that nothing has seen yet, and computed again.
+        """
+        spec = self._frames.spec(video)
+        name = f"{spec.hash}-{uuid4().hex}" if fresh else spec.hash
+        if self._tower is None:
+            return {"frames": self._frames.get(video, spec), "metadata": spec.metadata(), "frames_hash": name}
+        held = self._encoder.video(video)
+        return {
+            "features": self._tower.video(held, fresh),
+            "visual_tokens": held.visual_tokens,
+            "frames_hash": name,
+        }
 
     def respond(self, probe: Probe, sampling: Sampling, seed: int, version: int) -> Probe:
         """The probe with a response sampled from weights `version`. Raises DataError for a bad video."""
@@ -126,24 +160,26 @@ class RolloutActor:
         """
         requests = [self._probe_request(probe, fresh=fresh) for probe in probes]
         found = self._engine.logprobs(requests, [probe.response_ids for probe in probes], sampling, version)
-        digests = [None if request.frames is None else frames_digest(request.frames) for request in requests]
+        digests = [None if one.video is None else self._digest(one.video) for one in probes]
         return [Probed(logprobs, digest) for logprobs, digest in zip(found, digests, strict=True)]
 
     def _probe_request(self, probe: Probe, seeds: tuple[int, ...] = (0,), fresh: bool = False) -> Request:
         ids = self._encoder.unexpanded(probe.question, probe.video is not None)
         if probe.video is None:
             return Request(ids, seeds)
-        spec = self._frames.spec(probe.video)
-        name = f"{spec.hash}-{uuid4().hex}" if fresh else spec.hash
-        return Request(ids, seeds, self._frames.get(probe.video, spec), spec.metadata(), frames_hash=name)
+        return Request(ids, seeds, **self._shown(probe.video, fresh))
+
+    def _digest(self, video: str) -> str:
+        return frames_digest(self._frames.get(video, self._frames.spec(video)))
 
     def publish(self, manifest: Manifest, buckets: Sequence[Any], timeout: float | None = None) -> Published:
         """Fetch, verify and apply one version of the weights; `buckets` are references into the object store.
 
         Raises:
             ContractError: naming the bucket that did not arrive within `timeout` seconds, or the tensor that did not
-                arrive as sent; the old version stays in place.
+                arrive as sent, or a tower that is not the one features are handed over from; the old version stays.
         """
+        self._check_tower(manifest)
         return self._engine.weights.publish(
             manifest, [_fetched(i, bucket, timeout) for i, bucket in enumerate(buckets)]
         )
@@ -159,7 +195,12 @@ class RolloutActor:
         self._engine.weights.receive(info)
 
     def commit_transfer(self, manifest: Manifest) -> Published:
+        self._check_tower(manifest)
         return self._engine.weights.commit(manifest)
+
+    def _check_tower(self, manifest: Manifest) -> None:
+        if self._tower is not None:
+            self._tower.check_published(manifest)
 
     def sleep(self, level: int) -> None:
         """Leave the GPU to the learners until the next call: see `EngineWeights.sleep`."""
@@ -221,6 +262,7 @@ def start_rollout(
     threads: int = 1,
     options: dict[str, Any] | None = None,
     max_prompt_tokens: int | None = None,
+    make_features: Callable[[], FeatureClient] | None = None,
 ):
     """Start a rollout actor; `options` are Ray's actor options (name, placement, num_gpus, ...)."""
     import ray
@@ -230,4 +272,4 @@ def start_rollout(
     env = actor_env(threads, device)
     runtime_env["env_vars"] = env | runtime_env.get("env_vars", {})
     actor = ray.remote(RolloutActor).options(runtime_env=runtime_env, **options)
-    return actor.remote(spec, make_frames, max_prompt_tokens)
+    return actor.remote(spec, make_frames, max_prompt_tokens, make_features)

@@ -55,6 +55,15 @@ class Manifest:
     """Bytes of all tensors together."""
     base: str = ""
     """Fingerprint of the model directory that the learner started from; empty: not known."""
+    on_device: bool = False
+    """The tensors go from device to device: their checksums are `word_sum`s."""
+
+    def holds(self, name: str, tensor: torch.Tensor) -> bool:
+        """Whether the version's tensor `name` has exactly these bits."""
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        found = int(word_sum(tensor)) if self.on_device else checksum(name, dtype, to_wire(tensor))
+        info = self.tensors[name]
+        return (info.shape, info.dtype, info.checksum) == (tuple(tensor.shape), dtype, found)
 
 
 def checksum(name: str, dtype: str, array: np.ndarray) -> int:

@@ -25,7 +25,13 @@ class LearnerGroup:
     """All ranks together. A dead rank ends the run: its collectives can't finish; `--resume` starts a new group."""
 
     def __init__(
-        self, spec: LearnerSpec, make_frames: Callable, options: Sequence[dict], device: str, ppo: Ppo | None = None
+        self,
+        spec: LearnerSpec,
+        make_frames: Callable,
+        options: Sequence[dict],
+        device: str,
+        ppo: Ppo | None = None,
+        make_features: Callable | None = None,
     ):
         """`options`: Ray actor options of each rank (placement, CPUs, GPUs)."""
         env = {"env_vars": actor_env(spec.cluster.learner.threads, device)}
@@ -37,7 +43,7 @@ class LearnerGroup:
         self._joined: tuple | None = None
         """Role, backend and receivers of the transport that is open."""
         address = ask(self.ranks[0].address.remote())
-        ask([rank.start.remote(address, make_frames, ppo) for rank in self.ranks])
+        ask([rank.start.remote(address, make_frames, ppo, make_features) for rank in self.ranks])
 
     def step_conversations(self, rows: Sequence[Conversation]) -> list[ray.ObjectRef]:
         """One SFT step; every reference resolves to (metrics over all ranks, rows left out)."""

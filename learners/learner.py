@@ -19,7 +19,7 @@ from rlaif.errors import ContractError, NumericsError, named
 from rlaif.models.batch import Batch, collate
 from rlaif.models.encode import Encoded, Encoder, Frames
 from rlaif.models.packing import pack, split_to
-from rlaif.models.vision import Vision, VisionCache
+from rlaif.models.vision import Shared, Vision, VisionCache
 from rlaif.models.vlm import Output
 from rlaif.objectives.metrics import Metrics, merge
 from rlaif.seeds import derive
@@ -34,11 +34,11 @@ Loss = Callable[[dict[str, Tensor], Batch, float], tuple[Tensor, Metrics]]
 class Learner:
     """Roles, engines and encoders of one rank; `torch.distributed` must be initialised."""
 
-    def __init__(self, spec: LearnerSpec, frames: Frames, device: torch.device):
+    def __init__(self, spec: LearnerSpec, frames: Frames, device: torch.device, features: Shared | None = None):
         self.spec, self.frames, self.device = spec, frames, device
         self.roles = build_roles(spec, device)
         self._encoders: dict[str, Encoder] = {}
-        self.vision = VisionCache(spec.feature_cache_bytes)
+        self.vision = VisionCache(spec.feature_cache_bytes, features)
         self.work = Work()
 
     @cached_property
@@ -53,9 +53,10 @@ class Learner:
         return self._encoders[base]
 
     @torch.no_grad()
-    def infer(self, role: str, items: Sequence[Encoded], output: Output) -> list[np.ndarray]:
+    def infer(self, role: str, items: Sequence[Encoded], output: Output, pixels: bool = False) -> list[np.ndarray]:
         """`output` of each item, in order: [T] arrays for `logprobs` and `values`, scalars for `score`.
 
+        pixels: send videos through the tower, whatever is known of them already.
         Every rank must call it together: ranks run the same number of forwards.
         """
         target = self.roles[role]
@@ -64,7 +65,7 @@ class Learner:
         self.work.inferred += len(items)
         groups, spare = self._microbatches([(item,) for item in items])
         for group in groups:
-            batch = self._collate(role, [(items[i],) for i in group] or [spare])
+            batch = self._collate(role, [(items[i],) for i in group] or [spare], pixels)
             self.work.count(batch, [items[i] for i in group])
             values = target.forward(batch, output, self.spec.temperature)[output].cpu().numpy()
             for row, index in enumerate(group):
@@ -170,12 +171,12 @@ class Learner:
             spare = next(unit for unit in offers if unit is not None)
         return split_to(groups, count), spare
 
-    def _collate(self, role: str, units: Sequence[Unit]) -> Batch:
+    def _collate(self, role: str, units: Sequence[Unit], pixels: bool = False) -> Batch:
         """First members of all units, then second members, and so on: halves of a preference batch stay halves."""
         items = [unit[k] for k in range(len(units[0])) for unit in units]
         pad = self.encoder(role).tokenizer.pad_token_id
         pad = self.encoder(role).eos_id if pad is None else pad
-        return collate(items, pad, self.device, vision=self._vision(role, items))
+        return collate(items, pad, self.device, vision=None if pixels else self._vision(role, items))
 
     def _vision(self, role: str, items: Sequence[Encoded]) -> Vision | None:
         """What the role's frozen tower makes of the items' videos, each computed once; None where the tower trains."""

@@ -32,7 +32,8 @@ def probe(learner: Learner, role: str, probes: Sequence[Probe], hypothesis: str 
     rule = POSITION_RULES.get(hypothesis)
     items = [_encoded(encoder, one, rule) for one in probes]
     with _base_head(learner, role) if hypothesis == STALE_HEAD else nullcontext():
-        found = [learner.infer(role, [item], "logprobs")[0] for item in items]
+        # from pixels: features that engine and learner share would be wrong on both sides alike
+        found = [learner.infer(role, [item], "logprobs", pixels=True)[0] for item in items]
     return [Probed(logprobs, _digest(encoder, one)) for logprobs, one in zip(found, probes, strict=True)]
 
 

@@ -93,8 +93,7 @@ def train_on(
     kl, count = learner.all_sum(sum(finite), float(len(finite)))
     if count:
         state.kl.update(kl / count, int(count))
-    seen = {"vision/passes_per_key": (float(learner.vision.passes), float(len(learner.vision.keys)))}
-    return merge([metrics, clock.metrics(), seen, learner.work.metrics(len(samples))]), report
+    return merge([metrics, clock.metrics(), learner.work.metrics(len(samples))]), report
 
 
 def collect(learner: Learner, samples: Sequence[Sample], config: Ppo) -> Rollouts:

@@ -83,7 +83,7 @@ class Weights(WeightSource):
             m.name: TensorInfo(m.shape, str(m.dtype).removeprefix("torch."), sums[m.name]) for m in self.metadata()
         }
         nbytes = sum(m.dtype.itemsize * prod(m.shape) for m in self.metadata())
-        return Manifest(version, "full", infos, None, nbytes, base)
+        return Manifest(version, "full", infos, None, nbytes, base, on_device=True)
 
 
 class Sender:

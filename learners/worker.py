@@ -29,6 +29,7 @@ from rlaif.errors import ContractError
 from rlaif.models.check import fingerprint
 from rlaif.models.encode import Frames
 from rlaif.models.reward_prompt import RewardPrompt
+from rlaif.models.vision import Shared
 from rlaif.objectives.metrics import Metrics, means
 from rlaif.records import Probe, Probed, Sample
 from rlaif.storage import Location, replacing
@@ -46,7 +47,13 @@ class LearnerWorker:
         """Where the other ranks meet rank 0."""
         return ray.util.get_node_ip_address(), free_port()
 
-    def start(self, address: tuple[str, int], make_frames: Callable[[], Frames], ppo: Ppo | None = None) -> None:
+    def start(
+        self,
+        address: tuple[str, int],
+        make_frames: Callable[[], Frames],
+        ppo: Ppo | None = None,
+        make_features: Callable[[], Shared] | None = None,
+    ) -> None:
         """Join the process group and build networks and engines."""
         import deepspeed
 
@@ -65,7 +72,7 @@ class LearnerWorker:
             torch.use_deterministic_algorithms(True)
         timeout = timedelta(seconds=self.spec.cluster.collective_timeout_s)
         deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", timeout=timeout, verbose=False)
-        self.learner = Learner(self.spec, make_frames(), device)
+        self.learner = Learner(self.spec, make_frames(), device, make_features() if make_features else None)
         self.ppo_state = PpoState.of(ppo) if ppo else None
 
     def step_conversations(self, rows: Sequence[Conversation]) -> tuple[dict[str, float], list[str]]:

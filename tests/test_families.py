@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,12 +15,14 @@ from safetensors.torch import load_file
 
 from actors.engine import Engine, EngineSpec
 from actors.requests import Request
+from actors.tower import FrozenTower
 from cluster.publish import pack
 from learners.export import adapter_config, export_role
 from learners.roles import Role
 from learners.spec import RoleSpec
 from learners.state import published_weights
 from rlaif.config.schema import Lora, Rollout, Sampling
+from rlaif.errors import ConfigError
 from rlaif.models.batch import collate
 from rlaif.models.encode import Encoder
 from rlaif.models.family import FAMILIES
@@ -103,9 +105,10 @@ def start(family: str, tied: bool, folder, rank: int | None = None) -> Iterator[
     gc.collect()
     path = str(build(family, folder, tied))
     encoder = Encoder(path, NoiseFrames())
-    world = World(
-        family, tied, path, encoder, Engine(EngineSpec(path, "float32", rank, ROLLOUT, banned_ids=encoder.banned_ids))
-    )
+    # an engine that takes features takes frames too
+    rollout = ROLLOUT.model_copy(update={"vision": "shared" if FAMILIES[family].engine_video else "engine"})
+    spec = EngineSpec(path, "float32", rank, rollout, banned_ids=encoder.banned_ids)
+    world = World(family, tied, path, encoder, Engine(spec))
     yield world
     world.engine.llm.llm_engine.engine_core.shutdown()
     del world.engine
@@ -120,6 +123,30 @@ def world(request, tmp_path_factory):
 @pytest.fixture(scope="module", params=WITH_ADAPTERS)
 def adapted(request, tmp_path_factory):
     yield from start(request.param, False, tmp_path_factory.mktemp("model"), LORA.r)
+
+
+def test_features_stand_for_frames_where_vllm_takes_them(world):
+    """The same prompt ids, tokens and log-probs; vLLM's own tower is not run."""
+    if FAMILIES[world.family].engine_video is None:
+        with pytest.raises(ConfigError, match=f"engine for a {world.family}"):
+            FrozenTower(world.path, "float32")
+        return
+    tower, engine, runs = FrozenTower(world.path, "float32"), world.engine, []
+    frames = world.request("a")
+    (pixels,) = engine.generate([frames], SAMPLING, 0)
+    engine.llm.apply_model(lambda model: model.visual.register_forward_pre_hook(lambda *_: runs.append(1)) and None)
+
+    def handed(name: str):
+        video = world.encoder.video(name)
+        given = {"features": tower.video(video), "visual_tokens": video.visual_tokens, "frames_hash": f"handed {name}"}
+        return engine.generate([replace(frames, frames=None, metadata={}, **given)], SAMPLING, 0)[0]
+
+    for one, other in zip(pixels, handed("a"), strict=True):
+        assert np.array_equal(one.prompt_ids, other.prompt_ids) and one.visual_tokens == other.visual_tokens
+        assert np.array_equal(one.response_ids, other.response_ids)
+        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
+    assert np.abs(handed("b")[0].logprobs[0] - pixels[0].logprobs[0]) > 1e-4
+    assert runs == []
 
 
 def test_samples_have_the_learners_log_probs_before_and_after_a_full_publish(world):
@@ -161,6 +188,6 @@ def test_an_export_has_the_names_that_vllm_loads_and_transformers_reads_it_back(
 def test_adapters_agree_too(adapted):
     role = adapted.role(LORA)
     assert adapted.deviation(role) < 1e-4
-    adapted.weights.publish(perturb(role, "lora_", scale=0.2), 1)
+    adapted.publish(perturb(role, "lora_", scale=0.2), 1)
     assert adapted.deviation(adapted.role(LORA)) > 1e-2
     assert adapted.deviation(role) < 1e-4

@@ -94,11 +94,15 @@ def _slots(config: Config) -> list[str]:
     return problems
 
 
-def _adapter_and_tower(config: Config, stage: str) -> list[str]:
+def _trains_tower(config: Config, stage: str) -> bool:
     section = getattr(config, stage)
     vision = config.model.train_vision if section.train_vision is None else section.train_vision
     projector = config.model.train_projector if section.train_projector is None else section.train_projector
-    if section.lora is not None and (vision or projector):
+    return vision or projector
+
+
+def _adapter_and_tower(config: Config, stage: str) -> list[str]:
+    if getattr(config, stage).lora is not None and _trains_tower(config, stage):
         return [
             f"{stage}.lora trains adapters of the language model only: set train_vision and train_projector false, or {stage}.lora null"
         ]
@@ -111,6 +115,11 @@ def _rollout(config: Config) -> list[str]:
         problems.append(
             f"rollout.max_model_len ({config.rollout.max_model_len}) must exceed ppo.sampling.max_tokens ({need}) "
             "by the prompt's length"
+        )
+    if config.rollout.vision == "shared" and config.ppo.lora is None and _trains_tower(config, "ppo"):
+        problems.append(
+            "rollout.vision=shared hands over features of a frozen tower and projector, but model.train_vision or "
+            "train_projector (or ppo's) is true: rollout.vision=engine"
         )
     gpus = config.cluster.rollout.gpus
     problems += _transport(config) + _sleep(config)

@@ -47,6 +47,8 @@ class Video(Section):
     """Videos the frame store decodes at a time."""
     store_bytes: int = Field(2 * 1024**3, ge=1)
     """Byte budget of the frame store; beyond it the least recently used frames are evicted and decoded again on demand."""
+    feature_store_bytes: int = Field(2 * 1024**3, ge=1)
+    """Byte budget for what frozen vision towers made of videos, shared by all processes; the rest as with `store_bytes`."""
 
 
 class Lora(Section):
@@ -292,6 +294,9 @@ class Ppo(Section):
 class Rollout(Section):
     """The vLLM engine of each rollout actor."""
 
+    vision: Literal["engine", "shared"] = "engine"
+    """engine: vLLM gets frames and runs its own vision tower. shared: it gets what tower and projector make of a video,
+    computed once for all roles with the same ones. Both must stay frozen, and vLLM must take features for the family."""
     max_model_len: int = Field(8192, ge=1)
     gpu_memory_utilization: float = Field(0.85, gt=0, le=1)
     kv_cache_gib: float | None = Field(None, gt=0)

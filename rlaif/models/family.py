@@ -8,14 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
+import torch
 from transformers import AutoTokenizer, PretrainedConfig
+from transformers.utils import ModelOutput
 
 from rlaif.errors import ConfigError
 
 Positions = Callable[[np.ndarray, dict, PretrainedConfig], np.ndarray]
 """(expanded ids [L], video features, config) -> position ids [L] or [3, L] by the rollout engine's rule."""
+
+EngineVideo = Callable[[ModelOutput, Any, PretrainedConfig], dict]
+"""(tower's output, processed video (rlaif/models/encode.py), config) -> a video as vLLM takes precomputed features."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,8 @@ class Family:
     """(prefix here, prefix in the engine) where published weights are named differently."""
     adapters: bool = True
     """Whether vLLM serves LoRA adapters for it."""
+    engine_video: EngineVideo | None = None
+    """How vLLM takes a video's precomputed features; None: it takes pixels only."""
 
     def engine_name(self, name: str) -> str:
         """A weight's name in the engine, from its name in the Hugging Face model."""
@@ -101,6 +109,22 @@ def _mrope(ids: np.ndarray, visual_id: int, blocks: Iterable[np.ndarray]) -> np.
     return positions
 
 
+def qwen_video(output: ModelOutput, video: Any, config: PretrainedConfig) -> dict:
+    """Features [N, H], and with them the grid and the seconds per grid step that positions are made from."""
+    held = {name: torch.from_numpy(array) for name, array in video.tensors.items() if not name.startswith("pixel")}
+    return held | {"video_embeds": torch.cat(list(output["pooler_output"]))}
+
+
+def qwen3_video(output: ModelOutput, video: Any, config: PretrainedConfig) -> dict:
+    """Features with those of the deepstack layers beside them [N, (1 + layers) H], and the time of each grid step."""
+    layers = [torch.cat(list(layer)) for layer in (output["pooler_output"], *output["deepstack_features"])]
+    spec, group = video.spec, config.vision_config.temporal_patch_size
+    whole = [*spec.indices, *[spec.indices[-1]] * (-len(spec.indices) % group)]
+    seconds = [(whole[i] + whole[i + group - 1]) / 2 / spec.fps for i in range(0, len(whole), group)]
+    # a list: vLLM writes the times into the prompt, and would round a tensor to the model's dtype before that
+    return qwen_video(output, video, config) | {"video_embeds": torch.cat(layers, dim=-1), "timestamps": [seconds]}
+
+
 QWEN = {"placeholder": "<|video_pad|>", "vision": "model.visual", "projector": ("model.visual.merger",)}
 LLAVA = {
     "placeholder": "<video>",
@@ -113,11 +137,12 @@ LLAVA = {
 FAMILIES = {
     family.model_type: family
     for family in (
-        Family("qwen2_vl", positions=qwen2_positions, **QWEN),
-        Family("qwen2_5_vl", positions=qwen2_positions, **QWEN),
+        Family("qwen2_vl", positions=qwen2_positions, engine_video=qwen_video, **QWEN),
+        Family("qwen2_5_vl", positions=qwen2_positions, engine_video=qwen_video, **QWEN),
         Family(
             "qwen3_vl",
             positions=qwen3_positions,
+            engine_video=qwen3_video,
             **QWEN | {"projector": ("model.visual.merger", "model.visual.deepstack_merger_list")},
         ),
         Family("llava_next_video", **LLAVA),
@@ -158,6 +183,19 @@ def family_of(config: PretrainedConfig) -> Family:
             f"the model path; or {NEW_FAMILY}",
         )
     return FAMILIES[config.model_type]
+
+
+def engine_video_of(config: PretrainedConfig) -> EngineVideo:
+    """How vLLM takes features of this family's videos; ConfigError where it takes pixels only."""
+    found = family_of(config).engine_video
+    if found is None:
+        able = ", ".join(sorted(name for name, family in FAMILIES.items() if family.engine_video))
+        raise ConfigError(
+            f"rollout.vision: engine for a {config.model_type} policy: vLLM takes features of videos for {able} only",
+            "rollout.vision: shared",
+            "rollout.vision: engine, or another ppo.policy",
+        )
+    return found
 
 
 def visual_token_id(config: PretrainedConfig) -> int:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from operator import attrgetter
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
+from rlaif.errors import ContractError
 from rlaif.models.encode import VideoFeatures
 from rlaif.models.family import family_of
 
@@ -22,17 +25,62 @@ FIELDS = ("pooler_output", "deepstack_features")
 Vision = dict[str, ModelOutput]
 """Precomputed towers' outputs as transformers' models take them (`mm_encoder_outputs`)."""
 
+Key = tuple[str, str]
+"""(`tower_key`, FrameSpec hash)."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """What one tower and projector make of one video, and whose they are."""
+
+    tower: str
+    """`tower_key` of the weights that computed them."""
+    spec: str
+    """Hash of the FrameSpec they were computed from."""
+    kind: str
+    """`video` or `image`: whichever input the family's model takes videos by."""
+    output: ModelOutput
+
+    @property
+    def dtype(self) -> str:
+        """Name of the torch dtype, e.g. `bfloat16`."""
+        return str(_tensors(self.output)[0].dtype).removeprefix("torch.")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(visual tokens, width of the language model)."""
+        parts = _tensors(self.output["pooler_output"])
+        width = parts[0].shape[-1]
+        return sum(part.numel() for part in parts) // width, width
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in _tensors(self.output))
+
+    def to(self, device: torch.device | str) -> Features:
+        return replace(self, output=mapped(self.output, lambda tensor: tensor.to(device)))
+
+
+class Shared(Protocol):
+    """Where processes find each other's features (actors/features.py)."""
+
+    def get(self, key: Key, compute: Callable[[], Features]) -> Features: ...
+
+    def seen(self, keys: Sequence[Key]) -> None: ...
+
 
 @dataclass
 class VisionCache:
     """Towers' outputs by (weights of tower and projector, FrameSpec), within a byte budget, least recently used first out."""
 
     budget: int
+    shared: Shared | None = None
+    """Asked before anything is computed; told of every video that a tower sees."""
     passes: int = 0
-    """Videos that went through a tower."""
-    keys: set[tuple[str, str]] = field(default_factory=set)
+    """Videos that went through a tower of this process."""
+    keys: set[Key] = field(default_factory=set)
     """Distinct (weights, FrameSpec hash) that were asked for."""
-    _held: OrderedDict[tuple[str, str], tuple[str, ModelOutput]] = field(default_factory=OrderedDict)
+    _held: OrderedDict[Key, Features] = field(default_factory=OrderedDict)
     _bytes: int = 0
 
     def of(
@@ -41,34 +89,64 @@ class VisionCache:
         """The outputs for the videos of one batch, in order; None for a batch without videos.
 
         model: a causal video model on `device` whose tower and projector never change; weights: their `tower_key`.
+        Raises ContractError where the features that others share are not this model's.
         """
         if not videos:
             return None
-        found = [self._one(model, weights, video, device) for video in videos]
-        return {found[0][0]: joined([output for _, output in found])}
+        found = [self.one(model, weights, video, device) for video in videos]
+        return {found[0].kind: joined([features.output for features in found])}
 
     def seen(self, weights: str, videos: Sequence[VideoFeatures]) -> None:
         """Count videos that go through a tower that trains, so that nothing of it can be kept."""
-        self.passes += len(videos)
-        self.keys.update((weights, video.spec.hash) for video in videos)
+        keys = [(weights, video.spec.hash) for video in videos]
+        self.passes += len(keys)
+        self.keys.update(keys)
+        if self.shared is not None:
+            self.shared.seen(keys)
 
-    def _one(
-        self, model: nn.Module, weights: str, video: VideoFeatures, device: torch.device
-    ) -> tuple[str, ModelOutput]:
+    def one(self, model: nn.Module, weights: str, video: VideoFeatures, device: torch.device) -> Features:
+        """See `of`."""
         key = (weights, video.spec.hash)
+        self.keys.add(key)
         if key not in self._held:
-            self.seen(weights, [video])
-            self._held[key] = made = tower_output(model, video, device)
-            self._bytes += nbytes(made[1])
+            compute = partial(self._compute, model, weights, video, device)
+            features = compute() if self.shared is None else self.shared.get(key, compute)
+            check_features(features, model, weights, video)
+            self._held[key] = features.to(device)
+            self._bytes += features.nbytes
             while self._bytes > self.budget and len(self._held) > 1:
-                self._bytes -= nbytes(self._held.popitem(last=False)[1][1])
+                self._bytes -= self._held.popitem(last=False)[1].nbytes
         self._held.move_to_end(key)
         return self._held[key]
 
+    def _compute(self, model: nn.Module, weights: str, video: VideoFeatures, device: torch.device) -> Features:
+        self.passes += 1
+        return tower_output(model, weights, video, device)
+
+
+def check_features(found: Features, model: nn.Module, weights: str, video: VideoFeatures) -> None:
+    """Features are this model's own for this video. Raises ContractError naming what both sides have."""
+    width = model.config.get_text_config().hidden_size
+    dtype = str(model.dtype).removeprefix("torch.")
+    wanted = _facts(weights, video.spec.hash, dtype, (video.visual_tokens, width))
+    has = _facts(found.tower, found.spec, found.dtype, found.shape)
+    if wanted != has:
+        apart = [name for name in wanted if wanted[name] != has[name]]
+        tell = lambda side: ", ".join(f"{name} {side[name]}" for name in apart)  # noqa: E731
+        raise ContractError(
+            f"visual features of this role's own model and video: {tell(wanted)}",
+            tell(has),
+            "start all roles from one model directory and one processor; rollout.vision: engine shares nothing with vLLM",
+        )
+
+
+def _facts(tower: str, spec: str, dtype: str, shape: tuple[int, int]) -> dict[str, object]:
+    return {"tower": tower, "FrameSpec": spec, "dtype": dtype, "(visual tokens, width)": shape}
+
 
 @torch.no_grad()
-def tower_output(model: nn.Module, video: VideoFeatures, device: torch.device) -> tuple[str, ModelOutput]:
-    """(`video` or `image`, whichever input the family's model takes videos by; tower's and projector's output)."""
+def tower_output(model: nn.Module, weights: str, video: VideoFeatures, device: torch.device) -> Features:
+    """Tower and projector of a causal video model on `device`, applied to one video; weights: their `tower_key`."""
     kind = "image" if "pixel_values" in video.tensors else "video"
     compute = getattr(model.model, f"get_{kind}_features")
     accepted = inspect.signature(compute).parameters
@@ -79,7 +157,8 @@ def tower_output(model: nn.Module, video: VideoFeatures, device: torch.device) -
     }
     attrgetter(family_of(model.config).vision)(model).eval()
     output = compute(**tensors, return_dict=True)
-    return kind, type(output)(**{name: output[name] for name in FIELDS if output.get(name) is not None})
+    kept = type(output)(**{name: output[name] for name in FIELDS if output.get(name) is not None})
+    return Features(weights, video.spec.hash, kind, kept)
 
 
 def joined(outputs: Sequence[ModelOutput]) -> ModelOutput:
@@ -96,11 +175,18 @@ def _joined(parts: Sequence[Tensor | Sequence]) -> Tensor | Sequence:
     return [_joined(layer) for layer in zip(*parts, strict=True)]  # a list: one entry per layer
 
 
-def nbytes(output: ModelOutput) -> int:
-    return sum(tensor.nbytes for name in FIELDS if name in output for tensor in _tensors(output[name]))
+def mapped(output: ModelOutput, leaf: Callable) -> ModelOutput:
+    """The output with `leaf` of every tensor (or array) in it."""
+    return type(output)(**{name: _mapped(output[name], leaf) for name in FIELDS if name in output})
 
 
-def _tensors(part: Tensor | Sequence) -> list[Tensor]:
+def _mapped(part, leaf: Callable):
+    return type(part)(_mapped(inner, leaf) for inner in part) if isinstance(part, (tuple, list)) else leaf(part)
+
+
+def _tensors(part: ModelOutput | Tensor | Sequence) -> list[Tensor]:
+    if isinstance(part, ModelOutput):
+        part = [part[name] for name in FIELDS if name in part]
     return [part] if isinstance(part, Tensor) else [tensor for inner in part for tensor in _tensors(inner)]
 
 

@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, PeftModel, set_peft_model_state_dict
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from rlaif.config.schema import Lora
 from rlaif.errors import CheckpointError
@@ -120,6 +120,20 @@ def load_vlm(path: str, dtype: str, attention: str = "sdpa") -> nn.Module:
     )
     model.config.use_cache = False
     return model
+
+
+def load_tower(path: str, dtype: str, attention: str = "sdpa") -> nn.Module:
+    """What `load_vlm` loads, without its language model and output head: vision tower and projector alone."""
+    path = fetch(path)
+    config = AutoConfig.from_pretrained(path)
+    text, language = config.get_text_config(), family_of(config).language
+    text.layer_types, text.num_hidden_layers = [], 0  # its layers are never read from the files
+    model = AutoModelForImageTextToText.from_pretrained(
+        path, config=config, dtype=getattr(torch, dtype), attn_implementation=attention
+    )
+    model.set_submodule(language, nn.Identity())
+    model.set_submodule("lm_head", nn.Identity())
+    return model.requires_grad_(False).eval()
 
 
 class ScalarHead(nn.Linear):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from actors.frames import FrameClient
 from actors.pool import RolloutPool
@@ -18,12 +18,14 @@ from learners.spec import LearnerSpec, RoleSpec
 from rlaif.config.schema import Config, Function, Lora
 from rlaif.errors import ConfigError
 from rlaif.models.check import fingerprint, require_model
+from rlaif.models.family import engine_video_of
 from rlaif.models.reward_prompt import contexts
 from rlaif.records import Prompt
 from rlaif.stages import data
 from rlaif.stages.parity import Gate
 from rlaif.stages.publishing import Publisher
 from rlaif.stages.run import Run
+from rlaif.storage import fetch
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +59,8 @@ class Roles:
 def require_inputs(config: Config) -> None:
     """Policy, reward, checker and evaluation file exist and load; ConfigError naming the option otherwise."""
     require_model("ppo.policy", config.ppo.policy, "ppo.lora" if config.ppo.lora else None)
+    if config.rollout.vision == "shared":
+        engine_video_of(AutoConfig.from_pretrained(fetch(config.ppo.policy)))
     if isinstance(config.ppo.reward, Function):
         load_function(config.ppo.reward.path)
     else:

@@ -162,7 +162,7 @@ def sample_metrics(round_: Round, kl_limit: float) -> dict[str, float]:
 
 
 def engine_metrics(roles: Roles, round_: Round) -> dict[str, float]:
-    """Speed and health of what answered, the frame store's counters, and where the time went."""
+    """Speed and health of what answered, the stores' counters, and where the time went."""
     tokens = sum(len(sample.response_ids) for sample in round_.samples)
     times = dict(_durations(round_.times))
     return {
@@ -175,6 +175,7 @@ def engine_metrics(roles: Roles, round_: Round) -> dict[str, float]:
         "rollout/dead_actors": len(roles.rollouts.dead),
         "rollout/reissued_prompts": roles.rollouts.reissued,
         **roles.run.topology.frame_counters(),
+        **roles.run.topology.feature_counters(),
     }
 
 

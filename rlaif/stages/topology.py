@@ -9,6 +9,7 @@ import ray
 import transformers
 
 from actors.engine import EngineSpec
+from actors.features import FeatureClient, start_feature_store
 from actors.frames import FrameClient, start_frame_store
 from actors.pool import RolloutPool
 from actors.reward import RewardPool
@@ -29,6 +30,7 @@ class Topology:
         self._placements: dict[str, Placement] = {}
         self._store: Any = None
         self._client: FrameClient | None = None
+        self._features: Any = None
         self._rollouts: dict[tuple, RolloutPool] = {}
         self._group: LearnerGroup | None = None
         self._rewards: RewardPool | None = None
@@ -62,6 +64,13 @@ class Topology:
             )
         return partial(FrameClient, self._store, self.config.data.root)
 
+    def features(self) -> partial:
+        """A function that builds a client of the feature store, inside any actor."""
+        if self._features is None:
+            options = {"name": "features", "get_if_exists": True}
+            self._features = start_feature_store(self.config.video.feature_store_bytes, options)
+        return partial(FeatureClient, self._features, share=not self.config.deterministic)
+
     def client(self) -> FrameClient:
         """A frames client for the driver."""
         if self._client is None:
@@ -72,7 +81,10 @@ class Topology:
         """A new learner group; the one before it is stopped."""
         self.stop_learners()
         self.place("learner")
-        self._group = LearnerGroup(spec, self.frames(), self._options("learner"), self.device("learner"), ppo)
+        features = self.features()
+        ask(self._features.begin.remote())
+        options, device = self._options("learner"), self.device("learner")
+        self._group = LearnerGroup(spec, self.frames(), options, device, ppo, features)
         return self._group
 
     def stop_learners(self) -> None:
@@ -95,8 +107,9 @@ class Topology:
                 lora_targets=self.config.ppo.lora.targets if lora_rank is not None and self.config.ppo.lora else None,
                 deterministic=self.config.deterministic,
             )
+            device, features = self.device("rollout"), self.features()
             actors = {
-                f"rollout-{i}": start_rollout(spec, self.frames(), self.device("rollout"), role.threads, options, limit)
+                f"rollout-{i}": start_rollout(spec, self.frames(), device, role.threads, options, limit, features)
                 for i, options in enumerate(self._options("rollout"))
             }
             ask([actor.version.remote() for actor in actors.values()])
@@ -122,6 +135,7 @@ class Topology:
             model=self.config.model,
             tokens_per_microbatch=tokens_per_microbatch,
             cache_bytes=self.config.video.feature_cache_bytes,
+            make_features=self.features(),
         )
         return self._rewards
 
@@ -133,6 +147,10 @@ class Topology:
     def frame_counters(self) -> dict[str, float]:
         """Decodes, re-decodes, hits and bytes of the frame store."""
         return {f"frames/{name}": float(value) for name, value in self.client().counters().items()}
+
+    def feature_counters(self) -> dict[str, float]:
+        """Passes through vision towers in all processes, since the learners were started."""
+        return {f"vision/{name}": float(value) for name, value in ask(self._features.counters.remote()).items()}
 
     def peak_memory(self) -> dict[str, float]:
         """Largest resident bytes that a process of each role has had so far."""
@@ -153,6 +171,9 @@ class Topology:
         if self._store is not None:
             ray.kill(self._store)
             self._store = self._client = None
+        if self._features is not None:
+            ray.kill(self._features)
+            self._features = None
         remove(self._placements)
         self._placements = {}
 

@@ -239,7 +239,7 @@ def test_weights_that_arrive_whole_but_are_not_the_engines_leave_the_version_in_
 
 
 @pytest.mark.parametrize("left_out", ["layers.1.self_attn.k_proj", "mlp.gate_proj", "lm_head"])
-def test_weights_that_would_load_wrongly_are_refused_before_anything_changes(world, full, unasked, left_out):
+def test_weights_that_would_load_wrongly_are_refused_before_anything_changes(world, full, left_out):
     send(full, world.fresh(), version=4)
     with pytest.raises(ContractError, match=left_out):
         send(full, perturbed(world.fresh(), [""]), 5, keep=lambda name: left_out not in name)

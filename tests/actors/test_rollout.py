@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from actors.engine import EngineSpec
+from actors.features import FeatureClient, start_feature_store
 from actors.frames import FrameClient, LocalFrames, start_frame_store
 from actors.pool import RolloutPool
 from actors.rollout import start_rollout
@@ -21,6 +22,8 @@ from rlaif.config.schema import Rollout, Sampling
 from rlaif.errors import ConfigError, ContractError
 from rlaif.models.encode import Encoder
 from rlaif.models.tiny import build_tiny
+from rlaif.models.vision import VisionCache, tower_key, tower_output
+from rlaif.models.vlm import load_vlm
 from rlaif.records import Prompt
 from rlaif.worlds.shapes.render import write_mp4
 
@@ -31,7 +34,7 @@ SAMPLING = Sampling(max_tokens=6)
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("videos")
-    for seed in range(3):
+    for seed in range(4):
         frames = np.random.default_rng(seed).integers(0, 255, (12, 56, 56, 3), dtype=np.uint8)
         write_mp4(root / f"{seed}.mp4", frames)
     (root / "broken.mp4").write_bytes(b"no video")
@@ -96,6 +99,66 @@ def test_prompts_become_samples_and_bad_ones_failures(actor, root):
     assert len({tuple(s.response_ids) for s in answers.samples}) > 9
     stats = ask(actor.stats.remote())
     assert stats["tokens"] == sum(len(s.response_ids) for s in answers.samples) and stats["tokens_per_s"] > 0
+
+
+@pytest.fixture(scope="module")
+def features(ray_session):
+    return start_feature_store(2**24)
+
+
+@pytest.fixture(scope="module")
+def handed(ray_session, root, model, features):
+    """An actor whose engine gets features instead of frames."""
+    rollout = Rollout(max_model_len=256, cpu_kv_cache_gib=0.1, max_num_seqs=8, vision="shared")
+    frames = partial(LocalFrames, root, 8)
+    spec = EngineSpec(model, "float32", rollout=rollout)
+    return start_rollout(spec, frames, options={"num_cpus": 1}, make_features=partial(FeatureClient, features))
+
+
+def test_handed_features_give_the_answers_of_pixels_and_are_computed_once(actor, handed, features, root, model):
+    pixels, shared = (ask(one.generate.remote(prompts(), 4, 0, SAMPLING, 0)) for one in (actor, handed))
+    assert [f.prompt_id for f in shared.failures] == [f.prompt_id for f in pixels.failures]
+    assert len(shared.samples) == 12
+    for one, other in zip(pixels.samples, shared.samples, strict=True):
+        assert (one.key, one.frames_hash, one.visual_tokens) == (other.key, other.frames_hash, other.visual_tokens)
+        assert np.array_equal(one.prompt_ids, other.prompt_ids)
+        assert np.array_equal(one.response_ids, other.response_ids)
+        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
+    assert ask(handed.__ray_call__.remote(lambda actor: actor._engine.encoded)) == 0
+    learner = VisionCache(2**24, FeatureClient(features))
+    vlm, encoder = load_vlm(model, "float32"), Encoder(model, LocalFrames(root, 8))
+    learner.of(vlm, tower_key(vlm), [encoder.video(f"{i}.mp4") for i in range(3)], torch.device("cpu"))
+    counters = ask(features.counters.remote())
+    assert learner.passes == 0 and (counters["passes"], counters["keys"], counters["hits"]) == (3, 3, 3)
+
+
+def test_features_of_another_tower_under_this_ones_key_are_an_error(handed, features, root, tmp_path):
+    rival = load_vlm(str(build_tiny(tmp_path, WORDS, seed=1)), "float32")
+    encoder, key = Encoder(str(tmp_path), LocalFrames(root, 8)), ask(handed.__ray_call__.remote(_tower_of))
+    video = encoder.video("3.mp4")
+    made = tower_output(rival, tower_key(rival), video, torch.device("cpu"))
+    FeatureClient(features).get((key, video.spec.hash), lambda: made)
+    with pytest.raises(ContractError, match=f"tower {key}(.|\n)*tower {made.tower}"):
+        ask(handed.generate.remote([Prompt("p", "3.mp4", "what ?")], 1, 0, SAMPLING, 0))
+
+
+def test_a_published_tower_must_be_the_one_that_features_come_from(ray_session, handed, model):
+    from transformers import AutoModelForImageTextToText
+
+    state = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32).state_dict()
+    state["lm_head.weight"] = state["model.language_model.embed_tokens.weight"]
+    other = state | {"model.visual.merger.mlp.0.weight": state["model.visual.merger.mlp.0.weight"] + 0.1}
+    for version, tensors in ((1, other), (2, state)):
+        manifest, buckets = pack(tensors.items(), 1 << 20, version=version, put=ray_session.put)
+        if version == 1:
+            with pytest.raises(ContractError, match="merger.mlp.0.weight(.|\n)*rollout.vision: engine"):
+                ask(handed.publish.remote(manifest, buckets))
+        else:
+            assert ask(handed.publish.remote(manifest, buckets)).version == 2
+
+
+def _tower_of(actor) -> str:
+    return actor._tower.key
 
 
 def test_an_answer_depends_on_its_key_and_seed_not_on_the_call(actor):

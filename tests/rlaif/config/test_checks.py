@@ -10,6 +10,7 @@ from rlaif.config.schema import Config
 
 BASE = {"name": "x", "cluster": {"learner": {"actors": 2}}, "ppo": {"prompts_per_iteration": 4, "minibatch_size": 8}}
 
+HANDED = ("rollout.vision=shared", "ppo.lora=null", "reward.lora=null")
 LONE = ("ppo.samples_per_prompt=1", "ppo.minibatch_size=4")
 
 
@@ -67,6 +68,8 @@ def test_a_plain_configuration_has_no_problems():
         (["rollout.sleep_level=1"], "ppo", "cluster.rollout.gpus is 0"),
         (["rollout.sleep_level=1", *SHARED, "ppo.max_staleness=1"], "ppo", "ppo.max_staleness=0"),
         (["rollout.sleep_level=2", *SHARED], "ppo", "rollout.sleep_level=2"),
+        ([*HANDED, "model.train_vision=true"], "ppo", "rollout.vision=engine"),
+        ([*HANDED, "ppo.train_projector=true"], "ppo", "rollout.vision=engine"),
     ],
 )
 def test_each_problem_is_named_in_its_stage(changes, stage, named):
@@ -94,6 +97,8 @@ def test_other_stages_problems_are_not_this_ones():
         ["rollout.transport=nccl", "ppo.lora=null", *GPUS],
         ["rollout.transport=ipc", "ppo.lora=null", "rollout.sleep_level=2", *SHARED],
         ["rollout.sleep_level=1", *SHARED],
+        [*HANDED, "model.train_vision=true", "ppo.train_vision=false"],
+        ["rollout.vision=shared"],
     ],
 )
 def test_what_fits_is_no_problem(changes):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from families import BUILDERS, NoiseFrames, build
 
 from rlaif.config.schema import Lora
+from rlaif.errors import ContractError
 from rlaif.models.batch import collate
 from rlaif.models.encode import Encoder
-from rlaif.models.vision import VisionCache, nbytes, tower_key
-from rlaif.models.vlm import VideoLM, load_vlm
+from rlaif.models.family import FAMILIES
+from rlaif.models.vision import Features, VisionCache, check_features, mapped, tower_key, tower_output
+from rlaif.models.vlm import VideoLM, load_tower, load_vlm
 
 CPU, QUESTION = torch.device("cpu"), "what do you see ?"
 
@@ -51,10 +55,10 @@ def test_features_computed_once_give_the_log_probs_of_pixels(family, tmp_path):
 
 def test_other_weights_are_another_key_and_the_budget_holds(scene):
     cache = VisionCache(2**30)
-    one = cache.of(scene.model.causal, "weights", scene.videos[:1], CPU)
+    cache.of(scene.model.causal, "weights", scene.videos[:1], CPU)
     cache.of(scene.model.causal, "other weights", scene.videos[:1], CPU)
     assert (cache.passes, len(cache.keys)) == (2, 2)
-    small = VisionCache(nbytes(next(iter(one.values()))))  # room for one video
+    small = VisionCache(cache.one(scene.model.causal, "weights", scene.videos[0], CPU).nbytes)  # room for one video
     for _ in range(2):
         small.of(scene.model.causal, "weights", scene.videos, CPU)
     assert (small.passes, len(small.keys)) == (5, 2)  # a, b, a, then a again without a pass, b, a
@@ -75,3 +79,67 @@ def test_the_key_is_that_of_tower_and_projector_alone(scene):
         with torch.no_grad():
             model.get_submodule(f"model.{part}").weight.add_(0.1)
         assert (tower_key(model) == key) is same, part
+
+
+ABLE = [name for name in BUILDERS if FAMILIES[name].engine_video]
+
+
+@pytest.mark.parametrize("family", ABLE)
+def test_a_tower_without_its_language_model_is_the_same_tower(family, tmp_path):
+    scene = Scene(family, tmp_path)
+    tower, whole = load_tower(scene.path, "float32"), scene.model.causal
+    key = tower_key(whole)
+    assert tower_key(tower) == key
+    assert not [name for name, _ in tower.named_parameters() if "visual" not in name]
+    pairs = [tower_output(model, key, scene.videos[0], CPU) for model in (tower, whole)]
+    for alone, together in zip(*(leaves(features) for features in pairs), strict=True):
+        assert torch.equal(alone, together)
+
+
+def leaves(features: Features) -> list[torch.Tensor]:
+    found = []
+    mapped(features.output, lambda tensor: found.append(tensor) or tensor)
+    return found
+
+
+class Drawer:
+    """One place for everything, whatever it is asked for: what a mistaken key would do."""
+
+    def __init__(self):
+        self.features = None
+
+    def get(self, key, compute):
+        self.features = self.features or compute()
+        return self.features
+
+    def seen(self, keys):
+        self.told = keys
+
+
+def test_what_another_process_shares_is_used_and_nothing_is_computed(scene):
+    drawer, key = Drawer(), tower_key(scene.model.causal)
+    first, second = VisionCache(2**30, drawer), VisionCache(2**30, drawer)
+    one, other = (cache.one(scene.model.causal, key, scene.videos[0], CPU) for cache in (first, second))
+    assert (first.passes, second.passes) == (1, 0)
+    assert all(torch.equal(a, b) for a, b in zip(leaves(one), leaves(other), strict=True))
+    second.seen("policy", scene.videos)
+    assert drawer.told == [("policy", video.spec.hash) for video in scene.videos]
+
+
+def test_features_of_another_tower_video_dtype_or_length_are_an_error(scene, tmp_path):
+    drawer, video = Drawer(), scene.videos[0]
+    elsewhere = load_vlm(str(build("qwen2_5_vl", tmp_path, seed=1)), "float32")
+    mine, theirs = tower_key(scene.model.causal), tower_key(elsewhere)
+    VisionCache(2**30, drawer).one(elsewhere, theirs, video, CPU)
+    with pytest.raises(ContractError, match=f"tower {mine}(.|\n)*tower {theirs}"):
+        VisionCache(2**30, drawer).one(scene.model.causal, mine, video, CPU)
+
+    right = tower_output(scene.model.causal, mine, video, CPU)
+    check_features(right, scene.model.causal, mine, video)
+    with pytest.raises(ContractError, match=f"FrameSpec {scene.videos[1].spec.hash}(.|\n)*FrameSpec {video.spec.hash}"):
+        check_features(right, scene.model.causal, mine, scene.videos[1])
+    with pytest.raises(ContractError, match=r"dtype float32(.|\n)*dtype bfloat16"):
+        check_features(right.to(torch.bfloat16), scene.model.causal, mine, video)
+    longer = replace(video, visual_tokens=video.visual_tokens + 1)
+    with pytest.raises(ContractError, match=rf"\({longer.visual_tokens}, 64\)(.|\n)*\({video.visual_tokens}, 64\)"):
+        check_features(right, scene.model.causal, mine, longer)

@@ -76,6 +76,14 @@ def test_a_family_without_served_adapters_may_train_full_weights(offline, tmp_pa
         ppo.train(config, run)
 
 
+def test_a_family_whose_features_vllm_does_not_take_is_named(offline, tmp_path):
+    LlavaOnevisionConfig().save_pretrained(tmp_path / "onevision")
+    shared = ("ppo.lora=null", "rollout.vision=shared")
+    config, run = offline(f"ppo.policy={tmp_path}/onevision", *shared)
+    with pytest.raises(ConfigError, match="rollout.vision: engine for a llava_onevision policy"):
+        ppo.train(config, run)
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [

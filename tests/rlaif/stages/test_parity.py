@@ -29,7 +29,7 @@ def started(request, world, make_config, tmp_path_factory):
     policy = quick_clock(world / "base", folder / "base")
     overrides = [f"ppo.policy={policy}", f"ppo.lora={request.param}", "ppo.advantage=leave_one_out"]
     overrides += ["video.num_frames=24", "video.height=28", "video.width=28"]
-    overrides += ["ppo.train_vision=true", "ppo.train_projector=true"] if full else []
+    overrides += ["ppo.train_vision=true", "ppo.train_projector=true"] if full else ["rollout.vision=shared"]
     config = make_config(folder, *overrides)
     with open_run(config) as run:
         prompts = enough_prompts(config, data.prompts(run, config.data.prompts))
@@ -105,6 +105,12 @@ def test_both_sides_agree_and_every_planted_mismatch_is_named(started):
         roles.publisher.publish(2)
         gate.check()
     else:
+        # features that a tower with these weights did not make, the same on both sides
+        everywhere([*engines, *group.ranks], _spoil_features)
+        assert found(gate).startswith("stale encoder cache")
+        everywhere([*engines, *group.ranks], _mend_features)
+        gate.check()
+
         # nothing published reaches the answers
         everywhere(engines, _forget_adapter)
         gate._before = None
@@ -171,6 +177,29 @@ def _keep_encoder_cache(actor) -> None:
 def _reset_encoder_cache(actor) -> None:
     del actor._engine.weights.reset_encoder_cache
     actor._engine.weights.reset_encoder_cache()
+
+
+def _spoil_features(actor) -> None:
+    from dataclasses import replace
+
+    from rlaif.models.vision import mapped
+
+    actor._cache = actor.learner.vision if hasattr(actor, "learner") else actor._tower.cache
+    actor._right_features = dict(actor._cache._held)
+    for key, features in actor._right_features.items():
+        actor._cache._held[key] = replace(features, output=mapped(features.output, lambda tensor: tensor + 0.3))
+    _forget_video(actor)
+
+
+def _mend_features(actor) -> None:
+    actor._cache._held.update(actor._right_features)
+    _forget_video(actor)
+
+
+def _forget_video(actor) -> None:
+    if hasattr(actor, "_engine"):
+        actor._engine._reset_encoder_cache()
+        actor._engine._reset_prefix_cache()
 
 
 def _forget_adapter(actor) -> None:

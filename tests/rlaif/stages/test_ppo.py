@@ -31,7 +31,7 @@ def trained(held, make_config, tmp_path_factory):
     """Two iterations with a reward model, a critic that starts from it, and adapters; resumed for a third."""
     folder = tmp_path_factory.mktemp("trained")
     overrides = ["ppo.reward={run}/reward/export", "eval.checker=rlaif.worlds.shapes.checker:check"]
-    overrides += ["ppo.eval_every=2", "ppo.kl.controller=adaptive"]
+    overrides += ["ppo.eval_every=2", "ppo.kl.controller=adaptive", "rollout.vision=shared"]
     config = make_config(folder, *overrides)
     longer = make_config(folder, *overrides, "ppo.iterations=3")
     with pytest.MonkeyPatch.context() as patch:
@@ -87,8 +87,11 @@ def test_every_video_is_decoded_once(trained, metrics_of):
     assert second["frames/hits"] > first["frames/hits"]
 
 
-def test_every_video_goes_through_the_learners_frozen_tower_once(trained, metrics_of):
-    assert [row["vision/passes_per_key"] for row in metrics_of(trained[1])] == [1.0, 1.0, 1.0]
+def test_every_video_goes_through_the_frozen_tower_once_in_all_processes(trained, metrics_of):
+    """Rollout engine, reward model, policy, reference and critic have the same one."""
+    for row in metrics_of(trained[1]):
+        assert row["vision/passes_per_key"] == 1.0 and row["vision/passes"] == row["vision/keys"] > 0
+    assert metrics_of(trained[1])[0]["vision/hits"] > 0
 
 
 def test_only_the_adapter_is_published(trained, metrics_of):
@@ -149,3 +152,4 @@ def test_one_version_of_staleness_overlaps_rollout_and_update(make_config, tmp_p
         for now, after in zip(rows, rows[1:], strict=False)
     ]
     assert max(overlaps) > 0
+    assert rows[-1]["vision/passes_per_key"] >= 2.0  # the engine has frames, and runs its own tower

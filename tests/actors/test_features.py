@@ -1,0 +1,174 @@
+"""The store of visual features: who computes, who waits, what is kept; without Ray, then as Ray runs it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import ray
+import torch
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from actors.features import FeatureClient, FeatureStore, start_feature_store
+from rlaif.models.vision import Features
+
+KEY, OTHER = ("tower", "video"), ("tower", "another video")
+
+
+def features(value: float = 1.0, dtype: torch.dtype = torch.bfloat16) -> Features:
+    """4 visual tokens of width 8."""
+    parts = (torch.full((4, 8), value, dtype=dtype),)
+    output = BaseModelOutputWithPooling(pooler_output=parts)
+    return Features(*KEY, "video", output)
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def local(clock):
+    """The store's body; what it keeps are the entries themselves."""
+    return FeatureStore(store_bytes=130, patience_s=10, put=lambda entry: entry, clock=clock)
+
+
+def test_the_first_asker_computes_and_the_others_wait_until_its_claim_is_old(local, clock):
+    assert local.ask(KEY) == ([], True)
+    clock.now += 9
+    assert local.ask(KEY) == ([], False) and local.ask(OTHER) == ([], True)
+    clock.now += 2  # whoever had the claim must be gone
+    assert local.ask(KEY) == ([], True)
+    assert local.ask(KEY) == ([], False)
+    local.release(KEY)
+    assert local.ask(KEY) == ([], True)
+    local.put(KEY, {"it": 1}, 64)
+    local.put(KEY, {"it": 2}, 64)  # the one who was thought gone
+    assert local.ask(KEY) == ([{"it": 1}], False)
+    counters = local.counters()
+    assert (counters["passes"], counters["keys"], counters["hits"]) == (2, 2, 1) and counters["bytes"] == 64
+
+
+def test_the_least_recently_used_goes_first_and_counts_again(local):
+    for name in "abc":
+        local.ask(("t", name))
+        local.put(("t", name), {}, 64)
+        local.ask(("t", "a"))
+    assert local.counters()["bytes"] == 128
+    assert local.ask(("t", "a"))[0] and local.ask(("t", "c"))[0]
+    assert local.ask(("t", "b")) == ([], True)
+    local.put(("t", "b"), {}, 64)
+    assert local.counters()["passes_per_key"] == pytest.approx(4 / 3)
+    local.lost(("t", "b"), [{}])
+    assert local.ask(("t", "b")) == ([], True)
+
+
+def test_every_processs_passes_count_the_engines_too(local):
+    local.ask(KEY)
+    local.put(KEY, {}, 64)
+    local.seen([("policy", "video"), ("policy", "video")])
+    assert local.counters()["passes_per_key"] == 1.5
+    local.engine(2, ["video", "another video"])  # its tower is that of another role
+    assert (local.counters()["passes"], local.counters()["keys"]) == (5, 3)
+    local.ask(OTHER)
+    assert local.counters()["keys"] == 3
+    local.begin()
+    assert local.counters()["keys"] == local.counters()["passes"] == local.counters()["hits"] == 0
+    local.ask(KEY)
+    assert local.counters()["passes_per_key"] == 1  # computed before, and still the only pass
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 * 1024**2)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def store(cluster):
+    actor = start_feature_store(2**20)
+    yield actor
+    ray.kill(actor)
+
+
+@ray.remote(num_cpus=0)
+class Role:
+    def __init__(self, store, value, **options):
+        self.client, self.value = FeatureClient(store, **options), value
+
+    def get(self, key, seconds=0.0):
+        def compute():
+            time.sleep(seconds)
+            return features(self.value)
+
+        return self.client.get(key, compute).output["pooler_output"][0].float().numpy()
+
+    def fail(self, key):
+        return self.client.get(key, lambda: 1 / 0)
+
+    def claim_and_die(self, key):
+        self.client.get(key, lambda: os._exit(1))
+
+
+def test_two_processes_ask_at_once_and_one_of_them_computes(store):
+    roles = [Role.remote(store, value) for value in (1.0, 2.0, 3.0)]
+    found = ray.get([role.get.remote(KEY, 0.5) for role in roles])
+    assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])
+    counters = ray.get(store.counters.remote())
+    assert (counters["passes"], counters["keys"], counters["hits"]) == (1, 1, 2)
+    ray.kill(roles[int(found[0][0, 0]) - 1])  # what it computed stays
+    survivor = next(role for role, value in zip(roles, (1.0, 2.0, 3.0), strict=True) if value != found[0][0, 0])
+    assert np.array_equal(ray.get(survivor.get.remote(KEY)), found[0])
+
+
+def test_what_is_fetched_is_equal_to_the_bit_and_may_be_written_to(store):
+    one, other = FeatureClient(store), FeatureClient(store)
+    made = features()
+    made.output["pooler_output"][0].copy_(torch.randn(4, 8))
+    one.get(KEY, lambda: made)
+    found = other.get(KEY, lambda: pytest.fail("computed again"))
+    tensor = found.output["pooler_output"][0]
+    assert tensor.dtype == torch.bfloat16 and torch.equal(tensor, made.output["pooler_output"][0])
+    assert type(found.output) is type(made.output) and type(found.output["pooler_output"]) is tuple
+    assert (found.tower, found.spec, found.kind, found.shape) == (*KEY, "video", (4, 8))
+    tensor.zero_()
+    assert torch.equal(other.get(KEY, features).output["pooler_output"][0], made.output["pooler_output"][0])
+
+
+def test_a_claim_that_fails_or_dies_holds_nobody_up(store):
+    failing, patient = Role.remote(store, 1.0), Role.remote(store, 2.0, patience_s=1.0)
+    with pytest.raises(ray.exceptions.RayTaskError, match="ZeroDivisionError"):
+        ray.get(failing.fail.remote(KEY))
+    began = time.monotonic()
+    assert ray.get(patient.get.remote(KEY))[0, 0] == 2.0 and time.monotonic() - began < 0.9
+    failing.claim_and_die.remote(OTHER)
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(failing.get.remote(OTHER))
+    assert ray.get(patient.get.remote(OTHER))[0, 0] == 2.0  # after its patience: the claim is still there
+
+
+def test_a_store_that_is_gone_costs_a_pass_and_no_run(cluster, caplog):
+    store = start_feature_store(2**20, {"max_restarts": 0, "max_task_retries": 0})
+    client = FeatureClient(store, patience_s=5)
+    ray.kill(store)
+    with caplog.at_level(logging.WARNING):
+        assert client.get(KEY, features).shape == (4, 8)
+    assert "feature store" in caplog.text
+
+
+def test_without_sharing_every_process_computes_and_all_of_it_counts(store):
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: FeatureClient(store, share=False).get(KEY, features), range(2)))
+    assert ray.get(store.counters.remote())["passes_per_key"] == 2
