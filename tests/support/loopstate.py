@@ -41,14 +41,14 @@ MADE_ANEW = {
     r"gate\._before(\.|$)": "log-probs at the last check, to tell two causes apart in an error; the first check makes them",
     r"tracker\._(synced|bar\.|mirror)": "progress on the screen; the W&B run's id lies in wandb_id.json",
     r"roles\.(publisher\.apply_s|checkpoint_s|reward_busy_s)": "durations for the next row of metrics",
-    r"roles\.publisher\.(rerouted|_unreached)": "of this process's transports; every version is delivered anew",
+    r"roles\.(learners\._joined|publisher\.(rerouted|_unreached))(\.|$)": "of this process's transports; every version is delivered anew",
     r"roles\.arriving(\.|$)": "of batches in flight: the ledger holds them as issued, and a resume asks for them again",
     r"roles\.eval_prompts(\.|$)": "read from the dataset when first evaluated",
     r"roles\.(reissued|rollouts\.(reissued|dead(\.|$)))": "of this process's actors; the ledger counts the run's reissued samples",
     r"roles\.rewards\._turn": "which reward actor is next: a score depends on its answer alone",
     r"roles\.frames\.": "probed and decoded again where they are needed",
     r"(roles\.)?run\.(topology\.)?session\.": "this process's cluster",
-    r"roles\.run\.topology\._(placements|store|rollouts|group|rewards)(\.|$)": "this process's actors",
+    r"roles\.run\.topology\._(placements|store|features|rollouts|group|rewards)(\.|$)": "this process's actors",
 }
 """Not in a checkpoint, for the reason given."""
 
