@@ -21,8 +21,8 @@ from rlaif.models.vision import Features, Key, mapped
 
 log = logging.getLogger(__name__)
 
-PATIENCE_S = 60.0
-"""How long a claim keeps others waiting: longer than any tower takes for one video."""
+PATIENCE_S = 10.0
+"""How long a claim keeps others waiting: longer than a tower takes for one video; after that, twice computed is better."""
 
 
 class FeatureStore:

@@ -119,9 +119,9 @@ def qwen3_video(output: ModelOutput, video: Any, config: PretrainedConfig) -> di
     """Features with those of the deepstack layers beside them [N, (1 + layers) H], and the time of each grid step."""
     layers = [torch.cat(list(layer)) for layer in (output["pooler_output"], *output["deepstack_features"])]
     spec, group = video.spec, config.vision_config.temporal_patch_size
-    whole = [*spec.indices, *[spec.indices[-1]] * (-len(spec.indices) % group)]
-    seconds = [(whole[i] + whole[i + group - 1]) / 2 / spec.fps for i in range(0, len(whole), group)]
-    # a list: vLLM writes the times into the prompt, and would round a tensor to the model's dtype before that
+    times = [index / spec.fps for index in [*spec.indices, *[spec.indices[-1]] * (-len(spec.indices) % group)]]
+    # vLLM writes them into the prompt with one digit: the processor's own arithmetic, step by step, rounds alike
+    seconds = [(times[i] + times[i + group - 1]) / 2 for i in range(0, len(times), group)]
     return qwen_video(output, video, config) | {"video_embeds": torch.cat(layers, dim=-1), "timestamps": [seconds]}
 
 

@@ -57,7 +57,7 @@ def evaluate(config: Config, run: Run) -> list[dict]:
         raise ConfigError(f"the export of a PPO run at {export}", "nothing there", "run `rlaif ppo` first, or name=")
     roles = start_roles(config, run, data.prompts(run, config.data.eval), frozen(config, None))
     rows = policy(config, run, roles, "sft")
-    roles.learners = run.topology.learners(frozen(config, str(export)))
+    roles.learners = roles.publisher.learners = run.topology.learners(frozen(config, str(export)))
     roles.publisher.publish(1)
     return rows + policy(config, run, roles, "rlaif")
 

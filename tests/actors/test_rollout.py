@@ -58,7 +58,7 @@ def start(ray_session, root, model):
     """start() -> a rollout actor."""
     store = start_frame_store(num_frames=8)
     spec = EngineSpec(model, "float32", rollout=Rollout(max_model_len=256, cpu_kv_cache_gib=0.1, max_num_seqs=8))
-    return lambda: start_rollout(spec, partial(FrameClient, store, root), options={"num_cpus": 0.5})
+    return lambda: start_rollout(spec, partial(FrameClient, store, root), options={"num_cpus": 0})
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def handed(ray_session, root, model, features):
     rollout = Rollout(max_model_len=256, cpu_kv_cache_gib=0.1, max_num_seqs=8, vision="shared")
     frames = partial(LocalFrames, root, 8)
     spec = EngineSpec(model, "float32", rollout=rollout)
-    return start_rollout(spec, frames, options={"num_cpus": 1}, make_features=partial(FeatureClient, features))
+    return start_rollout(spec, frames, options={"num_cpus": 0}, make_features=partial(FeatureClient, features))
 
 
 def test_handed_features_give_the_answers_of_pixels_and_are_computed_once(actor, handed, features, root, model):

@@ -27,7 +27,7 @@ SAME = {
     r"(config|ppo)\.|(roles\.)?run\.(topology\.)?config\.": "the user's configuration",
     r"prompts\.|roles\.captions\.": "read from the dataset",
     r"(roles\.)?run\.directory\.|checkpoints\.": "paths",
-    r"roles\.deadline_s|gate\.(limit|every|timeout|sampling\.)": "from the configuration",
+    r"roles\.(publisher\.)?(deadline_s|options\.)|gate\.(limit|every|timeout|sampling\.)": "from the configuration",
     r"tracker\.(run_dir\.|stage|_bar\.(desc|_stream))": "paths and names",
 }
 """Equal in every run of one configuration, except for how long it lasts and the names of its cluster."""
@@ -40,13 +40,15 @@ MADE_ANEW = {
     r"iteration|done|round_\.|metrics\.|driver\.": "of one iteration; written to metrics.jsonl, samples/ and the checkpoint",
     r"gate\._before(\.|$)": "log-probs at the last check, to tell two causes apart in an error; the first check makes them",
     r"tracker\._(synced|bar\.|mirror)": "progress on the screen; the W&B run's id lies in wandb_id.json",
-    r"roles\.(apply_s|checkpoint_s|reward_busy_s)": "durations for the next row of metrics",
+    r"roles\.(publisher\.apply_s|checkpoint_s|reward_busy_s)": "durations for the next row of metrics",
+    r"roles\.(learners\._joined|publisher\.(rerouted|_unreached))(\.|$)": "of this process's transports; every version is delivered anew",
+    r"roles\.arriving(\.|$)": "of batches in flight: the ledger holds them as issued, and a resume asks for them again",
     r"roles\.eval_prompts(\.|$)": "read from the dataset when first evaluated",
-    r"roles\.rollouts\.(reissued|dead(\.|$))": "of this process's actors; the ledger counts the run's reissued samples",
+    r"roles\.(reissued|rollouts\.(reissued|dead(\.|$)))": "of this process's actors; the ledger counts the run's reissued samples",
     r"roles\.rewards\._turn": "which reward actor is next: a score depends on its answer alone",
     r"roles\.frames\.": "probed and decoded again where they are needed",
     r"(roles\.)?run\.(topology\.)?session\.": "this process's cluster",
-    r"roles\.run\.topology\._(placements|store|rollouts|group|rewards)(\.|$)": "this process's actors",
+    r"roles\.run\.topology\._(placements|store|features|rollouts|group|rewards)(\.|$)": "this process's actors",
 }
 """Not in a checkpoint, for the reason given."""
 

@@ -198,8 +198,8 @@ def _mend_features(actor) -> None:
 
 def _forget_video(actor) -> None:
     if hasattr(actor, "_engine"):
-        actor._engine._reset_encoder_cache()
-        actor._engine._reset_prefix_cache()
+        actor._engine.weights.reset_encoder_cache()
+        actor._engine.weights.reset_prefix_cache()
 
 
 def _forget_adapter(actor) -> None:
