@@ -1,0 +1,151 @@
+"""Captions, candidates, labels and pairs on the real engine: complete, resumable, and nothing lost without a reason."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from rlaif.data import read_pairs
+from rlaif.errors import ConfigError, ContractError, DataError
+from rlaif.feedback.store import Store
+from rlaif.stages import candidates, caption, data, label, pairs
+from rlaif.stages.run import open_run
+from rlaif.worlds.shapes.language import CAPTION, COMPARE, VERIFY
+
+SPLIT = "rlaif.worlds.shapes.language:split"
+CLAIMS = ("label.method=claims", f"label.split={SPLIT}", "label.claim_prompt={context}" + VERIFY)
+PAIRWISE = ("label.method=pairwise", "label.pairwise_prompt={context}" + COMPARE)
+
+
+def settings(world) -> list[str]:
+    base = f"{world}/base"
+    return [
+        f"caption.model={base}",
+        f"caption.prompt={CAPTION}",
+        "caption.count=2",
+        "caption.frames=8",
+        "caption.max_tokens=6",
+        "data.captions={run}/feedback/captions.jsonl",
+        f"candidates.models=[{base}]",
+        "candidates.prompts=[descriptions.jsonl]",
+        "candidates.per_model=3",
+        "candidates.max_tokens=8",
+        f"label.judge={base}",
+        "label.captions_template='context : {captions}\n'",
+        "label.reference=rlaif.worlds.shapes.checker:preference",
+        "ppo.lora=null",
+        "pairs.margin=0",
+        "pairs.lengths=off",
+        "pairs.min_words=0",
+    ]
+
+
+@pytest.fixture(scope="module")
+def fed(world, make_config, tmp_path_factory):
+    """(config by method, run, reports): one session, both methods, on one engine."""
+    folder = tmp_path_factory.mktemp("feedback")
+    config = make_config(folder, *settings(world), *CLAIMS)
+    other = make_config(
+        folder, *settings(world), *PAIRWISE, "data.labels={run}/feedback/by_pairs.jsonl", "pairs.margin=0.01"
+    )
+    with open_run(config) as run:
+        reports = {"caption": caption.caption(config, run), "sample": candidates.sample(config, run)}
+        reports |= {"claims": label.label(config, run), "pairwise": label.label(other, run)}
+        reports["pairs"] = pairs.pairs(config, run)
+        yield config, other, run, reports
+
+
+def rows_of(config, file: str, key: str) -> list[dict]:
+    return Store(data.data_path(config, file), key=lambda row: json.dumps(row[key])).rows()
+
+
+def test_every_video_has_a_caption_of_each_half_and_every_stage_reads_them(fed):
+    config, _, run, reports = fed
+    assert reports["caption"] == {"captioned": 12, "there": 0, "failed": 0}
+    for row in rows_of(config, config.data.captions, "key"):
+        assert len(row["captions"]) == 2 and row["context"] == row["captions"]
+        assert row["frames"] == [[0, 1, 3, 4, 6, 7, 9, 11], [12, 13, 15, 16, 18, 19, 21, 23]]
+    told = {row["video"]: row["context"] for row in rows_of(config, config.data.captions, "key")}
+    for prompt in data.prompts(run, "prompts.jsonl"):
+        assert list(prompt.captions) == told[prompt.video]
+
+
+def test_what_is_there_is_not_made_again_and_a_cut_line_is_made_once_more(fed):
+    config, _, run, _ = fed
+    path = data.data_path(config, config.data.captions)
+    whole = path.read_bytes()
+    assert caption.caption(config, run) == {"captioned": 0, "there": 12, "failed": 0}
+    path.write_bytes(whole[:-40])
+    assert caption.caption(config, run) == {"captioned": 1, "there": 11, "failed": 0}
+    assert path.read_bytes() == whole  # greedy, and of the same weights
+    assert candidates.sample(config, run) == {"made": 0, "there": 8, "failed": 0}
+
+
+def test_answers_come_from_seeds_and_keep_their_origin(fed):
+    config, _, _, reports = fed
+    assert reports["sample"] == {"made": 8, "there": 0, "failed": 0}
+    rows = rows_of(config, config.data.candidates, "prompt_id")
+    assert all(len(row["answers"]) == len(row["tokens"]) == len(row["ended"]) == 3 for row in rows)
+    assert all({"model", "fingerprint", "seed"} <= row.keys() for row in rows)
+    assert len({answer for row in rows for answer in row["answers"]}) > 8
+
+
+def test_claims_are_judged_once_each_and_scores_are_minus_the_rejected(fed):
+    config, _, _, reports = fed
+    rows = rows_of(config, config.data.labels, "prompt_id")
+    texts = candidates.by_prompt(config)
+    for row in rows:
+        for answer, score, evidence in zip(texts[row["prompt_id"]], row["scores"], row["claims"], strict=True):
+            assert score["score"] == -sum(not claim["accepted"] for claim in evidence)
+            assert all(claim["accepted"] == (claim["p_yes"] > claim["p_no"]) for claim in evidence)
+            assert bool(evidence) == bool(answer.replace(".", "").strip())
+    assert reports["claims"]["answers"] == 24 and reports["claims"]["masked"] == {}
+    assert reports["claims"]["agreement"]["reference"].endswith("preference")
+
+
+def test_pairs_of_answers_are_asked_in_both_orders_and_flips_are_ties(fed):
+    _, other, _, reports = fed
+    rows = rows_of(other, other.data.labels, "prompt_id")
+    told = [pair for row in rows for pair in row["pairs"]]
+    assert told and all(len(pair["orders"]) == 2 for pair in told)
+    assert all(pair["winner"] == 0 for pair in told if pair["flipped"])
+    position = reports["pairwise"]["position"]
+    assert position["verdicts"] == len(told) and 0 <= position["flip_rate"] <= 1
+
+
+def test_labels_by_other_options_are_not_mixed_in(fed):
+    config, other, run, _ = fed
+    mixed = other.model_copy(update={"data": config.data})
+    with pytest.raises(ContractError, match=r"data\.labels"):
+        label.label(mixed, run)
+
+
+def test_pairs_are_rows_that_the_reward_model_reads(fed):
+    config, _, run, reports = fed
+    rows, report = read_pairs(data.data_path(config, config.data.pairs), config.data.root)
+    assert len(rows) == reports["pairs"]["pairs"] and not report.skipped
+    found = reports["pairs"]
+    assert found["considered"] == found["pairs"] + sum(found["dropped"].values())
+    assert found["candidates"] == 24
+
+
+def test_labels_that_are_missing_are_named(fed, make_config, world, tmp_path):
+    config, _, run, _ = fed
+    nowhere = config.model_copy(
+        update={"data": config.data.model_copy(update={"labels": str(tmp_path / "none.jsonl")})}
+    )
+    with pytest.raises(DataError, match="rlaif label"):
+        pairs.pairs(nowhere, run)
+
+
+def test_a_judge_without_the_words_is_refused(fed):
+    config, _, run, _ = fed
+    strange = config.model_copy(
+        update={
+            "label": config.label.model_copy(update={"yes_no": ("certainly", "never")}),
+            "data": config.data.model_copy(update={"labels": "{run}/other.jsonl"}),
+        }
+    )
+    with pytest.raises(ConfigError, match="one token"):
+        label.label(strange, run)
