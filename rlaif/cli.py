@@ -20,6 +20,7 @@ STAGES = {
     "reward": "train a reward model on preference pairs",
     "ppo": "align the policy with the reward model",
     "eval": "evaluate the start and the export of a PPO run",
+    "eval context": "does context help? judge and reward model with captions, without, and with another video's",
     "demo": "the whole chain on a world of moving shapes",
 }
 
@@ -45,6 +46,8 @@ def main(argv: list[str] | None = None) -> int:
 def parse(argv: list[str]) -> argparse.Namespace:
     """Overrides may stand before and after the flags."""
     parser = build_parser()
+    if " ".join(argv[:2]) in STAGES:  # a command of two words
+        argv = [" ".join(argv[:2]), *argv[2:]]
     args, rest = parser.parse_known_args(argv)
     if wrong := [word for word in rest if word.startswith("-") or "=" not in word]:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")
@@ -149,7 +152,7 @@ def run_stage(args: argparse.Namespace) -> int:
     from rlaif.config.load import load_config
 
     overrides = [*args.overrides, "data.strict=true"] if args.strict else args.overrides
-    checked_as = {"demo": None, "eval": "ppo"}.get(args.command, args.command)
+    checked_as = {"demo": None, "eval": "ppo", "eval context": "reward"}.get(args.command, args.command)
     config = load_config(args.config, overrides, checked_as)
     import ray
 
@@ -162,7 +165,7 @@ def run_stage(args: argparse.Namespace) -> int:
 
 
 def start_stage(args: argparse.Namespace, config: Config) -> None:
-    from rlaif.stages import candidates, caption, demo, evaluate, label, pairs, ppo, reward, sft
+    from rlaif.stages import candidates, caption, context, demo, evaluate, label, pairs, ppo, reward, sft
     from rlaif.stages.run import open_run
 
     if args.command == "demo":
@@ -171,6 +174,8 @@ def start_stage(args: argparse.Namespace, config: Config) -> None:
     with open_run(config) as run:
         if args.command == "eval":
             print(evaluate.table(evaluate.evaluate(config, run)))
+        elif args.command == "eval context":
+            context.context(config, run)
         elif args.command in feedback:
             print(json.dumps(feedback[args.command](config, run), indent=1))
         else:

@@ -430,6 +430,8 @@ class Rollout(Section):
 
 
 class Eval(Section):
+    descriptions: tuple[str, ...] = ("eval_descriptions.jsonl",)
+    """Held-out prompts whose answers `rlaif eval context` has judged."""
     checker: str | None = None
     """`package.module:function` called as f(prompt, response) -> {"claims", "false_claims", "truths", "recalled"} or {"correct"}."""
     in_training: int = Field(64, ge=1)

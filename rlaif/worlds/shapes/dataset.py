@@ -50,7 +50,9 @@ def write_dataset(out: Path | str, sizes: Mapping[str, int], seed: int = 0) -> d
     out = Path(out)
     (out / "videos").mkdir(parents=True, exist_ok=True)
     scenes = [scene for split, size in sizes.items() for scene in sample_scenes(split, size, seed)]
-    rows: dict[str, list[Row]] = {name: [] for name in ("scenes", "sft", "prompts", "descriptions", "eval", "clips")}
+    rows: dict[str, list[Row]] = {
+        name: [] for name in ("scenes", "sft", "prompts", "descriptions", "eval", "eval_descriptions", "clips")
+    }
     for scene in scenes:
         add_rows(rows, scene, random.Random(derive("rows", seed, scene.scene_id)))
     for name, content in rows.items():
@@ -79,8 +81,7 @@ def add_rows(rows: dict[str, list[Row]], scene: Scene, rng: random.Random) -> No
     rows["clips"] += clip_prompts(scene)
     target = rows["prompts" if split == "prompt" else "eval"]
     target.append(prompt(scene, "describe", DESCRIBE, describe(scene.things)))
-    if split == "prompt":
-        rows["descriptions"].append(target[-1])
+    rows["descriptions" if split == "prompt" else "eval_descriptions"].append(target[-1])
     number = EVAL_QA if split == "test" else int(rng.random() < PROMPT_QA)
     target += [prompt(scene, f"qa{i}", *asked) for i, asked in enumerate(questions(scene, rng, number))]
 
