@@ -91,7 +91,7 @@ def test_every_video_goes_through_the_frozen_tower_once_in_all_processes(trained
     """Rollout engine, reward model, policy, reference and critic have the same one."""
     for row in metrics_of(trained[1]):
         assert row["vision/passes_per_key"] == 1.0 and row["vision/passes"] == row["vision/keys"] > 0
-    assert metrics_of(trained[1])[0]["vision/hits"] > 0
+        assert row["vision/hits"] > 1.5 * row["vision/keys"]  # rollout, learners and reward model find each other's
 
 
 def test_only_the_adapter_is_published(trained, metrics_of):

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,9 @@ from safetensors.numpy import load_file
 
 ROOT = Path(__file__).parents[3]
 EXACT = ["deterministic=true", "ppo.iterations=4", "ppo.kl.controller=adaptive", "ppo.epochs=2"]
+EXACT += ["ppo.save.every=2", "ppo.parity.every=1"]
+OF_A_PROCESS = ("time/", "timeline/", "frames/", "vision/")
+"""Metrics that count or time what one process has done since it began."""
 PACE = 1.0
 """Seconds between looks at a run's files."""
 
@@ -31,12 +36,12 @@ def finish(process: subprocess.Popen) -> None:
     assert process.returncode == 0, errors.decode()[-3000:]
 
 
-def kill_after(process: subprocess.Popen, folder: Path, iteration: int) -> None:
-    """SIGKILL to the whole session, driver and actors, once a checkpoint of `iteration` is published."""
+def kill_when(process: subprocess.Popen, there: Callable[[], bool]) -> None:
+    """SIGKILL to the whole session, driver and actors, once something is there."""
     deadline = time.monotonic() + 300
-    while not (folder / "checkpoints" / f"{iteration:06d}").is_dir():
+    while not there():
         assert process.poll() is None, process.stderr.read().decode()[-3000:]
-        assert time.monotonic() < deadline, "no checkpoint"
+        assert time.monotonic() < deadline, "nothing to kill for"
         time.sleep(PACE / 10)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -44,7 +49,7 @@ def kill_after(process: subprocess.Popen, folder: Path, iteration: int) -> None:
 
 
 def _kill_orphans(session: int) -> None:
-    """Ray's own processes lead sessions of their own; they die with their driver, but not at once."""
+    """Wait for those of the session that do not die at once."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and _ray_alive(session):
         time.sleep(PACE)
@@ -53,6 +58,10 @@ def _kill_orphans(session: int) -> None:
 def _ray_alive(session: int) -> bool:
     found = subprocess.run(["ps", "-eo", "sid"], capture_output=True, text=True, check=True).stdout.split()
     return str(session) in found
+
+
+def has_row(metrics: Path, iteration: int) -> bool:
+    return metrics.is_file() and f'"iteration": {iteration},' in metrics.read_text()
 
 
 def write(config, folder: Path) -> Path:
@@ -71,7 +80,10 @@ def weights(folder: Path, iteration: int) -> dict[str, bytes]:
 
 def learner_state(folder: Path, iteration: int) -> dict:
     meta = json.loads((folder / "checkpoints" / f"{iteration:06d}" / "manifest.json").read_text())["meta"]
-    return {name: meta[name] for name in ("learner", "best")}
+    files = sorted((folder / "checkpoints" / f"{iteration:06d}").rglob("*.json"))
+    roles = {file.name: json.loads(file.read_text()) for file in files if file.name in ("policy.json", "critic.json")}
+    assert len(roles) == 2
+    return {name: meta[name] for name in ("learner", "best", "gate")} | roles
 
 
 @pytest.mark.slow
@@ -83,8 +95,9 @@ def test_two_iterations_a_kill_and_two_more_are_the_bits_of_four(make_config, tm
         folders[name] = Path(config.storage) / name
         file = write(config, tmp_path)
         if name == "cut":
-            kill_after(start(file), folders[name], 2)
+            kill_when(start(file), partial(has_row, folders[name] / "metrics.jsonl", 3))
             assert not (folders[name] / "checkpoints" / "000004").exists()
+            assert samples_of(folders[name], 3)  # and a row: both have to be cut back to iteration 2
         finish(start(file, *(["--resume"] if name == "cut" else [])))
     whole, cut = folders["whole"], folders["cut"]
     a, b = weights(whole, 4), weights(cut, 4)
@@ -97,9 +110,7 @@ def test_two_iterations_a_kill_and_two_more_are_the_bits_of_four(make_config, tm
         assert [row["iteration"] for row in metrics_of(folder)] == [1, 2, 3, 4]
     quiet = ("time", "publish/seconds", "publish/apply_seconds", "rollout/tokens_per_s")
     for x, y in zip(metrics_of(whole), metrics_of(cut), strict=True):
-        different = [
-            n for n in x if x[n] != y[n] and n not in quiet and not n.startswith(("time/", "timeline/", "frames/"))
-        ]
+        different = [n for n in x if x[n] != y[n] and n not in quiet and not n.startswith(OF_A_PROCESS)]
         assert set(different) <= {"ledger/reissued"}
 
 
@@ -111,7 +122,7 @@ def test_with_a_batch_in_flight_no_prompt_is_lost_or_doubled(make_config, tmp_pa
     )  # fmt: skip
     folder = Path(config.storage) / config.name
     file = write(config, tmp_path)
-    kill_after(start(file), folder, 2)
+    kill_when(start(file), (folder / "checkpoints" / "000002").is_dir)
     finish(start(file, "--resume"))
     used = [row["prompt_id"] for i in (1, 2, 3, 4) for row in samples_of(folder, i) if row["sample_index"] == 0]
     assert len(used) == len(set(used)) == 8  # one epoch over eight prompts
