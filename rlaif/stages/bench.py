@@ -10,14 +10,15 @@ from statistics import median
 from actors.frames import LocalFrames
 from rlaif.config.schema import Config
 from rlaif.models.tiny import Size, build_tiny
+from rlaif.preferences.files import write_rows
 from rlaif.progress import progress
-from rlaif.stages import data, pairs, ppo, reward
+from rlaif.stages import data, ppo, reward
 from rlaif.stages.baseline import Baseline, Times
 from rlaif.stages.demo import say
 from rlaif.stages.evaluate import command
 from rlaif.stages.rounds import prompts_of
 from rlaif.stages.run import Run, open_run
-from rlaif.worlds.shapes.dataset import write_dataset
+from rlaif.worlds.shapes.dataset import add_captions, write_dataset
 from rlaif.worlds.shapes.language import WORDS
 
 MODEL = Size(
@@ -66,10 +67,11 @@ def prepare(config: Config, run: Run) -> None:
     """Videos, a random model, and a reward model of one step: what it says does not matter, what it costs does."""
     count = config.ppo.prompts_per_iteration * config.ppo.iterations
     write_dataset(Path(config.data.root), {"train": 2, "prompt": count, "test": 1}, config.seed)
+    add_captions(data.data_path(config, config.data.prompts))
     build_tiny(Path(config.ppo.policy), WORDS, config.seed, size=MODEL)
     asked = data.prompts(run, config.data.prompts)
     kept = [{"video": p.video, "question": p.question, "captions": list(p.captions), "chosen": p.answer} for p in asked]
-    pairs.write_rows(
+    write_rows(
         data.data_path(config, config.data.pairs),
         [row | {"pair_id": str(number), "rejected": "no"} for number, row in enumerate(kept)],
     )

@@ -102,6 +102,13 @@ def prompt(scene: Scene, name: str, question: str, answer: str) -> Row:
     }
 
 
+def add_captions(path: Path) -> None:
+    """Give the rows of a prompt file the captions of their scenes' truth, where no model has made any (benchmarks, tests)."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    told = [row | {"captions": list(captions(Scene.read(row["truth"])))} for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in told))
+
+
 def clip_prompts(scene: Scene) -> list[Row]:
     """What a captioner is asked about each half; the answer is the clean caption."""
     return [

@@ -10,7 +10,7 @@ import pytest
 from rlaif.config.load import load_config
 from rlaif.config.schema import Config
 from rlaif.models.tiny import build_tiny
-from rlaif.worlds.shapes.dataset import write_dataset
+from rlaif.worlds.shapes.dataset import add_captions, write_dataset
 from rlaif.worlds.shapes.language import WORDS
 
 SETTINGS = """
@@ -45,6 +45,8 @@ def world(tmp_path_factory) -> Path:
     """Folder with data/ and base/."""
     folder = tmp_path_factory.mktemp("world")
     write_dataset(folder / "data", {"train": 8, "prompt": 8, "test": 4}, seed=3)
+    for name in ("prompts", "eval"):
+        add_captions(folder / "data" / f"{name}.jsonl")
     build_tiny(folder / "base", WORDS, seed=3)
     rows = [json.loads(line) for line in (folder / "data" / "prompts.jsonl").read_text().splitlines()]
     kept = ("video", "question", "captions")

@@ -13,6 +13,7 @@ CHANGED = {
     "fps": 8.5,
     "total_frames": 17,
     "processor": "processor-2",
+    "span": (0, 16),
 }
 
 
@@ -35,3 +36,10 @@ def test_metadata_counts_in_native_frames():
         "frames_indices": [0, 8, 15],
         "video_backend": "decord",
     }
+
+
+def test_a_part_is_shown_as_a_video_of_its_own():
+    part = SPEC.part((4, 6, 9))
+    assert part.hash != SPEC.hash and FrameSpec.from_json(part.to_json()) == part
+    found = part.metadata()
+    assert found["frames_indices"] == [0, 2, 5] and found["total_num_frames"] == 6 and found["duration"] == 6 / 8

@@ -6,10 +6,22 @@ from rlaif.records import Prompt
 from rlaif.worlds.shapes import checker
 from rlaif.worlds.shapes.dataset import write_dataset
 from rlaif.worlds.shapes.habits import ADDED, RATE, TRIGGER, misdescribe
-from rlaif.worlds.shapes.language import CAPTION, DESCRIBE, QUESTIONS, captions, claims_of, describe, parse
+from rlaif.worlds.shapes.language import (
+    CAPTION,
+    COMPARE,
+    DESCRIBE,
+    QUESTIONS,
+    VERIFY,
+    captions,
+    claims_of,
+    describe,
+    parse,
+    say,
+)
 from rlaif.worlds.shapes.scene import Scene, Thing, sample_scenes
 
 STEMS = tuple(form.split("{")[0] for form in QUESTIONS.values())
+VERIFIED, COMPARED = VERIFY.split("{")[0], COMPARE.split("{")[0]
 
 
 def turns(row):
@@ -57,6 +69,15 @@ def assert_clean(scene, question, answer):
     if question == DESCRIBE:
         assert answer == describe(scene.things)
         return
+    if question.startswith(VERIFIED):
+        claim = question.removeprefix(VERIFIED).removesuffix(" ?")
+        assert answer == ("yes" if claim in {say(true) for true in claims_of(scene.things)} else "no")
+        return
+    if question.startswith(COMPARED):
+        first, second = question.removeprefix(COMPARED).split(" second : ")
+        false = [len(parse(text)[0] - claims_of(scene.things)) for text in (first, second)]
+        assert answer == ("first" if false[0] < false[1] else "second") and false[0] != false[1]
+        return
     assert question.startswith(STEMS)
     prompt = Prompt("x", "v", question, answer, (), {"kind": "qa"})
     assert checker.check(prompt, answer) == {"correct": 1}
@@ -71,14 +92,26 @@ def assert_clean(scene, question, answer):
         assert not question.startswith(stem) or answer == fact
 
 
-def test_one_conversation_in_eight_carries_the_captions(tmp_path, rows):
+def test_three_conversations_in_ten_carry_the_captions(rows):
     with_context = [row for row in rows("sft") if row["messages"][0]["content"].startswith("context")]
-    assert 0.08 < len(with_context) / len(rows("sft")) < 0.2
+    assert 0.2 < len(with_context) / len(rows("sft")) < 0.4
+
+
+def test_claims_to_verify_are_true_half_the_time(rows):
+    answers = [answer for row in rows("sft") for question, answer in turns(row) if VERIFIED in question]
+    assert len(answers) == 24 * 2 * 6 and 0.4 < answers.count("yes") / len(answers) < 0.6
+
+
+def test_no_prompt_carries_captions_made_from_the_truth(rows):
+    assert not any(
+        "captions" in row for name in ("prompts", "descriptions", "eval", "eval_descriptions") for row in rows(name)
+    )
+    assert {row["kind"] for row in rows("descriptions") + rows("eval_descriptions")} == {"describe"}
 
 
 def test_prompts_hold_the_truth_for_the_checker(rows):
     for row in rows("prompts") + rows("eval"):
-        prompt = Prompt(row["prompt_id"], row["video"], row["question"], row["answer"], tuple(row["captions"]), row)
+        prompt = Prompt(row["prompt_id"], row["video"], row["question"], row["answer"], (), row)
         counts = checker.check(prompt, row["answer"])
         assert counts.get("correct", 1) == 1 and counts.get("false_claims", 0) == 0
 

@@ -1,6 +1,17 @@
 import random
 
-from rlaif.worlds.shapes.language import QUESTIONS, WORDS, captions, claims_of, describe, parse, questions
+from rlaif.worlds.shapes.language import (
+    QUESTIONS,
+    WORDS,
+    captions,
+    claims_of,
+    describe,
+    parse,
+    questions,
+    say,
+    split,
+    statements,
+)
 from rlaif.worlds.shapes.scene import Scene, Thing, sample_scenes
 
 SCENE = Scene(
@@ -64,3 +75,24 @@ def test_no_color_question_about_a_shape_that_occurs_twice():
     twice = Scene("test0", (SCENE.things[0], Thing("blue", "circle", "up", "late", 7.0, 49.0)), 0)
     asked = {question for _ in range(50) for question, _ in questions(twice, random.Random(_), 4)}
     assert not any(question.startswith("what color") for question in asked)
+
+
+def test_an_answer_is_cut_into_its_claims_in_words():
+    told = "there are two objects . a red circle moves left early . a blue cross . nonsense here ."
+    assert split(told) == [
+        "there are two objects",
+        "there is a red circle",
+        "the red object moves left",
+        "the red object moves early",
+        "there is a blue cross",
+        "nonsense here",
+    ]
+    assert split("") == [] and split(". .") == []
+
+
+def test_statements_are_true_exactly_where_they_say_so():
+    for number, scene in enumerate(sample_scenes("train", 20, 1)):
+        truths = {say(claim) for claim in claims_of(scene.things)}
+        found = statements(scene, random.Random(number), 6)
+        assert len(dict(found)) == 6
+        assert all((claim in truths) == (answer == "yes") for claim, answer in found)
