@@ -83,14 +83,45 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_data(commands: argparse._SubParsersAction) -> None:
-    made = commands.add_parser("data", help="make datasets").add_subparsers(dest="world", required=True)
-    shapes = made.add_parser("shapes", help="videos of moving shapes, with conversations, prompts and ground truth")
+    data = commands.add_parser("data", help="make, check and convert datasets")
+    kinds = data.add_subparsers(dest="data", required=True)
+    shapes = kinds.add_parser("shapes", help="videos of moving shapes, with conversations, prompts and ground truth")
     shapes.add_argument("--out", type=Path, required=True, help="folder to write to")
     shapes.add_argument("--train", type=int, default=2000, help="scenes for supervised fine-tuning")
     shapes.add_argument("--prompts", type=int, default=512, help="scenes for PPO prompts")
     shapes.add_argument("--test", type=int, default=256, help="held-out scenes")
     shapes.add_argument("--seed", type=int, default=0)
     shapes.set_defaults(run=run_data)
+    _add_check(kinds)
+    _add_convert(kinds)
+
+
+def _add_check(kinds: argparse._SubParsersAction) -> None:
+    check = kinds.add_parser(
+        "check", help="what is in a file of preferences, prompts or conversations, and what is wrong"
+    )
+    check.add_argument("file", type=Path, help=".jsonl, .json (one list), both also .gz, or .parquet")
+    check.add_argument("--format", default="auto", metavar="NAME", help="of the rows; auto: as the first row looks")
+    check.add_argument("--root", type=Path, help="what its paths are relative to; default: its folder")
+    check.add_argument("--no-videos", dest="videos", action="store_false", help="don't open the videos")
+    check.set_defaults(run=run_check)
+
+
+def _add_convert(kinds: argparse._SubParsersAction) -> None:
+    convert = kinds.add_parser("convert", help="from one format of preferences, prompts or conversations to another")
+    convert.add_argument("source", type=Path, metavar="IN", help="a file, or SafeSora's folder")
+    convert.add_argument("target", type=Path, metavar="OUT", help="its ending says what is written, as that of IN does")
+    convert.add_argument("--from", dest="source_format", default="auto", metavar="NAME", help="format of IN")
+    convert.add_argument("--to", dest="target_format", required=True, metavar="NAME", help="format of OUT")
+    convert.add_argument("--media", type=Path, metavar="DIR", help="where images that IN holds as bytes are kept")
+    convert.add_argument(
+        "--root",
+        type=Path,
+        help="what paths of our own rows are relative to; default: the folder of OUT, of IN if ours",
+    )
+    convert.add_argument("--video-dir", metavar="DIR", help="the folder of SafeSora's videos, as rows shall name it")
+    convert.add_argument("--dimension", metavar="NAME", help="the comparison that says which answer is chosen")
+    convert.set_defaults(run=run_convert)
 
 
 def _add_bench(commands: argparse._SubParsersAction) -> None:
@@ -144,6 +175,30 @@ def run_data(args: argparse.Namespace) -> None:
 
     counts = write_dataset(args.out, {"train": args.train, "prompt": args.prompts, "test": args.test}, args.seed)
     print(f"{args.out}: " + ", ".join(f"{count} rows in {name}.jsonl" for name, count in counts.items()))
+
+
+def run_check(args: argparse.Namespace) -> int:
+    from rlaif.preferences.check import check
+
+    checkup = check(args.file, args.format, args.root, args.videos)
+    print(checkup.text())
+    return 0 if checkup.fine else 1
+
+
+def run_convert(args: argparse.Namespace) -> None:
+    from rlaif.preferences.convert import convert
+
+    report = convert(
+        args.source,
+        args.target,
+        args.source_format,
+        args.target_format,
+        root=args.root,
+        media=args.media,
+        video_dir=args.video_dir,
+        dimension=args.dimension,
+    )
+    print(f"{report.summary()}\n{args.target}: {report.kept} rows written")
 
 
 def run_doctor(args: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -35,6 +35,8 @@ class Conversation:
     messages: tuple[tuple[str, str], ...]
     """(role, content) in order; an optional system turn, then user, assistant, user, ..."""
     captions: tuple[str, ...] = ()
+    extra: dict = field(default_factory=dict)
+    """Every other field of the row, untouched."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,11 @@ class BadRow:
     """1-based; None where it isn't known."""
     id: str | None
     detail: str
+    unit: str = "line"
+    """What `line` counts: lines of a file, or its rows where rows are not lines."""
 
     def __str__(self) -> str:
-        return f"line {self.line}, id {self.id!r}: {self.detail}"
+        return f"{self.unit} {self.line}, id {self.id!r}: {self.detail}"
 
 
 @dataclass
@@ -114,7 +118,7 @@ class _Row(BaseModel):
     video: Text
 
 
-class _PromptRow(_Row):
+class PromptRow(_Row):
     prompt_id: Text
     question: Text
     answer: str | None = None
@@ -131,18 +135,15 @@ class _Message(BaseModel):
     content: Text
 
 
-class _ConversationRow(_Row):
+class ConversationRow(_Row):
     id: Text
     messages: list[_Message]
     captions: list[str] = []
 
     def build(self) -> Conversation:
         messages = tuple((message.role, message.content) for message in self.messages)
-        turns = [role for role, _ in messages if role != "system"]
-        wanted = ["user", "assistant"] * (len(turns) // 2)
-        if not turns or turns != wanted or "system" in [role for role, _ in messages[1:]]:
-            raise _Bad("turns out of order", f"roles are {[role for role, _ in messages]}")
-        return Conversation(self.id, self.video, messages, tuple(self.captions))
+        check_turns(messages, last="assistant")
+        return Conversation(self.id, self.video, messages, tuple(self.captions), self.model_extra)
 
 
 class _PairRow(_Row):
@@ -154,16 +155,24 @@ class _PairRow(_Row):
 
     def build(self) -> Pair:
         if self.chosen == self.rejected:
-            raise _Bad("chosen equals rejected", repr(self.chosen[:60]))
+            raise RowError("chosen equals rejected", repr(self.chosen[:60]))
         return Pair(self.pair_id, self.video, self.question, tuple(self.captions), self.chosen, self.rejected)
 
 
-class _Bad(Exception):
-    """Why one row is skipped; never leaves this file."""
+class RowError(Exception):
+    """Why one row is skipped; whoever reads the file catches it and counts it by `reason`."""
 
     def __init__(self, reason: str, detail: str):
         super().__init__(reason, detail)
         self.reason, self.detail = reason, detail
+
+
+def check_turns(messages: Sequence[tuple[str, str]], last: Literal["user", "assistant"]) -> None:
+    """Raises RowError unless (role, content) turns alternate from the user to `last`, after at most one system turn."""
+    turns = [role for role, _ in messages if role != "system"]
+    wanted = (["user", "assistant"] * len(turns))[: len(turns)]
+    if not turns or turns != wanted or turns[-1] != last or "system" in [role for role, _ in messages[1:]]:
+        raise RowError("turns out of order", f"roles are {[role for role, _ in messages]}")
 
 
 # -- readers
@@ -171,12 +180,12 @@ class _Bad(Exception):
 
 def read_prompts(path: str | Path, root: str | Path, strict: bool = False) -> tuple[list[Prompt], Report]:
     """Prompts in file order, and what was skipped. Raises DataError when no row is good or, if `strict`, any is bad."""
-    return _read(Path(path), Path(root), strict, _PromptRow, ID_FIELD[Prompt])
+    return _read(Path(path), Path(root), strict, PromptRow, ID_FIELD[Prompt])
 
 
 def read_conversations(path: str | Path, root: str | Path, strict: bool = False) -> tuple[list[Conversation], Report]:
     """Fine-tuning conversations, as `read_prompts` does."""
-    return _read(Path(path), Path(root), strict, _ConversationRow, ID_FIELD[Conversation])
+    return _read(Path(path), Path(root), strict, ConversationRow, ID_FIELD[Conversation])
 
 
 def read_pairs(path: str | Path, root: str | Path, strict: bool = False) -> tuple[list[Pair], Report]:
@@ -235,10 +244,10 @@ def _read(path: Path, root: Path, strict: bool, form: type[_Row], key: str) -> t
         try:
             fields = _json_object(text)
             name = fields.get(key)
-            row = _build(form, fields)
+            row = build_row(form, fields)
             _check_new(name, report.lines)
             _check_video(row.video, exists)
-        except _Bad as bad:
+        except RowError as bad:
             report.skip(bad.reason, BadRow(line, name, bad.detail))
             continue
         rows.append(row)
@@ -264,31 +273,32 @@ def _json_object(text: bytes) -> dict:
     try:
         fields = json.loads(text.decode("utf-8-sig"))
     except ValueError as error:  # undecodable bytes too
-        raise _Bad("not JSON", str(error)) from error
+        raise RowError("not JSON", str(error)) from error
     if not isinstance(fields, dict):
-        raise _Bad("not an object", f"a JSON {type(fields).__name__}")
+        raise RowError("not an object", f"a JSON {type(fields).__name__}")
     return fields
 
 
-def _build(form: type[_Row], fields: dict) -> Prompt | Conversation | Pair:
+def build_row(form: type[BaseModel], fields: dict):
+    """What a row form builds from `fields`. Raises RowError that names every problem and counts by the first."""
     try:
         return form.model_validate(fields).build()
     except ValidationError as error:
         problems = error.errors(include_url=False)
         reasons = {"missing": "missing field", "string_too_short": "empty field"}
         detail = "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in problems)
-        raise _Bad(reasons.get(problems[0]["type"], "wrong type"), detail) from error
+        raise RowError(reasons.get(problems[0]["type"], "wrong type"), detail) from error
 
 
 def _check_new(name: str, lines: dict[str, int]) -> None:
     if name in lines:
-        raise _Bad("duplicate id", f"line {lines[name]} has it already")
+        raise RowError("duplicate id", f"line {lines[name]} has it already")
 
 
 def _check_video(video: str, exists: Callable[[str], bool]) -> None:
     try:
         found = exists(video)
     except DataError as error:
-        raise _Bad("video outside root", error.found) from error
+        raise RowError("video outside root", error.found) from error
     if not found:
-        raise _Bad("video missing", video)
+        raise RowError("video missing", video)

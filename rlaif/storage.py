@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import urlsplit
 
 from pyarrow import fs
@@ -137,11 +138,18 @@ def locate(text: str | Path | Location) -> Location:
 
 def replace_file(path: Path, data: bytes) -> None:
     """Write a local file aside, flush it to disk and rename it into place."""
+    with writing_aside(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def writing_aside(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that takes the place of `path` on leaving, flushed to disk; on an error nothing changes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         with open(aside, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)

@@ -1,0 +1,114 @@
+"""Our own rows: preference pairs, prompts and fine-tuning conversations."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields as dataclass_fields
+from typing import Any
+
+import pyarrow as pa
+
+from rlaif.data import Conversation, ConversationRow, PromptRow, RowError, build_row
+from rlaif.preferences.formats.base import Fields, Format, Options
+from rlaif.preferences.record import Preference
+from rlaif.records import Prompt
+
+TEXTS = {"pair_id", "question", "chosen", "rejected", "prompt_id", "video", "modality", "dimension"}
+TEXTS |= {"chosen_video", "rejected_video"}
+LISTS = {"frames", "captions"}
+NAMES = tuple(item.name for item in dataclass_fields(Preference))
+NESTED = frozenset(NAMES) - TEXTS - LISTS - {"margin"}
+"""Columns that hold JSON text in a parquet file: their keys differ from row to row."""
+
+
+def _column(name: str) -> pa.DataType:
+    if name == "margin":
+        return pa.float64()
+    return pa.list_(pa.string()) if name in LISTS else pa.string()
+
+
+SCHEMA = pa.schema([(name, _column(name)) for name in NAMES])
+
+
+def _open(fields: Fields, options: Options) -> Fields:
+    """Columns of a parquet file to the JSON row; a JSON row as it is."""
+    row = {name: value for name, value in fields.items() if value is not None}
+    for name in NESTED & row.keys():
+        if isinstance(row[name], str):
+            try:
+                row[name] = json.loads(row[name])
+            except ValueError as error:
+                raise RowError("wrong type", f"{name}: {error}") from error
+    return row
+
+
+def _columns(row: Fields) -> Fields:
+    """A JSON row of ours to a row of `SCHEMA`; fields that we don't know have no column and go into `native`."""
+    extra = {name: value for name, value in row.items() if name not in NAMES}
+    row = {name: value for name, value in row.items() if name in NAMES}
+    if extra:
+        row["native"] = row.get("native", {}) | {"rlaif": extra}
+    return {name: json.dumps(value) if name in NESTED else value for name, value in row.items()}
+
+
+def _pair(record: Preference, place: int) -> Fields:
+    row = record.to_row()
+    native = dict(row.pop("native", {}))
+    extra = native.pop("rlaif", {})
+    return row | ({"native": native} if native else {}) | extra
+
+
+def _conversation(fields: Fields) -> Conversation:
+    return build_row(ConversationRow, fields)
+
+
+def _conversation_row(record: Conversation, place: int) -> Fields:
+    messages = [{"role": role, "content": content} for role, content in record.messages]
+    row: dict[str, Any] = {"id": record.id, "video": record.video, "messages": messages}
+    return row | ({"captions": list(record.captions)} if record.captions else {}) | record.extra
+
+
+def _prompt(fields: Fields) -> Prompt:
+    return build_row(PromptRow, fields)
+
+
+def _prompt_row(record: Prompt, place: int) -> Fields:
+    row: dict[str, Any] = {"prompt_id": record.prompt_id, "video": record.video, "question": record.question}
+    if record.answer is not None:
+        row["answer"] = record.answer
+    return row | ({"captions": list(record.captions)} if record.captions else {}) | record.extra
+
+
+PAIRS = Format(
+    name="rlaif",
+    kind="pairs",
+    about="our preference pairs",
+    recognise=lambda row: {"pair_id", "question"} <= row.keys(),
+    build=Preference.from_row,
+    bare=_pair,
+    key="pair_id",
+    own=True,
+    prepare=_open,
+    schema=SCHEMA,
+    columns=_columns,
+)
+PROMPTS = Format(
+    name="prompts",
+    kind="prompts",
+    about="our prompts",
+    recognise=lambda row: {"prompt_id", "question"} <= row.keys() and "pair_id" not in row,
+    build=_prompt,
+    bare=_prompt_row,
+    key="prompt_id",
+    own=True,
+)
+SFT = Format(
+    name="sft",
+    kind="conversations",
+    about="our fine-tuning conversations",
+    recognise=lambda row: {"id", "messages"} <= row.keys(),
+    build=_conversation,
+    bare=_conversation_row,
+    key="id",
+    own=True,
+)

@@ -1,0 +1,190 @@
+"""SafeSora's pairs: two generated videos for one text, compared along six dimensions (research notes, 1.2).
+
+A record's own dimension is helpfulness. The key `information` that some rows use for informativeness is accepted, and
+written back.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from rlaif.data import RowError, build_row
+from rlaif.preferences.formats.base import Fields, Format, Options
+from rlaif.preferences.formats.safesora_items import PROMPT_TYPES, harm_labels, in_folder, video_path
+from rlaif.preferences.formats.vlm_rlaif import choice_of, chosen_first
+from rlaif.preferences.record import Preference
+
+SLOTS = ("video_0", "video_1")
+MAIN = ("helpfulness", "harmlessness")
+SUB = ("instruction_following", "correctness", "informativeness", "aesthetics")
+DIMENSIONS = MAIN + SUB
+CANONICAL, ALIAS = "informativeness", "information"
+SIDES = ("chosen", "rejected")
+
+
+class _Video(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    video_id: str | int
+    prompt_id: str | int | None = None
+    video_path: str | None = None
+    video_text: str | None = None
+    is_safe: bool | None = None
+    generated_from: str | None = None
+    video_labels: dict[str, bool] | None = None
+    prompt_labels: dict[str, bool] | None = None
+    scores: list[dict] | None = None
+    metrics: dict[str, Any] | None = None
+
+    def build(self) -> _Video:
+        for name in ("video_labels", "prompt_labels"):
+            if getattr(self, name) is not None:
+                harm_labels(getattr(self, name), name)
+        return self
+
+    def candidate(self, side: str) -> Fields:
+        told = {"model": self.generated_from, "text": self.video_text, "metrics": self.metrics}
+        return {"candidate": side, "id": self.video_id} | {name: value for name, value in told.items() if value}
+
+
+class _Pair(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    pair_id: str | int
+    prompt_id: str | int
+    prompt_text: str
+    prompt_type: str | None = None
+    video_0: dict
+    video_1: dict
+    sub_preferences: dict
+    scores: list[dict] | None = None
+
+    def build(self) -> _Pair:
+        if self.prompt_type not in (*PROMPT_TYPES, None):
+            raise RowError("wrong type", f"prompt_type is {self.prompt_type!r}, neither of {', '.join(PROMPT_TYPES)}")
+        return self
+
+
+def _prepare(fields: Fields, options: Options) -> Fields:
+    videos = {name: fields[name] for name in SLOTS if isinstance(fields.get(name), dict)}
+    return fields | {
+        name: in_folder(video, fields.get("prompt_id"), options.video_dir) for name, video in videos.items()
+    }
+
+
+def _build(fields: Fields) -> Preference:
+    row = build_row(_Pair, fields)
+    choices = _choices(fields)
+    first = choices["helpfulness"] == SLOTS[0]
+    order = SIDES if first else SIDES[::-1]
+    videos = dict(zip(order, (build_row(_Video, fields[name]) for name in SLOTS), strict=True))
+    scores = [score | {"candidate": side} for side in order for score in videos[side].scores or []]
+    record: Fields = {
+        "pair_id": str(row.pair_id),
+        "prompt_id": str(row.prompt_id),
+        "question": row.prompt_text,
+        "dimension": MAIN[0],
+        "dimensions": {name: 1 if choice == choices[MAIN[0]] else -1 for name, choice in choices.items()},
+        "scores": [*(row.scores or []), *scores],
+        "candidates": [videos[side].candidate(side) for side in order],
+        "provenance": {"dataset": "safesora"},
+        "safety": _safety(row, videos),
+    }
+    return Preference.from_row(record | {f"{side}_video": _path(videos[side], row) for side in SIDES})
+
+
+def _path(video: _Video, pair: _Pair) -> str:
+    return video.video_path or video_path(video.prompt_id or pair.prompt_id, video.video_id)
+
+
+def _choices(fields: Fields) -> Fields:
+    """The preferred slot by dimension, under our names. Raises RowError for one that is missing, null or unknown."""
+    sub = dict(fields["sub_preferences"])
+    if ALIAS in sub:
+        if sub.get(CANONICAL, sub[ALIAS]) != sub[ALIAS]:
+            raise RowError("dimensions contradict", f"{ALIAS} and {CANONICAL} differ")
+        sub[CANONICAL] = sub.pop(ALIAS)
+    if unknown := sorted(sub.keys() - set(SUB)):
+        raise RowError("unknown dimension", f"{', '.join(unknown)}; there are {', '.join(DIMENSIONS)}")
+    found = {name: fields[name] for name in MAIN if name in fields} | sub
+    return {name: choice_of(found, name, SLOTS) for name in DIMENSIONS}
+
+
+def _safety(row: _Pair, videos: dict[str, _Video]) -> Fields:
+    safety: Fields = {"prompt_type": row.prompt_type, "prompt_labels": videos[SIDES[0]].prompt_labels}
+    for name in ("is_safe", "video_labels"):
+        safety[name] = {side: value for side in SIDES if (value := getattr(videos[side], name)) is not None}
+    return {name: value for name, value in safety.items() if value not in (None, {})}
+
+
+# -- and back
+
+
+def _row(record: Preference, place: int) -> Fields:
+    if not record.chosen_video:
+        raise RowError("candidates are texts", "these rows hold two videos")
+    signs = record.signs
+    if missing := [name for name in DIMENSIONS if name not in signs]:
+        raise RowError("unknown dimension", f"the pair was not compared along {', '.join(missing)}")
+    order = SIDES if chosen_first(record) else SIDES[::-1]
+    choices = {name: SLOTS[order.index(SIDES[0] if signs[name] == 1 else SIDES[1])] for name in DIMENSIONS}
+    row = {
+        "pair_id": record.pair_id,
+        "prompt_id": record.prompt_id,
+        "prompt_text": record.question,
+        "prompt_type": record.safety.get("prompt_type"),
+        **{slot: _video_row(record, side) for slot, side in zip(SLOTS, order, strict=True)},
+        **{name: choices[name] for name in MAIN},
+        "sub_preferences": {name: choices[name] for name in SUB},
+    }
+    scores = [score for score in record.scores if score.get("candidate") not in SIDES]
+    return row | ({"scores": scores} if scores else {})
+
+
+def _video_row(record: Preference, side: str) -> Fields:
+    about = next((item for item in record.candidates if item.get("candidate") == side), {})
+    safety = record.safety
+    row = {
+        "prompt_id": record.prompt_id,
+        "prompt_text": record.question,
+        "prompt_type": safety.get("prompt_type"),
+        "video_id": about.get("id", f"{record.pair_id}-{side}"),
+        "video_text": about.get("text", record.question),
+        "video_path": record.chosen_video if side == "chosen" else record.rejected_video,
+        "is_safe": safety.get("is_safe", {}).get(side),
+        "generated_from": about.get("model"),
+    }
+    scores = [_without(score, "candidate") for score in record.scores if score.get("candidate") == side]
+    more = {
+        "prompt_labels": safety.get("prompt_labels"),
+        "video_labels": safety.get("video_labels", {}).get(side),
+        "scores": scores,
+        "metrics": about.get("metrics"),
+    }
+    return row | {name: value for name, value in more.items() if value}
+
+
+def _without(fields: Fields, name: str) -> Fields:
+    return {key: value for key, value in fields.items() if key != name}
+
+
+def _finish(fields: Fields, options: Options) -> Fields:
+    sub = fields["sub_preferences"]
+    if sub.get(CANONICAL, sub.get(ALIAS)) != sub.get(ALIAS, sub.get(CANONICAL)):  # changed since it was read
+        return fields | {"sub_preferences": _without(sub, ALIAS)}
+    return fields
+
+
+PAIRS = Format(
+    name="safesora",
+    kind="pairs",
+    about="SafeSora pairs: video_0, video_1, helpfulness, harmlessness, sub_preferences",
+    recognise=lambda row: {"pair_id", *SLOTS} <= row.keys(),
+    build=_build,
+    bare=_row,
+    key="pair_id",
+    prepare=_prepare,
+    finish=_finish,
+)

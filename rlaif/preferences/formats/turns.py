@@ -1,0 +1,65 @@
+"""Conversations of the LLaVA kind: [{"from": "human" | "gpt", "value": text}], with `<image>` where the media go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from rlaif.data import RowError, build_row, check_turns
+
+PLACEHOLDER = "<image>"
+ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
+SPEAKERS = {role: speaker for speaker, role in ROLES.items()}
+Messages = tuple[tuple[str, str], ...]
+
+
+class _Turn(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    speaker: Literal["human", "gpt", "system"] = Field(alias="from")
+    value: str
+
+    def build(self) -> tuple[str, str]:
+        text = self.value
+        if self.speaker == "human":  # the media come first in a prompt, wherever the row puts its mark
+            text = text.replace(PLACEHOLDER, "").strip()
+        return ROLES[self.speaker], text
+
+
+def read_turns(fields: dict[str, Any], name: str, last: Literal["user", "assistant"]) -> Messages:
+    """(role, content) of each turn, without placeholders. Raises RowError for turns that are wrong or out of order."""
+    turns = fields.get(name)
+    if turns is None:
+        raise RowError("missing field", f"{name}: Field required")
+    if not isinstance(turns, list):
+        raise RowError("wrong type", f"{name}: a {type(turns).__name__} instead of a list")
+    if wrong := [turn for turn in turns if not isinstance(turn, dict)]:
+        raise RowError("wrong type", f"{name}: a turn that is a {type(wrong[0]).__name__}")
+    messages = tuple(build_row(_Turn, turn) for turn in turns)
+    check_turns(messages, last)
+    if any(role == "user" and not text for role, text in messages):
+        raise RowError("empty field", f"{name}: a human turn without text")
+    return messages
+
+
+def write_turns(messages: Sequence[tuple[str, str]], mark: str) -> list[dict[str, str]]:
+    """Turns whose first human one begins with `mark` ("<image>" and a separator, or nothing)."""
+    turns, marked = [], False
+    for role, text in messages:
+        if role == "user" and not marked:
+            text, marked = mark + text, True
+        turns.append({"from": SPEAKERS[role], "value": text})
+    return turns
+
+
+def question(messages: Messages) -> dict[str, Any]:
+    """The fields of a pairs row that say what was asked: `question`, and `messages` where there is more than one turn."""
+    turns = [{"role": role, "content": text} for role, text in messages]
+    return {"question": messages[-1][1], "messages": turns if len(turns) > 1 else []}
+
+
+def asked(question: str, messages: Messages) -> Messages:
+    """The inverse of `question`."""
+    return messages or (("user", question),)
