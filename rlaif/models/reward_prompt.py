@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rlaif.config.schema import Reward
 from rlaif.models.encode import Encoded, Encoder, VideoFeatures
 from rlaif.seeds import derive
+from rlaif.text import fill, within_budget
 
 
 @dataclass(frozen=True)
@@ -32,22 +32,17 @@ class RewardPrompt:
     ) -> Encoded:
         """The scalar is read at the last token: the answer's end of turn, or where the verdict would begin or goes on."""
         context = self.fill_context(encoder, captions)
-        messages = [("user", _fill(self.prompt_template, context=context, question=question)), ("assistant", response)]
+        messages = [("user", fill(self.prompt_template, context=context, question=question)), ("assistant", response)]
         if self.evaluation_turn:
-            messages.append(("user", _fill(self.evaluation_turn, context=context, question=question)))
+            messages.append(("user", fill(self.evaluation_turn, context=context, question=question)))
         return encoder.conversation(messages, features, self.verdict)
 
     def fill_context(self, encoder: Encoder, captions: Sequence[str]) -> str:
         """The caption slot: whole captions within the token budget, or nothing."""
         if self.context == "none":
             return ""
-        kept, used = [], 0
-        for caption in captions:
-            used += len(encoder.tokens(caption))
-            if used > self.max_caption_tokens:
-                break
-            kept.append(caption)
-        return _fill(self.captions_template, captions=self.captions_separator.join(kept)) if kept else ""
+        kept, _ = within_budget(captions, lambda caption: len(encoder.tokens(caption)), self.max_caption_tokens)
+        return fill(self.captions_template, captions=self.captions_separator.join(kept)) if kept else ""
 
 
 def contexts(mode: str, rows: Sequence[tuple[str, Sequence[str]]], seed: int) -> list[tuple[str, ...]]:
@@ -72,8 +67,3 @@ def _another(
         return ()
     index = derive(seed, "shuffled", video) % others
     return pool[videos[index + (own is not None and index >= own)]]
-
-
-def _fill(template: str, **values: str) -> str:
-    """Named slots, each filled once: questions and captions may hold braces, even a slot's name."""
-    return re.sub(r"\{(\w+)\}", lambda slot: values.get(slot[1], slot[0]), template)

@@ -1,0 +1,20 @@
+"""How far a measured rate may be from the true one."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+
+def wilson(successes: float, trials: int, level: float = 0.95) -> tuple[float, float] | tuple[None, None]:
+    """Score interval of a rate (Wilson 1927); half successes (ties) are allowed. (None, None) without trials."""
+    if not 0 <= successes <= trials:
+        raise ValueError(f"{successes} successes in {trials} trials")
+    if not trials:
+        return None, None
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    rate, spread = successes / trials, z * z / trials
+    middle = rate + spread / 2
+    half = z * math.sqrt(rate * (1 - rate) / trials + spread / (4 * trials))
+    low, high = (middle - half) / (1 + spread), (middle + half) / (1 + spread)
+    return max(0.0, min(low, rate)), min(1.0, max(high, rate))  # at 0 and 1 rounding would put the rate outside

@@ -1,0 +1,72 @@
+"""How much a pairwise judge goes by the place of an answer instead of by the answer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rlaif.feedback.pairwise import EXACT, Verdict
+from rlaif.records import Masked
+
+ONE_SIDED = 0.95
+"""Share of decisions for one place from which on a judge counts as saying always the same. A fair one is at 1/2: each
+pair is shown in both orders."""
+ENOUGH = 5
+"""Verdicts that such a claim needs."""
+
+
+def position_bias(outcomes: Sequence[Verdict | Masked]) -> dict[str, Any]:
+    """Statistics over many verdicts; rates are None without any.
+
+    flip_rate: pairs whose two orders prefer different answers. first_share: of all single decisions, those for the
+    answer shown first (an undecided one counts half). mean_p_first: its mean probability. log_odds_first: the mean
+    preference for the first place in nats; flip_rate_debiased is the flip rate once that is subtracted from every
+    order. mean_mass: probability of the two choices among all tokens. one_sided: `first` or `second` for a judge that
+    always names that place, with a `warning` in words.
+    """
+    verdicts = [outcome for outcome in outcomes if isinstance(outcome, Verdict)]
+    masked = Counter(outcome.reason for outcome in outcomes if isinstance(outcome, Masked))
+    report = {"verdicts": len(verdicts), "masked": dict(sorted(masked.items())), "one_sided": "", "warning": ""}
+    report |= dict.fromkeys(("flip_rate", "flip_rate_debiased", "first_share", "mean_p_first"))
+    report |= dict.fromkeys(("log_odds_first", "mean_mass", "ties"))
+    if verdicts:
+        report |= _rates(verdicts)
+        report |= _one_sided(report["first_share"], len(verdicts))
+    return report
+
+
+def _rates(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    odds = np.array([[order.log_odds for order in verdict.orders] for verdict in verdicts])
+    sides = _sides(odds)
+    return {
+        "ties": sum(verdict.winner == 0 for verdict in verdicts),
+        "flip_rate": _flips(odds),
+        "flip_rate_debiased": _flips(odds - odds.mean()),
+        "first_share": float(np.mean((sides + 1) / 2)),
+        "mean_p_first": float(np.mean([order.p_first for verdict in verdicts for order in verdict.orders])),
+        "log_odds_first": float(odds.mean()),
+        "mean_mass": float(np.mean([order.mass for verdict in verdicts for order in verdict.orders])),
+    }
+
+
+def _sides(odds: np.ndarray) -> np.ndarray:
+    return np.sign(np.where(np.abs(odds) < EXACT, 0.0, odds))
+
+
+def _flips(odds: np.ndarray) -> float:
+    """Both orders prefer the same place, hence different answers. odds [N, 2]."""
+    return float(np.mean(_sides(odds).prod(1) > 0))
+
+
+def _one_sided(first_share: float, verdicts: int) -> dict[str, str]:
+    share, place = max((first_share, "first"), (1 - first_share, "second"))
+    if share < ONE_SIDED or verdicts < ENOUGH:
+        return {}
+    return {
+        "one_sided": place,
+        "warning": f"the judge names the {place} answer in {share:.0%} of its decisions, whichever answer that is: its "
+        "labels say nothing about the answers. Change the judge's prompt or the choices, or take another judge",
+    }

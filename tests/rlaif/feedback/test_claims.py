@@ -1,0 +1,145 @@
+"""Cutting answers into claims, and scoring them by rejected claims."""
+
+import math
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlaif.errors import ConfigError
+from rlaif.feedback.claims import ClaimScore, Judged, judge_claim, parse_list, polar, score, split, summary, tally
+from rlaif.feedback.sentences import sentences
+from rlaif.records import Masked
+
+YES, NO = Judged(0.9, 0.1, True), Judged(0.1, 0.9, False)
+
+
+@pytest.mark.parametrize(
+    ("answer", "claims"),
+    [
+        ("A cat sits. It sleeps!  Is it red? No.", ["A cat sits.", "It sleeps!", "Is it red?", "No."]),
+        ("two objects . a red circle moves left .", ["two objects .", "a red circle moves left ."]),
+        ("Dr. Lee walks 3.5 m, e.g. slowly. J. Doe runs.", ["Dr. Lee walks 3.5 m, e.g. slowly.", "J. Doe runs."]),
+        ("He eats at 5 p.m. Then he sleeps.", ["He eats at 5 p.m.", "Then he sleeps."]),
+        ("He eats at 5 p.m. and sleeps etc. in bed.", ["He eats at 5 p.m. and sleeps etc. in bed."]),
+        ("A U.S. Army man. It is no. 5.", ["A U.S. Army man.", "It is no. 5."]),
+        ('He says "stop!" and goes. "Fine." He went.', ['He says "stop!" and goes.', '"Fine."', "He went."]),
+        ("They wait... then leave. (A bird.) It sings.", ["They wait... then leave.", "(A bird.)", "It sings."]),
+        (
+            "I see:\n- a cat\n* a dog. It runs\n\n1. A ball\n2) A bat",
+            ["I see:", "a cat", "a dog.", "It runs", "A ball", "A bat"],
+        ),
+        ("1. A red ball. 2. A blue one.", ["A red ball.", "A blue one."]),
+        ("one sentence\non two lines. -5 degrees", ["one sentence on two lines.", "-5 degrees"]),
+        ("猫がいる。犬もいる。", ["猫がいる。", "犬もいる。"]),
+        (" ... \n - \n", []),
+        ("", []),
+    ],
+)
+def test_sentences(answer, claims):
+    assert split(answer) == claims
+
+
+@settings(deadline=None)
+@given(st.text(alphabet="abAB éµ.!?,;:-*()\n\"'", max_size=80))
+def test_no_word_is_lost(text):
+    assert re.findall(r"\w+", " ".join(sentences(text))) == re.findall(r"\w+", text)
+
+
+def test_a_long_answer_is_never_cut():
+    answer = " ".join(f"object {number} is here ." for number in range(400))
+    assert len(split(answer)) == 400
+
+
+def test_repeats_are_one_claim_and_counted():
+    assert tally(sentences("A cat. a  CAT! A dog. A cat.")) == {"A cat.": 3, "A dog.": 1}
+    assert split("A cat. a  CAT! A dog.") == ["A cat.", "A dog."]
+
+
+def test_a_models_list():
+    reply = "Here are the facts:\n- A cat sits.\n -The cat is\n   not black\n• A dog\n3. It runs\n---\n-\nThat is all.\n  end"
+    assert parse_list(reply) == ["A cat sits.", "The cat is not black", "A dog", "It runs"]
+    assert parse_list("no list here") == []
+
+
+def test_polar_questions():
+    assert polar(" a {claim} . ", "{claim} Yes or no?") == "a {claim} . Yes or no?"
+    assert polar("A cat.").startswith("A cat. ")
+    with pytest.raises(ConfigError, match="claim"):
+        polar("A cat.", "Yes or no?")
+
+
+def tokens(**probabilities) -> list[tuple[str, float]]:
+    return [(text.replace("_", " "), math.log(p)) for text, p in probabilities.items()]
+
+
+@pytest.mark.parametrize(
+    ("listed", "accepted"),
+    [
+        (dict(yes=0.2, Yes=0.2, _Yes=0.1, No=0.4), True),
+        (dict(yes=0.2, Yes=0.15, No=0.2, no=0.1, _no=0.1), False),
+        (dict(Yes=0.3, No=0.3), False),
+        (dict(Yes=0.01, The=0.9), True),
+        (dict(NO=0.01, The=0.9), False),
+    ],
+)
+def test_a_claim_is_accepted_where_yes_is_likelier(listed, accepted):
+    assert judge_claim(tokens(**listed)).accepted is accepted
+
+
+def test_probabilities_are_evidence():
+    judged = judge_claim(tokens(yes=0.2, Yes=0.3, _no=0.1))
+    assert (judged.p_yes, judged.p_no) == pytest.approx((0.5, 0.1))
+
+
+def test_very_small_probabilities_still_compare():
+    assert judge_claim([("yes", -900.0), ("no", -901.0)]).accepted
+
+
+def test_a_claim_that_cannot_be_judged_is_masked():
+    assert "none of 'yes', 'no'" in judge_claim(tokens(The=0.9)).reason
+    assert "not finite" in judge_claim([("yes", math.nan), ("no", -1.0)]).reason
+
+
+def test_the_score_is_minus_the_rejected_claims():
+    """RLAIF-V: accepted - claims."""
+    found = score({"a": 1, "b": 2, "c": 1}, [YES, NO, NO])
+    assert (found.score, found.claims, found.rejected, found.empty) == (-2, 3, 2, False)
+    assert found.rate == pytest.approx(2 / 3)
+    assert [(item.claim, item.times, item.judged) for item in found.evidence] == [
+        ("a", 1, YES),
+        ("b", 2, NO),
+        ("c", 1, NO),
+    ]
+    assert score({"a": 1}, [YES]).score == 0
+
+
+def test_an_answer_without_claims_is_empty():
+    found = score({}, [])
+    assert found.score == 0 and found.rate == 0 and found.empty
+
+
+@pytest.mark.parametrize(
+    ("judgements", "reason"),
+    [([YES], "2 claims, but 1 judgements"), ([YES] * 3, "2 claims, but 3"), ([YES, Masked("x")], "not judged: x")],
+)
+def test_a_score_that_cannot_be_computed_is_masked(judgements, reason):
+    found = score({"a": 1, "b": 1}, judgements)
+    assert isinstance(found, Masked) and reason in found.reason
+
+
+@settings(deadline=None)
+@given(st.lists(st.booleans(), max_size=12))
+def test_score_counts(accepted):
+    found = score({str(number): 1 for number in range(len(accepted))}, [YES if one else NO for one in accepted])
+    assert isinstance(found, ClaimScore) and found.score == sum(accepted) - len(accepted) <= 0
+
+
+def test_summary():
+    scores = [score({"a": 1, "b": 3}, [YES, NO]), score({}, []), score({"a": 1}, []), score({"a": 1}, [])]
+    assert summary(scores) == {
+        "answers": 4, "scored": 2, "empty": 1, "masked": {"1 claims, but 0 judgements": 2}, "claims": 2, "repeated": 2,
+        "rejected": 1, "rejection_rate": 0.5,
+    }  # fmt: skip
+    assert summary([])["rejection_rate"] is None
