@@ -1,0 +1,122 @@
+"""What a judge is asked: turns of text and frames, as OpenAI's chat completions take them, and the hash that names it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+
+from rlaif.errors import ContractError
+
+MAGIC = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message. Its frames, then its video, come before its text."""
+
+    text: str
+    role: str = "user"
+    images: tuple[bytes, ...] = field(default=(), repr=False)
+    """PNG or JPEG files in time order (`encode_frames`)."""
+    video_url: str | None = field(default=None, repr=False)
+    """For servers that read videos, such as vLLM: an address, or a data URL (`video_data_url`)."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One question to a judge."""
+
+    key: Hashable
+    """What the caller knows it by; it is neither sent nor hashed."""
+    turns: tuple[Turn, ...]
+    choices: tuple[str, ...] = ()
+    """Answers of one token each whose log-probs as the first token are wanted, such as ("A", "B")."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if "" in self.choices or len({choice.strip() for choice in self.choices}) < len(self.choices):
+            raise ContractError(
+                "choices that differ by more than spaces", repr(self.choices), f"the choices of {self.key!r}"
+            )
+
+
+def encode_frames(frames: np.ndarray, jpeg_quality: int | None = None) -> tuple[bytes, ...]:
+    """[T, H, W, 3] uint8 -> one file per frame: PNG, which loses nothing, or JPEG of a quality from 1 to 95."""
+    return tuple(_encode(Image.fromarray(frame), jpeg_quality) for frame in np.asarray(frames))
+
+
+def _encode(image: Image.Image, jpeg_quality: int | None) -> bytes:
+    file = io.BytesIO()
+    if jpeg_quality is None:
+        image.save(file, "PNG")
+    else:
+        image.save(file, "JPEG", quality=jpeg_quality)
+    return file.getvalue()
+
+
+def data_url(image: bytes) -> str:
+    """A PNG or JPEG file as a data URL; ContractError for anything else."""
+    return f"data:{media_type(image)};base64,{base64.b64encode(image).decode()}"
+
+
+def video_data_url(images: Sequence[bytes]) -> str:
+    """JPEG frames as one video, in the form that vLLM reads (`data:video/jpeg`, frames separated by commas).
+
+    vLLM takes the first 32 frames only, unless it was started with another `num_frames` in `--media-io-kwargs`, and
+    counts one frame per second.
+    """
+    for image in images:
+        if media_type(image) != "image/jpeg":
+            raise ContractError("JPEG frames", media_type(image), "encode_frames(frames, jpeg_quality=95)")
+    return "data:video/jpeg;base64," + ",".join(base64.b64encode(image).decode() for image in images)
+
+
+def media_type(image: bytes) -> str:
+    for magic, name in MAGIC.items():
+        if image.startswith(magic):
+            return name
+    raise ContractError("a PNG or JPEG file", f"{len(image)} bytes that begin with {image[:8]!r}", "use encode_frames")
+
+
+def messages(turns: Sequence[Turn]) -> list[dict]:
+    """The turns as they are sent, images inside as data URLs."""
+    return _messages(turns, data_url, lambda url: url)
+
+
+def digested(turns: Sequence[Turn]) -> list[dict]:
+    """The same with the SHA-256 of its bytes in place of every image and video; a video's address stays as it is."""
+    return _messages(
+        turns,
+        lambda image: f"{media_type(image)} {hashlib.sha256(image).hexdigest()}",
+        lambda url: f"video {hashlib.sha256(url.encode()).hexdigest()}" if url.startswith("data:") else url,
+    )
+
+
+def _messages(turns: Sequence[Turn], image: Callable[[bytes], str], video: Callable[[str], str]) -> list[dict]:
+    return [{"role": turn.role, "content": _content(turn, image, video)} for turn in turns]
+
+
+def _content(turn: Turn, image: Callable[[bytes], str], video: Callable[[str], str]) -> str | list[dict]:
+    parts: list[dict] = [{"type": "image_url", "image_url": {"url": image(one)}} for one in turn.images]
+    if turn.video_url is not None:
+        parts.append({"type": "video_url", "video_url": {"url": video(turn.video_url)}})
+    # servers of text models often take plain text only
+    return [*parts, {"type": "text", "text": turn.text}] if parts else turn.text
+
+
+def canonical(origin: str, sampling: dict, turns: Sequence[Turn]) -> str:
+    """Everything that decides the answer, as JSON with sorted keys: what the prompt hash covers."""
+    asked = {"origin": origin, **sampling, "messages": digested(turns)}
+    return json.dumps(asked, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def prompt_hash(asked: str) -> str:
+    """64 hex digits over the canonical JSON."""
+    return hashlib.sha256(asked.encode()).hexdigest()

@@ -1,0 +1,36 @@
+"""Questions to a judge, and options that wait for nothing."""
+
+import pytest
+from judge_server import MODEL
+
+from rlaif.feedback.asking import Ask, Turn
+from rlaif.feedback.options import EndpointOptions
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch):
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+
+
+@pytest.fixture
+def options():
+    """Options for a server, quick by default."""
+
+    def of(server, **changes) -> EndpointOptions:
+        url = server if isinstance(server, str) else server.url
+        quick = dict(model=MODEL, timeout_s=5.0, retries=1, backoff_s=0.01, max_backoff_s=2.0, concurrency=1)
+        return EndpointOptions(**{"url": url, **quick, **changes})
+
+    return of
+
+
+@pytest.fixture
+def ask():
+    """Question number `n`, of the words alone."""
+
+    def of(n=0, choices=(), **changes) -> Ask:
+        return Ask(**{"key": ("p", n), "turns": (Turn(f"question {n} ?"),), "choices": choices, **changes})
+
+    return of

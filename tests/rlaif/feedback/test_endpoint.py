@@ -1,0 +1,400 @@
+"""The judge's client against a server that answers: what is sent, what comes back, what is kept, what it may take."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from judge_server import MODEL, JudgeServer, answer, completion, status
+
+from rlaif.errors import ConfigError, ContractError
+from rlaif.feedback.asking import Ask, Turn, data_url, encode_frames, video_data_url
+from rlaif.feedback.endpoint import Endpoint
+from rlaif.feedback.options import EndpointOptions
+from rlaif.feedback.replies import Reply, Usage
+
+ROOT = Path(__file__).parents[3]
+FRAMES = np.random.default_rng(0).integers(0, 255, (3, 8, 8, 3), dtype=np.uint8)
+
+
+def files(folder) -> list[Path]:
+    return sorted(path for path in Path(folder).rglob("*") if path.is_file())
+
+
+# -- one question
+
+
+def test_a_reply_carries_text_and_record(options, ask):
+    with JudgeServer(answer("yes , A", delay=0.05)) as server:
+        endpoint = Endpoint(options(server))
+        (reply,) = endpoint.ask_many([ask(3)])
+    assert (reply.key, reply.text, reply.finish_reason, reply.logprobs) == (("p", 3), "yes , A", "stop", {})
+    assert (reply.model, reply.usage, reply.cached) == (MODEL, Usage(10, 5), False)
+    assert 0.05 <= reply.latency_s < 2
+    assert len(reply.prompt_hash) == 64
+    assert json.loads(json.dumps(reply.record())) == {
+        "model": MODEL,
+        "prompt_hash": reply.prompt_hash,
+        "finish_reason": "stop",
+        "latency_s": reply.latency_s,
+        "cached": False,
+        "prompt_tokens": 10,
+        "completion_tokens": 5,
+    }
+    assert endpoint.used == Usage(10, 5)
+
+
+def test_the_request_is_a_chat_completion(options, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", " sk-planted\n")
+    images = encode_frames(FRAMES)
+    turns = (Turn("be strict .", "system"), Turn("which ?", images=images, video_url="https://videos/1.mp4"))
+    extra = {"chat_template_kwargs": {"enable_thinking": False}, "max_tokens": None, "max_completion_tokens": 7}
+    with JudgeServer(answer()) as server:
+        chosen = options(server, api_key_env="JUDGE_KEY", temperature=0.5, top_logprobs=4, extra=extra)
+        Endpoint(chosen).ask_many([Ask("k", turns, ("A", "B"), seed=9)])
+    assert server.paths == ["/v1/chat/completions"]
+    assert server.headers[0]["Authorization"] == "Bearer sk-planted"
+    assert server.bodies == [
+        {
+            "model": MODEL,
+            "temperature": 0.5,
+            "seed": 9,
+            "logprobs": True,
+            "top_logprobs": 4,
+            "chat_template_kwargs": {"enable_thinking": False},
+            "max_completion_tokens": 7,
+            "messages": [
+                {"role": "system", "content": "be strict ."},
+                {
+                    "role": "user",
+                    "content": [
+                        *({"type": "image_url", "image_url": {"url": data_url(image)}} for image in images),
+                        {"type": "video_url", "video_url": {"url": "https://videos/1.mp4"}},
+                        {"type": "text", "text": "which ?"},
+                    ],
+                },
+            ],
+        }
+    ]
+
+
+def test_without_choices_no_logprobs_and_without_a_key_no_header(options, ask):
+    with JudgeServer(answer()) as server:
+        Endpoint(options(server)).ask_many([ask()])
+    assert not {"logprobs", "top_logprobs"} & set(server.bodies[0])
+    assert "Authorization" not in server.headers[0]
+
+
+def test_frames_arrive_as_they_are():
+    import base64
+    import io
+
+    from PIL import Image
+
+    url = data_url(encode_frames(FRAMES)[1])
+    kind, _, data = url.partition(";base64,")
+    assert kind == "data:image/png"
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))), FRAMES[1])
+    jpegs = encode_frames(FRAMES, jpeg_quality=95)
+    assert data_url(jpegs[0]).startswith("data:image/jpeg;base64,")
+    kind, *parts = video_data_url(jpegs).split(",")
+    assert kind == "data:video/jpeg;base64"
+    assert [base64.b64decode(part) for part in parts] == list(jpegs)
+
+
+def test_what_is_no_image_is_refused():
+    with pytest.raises(ContractError, match="PNG or JPEG"):
+        data_url(b"GIF89a")
+    with pytest.raises(ContractError, match="JPEG frames"):
+        video_data_url(encode_frames(FRAMES))
+
+
+def test_too_many_images_are_an_error_not_a_cut(options):
+    turns = (Turn("?", images=encode_frames(FRAMES)),)
+    with JudgeServer(answer()) as server, pytest.raises(ContractError, match="at most 2 images"):
+        Endpoint(options(server, max_images=2)).ask_many([Ask("k", turns)])
+    assert server.bodies == []
+
+
+# -- log-probs of the first token
+
+
+def test_choices_add_up_over_spaces_and_what_is_not_reported_is_none(options, ask):
+    with JudgeServer(answer("A")) as server:
+        (reply,) = Endpoint(options(server)).ask_many([ask(choices=("A", "B", "C"))])
+    assert reply.logprobs["A"] == pytest.approx(-0.2)
+    assert reply.logprobs["B"] == pytest.approx(math.log(math.exp(-2) + math.exp(-3)))
+    assert reply.logprobs["C"] is None
+
+
+def test_a_sampled_token_beyond_the_top_counts(options, ask):
+    content = [{"token": "C", "logprob": -6.0, "top_logprobs": [{"token": "A", "logprob": -0.1}]}]
+    with JudgeServer(answer("C", logprobs={"content": content})) as server:
+        (reply,) = Endpoint(options(server)).ask_many([ask(choices=("C", "A"))])
+    assert reply.logprobs == pytest.approx({"C": -6.0, "A": -0.1})
+
+
+@pytest.mark.parametrize("changes", [{"finish_reason": "length"}, {"message": {"content": None}}])
+def test_with_choices_the_first_token_is_the_answer(options, ask, changes):
+    with JudgeServer(answer(**changes)) as server:
+        (reply,) = Endpoint(options(server)).ask_many([ask(choices=("A", "B"))])
+    assert isinstance(reply, Reply)
+    assert reply.logprobs["A"] == pytest.approx(-0.2)
+
+
+@pytest.mark.parametrize("choices", [("A", " A"), ("",), ("A", "A")])
+def test_choices_that_cannot_be_told_apart(ask, choices):
+    with pytest.raises(ContractError, match="differ"):
+        ask(choices=choices)
+
+
+# -- many questions
+
+
+def test_outcomes_keep_the_order_of_the_questions(options, ask):
+    def by(body):
+        number = int(body["messages"][0]["content"].split()[1])
+        return answer(f"answer {number}", delay=0.02 * (8 - number))
+
+    with JudgeServer(by=by) as server:
+        replies = Endpoint(options(server, concurrency=4)).ask_many(ask(n) for n in range(8))
+    assert [(reply.key, reply.text) for reply in replies] == [(("p", n), f"answer {n}") for n in range(8)]
+    assert server.most_open == 4
+
+
+def test_questions_are_taken_as_there_is_room(options, ask):
+    with JudgeServer(answer(delay=0.05)) as server:
+        taken = []
+
+        def asks():
+            for n in range(6):
+                taken.append((n, len(server.bodies)))
+                yield ask(n)
+
+        Endpoint(options(server, concurrency=2)).ask_many(asks())
+    assert all(n - sent <= 2 for n, sent in taken)
+
+
+def test_the_same_question_twice_is_asked_once(options, ask):
+    with JudgeServer(answer(delay=0.05)) as server:
+        replies = Endpoint(options(server, concurrency=4)).ask_many([ask(1), ask(1), ask(2), ask(1)])
+    assert len(server.bodies) == 2
+    assert sorted(reply.cached for reply in replies) == [False, False, True, True]
+
+
+def test_inside_an_event_loop(options, ask):
+    async def main():
+        return Endpoint(options(server)).ask_many([ask(1)])
+
+    with JudgeServer(answer("A")) as server:
+        assert [reply.text for reply in asyncio.run(main())] == ["A"]
+
+
+def test_an_error_of_whoever_asks_arrives_as_it_is(options, ask):
+    def asks():
+        yield ask(0)
+        raise ZeroDivisionError("of the caller")
+
+    with JudgeServer(answer()) as server:
+        endpoint = Endpoint(options(server))
+        with pytest.raises(ZeroDivisionError, match="of the caller"):
+            endpoint.ask_many(asks())
+        assert endpoint.ask_many([ask(0)])[0].cached
+
+
+# -- what is kept
+
+
+def test_a_kept_answer_costs_nothing(options, ask, tmp_path):
+    with JudgeServer(answer("A")) as server:
+        chosen = options(server, cache=str(tmp_path))
+        first = Endpoint(chosen).ask_many([ask(1, choices=("A",))])[0]
+        again = Endpoint(chosen, Usage(1, 1))
+        second = again.ask_many([ask(1, choices=("A", "B"))])[0]  # other choices of the same answer
+    assert len(server.bodies) == 1
+    assert (second.cached, second.text, second.usage, second.latency_s) == (True, "A", first.usage, first.latency_s)
+    assert second.logprobs["A"] == first.logprobs["A"] and second.logprobs["B"] is not None
+    assert second.prompt_hash == first.prompt_hash
+    assert again.used == Usage(1, 1)
+
+
+CHANGES = {
+    "model": ({"model": "judge-2"}, {}),
+    "temperature": ({"temperature": 1.0}, {}),
+    "max_tokens": ({"max_tokens": 7}, {}),
+    "extra": ({"extra": {"top_p": 0.5}}, {}),
+    "origin": ({"origin": "elsewhere"}, {}),
+    "seed": ({}, {"seed": 1}),
+    "text": ({}, {"turns": (Turn("another", images=encode_frames(FRAMES)),)}),
+    "role": ({}, {"turns": (Turn("question", "system", images=encode_frames(FRAMES)),)}),
+    "a pixel": ({}, {"turns": (Turn("question", images=encode_frames(FRAMES ^ 1)),)}),
+    "an image less": ({}, {"turns": (Turn("question", images=encode_frames(FRAMES[:2])),)}),
+    "their order": ({}, {"turns": (Turn("question", images=encode_frames(FRAMES[::-1])),)}),
+    "a video": ({}, {"turns": (Turn("question", video_url=video_data_url(encode_frames(FRAMES, 90))),)}),
+    "log-probs": ({}, {"choices": ("A",)}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_whatever_decides_the_answer_is_in_the_hash(options, change, tmp_path):
+    of_options, of_ask = CHANGES[change]
+    plain = {"key": 1, "turns": (Turn("question", images=encode_frames(FRAMES)),)}
+    with JudgeServer(by=lambda body: answer(top={"model": body["model"]})) as server:
+        (first,) = Endpoint(options(server, cache=str(tmp_path))).ask_many([Ask(**plain)])
+        (other,) = Endpoint(options(server, cache=str(tmp_path), **of_options)).ask_many([Ask(**plain | of_ask)])
+    assert first.prompt_hash != other.prompt_hash
+    assert not other.cached and len(server.bodies) == 2
+
+
+def test_the_address_is_in_the_hash_unless_an_origin_is_named(options, ask, tmp_path):
+    with JudgeServer(answer()) as one, JudgeServer(answer()) as two:
+        for origin, cached in ((None, False), ("judge", True)):
+            chosen = dict(cache=str(tmp_path), origin=origin)
+            Endpoint(options(one, **chosen)).ask_many([ask()])
+            assert Endpoint(options(two, **chosen)).ask_many([ask()])[0].cached is cached
+
+
+def test_frames_are_kept_as_their_hash(options, tmp_path):
+    turns = (Turn("?", images=encode_frames(FRAMES), video_url=video_data_url(encode_frames(FRAMES, 90))),)
+    with JudgeServer(answer()) as server:
+        Endpoint(options(server, cache=str(tmp_path))).ask_many([Ask("k", turns)])
+    (file,) = files(tmp_path)
+    assert "base64" not in file.read_text() and file.stat().st_size < 2000
+
+
+def test_what_cannot_be_read_of_the_cache_is_asked_again(options, ask, tmp_path):
+    with JudgeServer(answer("A")) as server:
+        chosen = options(server, cache=str(tmp_path))
+        asks = [ask(n) for n in range(5)]
+        Endpoint(chosen).ask_many(asks)
+        one, two, three, four, _ = files(tmp_path)
+        one.write_bytes(one.read_bytes()[:-9])
+        two.write_bytes(b"")
+        three.write_text(four.read_text())  # the answer to another question
+        four.write_text(json.dumps({**json.loads(four.read_text()), "answer": {"text": 7}}))
+        replies = Endpoint(chosen).ask_many(asks)
+        assert [reply.text for reply in replies] == ["A"] * 5
+        assert sum(reply.cached for reply in replies) == 1 and len(server.bodies) == 9
+        assert all(reply.cached for reply in Endpoint(chosen).ask_many(asks))
+
+
+def test_a_killed_run_goes_on_where_it_was(options, ask, tmp_path):
+    """With SIGKILL, in the middle of its questions."""
+    code = (
+        "import sys; sys.path[:0] = ['tests/support']\n"
+        "from rlaif.feedback.endpoint import Endpoint\n"
+        "from rlaif.feedback.asking import Ask, Turn\n"
+        "from rlaif.feedback.options import EndpointOptions\n"
+        f"options = EndpointOptions(sys.argv[1], {MODEL!r}, cache=sys.argv[2], concurrency=2)\n"
+        "Endpoint(options).ask_many(Ask(('p', n), (Turn(f'question {n} ?'),)) for n in range(30))\n"
+    )
+    with JudgeServer(answer("A", delay=0.05)) as server:
+        run = subprocess.Popen([sys.executable, "-c", code, server.url, str(tmp_path)], cwd=ROOT)
+        while len(server.bodies) < 10 and run.poll() is None:
+            time.sleep(0.01)
+        os.kill(run.pid, signal.SIGKILL)
+        assert run.wait() == -signal.SIGKILL
+        asked = len(server.bodies)
+        replies = Endpoint(options(server, cache=str(tmp_path))).ask_many([ask(n) for n in range(30)])
+    assert [reply.text for reply in replies] == ["A"] * 30
+    assert 6 <= sum(reply.cached for reply in replies) <= asked
+    assert len(server.bodies) <= 30 + 4  # at most what was open is asked twice
+
+
+def test_a_cache_that_cannot_be_written(options, ask, tmp_path):
+    (tmp_path / "file").write_text("")
+    with JudgeServer(answer()) as server, pytest.raises(ConfigError, match="cache"):
+        Endpoint(options(server, cache=str(tmp_path / "file"))).ask_many([ask()])
+
+
+# -- what it may take
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"token_budget": 100},  # 15 tokens each
+        {"cost_budget": 0.0165, "prompt_price": 100.0, "completion_price": 300.0},  # .0025 each
+    ],
+)
+def test_a_budget_is_not_passed_and_what_it_stops_is_masked(options, ask, limits, concurrency, tmp_path):
+    with JudgeServer(answer(delay=0.01)) as server:
+        endpoint = Endpoint(options(server, max_tokens=5, concurrency=concurrency, cache=str(tmp_path), **limits))
+        outcomes = endpoint.ask_many([ask(n) for n in range(10)])
+        assert len(server.bodies) == 6
+        assert endpoint.used == Usage(60, 30)
+        masked = [one for one in outcomes if not isinstance(one, Reply)]
+        assert len(masked) == 4 and {one.kind for one in masked} == {"budget"}
+        assert next(iter(limits)) in masked[0].reason
+        # what was answered still costs nothing; what was not still has no room, in this call and in a later run
+        assert sum(isinstance(one, Reply) and one.cached for one in endpoint.ask_many([ask(n) for n in range(10)])) == 6
+        later = Endpoint(endpoint.options, endpoint.used)
+        assert [one.cached for one in later.ask_many([ask(0)])] == [True]
+        assert [one.kind for one in later.ask_many([ask(99)])] == ["budget"]
+        assert len(server.bodies) == 6
+
+
+def test_what_may_have_been_computed_counts(options, ask):
+    """A request that breaks off is charged like the largest so far; a refused one is free."""
+    from judge_server import half
+
+    with JudgeServer(answer(), half, status(500), answer()) as server:
+        endpoint = Endpoint(options(server, max_tokens=5, retries=3))
+        endpoint.ask_many([ask(0), ask(1)])
+    assert endpoint.used == Usage(30, 15)
+
+
+# -- options
+
+NONSENSE = {
+    "ftp": {"url": "ftp://127.0.0.1/v1"},
+    "file": {"url": "file:///etc/passwd"},
+    "no host": {"url": "http:///v1"},
+    "port": {"url": "http://host:99999/v1"},
+    "whole path": {"url": "http://host/v1/chat/completions"},
+    "user": {"url": "http://me:hunter2@host/v1"},
+    "query": {"url": "http://host/v1?key=hunter2"},
+    "key for its name": {"api_key_env": "sk-hunter2"},
+    "timeout": {"timeout_s": 0},
+    "nan": {"timeout_s": float("nan")},
+    "retries": {"retries": -1},
+    "concurrency": {"concurrency": 0},
+    "max_tokens": {"max_tokens": 0},
+    "top_logprobs": {"top_logprobs": 0},
+    "backoff": {"backoff_s": float("inf")},
+    "budget": {"token_budget": -1},
+    "prices": {"cost_budget": 1.0},
+    "extra": {"extra": {"n": 2}},
+}
+
+
+@pytest.mark.parametrize("name", NONSENSE)
+def test_nonsense_is_refused_and_secrets_are_not_repeated(name):
+    with pytest.raises(ConfigError) as error:
+        EndpointOptions(**{"url": "http://host/v1", "model": "m", **NONSENSE[name]})
+    assert "hunter2" not in repr(error.value) + str(error.value)
+
+
+@pytest.mark.parametrize("value", [None, "", " \n", "sk planted", "sk-ключ"])
+def test_a_key_that_is_not_there_stops_before_anything_is_asked(options, monkeypatch, value):
+    monkeypatch.delenv("JUDGE_KEY", raising=False)
+    if value is not None:
+        monkeypatch.setenv("JUDGE_KEY", value)
+    with pytest.raises(ConfigError, match="JUDGE_KEY") as error:
+        Endpoint(options("http://127.0.0.1:1/v1", api_key_env="JUDGE_KEY"))
+    assert not value or not value.strip() or value not in str(error.value)
+
+
+def test_the_form_of_an_answer_is_what_the_client_reads():
+    """Guards the double: it must have what a server has."""
+    assert set(completion()) >= {"id", "object", "model", "choices", "usage"}

@@ -1,0 +1,203 @@
+"""The judge's client against a real server: vLLM with a tiny model on this machine, with an API key."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from rlaif.errors import ConfigError
+from rlaif.feedback.asking import Ask, Turn, encode_frames, video_data_url
+from rlaif.feedback.endpoint import Endpoint
+from rlaif.feedback.options import EndpointOptions
+from rlaif.feedback.replies import Reply, Usage
+
+pytestmark = pytest.mark.slow  # a server's start, and an engine's: about a minute
+
+KEY = "sk-of-the-test"
+CHOICES = ("yes", "no")
+QUESTION = "is there a red circle ?"
+# `vllm serve` asks for the metadata of a package named vllm, which a CPU installation does not have
+SERVE = (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
+FLAGS = (
+    *("--served-model-name", "tiny", "--dtype", "float32", "--enforce-eager", "--max-model-len", "256"),
+    *("--max-num-seqs", "8", "--kv-cache-memory-bytes", str(100 * 2**20), "--max-logprobs", "200"),
+    *("--limit-mm-per-prompt", '{"image": 8, "video": 1}', "--no-mm-device-do-normalize"),
+)
+
+
+def free_port() -> int:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return bound.getsockname()[1]
+
+
+@contextmanager
+def serving(path, log):
+    """The address of a server for the model, once it answers."""
+    port = free_port()
+    environment = {
+        **os.environ,
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    command = [*SERVE, "--model", str(path), "--host", "127.0.0.1", "--port", str(port), "--api-key", KEY, *FLAGS]
+    with open(log, "w") as out:
+        process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
+    try:
+        while not healthy(port):
+            assert process.poll() is None, log.read_text()[-3000:]
+            time.sleep(0.3)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            pass
+        try:
+            os.killpg(process.pid, signal.SIGKILL)  # its engine is a process of its own
+        except ProcessLookupError:
+            pass
+
+
+def healthy(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    from rlaif.models.tiny import build_tiny
+    from rlaif.worlds.shapes.language import WORDS
+
+    return build_tiny(tmp_path_factory.mktemp("tiny"), WORDS)
+
+
+@pytest.fixture(scope="module")
+def url(model, tmp_path_factory):
+    with serving(model, tmp_path_factory.mktemp("server") / "log") as url:
+        yield url
+
+
+@pytest.fixture
+def options(url, model, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    # of the whole vocabulary, so that no choice is missing; a larger number ends vLLM's engine
+    top = json.loads((model / "config.json").read_text())["text_config"]["vocab_size"]
+    plain = dict(url=url, model="tiny", api_key_env="JUDGE_KEY", max_tokens=1, top_logprobs=top, retries=0)
+    return lambda **changes: EndpointOptions(**{**plain, **changes})
+
+
+def clip(seed: int) -> np.ndarray:
+    """[8, 56, 56, 3] uint8: coarse noise, so that JPEG keeps most of it."""
+    coarse = np.random.default_rng(seed).integers(0, 255, (8, 7, 7, 3), dtype=np.uint8)
+    return coarse.repeat(8, axis=1).repeat(8, axis=2)
+
+
+def about(seed: int | None, video: bool = False, words: str = QUESTION) -> Ask:
+    """The question, of a clip where there is a seed: as images or as a video."""
+    if seed is None:
+        turn = Turn(words)
+    elif video:
+        turn = Turn(words, video_url=video_data_url(encode_frames(clip(seed), 95)))
+    else:
+        turn = Turn(words, images=encode_frames(clip(seed)))
+    return Ask((seed, video), (turn,), CHOICES, seed=1)
+
+
+def values(reply) -> np.ndarray:
+    assert isinstance(reply, Reply), reply
+    return np.array([reply.logprobs[choice] for choice in CHOICES], float)
+
+
+def test_logprobs_of_choices_are_the_engines_own(options, model):
+    """Text and video, against the engine in this process: the same pixels, the same template, the same number."""
+    from transformers import AutoProcessor
+
+    from actors.engine import Engine, EngineSpec, Request
+    from rlaif.config.schema import Rollout, Sampling
+
+    text, video = map(values, Endpoint(options(temperature=0.7)).ask_many([about(None), about(1, video=True)]))
+    processor = AutoProcessor.from_pretrained(model)
+
+    def prompt(*parts) -> list[int]:
+        chat = [{"role": "user", "content": [*parts, {"type": "text", "text": QUESTION}]}]
+        rendered = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        return processor.tokenizer(rendered)["input_ids"]
+
+    sent = [np.asarray(Image.open(io.BytesIO(jpeg))) for jpeg in encode_frames(clip(1), 95)]
+    times = {"total_num_frames": 8, "fps": 1.0, "duration": 8.0, "video_backend": "x", "frames_indices": list(range(8))}
+    requests = [Request(prompt()), Request(prompt({"type": "video"}), frames=np.stack(sent), metadata=times)]
+    engine = Engine(
+        EngineSpec(str(model), "float32", rollout=Rollout(max_model_len=256, cpu_kv_cache_gib=0.1, max_num_seqs=8))
+    )
+    for request, found in zip(requests, (text, video), strict=True):
+        ids = [processor.tokenizer.convert_tokens_to_ids(choice) for choice in CHOICES]
+        own = engine.logprobs([request] * 2, [[token] for token in ids], Sampling(), 0)
+        np.testing.assert_allclose(found, np.concatenate(own), atol=2e-5)
+    assert np.abs(text - video).max() > 1e-3
+
+
+def test_frames_are_seen(options):
+    """Asked anew each time: the same frames give the same number, others another one."""
+    asks = [about(None), about(1), about(2), about(1, video=True), about(2, video=True)]
+    first, second = (np.stack([values(reply) for reply in Endpoint(options()).ask_many(asks)]) for _ in range(2))
+    np.testing.assert_allclose(first, second, atol=2e-5)
+    differences = np.abs(first[:, None] - first[None]).max(-1)
+    assert differences[np.triu_indices(len(asks), 1)].min() > 1e-3
+
+
+def test_a_reply_says_what_it_took(options, tmp_path):
+    chosen = options(cache=str(tmp_path))
+    (reply,) = Endpoint(chosen).ask_many([about(1)])
+    assert reply.model == "tiny" and reply.usage.completion_tokens == 1
+    assert reply.usage.prompt_tokens > 8  # every frame has visual tokens
+    assert reply.latency_s > 0
+    again = Endpoint(chosen)
+    (kept,) = again.ask_many([about(1)])
+    assert kept.cached and kept.logprobs == reply.logprobs and again.used == Usage()
+
+
+def test_many_at_a_time_are_told_apart(options):
+    asks = [
+        about(None, words=words) for words in ("is there a circle ?", "a red square ?", "what moves ?", "yes .")
+    ] * 3
+    together = Endpoint(options(concurrency=12)).ask_many(asks)
+    alone = [values(Endpoint(options()).ask_many([ask])[0]) for ask in asks[:4]]
+    np.testing.assert_allclose(np.stack([values(reply) for reply in together]), np.stack(alone * 3), atol=2e-5)
+
+
+@pytest.mark.parametrize("wrong", ["sk-of-somebody-else", None])
+def test_the_server_wants_its_key(options, monkeypatch, wrong):
+    monkeypatch.setenv("JUDGE_KEY", wrong or "")
+    with pytest.raises(ConfigError, match="401") as error:
+        Endpoint(options(**{} if wrong else {"api_key_env": None})).ask_many([about(None)])
+    assert str(error.value).count("JUDGE_KEY" if wrong else "api_key_env") and str(wrong) not in str(error.value)
+
+
+def test_a_model_that_is_not_served(options):
+    with pytest.raises(ConfigError, match=r"404.*does not exist"):
+        Endpoint(options(model="big")).ask_many([about(None)])
+
+
+def test_what_the_server_declines_is_masked_with_its_words(options):
+    declined, cut = Endpoint(options()).ask_many(
+        [about(None, words="red " * 300), Ask("free", (Turn(QUESTION),))]  # too long; one token of free text
+    )
+    assert declined.kind == "rejected" and "256" in declined.reason
+    assert cut.kind in ("cut", "empty")
