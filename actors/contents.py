@@ -13,8 +13,6 @@ from rlaif.errors import ContractError
 from rlaif.models.family import family_of
 from rlaif.models.vlm import target_pattern
 
-Shapes = Mapping[str, tuple[int, ...]]
-
 
 class Contents:
     """Names, shapes and dtypes that an engine takes: those of its model directory, or of one adapter on it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,9 +81,10 @@ class Receivers:
         live = [name for name in self.actors if name not in self.failed]
         refs = {name: getattr(self.actors[name], method).remote(*arguments(name)) for name in live}
         answers: dict[str, Any] = {}
+        until = time.monotonic() + self.deadline_s  # of all together: several that hang cost no more than one
         for name, ref in refs.items():
             try:
-                answers[name] = ask(ref, self.deadline_s)
+                answers[name] = ask(ref, max(0.0, until - time.monotonic()))
             except (RlaifError, RayError) as error:  # a refusal, a dead actor, the deadline, whatever vLLM raised
                 self.failed[name] = f"{method}: {_reason(error)}"
                 log.warning("rollout actor %s did not take the weights: %s", name, self.failed[name])

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 
 from actors.pool import RolloutPool
+from cluster.publish import Manifest
 from cluster.transfer import Delivery, Receivers, undelivered
 from learners.group import LearnerGroup
 from rlaif.config.schema import Rollout
@@ -62,7 +63,7 @@ class Publisher:
         if unreached is not None and len(self.rollouts.dead) == dead:
             raise undelivered(unreached.failed)
 
-    def _deliver(self, version: int):
+    def _deliver(self, version: int) -> Manifest | None:
         """The version's manifest if it reached every actor, else None: it has to be published the other way too."""
         receivers = Receivers(
             self.rollouts.handles, self.options.tensor_parallel_size, self.deadline_s, self.options.transport

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from rlaif.config.schema import Sampling
 from rlaif.errors import ConfigError
 from rlaif.models.vlm import load_vlm
-from rlaif.stages import data, ppo, reward
+from rlaif.stages import data, evaluate, ppo, reward
 from rlaif.stages.roles import learner_spec
 from rlaif.stages.run import open_run
 
@@ -153,3 +153,14 @@ def test_one_version_of_staleness_overlaps_rollout_and_update(make_config, tmp_p
     ]
     assert max(overlaps) > 0
     assert rows[-1]["vision/passes_per_key"] >= 2.0  # the engine has frames, and runs its own tower
+
+
+@pytest.mark.slow
+def test_the_eval_command_publishes_the_export_and_its_adapter_makes_a_difference(trained):
+    config, _ = trained
+    with open_run(config) as run:
+        rows = {(row["policy"], row["decoding"]): row for row in evaluate.evaluate(config, run)}
+        assert run.topology.rollouts(config.ppo.policy, config.ppo.lora.r).version == 1
+    assert rows.keys() == {(name, decoding) for name in ("sft", "rlaif") for decoding in ("greedy", "sample")}
+    assert rows["sft", "sample"]["kl"] == pytest.approx(0, abs=1e-4)
+    assert abs(rows["rlaif", "sample"]["kl"]) > 1e-3  # answers of the adapter, measured on the adapter
