@@ -490,6 +490,15 @@ class Demo(Section):
     """Repeat the PPO part with this many seeds."""
 
 
+class Context(Section):
+    """Does context help? (`rlaif eval context`)"""
+
+    seeds: int = Field(3, ge=1)
+    """Times that answers are sampled, labelled and learned from anew, from `seed` on."""
+    reward_steps: int = Field(0, ge=0)
+    """Steps of each of its reward models, three per seed (0: `reward.steps`)."""
+
+
 class Config(Section):
     name: str
     """Name of the run: its directory is <storage>/<name>."""
@@ -513,4 +522,5 @@ class Config(Section):
     eval: Eval = Eval()
     cluster: Cluster = Cluster()
     logging: Logging = Logging()
+    context: Context = Context()
     demo: Demo = Demo()

@@ -13,7 +13,7 @@ from rlaif.config.schema import Config
 from rlaif.errors import ConfigError, DataError
 from rlaif.preferences.record import Preference
 from rlaif.rundir import RunDir
-from rlaif.stages import candidates, caption, label, pairs, reward
+from rlaif.stages import candidates, caption, demo, label, pairs, reward
 from rlaif.stages.evaluate import command
 from rlaif.stages.label import Case
 from rlaif.stages.run import Run
@@ -21,7 +21,7 @@ from rlaif.stages.run import Run
 CONTEXTS = ("captions", "none", "shuffled")
 
 
-def context(config: Config, run: Run, seeds: int = 3) -> list[dict]:
+def context(config: Config, run: Run) -> list[dict]:
     """Rows {context, seed, judge_agreement, rm_accuracy, pairs, ...} in `eval/context.json`, one per context and seed.
 
     With each seed the policy answers prompts and held-out prompts anew. The judge labels both with each context; on its
@@ -31,18 +31,33 @@ def context(config: Config, run: Run, seeds: int = 3) -> list[dict]:
         raise ConfigError(
             "label.reference to compare with, and data.captions", "not both", "label.reference, data.captions"
         )
-    began, rows = time.time(), []
+    began, rows, study = time.time(), [], config.context
+    if _is_demo(config) and not Path(config.caption.model).exists():
+        demo.start(config, run)
     caption.caption(config, run)
-    for seed, mode in itertools.product(range(config.seed, config.seed + seeds), CONTEXTS):
-        row = {"context": mode, "seed": seed, **measure(variant(config, seed, mode), run)}
-        rows.append(row)
+    cells = [
+        (seed, mode, variant(config, seed, mode))
+        for seed in range(config.seed, config.seed + study.seeds)
+        for mode in CONTEXTS
+    ]
+    found = [judge(cell, run) for _, _, cell in cells]  # one engine for all of them
+    run.topology.stop_rollouts()
+    for (seed, mode, cell), judged in zip(cells, found, strict=True):
+        rows.append({"context": mode, "seed": seed, **judged, "rm_accuracy": train(cell, run)})
         run.directory.write_eval("context", {"command": command(), "seconds": time.time() - began, "rows": rows})
         print(
             ", ".join(
-                f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()
+                f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}"
+                for name, value in rows[-1].items()
             )
         )
     return rows
+
+
+def _is_demo(config: Config) -> bool:
+    """Whether world and policy are the demo's own, so that they can be made where they are not there."""
+    folder = f"{RunDir(config.storage, config.name).location}/"
+    return all(path.startswith(folder) for path in (config.data.root, config.sft.init, config.caption.model))
 
 
 def variant(config: Config, seed: int, mode: str) -> Config:
@@ -54,13 +69,14 @@ def variant(config: Config, seed: int, mode: str) -> Config:
         "pairs": f"{folder}/pairs-{mode}-{seed}.jsonl",
         "pairs_eval": f"{folder}/held-out-{seed}.jsonl",
     }
+    steps = config.context.reward_steps or config.reward.steps
     return config.model_copy(
         update={
             "name": f"{config.name}/context/{mode}-{seed}",
             "seed": seed,
             "data": config.data.model_copy(update=files),
             "label": config.label.model_copy(update={"context": mode}),
-            "reward": config.reward.model_copy(update={"context": mode, "eval_every": 0}),
+            "reward": config.reward.model_copy(update={"context": mode, "eval_every": 0, "steps": steps}),
         }
     )
 
@@ -78,11 +94,9 @@ def held_out(config: Config) -> Config:
     )
 
 
-def measure(config: Config, run: Run) -> dict:
-    """One cell's figures."""
-    run = replace(run, config=config, directory=RunDir(config.storage, config.name))
-    run.directory.prepare()
-    outside = held_out(config)
+def judge(config: Config, run: Run) -> dict:
+    """Answers, labels and pairs of one cell, with how often the judge orders held-out answers as the reference does."""
+    run, outside = opened(config, run), held_out(config)
     for part in (config, outside):
         candidates.sample(part, run)
     judged = label.label(outside, run)["agreement"]["overall"]
@@ -92,11 +106,22 @@ def measure(config: Config, run: Run) -> dict:
     if not decided:
         raise DataError("held-out answers that the reference tells apart", "none", "data.eval, candidates.per_model")
     pairs.write(Path(config.data.pairs_eval), decided)
-    run.topology.stop_rollouts()
+    figures = {"judge_agreement": judged["agreement"], "judge_pairs": judged["pairs"]}
+    return figures | {"train_pairs": built["pairs"], "pairs": len(decided)}
+
+
+def train(config: Config, run: Run) -> float:
+    """Accuracy of the cell's reward model on the held-out answers."""
+    run = opened(config, run)
     reward.train(config, run, "fresh")
-    accuracy = run.directory.read_metrics("reward")[-1]["eval/accuracy"]
-    figures = {"judge_agreement": judged["agreement"], "rm_accuracy": accuracy, "pairs": len(decided)}
-    return figures | {"judge_pairs": judged["pairs"], "train_pairs": built["pairs"]}
+    return run.directory.read_metrics("reward")[-1]["eval/accuracy"]
+
+
+def opened(config: Config, run: Run) -> Run:
+    """The cell's run: a directory of its own, the actors of all."""
+    run = replace(run, config=config, directory=RunDir(config.storage, config.name))
+    run.directory.prepare()
+    return run
 
 
 def decided_pairs(config: Config, cases: Sequence[Case]) -> Iterator[Preference]:

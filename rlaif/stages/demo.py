@@ -22,10 +22,7 @@ def demo(config: Config) -> None:
     """World, SFT, preferences, reward model, PPO for each seed, and a table of SFT against RLAIF."""
     began = time.time()
     with MemoryWatch() as memory, open_run(config) as run:
-        say("1/5 world: videos of moving shapes, and a model from scratch")
-        prepare(config)
-        say("2/5 supervised fine-tuning on descriptions with planted errors")
-        sft.train(config, run, "fresh")
+        start(config, run)
         say("3/5 feedback: the model captions clips of each video, answers, and verifies its answers' claims")
         feedback(config, run)
         say("4/5 reward model, with the videos' dense captions as context")
@@ -37,6 +34,14 @@ def demo(config: Config) -> None:
         decodes = run.topology.frame_counters()
         write_results(config, run, rows)
     report(config, run, rows, decodes, time.time() - began, memory.peak_gib)
+
+
+def start(config: Config, run: Run) -> None:
+    """The world, and the policy that everything else starts from."""
+    say("1/5 world: videos of moving shapes, and a model from scratch")
+    prepare(config)
+    say("2/5 supervised fine-tuning on descriptions with planted errors")
+    sft.train(config, run, "fresh")
 
 
 def prepare(config: Config) -> None:

@@ -31,10 +31,11 @@ CONTEXT = "context : {captions}\n{question}"
 QA_TURNS = 4
 CONTEXT_SHARE = 0.6
 """Share of train scenes with a conversation that carries the captions: about one conversation in eight."""
-VERIFY_TURNS = 6
-"""Claims to verify in one conversation; each train scene has one with its captions given and one without."""
-COMPARE_SHARE = 0.5
-"""Share of train scenes with a comparison of two descriptions; so many again have one with the captions given."""
+VERIFY_TURNS = 8
+"""Claims to verify in one conversation."""
+VERIFY_SHARE, COMPARE_SHARE = 0.6, 0.1
+"""Shares of train scenes with claims to verify, and with a comparison of two descriptions; so many again have them with
+the captions given."""
 PROMPT_QA, EVAL_QA = 0.25, 2
 """Short questions per scene among the PPO prompts (a share of the scenes) and in the evaluation."""
 
@@ -135,12 +136,13 @@ def conversations(scene: Scene, rng: random.Random) -> Iterator[Row]:
     half = rng.choice(TIMES)
     yield conversation(scene, half, [(CAPTION, captions(scene)[TIMES.index(half)])], half)
     context = CONTEXT.format(captions=" ".join(captions(scene)), question="")
-    for name, given in (("verify0", ""), ("verify1", context)):
-        turns = [(VERIFY.format(claim=claim), answer) for claim, answer in statements(scene, rng, VERIFY_TURNS)]
-        yield conversation(scene, name, [(given + turns[0][0], turns[0][1]), *turns[1:]])
-    for name, given in (("compare0", ""), ("compare1", context)):
+    for name, given in (("0", ""), ("1", context)):
+        if rng.random() < VERIFY_SHARE:
+            turns = [(VERIFY.format(claim=claim), answer) for claim, answer in statements(scene, rng, VERIFY_TURNS)]
+            yield conversation(scene, f"verify{name}", [(given + turns[0][0], turns[0][1]), *turns[1:]])
         if rng.random() < COMPARE_SHARE:
-            yield conversation(scene, name, [(given + compare, answer) for compare, answer in [comparison(scene, rng)]])
+            asked, better = comparison(scene, rng)
+            yield conversation(scene, f"compare{name}", [(given + asked, better)])
     if rng.random() < CONTEXT_SHARE:
         turns = questions(scene, rng, QA_TURNS) if rng.random() < 0.5 else [(DESCRIBE, describe(scene.things))]
         context = " ".join(captions(scene))

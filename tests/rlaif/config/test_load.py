@@ -92,6 +92,7 @@ def test_a_name_is_needed(load):
         ("logging.wandb=off", "logging.wandb", "off"),
         ("reward.captions_template=a = {captions}", "reward.captions_template", "a = {captions}"),
         ("ppo.policy={run}/elsewhere", "ppo.policy", "/big/x/elsewhere"),
+        ("candidates.models=['{run}/elsewhere', hub/name]", "candidates.models", ("/big/x/elsewhere", "hub/name")),
         ("ppo.reward={path: 'a:b'}", "ppo.reward", Function(path="a:b")),
         ("ppo.reward.path=a:b", "ppo.reward", Function(path="a:b")),
         ("seed=7", "seed", 7),

@@ -1,0 +1,59 @@
+"""`rlaif eval context` on the real libraries: every cell has its own labels, and all are measured on the same answers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from rlaif.errors import ConfigError
+from rlaif.stages import context
+from rlaif.stages.run import open_run
+from rlaif.worlds.shapes.language import CAPTION, VERIFY
+
+PREFERENCE = "label.reference=rlaif.worlds.shapes.checker:preference"
+
+
+def settings(world) -> list[str]:
+    base = f"{world}/base"
+    return [
+        f"caption.model={base}",
+        f"caption.prompt={CAPTION}",
+        "caption.count=2",
+        "caption.max_tokens=6",
+        "caption.of=[descriptions.jsonl,eval_descriptions.jsonl]",
+        "data.captions={run}/feedback/captions.jsonl",
+        f"candidates.models=[{base}]",
+        "candidates.prompts=[descriptions.jsonl]",
+        "candidates.per_model=4",
+        "candidates.max_tokens=12",
+        f"label.judge={base}",
+        "label.method=claims",
+        "label.split=rlaif.worlds.shapes.language:split",
+        "label.claim_prompt={context}" + VERIFY,
+        "label.captions_template='context : {captions}\n'",
+        "pairs={margin: 0, lengths: 'off', min_words: 0}",
+        "context.seeds=2",
+        "context.reward_steps=1",
+    ]
+
+
+@pytest.mark.slow
+def test_each_context_and_seed_has_a_row_measured_on_the_answers_of_its_seed(world, make_config, tmp_path):
+    config = make_config(tmp_path, *settings(world), PREFERENCE)
+    with open_run(config) as run:
+        rows = context.context(config, run)
+        assert json.loads((run.directory.path / "eval" / "context.json").read_text())["rows"] == rows
+    assert [(row["seed"], row["context"]) for row in rows] == [(s, c) for s in (0, 1) for c in context.CONTEXTS]
+    for row in rows:
+        assert 0 <= row["judge_agreement"] <= 1 and 0 <= row["rm_accuracy"] <= 1
+    assert all(len({row["pairs"] for row in rows if row["seed"] == seed}) == 1 for seed in (0, 1))
+    labels = [tmp_path / f"runs/run/context/labels-{mode}-0.jsonl" for mode in context.CONTEXTS]
+    kinds = {json.loads(path.read_text().splitlines()[0])["kind"] for path in labels}
+    assert len(kinds) == 3
+
+
+def test_without_a_reference_there_is_nothing_to_measure_against(world, make_config, tmp_path):
+    config = make_config(tmp_path, *settings(world))
+    with pytest.raises(ConfigError, match=r"label\.reference"):
+        context.context(config, None)
