@@ -62,10 +62,9 @@ def test_a_pair_of_a_longer_record(tmp_path):
 def test_a_pair_of_videos(tmp_path):
     (tmp_path / "w.mp4").touch()
     row = {"pair_id": "r", "prompt_id": "p", "question": "a cat", "chosen_video": "v.mp4", "rejected_video": "w.mp4"}
-    (pair,), _ = read_pairs(write(tmp_path, row), tmp_path)
+    (pair, _), report = read_pairs(write(tmp_path, row, PAIR | {"pair_id": "s"}), tmp_path)
     assert pair == Pair("r", "v.mp4", "a cat", (), "", "", rejected_video="w.mp4", prompt_id="p")
     assert pair.videos == ("v.mp4", "w.mp4")
-    report = read_pairs(tmp_path / "rows.jsonl", tmp_path)[1]
     other = replace(pair, pair_id="s", rejected_video="v.mp4")
     assert skip_bad_videos([pair, other], {"w.mp4": "bad"}, report) == [other]
 
