@@ -101,6 +101,8 @@ def _known_keys(location: tuple) -> list[str]:
 def _interpolate(value: Any, config: Config) -> Any:
     if isinstance(value, dict):
         return {key: _interpolate(item, config) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_interpolate(item, config) for item in value]
     if not isinstance(value, str) or "{run}" not in value:
         return value
     return RunDir(config.storage, config.name).resolve(value)

@@ -257,6 +257,25 @@ def test_two_heads_learn_from_their_own_comparisons(two_ranks, tiny):
     assert all(score.shape == (2,) for score in first["scores"]) and len(second["scores"]) == 4
 
 
+def batches_beside_more(path):
+    """How this rank's five items are batched: alone, and beside a rank that has three times as many batches."""
+    learner = Learner(spec_of(path, [RoleSpec("policy", path)], budget=100), NoiseFrames(), torch.device("cpu"))
+    units = [(item,) for item in responses(learner.encoder("policy"), 15)]
+    lengths = [len(item.ids) for (item,) in units]
+    mine = units if dist.get_rank() else units[:5]
+    alone, _ = learner._microbatches(units[:5], divide=False)
+    scored, _ = learner._microbatches(mine, divide=False)
+    stepped, _ = learner._microbatches(mine)
+    return alone, scored, stepped, max(lengths)
+
+
+def test_what_is_scored_together_is_a_matter_of_one_rank(two_ranks, tiny):
+    (alone, scored, stepped, longest), (_, beside, _, _) = two_ranks.run(batches_beside_more, path=tiny)
+    assert longest <= 50 and len(beside) == len(scored) == len(stepped) > len(alone)
+    assert scored == alone + [[]] * (len(beside) - len(alone))
+    assert stepped[: len(alone)] != alone  # where ranks learn, they share the work out
+
+
 PROJECTOR_OPTIM = plain_optim(lr=0.1, projector_lr=0.4, weight_decay=0.01, warmup_steps=2)
 
 
