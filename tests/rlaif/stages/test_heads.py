@@ -17,8 +17,9 @@ from rlaif.models.packing import chunks
 from rlaif.preferences.files import read_rows
 from rlaif.preferences.formats.own import PAIRS
 from rlaif.records import Prompt
-from rlaif.stages import reward, score, supervised
+from rlaif.stages import ppo, reward, score, supervised
 from rlaif.stages.reward import compared, hold_out
+from rlaif.stages.roles import learner_spec
 from rlaif.stages.run import open_run
 
 TWO = ("helpfulness", "harmlessness")
@@ -145,6 +146,28 @@ def test_every_candidate_of_every_row_gets_its_scores(trained, compared_world):
 def test_what_is_scored_is_not_scored_again(trained, compared_world):
     told = trained[4][1]["models"][0]
     assert (told["scored"], told["there"], told["masked"]) == (0, 2 * len(compared_world[1]), 2)
+
+
+@pytest.fixture(scope="module")
+def aligned(trained, make_config, tmp_path_factory):
+    """An iteration of PPO against both dimensions, one of them upside down, with a critic that starts from the model."""
+    folder, reward_model = tmp_path_factory.mktemp("aligned"), trained[1] / "reward" / "export"
+    options = [f"ppo.reward={reward_model}", "ppo.reward_weights={helpfulness: 0.5, harmlessness: -2}"]
+    config = make_config(folder, *options, "ppo.iterations=1", "ppo.critic_init=reward")
+    with open_run(config) as run:
+        ppo.train(config, run)
+    return config, folder / "runs" / "run"
+
+
+def test_ppo_learns_from_the_weighted_sum_of_named_parts(aligned, metrics_of, samples_of):
+    config, folder = aligned
+    (metrics,) = metrics_of(folder)
+    rows = [row["reward"] for row in samples_of(folder, 1)]
+    assert all(row["value"] == pytest.approx(sum(row[name] for name in TWO)) for row in rows)
+    for name in TWO:
+        assert metrics[f"reward/part_{name}"] == pytest.approx(np.mean([row[name] for row in rows]))
+    assert {role.name: role.start for role in learner_spec(config).roles}["critic"] == config.ppo.reward
+    assert "critic/explained_variance" in metrics
 
 
 # -- without a cluster
