@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ import torch
 from cluster.env import actor_env
 from cluster.remote import ask
 from rlaif.config.schema import Lora, Model
+from rlaif.data import OVERALL
 from rlaif.errors import ConfigError, ContractError, DataError
 from rlaif.models.batch import collate
+from rlaif.models.check import add_weights, fingerprint
 from rlaif.models.encode import Encoded, Encoder, Frames
 from rlaif.models.packing import pack
 from rlaif.models.reward_prompt import RewardPrompt
@@ -29,7 +32,10 @@ from rlaif.storage import fetch, locate
 from rlaif.tensors import load_tensors
 
 CARD = "reward.json"
-"""Saved with every reward model: its base and the form of its prompt."""
+"""Saved with every reward model: its base, the form of its prompt, and what the outputs of its head are called."""
+
+SCORE = "score"
+"""The part of a reward that has no other name."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +59,12 @@ class ModelScorer:
         tokens_per_microbatch: int,
         cache_bytes: int,
         features: Shared | None = None,
+        weights: Mapping[str, float] | None = None,
     ):
+        """`weights`: of each dimension, 1 if None."""
         card, export = read_card(export), fetch(export)
+        self.dimensions = dimensions_of(card)
+        self.weights = [(weights or {}).get(name, 1.0) for name in self.dimensions]
         self.prompt = RewardPrompt(**card["prompt"])
         self.encoder = Encoder(card["base"] if card["lora"] else export, frames, cache_bytes, model.dtype)
         self.device = torch.device("cuda" if model.device != "cpu" and torch.cuda.is_available() else "cpu")
@@ -76,13 +86,18 @@ class ModelScorer:
             items = [ready[i][1] for i in group]
             vision = self.vision.of(self.model.causal, self._tower, [item.video for item in items], self.device)
             batch = collate(items, self.encoder.eos_id if pad is None else pad, self.device, vision=vision)
-            scores = self.model(batch, "score", head="reward")["score"].cpu().tolist()
-            outcomes |= {ready[i][0]: scored(value) for i, value in zip(group, scores, strict=True)}
+            scores = self.model(batch, "score", head="reward")["score"].reshape(len(items), -1).cpu().tolist()
+            outcomes |= {ready[i][0]: self._outcome(values) for i, values in zip(group, scores, strict=True)}
         return outcomes
+
+    def _outcome(self, scores: Sequence[float]) -> Outcome:
+        """Each dimension's score times its weight is a part of its name; of a single dimension it is called `score`."""
+        names = self.dimensions if len(self.dimensions) > 1 else (SCORE,)
+        return scored({n: weight * score for n, weight, score in zip(names, self.weights, scores, strict=True)})
 
     def _encode(self, answer: Answer) -> Encoded:
         prompt = answer.prompt
-        features = self.encoder.video(prompt.video)
+        features = self.encoder.video(prompt.video) if prompt.video else None
         return self.prompt.encode(self.encoder, prompt.question, answer.captions, answer.response, features)
 
 
@@ -114,11 +129,12 @@ class RewardActor:
         cache_bytes: int,
         threads: int,
         make_features: Callable[[], Shared] | None = None,
+        weights: Mapping[str, float] | None = None,
     ):
         features = make_features() if make_features else None
         torch.set_num_threads(max(1, threads))
         self.scorer: Callable[[Sequence[Answer]], dict[Key, Outcome]] = (
-            ModelScorer(reward, make_frames(), model, tokens_per_microbatch, cache_bytes, features)
+            ModelScorer(reward, make_frames(), model, tokens_per_microbatch, cache_bytes, features, weights)
             if isinstance(reward, str)
             else FunctionScorer(reward["path"])
         )
@@ -171,7 +187,7 @@ class RewardPool:
 def scored(result: float | dict[str, float]) -> Outcome:
     """A number, or named parts that add up to one; anything that is not finite is masked, and so is nothing at all."""
     parts = (
-        {name: float(value) for name, value in result.items()} if isinstance(result, dict) else {"score": float(result)}
+        {name: float(value) for name, value in result.items()} if isinstance(result, dict) else {SCORE: float(result)}
     )
     bad = [name for name, value in parts.items() if not math.isfinite(value)]
     if bad or not parts:
@@ -179,29 +195,61 @@ def scored(result: float | dict[str, float]) -> Outcome:
     return Scored(sum(parts.values()), parts)
 
 
-def read_card(export: str) -> dict:
+def read_card(export: str, option: str = "ppo.reward") -> dict:
+    """Raises ConfigError, naming the option, where there is no reward model."""
     card = locate(export) / CARD
     if not card.exists():
         raise ConfigError(
             f"a reward model exported by `rlaif reward` at {export}",
             f"no {CARD} there",
-            "ppo.reward, or train one first",
+            f"{option}, or train one first",
         )
     return json.loads(card.read())
 
 
-def card_text(base: str, lora: Lora | None, prompt: RewardPrompt) -> str:
+def card_text(base: str, lora: Lora | None, prompt: RewardPrompt, dimensions: Sequence[str] = (OVERALL,)) -> str:
     """What CARD holds."""
-    return json.dumps(
-        {"base": base, "lora": lora.model_dump(mode="json") if lora else None, "prompt": vars(prompt)}, indent=2
-    )
+    form = {"base": base, "lora": lora.model_dump(mode="json") if lora else None, "prompt": vars(prompt)}
+    return json.dumps(form | {"dimensions": list(dimensions)}, indent=2)
+
+
+def dimensions_of(card: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the outputs of a reward model's head say, in their order."""
+    return tuple(card.get("dimensions", (OVERALL,)))
+
+
+def reward_fingerprint(export: str) -> str:
+    """What tells two reward models apart, wherever they lie: 16 hex digits over card, base and weights."""
+    card = read_card(export)
+    card["base"] = fingerprint(card["base"]) if card["lora"] else ""
+    digest = hashlib.sha256(json.dumps(card, sort_keys=True).encode())
+    add_weights(digest, Path(fetch(export)))
+    return digest.hexdigest()[:16]
+
+
+def check_weights(card: Mapping[str, Any], weights: Mapping[str, float], taken: Collection[str] = ()) -> None:
+    """`ppo.reward_weights` is empty or names every dimension of the reward model, of which none is called like another part
+    of the reward (`taken`). Raises ConfigError."""
+    dimensions = dimensions_of(card)
+    if weights and set(weights) != set(dimensions):
+        raise ConfigError(
+            f"a weight for each dimension of the reward model: {', '.join(dimensions)}",
+            f"weights for {', '.join(weights)}",
+            "ppo.reward_weights (0 leaves a dimension out), or leave it empty: each counts 1",
+        )
+    if len(dimensions) > 1 and (clash := sorted(set(dimensions) & set(taken))):
+        raise ConfigError(
+            f"parts of the reward with different names beside ppo.terms.{clash[0]}",
+            f"a dimension {clash[0]!r} of the reward model",
+            f"ppo.terms.{clash[0]}=0, or train the dimension under another name",
+        )
 
 
 def load_reward_model(export: str, card: dict, model: Model) -> VideoLM:
     """Backbone (full weights, or base and adapter) and scalar head."""
     lora = Lora(**card["lora"]) if card["lora"] else None
     backbone = load_vlm(card["base"] if lora else export, model.dtype, model.attention)
-    module = VideoLM(backbone, ["reward"], {"reward": lora} if lora else None)
+    module = VideoLM(backbone, {"reward": len(dimensions_of(card))}, {"reward": lora} if lora else None)
     if lora:
         load_adapter(module, "reward", export)
         module.activate("reward")

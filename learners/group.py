@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import ray
 
 from cluster.checkpoint import CheckpointRef, Checkpoints
@@ -61,12 +62,11 @@ class LearnerGroup:
             for rank, part in zip(self.ranks, self._deal(rows, lengths), strict=True)
         ]
 
-    def score_pairs(self, rows: Sequence[Pair], config: Reward) -> list[tuple[float, float]]:
-        """(preferred, other) scores, in the order of the rows."""
+    def score_pairs(self, rows: Sequence[Pair], config: Reward) -> dict[str, np.ndarray]:
+        """{pair_id: float64 [2, K]} of the pairs that can be read: the scores of `chosen` and `rejected` by dimension."""
         parts = chunks(rows, len(self.ranks))
-        return sum(
-            ask([rank.score_pairs.remote(part, config) for rank, part in zip(self.ranks, parts, strict=True)]), []
-        )
+        found = ask([rank.score_pairs.remote(part, config) for rank, part in zip(self.ranks, parts, strict=True)])
+        return {pair_id: scores for part in found for pair_id, scores in part.items()}
 
     def train_ppo(
         self,

@@ -54,23 +54,24 @@ class Learner:
 
     @torch.no_grad()
     def infer(self, role: str, items: Sequence[Encoded], output: Output, pixels: bool = False) -> list[np.ndarray]:
-        """`output` of each item, in order: [T] arrays for `logprobs` and `values`, scalars for `score`.
+        """`output` of each item, in order: [T] arrays for `logprobs` and `values`; for `score` scalars, or [K] of K heads.
 
         pixels: send videos through the tower, whatever is known of them already.
-        Every rank must call it together: ranks run the same number of forwards.
+        Every rank must call it together: ranks run the same number of forwards. What is scored in one forward depends on
+        this rank's items alone, as in a reward actor, so that both get the same bits.
         """
         target = self.roles[role]
         target.module.eval()  # a step leaves dropout on
         results: list[np.ndarray | None] = [None] * len(items)
         self.work.inferred += len(items)
-        groups, spare = self._microbatches([(item,) for item in items])
+        groups, spare = self._microbatches([(item,) for item in items], divide=output != "score")
         for group in groups:
             batch = self._collate(role, [(items[i],) for i in group] or [spare], pixels)
             self.work.count(batch, [items[i] for i in group])
             values = target.forward(batch, output, self.spec.temperature)[output].cpu().numpy()
             for row, index in enumerate(group):
                 count = len(items[index].ids) - items[index].start
-                results[index] = values[row][:count] if values.ndim == 2 else values[row]
+                results[index] = values[row] if output == "score" else values[row][:count]
         return results
 
     def step(
@@ -101,7 +102,7 @@ class Learner:
             )
         rate = learning_rate(target.spec.optim, target.steps if at is None else at, target.spec.total_steps)
         for group in target.engine.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         groups, spare = self._microbatches(units)
         metrics, suspects = [], []
         for number, group in enumerate(groups):
@@ -153,8 +154,10 @@ class Learner:
         dist.all_reduce(tensor)
         return tensor.tolist() if len(values) > 1 else tensor.item()
 
-    def _microbatches(self, units: Sequence[Unit]) -> tuple[list[list[int]], Unit | None]:
+    def _microbatches(self, units: Sequence[Unit], divide: bool = True) -> tuple[list[list[int]], Unit | None]:
         """Groups of indices, as many on every rank, and a unit for an empty group to run its forward on.
+
+        divide: where others have more, divide this rank's groups before any is left empty.
 
         Nobody uses what comes of that unit, but ranks must run the same number of forwards. It is one of this call's:
         it has the members and extras that the objective reads. A rank without units is lent another rank's.
@@ -169,7 +172,7 @@ class Learner:
             offers: list[Unit | None] = [None] * self.world
             dist.all_gather_object(offers, spare)
             spare = next(unit for unit in offers if unit is not None)
-        return split_to(groups, count), spare
+        return split_to(groups, count) if divide else groups + [[]] * (count - len(groups)), spare
 
     def _collate(self, role: str, units: Sequence[Unit], pixels: bool = False) -> Batch:
         """First members of all units, then second members, and so on: halves of a preference batch stay halves."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from learners.learner import Loss, Unit
 from rlaif.config.schema import Ppo, Reward
 from rlaif.models.batch import Batch
-from rlaif.objectives.metrics import Metrics
+from rlaif.objectives.metrics import Metrics, merge
 from rlaif.objectives.policy import ppo_policy_loss, ratios
 from rlaif.objectives.preference import bradley_terry
 from rlaif.objectives.slots import filled, spread
@@ -40,13 +40,45 @@ def supervised(outputs: dict[str, Tensor], batch: Batch, denominator: float) -> 
 
 
 def preference(config: Reward) -> Loss:
-    """Bradley-Terry on a batch whose first half is preferred to its second."""
+    """Bradley-Terry on a batch whose halves are compared, pair by pair: the sum over dimensions, per pair of the step.
+
+    Extras `sign/<dimension>`: 1 where the first half's answer is preferred, -1 where the second half's is, 0 where nobody
+    compared them, which then takes no part; `margin/<dimension>`. Without them the first half is preferred throughout.
+    Metrics of several dimensions begin with their names; `<dimension>_share` is the share of pairs that have it.
+    """
 
     def loss(outputs: dict[str, Tensor], batch: Batch, denominator: float) -> tuple[Tensor, Metrics]:
-        chosen, rejected = outputs["score"].chunk(2)
-        return bradley_terry(chosen, rejected, config.centering, config.centering_coef, denominator)
+        scores = outputs["score"].reshape(len(outputs["score"]), -1)
+        parts = [
+            _compared(config, name, scores[:, column], batch.extras, denominator)
+            for column, name in enumerate(config.dimensions)
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        pairs = len(scores) / 2
+        named = [
+            {f"{name}_{key}": value for key, value in found.items()} | {f"{name}_share": (found["accuracy"][1], pairs)}
+            for name, (_, found) in zip(config.dimensions, parts, strict=True)
+        ]
+        pooled = merge({key: found[key] for key in ("accuracy", "preference_loss")} for _, found in parts)
+        return torch.stack([value for value, _ in parts]).sum(), merge([pooled, *named])
 
     return loss
+
+
+def _compared(
+    config: Reward, dimension: str, scores: Tensor, extras: dict[str, Tensor], denominator: float
+) -> tuple[Tensor, Metrics]:
+    """One dimension's loss. scores [2 P]."""
+    first, second = scores.chunk(2)
+    signs = extras.get(f"sign/{dimension}", torch.ones_like(scores))[: len(first)]
+    known = signs != 0
+    better = torch.where(signs > 0, first, second)[known]
+    worse = torch.where(signs > 0, second, first)[known]
+    wanted = None
+    if config.margin == "record":
+        wanted = config.margin_coef * extras[f"margin/{dimension}"][: len(first)][known]
+    return bradley_terry(better, worse, config.centering, config.centering_coef, denominator, wanted)
 
 
 def policy(config: Ppo, truncated_importance: bool, seen: list[tuple[Tensor, Tensor]]) -> Loss:

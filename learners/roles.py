@@ -8,6 +8,7 @@ wrong weights silently; see docs/architecture.md.) With full weights every role 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import deepspeed
@@ -93,7 +94,7 @@ def _build_module(base: str, members: list[RoleSpec], spec: LearnerSpec) -> Vide
     start = full.start if full and full.start and not any(role.lora for role in members) else None
     model = load_vlm(start or base, spec.model.dtype, spec.model.attention)
     adapters = {role.name: role.lora for role in members if role.lora}
-    heads = [role.name for role in members if role.head != "none"]
+    heads = {role.name: role.outputs for role in members if role.head != "none"}
     torch.manual_seed(spec.seed)  # adapters and reward heads start alike on every rank
     module = VideoLM(model, heads, adapters)
     for role in members:
@@ -112,7 +113,7 @@ def _build_module(base: str, members: list[RoleSpec], spec: LearnerSpec) -> Vide
 
 
 def init_reward_head(weight: Tensor, init: str) -> None:
-    """Fill a head's weight [1, H]: `normal` with deviation 1 / (H + 1), or `uniform` as torch's linear layers start."""
+    """Fill a head's weight [K, H]: `normal` with deviation 1 / (H + 1), or `uniform` as torch's linear layers start."""
     hidden = weight.shape[1]
     if init == "uniform":
         nn.init.uniform_(weight, -(hidden**-0.5), hidden**-0.5)
@@ -125,17 +126,33 @@ def _start_engine(role: Role, spec: LearnerSpec) -> None:
         role.module.eval()
         return
     optim = role.spec.optim
-    params = list(role.trainable().values())
+    groups = parameter_groups(role)
     optimizer = torch.optim.AdamW(
-        params, lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay
+        groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay
     )
     role.engine, *_ = deepspeed.initialize(
         model=role.module,
-        model_parameters=params,
+        model_parameters=[parameter for group in groups for parameter in group["params"]],
         optimizer=optimizer,
         config=_deepspeed_config(optim.max_grad_norm, spec),
     )
     _make_moments(role.engine.optimizer)
+
+
+def parameter_groups(role: Role) -> list[dict]:
+    """A trained role's parameters, those of its projector apart where `optim.projector_lr` gives them a rate of their own.
+
+    `factor`: what the schedule's rate is multiplied by in a group.
+    """
+    optim, params = role.spec.optim, list(role.trainable().values())
+    if optim.projector_lr is None:
+        return [{"params": params, "factor": 1.0}]
+    causal, paths = role.module.causal, role.module.family.projector
+    projector = {id(parameter) for path in paths for parameter in attrgetter(path)(causal).parameters()}
+    inside = [parameter for parameter in params if id(parameter) in projector]
+    others = [parameter for parameter in params if id(parameter) not in projector]
+    groups = [{"params": others, "factor": 1.0}, {"params": inside, "factor": optim.projector_lr / optim.lr}]
+    return [group for group in groups if group["params"]]
 
 
 def _claim(role: Role) -> None:

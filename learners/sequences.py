@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from learners.learner import Unit
-from rlaif.data import Conversation, Pair
+from rlaif.data import OVERALL, Conversation, Pair
 from rlaif.errors import ContractError, DataError
 from rlaif.models.encode import Encoder, VideoFeatures
 from rlaif.models.reward_prompt import RewardPrompt
@@ -25,14 +27,25 @@ def conversations(encoder: Encoder, rows: Sequence[Conversation], limit: int) ->
 
 
 def preferences(
-    encoder: Encoder, prompt: RewardPrompt, rows: Sequence[Pair], limit: int
+    encoder: Encoder,
+    prompt: RewardPrompt,
+    rows: Sequence[Pair],
+    limit: int,
+    dimensions: Sequence[str] = (OVERALL,),
 ) -> tuple[list[Unit], list[str]]:
-    """(preferred, other) of each pair under the same context, and why any row was left out."""
+    """(chosen, rejected) of each pair under the same context, and why any row was left out.
+
+    Each is named by its pair and has the extras that `losses.preference` reads of the dimensions.
+    """
 
     def unit(row: Pair, features: VideoFeatures | None) -> Unit:
+        extras = {f"sign/{name}": np.float32(row.signs.get(name, 0)) for name in dimensions}
+        margin = lambda name: row.margin or 0.0 if name == row.dimension else 0.0  # noqa: E731
+        extras |= {f"margin/{name}": np.float32(margin(name)) for name in dimensions}
+        other = encoder.video(row.rejected_video) if row.rejected_video else features
         return tuple(
-            replace(prompt.encode(encoder, row.question, row.captions, text, features), name=row.pair_id)
-            for text in (row.chosen, row.rejected)
+            replace(prompt.encode(encoder, row.question, row.captions, text, video), name=row.pair_id, extras=extras)
+            for text, video in ((row.chosen, features), (row.rejected, other))
         )
 
     return _units(encoder, rows, unit, limit)

@@ -22,6 +22,8 @@ class RoleSpec:
     head: Literal["none", "value", "reward"] = "none"
     head_init: Literal["normal", "uniform"] = "normal"
     """How a reward head starts; a value head starts at zero."""
+    outputs: int = 1
+    """Scalars that the head gives: of a reward model one per dimension."""
     train_vision: bool = False
     train_projector: bool = False
     start: str | None = None

@@ -19,7 +19,7 @@ from cluster.staging import Staging
 from cluster.transfer import Delivery, Receivers
 from learners import losses, parity, sequences
 from learners.export import adapter_config, export_role
-from learners.learner import Learner
+from learners.learner import Learner, Unit
 from learners.ppo import PpoState, critic_report, train_on
 from learners.spec import LearnerSpec
 from learners.state import load_role, published_weights, save_role
@@ -82,22 +82,23 @@ class LearnerWorker:
 
     def step_pairs(self, rows: Sequence[Pair], config: Reward) -> tuple[dict[str, float], list[str]]:
         """One Bradley-Terry step on this rank's pairs: metrics over all ranks, and rows this rank left out."""
-        units, skipped = sequences.preferences(
-            self.learner.encoder("reward"), RewardPrompt.of(config), rows, self.spec.max_tokens
-        )
+        units, skipped = self._preferences(rows, config)
         return self._means(
             self.learner.step("reward", units, "score", losses.preference(config), losses.pairs)
         ), skipped
 
-    def score_pairs(self, rows: Sequence[Pair], config: Reward) -> list[tuple[float, float]]:
-        """(score of the preferred answer, of the other) per pair that can be read."""
-        units, _ = sequences.preferences(
-            self.learner.encoder("reward"), RewardPrompt.of(config), rows, self.spec.max_tokens
-        )
+    def score_pairs(self, rows: Sequence[Pair], config: Reward) -> dict[str, np.ndarray]:
+        """{pair_id: float64 [2, K]} of the pairs that can be read: the scores of `chosen` and `rejected` by dimension."""
+        units, _ = self._preferences(rows, config)
         scores = np.asarray(
             self.learner.infer("reward", [item for unit in units for item in unit], "score"), np.float64
         )
-        return [tuple(pair) for pair in scores.reshape(-1, 2).tolist()]
+        shaped = scores.reshape(len(units), 2, len(config.dimensions))
+        return {unit[0].name: pair for unit, pair in zip(units, shaped, strict=True)}
+
+    def _preferences(self, rows: Sequence[Pair], config: Reward) -> tuple[list[Unit], list[str]]:
+        encoder, prompt = self.learner.encoder("reward"), RewardPrompt.of(config)
+        return sequences.preferences(encoder, prompt, rows, self.spec.max_tokens, config.dimensions)
 
     def train_ppo(
         self, samples: Sequence[Sample], scores: Sequence[float], config: Ppo, seed: int

@@ -18,6 +18,7 @@ STAGES = {
     "label": "AI feedback on them: which answer is better, which claims are wrong",
     "pairs": "preference pairs out of the labels",
     "reward": "train a reward model on preference pairs",
+    "score": "what reward models say of every answer in a preference file",
     "ppo": "align the policy with the reward model",
     "eval": "evaluate the start and the export of a PPO run",
     "eval context": "does context help? judge and reward model with captions, without, and with another video's",
@@ -165,12 +166,13 @@ def run_stage(args: argparse.Namespace) -> int:
 
 
 def start_stage(args: argparse.Namespace, config: Config) -> None:
-    from rlaif.stages import candidates, caption, context, demo, evaluate, label, pairs, ppo, reward, sft
+    from rlaif.stages import candidates, caption, context, demo, evaluate, label, pairs, ppo, reward, score, sft
     from rlaif.stages.run import open_run
 
     if args.command == "demo":
         return demo.demo(config)
     feedback = {"caption": caption.caption, "sample": candidates.sample, "label": label.label, "pairs": pairs.pairs}
+    feedback["score"] = score.score
     with open_run(config) as run:
         if args.command == "eval":
             print(evaluate.table(evaluate.evaluate(config, run)))

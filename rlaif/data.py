@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from rlaif.errors import DataError
 from rlaif.progress import progress
@@ -24,6 +24,9 @@ from rlaif.video.spec import FrameSpec
 
 SHOWN = 10
 """Bad rows that an error or a summary lists in full."""
+
+OVERALL = "overall"
+"""What a preference is about where its row does not say."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +44,33 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Pair:
-    """One row of a preference file: `chosen` was preferred to `rejected`."""
+    """One row of a preference file: `chosen` was preferred to `rejected` along `dimension`."""
 
     pair_id: str
     video: str
+    """Where the candidates are the videos, the chosen one."""
     question: str
     captions: tuple[str, ...]
     chosen: str
     rejected: str
+    dimension: str = OVERALL
+    dimensions: Mapping[str, int] = field(default_factory=dict)
+    """1: `chosen` is also preferred in that dimension; -1: `rejected` is."""
+    margin: float | None = None
+    """How much better `chosen` is along `dimension`."""
+    rejected_video: str | None = None
+    """The other candidate, where they are videos."""
+    prompt_id: str | None = None
+
+    @property
+    def signs(self) -> dict[str, int]:
+        """`dimensions` with the row's own among them."""
+        return {self.dimension: 1, **self.dimensions}
+
+    @property
+    def videos(self) -> tuple[str, ...]:
+        """Every video that must be there."""
+        return (self.video, self.rejected_video) if self.rejected_video else (self.video,)
 
 
 Row = TypeVar("Row", Prompt, Conversation, Pair)
@@ -147,16 +169,41 @@ class ConversationRow(_Row):
 
 
 class _PairRow(_Row):
+    video: Text | None = None
     pair_id: Text
     question: Text
     captions: list[str] = []
-    chosen: Text
-    rejected: str  # a policy may well answer nothing, and lose
+    chosen: Text | None = None
+    rejected: str | None = None  # a policy may well answer nothing, and lose
+    chosen_video: Text | None = None
+    rejected_video: Text | None = None
+    prompt_id: str | None = None
+    dimension: Text = OVERALL
+    dimensions: dict[Text, int] = {}
+    margin: FiniteFloat | None = None
 
     def build(self) -> Pair:
-        if self.chosen == self.rejected:
-            raise RowError("chosen equals rejected", repr(self.chosen[:60]))
-        return Pair(self.pair_id, self.video, self.question, tuple(self.captions), self.chosen, self.rejected)
+        of_videos = bool(self.chosen_video or self.rejected_video)
+        needed = ("chosen_video", "rejected_video") if of_videos else ("video", "chosen", "rejected")
+        if missing := [name for name in needed if getattr(self, name) is None]:
+            raise RowError("missing field", f"{missing[0]}: Field required")
+        chosen, rejected = (getattr(self, name) for name in needed[-2:])
+        if chosen == rejected:
+            raise RowError("chosen equals rejected", repr(chosen[:60]))
+        check_signs(self.dimension, self.dimensions)
+        return Pair(
+            self.pair_id,
+            self.chosen_video or self.video,
+            self.question,
+            tuple(self.captions),
+            self.chosen or "",
+            self.rejected or "",
+            self.dimension,
+            self.dimensions,
+            self.margin,
+            self.rejected_video,
+            self.prompt_id,
+        )
 
 
 class RowError(Exception):
@@ -165,6 +212,15 @@ class RowError(Exception):
     def __init__(self, reason: str, detail: str):
         super().__init__(reason, detail)
         self.reason, self.detail = reason, detail
+
+
+def check_signs(dimension: str, dimensions: Mapping[str, int]) -> None:
+    """Raises RowError unless `dimensions` holds 1 and -1 only, and 1 for the row's own `dimension`."""
+    for name, sign in dimensions.items():
+        if sign not in (1, -1):
+            raise RowError("wrong type", f"dimensions.{name}: {sign} is neither 1 nor -1")
+    if dimensions.get(dimension, 1) != 1:
+        raise RowError("dimensions contradict", f"{dimension!r} is the row's own dimension, and -1 in its list")
 
 
 def check_turns(messages: Sequence[tuple[str, str]], last: Literal["user", "assistant"]) -> None:
@@ -219,13 +275,22 @@ def check_videos(videos: Iterable[str], spec: Callable[[str], FrameSpec], thread
 
 def skip_bad_videos(rows: list[Row], bad: dict[str, str], report: Report, strict: bool = False) -> list[Row]:
     """The rows whose video is not in `bad` (from `check_videos`); the others go into `report`. Raises as readers do."""
+    kept = []
     for row in rows:
-        if row.video in bad:
-            name = getattr(row, ID_FIELD[type(row)])
-            report.kept -= 1
-            report.skip("video unusable", BadRow(report.lines.get(name), name, bad[row.video]))
+        reason = next((bad[video] for video in videos_of(row) if video in bad), None)
+        if reason is None:
+            kept.append(row)
+            continue
+        name = getattr(row, ID_FIELD[type(row)])
+        report.kept -= 1
+        report.skip("video unusable", BadRow(report.lines.get(name), name, reason))
     report.check(strict)
-    return [row for row in rows if row.video not in bad]
+    return kept
+
+
+def videos_of(row: Row) -> tuple[str, ...]:
+    """Every video that a row needs."""
+    return row.videos if isinstance(row, Pair) else (row.video,)
 
 
 def _why_unusable(spec: Callable[[str], FrameSpec], video: str) -> str | None:
@@ -246,7 +311,8 @@ def _read(path: Path, root: Path, strict: bool, form: type[_Row], key: str) -> t
             name = fields.get(key)
             row = build_row(form, fields)
             _check_new(name, report.lines)
-            _check_video(row.video, exists)
+            for video in videos_of(row):
+                _check_video(video, exists)
         except RowError as bad:
             report.skip(bad.reason, BadRow(line, name, bad.detail))
             continue

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rlaif.config.schema import Config, Function
 
 
 def problems_of(config: Config, stage: str | None = None) -> list[str]:
     """Every combination of options that cannot run, as sentences naming the options."""
     checks = {"sft": [_sft], "reward": [_reward], "ppo": [_ppo, _rollout], "label": [_label]}
-    checks |= {"caption": [_caption], "sample": [], "pairs": []}
+    checks |= {"caption": [_caption], "sample": [], "pairs": [], "score": [_score]}
     chosen = checks.get(stage, [check for group in checks.values() for check in group])
     found = [problem for check in [_run, _cluster, *chosen] for problem in check(config)]
     return found + _devices(config, stage)
@@ -41,6 +43,7 @@ def _devices(config: Config, stage: str | None) -> list[str]:
     scored = [] if isinstance(config.ppo.reward, Function) else ["reward"]
     roles = ["learner"] if stage in ("sft", "reward") else ["rollout", *scored, "learner"]
     roles = ["rollout"] if stage in ("caption", "sample", "label", "pairs") else roles
+    roles = ["reward"] if stage == "score" else roles
     without = [name for name in roles if getattr(config.cluster, name).gpus == 0]
     return [f"model.device is cuda, but cluster.{name}.gpus is 0" for name in without if config.model.device == "cuda"]
 
@@ -48,7 +51,7 @@ def _devices(config: Config, stage: str | None) -> list[str]:
 def _sft(config: Config) -> list[str]:
     return _divides(
         "cluster.learner.actors", config.cluster.learner.actors, "sft.batch_size", config.sft.batch_size
-    ) + _adapter_and_tower(config, "sft")
+    ) + _what_trains(config, "sft")
 
 
 def _reward(config: Config) -> list[str]:
@@ -57,7 +60,18 @@ def _reward(config: Config) -> list[str]:
     )
     if config.reward.verdict and not config.reward.evaluation_turn:
         problems.append("reward.verdict begins the reply to reward.evaluation_turn, which is empty")
-    return problems + _adapter_and_tower(config, "reward")
+    if twice := _twice(config.reward.dimensions):
+        problems.append(f"reward.dimensions names {', '.join(twice)} twice")
+    return problems + _what_trains(config, "reward")
+
+
+def _score(config: Config) -> list[str]:
+    twice = _twice(config.score.models)
+    return [f"score.models names {', '.join(twice)} twice"] if twice else []
+
+
+def _twice(names: Sequence[str]) -> list[str]:
+    return sorted({name for name in names if names.count(name) > 1})
 
 
 def _ppo(config: Config) -> list[str]:
@@ -80,7 +94,9 @@ def _ppo(config: Config) -> list[str]:
     problems += _slots(config)
     if ppo.eval_every and config.eval.checker is None:
         problems.append("ppo.eval_every needs eval.checker, the function that says which claims are true")
-    return problems + _adapter_and_tower(config, "ppo")
+    if ppo.reward_weights and isinstance(ppo.reward, Function):
+        problems.append("ppo.reward_weights are of a reward model's dimensions; a function weighs its own parts")
+    return problems + _what_trains(config, "ppo")
 
 
 def _slots(config: Config) -> list[str]:
@@ -99,16 +115,27 @@ def _slots(config: Config) -> list[str]:
 def _trains_tower(config: Config, stage: str) -> bool:
     section = getattr(config, stage)
     vision = config.model.train_vision if section.train_vision is None else section.train_vision
-    projector = config.model.train_projector if section.train_projector is None else section.train_projector
-    return vision or projector
+    return vision or _trains_projector(config, stage)
 
 
-def _adapter_and_tower(config: Config, stage: str) -> list[str]:
-    if getattr(config, stage).lora is not None and _trains_tower(config, stage):
-        return [
+def _trains_projector(config: Config, stage: str) -> bool:
+    section = getattr(config, stage)
+    return config.model.train_projector if section.train_projector is None else section.train_projector
+
+
+def _what_trains(config: Config, stage: str) -> list[str]:
+    section, problems = getattr(config, stage), []
+    if section.lora is not None and _trains_tower(config, stage):
+        problems.append(
             f"{stage}.lora trains adapters of the language model only: set train_vision and train_projector false, or {stage}.lora null"
-        ]
-    return []
+        )
+    for name in ("optim", "critic_optim"):
+        rate = getattr(getattr(section, name, None), "projector_lr", None)
+        if rate is not None and not _trains_projector(config, stage):
+            problems.append(
+                f"{stage}.{name}.projector_lr is the rate of a projector that stays as it is: train_projector"
+            )
+    return problems
 
 
 def _rollout(config: Config) -> list[str]:

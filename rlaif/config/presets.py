@@ -34,6 +34,7 @@ VLM_RLAIF = {
         "epochs": 1,
         "batch_size": 16,
         "eval_every": 400,
+        "export": "last",
         "optim": _ADAMW | {"lr": 2e-5, "warmup_ratio": 0.03, "schedule": "constant", "max_grad_norm": 0.3},
         "save": {"every": 400},
     },

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
 
 from rlaif.config.presets import Preset, with_preset
 
@@ -81,6 +81,8 @@ class Model(Section):
 
 class Optim(Section):
     lr: float = Field(1e-5, gt=0)
+    projector_lr: float | None = Field(None, gt=0)
+    """Rate of the projector, where it trains (`train_projector`), on the same schedule; None: `lr`."""
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.0
@@ -123,7 +125,7 @@ class Sft(Section):
 
 
 class Reward(Section):
-    """A reward model: a scalar read at the last token of question, context and answer."""
+    """A reward model: one scalar per dimension, read at the last token of question, context and answer."""
 
     preset: Preset = "modern"
     """Where the defaults below come from: here, or the system named (docs/presets.md); what is set wins."""
@@ -132,6 +134,8 @@ class Reward(Section):
     lora: Lora | None = Lora()
     train_vision: bool | None = None
     train_projector: bool | None = None
+    dimensions: tuple[str, ...] = Field(("overall",), min_length=1)
+    """What is learned of the preferences, each by an output of the head; a row that does not say is about `overall`."""
     context: Literal["captions", "none", "shuffled"] = "captions"
     """What fills the caption slot: the video's dense captions, nothing, or another video's captions (a control)."""
     captions_template: str = "context : {captions}\n"
@@ -148,6 +152,9 @@ class Reward(Section):
     centering: Literal["none", "mean_abs", "squared"] = "mean_abs"
     """Regulariser of the scores: 1e-3 |mean(r_w + r_l)| (VLM-RLAIF; over a micro-batch) or mean(s^2) over both (SafeSora)."""
     centering_coef: float = Field(1e-3, ge=0)
+    margin: Literal["none", "record"] = "none"
+    """record: the scores shall differ by more than `margin_coef` times the row's own `margin` (0 where it has none)."""
+    margin_coef: float = Field(1.0, ge=0)
     head_init: Literal["normal", "uniform"] = "normal"
     """Weights of the new head: normal with deviation 1 / (hidden + 1), or torch's uniform within 1 / sqrt(hidden). Bias 0."""
     steps: int = Field(1000, ge=1)
@@ -158,7 +165,10 @@ class Reward(Section):
     tokens_per_microbatch: int = Field(16384, ge=1)
     optim: Optim = Optim()
     eval_every: int = Field(100, ge=0)
+    """Measure on the held-out pairs every this many steps (0: only at the end)."""
     eval_fraction: float = Field(0.05, gt=0, lt=1)
+    export: Literal["best", "last"] = "best"
+    """best: the weights of the evaluation with the highest accuracy, whose checkpoint is kept; of equal ones, the first."""
     save: Saving = Saving()
 
     @model_validator(mode="before")
@@ -281,6 +291,18 @@ class Pairs(Section):
     """Share of the videos whose pairs go to `data.pairs_eval`, where that is set."""
 
 
+class Score(Section):
+    """What reward models say of every answer in a preference file (`rlaif score`)."""
+
+    models: tuple[str, ...] = Field(("{run}/reward/export",), min_length=1)
+    """Exports of `rlaif reward`, each called by itself."""
+    file: str | None = None
+    """The preferences; None: `data.pairs`."""
+    out: str = "{run}/feedback/scored.jsonl"
+    """The same rows with more `scores`; may be `file` itself."""
+    tokens_per_microbatch: int = Field(16384, ge=1)
+
+
 class Kl(Section):
     estimator: Literal["k1", "k3"] = "k1"
     """Per-token penalty: k1 = logp - ref, k3 = exp(ref - logp) - 1 - (ref - logp)."""
@@ -335,6 +357,8 @@ class Ppo(Section):
     """Start of the policy, and the reference the KL is measured to."""
     reward: str | Function = "{run}/reward/export"
     """Export of `rlaif reward`, or a function."""
+    reward_weights: dict[str, FiniteFloat] = {}
+    """Factor of each dimension of the reward model in the score; empty: each counts 1. Names all of them, or none."""
     lora: Lora | None = Lora()
     """Train an adapter (only adapter bytes are published) or, when null, full weights."""
     train_vision: bool | None = None
@@ -517,6 +541,7 @@ class Config(Section):
     label: Label = Label()
     pairs: Pairs = Pairs()
     reward: Reward = Reward()
+    score: Score = Score()
     ppo: Ppo = Ppo()
     rollout: Rollout = Rollout()
     eval: Eval = Eval()

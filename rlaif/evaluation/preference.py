@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -31,6 +31,36 @@ def agreement(scores: Sequence[tuple[float, float]]) -> dict[str, float]:
         "log_loss": log_loss,
         **_calibration(margin),
     }
+
+
+def by_dimension(
+    signs: Mapping[str, Mapping[str, int]], scores: Mapping[str, np.ndarray], dimensions: Sequence[str]
+) -> dict[str, list[tuple[float, float]]]:
+    """(preferred, other) scores by dimension, of the pairs that were compared in it and have scores, in the order of `signs`.
+
+    signs: pair_id -> dimension -> 1 where `chosen` is preferred, -1 where `rejected` is. scores: pair_id -> [2, K], those of
+    chosen and rejected by dimension, in the order of `dimensions`.
+    """
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in dimensions}
+    for pair_id, known in signs.items():
+        for column, name in enumerate(dimensions if pair_id in scores else ()):
+            if sign := known.get(name, 0):
+                chosen, rejected = (float(score) for score in scores[pair_id][:, column])
+                found[name].append((chosen, rejected) if sign > 0 else (rejected, chosen))
+    return found
+
+
+def agreements(found: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, float]:
+    """`agreement` of a single dimension as it is; of several, each under `<dimension>_`.
+
+    Then `accuracy` is the mean over the dimensions that have pairs, each counting the same.
+    """
+    each = {name: agreement(scores) for name, scores in found.items()}
+    if len(each) == 1:
+        return next(iter(each.values()))
+    named = {f"{name}_{key}": value for name, metrics in each.items() for key, value in metrics.items()}
+    rates = [metrics["accuracy"] for metrics in each.values() if "accuracy" in metrics]
+    return named | ({"accuracy": float(np.mean(rates))} if rates else {})
 
 
 def reliability(margins: Sequence[float]) -> list[dict[str, float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoConfig
 
@@ -65,6 +66,12 @@ def fingerprint(path: str) -> str:
     if not folder.is_dir():
         return path
     digest = hashlib.sha256((folder / "config.json").read_bytes())
+    add_weights(digest, folder)
+    return digest.hexdigest()[:16]
+
+
+def add_weights(digest: Any, folder: Path) -> None:
+    """Add what tells a folder's weight files from others: name, size, first and last megabyte of each."""
     for file in sorted(folder.glob("*.safetensors")):
         size = file.stat().st_size
         digest.update(f"{file.name} {size}".encode())
@@ -72,4 +79,3 @@ def fingerprint(path: str) -> str:
             digest.update(weights.read(_EDGE))
             weights.seek(max(0, size - _EDGE))
             digest.update(weights.read(_EDGE))
-    return digest.hexdigest()[:16]

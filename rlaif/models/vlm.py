@@ -38,7 +38,13 @@ class VideoLM(nn.Module):
     before each response token, `score` the last token, so both are independent of padding.
     """
 
-    def __init__(self, model: nn.Module, heads: Iterable[str] = (), adapters: Mapping[str, Lora] | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        heads: Iterable[str] | Mapping[str, int] = (),
+        adapters: Mapping[str, Lora] | None = None,
+    ):
+        """`heads`: names, or how many outputs each has (a reward model: one per dimension)."""
         super().__init__()
         self.config = model.config
         self.family = family_of(model.config)
@@ -46,8 +52,9 @@ class VideoLM(nn.Module):
         self.model = with_adapters(model, adapters) if adapters else model
         self.has_adapters = bool(adapters)
         hidden = model.config.get_text_config().hidden_size
-        self.heads = nn.ModuleDict({name: scalar_head(hidden, model.dtype) for name in heads})
-        """Linear layers hidden -> 1; all zeros until trained or loaded."""
+        outputs = heads if isinstance(heads, Mapping) else dict.fromkeys(heads, 1)
+        self.heads = nn.ModuleDict({name: scalar_head(hidden, model.dtype, n) for name, n in outputs.items()})
+        """Linear layers; all zeros until trained or loaded."""
         self.head_override: Tensor | None = None
         """[V, H] used instead of the output head: only to find out whether somebody else uses it."""
 
@@ -69,7 +76,10 @@ class VideoLM(nn.Module):
     def forward(
         self, batch: Batch, output: Output, head: str | None = None, temperature: float = 1.0
     ) -> dict[str, Tensor]:
-        """`logprobs` and `entropy` [B, T], or `values` [B, T], or `score` [B]; float32, 0 outside responses."""
+        """`logprobs` and `entropy` [B, T], or `values` [B, T], or `score` [B] ([B, K] of K outputs); float32.
+
+        0 outside responses.
+        """
         hidden = self.causal.model(
             input_ids=batch.ids,
             attention_mask=batch.attention,
@@ -79,7 +89,7 @@ class VideoLM(nn.Module):
         ).last_hidden_state
         rows = torch.arange(len(hidden), device=hidden.device)
         if output == "score":
-            return {"score": self.heads[head](hidden[rows, batch.last])[:, 0]}
+            return {"score": self.heads[head](hidden[rows, batch.last]).squeeze(-1)}
         before = hidden[rows[:, None], batch.index - (batch.index > 0).long()]
         if output == "values":
             return {"values": self.heads[head](before)[..., 0] * batch.valid}
@@ -137,15 +147,15 @@ def load_tower(path: str, dtype: str, attention: str = "sdpa") -> nn.Module:
 
 
 class ScalarHead(nn.Linear):
-    """hidden -> 1, computed in float32 whatever the weights are kept in: near 4, bfloat16 has steps of 0.02."""
+    """hidden -> 1 (or K), computed in float32 whatever the weights are kept in: near 4, bfloat16 has steps of 0.02."""
 
     def forward(self, hidden: Tensor) -> Tensor:
         return nn.functional.linear(hidden.float(), self.weight.float(), self.bias.float())
 
 
-def scalar_head(hidden: int, dtype: torch.dtype) -> ScalarHead:
-    """hidden -> 1 with zero weight and bias: a critic starts without an opinion (a reward model re-initialises it)."""
-    head = ScalarHead(hidden, 1, dtype=dtype)
+def scalar_head(hidden: int, dtype: torch.dtype, outputs: int = 1) -> ScalarHead:
+    """hidden -> outputs, zero weight and bias: a critic starts without an opinion (a reward model re-initialises it)."""
+    head = ScalarHead(hidden, outputs, dtype=dtype)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     return head

@@ -18,20 +18,23 @@ def bradley_terry(
     centering: Literal["none", "mean_abs", "squared"],
     coef: float,
     denominator: float,
+    wanted: Tensor | None = None,
 ) -> tuple[Tensor, Metrics]:
-    """sum -log sigmoid(s_w - s_l) / denominator, plus `coef` times a term that keeps scores near zero.
+    """sum -log sigmoid(s_w - s_l - m) / denominator, plus `coef` times a term that keeps scores near zero.
 
     scores [P] in reward units; denominator: pairs in the whole optimizer step. Accuracy is s_w > s_l: a tie is wrong.
+    wanted: the margins m [P] by which the scores shall differ at least, 0 if None (Touvron et al. 2023, Llama 2, eq. 2).
     """
     chosen, rejected = wide(chosen_scores), wide(rejected_scores)
-    pair_loss = -logsigmoid(chosen - rejected)
+    difference = chosen - rejected
+    pair_loss = -logsigmoid(difference if wanted is None else difference - wide(wanted))
     center = _centering(chosen, rejected, centering)
     loss = per_unit(pair_loss.sum() + coef * center, denominator)
     metrics = totals(
         torch.ones_like(pair_loss),
         preference_loss=pair_loss,
         accuracy=chosen > rejected,
-        margin=chosen - rejected,
+        margin=difference,
         score=(chosen + rejected) / 2,
         score_chosen=chosen,
         score_rejected=rejected,

@@ -12,11 +12,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue
 
-from rlaif.data import RowError, build_row, check_turns
+from rlaif.data import OVERALL, RowError, build_row, check_signs, check_turns
 from rlaif.errors import DataError
 
 Modality = Literal["video", "image", "text"]
-OVERALL = "overall"
 SIDES = {"chosen": "rejected", "rejected": "chosen"}
 
 
@@ -241,13 +240,7 @@ class _PreferenceRow(_Strict):
     def build(self) -> Preference:
         self._check_media()
         self._check_answers()
-        for name, sign in self.dimensions.items():
-            if sign not in (1, -1):
-                raise RowError("wrong type", f"dimensions.{name}: {sign} is neither 1 nor -1")
-        if self.dimensions.get(self.dimension, 1) != 1:
-            raise RowError(
-                "dimensions contradict", f"{self.dimension!r} is the row's own dimension, and -1 in its list"
-            )
+        check_signs(self.dimension, self.dimensions)
         messages = tuple((message.role, message.content) for message in self.messages)
         if messages:
             check_turns(messages, last="user")

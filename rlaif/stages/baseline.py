@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from actors.reward import load_reward_model, read_card
+from actors.reward import dimensions_of, load_reward_model, read_card
 from learners import losses
 from rlaif.config.schema import Config
 from rlaif.models.batch import collate
@@ -57,6 +57,7 @@ class Baseline:
         for module in (self.policy, self.critic):
             freeze_for_full_training(module.causal, config.model.train_vision, config.model.train_projector)
         card = read_card(ppo.reward)
+        self.weights = torch.tensor([ppo.reward_weights.get(name, 1.0) for name in dimensions_of(card)])
         self.prompt, self.reward = (
             RewardPrompt(**card["prompt"]),
             load_reward_model(fetch(ppo.reward), card, config.model),
@@ -120,7 +121,8 @@ class Baseline:
             )
             for p, ids in zip(prompts, answers, strict=True)
         ]
-        return self.reward.eval()(collate(items, self.pad), "score", head="reward")["score"]
+        scores = self.reward.eval()(collate(items, self.pad), "score", head="reward")["score"]
+        return scores.reshape(len(items), -1) @ self.weights
 
     def update(self, items: list[Encoded], scores, logprobs, reference, values) -> None:
         """The policy and critic steps of `learners/ppo.py`, in minibatches, one process."""

@@ -18,6 +18,7 @@ from rlaif.data import (
     read_pairs,
     read_prompts,
     skip_bad_videos,
+    videos_of,
 )
 from rlaif.errors import DataError
 from rlaif.feedback.store import Store
@@ -55,7 +56,8 @@ def _load(run: Run, file: str, read: Callable[..., tuple[list[Row], Report]]) ->
     root, strict = run.config.data.root, run.config.data.strict
     rows, report = read(data_path(run.config, file), root, strict)
     rows = _captioned(run.config, rows)
-    bad = check_videos(sorted({row.video for row in rows}), run.topology.client().spec)
+    videos = sorted({video for row in rows for video in videos_of(row)})
+    bad = check_videos(videos, run.topology.client().spec)
     rows = skip_bad_videos(rows, bad, report, strict)
     if report.skipped:
         log.warning("%s", report.summary())
@@ -67,13 +69,19 @@ def _captioned(config: Config, rows: list[Row]) -> list[Row]:
     if config.data.captions is None or not data_path(config, config.data.captions).is_file():
         return rows
     known = captions_by_video(data_path(config, config.data.captions))
-    found = [replace(row, captions=_context(known, row)) if hasattr(row, "question") else row for row in rows]
-    if without := sum(hasattr(row, "question") and not row.captions for row in found):
+    found = [replace(row, captions=stored(known, row)) if _reads_captions(row) else row for row in rows]
+    if without := sum(_reads_captions(row) and not row.captions for row in found):
         log.warning("%d of %d rows have no captions in %s", without, len(rows), config.data.captions)
     return found
 
 
-def _context(known: dict[tuple[str, str], tuple[str, ...]], row: Prompt | Pair) -> tuple[str, ...]:
+def _reads_captions(row: Row) -> bool:
+    """Not where two videos are compared: one context beside both would tell which of them it is about."""
+    return not isinstance(row, Conversation) and not (isinstance(row, Pair) and row.rejected_video)
+
+
+def stored(known: dict[tuple[str, str], tuple[str, ...]], row: Prompt | Pair) -> tuple[str, ...]:
+    """The captions of a row, out of `captions_by_video`."""
     return known.get((row.video, "")) or known.get((row.video, row.question), ())
 
 

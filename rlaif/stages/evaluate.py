@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from actors.reward import Answer, load_function
 from actors.rollout import Failure
-from cluster.checkpoint import CheckpointRef
 from cluster.remote import ask
 from learners.spec import LearnerSpec
 from rlaif.config.schema import Config, Sampling
@@ -24,29 +23,6 @@ from rlaif.stages.run import Run
 
 DECODINGS = {"greedy": 0.0, "sample": 1.0}
 """Temperature by name."""
-
-
-@dataclass(frozen=True)
-class Best:
-    """The best evaluation so far; its checkpoint is spared from pruning."""
-
-    iteration: int | None = None
-    score: float = float("-inf")
-
-    @classmethod
-    def of(cls, checkpoint: CheckpointRef | None) -> Best:
-        """As a checkpoint remembers it."""
-        return cls(**checkpoint.meta["best"]) if checkpoint else cls()
-
-    def after(self, iteration: int, metrics: dict[str, float]) -> Best:
-        score = metrics.get("eval/score")
-        return Best(iteration, score) if score is not None and score > self.score else self
-
-    def spared(self) -> tuple[int, ...]:
-        return () if self.iteration is None else (self.iteration,)
-
-    def state(self) -> dict:
-        return {} if self.iteration is None else vars(self)
 
 
 def evaluate(config: Config, run: Run) -> list[dict]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rlaif.config.schema import Config
 from rlaif.stages import data, evaluate
+from rlaif.stages.best import Best
 from rlaif.stages.roles import enough_prompts, identity, learner_spec, parity_gate, require_inputs, start_roles
 from rlaif.stages.rounds import ask_for, collect, learn, record
 from rlaif.stages.run import Run, Start
@@ -24,7 +25,7 @@ def train(config: Config, run: Run, start: Start = "new") -> str:
     newest = run.starting_point("ppo", checkpoints, start, identity(config))
     roles = start_roles(config, run, prompts, learner_spec(config))
     asked = first = restore(roles.learners, checkpoints, newest)
-    best = evaluate.Best.of(newest)
+    best = Best.of(newest)
     if newest is not None:
         roles.ledger.load_state_dict(newest.meta["ledger"])
     roles.publisher.publish(first)

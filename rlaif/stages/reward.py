@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from dataclasses import replace
 
 from actors.reward import CARD, card_text
 from rlaif.config.schema import Config, Reward
 from rlaif.data import Pair
-from rlaif.errors import DataError
-from rlaif.evaluation.preference import agreement
+from rlaif.errors import DataError, named
+from rlaif.evaluation.preference import agreements, by_dimension
 from rlaif.models.check import require_model
 from rlaif.models.reward_prompt import RewardPrompt, contexts
 from rlaif.order import rows_of_step
@@ -22,14 +23,15 @@ log = logging.getLogger(__name__)
 
 
 def train(config: Config, run: Run, start: Start = "new") -> str:
-    """Train on preference pairs, measure on held-out ones, export; returns the export's path."""
+    """Train on preference pairs, measure on held-out ones, export the best step (`reward.export`); returns its path."""
     require_model("reward.init", config.reward.init)
     rows, held_out = datasets(config, run)
     reward = config.reward.model_copy(update={"steps": steps_of(config.reward, len(rows))})
-    identity = supervised.identity("reward", reward) | {"context": reward.context}
+    identity = supervised.identity("reward", reward) | {"context": reward.context, "dimensions": [*reward.dimensions]}
     checkpoints = run.checkpoints("reward", reward.save.keep)
     newest = run.starting_point("reward", checkpoints, start, identity)
     group = run.topology.learners(supervised.learner_spec(config, reward, "reward", "reward"))
+    signs = {row.pair_id: row.signs for row in held_out}
 
     def chosen(number: int) -> list[Pair]:
         return [rows[i] for i in rows_of_step(len(rows), reward.batch_size, number, config.seed, "reward")]
@@ -38,16 +40,21 @@ def train(config: Config, run: Run, start: Start = "new") -> str:
         return group.step_pairs(chosen(number), reward)
 
     def videos(number: int) -> set[str]:
-        return {row.video for row in chosen(number)}
+        return {video for row in chosen(number) for video in row.videos}
 
     def evaluate() -> dict[str, float]:
-        return {f"eval/{name}": value for name, value in agreement(group.score_pairs(held_out, reward)).items()}
+        found = by_dimension(signs, group.score_pairs(held_out, reward), reward.dimensions)
+        return {f"eval/{name}": value for name, value in agreements(found).items()}
 
+    best_by = "eval/accuracy" if reward.export == "best" else None
     task = supervised.Supervised(
-        "reward", reward.steps, reward.save, identity, step, videos, evaluate, reward.eval_every
+        "reward", reward.steps, reward.save, identity, step, videos, evaluate, reward.eval_every, best_by
     )
-    supervised.train(task, run, group, checkpoints, newest)
-    card = {CARD: card_text(reward.init, reward.lora, RewardPrompt.of(reward))}
+    best = supervised.train(task, run, group, checkpoints, newest)
+    if best_by and best.iteration not in (None, reward.steps):
+        log.info("exporting step %d, of accuracy %.3f on the held-out pairs", best.iteration, best.score)
+        group.load(checkpoints, checkpoints.at(best.iteration))
+    card = {CARD: card_text(reward.init, reward.lora, RewardPrompt.of(reward), reward.dimensions)}
     export = group.export("reward", run.directory.export("reward"), card=card)
     run.topology.stop_learners()
     return export
@@ -60,21 +67,47 @@ def steps_of(reward: Reward, pairs: int) -> int:
 
 def datasets(config: Config, run: Run) -> tuple[list[Pair], list[Pair]]:
     """(training, held-out) pairs with the captions that `reward.context` asks for."""
-    rows = data.pairs(run, config.data.pairs)
+    rows = compared(data.pairs(run, config.data.pairs), config.reward, config.data.pairs)
     if config.data.pairs_eval:
-        held_out = data.pairs(run, config.data.pairs_eval)
+        held_out = compared(data.pairs(run, config.data.pairs_eval), config.reward, config.data.pairs_eval)
     else:
         rows, held_out = hold_out(rows, config.reward.eval_fraction, config.seed)
     return with_context(rows, config), with_context(held_out, config)
 
 
+def compared(rows: list[Pair], reward: Reward, file: str) -> list[Pair]:
+    """The rows that were compared in any of `reward.dimensions`; those that lack one are counted by dimension.
+
+    Raises DataError for a dimension that no row has, and with `reward.margin` for a margin below 0.
+    """
+    there = Counter(name for row in rows for name in row.signs)
+    if unknown := [name for name in reward.dimensions if name not in there]:
+        raise DataError(
+            f"pairs in {file} that were compared in {', '.join(unknown)}",
+            f"none of {len(rows)}; there are {', '.join(f'{name} ({count})' for name, count in there.most_common())}",
+            "reward.dimensions, or the file",
+        )
+    for name in reward.dimensions:
+        if without := len(rows) - there[name]:
+            log.warning("%s: %d of %d pairs were not compared in %s", file, without, len(rows), name)
+    below = [row.pair_id for row in rows if (row.margin or 0) < 0]
+    if reward.margin == "record" and below:
+        found = f"below 0 in {named(below)} of {file}"
+        raise DataError("margins that say how much better `chosen` is", found, "the rows, or reward.margin=none")
+    return [row for row in rows if not row.signs.keys().isdisjoint(reward.dimensions)]
+
+
 def hold_out(rows: list[Pair], fraction: float, seed: int) -> tuple[list[Pair], list[Pair]]:
-    """(training, held-out) rows; a video is on one side only. DataError where there are too few videos to split."""
-    videos = sorted({row.video for row in rows}, key=lambda video: derive(seed, "hold out", video))
-    chosen = set(videos[: max(1, round(len(videos) * fraction))])
-    if len(chosen) == len(videos):
-        raise DataError("pairs on at least two videos", f"{len(videos)}", "more pairs, or data.pairs_eval")
-    return [row for row in rows if row.video not in chosen], [row for row in rows if row.video in chosen]
+    """(training, held-out) rows; a video (a prompt, where two videos are compared) is on one side only.
+
+    Raises DataError where there are too few of them to split.
+    """
+    about = lambda row: (row.rejected_video and row.prompt_id) or row.video  # noqa: E731
+    groups = sorted({about(row) for row in rows}, key=lambda group: derive(seed, "hold out", group))
+    chosen = set(groups[: max(1, round(len(groups) * fraction))])
+    if len(chosen) == len(groups):
+        raise DataError("pairs on at least two videos", f"{len(groups)}", "more pairs, or data.pairs_eval")
+    return [row for row in rows if about(row) not in chosen], [row for row in rows if about(row) in chosen]
 
 
 def with_context(rows: list[Pair], config: Config) -> list[Pair]:

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from actors.frames import FrameClient
 from actors.pool import RolloutPool
-from actors.reward import RewardPool, load_function, read_card
+from actors.reward import RewardPool, check_weights, load_function, read_card
 from cluster.ledger import Ledger
 from learners.group import LearnerGroup
 from learners.spec import LearnerSpec, RoleSpec
@@ -64,7 +64,8 @@ def require_inputs(config: Config) -> None:
     if isinstance(config.ppo.reward, Function):
         load_function(config.ppo.reward.path)
     else:
-        read_card(config.ppo.reward)
+        terms = [name for name, value in config.ppo.terms if value]
+        check_weights(read_card(config.ppo.reward), config.ppo.reward_weights, terms)
     if config.eval.checker is not None:
         load_function(config.eval.checker)
     if config.ppo.eval_every and not data.data_path(config, config.data.eval).is_file():
@@ -88,7 +89,7 @@ def start_roles(config: Config, run: Run, prompts: Sequence[Prompt], spec: Learn
     captions = context_of(config, prompts)
     topology.place("learner", "rollout", "reward")
     rollouts = topology.rollouts(ppo.policy, ppo.lora.r if ppo.lora else None)
-    rewards = topology.rewards(ppo.reward, ppo.tokens_per_microbatch)
+    rewards = topology.rewards(ppo.reward, ppo.tokens_per_microbatch, ppo.reward_weights)
     learners = topology.learners(spec, ppo)
     rewards.wait_ready()
     deadline = config.cluster.collective_timeout_s

@@ -16,6 +16,7 @@ from learners.group import LearnerGroup
 from learners.spec import LearnerSpec, RoleSpec
 from rlaif.config.schema import Config, Reward, Saving, Sft
 from rlaif.models.check import fingerprint
+from rlaif.stages.best import Best
 from rlaif.stages.run import Run
 from rlaif.tracking import Tracker
 
@@ -38,13 +39,15 @@ class Supervised:
     evaluate: Callable[[], dict[str, float]] | None = None
     """Metrics on held-out data."""
     eval_every: int = 0
+    best_by: str | None = None
+    """The metric of `evaluate` whose highest value makes a checkpoint the best one."""
 
 
 def learner_spec(
     config: Config, section: Sft | Reward, role: str, head: Literal["none", "reward"] = "none"
 ) -> LearnerSpec:
     """A group that trains one role as its section of the configuration says."""
-    model = config.model
+    model, rewards = config.model, isinstance(section, Reward)
     spec = RoleSpec(
         role,
         section.init,
@@ -52,7 +55,8 @@ def learner_spec(
         section.optim,
         section.steps,
         head,
-        section.head_init if isinstance(section, Reward) else "normal",
+        section.head_init if rewards else "normal",
+        len(section.dimensions) if rewards else 1,
         train_vision=model.train_vision if section.train_vision is None else section.train_vision,
         train_projector=model.train_projector if section.train_projector is None else section.train_projector,
     )
@@ -76,9 +80,12 @@ def identity(stage: str, section: Sft | Reward) -> dict:
 
 def train(
     task: Supervised, run: Run, group: LearnerGroup, checkpoints: Checkpoints, newest: CheckpointRef | None
-) -> None:
-    """From the newest checkpoint (or the start) to the last step; evaluations and checkpoints as configured."""
-    start, frames = restore(group, checkpoints, newest), run.topology.client()
+) -> Best:
+    """From the newest checkpoint (or the start) to the last step; evaluations and checkpoints as configured.
+
+    With `task.best_by` the best evaluation's checkpoint is there at the end; returns which one it is.
+    """
+    start, frames, best = restore(group, checkpoints, newest), run.topology.client(), Best.of(newest)
     with run.tracker(task.stage, task.steps, start) as tracker:
         waiting: list[tuple[int, list]] = []
         for done in range(start + 1, task.steps + 1):
@@ -88,9 +95,12 @@ def train(
             while len(waiting) > (0 if evaluate or save else 1):  # one step ahead: ranks never wait for the driver
                 _finish(tracker, *waiting.pop(0))
             if evaluate and task.evaluate:
-                tracker.log(done, task.evaluate())
-            if save:
-                save_checkpoint(run, group, checkpoints, done, task.identity)
+                found = task.evaluate()
+                best = best.after(done, found, task.best_by) if task.best_by else best
+                tracker.log(done, found)
+            if save or best.iteration == done:
+                save_checkpoint(run, group, checkpoints, done, task.identity, best.spared(), best=best.state())
+    return best
 
 
 def restore(group: LearnerGroup, checkpoints: Checkpoints, newest: CheckpointRef | None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -130,8 +131,10 @@ class Topology:
                 ray.kill(pool.remove(name))
         self._rollouts.clear()
 
-    def rewards(self, reward: str | Function, tokens_per_microbatch: int) -> RewardPool:
-        """A new reward pool; the one before it is stopped."""
+    def rewards(
+        self, reward: str | Function, tokens_per_microbatch: int, weights: Mapping[str, float] | None = None
+    ) -> RewardPool:
+        """A new reward pool; the one before it is stopped. weights: of a reward model's dimensions."""
         self.stop_rewards()
         self.place("reward")
         self._rewards = RewardPool(
@@ -142,6 +145,7 @@ class Topology:
             make_frames=self.frames(),
             model=self.config.model,
             tokens_per_microbatch=tokens_per_microbatch,
+            weights=weights,
             cache_bytes=self.config.video.feature_cache_bytes,
             make_features=self.features(),
         )

@@ -2,7 +2,7 @@
 
 A video is a file that FFmpeg reads (rlaif/video/files.py), or a folder of images in natural order ("2.jpg" before
 "10.jpg"), which behaves as if it were a file with one frame per image. A folder plays at 1 frame per second unless
-it holds a `frames.json` such as {"fps": 2.5}.
+it holds a `frames.json` such as {"fps": 2.5}. An image by itself is like a folder with nothing else in it.
 
 An MP4 or MOV file that was cut or overwritten is an error, at `probe` or at `decode`. A Matroska, WebM or MPEG
 stream that was cut is a shorter video: nothing in it says how long it was meant to be.
@@ -47,7 +47,7 @@ def probe(path: str | Path) -> VideoInfo:
     """
     path = Path(path)
     with _readable(path):
-        return _probe_folder(path) if path.is_dir() else _probe_file(path)
+        return _probe_folder(path) if _of_images(path) else _probe_file(path)
 
 
 def sample_spec(
@@ -93,7 +93,7 @@ def decode(path: str | Path, spec: FrameSpec) -> np.ndarray:
                 "restore the video, or start again so that it is probed again",
                 expected=f"the video that was probed, sha256 {spec.sha256[:12]}",
             )
-        frames = _folder_frames(path, spec.indices) if path.is_dir() else _file_frames(path, spec.indices)
+        frames = _folder_frames(path, spec.indices) if _of_images(path) else _file_frames(path, spec.indices)
         stack = np.stack([_resize(frame, spec.height, spec.width) for frame in _same_size(path, frames)])
     stack.setflags(write=False)  # caches share it, as they do what comes out of Ray's object store
     return stack
@@ -135,6 +135,10 @@ def _file_frames(path: Path, indices: tuple[int, ...]) -> Iterator[np.ndarray]:
 # -- folders
 
 
+def _of_images(path: Path) -> bool:
+    return path.is_dir() or path.suffix.lower() in IMAGES
+
+
 def _probe_folder(path: Path) -> VideoInfo:
     images = _images(path)
     first = _read_image(images[0])
@@ -147,7 +151,10 @@ def _folder_frames(path: Path, indices: tuple[int, ...]) -> Iterator[np.ndarray]
 
 
 def _images(folder: Path) -> list[Path]:
-    """In natural order: runs of digits compare as numbers."""
+    """In natural order: runs of digits compare as numbers. An image by itself is its only one."""
+    if not folder.is_dir():
+        folder.stat()  # one that is missing is no damaged image
+        return [folder]
     images = [entry for entry in folder.iterdir() if entry.suffix.lower() in IMAGES]
     if not images:
         raise _bad(folder, "a folder without .jpg or .png images", "extract the video's frames into it")

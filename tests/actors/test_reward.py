@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import sys
 import types
 from dataclasses import replace
@@ -12,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from actors.reward import (
     CARD,
@@ -22,8 +23,11 @@ from actors.reward import (
     RewardActor,
     RewardPool,
     card_text,
+    check_weights,
+    dimensions_of,
     load_function,
     read_card,
+    reward_fingerprint,
     scored,
 )
 from rlaif.config.schema import Lora, Model, Reward
@@ -226,6 +230,76 @@ def test_the_card(export, tmp_path):
     assert json.loads(open(os.path.join(export, "reward.json")).read()) == card
     with pytest.raises(ConfigError, match="reward.json"):
         read_card(str(tmp_path))
+
+
+# -- several dimensions
+
+
+TWO = ("helpfulness", "harmlessness")
+
+
+@pytest.fixture(scope="module")
+def two_heads(export, tmp_path_factory) -> str:
+    """The same reward model with a second output, which says half of the first one and 1."""
+    folder = tmp_path_factory.mktemp("two")
+    shutil.copytree(export, folder, dirs_exist_ok=True)
+    head = load_file(folder / "head.safetensors")
+    weight, bias = torch.cat([head["weight"], head["weight"] / 2]), torch.cat([head["bias"], head["bias"] / 2 + 1])
+    save_file({"weight": weight, "bias": bias}, folder / "head.safetensors")
+    card = json.loads((folder / CARD).read_text())
+    (folder / CARD).write_text(json.dumps(card | {"dimensions": list(TWO)}))
+    return str(folder)
+
+
+def test_parts_by_dimension(scorer, two_heads):
+    single = values(scorer(ANSWERS))
+    outcomes = ModelScorer(two_heads, NoiseFrames(), MODEL, 10**4, 2**28)(ANSWERS)
+    for key, outcome in outcomes.items():
+        assert tuple(outcome.parts) == TWO
+        assert outcome.parts["helpfulness"] == pytest.approx(single[key], abs=1e-5)
+        assert outcome.parts["harmlessness"] == pytest.approx(single[key] / 2 + 1, abs=1e-5)
+        assert outcome.value == sum(outcome.parts.values())
+
+
+def test_weights_are_of_the_parts_and_so_of_the_total(export, two_heads):
+    plain = ModelScorer(two_heads, NoiseFrames(), MODEL, 10**4, 2**28)(ANSWERS)
+    weights = {"harmlessness": -2.0, "helpfulness": 0.5}
+    weighted = ModelScorer(two_heads, NoiseFrames(), MODEL, 10**4, 2**28, weights=weights)(ANSWERS)
+    for key, outcome in weighted.items():
+        assert outcome.parts == {name: weights[name] * part for name, part in plain[key].parts.items()}
+        assert outcome.value == sum(outcome.parts.values())
+    alone = ModelScorer(export, NoiseFrames(), MODEL, 10**4, 2**28)(ANSWERS[:1])[ANSWERS[0].key]
+    tripled = ModelScorer(export, NoiseFrames(), MODEL, 10**4, 2**28, weights={"overall": 3.0})(ANSWERS[:1])
+    assert tripled[ANSWERS[0].key] == Scored(3 * alone.value, {"score": 3 * alone.value})
+
+
+@pytest.mark.parametrize(
+    ("weights", "taken", "named"),
+    [
+        ({"helpfulness": 1.0}, (), "helpfulness, harmlessness"),
+        ({"helpfulness": 1.0, "harmlessness": 1.0, "style": 1.0}, (), "weights for helpfulness, harmlessness, style"),
+        ({"information": 1.0}, (), "ppo.reward_weights"),
+        ({}, ("harmlessness",), "ppo.terms.harmlessness"),
+    ],
+)
+def test_weights_that_do_not_fit(weights, taken, named):
+    with pytest.raises(ConfigError, match=named):
+        check_weights({"dimensions": list(TWO)}, weights, taken)
+
+
+def test_weights_that_fit():
+    for weights in ({}, {"helpfulness": 0.0, "harmlessness": 1.0}):
+        check_weights({"dimensions": list(TWO)}, weights, ("no_eos", "length"))
+    check_weights({}, {"overall": 2.0}, ("overall",))  # a card from before there were dimensions: its part is `score`
+    assert dimensions_of({}) == ("overall",) and dimensions_of({"dimensions": list(TWO)}) == TWO
+
+
+def test_what_tells_reward_models_apart(export, two_heads, tmp_path):
+    shutil.copytree(export, tmp_path / "moved")
+    assert reward_fingerprint(str(tmp_path / "moved")) == reward_fingerprint(export) != reward_fingerprint(two_heads)
+    head = load_file(tmp_path / "moved" / "head.safetensors")
+    save_file({name: tensor + 1e-3 for name, tensor in head.items()}, tmp_path / "moved" / "head.safetensors")
+    assert reward_fingerprint(str(tmp_path / "moved")) != reward_fingerprint(export)
 
 
 @pytest.mark.slow

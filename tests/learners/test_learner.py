@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -223,6 +224,105 @@ def test_a_rank_without_pairs_takes_part(two_ranks, tiny):
     assert max(differences(first["end"], wanted).values()) < 1e-5
     assert first["metrics"]["accuracy"][1] == 2.0  # two pairs in all, the lent one not counted
     assert first["scores"] == [] and len(second["scores"]) == 4 and first["nothing"] == second["nothing"] == []
+
+
+TWO = Reward(dimensions=("helpful", "harmless"), centering="none")
+SIGNED = ({"sign/helpful": 1.0, "sign/harmless": -1.0}, {"sign/helpful": 0.0, "sign/harmless": 1.0})
+
+
+def train_two_heads(path):
+    """A step of two pairs, one per rank, of which the second was compared in one dimension only; then scores."""
+    roles = [RoleSpec("reward", path, LORA, plain_optim(), 10, "reward", outputs=2)]
+    learner = Learner(spec_of(path, roles), NoiseFrames(), torch.device("cpu"))
+    rank, items = dist.get_rank(), responses(learner.encoder("reward"), 4)
+    start = weights(learner.roles["reward"])
+    unit = tuple(replace(item, extras=SIGNED[rank]) for item in items[2 * rank :][:2])
+    metrics = learner.gather(learner.step("reward", [unit], "score", losses.preference(TWO), losses.pairs))
+    scores = learner.infer("reward", items, "score")
+    return {"start": start, "end": weights(learner.roles["reward"]), "metrics": metrics, "scores": scores}
+
+
+def test_two_heads_learn_from_their_own_comparisons(two_ranks, tiny):
+    first, second = two_ranks.run(train_two_heads, path=tiny)
+
+    def loss(module, batch):
+        scores = module(batch, "score", head="reward")["score"]
+        gaps = [scores[0, 0] - scores[1, 0], scores[1, 1] - scores[0, 1], scores[2, 1] - scores[3, 1]]
+        return -sum(torch.nn.functional.logsigmoid(gap) for gap in gaps) / 2
+
+    wanted, _ = plain_steps(tiny, first["start"], "reward", loss, plain_optim(), {"reward": 2}, plan=[([0, 1, 2, 3],)])
+    assert max(differences(first["start"], wanted).values()) > 1e-2
+    assert max(differences(first["end"], wanted).values()) < 1e-5
+    assert first["metrics"]["helpful_share"] == (1.0, 2.0) and first["metrics"]["harmless_accuracy"][1] == 2.0
+    assert all(score.shape == (2,) for score in first["scores"]) and len(second["scores"]) == 4
+
+
+def batches_beside_more(path):
+    """How this rank's five items are batched: alone, and beside a rank that has three times as many batches."""
+    learner = Learner(spec_of(path, [RoleSpec("policy", path)], budget=100), NoiseFrames(), torch.device("cpu"))
+    units = [(item,) for item in responses(learner.encoder("policy"), 15)]
+    lengths = [len(item.ids) for (item,) in units]
+    mine = units if dist.get_rank() else units[:5]
+    alone, _ = learner._microbatches(units[:5], divide=False)
+    scored, _ = learner._microbatches(mine, divide=False)
+    stepped, _ = learner._microbatches(mine)
+    return alone, scored, stepped, max(lengths)
+
+
+def test_what_is_scored_together_is_a_matter_of_one_rank(two_ranks, tiny):
+    (alone, scored, stepped, longest), (_, beside, _, _) = two_ranks.run(batches_beside_more, path=tiny)
+    assert longest <= 50 and len(beside) == len(scored) == len(stepped) > len(alone)
+    assert scored == alone + [[]] * (len(beside) - len(alone))
+    assert stepped[: len(alone)] != alone  # where ranks learn, they share the work out
+
+
+PROJECTOR_OPTIM = plain_optim(lr=0.1, projector_lr=0.4, weight_decay=0.01, warmup_steps=2)
+
+
+def train_projector(path, zero_stage):
+    """All weights but the tower's, the projector at a rate of its own."""
+    shard_above(0)
+    roles = [RoleSpec("policy", path, None, PROJECTOR_OPTIM, 10, train_projector=True)]
+    learner = Learner(spec_of(path, roles, zero_stage), NoiseFrames(), torch.device("cpu"))
+    policy, items = learner.roles["policy"], responses(learner.encoder("policy"), 6)
+    start, rates = weights(policy), []
+    for shares in PLAN:
+        units = [(items[i],) for i in shares[dist.get_rank()]]
+        rate = learner.step("policy", units, "logprobs", losses.supervised, losses.tokens)["lr"][0]
+        rates.append((rate, [group["lr"] for group in policy.engine.optimizer.param_groups]))
+    return {"start": start, "end": weights(policy), "rates": rates}
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_the_projector_has_a_rate_of_its_own_on_the_same_schedule(two_ranks, tiny, zero_stage):
+    found = two_ranks.run(train_projector, path=tiny, zero_stage=zero_stage)[0]
+    assert [rate for rate, _ in found["rates"]] == pytest.approx([0.05, 0.1, 0.1])
+    assert [groups for _, groups in found["rates"]] == [pytest.approx([r, 4 * r]) for r in (0.05, 0.1, 0.1)]
+    projector = {name for name in found["start"] if ".visual.merger." in name}
+    assert projector and projector != found["start"].keys()
+    wanted = plain_groups(tiny, found["start"], projector)
+    alike = plain_groups(tiny, found["start"], ())
+    assert max(differences(found["end"], wanted).values()) < 1e-5
+    assert max(differences({n: alike[n] for n in projector}, {n: wanted[n] for n in projector}).values()) > 1e-3
+
+
+def plain_groups(path, start, projector) -> dict:
+    """The steps of PLAN by plain torch, with the parameters named at four times the rate."""
+    module = VideoLM(load_vlm(path, "float32"))
+    named = {name: parameter for name, parameter in module.named_parameters() if name in start}
+    optim = PROJECTOR_OPTIM
+    groups = [{"params": [p]} for p in named.values()]
+    optimizer = torch.optim.AdamW(groups, 1.0, optim.betas, optim.eps, optim.weight_decay)
+    encoder, items = Encoder(path, NoiseFrames()), None
+    items = responses(encoder, 6)
+    for number, shares in enumerate(PLAN):
+        batch = collate([items[i] for share in shares for i in share], 0)
+        for name, group in zip(named, optimizer.param_groups, strict=True):
+            group["lr"] = optim.lr * min(1.0, (number + 1) / 2) * (4.0 if name in projector else 1.0)
+        optimizer.zero_grad()
+        mean_nll(module, batch).backward()
+        optimizer.step()
+    return {name: parameter.detach().numpy() for name, parameter in named.items()}
 
 
 def measure_dropout(path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from ranks import NoiseFrames
@@ -61,3 +63,28 @@ def test_both_answers_of_a_pair_count(encoder):
     assert np.array_equal(chosen.ids[: chosen.start], rejected.ids[: rejected.start])
     assert "context : a red circle" in encoder.text(chosen.ids[: chosen.start])
     assert encoder.text(chosen.ids[chosen.start :]) == "a"
+
+
+def test_a_pair_says_what_it_was_compared_in(encoder):
+    rows = [
+        replace(pair("clip0", "a", "b"), dimension="helpful", dimensions={"harmless": -1}, margin=0.5),
+        pair("clip1", "a", "b"),
+    ]
+    units, _ = preferences(encoder, RewardPrompt.of(Reward()), rows, 64, ("harmless", "helpful"))
+    for first, second in units:
+        assert first.extras == second.extras
+    told = [{name: float(value) for name, value in unit[0].extras.items()} for unit in units]
+    assert told[0] == {"sign/harmless": -1, "sign/helpful": 1, "margin/harmless": 0, "margin/helpful": 0.5}
+    assert told[1] == dict.fromkeys(told[0], 0.0)
+    assert [unit[0].name for unit in units] == ["clip0", "clip1"]
+
+
+def test_candidates_that_are_videos(encoder):
+    """Each side shows its own video behind the same question; where one is broken the pair is left out."""
+    good = Pair("r", "clip0", "a red circle moves left", (), "", "", rejected_video="clip1")
+    units, skipped = preferences(
+        encoder, RewardPrompt.of(Reward()), [good, replace(good, rejected_video="broken")], 10**6
+    )
+    ((chosen, rejected),) = units
+    assert chosen.video.spec.hash != rejected.video.spec.hash and np.array_equal(chosen.ids, rejected.ids)
+    assert len(skipped) == 1 and "garbage" in skipped[0]

@@ -22,12 +22,13 @@ from rlaif.config.schema import Lora, Optim, Ppo
 from rlaif.errors import CheckpointError
 
 ADAM = Optim(lr=1e-2, warmup_steps=5, weight_decay=0.01)
+APART = ADAM.model_copy(update={"projector_lr": 3e-2, "schedule": "cosine"})
 OBJECTIVES = {"policy": ("logprobs", losses.supervised), "critic": ("values", losses.critic(Ppo(), None))}
 
 
-def build(path, zero_stage, optim=ADAM, lora=LORA, **changes) -> Learner:
+def build(path, zero_stage, optim=ADAM, lora=LORA, projector=False, **changes) -> Learner:
     roles = (
-        RoleSpec("policy", path, lora, optim, 10),
+        RoleSpec("policy", path, lora, optim, 10, train_projector=projector),
         RoleSpec("critic", path, lora, optim, 10, "value"),
         RoleSpec("reference", path),
     )
@@ -93,8 +94,10 @@ def largest(a, b) -> float:
         {"zero_stage": 3},
         {"zero_stage": 2, "dtype": "bfloat16"},
         {"zero_stage": 2, "lora": None},
+        {"zero_stage": 2, "lora": None, "optim": APART, "projector": True},
+        {"zero_stage": 3, "lora": None, "optim": APART, "projector": True},
     ],
-    ids=lambda settings: "-".join(str(value) for value in settings.values()),
+    ids=lambda settings: "-".join(str(getattr(value, "projector_lr", value)) for value in settings.values()),
 )
 def test_a_resumed_step_is_bit_equal(two_ranks, tiny, tmp_path, settings):
     runs = two_ranks.run(run_through, path=tiny, folder=str(tmp_path), **settings)
@@ -111,7 +114,9 @@ def test_a_resumed_step_is_bit_equal(two_ranks, tiny, tmp_path, settings):
     saved = load_file(tmp_path / "policy.safetensors")
     assert {str(array.dtype) for array in saved.values()} == {"float32"}
     assert {name.split("/")[0] for name in saved} == {"weight", "exp_avg", "exp_avg_sq"}
-    assert all(".visual." not in name and ".critic." not in name for name in saved)
+    of_tower = [name for name in saved if ".visual." in name and ".merger." not in name]
+    assert not of_tower and all(".critic." not in name for name in saved)
+    assert any(".merger." in name for name in saved) == settings.get("projector", False)
 
 
 SMOOTH = plain_optim()

@@ -36,7 +36,7 @@ def test_problems_of_options_are_listed(config, capsys):
     assert "2 problem(s)" in told and "sft.stps: no such option; nearest is `steps`" in told and "seed: " in told
 
 
-@pytest.mark.parametrize("command", ["sft", "reward", "ppo", "eval", "demo"])
+@pytest.mark.parametrize("command", ["sft", "reward", "score", "ppo", "eval", "demo"])
 def test_every_stage_reads_its_configuration_first(command, config, capsys):
     assert cli.main([command, config, "sed=1"]) == 1
     assert "nearest is `seed`" in capsys.readouterr().err

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -47,6 +48,25 @@ def test_good_rows(tmp_path):
     assert rows == [Conversation("c", "v.mp4", (("user", "what moves?"), ("assistant", "a cat")), ("one",))]
     rows, _ = read_pairs(write(tmp_path, PAIR | {"rejected": ""}), tmp_path)
     assert rows == [Pair("r", "v.mp4", "what moves?", (), "a cat", "")]
+    assert rows[0].signs == {"overall": 1} and rows[0].videos == ("v.mp4",)
+
+
+def test_a_pair_of_a_longer_record(tmp_path):
+    about = {"dimension": "helpfulness", "dimensions": {"harmlessness": -1}, "margin": 2, "scores": [], "judge": {}}
+    rows, _ = read_pairs(write(tmp_path, PAIR | about), tmp_path)
+    signs = {"harmlessness": -1}
+    assert rows == [Pair("r", "v.mp4", "what moves?", (), "a cat", "a dog", "helpfulness", signs, 2.0)]
+    assert rows[0].signs == {"helpfulness": 1, "harmlessness": -1}
+
+
+def test_a_pair_of_videos(tmp_path):
+    (tmp_path / "w.mp4").touch()
+    row = {"pair_id": "r", "prompt_id": "p", "question": "a cat", "chosen_video": "v.mp4", "rejected_video": "w.mp4"}
+    (pair, _), report = read_pairs(write(tmp_path, row, PAIR | {"pair_id": "s"}), tmp_path)
+    assert pair == Pair("r", "v.mp4", "a cat", (), "", "", rejected_video="w.mp4", prompt_id="p")
+    assert pair.videos == ("v.mp4", "w.mp4")
+    other = replace(pair, pair_id="s", rejected_video="v.mp4")
+    assert skip_bad_videos([pair, other], {"w.mp4": "bad"}, report) == [other]
 
 
 SYSTEM = {"role": "system", "content": "be brief"}
@@ -70,6 +90,14 @@ BAD_ROWS = [
     ("pairs", without(PAIR, "rejected") | {"pair_id": "x"}, "missing field", "rejected"),
     ("pairs", PAIR | {"pair_id": "x", "rejected": "a cat"}, "chosen equals rejected", "a cat"),
     ("pairs", PAIR | {"pair_id": "x", "chosen": ""}, "empty field", "chosen"),
+    ("pairs", without(PAIR, "video") | {"pair_id": "x"}, "missing field", "video"),
+    ("pairs", without(PAIR, "chosen") | {"pair_id": "x"}, "missing field", "chosen"),
+    ("pairs", PAIR | {"pair_id": "x", "chosen_video": "v.mp4"}, "missing field", "rejected_video"),
+    ("pairs", PAIR | {"pair_id": "x", "rejected_video": "v.mp4"}, "missing field", "chosen_video"),
+    ("pairs", PAIR | {"pair_id": "x", "chosen_video": "v.mp4", "rejected_video": "w.mp4"}, "video missing", "w.mp4"),
+    ("pairs", PAIR | {"pair_id": "x", "dimensions": {"style": 0}}, "wrong type", "style"),
+    ("pairs", PAIR | {"pair_id": "x", "dimensions": {"overall": -1}}, "dimensions contradict", "overall"),
+    ("pairs", PAIR | {"pair_id": "x", "margin": "2"}, "wrong type", "margin"),
 ]
 
 

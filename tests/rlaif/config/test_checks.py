@@ -70,6 +70,12 @@ def test_a_plain_configuration_has_no_problems():
         (["rollout.sleep_level=2", *SHARED], "ppo", "rollout.sleep_level=2"),
         ([*HANDED, "model.train_vision=true"], "ppo", "rollout.vision=engine"),
         ([*HANDED, "ppo.train_projector=true"], "ppo", "rollout.vision=engine"),
+        (["reward.dimensions=[a, b, a]"], "reward", "reward.dimensions names a twice"),
+        (["score.models=[m, m]"], "score", "score.models names m twice"),
+        (["sft.optim.projector_lr=1.0e-5"], "sft", "sft.optim.projector_lr"),
+        (["reward.optim.projector_lr=1.0e-5"], "reward", "reward.optim.projector_lr"),
+        (["ppo.critic_optim.projector_lr=1.0e-5"], "ppo", "ppo.critic_optim.projector_lr"),
+        (["ppo.reward_weights={a: 1}", "ppo.reward={path: 'a:b'}"], "ppo", "ppo.reward_weights"),
     ],
 )
 def test_each_problem_is_named_in_its_stage(changes, stage, named):
@@ -99,6 +105,8 @@ def test_other_stages_problems_are_not_this_ones():
         ["rollout.sleep_level=1", *SHARED],
         [*HANDED, "model.train_vision=true", "ppo.train_vision=false"],
         ["rollout.vision=shared"],
+        ["sft.train_projector=true", "sft.optim.projector_lr=1.0e-5"],
+        ["reward.dimensions=[helpfulness, harmlessness]", "ppo.reward_weights={helpfulness: 1, harmlessness: -0.5}"],
     ],
 )
 def test_what_fits_is_no_problem(changes):

@@ -133,6 +133,9 @@ def test_the_run_directory_in_options(load, monkeypatch, tmp_path):
     config = load("name: x\nstorage: /big/runs\n")
     assert (config.data.root, config.sft.init) == ("/big/runs/x/data", "/big/runs/x/base")
     assert config.ppo.reward == "/big/runs/x/reward/export"
+    assert config.candidates.models == ("/big/runs/x/sft/export",)
+    models = load("name: x\nstorage: /big/runs\nscore: {models: ['{run}/a', /b]}\n").score.models
+    assert models == ("/big/runs/x/a", "/b")
     monkeypatch.chdir(tmp_path)
     assert load("name: x\n", "data.root=data").data.root == f"{tmp_path}/data"
     assert load("name: x\n", "data.root=s3://bucket/data").data.root == "s3://bucket/data"

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from rlaif.evaluation.preference import agreement, reliability
+from rlaif.evaluation.preference import agreement, agreements, by_dimension, reliability
 
 
 def test_the_published_vector():
@@ -13,6 +13,30 @@ def test_the_published_vector():
     found = agreement([(1.2, 0.4), (0.3, 0.9)])
     assert found["log_loss"] == pytest.approx(0.704294, abs=1e-6) and found["accuracy"] == 0.5
     assert found["margin"] == pytest.approx(0.1) and (found["score_min"], found["score_max"]) == (0.3, 1.2)
+
+
+SIGNS = {"a": {"x": 1, "y": -1}, "b": {"x": 1}, "c": {"y": 1, "z": 1}, "unread": {"x": 1}}
+READ = {
+    "c": np.array([[9.0, 0.0], [9.0, 2.0]]),
+    "a": np.array([[1.0, 0.1], [0.0, 0.3]]),
+    "b": np.array([[0.0, 5.0], [2.0, 5.0]]),
+}
+"""Scores of chosen and rejected in x and y, in another order than the pairs."""
+
+
+def test_scores_are_matched_by_pair_and_turned_by_sign():
+    found = by_dimension(SIGNS, READ, ("x", "y"))
+    assert found == {"x": [(1.0, 0.0), (0.0, 2.0)], "y": [(0.3, 0.1), (0.0, 2.0)]}
+
+
+def test_agreement_by_dimension():
+    found = agreements({"x": [(1.0, 0.0), (0.0, 2.0), (3.0, 1.0)], "y": [(0.3, 0.1)], "z": []})
+    assert found["x_accuracy"] == pytest.approx(2 / 3) and found["y_accuracy"] == 1 and found["z_pairs"] == 0
+    assert found["accuracy"] == pytest.approx(5 / 6)  # each dimension counts the same
+    assert (found["x_score_min"], found["x_score_max"]) == (0, 3) and "y_log_loss" in found
+    alone = [(1.0, 0.0), (0.0, 2.0)]
+    assert agreements({"overall": alone}) == agreement(alone)  # the names of a single dimension are as they were
+    assert "accuracy" not in agreements({"x": [], "y": []})
 
 
 def test_calibration_error_by_hand():

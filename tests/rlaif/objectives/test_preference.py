@@ -80,10 +80,24 @@ def test_a_tie_is_not_counted_as_right():
     assert bradley_terry(torch.ones(1), torch.ones(1), "none", 0.0, 1)[1]["accuracy"] == (0.0, 1.0)
 
 
+@pytest.mark.parametrize("margin", [None, [0.0, 1.0, 0.3, 3.0]])
 @pytest.mark.parametrize("centering", ["none", "mean_abs", "squared"])
-def test_bradley_terry_gradients(centering):
+def test_bradley_terry_gradients(centering, margin):
     chosen, rejected = (x.clone().requires_grad_() for x in pairs(4))
-    assert torch.autograd.gradcheck(lambda a, b: bradley_terry(a, b, centering, 0.1, 4)[0], (chosen, rejected))
+    wanted = None if margin is None else torch.tensor(margin, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda a, b: bradley_terry(a, b, centering, 0.1, 4, wanted)[0], (chosen, rejected))
+
+
+def test_a_margin_asks_for_a_larger_difference():
+    """-log sigmoid(s_w - s_l - m), by hand: the SafeSora scores with the margins of Llama 2's first and third rating."""
+    chosen, rejected = torch.tensor([1.2, 0.3]), torch.tensor([0.4, 0.9])
+    loss, metrics = bradley_terry(chosen, rejected, "none", 0.0, 2, torch.tensor([1.0, 1 / 3]))
+    wanted = (softplus(-(1.2 - 0.4 - 1)) + softplus(-(0.3 - 0.9 - 1 / 3))) / 2
+    assert loss.item() == pytest.approx(wanted, abs=1e-6) and loss.item() == pytest.approx(1.031552, abs=1e-6)
+    assert means(metrics)["accuracy"] == 0.5 and means(metrics)["margin"] == pytest.approx(0.1)
+    plain, told = bradley_terry(chosen, rejected, "none", 0.0, 2)
+    same, again = bradley_terry(chosen, rejected, "none", 0.0, 2, torch.zeros(2))
+    assert torch.equal(plain, same) and told == again
 
 
 # Vectors of the fine-grained DPO of RLHF-V: log-probs of one pair, reference log-probs, weights of corrected tokens.

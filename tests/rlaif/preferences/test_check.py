@@ -176,6 +176,22 @@ def test_reward_model_pairs_become_our_pairs(world, capsys):
     assert rows_of(world / "back.json.gz") == EXAMPLES["vlm_rlaif_rm"][:1]
 
 
+def test_pairs_of_videos_train_every_dimension_under_its_own_name(world, capsys):
+    """SafeSora's `information` is our `informativeness`; the chosen video is that of its own dimension."""
+    sub = {"information" if name == "informativeness" else name: c for name, c in SAFESORA["sub_preferences"].items()}
+    write_rows(world / "in.json", [SAFESORA | {"sub_preferences": sub}])
+    assert run(capsys, "convert", world / "in.json", world / "o.jsonl", "--to", "rlaif", "--video-dir", "clips")[0] == 0
+    (world / "clips/p7").mkdir(parents=True)
+    for name in ("v0", "v1"):
+        (world / f"clips/p7/{name}.mp4").touch()
+    (pair,), _ = read_pairs(world / "o.jsonl", world)
+    assert pair.videos == ("clips/p7/v1.mp4", "clips/p7/v0.mp4") and pair.prompt_id == "p7"
+    assert pair.signs == {
+        "helpfulness": 1, "harmlessness": -1, "instruction_following": 1,
+        "correctness": -1, "informativeness": 1, "aesthetics": 1,
+    }  # fmt: skip
+
+
 def test_prompts_and_conversations(world, capsys):
     for name, ours, read in (("vlm_rlaif_rl", "prompts", read_prompts), ("vlm_rlaif_sft", "sft", read_conversations)):
         write_rows(world / "in.json", EXAMPLES[name])

@@ -114,9 +114,10 @@ def test_read_pairs_goes_on_reading(tmp_path):
     write_rows(tmp_path / "pairs.jsonl", FORMATS["rlaif"].write([FULL, replace(TURNED, pair_id="t")]))
     pairs, report = read_pairs(tmp_path / "pairs.jsonl", tmp_path)
     assert pairs == [
-        Pair("r", "v.mp4", "what?", (), "a cat", "a dog"),
-        Pair("t", "v.mp4", "what?", (), "a dog", "a cat"),
+        Pair("r", "v.mp4", "what?", (), "a cat", "a dog", "helpfulness", FULL.dimensions, 0.5),
+        Pair("t", "v.mp4", "what?", (), "a dog", "a cat", "harmlessness", TURNED.dimensions),
     ]
+    assert [pair.signs for pair in pairs] == [FULL.signs, TURNED.signs]
     assert not report.skipped
 
 

@@ -10,11 +10,14 @@ import pytest
 from transformers import LlamaConfig, LlavaOnevisionConfig, Qwen2VLConfig
 
 from actors.frames import LocalFrames
+from actors.reward import CARD, card_text
 from cluster.checkpoint import Checkpoints
+from rlaif.config.schema import Reward
 from rlaif.data import read_prompts
 from rlaif.errors import CheckpointError, ConfigError, DataError
+from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.rundir import RunDir
-from rlaif.stages import data, ppo, sft
+from rlaif.stages import data, ppo, score, sft
 from rlaif.stages.roles import identity
 from rlaif.stages.run import Run
 
@@ -66,6 +69,52 @@ def test_a_ppo_run_that_cannot_work(offline, tmp_path, override, expected):
     config, run = offline(override.format(folder=tmp_path))
     with pytest.raises((ConfigError, DataError), match=expected):
         ppo.train(config, run)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("ppo.reward_weights={harmlessness: 1}", "a weight for each dimension of the reward model: overall, length"),
+        ("ppo.terms.length=-1", "beside ppo.terms.length"),
+    ],
+)
+def test_dimensions_of_a_reward_model_that_do_not_fit(offline, tmp_path, override, expected):
+    text = card_text(str(tmp_path), None, RewardPrompt.of(Reward()), ("overall", "length"))
+    (tmp_path / CARD).write_text(text)
+    config, run = offline(f"ppo.reward={tmp_path}", override)
+    with pytest.raises(ConfigError, match=expected):
+        ppo.train(config, run)
+
+
+def test_a_job_for_a_reward_model_that_is_not_there(offline, tmp_path):
+    config, run = offline(f"score.models=[{tmp_path}/nothing]")
+    with pytest.raises(ConfigError, match=r"reward model exported by `rlaif reward`(.|\n)*score\.models"):
+        score.score(config, run)
+
+
+@pytest.mark.parametrize(
+    ("lines", "overrides", "expected"),
+    [
+        (b"", (), "no rows at all"),
+        (b'{"pair_id": 3}\n', (), "0 of 1 rows kept, 1 wrong type"),
+        (b'{good}\n{"pair_id": "cut', ("data.strict=true",), "1 of 2 rows kept, 1 file cut off"),
+        (b'{good}\n{"pair_id": "cut', ("score.out={run}/to_score.jsonl",), "which is to be replaced"),
+        (None, (), "to_score.jsonl"),
+    ],
+    ids=["empty", "bad", "strict", "in place", "missing"],
+)
+def test_a_file_that_cannot_be_scored_is_as_it_was(offline, tmp_path, lines, overrides, expected):
+    card = tmp_path / CARD
+    card.write_text(card_text(str(tmp_path), None, RewardPrompt.of(Reward())))
+    config, run = offline(f"score.models=[{tmp_path}]", "score.file={run}/to_score.jsonl", *overrides)
+    good = b'{"pair_id": "r", "video": "v.mp4", "question": "q", "chosen": "a", "rejected": "b"}'
+    file = Path(config.score.file)
+    if lines is not None:
+        file.parent.mkdir(parents=True)
+        file.write_bytes(lines.replace(b"{good}", good))
+    with pytest.raises(DataError, match=expected):
+        score.score(config, run)
+    assert lines is None or file.read_bytes() == lines.replace(b"{good}", good)
 
 
 def test_a_family_without_served_adapters_may_train_full_weights(offline, tmp_path):

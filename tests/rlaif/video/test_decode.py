@@ -76,6 +76,23 @@ def test_a_folder_takes_its_fps_from_the_sidecar(folder):
         probe(path)
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.JPG"])
+def test_an_image_is_a_folder_of_one_frame(tmp_path, name):
+    Image.fromarray(np.full((14, 28, 3), (200, 10, 60), np.uint8)).save(tmp_path / name)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / name).write_bytes((tmp_path / name).read_bytes())
+    alone, inside = (sample_spec(tmp_path / where, 1) for where in (name, "folder"))
+    assert (alone.total_frames, alone.fps, alone.height, alone.width) == (1, 1.0, 14, 28)
+    assert np.array_equal(decode(tmp_path / name, alone), decode(tmp_path / "folder", inside))
+    with pytest.raises(DataError, match="at least 2 frames"):
+        sample_spec(tmp_path / name, 2)
+    with pytest.raises(DataError, match="nothing there"):
+        probe(tmp_path / "gone.png")
+    (tmp_path / name).write_bytes(b"no image")
+    with pytest.raises(DataError, match="a readable frame"):
+        probe(tmp_path / name)
+
+
 def test_one_frame_is_the_first(clip):
     path = clip()
     assert numbers(decode(path, sample_spec(path, 1))) == [0]

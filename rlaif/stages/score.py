@@ -1,0 +1,199 @@
+"""Scores of reward models for every answer of a preference file: `rlaif score CONFIG`."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from actors.reward import Answer, RewardPool, dimensions_of, read_card, reward_fingerprint
+from cluster.remote import ask
+from rlaif.config.schema import Config
+from rlaif.data import Report
+from rlaif.errors import DataError
+from rlaif.feedback.scoring import Item, Model, Tally, added, items, unreadable
+from rlaif.feedback.store import Store
+from rlaif.models.packing import chunks
+from rlaif.models.reward_prompt import contexts
+from rlaif.preferences.files import kind, read_rows, write_rows
+from rlaif.preferences.formats.own import PAIRS
+from rlaif.preferences.record import Preference
+from rlaif.preferences.rows import good
+from rlaif.progress import Progress
+from rlaif.records import Masked, Outcome, Prompt
+from rlaif.stages import data
+from rlaif.stages.evaluate import command
+from rlaif.stages.run import Run
+
+log = logging.getLogger(__name__)
+
+AT_ONCE = 128
+"""Records whose answers are scored, and then written down, together."""
+
+
+@dataclass
+class Job:
+    """One reward model on one file."""
+
+    model: Model
+    captions: Callable[[Preference], Sequence[str]]
+    """What fills the model's caption slot."""
+    new: set[str] = field(default_factory=set)
+    """Keys of what was scored in this call."""
+    reasons: dict[str, str] = field(default_factory=dict)
+    """Of what was masked in this call, by key."""
+
+    def items(self, record: Preference) -> list[Item]:
+        return items(record, self.captions(record))
+
+
+def score(config: Config, run: Run) -> dict:
+    """Write `score.out`: the rows of the file with one more score per model, candidate and dimension.
+
+    Returns the report, which is `eval/score.json` too. What the store of the run holds already is not scored again.
+    """
+    file, out = paths(config)
+    cards = {path: read_card(path, "score.models") for path in config.score.models}
+    known = captions_of(config)
+    surveyed = survey(config, file)
+    jobs = []
+    for path, card in cards.items():
+        model = Model(path, reward_fingerprint(path), dimensions_of(card))
+        jobs.append(Job(model, context(config, card["prompt"]["context"], file, known)))
+    store = Store(run.directory.path / "feedback" / "scores.jsonl", key=lambda row: row["key"])
+    for job in jobs:
+        fill(config, run, job, records(file), store, surveyed.kept)
+    tallies = [Tally() for _ in jobs]
+    written = write(out, finished(records(file), jobs, store, tallies))
+    found = {"command": command(), "file": str(file), "out": str(out), "rows": written, "read": surveyed.counts}
+    found["models"] = [tally.report(job.model) for job, tally in zip(jobs, tallies, strict=True)]
+    run.directory.write_eval("score", found)
+    return found
+
+
+def paths(config: Config) -> tuple[Path, Path]:
+    """(file that is read, file that is written)."""
+    options = config.score
+    return data.data_path(config, options.file or config.data.pairs), data.data_path(config, options.out)
+
+
+def records(file: Path, report: Report | None = None) -> Iterator[Preference]:
+    """The good rows of a file, as a stream; the others are counted in `report`."""
+    report = report or Report(str(file))
+    return good(PAIRS.read(read_rows(file), seen=report.lines), report)
+
+
+def survey(config: Config, file: Path) -> Report:
+    """What is in the file, before anything is scored. Raises DataError where nothing is, and for bad rows where they are
+    fatal (`data.strict`) or would be lost because the file is to be replaced."""
+    report = Report(str(file))
+    for _ in records(file, report):
+        pass
+    report.check(config.data.strict)
+    if report.skipped:
+        log.warning("%s", report.summary())
+        if file.resolve() == paths(config)[1].resolve():
+            raise DataError(
+                f"only good rows in {file}, which is to be replaced by its good ones", report.summary(), "score.out"
+            )
+    return report
+
+
+def captions_of(config: Config) -> dict:
+    """What `rlaif caption` wrote, where `data.captions` is set and there."""
+    file = config.data.captions and data.data_path(config, config.data.captions)
+    return data.captions_by_video(file) if file and file.is_file() else {}
+
+
+def context(config: Config, mode: str, file: Path, known: dict) -> Callable[[Preference], Sequence[str]]:
+    """A record's captions as a reward model was trained to read them: the same rule as `rlaif.stages.reward`."""
+
+    def own(record: Preference) -> Sequence[str]:
+        asked = Prompt(record.pair_id, record.video or "", record.question)
+        return record.captions if record.chosen_video or not known else data.stored(known, asked)
+
+    if mode != "shuffled":
+        return own if mode == "captions" else lambda record: ()
+    pool = {record.video or "": tuple(own(record)) for record in records(file)}
+    moved = dict(zip(pool, contexts(mode, list(pool.items()), config.seed), strict=True))
+    return lambda record: moved[record.video or ""]
+
+
+def fill(config: Config, run: Run, job: Job, found: Iterable[Preference], store: Store[str], total: int) -> None:
+    """Score what neither the records nor the store know, and keep it: the store is on disk after every `AT_ONCE` records."""
+    pool, shown, done = None, Progress(total, f"scores of {job.model.name}"), 0
+    for part in _batches(found, AT_ONCE):
+        wanted = missing(job, part, store)
+        if wanted:
+            pool = pool or started(config, run, job.model.name)
+            outcomes = outcomes_of(pool, list(wanted.values()))
+            keep(job, outcomes, store)
+        done += len(part)
+        shown.to(done)
+    shown.close()
+    run.topology.stop_rewards()
+
+
+def missing(job: Job, part: Sequence[Preference], store: Store[str]) -> dict[str, Answer]:
+    """Answers to be scored, by key; an answer that comes twice is asked for once."""
+    wanted: dict[str, Answer] = {}
+    for record in part:
+        for item in job.items(record):
+            key = item.key(job.model.fingerprint)
+            if key in store or key in job.reasons or unreadable(record, item) or job.model.known(record, item):
+                continue
+            prompt = Prompt(record.pair_id, item.video, item.question)
+            wanted[key] = Answer((key, 0), prompt, item.captions, item.response)
+    return wanted
+
+
+def started(config: Config, run: Run, path: str) -> RewardPool:
+    pool = run.topology.rewards(path, config.score.tokens_per_microbatch)
+    pool.wait_ready()
+    return pool
+
+
+def outcomes_of(pool: RewardPool, answers: Sequence[Answer]) -> dict[str, Outcome]:
+    """By key, shared out to all reward actors."""
+    parts = ask([pool.score(part) for part in chunks(answers, len(pool.actors)) if part])
+    return {key: outcome for part in parts for (key, _), outcome in part.items()}
+
+
+def keep(job: Job, outcomes: dict[str, Outcome], store: Store[str]) -> None:
+    """Scores into the store; what is masked is tried again by the next call."""
+    rows = []
+    for key, outcome in outcomes.items():
+        if isinstance(outcome, Masked):
+            job.reasons[key] = outcome.reason
+        else:
+            rows.append({"key": key, "from": job.model.name, "values": list(outcome.parts.values())})
+    store.append(rows)
+    job.new.update(row["key"] for row in rows)
+
+
+def finished(
+    found: Iterable[Preference], jobs: Sequence[Job], store: Store[str], tallies: Sequence[Tally]
+) -> Iterator[Preference]:
+    """The records with their new scores."""
+    for record in found:
+        scores = []
+        for job, tally in zip(jobs, tallies, strict=True):
+            asked = job.items(record)
+            keys = {item.key(job.model.fingerprint) for item in asked}
+            values = {key: store[key]["values"] for key in keys if key in store}
+            scores += added(record, asked, job.model, values, job.reasons, job.new, tally)
+        yield record.with_scores(scores)
+
+
+def write(out: Path, found: Iterable[Preference]) -> int:
+    """The records as rows of ours; how many. The file appears whole at the end, or stays as it was."""
+    rows = good(PAIRS.write(found), Report(str(out)))
+    return write_rows(out, map(PAIRS.columns, rows) if kind(out) == ".parquet" else rows, PAIRS.schema)
+
+
+def _batches(found: Iterable[Preference], size: int) -> Iterator[list[Preference]]:
+    found = iter(found)
+    while part := list(itertools.islice(found, size)):
+        yield part

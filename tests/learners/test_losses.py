@@ -1,0 +1,89 @@
+"""The preference loss by dimension: places exchanged by the sign, pairs without a dimension left out of its head."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from learners import losses
+from rlaif.config.schema import Reward
+from rlaif.objectives.metrics import means, merge
+from rlaif.objectives.preference import bradley_terry
+
+TWO = Reward(dimensions=("helpful", "harmless"), centering="squared")
+SCORES = torch.tensor([[1.2, 0.1], [0.3, -0.5], [0.0, 2.0], [0.4, 0.7], [0.9, -0.2], [1.0, 0.5]])
+"""[chosen of three pairs; rejected of them], by dimension."""
+
+
+def softplus(x):
+    return math.log1p(math.exp(x))
+
+
+def batch(**extras):
+    """Extras by `sign_<dimension>` or `margin_<dimension>`, of pairs; both halves carry them."""
+    doubled = {name.replace("_", "/", 1): torch.tensor([*values, *values]) for name, values in extras.items()}
+    return SimpleNamespace(extras=doubled)
+
+
+def step(config, scores, extras, denominator=3.0):
+    return losses.preference(config)({"score": scores}, extras, denominator)
+
+
+def test_a_single_head_is_bradley_terry_bit_for_bit():
+    generator = torch.Generator().manual_seed(0)
+    for centering in ("none", "mean_abs", "squared"):
+        scores = torch.randn(14, generator=generator, requires_grad=True)
+        again = scores.detach().clone().requires_grad_()
+        config = Reward(centering=centering)
+        loss, metrics = step(config, scores, batch(sign_overall=[1.0] * 7), 5.0)
+        wanted, told = bradley_terry(*again.chunk(2), centering, config.centering_coef, 5.0)
+        loss.backward()
+        wanted.backward()
+        assert torch.equal(loss, wanted) and torch.equal(scores.grad, again.grad) and metrics == told
+        assert torch.equal(step(config, scores, batch(), 5.0)[0], loss)  # without extras
+
+
+def test_each_head_learns_from_its_own_pairs():
+    """Pair 0: both; pair 1: harmless prefers the rejected answer; pair 2: only helpful."""
+    scores = SCORES.clone().requires_grad_()
+    signs = batch(sign_helpful=[1.0, 1.0, 1.0], sign_harmless=[1.0, -1.0, 0.0])
+    loss, metrics = step(TWO, scores, signs)
+    helpful = sum(softplus(-d) for d in (1.2 - 0.4, 0.3 - 0.9, 0.0 - 1.0))
+    harmless = softplus(-(0.1 - 0.7)) + softplus(-(-0.2 + 0.5))
+    near = 1e-3 * (1.2**2 + 0.3**2 + 0.4**2 + 0.9**2 + 1.0 + 0.1**2 + 0.5**2 + 0.7**2 + 0.2**2) / 2
+    assert loss.item() == pytest.approx((helpful + harmless + near) / 3, rel=1e-6)
+    loss.backward()
+    assert scores.grad[[2, 5], 1].tolist() == [0.0, 0.0] and scores.grad[[2, 5], 0].abs().min() > 0.1
+    assert scores.grad[4, 1] < 0 < scores.grad[1, 1]  # the rejected answer's score rises
+    found = means(metrics)
+    assert found["helpful_accuracy"] == pytest.approx(1 / 3) and found["harmless_accuracy"] == 0.5
+    assert found["accuracy"] == pytest.approx(2 / 5)  # of all comparisons
+    assert found["helpful_share"] == 1 and found["harmless_share"] == pytest.approx(2 / 3)
+    assert found["preference_loss"] == pytest.approx((helpful + harmless) / 5)
+
+
+def test_how_a_batch_is_split_changes_nothing():
+    signs = {"sign_helpful": [1.0, 0.0, 1.0], "sign_harmless": [0.0, -1.0, 0.0]}
+    whole, metrics = step(TWO, SCORES, batch(**signs))
+    parts = [
+        step(TWO, SCORES[[i, i + 3]], batch(**{name: values[i : i + 1] for name, values in signs.items()}))
+        for i in range(3)
+    ]
+    assert torch.allclose(sum(loss for loss, _ in parts), whole)
+    assert means(merge(m for _, m in parts)) == pytest.approx(means(metrics))
+
+
+def test_a_margin_is_of_its_dimension_and_only_where_it_is_asked_for():
+    extras = batch(
+        sign_helpful=[1.0] * 3, sign_harmless=[-1.0] * 3, margin_helpful=[1.0, 0.0, 2.0], margin_harmless=[0.0] * 3
+    )
+    plain, _ = step(TWO.model_copy(update={"centering": "none"}), SCORES, extras)
+    config = TWO.model_copy(update={"centering": "none", "margin": "record", "margin_coef": 0.5})
+    loss, metrics = step(config, SCORES, extras)
+    gaps, margins = (0.8, -0.6, -1.0), (0.5, 0.0, 1.0)
+    more = sum(softplus(m - gap) - softplus(-gap) for gap, m in zip(gaps, margins, strict=True))
+    assert (loss - plain).item() == pytest.approx(more / 3, rel=1e-5)
+    assert means(metrics)["helpful_accuracy"] == pytest.approx(1 / 3)  # still of the scores themselves

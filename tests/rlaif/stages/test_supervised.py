@@ -1,0 +1,87 @@
+"""The loop over a fixed dataset, without engines: which checkpoints it leaves, and that a resume knows the best one."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+
+from cluster.checkpoint import Checkpoints
+from rlaif.config.schema import Saving
+from rlaif.stages import supervised
+from rlaif.stages.best import Best
+
+
+class Group:
+    """A learner that counts its steps."""
+
+    steps = 0
+
+    def save(self, staging) -> dict:
+        with staging.writer() as folder:
+            (folder / "steps").write_text(str(self.steps))
+        return {}
+
+    def load(self, checkpoints, ref) -> None:
+        self.steps = ref.iteration
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """trained(accuracies by step, from a checkpoint or not, options) -> (what `train` returns, checkpoints, rows logged)."""
+    monkeypatch.setattr(supervised, "ask", lambda refs: refs)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+
+    def train(accuracies, newest=None, **options):
+        group, rows = Group(), {}
+        tracker = SimpleNamespace(log=lambda done, values, note="": rows.setdefault(done, {}).update(values))
+        run = SimpleNamespace(
+            topology=SimpleNamespace(client=lambda: SimpleNamespace(prefetch=lambda videos: None)),
+            directory=SimpleNamespace(sync=lambda: None),
+            tracker=lambda *_: nullcontext(tracker),
+        )
+        given = iter(accuracies)
+
+        def step(number):
+            group.steps += 1
+            return [({"accuracy": 0.5}, [])]
+
+        def evaluate():
+            return {"eval/accuracy": next(given)}
+
+        options = {"best_by": "eval/accuracy", "eval_every": 1} | options
+        steps = len(accuracies) + (newest.iteration if newest else 0)
+        task = supervised.Supervised(
+            "reward", steps, Saving(every=2, keep=1), {}, step, lambda number: (), evaluate, **options
+        )
+        return supervised.train(task, run, group, checkpoints, newest), checkpoints, rows
+
+    return train
+
+
+def test_the_best_checkpoint_is_spared_while_it_is_the_best(trained):
+    best, checkpoints, rows = trained([0.5, 0.4, 0.7, 0.6, 0.7, 0.1])
+    assert best == Best(3, 0.7) and checkpoints.iterations() == [3, 6]
+    assert [rows[step]["eval/accuracy"] for step in sorted(rows)] == [0.5, 0.4, 0.7, 0.6, 0.7, 0.1]
+
+
+def test_a_resume_knows_the_best_and_goes_on_comparing(trained):
+    _, checkpoints, _ = trained([0.5, 0.8, 0.6, 0.6])
+    assert checkpoints.iterations() == [2, 4]
+    best, checkpoints, _ = trained([0.7, 0.8], checkpoints.latest())
+    assert best == Best(2, 0.8) and checkpoints.iterations() == [2, 6]
+    best, checkpoints, _ = trained([0.9, 0.3], checkpoints.latest())
+    assert best == Best(7, 0.9) and checkpoints.iterations() == [7, 8]
+    best, checkpoints, _ = trained([], checkpoints.latest())  # finished: what is left is to export it
+    assert best == Best(7, 0.9) and checkpoints.at(7).iteration == 7
+
+
+def test_without_a_metric_the_newest_are_kept(trained):
+    best, checkpoints, _ = trained([0.9, 0.1, 0.2, 0.3], best_by=None)
+    assert best == Best() and checkpoints.iterations() == [4]
+
+
+def test_accuracies_that_are_no_numbers_make_no_best(trained):
+    best, checkpoints, _ = trained([float("nan"), float("nan")])
+    assert best == Best() and checkpoints.iterations() == [2]
