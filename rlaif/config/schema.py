@@ -15,6 +15,11 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+def _off(value: object) -> object:
+    """YAML reads a bare `off` as false."""
+    return "off" if value is False else value
+
+
 class Data(Section):
     root: str = "{run}/data"
     """Folder every path in the files below (and every `video` in their rows) is relative to; every node must see it."""
@@ -286,6 +291,11 @@ class Pairs(Section):
     eval_fraction: float = Field(0.05, ge=0, lt=1)
     """Share of the videos whose pairs go to `data.pairs_eval`, where that is set."""
 
+    @field_validator("lengths", mode="before")
+    @classmethod
+    def _yaml_off(cls, value: object) -> object:
+        return _off(value)
+
 
 class Agreement(Section):
     """How often a judge or a reward model prefers what `data.pairs_eval` prefers (`rlaif eval agreement`)."""
@@ -514,7 +524,7 @@ class Logging(Section):
     @field_validator("wandb", mode="before")
     @classmethod
     def _yaml_off(cls, value: object) -> object:
-        return "off" if value is False else value  # YAML reads a bare `off` as false
+        return _off(value)
 
     project: str = "rlaif"
 

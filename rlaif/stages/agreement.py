@@ -12,7 +12,6 @@ from rlaif.data import BadRow, Report, check_videos
 from rlaif.errors import ConfigError, DataError
 from rlaif.evaluation import agreement as rates
 from rlaif.evaluation.agreement import Compared
-from rlaif.models.reward_prompt import contexts
 from rlaif.preferences.convert import AUTO, opened, source_file
 from rlaif.preferences.files import unit
 from rlaif.preferences.formats.base import Options
@@ -22,7 +21,7 @@ from rlaif.preferences.rows import good
 from rlaif.records import Masked, Outcome, Prompt
 from rlaif.stages import data
 from rlaif.stages.evaluate import command
-from rlaif.stages.label import Case
+from rlaif.stages.label import cases_of
 from rlaif.stages.run import Run
 from rlaif.stages.scoring import judged, reasons, rewarded
 
@@ -148,11 +147,7 @@ def _score_margin(chosen: Outcome, rejected: Outcome) -> Margin:
 
 def by_judge(config: Config, run: Run, records: Sequence[Preference]) -> tuple[str, list[Margin], dict[str, int]]:
     """Labels of `label.judge` on the two answers of each pair; a judge has one opinion, whatever the dimension."""
-    told = contexts(config.label.context, [(record.video or "", record.captions) for record in records], config.seed)
-    cases = [
-        Case(_prompt(record), (record.chosen, record.rejected), captions)
-        for record, captions in zip(records, told, strict=True)
-    ]
+    cases = cases_of(config, [(_prompt(record), (record.chosen, record.rejected)) for record in records])
     name, rows = judged(config, run, cases, "agreement")
     masked = Counter(reason for row in rows for reason in reasons(row))
     return name, [_label_margin(row) for row in rows], dict(masked)

@@ -44,10 +44,12 @@ class Case:
     prompt: Prompt
     answers: tuple[str, ...]
     captions: tuple[str, ...]
+    """Those that are read; none with `label.context: none`."""
 
     @property
     def key(self) -> tuple[str, str]:
-        text = json.dumps([self.prompt.question, *self.answers])
+        """Other answers and other captions make another label."""
+        text = json.dumps([self.prompt.question, *self.captions, "", *self.answers])
         return self.prompt.prompt_id, hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -87,11 +89,19 @@ def read_cases(config: Config, run: Run) -> list[Case]:
     """Prompts that have answers, in file order, with the captions that `label.context` asks for."""
     answers = candidates.by_prompt(config)
     prompts = [p for file in config.candidates.prompts for p in data.prompts(run, file) if p.prompt_id in answers]
-    found = contexts(config.label.context, [(p.video, p.captions) for p in prompts], config.seed)
-    empty = sum(not captions for captions in found)
+    cases = cases_of(config, [(prompt, answers[prompt.prompt_id]) for prompt in prompts])
+    empty = sum(not case.captions for case in cases)
     if config.label.context != "none" and empty:
         log.warning("%d of %d prompts have no captions: the judge reads no context there", empty, len(prompts))
-    return [Case(p, tuple(answers[p.prompt_id]), c) for p, c in zip(prompts, found, strict=True)]
+    return cases
+
+
+def cases_of(config: Config, answered: Sequence[tuple[Prompt, Sequence[str]]]) -> list[Case]:
+    """Prompts and answers with what `label.context` gives the judge to read."""
+    if config.label.context == "none":
+        return [Case(prompt, tuple(answers), ()) for prompt, answers in answered]
+    read = contexts(config.label.context, [(prompt.video, prompt.captions) for prompt, _ in answered], config.seed)
+    return [Case(prompt, tuple(answers), told) for (prompt, answers), told in zip(answered, read, strict=True)]
 
 
 def open_labels(config: Config) -> Store[tuple[str, str]]:

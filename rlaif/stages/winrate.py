@@ -13,12 +13,11 @@ from rlaif.errors import ConfigError, DataError
 from rlaif.evaluation.winrate import WinMatrix, verdict_matrix, win_matrix
 from rlaif.evaluation.winrate_svg import svg
 from rlaif.models.check import fingerprint, require_model
-from rlaif.models.reward_prompt import contexts
 from rlaif.records import Masked, Prompt
 from rlaif.stages import data
 from rlaif.stages.candidates import open_candidates
 from rlaif.stages.evaluate import command
-from rlaif.stages.label import Case
+from rlaif.stages.label import Case, cases_of
 from rlaif.stages.run import Run
 from rlaif.stages.scoring import judged, reasons, rewarded
 
@@ -70,7 +69,7 @@ def _named(models: Sequence[str]) -> dict[str, str]:
     """The shortest ends of the paths that tell the models apart."""
     parts = [Path(model).parts for model in dict.fromkeys(models)]
     for length in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(part[-length:]) for part in parts]
+        names = ["/".join(part[-length:]).lstrip("/") for part in parts]
         if len(set(names)) == len(names):
             break
     return dict(zip(names, dict.fromkeys(models), strict=True))
@@ -118,12 +117,9 @@ def by_judge(
 ) -> tuple[str, WinMatrix, dict[str, int]]:
     """By the judge of `label`: every two answers in both orders, or the claims of each."""
     every = config.model_copy(update={"label": config.label.model_copy(update={"comparisons": None})})
-    captions = contexts(config.label.context, [(prompt.video, prompt.captions) for prompt in prompts], config.seed)
     present = [[name for name in names if name in answers[prompt.prompt_id]] for prompt in prompts]
-    cases = [
-        Case(prompt, tuple(answers[prompt.prompt_id][name] for name in who), context)
-        for prompt, who, context in zip(prompts, present, captions, strict=True)
-    ]
+    told = [[answers[prompt.prompt_id][name] for name in who] for prompt, who in zip(prompts, present, strict=True)]
+    cases = cases_of(config, list(zip(prompts, told, strict=True)))
     judge, rows = judged(every, run, cases, "winrate")
     verdicts = {
         case.prompt.prompt_id: verdicts_of(case, who, row) for case, who, row in zip(cases, present, rows, strict=True)

@@ -251,7 +251,7 @@ def test_models_of_the_candidates_are_named_by_the_ends_of_their_paths(offline, 
     assert found["models"] == ["base", "rl"] and found["paths"] == {name: models[name] for name in ("base", "rl")}
     assert winrate._named(["/a/sft/export", "/a/export", "/b/x/sft/export"]) == {
         "a/sft/export": "/a/sft/export",
-        "/a/export": "/a/export",
+        "a/export": "/a/export",
         "x/sft/export": "/b/x/sft/export",
     }
 

@@ -18,8 +18,8 @@ from rlaif.stages.run import open_run
 from rlaif.worlds.shapes.language import CAPTION, COMPARE, VERIFY, WORDS
 
 SPLIT = "rlaif.worlds.shapes.language:split"
-CLAIMS = ("label.method=claims", f"label.split={SPLIT}", "label.claim_prompt={context}" + VERIFY)
-PAIRWISE = ("label.method=pairwise", "label.pairwise_prompt={context}" + COMPARE)
+CLAIMS = ("label.method=claims", f"label.split={SPLIT}", f"label.claim_prompt='{{context}}{VERIFY}'")
+PAIRWISE = ("label.method=pairwise", f"label.pairwise_prompt='{{context}}{COMPARE}'")
 
 
 def settings(world) -> list[str]:
@@ -31,6 +31,7 @@ def settings(world) -> list[str]:
         "caption.frames=8",
         "caption.max_tokens=6",
         "data.captions={run}/feedback/captions.jsonl",
+        "data.pairs={run}/feedback/pairs.jsonl",
         f"candidates.models=[{base}]",
         "candidates.prompts=[descriptions.jsonl]",
         "candidates.per_model=3",

@@ -16,8 +16,8 @@ pytestmark = pytest.mark.slow  # two starts of a server, one of an engine: about
 
 SPLIT = "rlaif.worlds.shapes.language:split"
 METHODS = {
-    "claims": ("label.method=claims", f"label.split={SPLIT}", "label.claim_prompt={context}" + VERIFY),
-    "pairwise": ("label.method=pairwise", "label.pairwise_prompt={context}" + COMPARE),
+    "claims": ("label.method=claims", f"label.split={SPLIT}", f"label.claim_prompt='{{context}}{VERIFY}'"),
+    "pairwise": ("label.method=pairwise", f"label.pairwise_prompt='{{context}}{COMPARE}'"),
 }
 
 
@@ -97,7 +97,7 @@ def test_the_server_says_what_the_model_says_and_a_lost_server_costs_only_what_i
             return ask(config, judge, cases)
 
         monkeypatch.setattr(label, "judged", until_killed)
-        killed = ("label.pairwise_prompt={context} ? " + COMPARE, "data.labels={run}/killed.jsonl")
+        killed = (f"label.pairwise_prompt='{{context}} ? {COMPARE}'", "data.labels={run}/killed.jsonl")
         config = configured(server.url, *killed)
         report = label.label(config, run)
     rows = label.open_labels(config).rows()
