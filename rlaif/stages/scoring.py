@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from actors.reward import Answer, RewardPool
+from actors.reward import Answer, RewardPool, load_function
 from cluster.remote import ask
-from rlaif.config.schema import Config
+from rlaif.config.schema import Config, Function
 from rlaif.errors import ContractError
 from rlaif.records import Key, Outcome, Prompt
 from rlaif.stages.label import Case, kind_of, label_store, labelled
@@ -20,6 +20,8 @@ AT_ONCE = 64
 
 def rewarded(config: Config, run: Run, answers: Sequence[tuple[Prompt, Sequence[str]]]) -> list[list[Outcome]]:
     """What `ppo.reward` says of each prompt's answers, on the reward actors, in the order given."""
+    if isinstance(config.ppo.reward, Function):
+        load_function(config.ppo.reward.path)  # a typing error is found here, not in an actor
     captions = context_of(config, [prompt for prompt, _ in answers])
     asked = [
         Answer((prompt.prompt_id, index), prompt, captions[prompt.prompt_id], text)

@@ -174,6 +174,18 @@ def test_agreement_needs_preferences(offline):
         agreement.agreement(*offline("data.pairs_eval=descriptions.jsonl"))
 
 
+@pytest.mark.parametrize(
+    ("reward", "expected"),
+    [("{path: 'opinions:typo'}", "a function as"), ("{run}/nothing", "a reward model exported by `rlaif reward`")],
+)
+def test_a_reward_that_is_not_there(offline, world, reward, expected):
+    config, run = offline(f"ppo.reward={reward}")
+    write_pairs(config, world, ROWS)
+    with pytest.raises(ConfigError, match=expected):
+        agreement.agreement(config, run)
+    assert run.topology.pool is None
+
+
 def test_a_judge_is_not_asked_twice(offline, world, monkeypatch):
     config, run = offline(*BY_JUDGE)
     write_pairs(config, world, ROWS)
