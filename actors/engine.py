@@ -52,6 +52,8 @@ class Engine:
         self._visual = Visual.of(self.llm.model_config.hf_config, self.llm.get_tokenizer())
         self.encoded = 0
         """Videos that went through the engine's own encoder so far; features that were handed over do not."""
+        self.prompt_tokens = self.cached_tokens = 0
+        """Of the prompts so far, and how many of them were not computed, because a prompt before began with the same."""
         self._count_encoded()
 
     def generate(
@@ -120,11 +122,11 @@ class Engine:
         """
         self.weights.check_version(version)
         wanted = sorted({token for group in tokens for token in group})
-        params = self._params(Sampling(max_tokens=1), 0, logprobs=None, logprob_token_ids=wanted)
+        params = self._params(Sampling(max_tokens=1), None, logprobs=None, logprob_token_ids=wanted)
         results = self._run((vllm_prompt(request), [params]) for request in requests)
         return [entry if isinstance(entry, Refused) else _group_logprobs(entry[0], tokens) for entry in results]
 
-    def _params(self, sampling: Sampling, seed: int, **overrides: Any) -> Any:
+    def _params(self, sampling: Sampling, seed: int | None, **overrides: Any) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -156,6 +158,8 @@ class Engine:
                     if output.finished:
                         index, place = map(int, output.request_id.split(":"))
                         results[index][place] = output
+                        self.prompt_tokens += len(output.prompt_token_ids)
+                        self.cached_tokens += output.num_cached_tokens or 0
                         finished += 1
                         if progress:
                             progress(finished)
@@ -233,6 +237,10 @@ def _build_llm(spec: EngineSpec) -> Any:
         options |= {"enable_sleep_mode": rollout.sleep_level > 0}
     else:
         options |= {"kv_cache_memory_bytes": int(rollout.cpu_kv_cache_gib * 2**30)}
+        # a prompt that is computed in two steps takes back one draw of its seed, which CPU generators cannot do
+        options |= {"enable_chunked_prefill": False}
+    if rollout.block_size is not None:
+        options |= {"block_size": rollout.block_size}
     if rollout.tensor_parallel_size > 1:
         # Inside a placement group vLLM would choose Ray and wait for bundles that this actor already holds.
         options |= {"distributed_executor_backend": "mp"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -126,24 +127,29 @@ class RolloutPool:
         def call(actor: Any, prompts: list[Prompt], version: int) -> Any:
             return actor.generate.remote(prompts, n, seed, sampling, version)
 
-        self._spread(batch_id, prompts, n, call, parts)
+        self._spread(batch_id, prompts, n, call, parts, _interleaved)
 
     def submit_choices(self, batch_id: Any, prompts: Sequence[Prompt], words: Sequence[str], parts: int = 1) -> None:
-        """Ask which of some words would begin the answer to each prompt (`RolloutActor.choose`); else as `submit`."""
+        """Ask which of some words would begin the answer to each prompt (`RolloutActor.choose`); else as `submit`.
+
+        Prompts whose keys are neighbours go to the same actor: what they begin with in common is computed once.
+        """
 
         def call(actor: Any, prompts: list[Prompt], version: int) -> Any:
             return actor.choose.remote(prompts, words, version)
 
-        self._spread(batch_id, prompts, 1, call, parts)
+        self._spread(batch_id, prompts, 1, call, parts, _neighbours)
 
-    def _spread(self, batch_id: Any, prompts: Sequence[Prompt], n: int, call: Callable, parts: int) -> None:
+    def _spread(
+        self, batch_id: Any, prompts: Sequence[Prompt], n: int, call: Callable, parts: int, shares_of: Callable
+    ) -> None:
         ordered = sorted(prompts, key=lambda prompt: prompt.prompt_id)
         if batch_id in self._batches or len({prompt.prompt_id for prompt in ordered}) != len(ordered):
             raise ContractError("new batches of different prompts", f"a repetition in batch {batch_id!r}", "the caller")
         batch = self._batches[batch_id] = Batch(ordered, n, call)
-        shares = len(self._live()) * parts
-        for index in range(min(shares, len(ordered))):
-            self._issue(batch, ordered[index::shares], self.actors[index % len(self._actors)])
+        shares = min(len(self._live()) * parts, len(ordered))
+        for index, share in enumerate(shares_of(ordered, shares)):
+            self._issue(batch, share, self.actors[index % len(self._actors)])
 
     def results(self, batch_id: Any, timeout: float | None = None) -> Iterator[Answers]:
         """The answers of a batch, part by part as they finish. Order is not by key: sort where it matters.
@@ -344,6 +350,15 @@ class RolloutPool:
             f"none from rollout actor {', '.join(sorted(names))}",
             "raise the deadline if the actor is only slow; else look at its log and resume the run",
         )
+
+
+def _interleaved(prompts: list[Prompt], shares: int) -> list[list[Prompt]]:
+    return [prompts[index::shares] for index in range(shares)]
+
+
+def _neighbours(prompts: list[Prompt], shares: int) -> list[list[Prompt]]:
+    edges = [len(prompts) * index // max(1, shares) for index in range(shares + 1)]
+    return [prompts[start:end] for start, end in itertools.pairwise(edges)]
 
 
 def _check(part: Part, n: int, answers: Answers) -> None:

@@ -229,10 +229,12 @@ class RolloutActor:
         return self._engine.weights.version
 
     def stats(self) -> dict[str, float]:
-        """Since the start: sampled tokens, seconds in `generate`, tokens per such second, peak memory in bytes."""
+        """Since the start: sampled tokens, seconds in `generate`, tokens per such second, peak memory in bytes; prompt tokens,
+        and those of them that were found in the prefix cache."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         rate = self._tokens / self._busy_s if self._busy_s else 0.0
-        return {"tokens": self._tokens, "busy_s": self._busy_s, "tokens_per_s": rate, "peak_rss_bytes": peak}
+        found = {"tokens": self._tokens, "busy_s": self._busy_s, "tokens_per_s": rate, "peak_rss_bytes": peak}
+        return found | {"prompt_tokens": self._engine.prompt_tokens, "cached_tokens": self._engine.cached_tokens}
 
 
 def _fetched(number: int, bucket: Any, timeout: float | None) -> Any:

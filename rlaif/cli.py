@@ -22,6 +22,8 @@ STAGES = {
     "ppo": "align the policy with the reward model",
     "eval": "evaluate the start and the export of a PPO run",
     "eval context": "does context help? judge and reward model with captions, without, and with another video's",
+    "eval agreement": "how often a reward model or a judge prefers what a file of preferences prefers",
+    "eval winrate": "models against each other on the answers that `rlaif sample` made",
     "demo": "the whole chain on a world of moving shapes",
 }
 
@@ -140,6 +142,11 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
     ppo.add_argument("overrides", nargs="*", metavar="key=value", help="options that replace those of the file")
     ppo.add_argument("--json", type=Path, help="file to write the figures to")
     ppo.set_defaults(run=run_bench)
+    label = kinds.add_parser("label", help="answers judged per second, and the same with transformers")
+    label.add_argument("config", help="YAML file (see configs/bench_label.yaml)")
+    label.add_argument("overrides", nargs="*", metavar="key=value", help="options that replace those of the file")
+    label.add_argument("--json", type=Path, help="file to write the figures to")
+    label.set_defaults(run=run_bench_label)
 
 
 def run_bench(args: argparse.Namespace) -> None:
@@ -149,11 +156,19 @@ def run_bench(args: argparse.Namespace) -> None:
     bench(load_config(args.config, args.overrides, "ppo"), args.json)
 
 
+def run_bench_label(args: argparse.Namespace) -> None:
+    from rlaif.config.load import load_config
+    from rlaif.stages.bench_label import bench
+
+    bench(load_config(args.config, args.overrides, "label"), args.json)
+
+
 def run_stage(args: argparse.Namespace) -> int:
     from rlaif.config.load import load_config
 
     overrides = [*args.overrides, "data.strict=true"] if args.strict else args.overrides
-    checked_as = {"demo": None, "eval": "ppo", "eval context": "reward"}.get(args.command, args.command)
+    checked_as = {"demo": None, "eval": "ppo", "eval context": "reward"}
+    checked_as = checked_as.get(args.command, args.command)
     config = load_config(args.config, overrides, checked_as)
     import ray
 
@@ -166,7 +181,21 @@ def run_stage(args: argparse.Namespace) -> int:
 
 
 def start_stage(args: argparse.Namespace, config: Config) -> None:
-    from rlaif.stages import candidates, caption, context, demo, evaluate, label, pairs, ppo, reward, score, sft
+    from rlaif.stages import (
+        agreement,
+        candidates,
+        caption,
+        context,
+        demo,
+        evaluate,
+        label,
+        pairs,
+        ppo,
+        reward,
+        score,
+        sft,
+        winrate,
+    )
     from rlaif.stages.run import open_run
 
     if args.command == "demo":
@@ -178,6 +207,10 @@ def start_stage(args: argparse.Namespace, config: Config) -> None:
             print(evaluate.table(evaluate.evaluate(config, run)))
         elif args.command == "eval context":
             context.context(config, run)
+        elif args.command == "eval agreement":
+            print(agreement.table(agreement.agreement(config, run)))
+        elif args.command == "eval winrate":
+            print(winrate.table(winrate.winrate(config, run)))
         elif args.command in feedback:
             print(json.dumps(feedback[args.command](config, run), indent=1))
         else:

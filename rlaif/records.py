@@ -96,6 +96,8 @@ class Masked:
     """A reward that could not be computed. It never becomes a number; the sample is left out of the update."""
 
     reason: str
+    again: bool = False
+    """What failed may pass (a server that is down): worth asking again in another run."""
 
 
 Outcome = Scored | Masked

@@ -104,6 +104,9 @@ class RunDir:
     def write_eval(self, name: str, result: Mapping[str, Any]) -> None:
         self._write(f"eval/{name}.json", (dumps(result, indent=1) + "\n").encode())
 
+    def write_text(self, relative: str, text: str) -> None:
+        self._write(relative, text.encode())
+
     def write_json(self, relative: str, record: Any) -> None:
         self._write(relative, (dumps(record) + "\n").encode())
 

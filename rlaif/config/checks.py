@@ -11,9 +11,15 @@ def problems_of(config: Config, stage: str | None = None) -> list[str]:
     """Every combination of options that cannot run, as sentences naming the options."""
     checks = {"sft": [_sft], "reward": [_reward], "ppo": [_ppo, _rollout], "label": [_label]}
     checks |= {"caption": [_caption], "sample": [], "pairs": [], "score": [_score]}
+    checks |= {f"eval {name}": [_label] if _judged(config, name) else [] for name in ("agreement", "winrate")}
     chosen = checks.get(stage, [check for group in checks.values() for check in group])
     found = [problem for check in [_run, _cluster, *chosen] for problem in check(config)]
     return found + _devices(config, stage)
+
+
+def _judged(config: Config, stage: str | None) -> bool:
+    """Whether `rlaif eval agreement` or `winrate` asks the judge, not the reward model."""
+    return stage in ("agreement", "winrate") and getattr(config, stage).by == "judge"
 
 
 def _divides(small_name: str, small: int, large_name: str, large: int) -> list[str]:
@@ -44,6 +50,8 @@ def _devices(config: Config, stage: str | None) -> list[str]:
     roles = ["learner"] if stage in ("sft", "reward") else ["rollout", *scored, "learner"]
     roles = ["rollout"] if stage in ("caption", "sample", "label", "pairs") else roles
     roles = ["reward"] if stage == "score" else roles
+    if stage in ("eval agreement", "eval winrate"):
+        roles = ["rollout"] if _judged(config, stage.removeprefix("eval ")) else scored
     without = [name for name in roles if getattr(config.cluster, name).gpus == 0]
     return [f"model.device is cuda, but cluster.{name}.gpus is 0" for name in without if config.model.device == "cuda"]
 

@@ -15,6 +15,11 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+def _off(value: object) -> object:
+    """YAML reads a bare `off` as false."""
+    return "off" if value is False else value
+
+
 class Data(Section):
     root: str = "{run}/data"
     """Folder every path in the files below (and every `video` in their rows) is relative to; every node must see it."""
@@ -239,6 +244,12 @@ class Server(Section):
     cost_budget: float | None = None
     price_per_million: tuple[float, float] = (0.0, 0.0)
     """Of input and of output tokens, in the unit of `cost_budget`."""
+    backoff_s: float = Field(1.0, ge=0)
+    top_logprobs: int = Field(20, ge=1)
+    """First tokens listed of a verdict; more where a choice is often missing, as far as the server goes."""
+    extra: dict[str, Any] = {}
+    origin: str | None = None
+    """What labels and kept replies are known by instead of the address, for a server that moves."""
 
 
 class Label(Section):
@@ -289,6 +300,42 @@ class Pairs(Section):
     """Drop pairs until neither side is longer on average: see rlaif/feedback/lengths.py."""
     eval_fraction: float = Field(0.05, ge=0, lt=1)
     """Share of the videos whose pairs go to `data.pairs_eval`, where that is set."""
+
+    @field_validator("lengths", mode="before")
+    @classmethod
+    def _yaml_off(cls, value: object) -> object:
+        return _off(value)
+
+
+class Agreement(Section):
+    """How often a judge or a reward model prefers what `data.pairs_eval` prefers (`rlaif eval agreement`)."""
+
+    by: Literal["reward", "judge"] = "reward"
+    """Who is compared: the reward model `ppo.reward`, or the judge of `label`, asked anew."""
+    dimensions: tuple[str, ...] = ()
+    """Dimensions that the file must have and that are told apart; none: every one it has."""
+
+
+class Winrate(Section):
+    """Whose answers win, out of those that `rlaif sample` made (`rlaif eval winrate`)."""
+
+    models: dict[str, str] = {}
+    """Two or more: a short name, and the model as `candidates.models` has it; none: all of these."""
+    prompts: tuple[str, ...] = ()
+    """Prompt files whose answers count; none: `candidates.prompts`."""
+    by: Literal["reward", "judge"] = "reward"
+    """Who decides: the reward model `ppo.reward`, or the judge of `label`."""
+
+
+class Bench(Section):
+    """Size of `rlaif bench label`."""
+
+    rounds: int = Field(4, ge=2)
+    """Medians are over all but the first, which warms up."""
+    prompts: int = Field(8, ge=1)
+    """Prompts, each about another video, judged in one round."""
+    narrative_words: int = Field(160, ge=0)
+    answer_words: int = Field(32, ge=1)
 
 
 class Score(Section):
@@ -441,6 +488,8 @@ class Rollout(Section):
     """KV cache of a GPU engine; None: what `gpu_memory_utilization` leaves. Set it where learners share the GPU."""
     cpu_kv_cache_gib: float = Field(1.0, gt=0)
     """KV cache of a CPU engine."""
+    block_size: int | None = Field(None, ge=1)
+    """Tokens per block of the KV cache; None: vLLM's choice (128 on a CPU). Prompts share whole blocks only."""
     tensor_parallel_size: int = Field(1, ge=1)
     enforce_eager: bool = True
     max_num_seqs: int = Field(256, ge=1)
@@ -499,7 +548,7 @@ class Logging(Section):
     @field_validator("wandb", mode="before")
     @classmethod
     def _yaml_off(cls, value: object) -> object:
-        return "off" if value is False else value  # YAML reads a bare `off` as false
+        return _off(value)
 
     project: str = "rlaif"
 
@@ -540,6 +589,8 @@ class Config(Section):
     candidates: Candidates = Candidates()
     label: Label = Label()
     pairs: Pairs = Pairs()
+    agreement: Agreement = Agreement()
+    winrate: Winrate = Winrate()
     reward: Reward = Reward()
     score: Score = Score()
     ppo: Ppo = Ppo()
@@ -549,3 +600,4 @@ class Config(Section):
     logging: Logging = Logging()
     context: Context = Context()
     demo: Demo = Demo()
+    bench: Bench = Bench()

@@ -1,4 +1,4 @@
-"""Which of several models' answers a reward model likes better: the win matrix of SafeSora (Dai et al. 2024)."""
+"""Which of several models' answers a reward model or a judge likes better: the win matrix of SafeSora (Dai et al. 2024)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from rlaif.evaluation.intervals import wilson
 
 Scores = Mapping[str, Mapping[str, float | None]]
 """model -> prompt_id -> score; None or not finite where there is none."""
+Verdicts = Mapping[str, Mapping[tuple[str, str], float | None]]
+"""prompt_id -> (model, another) -> 1 where the first's answer is better, 0 where the other's is, 1/2 for a tie, or None."""
 
 
 @dataclass(frozen=True)
@@ -54,27 +56,44 @@ def win_matrix(scores: Scores, models: Sequence[str] | None = None) -> WinMatrix
     prompts = sorted({prompt for name in names for prompt in scores[name]})
     table = np.array([[_number(scores[name].get(prompt)) for prompt in prompts] for name in names])
     table = table.reshape(len(names), len(prompts))
+    table[~np.isfinite(table)] = np.nan
+    a, b = table[:, None], table[None]
+    won = np.where(np.isnan(a) | np.isnan(b), np.nan, (a > b) + 0.5 * (a == b))
+    return _matrix(names, won, ~np.isnan(table))
+
+
+def verdict_matrix(verdicts: Verdicts, models: Sequence[str]) -> WinMatrix:
+    """The matrix of `models` by a judge that compares two answers; a pair of models without a verdict is left out."""
+    names, prompts = tuple(models), sorted(verdicts)
+    won = np.full((len(names), len(names), len(prompts)), np.nan)
+    for place, prompt in enumerate(prompts):
+        for (one, other), share in verdicts[prompt].items():
+            i, j, value = names.index(one), names.index(other), _number(share)
+            won[i, j, place], won[j, i, place] = value, 1 - value
+    return _matrix(names, won, (~np.isnan(won)).any(axis=1))
+
+
+def _matrix(names: tuple[str, ...], won: np.ndarray, held: np.ndarray) -> WinMatrix:
+    """won [M, M, P]: what i gets against j on a prompt, NaN for nothing; held [M, P]: whether a model takes part there."""
     size = (len(names), len(names))
     wins, low, high, common = np.full(size, np.nan), np.full(size, np.nan), np.full(size, np.nan), np.zeros(size, int)
     np.fill_diagonal(wins, 0.5)
     for i in range(len(names)):
-        common[i, i] = np.isfinite(table[i]).sum()
+        common[i, i] = held[i].sum()
         for j in range(i + 1, len(names)):
-            n, wins[i, j], low[i, j], high[i, j] = _compare(table[i], table[j])
+            n, wins[i, j], low[i, j], high[i, j] = _rate(won[i, j])
             wins[j, i], low[j, i], high[j, i] = 1 - wins[i, j], 1 - high[i, j], 1 - low[i, j]
             common[i, j] = common[j, i] = n
-    missing = {name: len(prompts) - int(common[i, i]) for i, name in enumerate(names)}
+    missing = {name: held.shape[1] - int(common[i, i]) for i, name in enumerate(names)}
     return WinMatrix(names, wins, low, high, common, missing)
 
 
-def _compare(a: np.ndarray, b: np.ndarray) -> tuple[int, float, float, float]:
-    """(common prompts, how often a is above b, its interval); NaN without common prompts."""
-    both = np.isfinite(a) & np.isfinite(b)
-    if not both.any():
+def _rate(won: np.ndarray) -> tuple[int, float, float, float]:
+    """(prompts with a verdict, the share that was won, its interval); NaN without any."""
+    known = won[~np.isnan(won)]
+    if not len(known):
         return 0, math.nan, math.nan, math.nan
-    a, b, n = a[both], b[both], int(both.sum())
-    won = float(np.sum((a > b) + 0.5 * (a == b)))
-    return n, won / n, *wilson(won, n)
+    return len(known), float(known.sum()) / len(known), *wilson(float(known.sum()), len(known))
 
 
 def _number(score: float | None) -> float:

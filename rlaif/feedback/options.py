@@ -86,10 +86,10 @@ class EndpointOptions:
         return (usage.prompt_tokens * self.prompt_price + usage.completion_tokens * self.completion_price) / 1e6
 
     def sampling(self, seed: int, first_token: bool) -> dict[str, Any]:
-        """Every field of a request but its messages. `first_token`: log-probs are wanted."""
+        """Every field of a request but its messages. `first_token`: its log-probs are wanted, and nothing behind it."""
         fields = {
             "model": self.model,
-            "max_tokens": self.max_tokens,
+            "max_tokens": 1 if first_token else self.max_tokens,
             "temperature": self.temperature,
             "seed": seed,
             **({"logprobs": True, "top_logprobs": self.top_logprobs} if first_token else {}),

@@ -64,6 +64,8 @@ class Reply:
     """Of the request that was answered, without the failed ones before it."""
     cached: bool = False
     """Answered before, so that nothing was spent now; usage and latency are those of then."""
+    first: tuple[tuple[str, float], ...] = ()
+    """(token, log-prob) of every reported first token."""
 
     def record(self) -> dict[str, Any]:
         """What was asked of whom and what it took, to be stored next to a judgement; plain values for JSON."""
@@ -152,6 +154,7 @@ def outcome(answer: Answer, ask: Ask, prompt_hash: str, cached: bool = False) ->
         prompt_hash=prompt_hash,
         latency_s=answer.latency_s,
         cached=cached,
+        first=answer.first or (),
     )
 
 

@@ -29,13 +29,20 @@ class Store(Generic[K]):
     (`RunDir.path`) that can hold the store.
     """
 
-    def __init__(self, location: str | Path | Location, key: Callable[[Row], K]):
+    def __init__(
+        self,
+        location: str | Path | Location,
+        key: Callable[[Row], K],
+        unfinished: Callable[[Row], bool] = lambda row: False,
+    ):
+        """`unfinished`: rows that count as `missing` all the same; a later row of the key takes such a row's place."""
         place = locate(location)
         if not place.local:
             change = "a path on a file system, such as below RunDir.path; copy the file to the bucket when it is done"
             raise ConfigError("a store that can be appended to", str(place), change)
         self.path, self.torn = place.local, 0
-        self._key, self._rows, self._lines = key, {}, {}
+        self._key, self._unfinished = key, unfinished
+        self._rows, self._lines = {}, {}
         self._size = self._load()
 
     def __len__(self) -> int:
@@ -53,8 +60,11 @@ class Store(Generic[K]):
         return [self._rows[key] for key in sorted(self._rows)]
 
     def missing(self, keys: Iterable[K]) -> list[K]:
-        """Those that have no row yet, each once, in the order given."""
-        return [key for key in dict.fromkeys(keys) if key not in self._rows]
+        """Those that have no row yet, or an unfinished one, each once, in the order given."""
+        return [key for key in dict.fromkeys(keys) if self._wanted(key)]
+
+    def _wanted(self, key: K) -> bool:
+        return key not in self._rows or self._unfinished(self._rows[key])
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write rows to the end of the file and flush them to disk; all or, where anything is wrong with one, none.
@@ -67,7 +77,7 @@ class Store(Generic[K]):
         for text in texts:
             row = json.loads(text)
             key = self._key(row)
-            if key in self._rows or key in added:
+            if not self._wanted(key) or key in added:
                 raise ContractError(f"each key once in {self.path}", f"{key!r} again", "append only what is `missing`")
             added[key] = row
         if added:
@@ -132,7 +142,7 @@ class Store(Generic[K]):
             raise DataError(
                 f"a key in line {number} of {self.path}", f"{type(error).__name__}: {error}", change
             ) from error
-        if key in self._rows:
+        if not self._wanted(key):
             found = f"line {number} repeats {key!r} of line {self._lines[key]}"
             raise DataError(f"each key once in {self.path}", found, "remove one of the lines")
         self._rows[key], self._lines[key] = row, number

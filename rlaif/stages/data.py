@@ -55,7 +55,7 @@ def _load(run: Run, file: str, read: Callable[..., tuple[list[Row], Report]]) ->
     """
     root, strict = run.config.data.root, run.config.data.strict
     rows, report = read(data_path(run.config, file), root, strict)
-    rows = _captioned(run.config, rows)
+    rows = captioned(run.config, rows)
     videos = sorted({video for row in rows for video in videos_of(row)})
     bad = check_videos(videos, run.topology.client().spec)
     rows = skip_bad_videos(rows, bad, report, strict)
@@ -64,7 +64,7 @@ def _load(run: Run, file: str, read: Callable[..., tuple[list[Row], Report]]) ->
     return rows
 
 
-def _captioned(config: Config, rows: list[Row]) -> list[Row]:
+def captioned(config: Config, rows: list[Row]) -> list[Row]:
     """With the context of `data.captions`, where that is set and has been made; rows without any are counted."""
     if config.data.captions is None or not data_path(config, config.data.captions).is_file():
         return rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 from actors.frames import FrameClient
@@ -13,7 +14,7 @@ from rlaif.errors import DataError
 from rlaif.feedback.asking import Ask, Turn, encode_frames
 from rlaif.feedback.endpoint import Endpoint
 from rlaif.feedback.options import EndpointOptions
-from rlaif.feedback.replies import Reply
+from rlaif.feedback.replies import SETTLED, Reply, Unanswered
 from rlaif.feedback.tokens import Tokens
 from rlaif.models.check import fingerprint, require_model
 from rlaif.models.encode import Encoder
@@ -92,11 +93,11 @@ class ServerJudge:
         cache = str(run.directory.path / "feedback" / "replies")
         prices = dict(zip(("prompt_price", "completion_price"), server.price_per_million, strict=True))
         given = server.model_dump(exclude={"price_per_million"})
-        self._endpoint = Endpoint(EndpointOptions(**given, **prices, cache=cache))
-        self.name, self._frames = f"{server.model} at {server.url}", run.topology.client()
+        self._endpoint = Endpoint(EndpointOptions(**given, **prices, cache=cache, max_tokens=SPLIT_TOKENS))
+        self.name, self._frames = f"{server.model} at {server.origin or server.url}", run.topology.client()
 
     def choose(self, questions: Sequence[Question], words: Sequence[str]) -> dict[str, Tokens | Masked]:
-        return self._asked(questions, tuple(words), lambda reply: list(reply.logprobs.items()))
+        return self._asked(questions, tuple(words), lambda reply: reply.first)
 
     def write(self, questions: Sequence[Question]) -> dict[str, str | Masked]:
         return self._asked(questions, (), lambda reply: reply.text)
@@ -105,21 +106,25 @@ class ServerJudge:
         return len(text.encode())  # no tokenizer has more tokens than bytes
 
     def _asked(self, questions: Sequence[Question], words: tuple[str, ...], read: Callable) -> dict:
+        """What the model itself declined stays masked; everything else that went wrong may be asked again."""
         asks, found = [], {}
+        images = cache(lambda video: _images(self._frames, video))  # many questions are about one video
         for question in questions:
             try:
-                asks.append(
-                    Ask(question.key, (Turn(question.text, images=_images(self._frames, question.video)),), words)
-                )
+                asks.append(Ask(question.key, (Turn(question.text, images=images(question.video)),), words))
             except DataError as error:
                 found[question.key] = Masked(str(error))
         for ask, outcome in zip(asks, self._endpoint.ask_many(asks), strict=True):
-            found[ask.key] = read(outcome) if isinstance(outcome, Reply) else Masked(outcome.reason)
+            found[ask.key] = read(outcome) if isinstance(outcome, Reply) else _masked(outcome)
         return found
 
 
 def make_judge(config: Config, run: Run, judge: str | Server) -> Judge:
     return ServerJudge(config, run, judge) if isinstance(judge, Server) else ModelJudge(config, run, judge)
+
+
+def _masked(outcome: Unanswered) -> Masked:
+    return Masked(f"{outcome.kind}: {outcome.reason}", again=outcome.kind not in SETTLED)
 
 
 def _images(frames: FrameClient, video: str) -> tuple[bytes, ...]:

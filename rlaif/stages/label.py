@@ -1,4 +1,8 @@
-"""AI feedback: a judge's verdicts on the candidates, `rlaif label CONFIG`. What is there already is not asked again."""
+"""AI feedback: a judge's verdicts on the candidates, `rlaif label CONFIG`. What is there already is not asked again.
+
+A judgement that failed is a masked record with its reason. Where the reason may pass (a server that is down, a budget that
+is used up), the row says `again` and the next run asks for that prompt once more; what the judge itself declined is done.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,9 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from actors.reward import load_function
 from rlaif.config.schema import Config, Function, Label
@@ -22,7 +27,7 @@ from rlaif.seeds import derive
 from rlaif.stages import candidates, data
 from rlaif.stages.evaluate import command
 from rlaif.stages.judges import Judge, Question, make_judge
-from rlaif.stages.label_report import report
+from rlaif.stages.label_report import report, warnings
 from rlaif.stages.run import Run
 from rlaif.text import fill, within_budget
 
@@ -39,50 +44,73 @@ class Case:
     prompt: Prompt
     answers: tuple[str, ...]
     captions: tuple[str, ...]
+    """Those that are read; none with `label.context: none`."""
 
     @property
     def key(self) -> tuple[str, str]:
-        text = json.dumps([self.prompt.question, *self.answers])
+        """Other answers and other captions make another label."""
+        text = json.dumps([self.prompt.question, *self.captions, "", *self.answers])
         return self.prompt.prompt_id, hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def label(config: Config, run: Run) -> dict:
     """Judge every prompt's answers; returns the report, which is `eval/label.json` too."""
-    options, cases = config.label, read_cases(config, run)
+    cases = read_cases(config, run)
+    name, rows = labelled(config, run, cases, open_labels(config))
+    found = {"command": command(), "judge": name, **report(config, cases, rows)}
+    for warning in warnings(found):
+        log.warning("%s", warning)
+    run.directory.write_eval("label", found)
+    return found
+
+
+def labelled(config: Config, run: Run, cases: Sequence[Case], store: Store) -> tuple[str, list[dict]]:
+    """The judge's name and a row per case: those of the store, where the judge adds what is missing."""
+    options = config.label
     judge = None if isinstance(options.judge, Function) else make_judge(config, run, options.judge)
     name = options.judge.path if judge is None else judge.name
-    store = open_labels(config)
     kind = kind_of(options, name)
     check_kind(store, kind)
     missing = set(store.missing([case.key for case in cases]))
     todo = [case for case in cases if case.key in missing]
     log.info("%s: %d of %d prompts are labelled already", store.path, len(cases) - len(todo), len(cases))
-    shown = Progress(len(todo), "labels")
+    shown, silent = Progress(len(todo), "labels"), False
     for start in range(0, len(todo), AT_ONCE):
         part = todo[start : start + AT_ONCE]
-        rows = judged(config, judge, part)
+        rows = [_not_asked(case) for case in part] if silent else judged(config, judge, part)
+        silent = all(row.get("again") and all("masked" in score for score in row["scores"]) for row in rows)
         store.append([{**row, "kind": kind, "judge": name} for row in rows])
         shown.to(start + len(part))
     shown.close()
-    rows = [store[case.key] for case in cases]
-    found = {"command": command(), "judge": name, **report(config, cases, rows)}
-    run.directory.write_eval("label", found)
-    return found
+    return name, [store[case.key] for case in cases]
 
 
 def read_cases(config: Config, run: Run) -> list[Case]:
     """Prompts that have answers, in file order, with the captions that `label.context` asks for."""
     answers = candidates.by_prompt(config)
     prompts = [p for file in config.candidates.prompts for p in data.prompts(run, file) if p.prompt_id in answers]
-    found = contexts(config.label.context, [(p.video, p.captions) for p in prompts], config.seed)
-    empty = sum(not captions for captions in found)
+    cases = cases_of(config, [(prompt, answers[prompt.prompt_id]) for prompt in prompts])
+    empty = sum(not case.captions for case in cases)
     if config.label.context != "none" and empty:
         log.warning("%d of %d prompts have no captions: the judge reads no context there", empty, len(prompts))
-    return [Case(p, tuple(answers[p.prompt_id]), c) for p, c in zip(prompts, found, strict=True)]
+    return cases
+
+
+def cases_of(config: Config, answered: Sequence[tuple[Prompt, Sequence[str]]]) -> list[Case]:
+    """Prompts and answers with what `label.context` gives the judge to read."""
+    if config.label.context == "none":
+        return [Case(prompt, tuple(answers), ()) for prompt, answers in answered]
+    read = contexts(config.label.context, [(prompt.video, prompt.captions) for prompt, _ in answered], config.seed)
+    return [Case(prompt, tuple(answers), told) for (prompt, answers), told in zip(answered, read, strict=True)]
 
 
 def open_labels(config: Config) -> Store[tuple[str, str]]:
-    return Store(data.data_path(config, config.data.labels), key=lambda row: (row["prompt_id"], row["answers_hash"]))
+    return label_store(data.data_path(config, config.data.labels))
+
+
+def label_store(path: str | Path) -> Store[tuple[str, str]]:
+    """Labels in a file; a prompt that the judge could not be asked about counts as missing."""
+    return Store(path, lambda row: (row["prompt_id"], row["answers_hash"]), lambda row: row.get("again", False))
 
 
 def kind_of(options: Label, judge: str) -> str:
@@ -123,6 +151,29 @@ def compared(config: Config, case: Case) -> list[tuple[int, int]]:
 
 def by_pairs(config: Config, judge: Judge, cases: Sequence[Case]) -> list[dict]:
     """Every chosen pair of answers, in both orders."""
+    options = config.label
+    questions, places = pair_questions(config, judge, cases)
+    found = judge.choose(questions, options.choices)
+    rows = []
+    for number, case in enumerate(cases):
+        outcomes, failed = {}, []
+        for a, b in places.get(number, []):
+            one, other = found[f"{number}:{a}:{b}"], found[f"{number}:{b}:{a}"]
+            masked = [part for part in (one, other) if isinstance(part, Masked)]
+            outcomes[a, b] = masked[0] if masked else pairwise.judge(one, other, options.choices, options.flips)
+            failed += masked
+        rows.append(_pair_row(case, outcomes) | _again(failed))
+    return rows
+
+
+def pair_questions(
+    config: Config, judge: Judge, cases: Sequence[Case]
+) -> tuple[list[Question], dict[int, list[tuple[int, int]]]]:
+    """Both orders of every chosen pair as questions with the key `case:first:second`, and the pairs by number of the case.
+
+    Sorted by key, all questions about a case are neighbours, and so are those with the same first answer: an engine that
+    keeps prefixes computes video, narrative and question once for all of them.
+    """
     options, questions, places = config.label, [], {}
     for number, case in enumerate(cases):
         context = _context(config, judge, case)
@@ -138,16 +189,7 @@ def by_pairs(config: Config, judge: Judge, cases: Sequence[Case]) -> list[dict]:
                 )
                 questions.append(Question(key, text, case.prompt.video if options.show_video else ""))
             places.setdefault(number, []).append((a, b))
-    found = judge.choose(questions, options.choices)
-    rows = []
-    for number, case in enumerate(cases):
-        outcomes = {}
-        for a, b in places.get(number, []):
-            one, other = found[f"{number}:{a}:{b}"], found[f"{number}:{b}:{a}"]
-            masked = next((part for part in (one, other) if isinstance(part, Masked)), None)
-            outcomes[a, b] = masked or pairwise.judge(one, other, options.choices, options.flips)
-        rows.append(_pair_row(case, outcomes))
-    return rows
+    return questions, places
 
 
 def by_function(config: Config, case: Case) -> dict:
@@ -206,7 +248,9 @@ def by_claims(config: Config, judge: Judge, cases: Sequence[Case]) -> list[dict]
         ]
         values = [score if isinstance(score, Masked) else float(score.score) for score in scored]
         evidence = [None if isinstance(score, Masked) else _evidence(score) for score in scored]
-        rows.append(_row(case, values, claims=evidence))
+        asked = {claim for tally in tallies if not isinstance(tally, Masked) for claim in tally}
+        again = _again([*tallies, *(found[f"{number}:{claim}"] for claim in asked)])
+        rows.append(_row(case, values, claims=evidence) | again)
     return rows
 
 
@@ -246,6 +290,16 @@ def _evidence(score: claims.ClaimScore) -> list[dict]:
 
 
 # -- both
+
+
+def _again(outcomes: Iterable) -> dict:
+    """What a row says where anything it is made of failed for a reason that may pass."""
+    return {"again": True} if any(isinstance(one, Masked) and one.again for one in outcomes) else {}
+
+
+def _not_asked(case: Case) -> dict:
+    masked = Masked("not asked: the judge had answered nothing about the prompts before", again=True)
+    return _row(case, [masked] * len(case.answers)) | _again([masked])
 
 
 def _context(config: Config, judge: Judge, case: Case) -> str:

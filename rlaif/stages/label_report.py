@@ -19,19 +19,54 @@ if TYPE_CHECKING:
 
 
 def report(config: Config, cases: Sequence[Case], rows: Sequence[dict]) -> dict:
-    """Counts over answers, order bias of a pairwise judge, and the share of pairs on which a reference agrees."""
+    """Counts over answers, order bias of a pairwise judge, and the share of pairs on which a reference agrees.
+
+    `again`: prompts that the next run asks about once more. `without_context`: prompts whose videos have no captions.
+    """
     scores = [score for row in rows for score in row["scores"]]
     masked = Counter(score["masked"] for score in scores if "masked" in score)
     found = {"prompts": len(rows), "answers": len(scores), "masked": dict(masked)}
+    found["again"] = sum(row.get("again", False) for row in rows)
+    if config.label.context != "none":
+        found["without_context"] = sum(not case.captions for case in cases)
     if any("pairs" in row for row in rows):
-        found["position"] = position_bias([_verdict(pair) for row in rows for pair in row["pairs"]])
+        outcomes = [_verdict(pair) for row in rows for pair in row.get("pairs", ())]
+        found |= {"position": position_bias(outcomes), "flips": flips(config.label.flips, outcomes)}
     if any("claims" in row for row in rows):
-        judged = [claim for row in rows for answer in row["claims"] if answer for claim in answer]
+        judged = [claim for row in rows for answer in row.get("claims", ()) if answer for claim in answer]
         rejected = sum(not claim["accepted"] for claim in judged)
         found |= {"claims": len(judged), "rejected": rejected, "empty": _empty(rows)}
     if config.label.reference:
         found["agreement"] = agreement(list(compared(config, cases, rows))) | {"reference": config.label.reference}
     return found
+
+
+def flips(policy: str, outcomes: Sequence[Verdict | Masked]) -> dict:
+    """Pairs whose two orders prefer different answers: their share of all verdicts before the policy (as the judge gave them)
+    and after it (those that still decide for one answer). None without verdicts."""
+    verdicts = [outcome for outcome in outcomes if isinstance(outcome, Verdict)]
+    flipped = [verdict for verdict in verdicts if verdict.flipped]
+    decided = sum(verdict.winner != 0 for verdict in flipped)
+    share = {
+        name: count / len(verdicts) if verdicts else None
+        for name, count in (("before", len(flipped)), ("after", decided))
+    }
+    return {"policy": policy, "verdicts": len(verdicts), "flipped": len(flipped), "flipped_decided": decided, **share}
+
+
+def warnings(found: dict) -> list[str]:
+    """What a user should read of a report before anything is built on the labels."""
+    told = [found["position"]["warning"]] if found.get("position", {}).get("warning") else []
+    if found["again"]:
+        told.append(
+            f"{found['again']} of {found['prompts']} prompts could not be judged, wholly or in part ({_first(found)}): "
+            "run `rlaif label` again to ask about these once more"
+        )
+    return told
+
+
+def _first(found: dict) -> str:
+    return next(iter(found["masked"]), "some comparisons failed")
 
 
 def compared(config: Config, cases: Sequence[Case], rows: Sequence[dict]) -> Iterator[Compared]:
@@ -47,7 +82,7 @@ def compared(config: Config, cases: Sequence[Case], rows: Sequence[dict]) -> Ite
 
 
 def _empty(rows: Sequence[dict]) -> int:
-    return sum(answer == [] for row in rows for answer in row["claims"])
+    return sum(answer == [] for row in rows for answer in row.get("claims", ()))
 
 
 def _verdict(pair: dict) -> Verdict | Masked:

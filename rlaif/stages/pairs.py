@@ -25,12 +25,14 @@ log = logging.getLogger(__name__)
 def pairs(config: Config, run: Run) -> dict:
     """Write `data.pairs` (and `data.pairs_eval`, where it is set); returns the report, which is `eval/pairs.json` too."""
     cases, store = read_cases(config, run), open_labels(config)
-    if missing := store.missing([case.key for case in cases]):
+    if missing := [case.key for case in cases if case.key not in store]:
         raise DataError(
             f"a label in {store.path} for every prompt that has answers",
             f"none for {len(missing)} of {len(cases)}, such as {missing[0][0]!r}",
             "rlaif label, which goes on where it stopped",
         )
+    if again := store.missing([case.key for case in cases]):
+        log.warning("%d of %d prompts still wait for the judge: `rlaif label` asks again", len(again), len(cases))
     built = build(_candidates(cases, store), options_of(config), config.seed)
     if not built.pairs:
         raise DataError("preference pairs", f"none of {built.considered}: {built.dropped}", "the options of `pairs`")
@@ -80,4 +82,5 @@ def _record(pair: ScoredPair, case: Case, judge: str) -> Preference:
         rejected=rejected.answer,
         margin=pair.margin,
         judge={"model": judge, "chosen": chosen.score, "rejected": rejected.score},
+        provenance={"prompt_type": kind} if (kind := case.prompt.extra.get("kind")) else {},
     )

@@ -289,6 +289,34 @@ def test_one_at_a_time_gives_the_same_answers(world, full, monkeypatch):
         np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
 
 
+def test_more_prompt_tokens_than_one_step_takes(world, full):
+    """On a CPU vLLM cannot compute part of a seeded prompt: those beyond the step's tokens wait for the next one."""
+    rng = np.random.default_rng(0)
+    words = world.processor.tokenizer.convert_tokens_to_ids(WORDS)
+    requests = [Request([*rng.choice(words, 400).tolist(), *world.plain.prompt_ids], (index,)) for index in range(16)]
+    assert sum(len(request.prompt_ids) for request in requests) > 4096
+    together = full.generate(requests, SAMPLING, full.weights.version)
+    alone = full.generate(requests[11:12], SAMPLING, full.weights.version)
+    assert np.array_equal(together[11][0].response_ids, alone[0][0].response_ids)
+    tokens = [[int(words[0])], [int(words[1])]]
+    first, again = (full.choices(requests, tokens, full.weights.version) for _ in range(2))
+    np.testing.assert_allclose(np.stack(first), np.stack(again), atol=1e-5)
+
+
+def test_what_prompts_begin_with_in_common_is_computed_once(world, full):
+    """Counted, and told by nothing else: the same log-probs as with the whole prompt."""
+    words = world.processor.tokenizer.convert_tokens_to_ids(WORDS)
+    beginning = np.random.default_rng(1).choice(words, 256).tolist()
+    requests = [Request([*beginning, word, *world.plain.prompt_ids]) for word in words[:8]]
+    before, asked = full.cached_tokens, full.prompt_tokens
+    found = full.choices(requests, [[int(words[0])]], full.weights.version)
+    assert full.prompt_tokens - asked == sum(len(request.prompt_ids) for request in requests)
+    assert full.cached_tokens - before == 7 * 256  # two whole blocks of 128
+    full.weights.reset_prefix_cache()
+    alone = [full.choices([request], [[int(words[0])]], full.weights.version)[0] for request in requests[-1:]]
+    np.testing.assert_allclose(alone[0], found[-1], atol=1e-5)
+
+
 def test_an_error_among_the_requests_leaves_an_idle_engine(world, full):
     def broken():
         yield world.request

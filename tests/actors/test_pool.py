@@ -15,7 +15,7 @@ from actors.rollout import Answers, Failure
 from cluster.publish import Manifest
 from rlaif.config.schema import Sampling
 from rlaif.errors import ContractError, PlacementError
-from rlaif.records import Prompt, Sample
+from rlaif.records import Choice, Prompt, Sample
 
 SAMPLING = Sampling(max_tokens=4)
 PROMPTS = [Prompt(f"p{index:02d}", "v.mp4", "q") for index in (3, 1, 4, 0, 5, 9, 2, 6)]
@@ -46,6 +46,10 @@ class Recorder:
         samples = [sample(prompt, index, self.version) for prompt in good for index in range(n)]
         return Answers(samples, [Failure(prompt.prompt_id, "no video") for prompt in prompts if prompt not in good])
 
+    def choose(self, prompts, words, version) -> Answers:
+        self._count("choose", [prompt.prompt_id for prompt in prompts], version)
+        return Answers([Choice(prompt, np.zeros(len(words), np.float32)) for prompt in prompts], [])
+
     def publish(self, manifest, buckets, timeout) -> str:
         self._count("publish", manifest.version, buckets)
         if self.refuses:
@@ -65,7 +69,7 @@ class Handle:
 
     def __init__(self, actor: Recorder):
         self.actor, self.queue, self.done = actor, deque(), {}
-        self.generate, self.publish = (Method(self, name) for name in ("generate", "publish"))
+        self.generate, self.choose, self.publish = (Method(self, name) for name in ("generate", "choose", "publish"))
 
     def run_until(self, ref) -> None:
         while ref not in self.done:
@@ -135,6 +139,22 @@ def test_all_prompts_come_back_and_the_split_depends_on_keys_only():
         splits.append([asked(actor) for actor in actors])
     assert splits[0] == splits[1]
     assert max(map(len, splits[0])) - min(map(len, splits[0])) <= 1
+
+
+def test_questions_with_neighbouring_keys_go_to_the_same_actor():
+    """They begin alike (one prompt's answers, compared with each other), and an actor computes that once."""
+    prompts = [Prompt(f"{case}:{order}", "v.mp4", "q") for order in range(4) for case in range(3)]
+    for count, shares in ((1, [12]), (2, [6, 6]), (3, [4, 4, 4]), (5, [2, 2, 3, 2, 3])):
+        actors = [Recorder() for _ in range(count)]
+        pool = pool_of(*actors)
+        pool.submit_choices("b", prompts, ["yes", "no"])
+        answers = collect(pool)
+        assert len(answers.samples) == 12
+        split = [[prompt for call in actor.log for prompt in call[1]] for actor in actors]
+        assert sum(split, []) == sorted(prompt.prompt_id for prompt in prompts)
+        assert [len(part) for part in split] == shares
+    pool.submit_choices("none", [], ["yes", "no"])
+    assert collect(pool, "none").samples == []
 
 
 def test_what_has_finished_can_be_taken_before_the_rest_is_waited_for():

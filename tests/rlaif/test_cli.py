@@ -42,6 +42,14 @@ def test_every_stage_reads_its_configuration_first(command, config, capsys):
     assert "nearest is `seed`" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "command", [["eval", "agreement"], ["eval", "winrate"], ["eval", "context"], ["bench", "label"], ["bench", "ppo"]]
+)
+def test_commands_of_two_words(command, config, capsys):
+    assert cli.main([*command, config, "sed=1"]) == 1
+    assert "nearest is `seed`" in capsys.readouterr().err
+
+
 def test_errors_from_inside_a_stage(config, capsys, monkeypatch):
     def fail(args):
         raise CheckpointError("a complete checkpoint", "half of one", "storage")

@@ -90,6 +90,7 @@ def test_a_name_is_needed(load):
         ("sft.lora.targets=[q_proj, v_proj]", "sft.lora.targets", ("q_proj", "v_proj")),
         ("model.gradient_checkpointing=true", "model.gradient_checkpointing", True),
         ("logging.wandb=off", "logging.wandb", "off"),
+        ("pairs.lengths=off", "pairs.lengths", "off"),
         ("reward.captions_template=a = {captions}", "reward.captions_template", "a = {captions}"),
         ("ppo.policy={run}/elsewhere", "ppo.policy", "/big/x/elsewhere"),
         ("candidates.models=['{run}/elsewhere', hub/name]", "candidates.models", ("/big/x/elsewhere", "hub/name")),

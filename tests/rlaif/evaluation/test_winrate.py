@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rlaif.errors import DataError
 from rlaif.evaluation.intervals import wilson
-from rlaif.evaluation.winrate import win_matrix
+from rlaif.evaluation.winrate import verdict_matrix, win_matrix
 from rlaif.evaluation.winrate_svg import LABEL, LETTER, _colour, _ink, svg
 
 MODELS = ("HSXL", "MST2V", "VC1", "VC2")
@@ -67,6 +67,22 @@ def test_chosen_models_and_unknown_ones():
     with pytest.raises(DataError, match="none of z"):
         win_matrix(scores, ["a", "z"])
     assert win_matrix({}).wins.shape == (0, 0)
+
+
+def test_verdicts_of_a_judge():
+    verdicts = {
+        "1": {("b", "a"): 1.0, ("a", "c"): 0.5, ("b", "c"): None},
+        "2": {("a", "b"): 1.0},
+        "3": {("a", "b"): float("nan")},
+        "4": {("b", "a"): 1.0},
+    }
+    found = verdict_matrix(verdicts, ["a", "b", "c"])
+    assert found.wins[0, 1] == pytest.approx(1 / 3) and found.wins[1, 0] == pytest.approx(2 / 3)
+    assert found.wins[0, 2] == found.wins[2, 0] == 0.5 and math.isnan(found.wins[1, 2])
+    assert found.prompts.tolist() == [[3, 3, 1], [3, 3, 0], [1, 0, 1]]
+    assert found.missing == {"a": 1, "b": 1, "c": 3}
+    assert (found.low[1, 0], found.high[1, 0]) == pytest.approx(wilson(2, 3))
+    assert verdict_matrix({}, ["a", "b"]).wins[0, 0] == 0.5
 
 
 score = st.one_of(st.none(), st.integers(0, 4), st.floats(-1, 1))

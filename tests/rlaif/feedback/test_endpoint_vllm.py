@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-from contextlib import contextmanager
 
-import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from vllm_server import KEY, serving
 
 from rlaif.errors import ConfigError
 from rlaif.feedback.asking import Ask, Turn, encode_frames, video_data_url
@@ -25,59 +18,8 @@ from rlaif.feedback.replies import Reply, Usage
 
 pytestmark = pytest.mark.slow  # a server's start, and an engine's: about a minute
 
-KEY = "sk-of-the-test"
 CHOICES = ("yes", "no")
 QUESTION = "is there a red circle ?"
-# `vllm serve` asks for the metadata of a package named vllm, which a CPU installation does not have
-SERVE = (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
-FLAGS = (
-    *("--served-model-name", "tiny", "--dtype", "float32", "--enforce-eager", "--max-model-len", "256"),
-    *("--max-num-seqs", "8", "--kv-cache-memory-bytes", str(100 * 2**20), "--max-logprobs", "200"),
-    *("--limit-mm-per-prompt", '{"image": 8, "video": 1}', "--no-mm-device-do-normalize"),
-)
-
-
-def free_port() -> int:
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return bound.getsockname()[1]
-
-
-@contextmanager
-def serving(path, log):
-    """The address of a server for the model, once it answers."""
-    port = free_port()
-    environment = {
-        **os.environ,
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
-    command = [*SERVE, "--model", str(path), "--host", "127.0.0.1", "--port", str(port), "--api-key", KEY, *FLAGS]
-    with open(log, "w") as out:
-        process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
-    try:
-        while not healthy(port):
-            assert process.poll() is None, log.read_text()[-3000:]
-            time.sleep(0.3)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            pass
-        try:
-            os.killpg(process.pid, signal.SIGKILL)  # its engine is a process of its own
-        except ProcessLookupError:
-            pass
-
-
-def healthy(port: int) -> bool:
-    try:
-        return httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).status_code == 200
-    except httpx.HTTPError:
-        return False
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +32,8 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def url(model, tmp_path_factory):
-    with serving(model, tmp_path_factory.mktemp("server") / "log") as url:
-        yield url
+    with serving(model, tmp_path_factory.mktemp("server") / "log") as server:
+        yield server.url
 
 
 @pytest.fixture

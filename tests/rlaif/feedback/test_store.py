@@ -163,3 +163,22 @@ def test_caption_keys_differ_in_every_part():
 def test_an_empty_part_is_refused():
     with pytest.raises(ContractError, match="captioner"):
         caption_key("video", "frames", "", "prompt")
+
+
+def test_an_unfinished_row_is_missing_until_a_better_one_takes_its_place(tmp_path):
+    def opened() -> Store:
+        return Store(
+            tmp_path / "labels.jsonl", key=lambda row: row["key"], unfinished=lambda row: row["text"] == "down"
+        )
+
+    store = opened()
+    store.append([row("a"), row("b", "down")])
+    assert store.missing("abc") == ["b", "c"] and "b" in store
+    store.append([row("b", "down")])
+    store.append([row("b", "fine")])
+    for one in (store, opened()):
+        assert one.missing("ab") == [] and one["b"] == row("b", "fine") and len(one) == 2
+    with pytest.raises(ContractError, match="'b' again"):
+        store.append([row("b", "other")])
+    with pytest.raises(DataError, match="each key once"):
+        Store(tmp_path / "labels.jsonl", key=lambda row: row["key"])

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from cluster.remote import ask
+from rlaif.config.schema import Function
 from rlaif.data import read_pairs
 from rlaif.errors import ConfigError, ContractError, DataError
 from rlaif.feedback.store import Store
-from rlaif.stages import candidates, caption, data, label, pairs
+from rlaif.models.tiny import build_tiny
+from rlaif.stages import agreement, candidates, caption, data, label, pairs, reward, winrate
 from rlaif.stages.run import open_run
-from rlaif.worlds.shapes.language import CAPTION, COMPARE, VERIFY
+from rlaif.worlds.shapes.language import CAPTION, COMPARE, VERIFY, WORDS
 
 SPLIT = "rlaif.worlds.shapes.language:split"
-CLAIMS = ("label.method=claims", f"label.split={SPLIT}", "label.claim_prompt={context}" + VERIFY)
-PAIRWISE = ("label.method=pairwise", "label.pairwise_prompt={context}" + COMPARE)
+CLAIMS = ("label.method=claims", f"label.split={SPLIT}", f"label.claim_prompt='{{context}}{VERIFY}'")
+PAIRWISE = ("label.method=pairwise", f"label.pairwise_prompt='{{context}}{COMPARE}'")
 
 
 def settings(world) -> list[str]:
@@ -27,6 +31,7 @@ def settings(world) -> list[str]:
         "caption.frames=8",
         "caption.max_tokens=6",
         "data.captions={run}/feedback/captions.jsonl",
+        "data.pairs={run}/feedback/pairs.jsonl",
         f"candidates.models=[{base}]",
         "candidates.prompts=[descriptions.jsonl]",
         "candidates.per_model=3",
@@ -35,6 +40,7 @@ def settings(world) -> list[str]:
         "label.captions_template='context : {captions}\n'",
         "label.reference=rlaif.worlds.shapes.checker:preference",
         "ppo.lora=null",
+        "rollout.block_size=32",  # these prompts are shorter than the usual block of a CPU, and would share nothing
         "pairs.margin=0",
         "pairs.lengths=off",
         "pairs.min_words=0",
@@ -114,6 +120,47 @@ def test_pairs_of_answers_are_asked_in_both_orders_and_flips_are_ties(fed):
     assert position["verdicts"] == len(told) and 0 <= position["flip_rate"] <= 1
 
 
+def test_without_the_video_the_judge_says_something_else(fed):
+    """Questions without frames go through the same engine; the context alone is what they are judged by."""
+    _, other, run, reports = fed
+    blind = other.model_copy(
+        update={
+            "label": other.label.model_copy(update={"show_video": False}),
+            "data": other.data.model_copy(update={"labels": "{run}/feedback/blind.jsonl"}),
+        }
+    )
+    assert label.label(blind, run)["masked"] == reports["pairwise"]["masked"] == {}
+    seen, unseen = (
+        [
+            order["log_odds"]
+            for row in rows_of(config, config.data.labels, "prompt_id")
+            for pair in row["pairs"]
+            for order in pair["orders"]
+        ]
+        for config in (other, blind)
+    )
+    assert len(seen) == len(unseen) and max(abs(a - b) for a, b in zip(seen, unseen, strict=True)) > 1e-3
+
+
+def test_questions_about_one_prompt_share_what_they_begin_with(fed):
+    """The engine keeps prefixes while it judges: blocks of video, narrative and question are computed once."""
+    _, other, run, _ = fed
+    again = other.model_copy(
+        update={
+            "label": other.label.model_copy(update={"pairwise_prompt": "{context}{context}{context}" + COMPARE}),
+            "data": other.data.model_copy(update={"labels": "{run}/feedback/long.jsonl"}),
+        }
+    )
+    actors = run.topology.engines(other.label.judge).handles.values()
+    before = [ask(actor.stats.remote()) for actor in actors]
+    label.label(again, run)
+    after = [ask(actor.stats.remote()) for actor in actors]
+    asked, cached = (
+        sum(b[k] - a[k] for a, b in zip(before, after, strict=True)) for k in ("prompt_tokens", "cached_tokens")
+    )
+    assert asked > 0 and cached / asked > 0.3
+
+
 def test_labels_by_other_options_are_not_mixed_in(fed):
     config, other, run, _ = fed
     mixed = other.model_copy(update={"data": config.data})
@@ -149,3 +196,34 @@ def test_a_judge_without_the_words_is_refused(fed):
     )
     with pytest.raises(ConfigError, match="one token"):
         label.label(strange, run)
+
+
+def test_policies_win_against_each_other_on_the_reward_actors(fed, world):
+    """The scene's checker as a reward on real reward actors; the second model has other weights and its own answers."""
+    config, _, run, _ = fed
+    other = str(build_tiny(world / "other", WORDS, seed=8))
+    both = {"candidates": config.candidates.model_copy(update={"models": (config.candidates.models[0], other)})}
+    both |= {"ppo": config.ppo.model_copy(update={"reward": Function(path="rlaif.worlds.shapes.checker:reward")})}
+    config = config.model_copy(update=both)
+    assert candidates.sample(config, run) == {"made": 8, "there": 8, "failed": 0}
+    found = winrate.winrate(config, run)
+    assert found["models"] == ["base", "other"] and found["prompts"] == [[8, 8], [8, 8]]
+    assert found["wins"][0][1] + found["wins"][1][0] == 1 and found["masked"] == {}
+
+
+def test_a_reward_model_agrees_with_pairs_as_often_as_its_own_evaluation_says(fed):
+    config, _, run, _ = fed
+    changed = config.model_copy(
+        update={
+            "data": config.data.model_copy(update={"pairs": "pairs.jsonl", "pairs_eval": "pairs.jsonl"}),
+            "ppo": config.ppo.model_copy(update={"reward": str(run.directory.export("reward"))}),
+        }
+    )
+    run.topology.stop_rollouts()
+    reward.train(changed, replace(run, config=changed), "fresh")
+    trained = [row for row in run.directory.read_metrics("reward") if "eval/accuracy" in row][-1]
+    found = agreement.agreement(changed, run)
+    assert (
+        found["overall"]["agreement"] == trained["eval/accuracy"] and found["overall"]["pairs"] == trained["eval/pairs"]
+    )
+    assert found["masked"] == {} and found["prompt_type"] == {}

@@ -1,0 +1,159 @@
+"""Whose answers win? `rlaif eval winrate CONFIG`: models against each other on the answers that `rlaif sample` made."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rlaif.config.schema import Config
+from rlaif.errors import ConfigError, DataError
+from rlaif.evaluation.winrate import WinMatrix, verdict_matrix, win_matrix
+from rlaif.evaluation.winrate_svg import svg
+from rlaif.models.check import fingerprint, require_model
+from rlaif.records import Masked, Prompt
+from rlaif.stages import data
+from rlaif.stages.candidates import open_candidates
+from rlaif.stages.evaluate import command
+from rlaif.stages.label import Case, cases_of
+from rlaif.stages.run import Run
+from rlaif.stages.scoring import judged, reasons, rewarded
+
+log = logging.getLogger(__name__)
+
+Answers = Mapping[str, Mapping[str, str]]
+"""prompt_id -> model's name -> its answer, as far as there is one."""
+
+
+def winrate(config: Config, run: Run) -> dict:
+    """The win matrix (wins + its transpose = 1, diagonal 1/2), as `eval/winrate.json` and `eval/winrate.svg`.
+
+    Each model enters with its first answer to a prompt. Raises ConfigError for less than two models, DataError for a model
+    that has no answers, or where no two models have answered the same prompt.
+    """
+    names = models_of(config)
+    files = config.winrate.prompts or config.candidates.prompts
+    prompts = [prompt for file in files for prompt in data.prompts(run, file)]
+    answers = first_answers(config, names, prompts)
+    asked = [prompt for prompt in prompts if len(answers[prompt.prompt_id]) > 1]
+    if not asked:
+        raise DataError("prompts that two of the models have answered", "none", "rlaif sample, for the same prompts")
+    measure = {"reward": by_reward, "judge": by_judge}[config.winrate.by]
+    name, matrix, masked = measure(config, run, asked, answers, list(names))
+    found = {"command": command(), "by": name, **matrix.to_json(), "paths": dict(names), "masked": masked}
+    found["unanswered"] = {one: sum(one not in answers[prompt.prompt_id] for prompt in prompts) for one in names}
+    if masked or any(found["unanswered"].values()):
+        log.warning("prompts without an answer: %s; answers without a verdict: %s", found["unanswered"], masked)
+    run.directory.write_eval("winrate", found)
+    run.directory.write_text("eval/winrate.svg", svg(matrix))
+    return found
+
+
+def models_of(config: Config) -> dict[str, str]:
+    """Model by the name it is shown with."""
+    named = config.winrate.models or _named(config.candidates.models)
+    if len(named) < 2:
+        raise ConfigError(
+            "two models or more to compare",
+            ", ".join(named.values()) or "none",
+            "winrate.models, e.g. {sft: FOLDER, rlaif: FOLDER}, or candidates.models",
+        )
+    for name, model in named.items():
+        require_model(f"winrate.models.{name}", model)
+    return dict(named)
+
+
+def _named(models: Sequence[str]) -> dict[str, str]:
+    """The shortest ends of the paths that tell the models apart."""
+    parts = [Path(model).parts for model in dict.fromkeys(models)]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-length:]).lstrip("/") for part in parts]
+        if len(set(names)) == len(names):
+            break
+    return dict(zip(names, dict.fromkeys(models), strict=True))
+
+
+def first_answers(config: Config, names: Mapping[str, str], prompts: Sequence[Prompt]) -> dict[str, dict[str, str]]:
+    """What each model answered first. Raises DataError for a model without any answer, naming it."""
+    store, wanted = open_candidates(config), {prompt.prompt_id for prompt in prompts}
+    by_print = {fingerprint(model): name for name, model in names.items()}
+    if len(by_print) < len(names):
+        raise ConfigError("models that differ", f"the same weights twice in {dict(names)}", "winrate.models")
+    answers: dict[str, dict[str, str]] = {prompt_id: {} for prompt_id in wanted}
+    for row in store.rows():
+        if row["prompt_id"] in wanted and row["fingerprint"] in by_print and row.get("answers"):
+            answers[row["prompt_id"]][by_print[row["fingerprint"]]] = row["answers"][0]
+    count = Counter(name for of_prompt in answers.values() for name in of_prompt)
+    if silent := [f"{name} ({model})" for name, model in names.items() if not count[name]]:
+        raise DataError(
+            f"answers of every model in {store.path}",
+            f"none of {', '.join(silent)} to the {len(prompts)} prompts",
+            "rlaif sample with candidates.models and candidates.prompts that hold them, or data.candidates",
+        )
+    return answers
+
+
+def by_reward(
+    config: Config, run: Run, prompts: Sequence[Prompt], answers: Answers, names: Sequence[str]
+) -> tuple[str, WinMatrix, dict[str, int]]:
+    """By the scores of `ppo.reward`."""
+    told = [[answers[prompt.prompt_id].get(name) for name in names] for prompt in prompts]
+    there = [[text for text in texts if text is not None] for texts in told]
+    found = rewarded(config, run, list(zip(prompts, there, strict=True)), config.ppo.reward_weights)
+    scores: dict[str, dict[str, float | None]] = {name: {} for name in names}
+    for prompt, texts, outcomes in zip(prompts, told, found, strict=True):
+        present = [name for name, text in zip(names, texts, strict=True) if text is not None]
+        for name, outcome in zip(present, outcomes, strict=True):
+            scores[name][prompt.prompt_id] = None if isinstance(outcome, Masked) else outcome.value
+    masked = Counter(one.reason for part in found for one in part if isinstance(one, Masked))
+    reward = config.ppo.reward
+    return reward if isinstance(reward, str) else reward.path, win_matrix(scores, names), dict(masked)
+
+
+def by_judge(
+    config: Config, run: Run, prompts: Sequence[Prompt], answers: Answers, names: Sequence[str]
+) -> tuple[str, WinMatrix, dict[str, int]]:
+    """By the judge of `label`: every two answers in both orders, or the claims of each."""
+    every = config.model_copy(update={"label": config.label.model_copy(update={"comparisons": None})})
+    present = [[name for name in names if name in answers[prompt.prompt_id]] for prompt in prompts]
+    told = [[answers[prompt.prompt_id][name] for name in who] for prompt, who in zip(prompts, present, strict=True)]
+    cases = cases_of(config, list(zip(prompts, told, strict=True)))
+    judge, rows = judged(every, run, cases, "winrate")
+    verdicts = {
+        case.prompt.prompt_id: verdicts_of(case, who, row) for case, who, row in zip(cases, present, rows, strict=True)
+    }
+    masked = Counter(reason for row in rows for reason in reasons(row))
+    return judge, verdict_matrix(verdicts, names), dict(masked)
+
+
+def verdicts_of(case: Case, names: Sequence[str], row: dict) -> dict[tuple[str, str], float | None]:
+    """What one row of labels says of every two models; equal answers are a tie, and were not asked about."""
+    won = {(pair["a"], pair["b"]): _share(pair.get("winner")) for pair in row.get("pairs", ())}
+    scores = [score.get("score") for score in row["scores"]]
+    found = {}
+    for a, b in itertools.combinations(range(len(names)), 2):
+        if case.answers[a] == case.answers[b]:
+            share = 0.5
+        elif "pairs" in row:
+            share = won.get((a, b))
+        else:
+            share = (
+                None if None in (scores[a], scores[b]) else _share((scores[a] > scores[b]) - (scores[a] < scores[b]))
+            )
+        found[names[a], names[b]] = share
+    return found
+
+
+def _share(winner: int | None) -> float | None:
+    return None if winner is None else (1 + winner) / 2
+
+
+def table(found: dict) -> str:
+    """The matrix as a Markdown table: how often the row's model wins against the column's."""
+    names = found["models"]
+    lines = ["| row beats column | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 1)]
+    for name, row in zip(names, found["wins"], strict=True):
+        lines.append(f"| {name} | " + " | ".join("" if cell is None else f"{cell:.3f}" for cell in row) + " |")
+    return "\n".join(lines)

@@ -1,0 +1,317 @@
+"""`rlaif eval agreement` and `rlaif eval winrate`: rates from known opinions, and what is wrong with files and models."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+
+from actors.frames import LocalFrames
+from actors.reward import FunctionScorer
+from rlaif.config.load import load_config
+from rlaif.errors import ConfigError, DataError
+from rlaif.models.check import fingerprint
+from rlaif.models.tiny import build_tiny
+from rlaif.rundir import RunDir
+from rlaif.stages import agreement, data, scoring, winrate
+from rlaif.stages.run import Run
+from rlaif.worlds.shapes.language import WORDS
+
+
+class Rewards:
+    """A reward pool in this process; what it returns are not references but the outcomes themselves."""
+
+    def __init__(self, reward):
+        self.scorer, self.calls = FunctionScorer(reward.path), 0
+
+    def score(self, answers):
+        self.calls += 1
+        return self.scorer(answers)
+
+
+class NoActors:
+    def __init__(self, config):
+        self.client = lambda: LocalFrames(config.data.root, config.video.num_frames)
+        self.pool = None
+
+    def rewards(self, reward, tokens):
+        self.pool = Rewards(reward)
+        return self.pool
+
+    def stop_rewards(self):
+        pass
+
+
+@pytest.fixture
+def offline(tmp_path, make_config, monkeypatch):
+    """offline(*overrides) -> (config, run) that starts no actor."""
+    monkeypatch.setattr(scoring, "ask", lambda calls: calls)
+
+    def make(*overrides: str):
+        plain = ("candidates.prompts=[descriptions.jsonl]", "data.pairs_eval={run}/held_out.jsonl")
+        config = make_config(tmp_path, *plain, *overrides)
+        return config, Run(config, RunDir(config.storage, config.name), None, NoActors(config))
+
+    return make
+
+
+BY_LENGTH = ("agreement.by=reward", "ppo.reward={path: 'opinions:length'}")
+BY_JUDGE = ("agreement.by=judge", "label.judge={path: 'opinions:longer'}", "label.context=none")
+
+
+def write_pairs(config, world, rows: list[dict]) -> None:
+    """Rows with the video and question of the world's first prompt where they have none of their own."""
+    prompt = json.loads((world / "data" / "descriptions.jsonl").read_text().splitlines()[0])
+    path = data.data_path(config, config.data.pairs_eval)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    own = [{"pair_id": str(i), "video": prompt["video"], "question": "what ?", **row} for i, row in enumerate(rows)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in own))
+
+
+ROWS = [
+    {"chosen": "a long answer", "rejected": "short", "provenance": {"prompt_type": "how"}},
+    {"chosen": "short", "rejected": "a long answer", "provenance": {"prompt_type": "how"}},
+    {"chosen": "a longer answer", "rejected": "short", "dimension": "detail", "dimensions": {"brevity": -1}},
+    {"chosen": "equal", "rejected": "EQUAL", "kind": "who"},
+]
+
+
+@pytest.mark.parametrize("by", [BY_LENGTH, BY_JUDGE], ids=["reward", "judge"])
+def test_agreement_overall_by_dimension_and_by_prompt_type(offline, world, by):
+    config, run = offline(*by)
+    write_pairs(config, world, ROWS)
+    found = agreement.agreement(config, run)
+    assert found["overall"]["pairs"] == 4 and found["overall"]["agreement"] == 2.5 / 4
+    assert found["overall"]["ties"] == 1 and 0 < found["overall"]["low"] < 2.5 / 4 < found["overall"]["high"] < 1
+    assert found["dimension"]["overall"]["agreement"] == 1.5 / 3 and found["dimension"]["detail"]["agreement"] == 1
+    assert found["prompt_type"]["how"] | {"low": 0, "high": 0} == {
+        **{"agreement": 0.5, "low": 0, "high": 0, "pairs": 2},
+        **{"ties": 0, "no_verdict": 0, "no_reference": 0},
+    }
+    assert found["prompt_type"]["who"]["agreement"] == 0.5
+    # a reward model has a part for brevity, a judge one opinion for everything
+    assert found["dimension"]["brevity"]["agreement"] == (1.0 if by is BY_LENGTH else 0.0)
+    kept = json.loads((run.directory.path / "eval" / "agreement.json").read_text())
+    assert kept["overall"] == found["overall"] and kept["rows"] == {"kept": 4}
+    assert "| overall | 0.625 |" in agreement.table(found) and "| dimension: brevity |" in agreement.table(found)
+
+
+def test_rows_that_cannot_be_compared_are_counted_and_named(offline, world, caplog):
+    config, run = offline(*BY_JUDGE)
+    write_pairs(
+        config,
+        world,
+        [
+            ROWS[0],
+            {"chosen": "same", "rejected": "same"},
+            {"chosen": "a", "rejected": "b", "video": "gone.mp4"},
+            {"chosen_video": "one.mp4", "rejected_video": "two.mp4"},
+            {"chosen": "a", "rejected": "b", "dimensions": {"brevity": 0}},
+            {"question": "nothing else"},
+        ],
+    )
+    found = agreement.agreement(config, run)
+    assert found["rows"] == {
+        **{"kept": 1, "chosen equals rejected": 1, "wrong type": 1, "missing field": 1},
+        **{"candidates are videos": 1, "video unusable": 1},
+    }
+    assert found["overall"]["pairs"] == 1 and "id '1'" in caplog.text and "gone.mp4" in caplog.text
+
+
+def test_a_published_file_whose_choice_is_neither(offline, world, caplog):
+    """VLM-RLAIF's rows as they are: no conversion is needed to compare with them."""
+    config, run = offline(*BY_JUDGE, "data.pairs_eval={run}/theirs.json")
+    prompt = json.loads((world / "data" / "descriptions.jsonl").read_text().splitlines()[0])
+    turns = [{"from": "human", "value": "<image>\nwhat ?"}, {"from": "gpt", "value": "x"}]
+    outputs = {f"output_{n}": {"from": "gpt", "value": text} for n, text in ((1, "long answer"), (2, "short"))}
+    row = {"conversations": turns, **outputs, "image": prompt["video"]}
+    path = data.data_path(config, config.data.pairs_eval)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps([row | {"id": str(n), "preference": n} for n in (1, 2, 3)]))
+    found = agreement.agreement(config, run)
+    assert found["rows"] == {"kept": 2, "choice is neither": 1} and found["overall"]["agreement"] == 0.5
+    assert "choice is neither" in caplog.text
+
+
+def test_a_dimension_that_the_file_does_not_have(offline, world):
+    config, run = offline(*BY_LENGTH, "agreement.dimensions=[detail, wit]")
+    write_pairs(config, world, ROWS)
+    with pytest.raises(DataError, match=r"compared in wit in .*\n.*found +the dimensions brevity, detail, overall"):
+        agreement.agreement(config, run)
+    config, run = offline(*BY_LENGTH, "agreement.dimensions=[detail]")
+    assert list(agreement.agreement(config, run)["dimension"]) == ["detail"]
+
+
+def test_a_score_that_is_missing_is_no_verdict(offline, world, caplog):
+    config, run = offline("ppo.reward={path: 'opinions:no_opinion_of_red'}")
+    write_pairs(config, world, [*ROWS, {"chosen": "red", "rejected": "b"}, {"chosen": "infinite", "rejected": "b"}])
+    found = agreement.agreement(config, run)
+    assert found["overall"]["no_verdict"] == 2 and found["overall"]["pairs"] == 4
+    assert sum(found["masked"].values()) == 2 and "no opinion" in caplog.text
+
+
+def test_many_pairs_keep_their_scores(offline, world):
+    """Several calls to the reward actors: every pair has the scores of its own answers."""
+    config, run = offline(*BY_LENGTH)
+    rows = [{"chosen": "x" * (i % 7 + 1), "rejected": "y" * (i % 5 + 1)} for i in range(150)]
+    write_pairs(config, world, [row for row in rows if row["chosen"] != row["rejected"]])
+    records, _ = agreement.read(config, run)
+    _, margins, _ = agreement.by_reward(config, run, records)
+    assert run.topology.pool.calls == 5
+    for record, margin in zip(records, margins, strict=True):
+        assert margin("detail") == 2 * (len(record.chosen) - len(record.rejected))
+        assert margin("overall") == len(record.chosen) - len(record.rejected)
+
+
+def test_agreement_needs_preferences(offline):
+    with pytest.raises(ConfigError, match=r"data\.pairs_eval"):
+        agreement.agreement(*offline("data.pairs_eval=null"))
+    with pytest.raises(DataError, match=r"held_out\.jsonl"):
+        agreement.agreement(*offline())
+    with pytest.raises(DataError, match="preference pairs in data.pairs_eval"):
+        agreement.agreement(*offline("data.pairs_eval=descriptions.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("reward", "expected"),
+    [("{path: 'opinions:typo'}", "a function as"), ("{run}/nothing", "a reward model exported by `rlaif reward`")],
+)
+def test_a_reward_that_is_not_there(offline, world, reward, expected):
+    config, run = offline(f"ppo.reward={reward}")
+    write_pairs(config, world, ROWS)
+    with pytest.raises(ConfigError, match=expected):
+        agreement.agreement(config, run)
+    assert run.topology.pool is None
+
+
+def test_a_judge_is_not_asked_twice(offline, world, monkeypatch):
+    config, run = offline(*BY_JUDGE)
+    write_pairs(config, world, ROWS)
+    first = agreement.agreement(config, run)
+    monkeypatch.setattr("rlaif.stages.label.by_function", None)
+    assert agreement.agreement(config, run)["overall"] == first["overall"]
+
+
+# -- win rates
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, str]:
+    """Three models by name."""
+    folder = tmp_path_factory.mktemp("models")
+    return {name: str(build_tiny(folder / name, WORDS, seed=seed)) for seed, name in enumerate(("base", "sft", "rl"))}
+
+
+LENGTHS = {"base": (1, 9, 4, 4), "sft": (5, 5, 5, 5), "rl": (6, 6, 5)}
+"""Letters of each model's first answer to the first prompts; `rl` has not answered the fourth."""
+WINS = [[0.5, 0.25, 1 / 3], [0.75, 0.5, 1 / 6], [2 / 3, 5 / 6, 0.5]]
+
+
+def write_answers(config, models, lengths=LENGTHS) -> None:
+    prompts = [json.loads(line) for line in (data.data_path(config, "descriptions.jsonl")).read_text().splitlines()]
+    rows = []
+    for name, letters in lengths.items():
+        who = {"fingerprint": fingerprint(models[name]), "model": models[name]}
+        for prompt, count in zip(prompts, letters, strict=False):
+            rows.append({"prompt_id": prompt["prompt_id"], "answers": ["x" * count, "another sample"], **who})
+    path = data.data_path(config, config.data.candidates)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def named(models, *names: str) -> str:
+    return "winrate.models={" + ", ".join(f"{name}: {models[name]}" for name in names) + "}"
+
+
+@pytest.mark.parametrize(
+    "by",
+    [
+        ("winrate.by=reward", "ppo.reward={path: 'opinions:length'}"),
+        ("winrate.by=judge", "label.judge={path: 'opinions:longer'}", "label.context=none", "label.comparisons=1"),
+    ],
+    ids=["reward", "judge"],
+)
+def test_the_win_matrix_of_three_models(offline, models, by):
+    config, run = offline(*by, named(models, "base", "sft", "rl"))
+    write_answers(config, models)
+    found = winrate.winrate(config, run)
+    assert found["models"] == ["base", "sft", "rl"]
+    np.testing.assert_allclose(found["wins"], WINS)
+    wins = np.array(found["wins"])
+    assert np.allclose(wins + wins.T, 1) and (np.diag(wins) == 0.5).all()
+    assert found["prompts"] == [[4, 4, 3], [4, 4, 3], [3, 3, 3]] and found["unanswered"] == {
+        "base": 4,
+        "sft": 4,
+        "rl": 5,
+    }
+    assert found["low"][0][1] < 0.25 < found["high"][0][1]
+    folder = run.directory.path / "eval"
+    assert json.loads((folder / "winrate.json").read_text())["wins"] == found["wins"]
+    shown = ElementTree.parse(folder / "winrate.svg").getroot()
+    assert "0.83" in {text.text for text in shown.iter("{http://www.w3.org/2000/svg}text")}
+    assert "| rl | 0.667 | 0.833 | 0.500 |" in winrate.table(found)
+
+
+def test_models_of_the_candidates_are_named_by_the_ends_of_their_paths(offline, models):
+    config, run = offline(
+        f"candidates.models=[{models['base']}, {models['rl']}]", "ppo.reward={path: 'opinions:length'}"
+    )
+    write_answers(config, models)
+    found = winrate.winrate(config, run)
+    assert found["models"] == ["base", "rl"] and found["paths"] == {name: models[name] for name in ("base", "rl")}
+    assert winrate._named(["/a/sft/export", "/a/export", "/b/x/sft/export"]) == {
+        "a/sft/export": "/a/sft/export",
+        "a/export": "/a/export",
+        "x/sft/export": "/b/x/sft/export",
+    }
+
+
+def test_what_cannot_be_compared(offline, models, tmp_path):
+    one = offline(named(models, "base"))
+    with pytest.raises(ConfigError, match="two models or more"):
+        winrate.winrate(*one)
+    write_answers(one[0], models, {"base": (1, 2), "rl": (3,)})
+    with pytest.raises(DataError, match=r"none of sft \(.*\) to the 8 prompts"):
+        winrate.winrate(*offline(named(models, "base", "sft")))
+    with pytest.raises(ConfigError, match=r"winrate\.models\.new"):
+        winrate.winrate(*offline(f"winrate.models={{base: {models['base']}, new: {tmp_path}/none}}"))
+    with pytest.raises(ConfigError, match="the same weights twice"):
+        winrate.winrate(*offline(f"winrate.models={{a: {models['base']}, b: {models['base']}}}"))
+    write_answers(one[0], models, {"base": (1,), "rl": ()})
+    rows = data.data_path(one[0], one[0].data.candidates)
+    other = json.loads(rows.read_text()) | {"prompt_id": "elsewhere", "fingerprint": fingerprint(models["rl"])}
+    prompts = [json.loads(line) for line in (data.data_path(one[0], "descriptions.jsonl")).read_text().splitlines()]
+    other["prompt_id"] = prompts[3]["prompt_id"]
+    with rows.open("a") as file:
+        file.write(json.dumps(other) + "\n")
+    with pytest.raises(DataError, match="two of the models have answered"):
+        winrate.winrate(*offline(named(models, "base", "rl")))
+
+
+def test_the_judge_is_asked_for_every_two_models_and_claims_count_too():
+    """Rows of labels as `rlaif label` writes them, read as verdicts."""
+    from rlaif.records import Prompt
+    from rlaif.stages.label import Case
+
+    case = Case(Prompt("p", "v", "q"), ("one", "two", "one"), ())
+    row = {
+        "scores": [{"score": 0.0}] * 3,
+        "pairs": [{"a": 0, "b": 1, "winner": -1}, {"a": 1, "b": 2, "masked": "server down"}],
+    }
+    found = winrate.verdicts_of(case, ("x", "y", "z"), row)
+    assert found == {("x", "y"): 0.0, ("x", "z"): 0.5, ("y", "z"): None}
+    row = {"scores": [{"score": -1.0}, {"score": -3.0}, {"masked": "no"}], "claims": []}
+    case = Case(Prompt("p", "v", "q"), ("one", "two", "three"), ())
+    assert winrate.verdicts_of(case, ("x", "y", "z"), row) == {("x", "y"): 1.0, ("x", "z"): None, ("y", "z"): None}
+
+
+@pytest.mark.parametrize("stage", ["eval agreement", "eval winrate"])
+def test_options_are_checked_for_who_is_asked(tmp_path, stage):
+    section = stage.split()[1]
+    file = tmp_path / "c.yaml"
+    file.write_text(f"name: x\nstorage: {tmp_path}\nlabel: {{pairwise_prompt: nothing}}\n")
+    load_config(file, [], stage)
+    with pytest.raises(ConfigError, match="needs {a} and {b}"):
+        load_config(file, [f"{section}.by=judge"], stage)

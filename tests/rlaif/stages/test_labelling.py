@@ -1,0 +1,313 @@
+"""`rlaif label` with a judge that misbehaves, each kind of failure once: masked with its reason, what was labelled stays,
+and the next run asks about the rest. A real HTTP server of this process stands for the judge; no actor is started."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+
+import pytest
+from judge_server import JudgeServer, answer, half, hang_up, raw, stall, status
+
+from actors.frames import LocalFrames
+from rlaif.errors import ConfigError, DataError
+from rlaif.models.check import fingerprint
+from rlaif.rundir import RunDir
+from rlaif.stages import data, label, pairs
+from rlaif.stages.label_report import flips
+from rlaif.stages.run import Run
+
+HELD_OUT = "descriptions.jsonl"
+
+
+class NoTopology:
+    """Videos are probed in this process; any actor is one too many."""
+
+    def __init__(self, config):
+        self.client = lambda: LocalFrames(config.data.root, config.video.num_frames)
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch):
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def judging(tmp_path, make_config, world):
+    """judging(url, *overrides) -> (config, run): three answers to each of the world's prompts, judged by a server."""
+
+    def make(url: str, *overrides: str, answers=("a red circle .", "a blue square .", "there is one object .")):
+        server = f"{{url: '{url}', model: judge-1, origin: judge, retries: 0, backoff_s: 0}}"
+        plain = [f"label.judge={server}", "label.choices=[A, B]", "label.show_video=false", "label.context=none"]
+        config = make_config(tmp_path, "candidates.prompts=[descriptions.jsonl]", *plain, *overrides)
+        run = Run(config, RunDir(config.storage, config.name), None, NoTopology(config))
+        file = data.data_path(config, config.data.candidates)
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            who = {"fingerprint": fingerprint(f"{world}/base"), "model": "base"}
+            rows = [
+                {"prompt_id": prompt, "answers": [f"{text} {number}" for text in answers], **who}
+                for number, prompt in enumerate(ids_of(run))
+            ]
+            file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return config, run
+
+    return make
+
+
+def ids_of(run) -> list[str]:
+    return [prompt.prompt_id for prompt in data.prompts(run, HELD_OUT)]
+
+
+def labels(config) -> dict[str, dict]:
+    return {row["prompt_id"]: row for row in label.open_labels(config).rows()}
+
+
+def told(body: dict) -> str:
+    return body["messages"][0]["content"]
+
+
+def first_is(*words: tuple[str, float], text: str = "A"):
+    """The first token's likeliest, as the server lists them."""
+    top = [{"token": token, "logprob": value} for token, value in words]
+    return answer(text, logprobs={"content": [{**top[0], "top_logprobs": top}]})
+
+
+def prefers(word: str):
+    """A judge with an opinion: the answer that holds the word, wherever it stands."""
+
+    def by(body):
+        first = told(body).partition("Second answer")[0]
+        sure = [("A", -0.1), ("B", -2.5)] if word in first else [("A", -2.5), ("B", -0.1)]
+        return first_is(*sure)
+
+    return by
+
+
+HARD = re.compile(r" [4-7]\n")
+"""In what is asked about the last four of eight prompts: their answers end with their numbers."""
+
+# name -> (what the server does, options, the reason, whether the next run asks again)
+FAULTS = {
+    "slow": (stall, ["timeout_s: 1.5"], "slow: no whole answer within 1.5 s", True),
+    "garbage": (raw(b"\xff\x00 no"), [], "garbled: .* no JSON", True),
+    "half an answer": (half, [], "down: the connection broke", True),
+    "hangs up": (hang_up, [], "down: the connection broke", True),
+    "busy": (status(429), [], "busy: 429", True),
+    "broken": (status(500), [], "server error: 500", True),
+    "declines the request": (status(400), [], "rejected: 400", True),
+    "no log-probs": (answer("A", logprobs=None), [], "no log-probs", True),
+    "refuses": (answer(message={"content": None, "refusal": "I can't"}), [], "refused: .*I can't", False),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_judge_that_fails_half_way(judging, name, caplog):
+    """It answers about the first four prompts, and fails at the others. Mended, it is asked about these alone."""
+    fault, changes, reason, again = FAULTS[name]
+    mended, served = [], []
+
+    def by(body):
+        served.append(told(body))
+        return fault if HARD.search(told(body)) and not mended else prefers("red")(body)
+
+    with JudgeServer(by=by) as server:
+        config, run = judging(server.url, "label.flips=tie")
+        server_options = config.label.judge.model_copy(update=_options(changes))
+        config = config.model_copy(update={"label": config.label.model_copy(update={"judge": server_options})})
+        report = label.label(config, run)
+        before = label.open_labels(config).path.read_bytes()
+        rows = labels(config)
+        good, bad = ids_of(run)[:4], ids_of(run)[4:]
+        assert all("score" in score for prompt in good for score in rows[prompt]["scores"])
+        for prompt in bad:
+            assert all("masked" in score for score in rows[prompt]["scores"])
+            told_why = " ".join(pair["masked"] for pair in rows[prompt]["pairs"])
+            assert _matches(reason, told_why) or _matches("given up", told_why)
+            assert rows[prompt].get("again", False) == again
+        assert any(_matches(reason, pair["masked"]) for prompt in bad for pair in rows[prompt]["pairs"])
+        assert report["again"] == (4 if again else 0) and sum(report["position"]["masked"].values()) == 12
+        assert ("run `rlaif label` again" in caplog.text) == again
+        mended.append(True)
+        served.clear()
+        report = label.label(config, run)
+        assert len(served) == (24 if again else 0)
+        assert label.open_labels(config).path.read_bytes().startswith(before)
+        after = labels(config)
+        assert {prompt: after[prompt] for prompt in good} == {prompt: rows[prompt] for prompt in good}
+        assert report["again"] == 0 and report["masked"].keys() == (
+            {"no verdict on this answer"} if not again else set()
+        )
+
+
+def _options(changes: list[str]) -> dict:
+    return {name: float(value) for name, value in (change.split(": ") for change in changes)}
+
+
+def _matches(pattern: str, text: str) -> bool:
+    return re.search(pattern, text) is not None
+
+
+def test_a_judge_that_is_down_is_not_asked_about_everything(judging, monkeypatch):
+    """After a part without any answer the rest is masked unasked; the next run, at another address, asks about all of it."""
+    monkeypatch.setattr(label, "AT_ONCE", 2)
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))  # nobody listens
+        config, run = judging(f"http://127.0.0.1:{bound.getsockname()[1]}/v1")
+        report = label.label(config, run)
+    reasons = [score["masked"] for row in labels(config).values() for score in row["scores"]]
+    assert report["again"] == 8 and sum("not asked" in reason for reason in reasons) == 18
+    with pytest.raises(DataError, match="masked score|none of"):
+        pairs.pairs(config, run)
+    with JudgeServer(by=prefers("red")) as server:
+        config, run = judging(server.url)
+        assert label.label(config, run)["again"] == 0 and len(server.bodies) == 48
+
+
+def test_a_key_that_is_wrong_stops_the_run(judging):
+    with JudgeServer(status(401)) as server, pytest.raises(ConfigError, match="401"):
+        label.label(*judging(server.url))
+
+
+def test_a_budget_that_is_used_up(judging):
+    with JudgeServer(by=prefers("red")) as server:
+        config, run = judging(server.url)
+        small = config.label.judge.model_copy(update={"token_budget": 600})
+        small = config.model_copy(update={"label": config.label.model_copy(update={"judge": small})})
+        report = label.label(small, run)
+        assert 0 < report["again"] < 8 and any("token_budget" in why for why in report["position"]["masked"])
+        asked = len(server.bodies)
+        assert label.label(config, run)["again"] == 0 and len(server.bodies) == 48  # nothing is paid for twice
+        assert asked < 48
+
+
+def test_a_judge_that_always_names_the_first(judging, caplog):
+    with JudgeServer(first_is(("A", -0.1), ("B", -2.5))) as server:
+        config, run = judging(server.url, "pairs.margin=0", "pairs.lengths=off", "pairs.min_words=0")
+        report = label.label(config, run)
+    assert report["flips"] == {
+        **{"policy": "tie", "verdicts": 24, "flipped": 24, "flipped_decided": 0},
+        **{"before": 1.0, "after": 0.0},
+    }
+    assert report["position"]["one_sided"] == "first" and report["position"]["ties"] == 24
+    assert "whichever answer that is" in caplog.text
+    assert json.loads((run.directory.path / "eval" / "label.json").read_text())["flips"]["before"] == 1.0
+    with pytest.raises(DataError, match="'tied': 24"):
+        pairs.pairs(config, run)
+
+
+def test_averaging_decides_flipped_pairs_and_the_report_says_how_many(judging):
+    """The first place is worth more than the answer: every pair flips, and the average still knows the better one."""
+
+    def by(body):
+        first = told(body).partition("Second answer")[0]
+        return first_is(("A", -0.05 if "red" in first else -0.3), ("B", -3.0))
+
+    with JudgeServer(by=by) as server:
+        config, run = judging(server.url, "label.flips=average")
+        report = label.label(config, run)
+    assert report["flips"]["before"] == 1.0 and report["flips"]["after"] == pytest.approx(2 / 3)
+    assert all(row["scores"][0]["score"] > row["scores"][1]["score"] for row in labels(config).values())
+    assert flips("tie", [])["before"] is None
+
+
+def test_a_choice_that_is_not_among_the_likeliest_is_no_failure(judging):
+    def by(body):
+        first = told(body).partition("Second answer")[0]
+        return first_is(("A" if "red" in first else "B", -0.01), ("the", -6.0))
+
+    with JudgeServer(by=by) as server:
+        config, run = judging(server.url)
+        report = label.label(config, run)
+    assert report["masked"] == {} and report["position"]["masked"] == {}
+    assert all(row["scores"][0]["score"] > 0.9 for row in labels(config).values())
+
+
+def test_a_file_of_labels_that_was_cut_in_the_middle(judging, caplog):
+    with JudgeServer(by=prefers("red")) as server:
+        config, run = judging(server.url)
+        label.label(config, run)
+        path = label.open_labels(config).path
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-50])
+        before = len(server.bodies)
+        assert label.label(config, run)["masked"] == {}
+        assert len(server.bodies) == before and path.read_bytes() == whole  # the replies were kept
+        assert "cut short" in caplog.text
+        lines = whole.splitlines(keepends=True)
+        path.write_bytes(b"".join([*lines[:3], lines[3][:20] + b"\n", *lines[4:]]))
+        with pytest.raises(DataError, match="line 4"):
+            label.label(config, run)
+
+
+def test_equal_answers_are_not_asked_about(judging):
+    with JudgeServer(by=prefers("red")) as server:
+        config, run = judging(server.url, answers=("a red circle .",) * 3)
+        report = label.label(config, run)
+        assert server.bodies == [] and report["masked"] == {"no verdict on this answer": 24}
+        assert report["again"] == 0
+        with pytest.raises(DataError, match="preference pairs"):
+            pairs.pairs(config, run)
+
+
+def test_a_video_without_captions_is_counted_and_judged_without_context(judging, caplog):
+    with JudgeServer(by=prefers("red")) as server:
+        config, run = judging(server.url, "label.context=captions", "data.captions={run}/captions.jsonl")
+        videos = sorted({prompt.video for prompt in data.prompts(run, HELD_OUT)})
+        file = data.data_path(config, config.data.captions)
+        made = [
+            {
+                "key": video,
+                "video": video,
+                "model": "m",
+                "version": "1",
+                "captions": ["x"],
+                "context": [f"seen {video}"],
+            }
+            for video in videos[2:]
+        ]
+        failed = [{"key": videos[1], "video": videos[1], "model": "m", "version": "1", "masked": "no"}]
+        file.write_text("".join(json.dumps(row) + "\n" for row in made + failed))
+        report = label.label(config, run)
+    assert report["without_context"] == 2 and "2 of 8 prompts have no captions" in caplog.text
+    assert report["masked"] == {}
+    with_context = [told(body) for body in server.bodies if "What happens in the video: seen videos/" in told(body)]
+    assert len(with_context) == 36 and len(server.bodies) == 48
+    file.write_text(file.read_text().replace("seen", "watched"))
+    with JudgeServer(by=prefers("red")) as server:
+        label.label(*judging(server.url, "label.context=captions", "data.captions={run}/captions.jsonl"))
+    assert len(server.bodies) == 36  # other captions are other labels
+
+
+def test_videos_go_to_the_server_only_where_they_are_shown(judging):
+    with JudgeServer(by=lambda body: first_is(("A", -0.1), ("B", -2.5))) as server:
+        label.label(*judging(server.url))
+        assert all(isinstance(body["messages"][0]["content"], str) for body in server.bodies)
+        config, run = judging(server.url, "label.show_video=true", "data.labels={run}/with_video.jsonl")
+        assert label.label(config, run)["masked"] == {}
+    shown = [part["type"] for part in server.bodies[-1]["messages"][0]["content"]]
+    assert shown == ["image_url"] * 8 + ["text"]
+    assert {body["max_tokens"] for body in server.bodies} == {1}
+
+
+def test_claims_by_a_server_that_fails_half_way(judging):
+    """The judge lists the claims and is asked about each; an answer is masked where any of it is missing."""
+    served, mended = [], []
+
+    def by(body):
+        served.append(told(body))
+        if "List every statement" in told(body):
+            return status(503) if HARD.search(told(body)) and not mended else answer("- one thing\n- another thing")
+        return first_is(("yes", -0.1), ("no", -2.5)) if "one thing" in told(body) else first_is(("no", -0.1))
+
+    with JudgeServer(by=by) as server:
+        config, run = judging(server.url, "label.method=claims", "label.split=model")
+        report = label.label(config, run)
+        assert report["again"] == 4 and {why.partition(":")[0] for why in report["masked"]} == {"server error"}
+        assert report["answers"] == 24 and sum(report["masked"].values()) == 12 and len(served) == 26
+        mended.append(True)
+        report = label.label(config, run)
+    assert len(served) == 38 and report["again"] == 0 and report["masked"] == {}
+    assert {score["score"] for row in labels(config).values() for score in row["scores"]} == {-1.0}

@@ -1,0 +1,21 @@
+"""Judges and rewards made of code, with opinions that a test can foresee: `opinions:name`."""
+
+from __future__ import annotations
+
+import math
+
+
+def longer(prompt, a, b) -> int:
+    """Prefers the answer with more letters."""
+    return (len(a) > len(b)) - (len(a) < len(b))
+
+
+def length(prompt, response) -> dict[str, float]:
+    """Parts by dimension: long answers are detailed, short ones brief."""
+    return {"detail": 2.0 * len(response), "brevity": -1.0 * len(response)}
+
+
+def no_opinion_of_red(prompt, response) -> float:
+    if "red" in response:
+        raise ValueError("no opinion")
+    return math.inf if "infinite" in response else float(len(response))
