@@ -46,11 +46,11 @@ class LearnerGroup:
         address = ask(self.ranks[0].address.remote())
         ask([rank.start.remote(address, make_frames, ppo, make_features) for rank in self.ranks])
 
-    def step_conversations(self, rows: Sequence[Conversation]) -> list[ray.ObjectRef]:
+    def step_conversations(self, rows: Sequence[Conversation], prompt_weight: float = 0.0) -> list[ray.ObjectRef]:
         """One SFT step; every reference resolves to (metrics over all ranks, rows left out)."""
         lengths = [sum(len(text) for _, text in row.messages) for row in rows]
         return [
-            rank.step_conversations.remote(part)
+            rank.step_conversations.remote(part, prompt_weight)
             for rank, part in zip(self.ranks, self._deal(rows, lengths), strict=True)
         ]
 

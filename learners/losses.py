@@ -20,8 +20,8 @@ from rlaif.objectives.value import value_loss
 
 
 def tokens(unit: Unit) -> float:
-    """Trained tokens of a unit: the denominator of token losses."""
-    return float(sum(item.mask.sum() for item in unit))
+    """Trained tokens of a unit, each as often as its extra `weight` says (else once): the denominator of token losses."""
+    return float(sum(item.extras.get("weight", item.mask).sum() for item in unit))
 
 
 def counting(config: Ppo) -> Callable[[Unit], float]:
@@ -36,7 +36,7 @@ def pairs(unit: Unit) -> float:
 
 
 def supervised(outputs: dict[str, Tensor], batch: Batch, denominator: float) -> tuple[Tensor, Metrics]:
-    return sft_loss(outputs["logprobs"], batch.mask, denominator)
+    return sft_loss(outputs["logprobs"], batch.mask, denominator, batch.extras.get("weight"))
 
 
 def preference(config: Reward) -> Loss:

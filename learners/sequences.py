@@ -14,14 +14,17 @@ from rlaif.models.encode import Encoder, VideoFeatures
 from rlaif.models.reward_prompt import RewardPrompt
 
 
-def conversations(encoder: Encoder, rows: Sequence[Conversation], limit: int) -> tuple[list[Unit], list[str]]:
+def conversations(
+    encoder: Encoder, rows: Sequence[Conversation], limit: int, prompt_weight: float = 0.0
+) -> tuple[list[Unit], list[str]]:
     """One sequence per conversation (the assistant's turns are trained on), and why any row was left out.
 
     limit: longest sequence in positions; a longer one is left out, because cutting it could cut the video.
+    prompt_weight: see `Encoder.conversation`.
     """
 
     def unit(row: Conversation, features: VideoFeatures | None) -> Unit:
-        return (replace(encoder.conversation(row.messages, features), name=row.id),)
+        return (replace(encoder.conversation(row.messages, features, prompt_weight=prompt_weight), name=row.id),)
 
     return _units(encoder, rows, unit, limit)
 

@@ -75,9 +75,12 @@ class LearnerWorker:
         self.learner = Learner(self.spec, make_frames(), device, make_features() if make_features else None)
         self.ppo_state = PpoState.of(ppo) if ppo else None
 
-    def step_conversations(self, rows: Sequence[Conversation]) -> tuple[dict[str, float], list[str]]:
+    def step_conversations(
+        self, rows: Sequence[Conversation], prompt_weight: float = 0.0
+    ) -> tuple[dict[str, float], list[str]]:
         """One SFT step on this rank's conversations: metrics over all ranks, and rows this rank left out."""
-        units, skipped = sequences.conversations(self.learner.encoder("policy"), rows, self.spec.max_tokens)
+        encoder, limit = self.learner.encoder("policy"), self.spec.max_tokens
+        units, skipped = sequences.conversations(encoder, rows, limit, prompt_weight)
         return self._means(self.learner.step("policy", units, "logprobs", losses.supervised, losses.tokens)), skipped
 
     def step_pairs(self, rows: Sequence[Pair], config: Reward) -> tuple[dict[str, float], list[str]]:

@@ -123,6 +123,8 @@ class Sft(Section):
     steps: int = Field(1000, ge=1)
     batch_size: int = Field(32, ge=1)
     """Conversations per optimizer step, over all ranks."""
+    prompt_loss_weight: float = Field(0.0, ge=0, lt=1)
+    """What a token of the user's turns counts in the loss, beside 1 for one of the assistant's (0: not trained on)."""
     tokens_per_microbatch: int = Field(16384, ge=1)
     """Padded positions per forward and rank."""
     optim: Optim = Optim()

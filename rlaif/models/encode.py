@@ -164,18 +164,35 @@ class Encoder:
         return self.assemble(prompt, response_ids, np.ones(len(response_ids), np.float32), features)
 
     def conversation(
-        self, messages: Sequence[Message], features: VideoFeatures | None, reply_begins: str = ""
+        self,
+        messages: Sequence[Message],
+        features: VideoFeatures | None,
+        reply_begins: str = "",
+        prompt_weight: float = 0.0,
     ) -> Encoded:
         """A whole conversation; the assistant's tokens and their end-of-turn tokens are trained on.
 
         After a last message by the user, the text ends where the reply to it would begin, or with `reply_begins`.
+        prompt_weight: above 0 the users' texts behind the video are trained on too; the extra `weight` [T] then says what
+        each token counts: this much, or 1 for the assistant's.
         """
         segments = self._segments(messages, features is not None, reply_begins)
+        if prompt_weight:
+            segments = self._behind_the_video(segments)
         prompt, rest = segments[0][0], segments[1:]
         ids = [token for segment, _ in rest for token in segment]
-        mask = [flag for segment, flag in rest for _ in segment]
+        flags = np.asarray([flag for segment, flag in rest for _ in segment], np.float32)
         self._check_text(ids)
-        return self.assemble(self.expand(prompt, features), ids, np.asarray(mask, np.float32), features)
+        if not prompt_weight:
+            return self.assemble(self.expand(prompt, features), ids, flags, features)
+        found = self.assemble(self.expand(prompt, features), ids, np.ones_like(flags), features)
+        return replace(found, extras={"weight": np.where(flags > 0, flags, np.float32(prompt_weight))})
+
+    def _behind_the_video(self, segments: list[tuple[list[int], float]]) -> list[tuple[list[int], float]]:
+        """The first segment in two: up to the last mark of the video (or the first token), and what follows."""
+        first, trained = segments[0]
+        at = max((at for at, token in enumerate(first) if token in self.banned_ids), default=0) + 1
+        return [(first[:at], trained), (first[at:], trained), *segments[1:]]
 
     def assemble(
         self, prompt: np.ndarray, response: Sequence[int], mask: np.ndarray, features: VideoFeatures | None

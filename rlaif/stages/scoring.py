@@ -19,7 +19,10 @@ AT_ONCE = 64
 
 
 def rewarded(
-    config: Config, run: Run, answers: Sequence[tuple[Prompt, Sequence[str]]], weights: Mapping[str, float] | None = None
+    config: Config,
+    run: Run,
+    answers: Sequence[tuple[Prompt, Sequence[str]]],
+    weights: Mapping[str, float] | None = None,
 ) -> list[list[Outcome]]:
     """What `ppo.reward` says of each prompt's answers, on the reward actors, in the order given.
 

@@ -24,7 +24,7 @@ def train(config: Config, run: Run, start: Start = "new") -> str:
         return [rows[i] for i in rows_of_step(len(rows), sft.batch_size, number, config.seed, "sft")]
 
     def step(number: int) -> list:
-        return group.step_conversations(chosen(number))
+        return group.step_conversations(chosen(number), sft.prompt_loss_weight)
 
     def videos(number: int) -> set[str]:
         return {row.video for row in chosen(number)}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from ranks import NoiseFrames
 
+from learners.losses import tokens
 from learners.sequences import conversations, preferences
 from rlaif.config.schema import Reward
 from rlaif.data import Conversation, Pair
@@ -28,6 +29,15 @@ def talk(video, answer, question="what do you see ?") -> Conversation:
 
 def pair(video, chosen, rejected) -> Pair:
     return Pair(video, video, "what do you see ?", ("a red circle",), chosen, rejected)
+
+
+def test_prompts_that_are_trained_on_count_their_weight(encoder):
+    rows = [talk("a", "red"), talk("b", "a blue circle")]
+    plain, weighted = (conversations(encoder, rows, 4096, weight)[0] for weight in (0.0, 0.5))
+    for (before,), (after,) in zip(plain, weighted, strict=True):
+        prompt = before.start - after.start
+        assert tokens((before,)) == len(before.mask)
+        assert tokens((after,)) == len(before.mask) + 0.5 * prompt
 
 
 def test_conversations(encoder):

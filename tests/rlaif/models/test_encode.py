@@ -77,6 +77,20 @@ def test_answers_and_their_ends_are_trained_on_and_nothing_else(encoder):
     assert "describe the video" in untrained and "blue" not in untrained
 
 
+@pytest.mark.parametrize("video", ["clip", None])
+def test_with_a_prompt_weight_everything_behind_the_video_is_trained_on(encoder, video):
+    features = encoder.video(video) if video else None
+    plain, whole = encoder.conversation(TALK, features), encoder.conversation(TALK, features, prompt_weight=0.25)
+    assert np.array_equal(whole.ids, plain.ids) and np.array_equal(whole.positions, plain.positions)
+    weight, count = whole.extras["weight"], len(whole.ids) - whole.start
+    assert len(weight) == len(whole.mask) == count and whole.mask.all()
+    assert set(weight.tolist()) == {0.25, 1.0}
+    shift = plain.start - whole.start
+    assert shift >= len(encoder.tokens(TALK[0][1])) and (weight[:shift] == 0.25).all()
+    assert np.array_equal(weight[shift:] == 1, plain.mask == 1)
+    assert not set(whole.ids[whole.start :].tolist()) & set(encoder.banned_ids)
+
+
 def test_a_conversation_is_the_whole_text(qwen):
     whole = qwen.conversation(TALK, qwen.video("clip"))
     turns = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in TALK]
