@@ -116,11 +116,11 @@ def statements(scene: Scene, rng: random.Random, count: int) -> list[tuple[str, 
 
 
 def alter(claim: Claim, rng: random.Random) -> Claim:
-    """The claim with one word changed to another of its kind."""
+    """The claim with one word changed to another of its kind: mostly what it says, now and then what it says it of."""
     kind, subject, *rest = claim
     if kind == "count":
         return (kind, rng.choice([n for n in NUMBERS[1:] if n != subject]))
-    if rng.random() < 0.5:
+    if rng.random() < 0.2:
         return (kind, rng.choice([c for c in COLORS if c != subject]), *rest)
     words = {"object": SHAPES, "motion": tuple(MOTIONS), "time": TIMES}[kind]
     return (kind, subject, rng.choice([w for w in words if w != rest[0]]))
