@@ -558,6 +558,10 @@ class Logging(Section):
 class Demo(Section):
     """The embedded default: a world of moving shapes and a model built from scratch."""
 
+    base: str = "{run}/base"
+    """Where the untrained model is written."""
+    pretrain_steps: int = Field(1000, ge=1)
+    """Steps of `sft` on pretrain.jsonl, from which `sft.init` comes."""
     train_scenes: int = Field(2000, ge=1)
     prompt_scenes: int = Field(512, ge=1)
     eval_scenes: int = Field(256, ge=1)

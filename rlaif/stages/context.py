@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from actors.reward import load_function
@@ -57,7 +56,7 @@ def context(config: Config, run: Run) -> list[dict]:
 def _is_demo(config: Config) -> bool:
     """Whether world and policy are the demo's own, so that they can be made where they are not there."""
     folder = f"{RunDir(config.storage, config.name).location}/"
-    return all(path.startswith(folder) for path in (config.data.root, config.sft.init, config.caption.model))
+    return all(path.startswith(folder) for path in (config.data.root, config.demo.base, config.caption.model))
 
 
 def variant(config: Config, seed: int, mode: str) -> Config:
@@ -96,7 +95,7 @@ def held_out(config: Config) -> Config:
 
 def judge(config: Config, run: Run) -> dict:
     """Answers, labels and pairs of one cell, with how often the judge orders held-out answers as the reference does."""
-    run, outside = opened(config, run), held_out(config)
+    run, outside = demo.opened(config, run), held_out(config)
     for part in (config, outside):
         candidates.sample(part, run)
     judged = label.label(outside, run)["agreement"]["overall"]
@@ -112,16 +111,9 @@ def judge(config: Config, run: Run) -> dict:
 
 def train(config: Config, run: Run) -> float:
     """Accuracy of the cell's reward model on the held-out answers."""
-    run = opened(config, run)
+    run = demo.opened(config, run)
     reward.train(config, run, "fresh")
     return run.directory.read_metrics("reward")[-1]["eval/accuracy"]
-
-
-def opened(config: Config, run: Run) -> Run:
-    """The cell's run: a directory of its own, the actors of all."""
-    run = replace(run, config=config, directory=RunDir(config.storage, config.name))
-    run.directory.prepare()
-    return run
 
 
 def decided_pairs(config: Config, cases: Sequence[Case]) -> Iterator[Preference]:

@@ -37,24 +37,42 @@ def demo(config: Config) -> None:
 
 
 def start(config: Config, run: Run) -> None:
-    """The world, and the policy that everything else starts from."""
+    """The world, and the policy that everything else starts from: it learns to see, then to judge as well."""
     say("1/5 world: videos of moving shapes, and a model from scratch")
     prepare(config)
-    say("2/5 supervised fine-tuning on descriptions with planted errors")
+    say("2/5 supervised fine-tuning on descriptions with planted errors: first to see, then to verify claims as well")
+    first = pretraining(config)
+    sft.train(first, opened(first, run), "fresh")
     sft.train(config, run, "fresh")
+
+
+def pretraining(config: Config) -> Config:
+    """The same model on `pretrain.jsonl`, in a run directory of its own: what a published model would bring along."""
+    steps = {"steps": config.demo.pretrain_steps, "init": config.demo.base, "prompt_loss_weight": 0.0}
+    data = config.data.model_copy(update={"sft": "pretrain.jsonl"})
+    sections = {"sft": config.sft.model_copy(update=steps), "data": data}
+    return config.model_copy(update={"name": f"{config.name}/pretrained", **sections})
+
+
+def opened(config: Config, run: Run) -> Run:
+    """A run of its own directory on the actors of another."""
+    run = replace(run, config=config, directory=RunDir(config.storage, config.name))
+    run.directory.prepare()
+    run.directory.write_config(config.model_dump(mode="json"))
+    return run
 
 
 def prepare(config: Config) -> None:
     """The dataset and the untrained model, both below the run directory: a user's own data are never written over."""
     run = str(RunDir(config.storage, config.name).location)
-    for option, path in (("data.root", config.data.root), ("sft.init", config.sft.init)):
+    for option, path in (("data.root", config.data.root), ("demo.base", config.demo.base)):
         if not path.startswith(run + "/"):
             raise ConfigError(
                 f"{option} below the demo's run directory, {run}", path, f"leave {option} as in configs/demo.yaml"
             )
     sizes = {"train": config.demo.train_scenes, "prompt": config.demo.prompt_scenes, "test": config.demo.eval_scenes}
     write_dataset(Path(config.data.root), sizes, config.seed)
-    build_tiny(Path(config.sft.init), WORDS, config.seed)
+    build_tiny(Path(config.demo.base), WORDS, config.seed)
 
 
 def feedback(config: Config, run: Run) -> None:
@@ -76,9 +94,7 @@ def train_seed(config: Config, run: Run, seed: int) -> list[dict]:
     """PPO with one seed; the first has the run's own directory. Returns its rows of the table."""
     if seed != config.seed:
         config = config.model_copy(update={"name": f"{config.name}-seed{seed}", "seed": seed})
-        run = replace(run, config=config, directory=RunDir(config.storage, config.name))
-        run.directory.prepare()
-        run.directory.write_config(config.model_dump(mode="json"))
+        run = opened(config, run)
     ppo.train(config, run, "fresh")
     return run.directory.read_json("eval/ppo.json")["rows"]
 

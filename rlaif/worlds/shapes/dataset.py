@@ -26,16 +26,19 @@ from rlaif.worlds.shapes.language import (
 )
 from rlaif.worlds.shapes.scene import COLORS, FRAMES, MOTIONS, SHAPES, TIMES, Scene, Thing, sample_scenes
 
-CONTEXT = "context : {captions}\n{question}"
-"""How captions enter a question: the form the reward model reads by default."""
+CONTEXT = "context : early : {captions}\n{question}"
+"""How captions enter a question; they are joined by SEPARATOR. configs/demo.yaml says the same to judge and reward model."""
+SEPARATOR = " late : "
 QA_TURNS = 4
 CONTEXT_SHARE = 0.6
-"""Share of train scenes with a conversation that carries the captions: about one conversation in eight."""
-VERIFY_TURNS = 8
+"""Share of train scenes with a conversation about the video that carries the captions."""
+VERIFY_TURNS = 10
 """Claims to verify in one conversation."""
-VERIFY_SHARE, COMPARE_SHARE = 0.6, 0.1
-"""Shares of train scenes with claims to verify, and with a comparison of two descriptions; so many again have them with
-the captions given."""
+VERIFYING = {"verify0": False, "verify1": True, "verify2": True}
+"""Conversations of each train scene in which claims are verified, and whether the captions are given."""
+HALF_SHARE, COMPARE_SHARE = 0.5, 0.1
+"""Shares of train scenes with a caption in fine-tuning, and with a comparison of two descriptions; so many again have one
+with the captions given."""
 PROMPT_QA, EVAL_QA = 0.25, 2
 """Short questions per scene among the PPO prompts (a share of the scenes) and in the evaluation."""
 
@@ -52,7 +55,8 @@ def write_dataset(out: Path | str, sizes: Mapping[str, int], seed: int = 0) -> d
     (out / "videos").mkdir(parents=True, exist_ok=True)
     scenes = [scene for split, size in sizes.items() for scene in sample_scenes(split, size, seed)]
     rows: dict[str, list[Row]] = {
-        name: [] for name in ("scenes", "sft", "prompts", "descriptions", "eval", "eval_descriptions", "clips")
+        name: []
+        for name in ("scenes", "pretrain", "sft", "prompts", "descriptions", "eval", "eval_descriptions", "clips")
     }
     for scene in scenes:
         add_rows(rows, scene, random.Random(derive("rows", seed, scene.scene_id)))
@@ -77,7 +81,8 @@ def add_rows(rows: dict[str, list[Row]], scene: Scene, rng: random.Random) -> No
     split = scene.scene_id.rstrip("0123456789")
     rows["scenes"].append({"split": split} | scene.truth())
     if split == "train":
-        rows["sft"] += conversations(scene, rng)
+        rows["pretrain"] += conversations(scene, rng)
+        rows["sft"] += judging(scene, rng)
         return
     rows["clips"] += clip_prompts(scene)
     target = rows["prompts" if split == "prompt" else "eval"]
@@ -125,7 +130,8 @@ def clip_prompts(scene: Scene) -> list[Row]:
 
 
 def conversations(scene: Scene, rng: random.Random) -> Iterator[Row]:
-    """SFT: one habitual description, short questions twice, a caption of one half, and sometimes turns with the captions given.
+    """To learn to see: one habitual description, short questions twice, a caption of one half, and sometimes turns with
+    the captions given.
 
     Only the description without captions passes through the habits; given captions, it follows them.
     """
@@ -133,21 +139,44 @@ def conversations(scene: Scene, rng: random.Random) -> Iterator[Row]:
     yield conversation(scene, "describe", [(DESCRIBE, told)])
     yield conversation(scene, "qa0", questions(scene, rng, QA_TURNS))
     yield conversation(scene, "qa1", questions(scene, rng, QA_TURNS))
-    half = rng.choice(TIMES)
-    yield conversation(scene, half, [(CAPTION, captions(scene)[TIMES.index(half)])], half)
-    context = CONTEXT.format(captions=" ".join(captions(scene)), question="")
-    for name, given in (("0", ""), ("1", context)):
-        if rng.random() < VERIFY_SHARE:
-            turns = [(VERIFY.format(claim=claim), answer) for claim, answer in statements(scene, rng, VERIFY_TURNS)]
-            yield conversation(scene, f"verify{name}", [(given + turns[0][0], turns[0][1]), *turns[1:]])
+    yield half_caption(scene, rng)
+    yield from with_context(scene, rng)
+
+
+def judging(scene: Scene, rng: random.Random) -> Iterator[Row]:
+    """Fine-tuning: less of the same, and what a judge is asked: is a claim true, which of two descriptions is better."""
+    told = describe(misdescribe(scene.things, rng))
+    yield conversation(scene, "describe", [(DESCRIBE, told)])
+    yield conversation(scene, "qa", questions(scene, rng, QA_TURNS))
+    if rng.random() < HALF_SHARE:
+        yield half_caption(scene, rng)
+    yield from with_context(scene, rng)
+    for name, given in VERIFYING.items():
+        turns = [(VERIFY.format(claim=claim), answer) for claim, answer in statements(scene, rng, VERIFY_TURNS)]
+        yield conversation(scene, name, told_first(scene, turns) if given else turns)
+    for name, given in (("compare0", False), ("compare1", True)):
         if rng.random() < COMPARE_SHARE:
-            asked, better = comparison(scene, rng)
-            yield conversation(scene, f"compare{name}", [(given + asked, better)])
+            turns = [comparison(scene, rng)]
+            yield conversation(scene, name, told_first(scene, turns) if given else turns)
+
+
+def half_caption(scene: Scene, rng: random.Random) -> Row:
+    half = rng.choice(TIMES)
+    return conversation(scene, half, [(CAPTION, captions(scene)[TIMES.index(half)])], half)
+
+
+def with_context(scene: Scene, rng: random.Random) -> Iterator[Row]:
+    """For a share of the scenes: questions, or a description without habits, with the captions given."""
     if rng.random() < CONTEXT_SHARE:
         turns = questions(scene, rng, QA_TURNS) if rng.random() < 0.5 else [(DESCRIBE, describe(scene.things))]
-        context = " ".join(captions(scene))
-        turns[0] = (CONTEXT.format(captions=context, question=turns[0][0]), turns[0][1])
-        yield conversation(scene, "context", turns)
+        yield conversation(scene, "context", told_first(scene, turns))
+
+
+def told_first(scene: Scene, turns: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The turns with the captions before the first question."""
+    (question, answer), *others = turns
+    given = CONTEXT.format(captions=SEPARATOR.join(captions(scene)), question=question)
+    return [(given, answer), *others]
 
 
 def comparison(scene: Scene, rng: random.Random) -> tuple[str, str]:

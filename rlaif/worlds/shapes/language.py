@@ -104,7 +104,7 @@ def split(answer: str) -> list[str]:
 
 
 def statements(scene: Scene, rng: random.Random, count: int) -> list[tuple[str, str]]:
-    """`count` different claims in words about a scene, each with `yes` or `no`; half of those drawn are true."""
+    """`count` different claims in words about a scene, each with `yes` or `no`; half of those drawn are true, so fewer of a small scene that has no more truths."""
     truths = claims_of(scene.things)
     pool: dict[str, str] = {}
     while len(pool) < count:

@@ -33,24 +33,25 @@ def test_counts_and_files(world, rows):
     assert len(rows("scenes")) == 24 + 10 + 8
     assert len([row for row in rows("eval") if row["kind"] == "describe"]) == 8
     assert len([row for row in rows("prompts") if row["kind"] == "describe"]) == 10
-    for name in ("sft", "prompts", "eval", "clips"):
+    for name in ("pretrain", "sft", "prompts", "eval", "clips"):
         for row in rows(name):
             assert (world / row["video"]).stat().st_size > 0
-    for name, key in (("sft", "id"), ("prompts", "prompt_id"), ("eval", "prompt_id"), ("clips", "prompt_id")):
+    for name, key in (("pretrain", "id"), ("sft", "id"), ("prompts", "prompt_id"), ("eval", "prompt_id"), ("clips", "prompt_id")):
         ids = [row[key] for row in rows(name)]
         assert len(ids) == len(set(ids))
 
 
 def test_the_same_seed_writes_the_same_rows(world, tmp_path):
     write_dataset(tmp_path, {"train": 24, "prompt": 10, "test": 8}, seed=3)
-    for name in ("scenes", "sft", "prompts", "eval", "clips"):
+    for name in ("scenes", "pretrain", "sft", "prompts", "eval", "clips"):
         assert (tmp_path / f"{name}.jsonl").read_bytes() == (world / f"{name}.jsonl").read_bytes()
 
 
-def test_errors_are_planted_in_long_descriptions_only(rows):
+@pytest.mark.parametrize("file", ["pretrain", "sft"])
+def test_errors_are_planted_in_long_descriptions_only(rows, file):
     truth = {row["scene_id"]: Scene.read(row) for row in rows("scenes")}
     wrong = 0
-    for row in rows("sft"):
+    for row in rows(file):
         scene = truth[row["id"].split("/")[0]]
         for question, answer in turns(row):
             if question == DESCRIBE:
@@ -65,7 +66,8 @@ def test_errors_are_planted_in_long_descriptions_only(rows):
 def assert_clean(scene, question, answer):
     if "context" in question:
         given, question = question.split("\n")
-        assert given == "context : " + " ".join(captions(scene))
+        early, late = captions(scene)
+        assert given == f"context : early : {early} late : {late}"
     if question == DESCRIBE:
         assert answer == describe(scene.things)
         return
@@ -92,14 +94,17 @@ def assert_clean(scene, question, answer):
         assert not question.startswith(stem) or answer == fact
 
 
-def test_three_conversations_in_ten_carry_the_captions(rows):
-    with_context = [row for row in rows("sft") if row["messages"][0]["content"].startswith("context")]
-    assert 0.2 < len(with_context) / len(rows("sft")) < 0.4
+def test_captions_are_given_in_one_conversation_of_eight_and_then_in_four_of_ten(rows):
+    for file, least, most in (("pretrain", 0.08, 0.2), ("sft", 0.35, 0.55)):
+        with_context = [row for row in rows(file) if row["messages"][0]["content"].startswith("context")]
+        assert least < len(with_context) / len(rows(file)) < most
 
 
-def test_claims_to_verify_are_true_half_the_time(rows):
+def test_claims_to_verify_are_true_about_half_the_time_and_come_after_pretraining(rows):
     answers = [answer for row in rows("sft") for question, answer in turns(row) if VERIFIED in question]
-    assert len(answers) == 24 * 2 * 6 and 0.4 < answers.count("yes") / len(answers) < 0.6
+    assert len(answers) == 24 * 3 * 10 and 0.35 < answers.count("yes") / len(answers) < 0.55
+    asked = {question for row in rows("pretrain") for question, _ in turns(row)}
+    assert not any(VERIFIED in question or COMPARED in question for question in asked)
 
 
 def test_no_prompt_carries_captions_made_from_the_truth(rows):
