@@ -36,7 +36,7 @@ class NoActors:
         self.client = lambda: LocalFrames(config.data.root, config.video.num_frames)
         self.pool = None
 
-    def rewards(self, reward, tokens):
+    def rewards(self, reward, tokens, weights=None):
         self.pool = Rewards(reward)
         return self.pool
 

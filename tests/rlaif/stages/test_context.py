@@ -18,7 +18,7 @@ def settings(world) -> list[str]:
     base = f"{world}/base"
     return [
         f"caption.model={base}",
-        f"caption.prompt={CAPTION}",
+        f"caption.prompt='{CAPTION}'",
         "caption.count=2",
         "caption.max_tokens=6",
         "caption.of=[descriptions.jsonl,eval_descriptions.jsonl]",
@@ -30,7 +30,7 @@ def settings(world) -> list[str]:
         f"label.judge={base}",
         "label.method=claims",
         "label.split=rlaif.worlds.shapes.language:split",
-        "label.claim_prompt={context}" + VERIFY,
+        f"label.claim_prompt='{{context}}{VERIFY}'",
         "label.captions_template='context : {captions}\n'",
         "pairs={margin: 0, lengths: 'off', min_words: 0}",
         "context.seeds=2",
