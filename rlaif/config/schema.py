@@ -561,7 +561,7 @@ class Demo(Section):
     base: str = "{run}/base"
     """Where the untrained model is written."""
     pretrain_steps: int = Field(1000, ge=1)
-    """Steps of `sft` on pretrain.jsonl, from which `sft.init` comes."""
+    """Steps of `sft` on pretrain.jsonl, from which `sft.init` comes; `model` says whether tower and projector train."""
     train_scenes: int = Field(2000, ge=1)
     prompt_scenes: int = Field(512, ge=1)
     eval_scenes: int = Field(256, ge=1)

@@ -48,9 +48,10 @@ def start(config: Config, run: Run) -> None:
 
 def pretraining(config: Config) -> Config:
     """The same model on `pretrain.jsonl`, in a run directory of its own: what a published model would bring along."""
+    tower = {"train_vision": None, "train_projector": None}
     steps = {"steps": config.demo.pretrain_steps, "init": config.demo.base, "prompt_loss_weight": 0.0}
     data = config.data.model_copy(update={"sft": "pretrain.jsonl"})
-    sections = {"sft": config.sft.model_copy(update=steps), "data": data}
+    sections = {"sft": config.sft.model_copy(update=steps | tower), "data": data}
     return config.model_copy(update={"name": f"{config.name}/pretrained", **sections})
 
 

@@ -103,12 +103,21 @@ def split(answer: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+HARD = {"count": 1, "object": 2, "motion": 3, "time": 1}
+"""How often a claim of each kind is drawn to be verified: what a tiny model learns last comes most."""
+
+
 def statements(scene: Scene, rng: random.Random, count: int) -> list[tuple[str, str]]:
-    """`count` different claims in words about a scene, each with `yes` or `no`; half of those drawn are true, so fewer of a small scene that has no more truths."""
+    """`count` different claims in words about a scene, each with `yes` or `no`.
+
+    Half of those drawn are true, so fewer of a small scene that has no more truths.
+    """
     truths = claims_of(scene.things)
+    drawn = sorted(truths)
+    weights = [HARD[kind] for kind, *_ in drawn]
     pool: dict[str, str] = {}
     while len(pool) < count:
-        claim = rng.choice(sorted(truths))
+        claim = rng.choices(drawn, weights)[0]
         if rng.random() < 0.5:
             claim = alter(claim, rng)
         pool[say(claim)] = "yes" if claim in truths else "no"

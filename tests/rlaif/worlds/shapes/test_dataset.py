@@ -36,7 +36,13 @@ def test_counts_and_files(world, rows):
     for name in ("pretrain", "sft", "prompts", "eval", "clips"):
         for row in rows(name):
             assert (world / row["video"]).stat().st_size > 0
-    for name, key in (("pretrain", "id"), ("sft", "id"), ("prompts", "prompt_id"), ("eval", "prompt_id"), ("clips", "prompt_id")):
+    for name, key in (
+        ("pretrain", "id"),
+        ("sft", "id"),
+        ("prompts", "prompt_id"),
+        ("eval", "prompt_id"),
+        ("clips", "prompt_id"),
+    ):
         ids = [row[key] for row in rows(name)]
         assert len(ids) == len(set(ids))
 
