@@ -294,8 +294,8 @@ class Pairs(Section):
     """Preference pairs out of labelled answers (`rlaif pairs`)."""
 
     choose: Literal["best_worst", "all"] = "all"
-    margin: float = Field(1.0, ge=0)
-    """Least difference of scores: rejected claims, or mean win probability."""
+    margin: float | None = Field(None, ge=0)
+    """Least difference of scores: rejected claims, or mean win probability; None: 1 claim, or 0.2 of probability."""
     per_prompt: int | None = Field(2, ge=1)
     min_words: int = Field(1, ge=0)
     lengths: Literal["off", "rejected", "symmetric"] = "rejected"

@@ -59,6 +59,10 @@ class Store(Generic[K]):
         """Every row, sorted by key: the same whatever the order they were made in."""
         return [self._rows[key] for key in sorted(self._rows)]
 
+    def newest_last(self) -> list[Row]:
+        """Every row in the order in which the file has them."""
+        return list(self._rows.values())
+
     def missing(self, keys: Iterable[K]) -> list[K]:
         """Those that have no row yet, or an unfinished one, each once, in the order given."""
         return [key for key in dict.fromkeys(keys) if self._wanted(key)]

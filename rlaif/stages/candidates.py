@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import logging
 from collections.abc import Sequence
 
 from actors.pool import RolloutPool
 from rlaif.config.schema import Config, Sampling
-from rlaif.errors import DataError
+from rlaif.errors import ContractError, DataError
 from rlaif.feedback.store import Store
 from rlaif.models.check import fingerprint, require_model
 from rlaif.progress import Progress
@@ -22,8 +24,8 @@ log = logging.getLogger(__name__)
 AT_ONCE = 256
 """Prompts that are answered, and then written down, together."""
 
-Key = tuple[str, str]
-"""(prompt_id, fingerprint of the model): all its answers to a prompt are made, and written, together."""
+Key = tuple[str, str, str]
+"""(prompt_id, fingerprint of the model, what was asked): all its answers to a prompt are made, and written, together."""
 
 
 def sample(config: Config, run: Run) -> dict[str, int]:
@@ -31,12 +33,13 @@ def sample(config: Config, run: Run) -> dict[str, int]:
     options = config.candidates
     for model in options.models:
         require_model("candidates.models", model)
-    prompts = [prompt for file in options.prompts for prompt in data.prompts(run, file)]
+    prompts = data.prompts_of(run, options.prompts)
     store = open_candidates(config)
+    check_options(config, store)
     counts = {"made": 0, "there": 0, "failed": 0}
     for model in options.models:
         print_ = fingerprint(model)
-        missing = {key[0] for key in store.missing([(prompt.prompt_id, print_) for prompt in prompts])}
+        missing = {key[0] for key in store.missing([(p.prompt_id, print_, asked_of(p)) for p in prompts])}
         counts["there"] += len(prompts) - len(missing)
         todo = [prompt for prompt in prompts if prompt.prompt_id in missing]
         if not todo:
@@ -55,14 +58,54 @@ def sample(config: Config, run: Run) -> dict[str, int]:
 
 
 def open_candidates(config: Config) -> Store[Key]:
-    return Store(data.data_path(config, config.data.candidates), key=lambda row: (row["prompt_id"], row["fingerprint"]))
+    """Answers; a prompt whose answers failed counts as missing. Rows of your own need prompt_id and answers only."""
+
+    def key(row: dict) -> Key:
+        return row["prompt_id"], row.get("fingerprint", ""), row.get("asked", "")
+
+    return Store(data.data_path(config, config.data.candidates), key, lambda row: "masked" in row)
 
 
-def by_prompt(config: Config) -> dict[str, list[str]]:
-    """Every prompt's answers, its models in the order of their fingerprints. Raises DataError where there are none."""
-    store, found = open_candidates(config), {}
+def asked_of(prompt: Prompt) -> str:
+    """16 hex digits over what a prompt shows: with another question or video it is another one."""
+    return hashlib.sha256(json.dumps([prompt.question, prompt.video]).encode()).hexdigest()[:16]
+
+
+def sampling_of(config: Config) -> dict:
+    """Everything but prompts and models that answers depend on, as rows have it."""
+    options = config.candidates.model_dump(mode="json", exclude={"models", "prompts"})
+    return options | {"run_seed": config.seed}
+
+
+def check_options(config: Config, store: Store[Key]) -> None:
+    """Raises ContractError where a file holds answers sampled in another way: `per_model` would not be what it says."""
+    wanted = sampling_of(config)
     for row in store.rows():
-        found.setdefault(row["prompt_id"], []).extend(row.get("answers", []))
+        if row.get("sampling", wanted) != wanted:
+            raise ContractError(
+                f"answers in {store.path} that were sampled with {wanted}",
+                f"some with {row['sampling']}",
+                "data.candidates: another file for other options of `candidates`, or remove this one",
+            )
+
+
+def by_prompt(config: Config, prompts: Sequence[Prompt]) -> dict[str, list[str]]:
+    """The answers to each prompt as it is asked now, by `candidates.models` as they are now, in their order.
+
+    Others are left where they are, and counted. Raises DataError where there are none.
+    """
+    store, asked = open_candidates(config), {prompt.prompt_id: asked_of(prompt) for prompt in prompts}
+    rows = [row for row in store.rows() if row["prompt_id"] in asked and "masked" not in row]
+    models = config.candidates.models if any("fingerprint" in row for row in rows) else ()
+    rank = {fingerprint(model): place for place, model in enumerate(models)} | {None: -1}
+    own = [
+        row for row in rows if row.get("fingerprint") in rank and row.get("asked") in (None, asked[row["prompt_id"]])
+    ]
+    found: dict[str, list[str]] = {}
+    for row in sorted(own, key=lambda row: rank[row.get("fingerprint")]):
+        found.setdefault(row["prompt_id"], []).extend(row["answers"])
+    if stale := len(rows) - len(own):
+        log.warning("%s: %d rows of other models, weights or questions are not used", store.path, stale)
     if not found:
         raise DataError(f"answers in {store.path}", "none", "rlaif sample, or data.candidates")
     return found
@@ -79,15 +122,10 @@ def _answered(config: Config, pool: RolloutPool, model: str, print_: str, prompt
         masked |= {failure.prompt_id: failure.reason for failure in answers.failures}
     samples.sort(key=lambda one: one.key)
     groups = {key: list(group) for key, group in itertools.groupby(samples, key=lambda one: one.prompt.prompt_id)}
-    origin = {
-        "fingerprint": print_,
-        "model": model,
-        "seed": seed,
-        **sampling.model_dump(mode="json", exclude_defaults=True),
-    }
+    origin = {"fingerprint": print_, "model": model, "seed": seed, "sampling": sampling_of(config)}
     rows = []
     for prompt in prompts:
-        row = {"prompt_id": prompt.prompt_id, "video": prompt.video, **origin}
+        row = {"prompt_id": prompt.prompt_id, "video": prompt.video, "asked": asked_of(prompt), **origin}
         if prompt.prompt_id in masked:
             rows.append(row | {"masked": masked[prompt.prompt_id]})
             continue

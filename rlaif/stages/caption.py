@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 
 from actors.pool import RolloutPool
 from rlaif.config.schema import Caption, Config, Sampling
-from rlaif.errors import ConfigError
+from rlaif.errors import ConfigError, ContractError
 from rlaif.feedback.narrative import CaptionPlan, clips, narrative, request_text, summary_text, version
 from rlaif.feedback.store import Store, caption_key
 from rlaif.models.check import fingerprint, require_model
@@ -34,6 +34,11 @@ class Wanted:
     units: tuple[tuple[int, ...], ...]
     question: str = ""
 
+    @property
+    def id(self) -> str:
+        """Two files of equal bytes have one key."""
+        return f"{self.key}@{self.video}"
+
 
 def caption(config: Config, run: Run) -> dict[str, int]:
     """Caption every video of the files in `caption.of`; returns how many were made, were there, or failed."""
@@ -41,9 +46,11 @@ def caption(config: Config, run: Run) -> dict[str, int]:
         raise ConfigError("data.captions, the file to write captions to", "none", "data.captions, e.g. captions.jsonl")
     require_model("caption.model", config.caption.model)
     plan = plan_of(config.caption)
-    store = Store(data.data_path(config, config.data.captions), key=lambda row: row["key"])
+    store = data.open_captions(data.data_path(config, config.data.captions))
+    check_kind(config, plan, store)
     wanted = list(_wanted(config, run, plan))
-    todo = [one for one in wanted if one.key not in store]
+    missing = set(store.missing([(one.key, one.video) for one in wanted]))
+    todo = [one for one in wanted if (one.key, one.video) in missing]
     counts = {"captioned": 0, "there": len(wanted) - len(todo), "failed": 0}
     if todo:
         pool = run.topology.engines(config.caption.model)
@@ -60,6 +67,18 @@ def caption(config: Config, run: Run) -> dict[str, int]:
     return counts
 
 
+def check_kind(config: Config, plan: CaptionPlan, store: Store) -> None:
+    """Raises ContractError where a file holds captions by another captioner or by other prompts: nobody could read both."""
+    own = (fingerprint(config.caption.model), version(plan))
+    for row in store.rows():
+        if (row.get("captioner", own[0]), row["version"]) != own:
+            raise ContractError(
+                f"captions in {store.path} by {config.caption.model} as it is, with the prompts of `caption` as they are",
+                f"some by {row['model']} with other weights or prompts",
+                "data.captions: another file, or remove this one",
+            )
+
+
 def plan_of(config: Caption) -> CaptionPlan:
     return CaptionPlan(
         **{item.name: getattr(config, item.name) for item in fields(CaptionPlan) if item.name != "separator"}
@@ -74,7 +93,7 @@ def _wanted(config: Config, run: Run, plan: CaptionPlan) -> Iterator[Wanted]:
             "a prompt file among caption.of", f"none of {', '.join(config.caption.of)}", "caption.of, data.root"
         )
     captioner, asked, client, seen = fingerprint(config.caption.model), version(plan), run.topology.client(), set()
-    for prompt in (prompt for file in files for prompt in data.prompts(run, file)):
+    for prompt in data.prompts_of(run, files):
         question = prompt.question if plan.conditioned else ""
         if (prompt.video, question) in seen:
             continue
@@ -87,23 +106,23 @@ def _wanted(config: Config, run: Run, plan: CaptionPlan) -> Iterator[Wanted]:
 
 def _captions(config: Config, pool: RolloutPool, plan: CaptionPlan, wanted: Sequence[Wanted]) -> list[dict]:
     """Rows of the store: the units of all videos one after another, since each may depend on the one before it."""
-    made: dict[str, list[str]] = {one.key: [] for one in wanted}
+    made: dict[str, list[str]] = {one.id: [] for one in wanted}
     failed: dict[str, str] = {}
     for unit in range(max(len(one.units) for one in wanted)):
         asked = [
-            Prompt(one.key, one.video, request_text(plan, _last(made[one.key]), one.question), frames=one.units[unit])
+            Prompt(one.id, one.video, request_text(plan, _last(made[one.id]), one.question), frames=one.units[unit])
             for one in wanted
-            if unit < len(one.units) and one.key not in failed
+            if unit < len(one.units) and one.id not in failed
         ]
         for key, text in _answers(config, pool, f"unit {unit}", asked, failed).items():
             made[key].append(text)
     summaries: Mapping[str, str] = {}
     if plan.aggregate == "summarise":
         asked = [
-            Prompt(o.key, o.video, summary_text(made[o.key], plan, o.question)) for o in wanted if o.key not in failed
+            Prompt(o.id, o.video, summary_text(made[o.id], plan, o.question)) for o in wanted if o.id not in failed
         ]
         summaries = _answers(config, pool, "summary", asked, failed)
-    return [_row(config, plan, one, made[one.key], summaries.get(one.key), failed.get(one.key)) for one in wanted]
+    return [_row(config, plan, one, made[one.id], summaries.get(one.id), failed.get(one.id)) for one in wanted]
 
 
 def _last(captions: Sequence[str]) -> str | None:
@@ -133,6 +152,7 @@ def _row(
         "video": one.video,
         "sha256": one.sha256,
         "model": config.caption.model,
+        "captioner": fingerprint(config.caption.model),
         "version": version(plan),
         **({"question": one.question} if one.question else {}),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -33,6 +33,19 @@ Row = TypeVar("Row", Prompt, Conversation, Pair)
 def prompts(run: Run, file: str) -> list[Prompt]:
     """With the captions of `data.captions`, where that is set and there."""
     return _load(run, file, read_prompts)
+
+
+def prompts_of(run: Run, files: Sequence[str]) -> list[Prompt]:
+    """The prompts of several files, each once. Raises DataError for an id that stands for two different prompts."""
+    found: dict[str, Prompt] = {}
+    for file in files:
+        for prompt in prompts(run, file):
+            known = found.setdefault(prompt.prompt_id, prompt)
+            if (known.video, known.question) != (prompt.video, prompt.question):
+                change = f"its id in {file}, or which files are read"
+                two = f"{known.video!r}, {known.question!r} and {prompt.video!r}, {prompt.question!r}"
+                raise DataError(f"one video and question for prompt {prompt.prompt_id!r}", two, change)
+    return list(found.values())
 
 
 def conversations(run: Run, file: str) -> list[Conversation]:
@@ -85,14 +98,20 @@ def stored(known: dict[tuple[str, str], tuple[str, ...]], row: Prompt | Pair) ->
     return known.get((row.video, "")) or known.get((row.video, row.question), ())
 
 
+def open_captions(path: Path) -> Store[tuple[str, str]]:
+    """What `rlaif caption` writes; a video whose captions failed counts as missing."""
+    return Store(path, lambda row: (row["key"], row["video"]), lambda row: "masked" in row)
+
+
 def captions_by_video(path: Path) -> dict[tuple[str, str], tuple[str, ...]]:
     """The context of each (video, question; empty where captions do not depend on it) that `rlaif caption` wrote.
 
-    Raises DataError where a file holds captions of more than one kind, so that which are read would be chance.
+    Of several rows of a video (its file or its size has changed) the last one counts. Raises DataError where a file holds
+    captions of more than one kind, so that which are read would be chance.
     """
-    rows = Store(path, key=lambda row: row["key"]).rows()
-    kinds = sorted({(row["model"], row["version"]) for row in rows})
+    rows = open_captions(path).newest_last()
+    kinds = sorted({(row["model"], row.get("captioner", ""), row["version"]) for row in rows})
     if len(kinds) > 1:
-        found = "; ".join(f"{model} with prompt version {asked}" for model, asked in kinds)
+        found = "; ".join(f"{model} (weights {print_}) with prompt version {asked}" for model, print_, asked in kinds)
         raise DataError(f"captions by one model and prompt in {path}", found, "another file for each: data.captions")
     return {(row["video"], row.get("question", "")): tuple(row["context"]) for row in rows if "masked" not in row}

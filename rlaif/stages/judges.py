@@ -18,7 +18,7 @@ from rlaif.feedback.replies import SETTLED, Reply, Unanswered
 from rlaif.feedback.tokens import Tokens
 from rlaif.models.check import fingerprint, require_model
 from rlaif.models.encode import Encoder
-from rlaif.records import Masked, Prompt
+from rlaif.records import Masked, Prompt, Sample
 from rlaif.seeds import derive
 from rlaif.stages.run import Run
 
@@ -75,7 +75,7 @@ class ModelJudge:
         pool, seed = self._pool(), derive(self._config.seed, "judge")
         pool.submit("judge", _prompts(questions), 1, seed, Sampling(temperature=0.0, max_tokens=SPLIT_TOKENS))
         for answers in pool.results("judge", self._config.cluster.collective_timeout_s):
-            found |= {sample.prompt.prompt_id: sample.response for sample in answers.samples}
+            found |= {sample.prompt.prompt_id: _whole(sample) for sample in answers.samples}
             found |= {failure.prompt_id: Masked(failure.reason) for failure in answers.failures}
         return found
 
@@ -121,6 +121,15 @@ class ServerJudge:
 
 def make_judge(config: Config, run: Run, judge: str | Server) -> Judge:
     return ServerJudge(config, run, judge) if isinstance(judge, Server) else ModelJudge(config, run, judge)
+
+
+def _whole(sample: Sample) -> str | Masked:
+    """A list that was cut would be judged without its end."""
+    return (
+        Masked(f"cut: the reply was cut at {SPLIT_TOKENS} tokens")
+        if sample.finish_reason == "length"
+        else sample.response
+    )
 
 
 def _masked(outcome: Unanswered) -> Masked:

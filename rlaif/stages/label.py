@@ -87,8 +87,9 @@ def labelled(config: Config, run: Run, cases: Sequence[Case], store: Store) -> t
 
 def read_cases(config: Config, run: Run) -> list[Case]:
     """Prompts that have answers, in file order, with the captions that `label.context` asks for."""
-    answers = candidates.by_prompt(config)
-    prompts = [p for file in config.candidates.prompts for p in data.prompts(run, file) if p.prompt_id in answers]
+    prompts = data.prompts_of(run, config.candidates.prompts)
+    answers = candidates.by_prompt(config, prompts)
+    prompts = [prompt for prompt in prompts if prompt.prompt_id in answers]
     cases = cases_of(config, [(prompt, answers[prompt.prompt_id]) for prompt in prompts])
     empty = sum(not case.captions for case in cases)
     if config.label.context != "none" and empty:
@@ -246,7 +247,7 @@ def by_claims(config: Config, judge: Judge, cases: Sequence[Case]) -> list[dict]
             tally if isinstance(tally, Masked) else claims.score(tally, [read[f"{number}:{claim}"] for claim in tally])
             for tally in tallies
         ]
-        values = [score if isinstance(score, Masked) else float(score.score) for score in scored]
+        values = [_value(score) for score in scored]
         evidence = [None if isinstance(score, Masked) else _evidence(score) for score in scored]
         asked = {claim for tally in tallies if not isinstance(tally, Masked) for claim in tally}
         again = _again([*tallies, *(found[f"{number}:{claim}"] for claim in asked)])
@@ -283,6 +284,13 @@ def _divided_by(judge: Judge, prompt: str, cases: Sequence[Case]) -> list[list[d
         )
 
     return [[read(f"{n}:{place}", text) for place, text in enumerate(case.answers)] for n, case in enumerate(cases)]
+
+
+def _value(score: claims.ClaimScore | Masked) -> float | Masked:
+    """An answer without claims has no rejected ones either, and is not the best for it."""
+    if isinstance(score, Masked):
+        return score
+    return Masked("it makes no claims") if score.empty else float(score.score)
 
 
 def _evidence(score: claims.ClaimScore) -> list[dict]:

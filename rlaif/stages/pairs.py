@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rlaif.config.schema import Config
-from rlaif.errors import DataError
+from rlaif.errors import ConfigError, DataError
 from rlaif.feedback.pair_report import report
 from rlaif.feedback.pairing import Candidate, PairOptions, ScoredPair, build
-from rlaif.preferences.files import write_rows
+from rlaif.preferences.files import kind, read_rows, write_rows
+from rlaif.preferences.formats.own import PAIRS
 from rlaif.preferences.record import Preference
 from rlaif.records import Masked
 from rlaif.seeds import derive
@@ -24,6 +25,9 @@ log = logging.getLogger(__name__)
 
 def pairs(config: Config, run: Run) -> dict:
     """Write `data.pairs` (and `data.pairs_eval`, where it is set); returns the report, which is `eval/pairs.json` too."""
+    targets = [data.data_path(config, file) for file in (config.data.pairs, config.data.pairs_eval) if file]
+    for path in targets:
+        check_target(path)
     cases, store = read_cases(config, run), open_labels(config)
     if missing := [case.key for case in cases if case.key not in store]:
         raise DataError(
@@ -39,7 +43,7 @@ def pairs(config: Config, run: Run) -> dict:
     by_prompt = {case.prompt.prompt_id: case for case in cases}
     judges = {row["prompt_id"]: row["judge"] for row in store.rows()}
     records = [_record(pair, by_prompt[pair.chosen.prompt_id], judges[pair.chosen.prompt_id]) for pair in built.pairs]
-    held = held_out(config, [case.prompt.video for case in cases]) if config.data.pairs_eval else set()
+    held = held_out(config, [record.video for record in records]) if config.data.pairs_eval else set()
     write(data.data_path(config, config.data.pairs), [record for record in records if record.video not in held])
     if config.data.pairs_eval:
         write(data.data_path(config, config.data.pairs_eval), [record for record in records if record.video in held])
@@ -48,18 +52,37 @@ def pairs(config: Config, run: Run) -> dict:
     return found
 
 
+MARGIN = {"claims": 1.0, "pairwise": 0.2}
+"""Least difference of scores where `pairs.margin` does not say: rejected claims, or mean win probability."""
+
+
 def options_of(config: Config) -> PairOptions:
-    return PairOptions(**config.pairs.model_dump(exclude={"eval_fraction"}))
+    margin = MARGIN[config.label.method] if config.pairs.margin is None else config.pairs.margin
+    return PairOptions(**config.pairs.model_dump(exclude={"eval_fraction", "margin"}), margin=margin)
+
+
+def check_target(path: Path) -> None:
+    """Raises ConfigError where a file to be written holds preferences that no judge of ours made: they are not replaced."""
+    first = next(iter(read_rows(path)), None) if path.is_file() else None
+    judge = (first or {}).get("judge")
+    if first is not None and not (isinstance(judge, dict | str) and "model" in judge):
+        raise ConfigError(
+            f"no file at {path}, or one that `rlaif pairs` wrote",
+            f"preferences of another origin, such as {first.get('pair_id')!r}",
+            "data.pairs or data.pairs_eval: another file to write to",
+        )
 
 
 def held_out(config: Config, videos: Sequence[str]) -> set[str]:
-    """The videos whose pairs are held out: a share of them, chosen by their names and the seed."""
+    """The videos whose pairs are held out: a share of them, at least one, chosen by their names and the seed."""
+    place = {video: derive(config.seed, "hold out", video) % 2**32 for video in videos}
     limit = config.pairs.eval_fraction * 2**32
-    return {video for video in videos if derive(config.seed, "hold out", video) % 2**32 < limit}
+    return {video for video in videos if place[video] < limit} or {min(place, key=place.__getitem__)}
 
 
 def write(path: Path, records: Sequence[Preference]) -> None:
-    write_rows(path, (record.to_row() for record in records))
+    rows = (record.to_row() for record in records)
+    write_rows(path, map(PAIRS.columns, rows) if kind(path) == ".parquet" else rows, PAIRS.schema)
 
 
 def _candidates(cases: Sequence[Case], store) -> Iterator[Candidate]:

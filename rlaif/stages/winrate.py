@@ -15,7 +15,7 @@ from rlaif.evaluation.winrate_svg import svg
 from rlaif.models.check import fingerprint, require_model
 from rlaif.records import Masked, Prompt
 from rlaif.stages import data
-from rlaif.stages.candidates import open_candidates
+from rlaif.stages.candidates import asked_of, open_candidates
 from rlaif.stages.evaluate import command
 from rlaif.stages.label import Case, cases_of
 from rlaif.stages.run import Run
@@ -35,7 +35,7 @@ def winrate(config: Config, run: Run) -> dict:
     """
     names = models_of(config)
     files = config.winrate.prompts or config.candidates.prompts
-    prompts = [prompt for file in files for prompt in data.prompts(run, file)]
+    prompts = data.prompts_of(run, files)
     answers = first_answers(config, names, prompts)
     asked = [prompt for prompt in prompts if len(answers[prompt.prompt_id]) > 1]
     if not asked:
@@ -77,13 +77,14 @@ def _named(models: Sequence[str]) -> dict[str, str]:
 
 def first_answers(config: Config, names: Mapping[str, str], prompts: Sequence[Prompt]) -> dict[str, dict[str, str]]:
     """What each model answered first. Raises DataError for a model without any answer, naming it."""
-    store, wanted = open_candidates(config), {prompt.prompt_id for prompt in prompts}
+    store, wanted = open_candidates(config), {prompt.prompt_id: asked_of(prompt) for prompt in prompts}
     by_print = {fingerprint(model): name for name, model in names.items()}
     if len(by_print) < len(names):
         raise ConfigError("models that differ", f"the same weights twice in {dict(names)}", "winrate.models")
     answers: dict[str, dict[str, str]] = {prompt_id: {} for prompt_id in wanted}
     for row in store.rows():
-        if row["prompt_id"] in wanted and row["fingerprint"] in by_print and row.get("answers"):
+        own = row.get("asked") in (None, wanted.get(row["prompt_id"]))
+        if row["prompt_id"] in wanted and own and row.get("fingerprint") in by_print and row.get("answers"):
             answers[row["prompt_id"]][by_print[row["fingerprint"]]] = row["answers"][0]
     count = Counter(name for of_prompt in answers.values() for name in of_prompt)
     if silent := [f"{name} ({model})" for name, model in names.items() if not count[name]]:

@@ -98,12 +98,13 @@ def test_answers_come_from_seeds_and_keep_their_origin(fed):
 
 
 def test_claims_are_judged_once_each_and_scores_are_minus_the_rejected(fed):
-    config, _, _, reports = fed
+    config, _, run, reports = fed
     rows = rows_of(config, config.data.labels, "prompt_id")
-    texts = candidates.by_prompt(config)
+    texts = candidates.by_prompt(config, data.prompts(run, "descriptions.jsonl"))
     for row in rows:
         for answer, score, evidence in zip(texts[row["prompt_id"]], row["scores"], row["claims"], strict=True):
-            assert score["score"] == -sum(not claim["accepted"] for claim in evidence)
+            rejected = sum(not claim["accepted"] for claim in evidence)
+            assert score == ({"score": -rejected} if evidence else {"masked": "it makes no claims"})
             assert all(claim["accepted"] == (claim["p_yes"] > claim["p_no"]) for claim in evidence)
             assert bool(evidence) == bool(answer.replace(".", "").strip())
     assert reports["claims"]["answers"] == 24 and reports["claims"]["masked"] == {}

@@ -12,7 +12,6 @@ from judge_server import JudgeServer, answer, half, hang_up, raw, stall, status
 
 from actors.frames import LocalFrames
 from rlaif.errors import ConfigError, DataError
-from rlaif.models.check import fingerprint
 from rlaif.rundir import RunDir
 from rlaif.stages import data, label, pairs
 from rlaif.stages.label_report import flips
@@ -46,7 +45,7 @@ def judging(tmp_path, make_config, world):
         file = data.data_path(config, config.data.candidates)
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
-            who = {"fingerprint": fingerprint(f"{world}/base"), "model": "base"}
+            who = {"model": "base"}
             rows = [
                 {"prompt_id": prompt, "answers": [f"{text} {number}" for text in answers], **who}
                 for number, prompt in enumerate(ids_of(run))
