@@ -26,6 +26,8 @@ STAGES = {
     "eval winrate": "models against each other on the answers that `rlaif sample` made",
     "demo": "the whole chain on a world of moving shapes",
 }
+RESUMED = ("sft", "reward", "ppo")
+"""Stages with checkpoints; the others go on by what their files hold, or start over."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,7 +44,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\ninterrupted; --resume continues from the last checkpoint", file=sys.stderr)
+        goes_on = "; --resume continues from the last checkpoint" if args.command in RESUMED else ""
+        print(f"\ninterrupted{goes_on}", file=sys.stderr)
         return 130
 
 
@@ -69,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
         stage.add_argument(
             "--strict", action="store_true", help="a bad row or video is fatal instead of counted and skipped"
         )
-        if name in ("sft", "reward", "ppo"):
+        if name in RESUMED:
             begin = stage.add_mutually_exclusive_group()
             begin.add_argument(
                 "--resume",
@@ -167,7 +170,7 @@ def run_stage(args: argparse.Namespace) -> int:
     from rlaif.config.load import load_config
 
     overrides = [*args.overrides, "data.strict=true"] if args.strict else args.overrides
-    checked_as = {"demo": None, "eval": "ppo", "eval context": "reward"}
+    checked_as = {"demo": None, "eval": "ppo"}
     checked_as = checked_as.get(args.command, args.command)
     config = load_config(args.config, overrides, checked_as)
     import ray
@@ -175,7 +178,8 @@ def run_stage(args: argparse.Namespace) -> int:
     try:
         start_stage(args, config)
     except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as error:
-        print(f"\n{error}\n\nan actor failed; --resume continues from the last checkpoint", file=sys.stderr)
+        goes_on = "--resume continues from the last checkpoint" if args.command in RESUMED else "start it again"
+        print(f"\n{error}\n\nan actor failed; {goes_on}", file=sys.stderr)
         return 1
     return 0
 

@@ -11,6 +11,7 @@ def problems_of(config: Config, stage: str | None = None) -> list[str]:
     """Every combination of options that cannot run, as sentences naming the options."""
     checks = {"sft": [_sft], "reward": [_reward], "ppo": [_ppo, _rollout], "label": [_label]}
     checks |= {"caption": [_caption], "sample": [], "pairs": [], "score": [_score]}
+    checks |= {"eval context": [_caption, _label, _reward]}
     checks |= {f"eval {name}": [_label] if _judged(config, name) else [] for name in ("agreement", "winrate")}
     chosen = checks.get(stage, [check for group in checks.values() for check in group])
     found = [problem for check in [_run, _cluster, *chosen] for problem in check(config)]
@@ -50,6 +51,7 @@ def _devices(config: Config, stage: str | None) -> list[str]:
     roles = ["learner"] if stage in ("sft", "reward") else ["rollout", *scored, "learner"]
     roles = ["rollout"] if stage in ("caption", "sample", "label", "pairs") else roles
     roles = ["reward"] if stage == "score" else roles
+    roles = ["rollout", "learner"] if stage == "eval context" else roles
     if stage in ("eval agreement", "eval winrate"):
         roles = ["rollout"] if _judged(config, stage.removeprefix("eval ")) else scored
     without = [name for name in roles if getattr(config.cluster, name).gpus == 0]

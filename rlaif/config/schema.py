@@ -247,6 +247,10 @@ class Server(Section):
     price_per_million: tuple[float, float] = (0.0, 0.0)
     """Of input and of output tokens, in the unit of `cost_budget`."""
     backoff_s: float = Field(1.0, ge=0)
+    max_backoff_s: float = Field(60.0, ge=0)
+    give_up_after: int = Field(16, ge=1)
+    max_images: int = Field(32, ge=1)
+    """Frames of one question."""
     top_logprobs: int = Field(20, ge=1)
     """First tokens listed of a verdict; more where a choice is often missing, as far as the server goes."""
     extra: dict[str, Any] = {}

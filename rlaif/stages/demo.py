@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -71,9 +72,18 @@ def prepare(config: Config) -> None:
             raise ConfigError(
                 f"{option} below the demo's run directory, {run}", path, f"leave {option} as in configs/demo.yaml"
             )
+    set_aside(RunDir(config.storage, config.name).path)
     sizes = {"train": config.demo.train_scenes, "prompt": config.demo.prompt_scenes, "test": config.demo.eval_scenes}
     write_dataset(Path(config.data.root), sizes, config.seed)
     build_tiny(Path(config.demo.base), WORDS, config.seed)
+
+
+def set_aside(folder: Path) -> None:
+    """What an earlier demo's models said is not this one's: it gets another name."""
+    for name in ("feedback", "context"):
+        if (folder / name).exists():
+            number = next(n for n in itertools.count(1) if not (folder / f"{name}.{n}").exists())
+            (folder / name).rename(folder / f"{name}.{number}")
 
 
 def feedback(config: Config, run: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -9,7 +10,7 @@ from typing import Protocol
 
 from actors.frames import FrameClient
 from actors.pool import RolloutPool
-from rlaif.config.schema import Config, Sampling, Server
+from rlaif.config.schema import Config, Function, Sampling, Server
 from rlaif.errors import DataError
 from rlaif.feedback.asking import Ask, Turn, encode_frames
 from rlaif.feedback.endpoint import Endpoint
@@ -24,6 +25,8 @@ from rlaif.stages.run import Run
 
 SPLIT_TOKENS = 512
 """Length of a judge's list of claims."""
+BYTES_PER_TOKEN = 4
+"""Of English, about: for the budget of captions in front of a server, whose tokenizer is not known."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Judge(Protocol):
         """By key: the reply."""
 
     def count(self, text: str) -> int:
-        """Tokens of a text, or an upper bound."""
+        """Tokens of a text, or an estimate where the judge's tokenizer is not known."""
 
 
 class ModelJudge:
@@ -55,7 +58,7 @@ class ModelJudge:
 
     def __init__(self, config: Config, run: Run, model: str):
         require_model("label.judge", model)
-        self.name = f"{model}@{fingerprint(model)}"
+        self.name = name_of(model)
         self._config, self._run, self._model = config, run, model
         self._encoder = Encoder(model)
 
@@ -94,7 +97,7 @@ class ServerJudge:
         prices = dict(zip(("prompt_price", "completion_price"), server.price_per_million, strict=True))
         given = server.model_dump(exclude={"price_per_million"})
         self._endpoint = Endpoint(EndpointOptions(**given, **prices, cache=cache, max_tokens=SPLIT_TOKENS))
-        self.name, self._frames = f"{server.model} at {server.origin or server.url}", run.topology.client()
+        self.name, self._frames = name_of(server), run.topology.client()
 
     def choose(self, questions: Sequence[Question], words: Sequence[str]) -> dict[str, Tokens | Masked]:
         return self._asked(questions, tuple(words), lambda reply: reply.first)
@@ -103,7 +106,7 @@ class ServerJudge:
         return self._asked(questions, (), lambda reply: reply.text)
 
     def count(self, text: str) -> int:
-        return len(text.encode())  # no tokenizer has more tokens than bytes
+        return math.ceil(len(text.encode()) / BYTES_PER_TOKEN)
 
     def _asked(self, questions: Sequence[Question], words: tuple[str, ...], read: Callable) -> dict:
         """What the model itself declined stays masked; everything else that went wrong may be asked again."""
@@ -117,6 +120,17 @@ class ServerJudge:
         for ask, outcome in zip(asks, self._endpoint.ask_many(asks), strict=True):
             found[ask.key] = read(outcome) if isinstance(outcome, Reply) else _masked(outcome)
         return found
+
+
+def name_of(judge: str | Server | Function) -> str:
+    """What labels are known by: a model with its weights, a server's model, or a function."""
+    if isinstance(judge, Function):
+        return judge.path
+    return (
+        f"{judge.model} at {judge.origin or judge.url}"
+        if isinstance(judge, Server)
+        else f"{judge}@{fingerprint(judge)}"
+    )
 
 
 def make_judge(config: Config, run: Run, judge: str | Server) -> Judge:

@@ -26,7 +26,7 @@ from rlaif.records import Masked, Prompt
 from rlaif.seeds import derive
 from rlaif.stages import candidates, data
 from rlaif.stages.evaluate import command
-from rlaif.stages.judges import Judge, Question, make_judge
+from rlaif.stages.judges import Judge, Question, make_judge, name_of
 from rlaif.stages.label_report import report, warnings
 from rlaif.stages.run import Run
 from rlaif.text import fill, within_budget
@@ -68,18 +68,18 @@ def labelled(config: Config, run: Run, cases: Sequence[Case], store: Store) -> t
     """The judge's name and a row per case: those of the store, where the judge adds what is missing."""
     options = config.label
     judge = None if isinstance(options.judge, Function) else make_judge(config, run, options.judge)
-    name = options.judge.path if judge is None else judge.name
+    name = name_of(options.judge)
     kind = kind_of(options, name)
     check_kind(store, kind)
     missing = set(store.missing([case.key for case in cases]))
     todo = [case for case in cases if case.key in missing]
     log.info("%s: %d of %d prompts are labelled already", store.path, len(cases) - len(todo), len(cases))
-    shown, silent = Progress(len(todo), "labels"), False
+    shown, silent, made = Progress(len(todo), "labels"), False, {"kind": kind, "judge": name}
     for start in range(0, len(todo), AT_ONCE):
         part = todo[start : start + AT_ONCE]
         rows = [_not_asked(case) for case in part] if silent else judged(config, judge, part)
         silent = all(row.get("again") and all("masked" in score for score in row["scores"]) for row in rows)
-        store.append([{**row, "kind": kind, "judge": name} for row in rows])
+        store.append([{**row, **left_out(config, judge, case), **made} for case, row in zip(part, rows, strict=True)])
         shown.to(start + len(part))
     shown.close()
     return name, [store[case.key] for case in cases]
@@ -317,6 +317,14 @@ def _context(config: Config, judge: Judge, case: Case) -> str:
         return ""
     kept, _ = within_budget(case.captions, judge.count, options.max_caption_tokens)
     return fill(options.captions_template, captions=options.captions_separator.join(kept)) if kept else ""
+
+
+def left_out(config: Config, judge: Judge | None, case: Case) -> dict:
+    """How many captions the budget left out, where it did."""
+    if judge is None or config.label.context == "none":
+        return {}
+    _, beyond = within_budget(case.captions, judge.count, config.label.max_caption_tokens)
+    return {"captions_left_out": len(beyond)} if beyond else {}
 
 
 def _row(case: Case, scores: Sequence[float | Masked], **evidence: list) -> dict:

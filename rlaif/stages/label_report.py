@@ -26,6 +26,8 @@ def report(config: Config, cases: Sequence[Case], rows: Sequence[dict]) -> dict:
     scores = [score for row in rows for score in row["scores"]]
     masked = Counter(score["masked"] for score in scores if "masked" in score)
     found = {"prompts": len(rows), "answers": len(scores), "masked": dict(masked)}
+    if beyond := sum(row.get("captions_left_out", 0) for row in rows):
+        found["captions_left_out"] = beyond
     found["again"] = sum(row.get("again", False) for row in rows)
     if config.label.context != "none":
         found["without_context"] = sum(not case.captions for case in cases)

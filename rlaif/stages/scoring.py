@@ -10,6 +10,7 @@ from cluster.remote import ask
 from rlaif.config.schema import Config, Function
 from rlaif.errors import ContractError
 from rlaif.records import Key, Outcome, Prompt
+from rlaif.stages.judges import name_of
 from rlaif.stages.label import Case, kind_of, label_store, labelled
 from rlaif.stages.roles import context_of
 from rlaif.stages.run import Run
@@ -56,7 +57,7 @@ def judged(config: Config, run: Run, cases: Sequence[Case], name: str) -> tuple[
 
     A file for each way of asking: other options of `label` do not meet these labels.
     """
-    kind = kind_of(config.label, str(config.label.judge))
+    kind = kind_of(config.label, name_of(config.label.judge))
     store = label_store(run.directory.path / "feedback" / f"{name}-{kind}.jsonl")
     return labelled(config, run, cases, store)
 

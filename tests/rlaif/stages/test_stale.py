@@ -1,0 +1,138 @@
+"""Files of feedback that outlive what they were made of: nothing stale is used, and nobody's own file is written over."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from rlaif.errors import ConfigError, ContractError, DataError
+from rlaif.models.check import fingerprint
+from rlaif.records import Prompt
+from rlaif.stages import candidates, caption, data, demo, pairs
+
+ASKED = Prompt("p", "v.mp4", "what ?")
+
+
+@pytest.fixture
+def config(make_config, world, tmp_path):
+    return make_config(
+        tmp_path, f"candidates.models=[{world}/base]", f"caption.model={world}/base", "data.captions=captions.jsonl"
+    )
+
+
+def write(path, *rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def answers(config, *rows):
+    write(data.data_path(config, config.data.candidates), *({"prompt_id": "p", **row} for row in rows))
+
+
+def row(model, text, asked=ASKED, **more):
+    return {
+        "model": model,
+        "fingerprint": fingerprint(model),
+        "asked": candidates.asked_of(asked),
+        "answers": [text],
+        **more,
+    }
+
+
+def test_answers_of_other_models_weights_or_questions_are_not_judged(config, world, caplog):
+    base = f"{world}/base"
+    other = Prompt("p", "v.mp4", "what then ?")
+    answers(
+        config,
+        row(base, "good"),
+        row(base, "of another question", other),
+        row(base, "of other weights") | {"fingerprint": "0" * 16},
+        row(base, "of another model") | {"fingerprint": "1" * 16, "model": "elsewhere"},
+    )
+    assert candidates.by_prompt(config, [ASKED]) == {"p": ["good"]}
+    assert "3 rows" in caplog.text
+    assert candidates.by_prompt(config, [other]) == {"p": ["of another question"]}
+
+
+def test_answers_without_an_origin_are_the_users_own(config):
+    answers(config, {"answers": ["mine", "mine too"]})
+    assert candidates.by_prompt(config, [ASKED]) == {"p": ["mine", "mine too"]}
+
+
+def test_answers_sampled_in_another_way_are_not_added_to(config):
+    answers(config, row("m", "a", sampling=candidates.sampling_of(config) | {"per_model": 9}))
+    with pytest.raises(ContractError, match="per_model.*9"):
+        candidates.check_options(config, candidates.open_candidates(config))
+    answers(config, row("m", "a", sampling=candidates.sampling_of(config)))
+    candidates.check_options(config, candidates.open_candidates(config))
+
+
+def told(number, text, **more):
+    return {
+        "key": f"k{number}",
+        "video": "v",
+        "model": "m",
+        "captioner": "c",
+        "version": "1",
+        "context": [text],
+        **more,
+    }
+
+
+def test_the_newest_captions_of_a_video_count_and_kinds_do_not_mix(tmp_path):
+    path = write(tmp_path / "c.jsonl", told(9, "old"), told(1, "new"))
+    assert data.captions_by_video(path) == {("v", ""): ("new",)}
+    for other in ({"captioner": "d"}, {"version": "2"}, {"model": "n"}):
+        write(path, told(1, "a"), told(2, "b", **other))
+        with pytest.raises(DataError, match="one model and prompt"):
+            data.captions_by_video(path)
+
+
+def test_captions_of_other_weights_or_prompts_are_named_before_any_is_added(config):
+    plan = caption.plan_of(config.caption)
+    own = {"captioner": fingerprint(config.caption.model), "version": caption.version(plan)}
+    path = data.data_path(config, config.data.captions).with_name("other-captions.jsonl")
+    write(path, told(1, "a", **own))
+    caption.check_kind(config, plan, data.open_captions(path))
+    for other in ({"captioner": "0" * 16}, {"version": "0"}):
+        write(path, told(1, "a", **own | other))
+        with pytest.raises(ContractError, match=r"data\.captions"):
+            caption.check_kind(config, plan, data.open_captions(path))
+
+
+def test_preferences_of_another_origin_are_not_replaced(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    pairs.check_target(path)
+    write(path, {"pair_id": "1", "question": "q", "chosen": "a", "rejected": "b"})
+    with pytest.raises(ConfigError, match="another origin"):
+        pairs.check_target(path)
+    write(path, {"pair_id": "1", "question": "q", "chosen": "a", "rejected": "b", "judge": {"model": "m"}})
+    pairs.check_target(path)
+
+
+def test_some_video_is_held_out_and_the_margin_is_of_the_method(config):
+    assert len(pairs.held_out(config, ["a", "b", "c"])) >= 1
+    for method, margin in pairs.MARGIN.items():
+        changed = config.model_copy(update={"label": config.label.model_copy(update={"method": method})})
+        assert pairs.options_of(changed).margin == margin
+    changed = config.model_copy(update={"pairs": config.pairs.model_copy(update={"margin": 0.0})})
+    assert pairs.options_of(changed).margin == 0
+
+
+def test_a_prompt_in_two_files_is_one_and_two_prompts_of_one_id_are_an_error(monkeypatch):
+    files = {"a": [ASKED], "b": [ASKED, Prompt("q", "v.mp4", "what ?")], "c": [Prompt("p", "w.mp4", "what ?")]}
+    monkeypatch.setattr(data, "prompts", lambda run, file: files[file])
+    run = SimpleNamespace()
+    assert [prompt.prompt_id for prompt in data.prompts_of(run, ("a", "b"))] == ["p", "q"]
+    with pytest.raises(DataError, match="prompt 'p'"):
+        data.prompts_of(run, ("a", "c"))
+
+
+def test_an_earlier_demos_feedback_gets_another_name(tmp_path):
+    for _ in range(2):
+        write(tmp_path / "feedback" / "labels.jsonl", {})
+        demo.set_aside(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["feedback.1", "feedback.2"]
