@@ -13,7 +13,7 @@ def problems_of(config: Config, stage: str | None = None) -> list[str]:
     checks |= {"caption": [_caption], "sample": [], "pairs": [], "score": [_score]}
     checks |= {"eval context": [_caption, _label, _reward]}
     checks |= {f"eval {name}": [_label] if _judged(config, name) else [] for name in ("agreement", "winrate")}
-    chosen = checks.get(stage, [check for group in checks.values() for check in group])
+    chosen = checks.get(stage, list(dict.fromkeys(check for group in checks.values() for check in group)))
     found = [problem for check in [_run, _cluster, *chosen] for problem in check(config)]
     return found + _devices(config, stage)
 

@@ -13,6 +13,7 @@ from rlaif.feedback.pairing import Candidate, PairOptions, ScoredPair, build
 from rlaif.preferences.files import kind, read_rows, write_rows
 from rlaif.preferences.formats.own import PAIRS
 from rlaif.preferences.record import Preference
+from rlaif.preferences.rows import Row
 from rlaif.records import Masked
 from rlaif.seeds import derive
 from rlaif.stages import data
@@ -64,11 +65,12 @@ def options_of(config: Config) -> PairOptions:
 def check_target(path: Path) -> None:
     """Raises ConfigError where a file to be written holds preferences that no judge of ours made: they are not replaced."""
     first = next(iter(read_rows(path)), None) if path.is_file() else None
-    judge = (first or {}).get("judge")
+    fields = first.fields if isinstance(first, Row) else {}
+    judge = fields.get("judge")
     if first is not None and not (isinstance(judge, dict | str) and "model" in judge):
         raise ConfigError(
             f"no file at {path}, or one that `rlaif pairs` wrote",
-            f"preferences of another origin, such as {first.get('pair_id')!r}",
+            f"rows of another origin, such as {fields.get('pair_id')!r}",
             "data.pairs or data.pairs_eval: another file to write to",
         )
 

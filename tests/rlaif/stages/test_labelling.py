@@ -39,7 +39,13 @@ def judging(tmp_path, make_config, world):
 
     def make(url: str, *overrides: str, answers=("a red circle .", "a blue square .", "there is one object .")):
         server = f"{{url: '{url}', model: judge-1, origin: judge, retries: 0, backoff_s: 0}}"
-        plain = [f"label.judge={server}", "label.choices=[A, B]", "label.show_video=false", "label.context=none"]
+        plain = [
+            "data.pairs={run}/feedback/pairs.jsonl",
+            f"label.judge={server}",
+            "label.choices=[A, B]",
+            "label.show_video=false",
+            "label.context=none",
+        ]
         config = make_config(tmp_path, "candidates.prompts=[descriptions.jsonl]", *plain, *overrides)
         run = Run(config, RunDir(config.storage, config.name), None, NoTopology(config))
         file = data.data_path(config, config.data.candidates)
