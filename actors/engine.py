@@ -11,7 +11,8 @@ import numpy as np
 from actors.contents import Contents
 from actors.requests import Completion, Refused, Request, Sent, Visual, completion, vllm_prompt
 from actors.weights import EngineWeights
-from rlaif.config.schema import Rollout, Sampling
+from rlaif.config.cluster import Rollout
+from rlaif.config.schema import Sampling
 from rlaif.errors import ContractError
 
 ADAPTER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)

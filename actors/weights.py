@@ -95,9 +95,8 @@ class EngineWeights:
         self._check_fits(manifest)
         for problem in self.llm.collective_rpc("check_transfer", args=(manifest,)):
             if problem is not None:
-                self.llm.collective_rpc(
-                    "begin_transfer"
-                )  # other ranks may have found nothing wrong: none keeps its part
+                # other ranks may have found nothing wrong: none keeps its part
+                self.llm.collective_rpc("begin_transfer")
                 raise problem
         self._load(manifest, "load_transfer")
         return self._committed(manifest, start)

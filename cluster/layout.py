@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from rlaif.config.schema import Role
+from rlaif.config.cluster import Role
 from rlaif.errors import ConfigError, PlacementError
 
 Requests = Mapping[str, Role]

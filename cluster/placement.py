@@ -21,7 +21,7 @@ from ray.util.placement_group import (
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.layout import Bundle, Node, Requests, layout, shortage, unplaced
-from rlaif.config.schema import Role
+from rlaif.config.cluster import Role
 from rlaif.errors import PlacementError
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.layout import layout, unplaced
 from cluster.placement import cluster_nodes
-from rlaif.config.schema import Config, Role
+from rlaif.config.cluster import Role
+from rlaif.config.schema import Config
 from rlaif.errors import ConfigError
 from rlaif.rundir import RunDir
 from rlaif.storage import Location

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from rlaif.config.schema import Cluster, Lora, Model, Optim
+from rlaif.config.cluster import Cluster
+from rlaif.config.schema import Lora, Model, Optim
 
 
 @dataclass(frozen=True)

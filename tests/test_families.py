@@ -21,7 +21,8 @@ from learners.export import adapter_config, export_role
 from learners.roles import Role
 from learners.spec import RoleSpec
 from learners.state import published_weights
-from rlaif.config.schema import Lora, Rollout, Sampling
+from rlaif.config.cluster import Rollout
+from rlaif.config.schema import Lora, Sampling
 from rlaif.errors import ConfigError
 from rlaif.models.batch import collate
 from rlaif.models.encode import Encoder

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlaif.config.schema import Config, Function
+from rlaif.config.schema import Config
+from rlaif.config.section import Function
 
 
 def problems_of(config: Config, stage: str | None = None) -> list[str]:

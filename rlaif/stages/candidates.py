@@ -7,22 +7,20 @@ import itertools
 import json
 import logging
 from collections.abc import Sequence
+from functools import partial
 
 from actors.pool import RolloutPool
 from rlaif.config.schema import Config, Sampling
 from rlaif.errors import ContractError, DataError
 from rlaif.feedback.store import Store
 from rlaif.models.check import fingerprint, require_model
-from rlaif.progress import Progress
 from rlaif.records import Prompt
 from rlaif.seeds import derive
 from rlaif.stages import data
+from rlaif.stages.filling import fill
 from rlaif.stages.run import Run
 
 log = logging.getLogger(__name__)
-
-AT_ONCE = 256
-"""Prompts that are answered, and then written down, together."""
 
 Key = tuple[str, str, str]
 """(prompt_id, fingerprint of the model, what was asked): all its answers to a prompt are made, and written, together."""
@@ -44,15 +42,10 @@ def sample(config: Config, run: Run) -> dict[str, int]:
         todo = [prompt for prompt in prompts if prompt.prompt_id in missing]
         if not todo:
             continue
-        pool, shown = run.topology.engines(model), Progress(len(todo), f"answers of {model}")
-        for start in range(0, len(todo), AT_ONCE):
-            rows = _answered(config, pool, model, print_, todo[start : start + AT_ONCE])
-            store.append(rows)
-            failed = sum("masked" in row for row in rows)
-            counts["failed"] += failed
-            counts["made"] += len(rows) - failed
-            shown.to(start + len(rows))
-        shown.close()
+        answer = partial(_answered, config, run.topology.engines(model), model, print_)
+        made, failed = fill(store, todo, answer, f"answers of {model}")
+        counts["made"] += made
+        counts["failed"] += failed
     log.info("%s: %s", store.path, ", ".join(f"{count} {name}" for name, count in counts.items()))
     return counts
 

@@ -7,21 +7,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from actors.pool import RolloutPool
-from rlaif.config.schema import Caption, Config, Sampling
+from rlaif.config.feedback import Caption
+from rlaif.config.schema import Config, Sampling
 from rlaif.errors import ConfigError, ContractError
 from rlaif.feedback.narrative import CaptionPlan, clips, narrative, request_text, summary_text, version
 from rlaif.feedback.store import Store, caption_key
 from rlaif.models.check import fingerprint, require_model
-from rlaif.progress import Progress
 from rlaif.records import Prompt
 from rlaif.seeds import derive
 from rlaif.stages import data
+from rlaif.stages.filling import fill
 from rlaif.stages.run import Run
 
 log = logging.getLogger(__name__)
-
-AT_ONCE = 256
-"""Videos whose captions are asked for, and then written down, together."""
 
 
 @dataclass(frozen=True)
@@ -51,18 +49,11 @@ def caption(config: Config, run: Run) -> dict[str, int]:
     wanted = list(_wanted(config, run, plan))
     missing = set(store.missing([(one.key, one.video) for one in wanted]))
     todo = [one for one in wanted if (one.key, one.video) in missing]
-    counts = {"captioned": 0, "there": len(wanted) - len(todo), "failed": 0}
+    made = failed = 0
     if todo:
         pool = run.topology.engines(config.caption.model)
-        shown = Progress(len(todo), "captions")
-        for start in range(0, len(todo), AT_ONCE):
-            rows = _captions(config, pool, plan, todo[start : start + AT_ONCE])
-            store.append(rows)
-            failed = sum("masked" in row for row in rows)
-            counts["failed"] += failed
-            counts["captioned"] += len(rows) - failed
-            shown.to(start + len(rows))
-        shown.close()
+        made, failed = fill(store, todo, lambda part: _captions(config, pool, plan, part), "captions")
+    counts = {"captioned": made, "there": len(wanted) - len(todo), "failed": failed}
     log.info("%s: %s", store.path, ", ".join(f"{count} {name}" for name, count in counts.items()))
     return counts
 

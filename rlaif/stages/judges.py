@@ -10,7 +10,9 @@ from typing import Protocol
 
 from actors.frames import FrameClient
 from actors.pool import RolloutPool
-from rlaif.config.schema import Config, Function, Sampling, Server
+from rlaif.config.feedback import Server
+from rlaif.config.schema import Config, Sampling
+from rlaif.config.section import Function
 from rlaif.errors import DataError
 from rlaif.feedback.asking import Ask, Turn, encode_frames
 from rlaif.feedback.endpoint import Endpoint

@@ -15,7 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from actors.reward import load_function
-from rlaif.config.schema import Config, Function, Label
+from rlaif.config.feedback import Label
+from rlaif.config.schema import Config
+from rlaif.config.section import Function
 from rlaif.errors import ContractError
 from rlaif.feedback import claims, pairwise
 from rlaif.feedback.pairing import win_scores

@@ -10,7 +10,7 @@ from actors.pool import RolloutPool
 from cluster.publish import Manifest
 from cluster.transfer import Delivery, Receivers, undelivered
 from learners.group import LearnerGroup
-from rlaif.config.schema import Rollout
+from rlaif.config.cluster import Rollout
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,8 @@ from actors.reward import RewardPool, check_weights, load_function, read_card
 from cluster.ledger import Ledger
 from learners.group import LearnerGroup
 from learners.spec import LearnerSpec, RoleSpec
-from rlaif.config.schema import Config, Function, Lora
+from rlaif.config.schema import Config, Lora
+from rlaif.config.section import Function
 from rlaif.errors import ConfigError
 from rlaif.models.check import fingerprint, require_model
 from rlaif.models.family import engine_video_of

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from actors.reward import Answer, RewardPool, load_function
 from cluster.remote import ask
-from rlaif.config.schema import Config, Function
+from rlaif.config.schema import Config
+from rlaif.config.section import Function
 from rlaif.errors import ContractError
 from rlaif.records import Key, Outcome, Prompt
 from rlaif.stages.judges import name_of

@@ -20,7 +20,8 @@ from cluster.remote import ask
 from cluster.session import Session
 from learners.group import LearnerGroup
 from learners.spec import LearnerSpec
-from rlaif.config.schema import Config, Function, Ppo
+from rlaif.config.schema import Config, Ppo
+from rlaif.config.section import Function
 
 
 class Topology:

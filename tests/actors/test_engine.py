@@ -11,7 +11,8 @@ import torch
 from actors.contents import Contents
 from actors.engine import Engine, EngineSpec, Refused, Request
 from cluster.publish import pack
-from rlaif.config.schema import Rollout, Sampling
+from rlaif.config.cluster import Rollout
+from rlaif.config.schema import Sampling
 from rlaif.errors import ContractError
 from rlaif.models.check import fingerprint
 from rlaif.models.tiny import build_tiny

@@ -18,7 +18,8 @@ from actors.pool import RolloutPool
 from actors.rollout import start_rollout
 from cluster.publish import pack
 from cluster.remote import ask
-from rlaif.config.schema import Rollout, Sampling
+from rlaif.config.cluster import Rollout
+from rlaif.config.schema import Sampling
 from rlaif.errors import ConfigError, ContractError
 from rlaif.models.encode import Encoder
 from rlaif.models.tiny import build_tiny

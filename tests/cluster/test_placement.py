@@ -13,7 +13,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from cluster.layout import Bundle, Node, layout, shortage, unplaced
 from cluster.placement import cluster_nodes, may_grow, place, remove
-from rlaif.config.schema import Role
+from rlaif.config.cluster import Role
 from rlaif.errors import ConfigError, PlacementError
 
 

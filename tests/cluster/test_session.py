@@ -12,8 +12,9 @@ import ray
 from ray.cluster_utils import Cluster
 
 from cluster.session import attach, in_ray_job, probe_storage, refuse_temporary, start
-from rlaif.config.schema import Cluster as ClusterOptions
-from rlaif.config.schema import Config, Role
+from rlaif.config.cluster import Cluster as ClusterOptions
+from rlaif.config.cluster import Role
+from rlaif.config.schema import Config
 from rlaif.errors import ConfigError
 from rlaif.rundir import RunDir
 from rlaif.storage import locate
@@ -107,7 +108,8 @@ def test_joined_cluster_outlives_the_run(cluster, tmp_path):
 HOLD = """
 import sys, time
 from cluster.session import start
-from rlaif.config.schema import Cluster, Config
+from rlaif.config.cluster import Cluster
+from rlaif.config.schema import Config
 with start(Config(name="one", storage=sys.argv[1], cluster=Cluster(address=sys.argv[2]))):
     print("alive", flush=True)
     time.sleep(600)

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from cluster.env import actor_env
-from rlaif.config.schema import Cluster, Lora, Model, Optim, Role
+from rlaif.config.cluster import Cluster, Role
+from rlaif.config.schema import Lora, Model, Optim
 from rlaif.errors import DataError
 from rlaif.models.encode import Encoded, Encoder
 from rlaif.records import Prompt, Sample

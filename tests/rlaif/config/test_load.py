@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from rlaif.config.load import dump_config, load_config
-from rlaif.config.schema import Config, Function
+from rlaif.config.schema import Config
+from rlaif.config.section import Function
 from rlaif.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))

@@ -72,7 +72,8 @@ def test_logprobs_of_choices_are_the_engines_own(options, model):
     from transformers import AutoProcessor
 
     from actors.engine import Engine, EngineSpec, Request
-    from rlaif.config.schema import Rollout, Sampling
+    from rlaif.config.cluster import Rollout
+    from rlaif.config.schema import Sampling
 
     text, video = map(values, Endpoint(options(temperature=0.7)).ask_many([about(None), about(1, video=True)]))
     processor = AutoProcessor.from_pretrained(model)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from cluster.remote import ask
-from rlaif.config.schema import Function
+from rlaif.config.section import Function
 from rlaif.data import read_pairs
 from rlaif.errors import ConfigError, ContractError, DataError
 from rlaif.feedback.store import Store

@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from cluster.remote import ask
-from rlaif.config.schema import Rollout
+from rlaif.config.cluster import Rollout
 from rlaif.errors import ContractError, PlacementError
 from rlaif.stages import data
 from rlaif.stages.parity import Gate

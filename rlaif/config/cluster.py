@@ -1,0 +1,63 @@
+"""Options of what runs where: the engine of a rollout actor, the actors of each role, the cluster they are on."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from rlaif.config.section import Section
+
+
+class Rollout(Section):
+    """The vLLM engine of each rollout actor."""
+
+    vision: Literal["engine", "shared"] = "engine"
+    """engine: vLLM gets frames and runs its own vision tower. shared: it gets what tower and projector make of a video,
+    computed once for all roles with the same ones. Both must stay frozen, and vLLM must take features for the family."""
+    max_model_len: int = Field(8192, ge=1)
+    gpu_memory_utilization: float = Field(0.85, gt=0, le=1)
+    kv_cache_gib: float | None = Field(None, gt=0)
+    """KV cache of a GPU engine; None: what `gpu_memory_utilization` leaves. Set it where learners share the GPU."""
+    cpu_kv_cache_gib: float = Field(1.0, gt=0)
+    """KV cache of a CPU engine."""
+    block_size: int | None = Field(None, ge=1)
+    """Tokens per block of the KV cache; None: vLLM's choice (128 on a CPU). Prompts share whole blocks only."""
+    tensor_parallel_size: int = Field(1, ge=1)
+    enforce_eager: bool = True
+    max_num_seqs: int = Field(256, ge=1)
+    transport: Literal["object_store", "nccl", "ipc"] = "object_store"
+    """How full weights reach the engines: through Ray's object store (anywhere; adapters always), or from GPU to GPU:
+    nccl where learners and engines have GPUs of their own, ipc where each engine shares a learner rank's. Both hold the new
+    weights beside the old ones until they are checked; an actor they do not reach gets the version through the object store."""
+    sleep_level: Literal[0, 1, 2] = 0
+    """What engines that share their GPU with learners give up during the update: 0 nothing, 1 their cache and (to host
+    memory) weights, 2 both without a copy (full weights only: the next publish brings them)."""
+
+
+class Role(Section):
+    actors: int = Field(1, ge=1)
+    gpus: float = Field(0.0, ge=0)
+    """GPUs per actor; fractions share one."""
+    cpus: float = Field(1.0, ge=0)
+    accelerator: str | None = None
+    """Ray accelerator type (label ray.io/accelerator-type), e.g. A100."""
+    threads: int = Field(1, ge=1)
+    """OpenMP and torch threads per actor."""
+
+
+class Cluster(Section):
+    address: str | None = None
+    """None: the cluster of the surrounding Ray job or RAY_ADDRESS, else a private local one that ends with the run."""
+    rollout: Role = Role()
+    reward: Role = Role()
+    learner: Role = Role(actors=2)
+    deadline_s: float = Field(600.0, gt=0)
+    """How long to wait for placement before the run stops and says which role waits for what."""
+    collective_timeout_s: float = Field(1800.0, gt=0)
+    """How long learner ranks wait for each other, and the run for a rollout actor's answers or its receipt of weights."""
+    zero_stage: Literal[1, 2, 3] = 2
+    offload_optimizer: bool = False
+    """Keep optimizer state in host memory (GPU learners)."""
+    object_store_gib: float = Field(1.0, gt=0)
+    """Object store of a private local cluster."""

@@ -1,0 +1,184 @@
+"""Options of the stages that make feedback: captions, answers, a judge's labels, pairs, and what measures them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from rlaif.config.section import Function, Section, off
+
+
+class Caption(Section):
+    """Dense captions: what happens in each part of a video, in a model's words (`rlaif caption`)."""
+
+    model: str = "{run}/sft/export"
+    """The captioner: a Hugging Face directory or hub name."""
+    of: tuple[str, ...] = ("prompts.jsonl", "eval.jsonl")
+    """Prompt files whose videos are captioned; of these, those that are there."""
+    unit: Literal["clip", "frame"] = "clip"
+    """What one caption covers; rlaif/feedback/narrative.py has the rules."""
+    count: int = Field(3, ge=1)
+    """Clips, or frames, of a video."""
+    frames: int = Field(20, ge=1)
+    """Frames of one clip, at most."""
+    dependent: bool = False
+    """Each caption is asked for with the one before it."""
+    conditioned: bool = False
+    """Each caption is asked for with the prompt's question."""
+    aggregate: Literal["concat", "summarise"] = "concat"
+    """A video's narrative: its captions in time order, or the captioner's summary of them."""
+    prompt: str = "{previous}{question}Describe in detail what can be seen in this part of the video."
+    previous_slot: str = "Just before this part: {previous}\n"
+    question_slot: str = "What will be asked about the video: {question}\n"
+    summary_prompt: str = (
+        "Parts of one video, in order: {captions}\n{question}Tell in detail what happens in the video."
+    )
+    max_tokens: int = Field(256, ge=1)
+    temperature: float = Field(0.0, ge=0, le=2)
+
+
+class Candidates(Section):
+    """Answers to be judged (`rlaif sample`)."""
+
+    models: tuple[str, ...] = Field(("{run}/sft/export",), min_length=1)
+    """Who answers: one model many times, or several models."""
+    prompts: tuple[str, ...] = ("prompts.jsonl",)
+    per_model: int = Field(4, ge=1)
+    """Answers of each model to each prompt, with different seeds."""
+    temperature: float = Field(1.0, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_tokens: int = Field(256, ge=1)
+
+
+class Server(Section):
+    """A judge behind an OpenAI-compatible server; rlaif/feedback/options.py explains each option."""
+
+    url: str
+    model: str
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the key."""
+    timeout_s: float = Field(60.0, gt=0)
+    retries: int = Field(4, ge=0)
+    concurrency: int = Field(8, ge=1)
+    token_budget: int | None = None
+    cost_budget: float | None = None
+    price_per_million: tuple[float, float] = (0.0, 0.0)
+    """Of input and of output tokens, in the unit of `cost_budget`."""
+    backoff_s: float = Field(1.0, ge=0)
+    max_backoff_s: float = Field(60.0, ge=0)
+    give_up_after: int = Field(16, ge=1)
+    max_images: int = Field(32, ge=1)
+    """Frames of one question."""
+    top_logprobs: int = Field(20, ge=1)
+    """First tokens listed of a verdict; more where a choice is often missing, as far as the server goes."""
+    extra: dict[str, Any] = {}
+    origin: str | None = None
+    """What labels and kept replies are known by instead of the address, for a server that moves."""
+
+
+class Label(Section):
+    """AI feedback on the candidates (`rlaif label`)."""
+
+    method: Literal["pairwise", "claims"] = "pairwise"
+    """Two answers side by side, in both orders; or every claim of an answer by itself."""
+    judge: str | Server | Function = "{run}/sft/export"
+    """A model on vLLM (the policy itself, a peer, a larger one), a server, or a function (a world's own checker)."""
+    context: Literal["captions", "none", "shuffled"] = "captions"
+    """What the judge reads beside the answers: the video's dense captions, nothing, or another video's (a control)."""
+    show_video: bool = True
+    captions_template: str = "What happens in the video: {captions}\n"
+    captions_separator: str = " "
+    max_caption_tokens: int = Field(1024, ge=0)
+    """Captions beyond this budget are left out whole, never cut."""
+    pairwise_prompt: str = (
+        "{context}Question: {question}\nFirst answer: {a}\nSecond answer: {b}\nWhich answer is more accurate and helpful? "
+        "Reply with one word, first or second."
+    )
+    choices: tuple[str, str] = ("first", "second")
+    """How the reply to it begins."""
+    flips: Literal["tie", "average"] = "tie"
+    """What becomes of two answers whose order decided."""
+    comparisons: int | None = Field(None, ge=1)
+    """Pairs of answers compared per prompt, drawn by seed; None: all."""
+    split: str = "sentences"
+    """How an answer becomes claims: `sentences`, `model` (the judge lists them), or `package.module:function`."""
+    split_prompt: str = (
+        "Question: {question}\nAnswer: {answer}\nList every statement of fact in the answer, one per line, each line "
+        "beginning with a dash and understandable by itself."
+    )
+    claim_prompt: str = "{context}{claim} Is that so? Please answer yes or no."
+    yes_no: tuple[str, str] = ("yes", "no")
+    reference: str | None = None
+    """`package.module:function` called as f(prompt, a, b) -> 1, -1 or 0: agreement of the labels with it is reported."""
+
+
+class Pairs(Section):
+    """Preference pairs out of labelled answers (`rlaif pairs`)."""
+
+    choose: Literal["best_worst", "all"] = "all"
+    margin: float | None = Field(None, ge=0)
+    """Least difference of scores: rejected claims, or mean win probability; None: 1 claim, or 0.2 of probability."""
+    per_prompt: int | None = Field(2, ge=1)
+    min_words: int = Field(1, ge=0)
+    lengths: Literal["off", "rejected", "symmetric"] = "rejected"
+    """Drop pairs until neither side is longer on average: see rlaif/feedback/lengths.py."""
+    eval_fraction: float = Field(0.05, ge=0, lt=1)
+    """Share of the videos whose pairs go to `data.pairs_eval`, where that is set."""
+
+    @field_validator("lengths", mode="before")
+    @classmethod
+    def _yaml_off(cls, value: object) -> object:
+        return off(value)
+
+
+class Agreement(Section):
+    """How often a judge or a reward model prefers what `data.pairs_eval` prefers (`rlaif eval agreement`)."""
+
+    by: Literal["reward", "judge"] = "reward"
+    """Who is compared: the reward model `ppo.reward`, or the judge of `label`, asked anew."""
+    dimensions: tuple[str, ...] = ()
+    """Dimensions that the file must have and that are told apart; none: every one it has."""
+
+
+class Winrate(Section):
+    """Whose answers win, out of those that `rlaif sample` made (`rlaif eval winrate`)."""
+
+    models: dict[str, str] = {}
+    """Two or more: a short name, and the model as `candidates.models` has it; none: all of these."""
+    prompts: tuple[str, ...] = ()
+    """Prompt files whose answers count; none: `candidates.prompts`."""
+    by: Literal["reward", "judge"] = "reward"
+    """Who decides: the reward model `ppo.reward`, or the judge of `label`."""
+
+
+class Bench(Section):
+    """Size of `rlaif bench label`."""
+
+    rounds: int = Field(4, ge=2)
+    """Medians are over all but the first, which warms up."""
+    prompts: int = Field(8, ge=1)
+    """Prompts, each about another video, judged in one round."""
+    narrative_words: int = Field(160, ge=0)
+    answer_words: int = Field(32, ge=1)
+
+
+class Score(Section):
+    """What reward models say of every answer in a preference file (`rlaif score`)."""
+
+    models: tuple[str, ...] = Field(("{run}/reward/export",), min_length=1)
+    """Exports of `rlaif reward`, each called by itself."""
+    file: str | None = None
+    """The preferences; None: `data.pairs`."""
+    out: str = "{run}/feedback/scored.jsonl"
+    """The same rows with more `scores`; may be `file` itself."""
+    tokens_per_microbatch: int = Field(16384, ge=1)
+
+
+class Context(Section):
+    """Does context help? (`rlaif eval context`)"""
+
+    seeds: int = Field(3, ge=1)
+    """Times that answers are sampled, labelled and learned from anew, from `seed` on."""
+    reward_steps: int = Field(0, ge=0)
+    """Steps of each of its reward models, three per seed (0: `reward.steps`)."""
