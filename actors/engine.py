@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from actors.contents import Contents
-from actors.requests import Completion, Refused, Request, Sent, Visual, completion, vllm_prompt
+from actors.requests import Completion, Refused, Request, Sent, Visual, completion, over_limit, vllm_prompt
 from actors.weights import EngineWeights
 from rlaif.config.cluster import Rollout
 from rlaif.config.schema import Sampling
@@ -115,17 +115,27 @@ class Engine:
         return [np.array([_given_logprob(next(results), token) for token in r], np.float32) for r in responses]
 
     def choices(
-        self, requests: Iterable[Request], tokens: Sequence[Sequence[int]], version: int
+        self,
+        requests: Iterable[Request],
+        tokens: Sequence[Sequence[int]],
+        version: int,
+        max_prompt_tokens: int | None = None,
     ) -> list[np.ndarray | Refused]:
         """How the first token of an answer is chosen: [K] float32 log-probs per request, one for each group in `tokens`.
 
         A group holds the spellings of one choice; their probabilities add up. One prefill per request, nothing is sampled.
+        A prompt of more than `max_prompt_tokens` positions is Refused.
         """
         self.weights.check_version(version)
         wanted = sorted({token for group in tokens for token in group})
         params = self._params(Sampling(max_tokens=1), None, logprobs=None, logprob_token_ids=wanted)
         results = self._run((vllm_prompt(request), [params]) for request in requests)
-        return [entry if isinstance(entry, Refused) else _group_logprobs(entry[0], tokens) for entry in results]
+        return [
+            entry
+            if isinstance(entry, Refused)
+            else _within(entry[0], max_prompt_tokens) or _group_logprobs(entry[0], tokens)
+            for entry in results
+        ]
 
     def _params(self, sampling: Sampling, seed: int | None, **overrides: Any) -> Any:
         from vllm import SamplingParams
@@ -213,6 +223,11 @@ def _given_logprob(entry: list[Any] | Refused, token: int) -> float:
             "prompt and response within the engine's limits", entry.reason, "raise rollout.max_model_len"
         )
     return entry[0].outputs[0].logprobs[0][int(token)].logprob
+
+
+def _within(output: Any, limit: int | None) -> Refused | None:
+    reason = over_limit(len(output.prompt_token_ids), limit)
+    return Refused(reason) if reason else None
 
 
 def _group_logprobs(output: Any, tokens: Sequence[Sequence[int]]) -> np.ndarray:

@@ -56,6 +56,13 @@ class Refused:
     reason: str
 
 
+def over_limit(length: int, limit: int | None) -> str | None:
+    """Why a prompt of `length` positions, visual tokens included, is not answered: cutting it could cut the video."""
+    if limit is None or length <= limit:
+        return None
+    return f"{length} prompt positions, over data.max_prompt_tokens ({limit})"
+
+
 @dataclass(frozen=True)
 class Sent:
     """What is remembered of a request while it is answered; the frames may be freed meanwhile."""

@@ -11,6 +11,7 @@ from uuid import uuid4
 
 from actors.engine import Completion, Engine, EngineSpec, Refused, Request
 from actors.features import FeatureClient
+from actors.requests import over_limit
 from actors.tower import FrozenTower
 from actors.weights import Published
 from cluster.env import actor_env
@@ -104,7 +105,7 @@ class RolloutActor:
         tokens = [self._encoder.spellings(word) for word in words]
         began, failures, sent = time.time(), [], []
         requests = self._requests(prompts, 1, 0, sent, failures)
-        results = self._engine.choices(requests, tokens, version)
+        results = self._engine.choices(requests, tokens, version, self._limit)
         self._report_passes([frames_hash for _, frames_hash in sent if frames_hash])
         found: list[Choice] = []
         for (prompt, _), result in zip(sent, results, strict=True):
@@ -123,10 +124,7 @@ class RolloutActor:
     def _why_not(self, result: list[Completion] | Refused) -> str | None:
         if isinstance(result, Refused):
             return result.reason
-        length = len(result[0].prompt_ids)
-        if self._limit is not None and length > self._limit:
-            return f"{length} prompt positions, over data.max_prompt_tokens ({self._limit})"
-        return None
+        return over_limit(len(result[0].prompt_ids), self._limit)
 
     def _requests(
         self, prompts: Sequence[Prompt], n: int, seed: int, sent: list, failures: list[Failure]
