@@ -1,4 +1,4 @@
-"""Read and check the JSONL files of a run. A bad row is counted, named and skipped, or fatal where `strict`.
+"""What the files of a run hold, what a row must look like, and what became of the rows (rlaif/readers.py reads them).
 
 A row's `video` is a path relative to `data.root`, a file or a folder of frames. It may not climb out of the root with
 `..`; an absolute path is taken as it stands.
@@ -6,12 +6,11 @@ A row's `video` is a path relative to `data.root`, a file or a folder of frames.
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -100,6 +99,8 @@ class Report:
     """By reason."""
     lines: dict[str, int] = field(default_factory=dict)
     """Line of every kept row, by id."""
+    unit: str = "line"
+    """What these numbers count: see `BadRow`."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -168,7 +169,7 @@ class ConversationRow(_Row):
         return Conversation(self.id, self.video, messages, tuple(self.captions), self.model_extra)
 
 
-class _PairRow(_Row):
+class PairRow(_Row):
     video: Text | None = None
     pair_id: Text
     question: Text
@@ -231,29 +232,17 @@ def check_turns(messages: Sequence[tuple[str, str]], last: Literal["user", "assi
         raise RowError("turns out of order", f"roles are {[role for role, _ in messages]}")
 
 
-# -- readers
-
-
-def read_prompts(path: str | Path, root: str | Path, strict: bool = False) -> tuple[list[Prompt], Report]:
-    """Prompts in file order, and what was skipped. Raises DataError when no row is good or, if `strict`, any is bad."""
-    return _read(Path(path), Path(root), strict, PromptRow, ID_FIELD[Prompt])
-
-
-def read_conversations(path: str | Path, root: str | Path, strict: bool = False) -> tuple[list[Conversation], Report]:
-    """Fine-tuning conversations, as `read_prompts` does."""
-    return _read(Path(path), Path(root), strict, ConversationRow, ID_FIELD[Conversation])
-
-
-def read_pairs(path: str | Path, root: str | Path, strict: bool = False) -> tuple[list[Pair], Report]:
-    """Preference pairs, as `read_prompts` does."""
-    return _read(Path(path), Path(root), strict, _PairRow, ID_FIELD[Pair])
+# -- videos
 
 
 def video_path(root: str | Path, video: str) -> Path:
-    """Where a row's `video` is. Raises DataError for a relative path that leaves `root`.
+    """Where a row's `video` is. Raises DataError for a relative path that leaves `root`, and for one in a bucket.
 
     Links are not followed, so a root may be made of them.
     """
+    if "://" in (whole := video if os.path.isabs(video) or "://" in video else f"{root}/{video}"):
+        change = "copy the videos to a file system that every node sees; data.root is that folder"
+        raise DataError("a video at a local path", f"the URI {whole}", change)
     inside = os.path.normpath(video)
     if inside == ".." or inside.startswith("../"):
         raise DataError(
@@ -283,7 +272,7 @@ def skip_bad_videos(rows: list[Row], bad: dict[str, str], report: Report, strict
             continue
         name = getattr(row, ID_FIELD[type(row)])
         report.kept -= 1
-        report.skip("video unusable", BadRow(report.lines.get(name), name, reason))
+        report.skip("video unusable", BadRow(report.lines.get(name), name, reason, report.unit))
     report.check(strict)
     return kept
 
@@ -301,50 +290,6 @@ def _why_unusable(spec: Callable[[str], FrameSpec], video: str) -> str | None:
     return None
 
 
-def _read(path: Path, root: Path, strict: bool, form: type[_Row], key: str) -> tuple[list, Report]:
-    report, rows = Report(str(path)), []
-    exists = cache(lambda video: os.path.exists(video_path(root, video)))  # rows share videos; a network stat is slow
-    for line, text in _lines(path):
-        name = None
-        try:
-            fields = _json_object(text)
-            name = fields.get(key)
-            row = build_row(form, fields)
-            _check_new(name, report.lines)
-            for video in videos_of(row):
-                _check_video(video, exists)
-        except RowError as bad:
-            report.skip(bad.reason, BadRow(line, name, bad.detail))
-            continue
-        rows.append(row)
-        report.lines[name] = line
-        report.kept += 1
-    report.check(strict)
-    return rows, report
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(1-based number, text) of each line that isn't blank; as bytes, so that one badly encoded line is one bad row."""
-    try:
-        with path.open("rb") as file:
-            for number, text in enumerate(file, start=1):
-                if text.strip():
-                    yield number, text
-    except OSError as error:
-        change = "check data.root and the file names below `data`"
-        raise DataError(f"a JSONL file at {path}", str(error), change) from error
-
-
-def _json_object(text: bytes) -> dict:
-    try:
-        fields = json.loads(text.decode("utf-8-sig"))
-    except ValueError as error:  # undecodable bytes too
-        raise RowError("not JSON", str(error)) from error
-    if not isinstance(fields, dict):
-        raise RowError("not an object", f"a JSON {type(fields).__name__}")
-    return fields
-
-
 def build_row(form: type[BaseModel], fields: dict):
     """What a row form builds from `fields`. Raises RowError that names every problem and counts by the first."""
     try:
@@ -354,17 +299,3 @@ def build_row(form: type[BaseModel], fields: dict):
         reasons = {"missing": "missing field", "string_too_short": "empty field"}
         detail = "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in problems)
         raise RowError(reasons.get(problems[0]["type"], "wrong type"), detail) from error
-
-
-def _check_new(name: str, lines: dict[str, int]) -> None:
-    if name in lines:
-        raise RowError("duplicate id", f"line {lines[name]} has it already")
-
-
-def _check_video(video: str, exists: Callable[[str], bool]) -> None:
-    try:
-        found = exists(video)
-    except DataError as error:
-        raise RowError("video outside root", error.found) from error
-    if not found:
-        raise RowError("video missing", video)

@@ -13,6 +13,7 @@ from rlaif.config.checks import problems_of
 from rlaif.config.schema import Config
 from rlaif.errors import ConfigError
 from rlaif.rundir import RunDir
+from rlaif.storage import locate
 
 
 def load_config(path: str | Path, overrides: list[str] = (), stage: str | None = None) -> Config:
@@ -110,7 +111,7 @@ def _interpolate(value: Any, config: Config) -> Any:
 
 def _absolute(path: str) -> str:
     """Actors have working directories of their own."""
-    return path if "://" in path else str(Path(path).expanduser().absolute())
+    return str(locate(path))
 
 
 def _bullets(problems: list[str]) -> str:

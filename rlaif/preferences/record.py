@@ -1,6 +1,6 @@
 """One preference: two answers (texts or videos) to one prompt, and everything known about why one is better.
 
-Its JSON row is a superset of the pairs row that `rlaif.data.read_pairs` reads. What is null, empty or the default is
+Its JSON row is a superset of the pairs row that `rlaif.readers.read_pairs` reads. What is null, empty or the default is
 left out of the row.
 """
 

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from rlaif.config.schema import Config
-from rlaif.data import (
-    Conversation,
-    Pair,
-    Report,
-    check_videos,
-    read_conversations,
-    read_pairs,
-    read_prompts,
-    skip_bad_videos,
-    videos_of,
-)
-from rlaif.errors import DataError
+from rlaif.data import Conversation, Pair, Report, check_videos, skip_bad_videos, videos_of
+from rlaif.errors import ConfigError, DataError, named
 from rlaif.feedback.store import Store
+from rlaif.preferences.convert import AUTO, opened, source_file
+from rlaif.preferences.files import read_rows, unit
+from rlaif.preferences.formats.base import Options
+from rlaif.preferences.media import Media
+from rlaif.preferences.rows import good
+from rlaif.readers import read_conversations, read_pairs, read_prompts
 from rlaif.records import Prompt
 from rlaif.stages.run import Run
+from rlaif.storage import locate
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +54,39 @@ def pairs(run: Run, file: str) -> list[Pair]:
     return _load(run, file, read_pairs)
 
 
+def of_pairs(run: Run, file: str) -> list[Prompt]:
+    """What the pairs of a file, of any known format, are about: a prompt each, named like the pair, to be captioned.
+
+    Not those whose candidates are the videos, nor those about none: no captions are read there. What cannot be used is
+    counted and named (fatal with `data.strict`). Raises DataError for a file that holds something else.
+    """
+    path, config = source_file(data_path(run.config, file)), run.config
+    report = Report(str(path), unit=unit(path))
+    if next(read_rows(path), None) is None:
+        return []  # `rlaif pairs` may have held all of them out
+    form, rows = opened(path, AUTO, report)
+    if form.kind != "pairs":
+        raise DataError(f"preference pairs in {path}", f"{form.kind} ({form.name})", "data.pairs, data.pairs_eval")
+    records = good(form.read(rows, Options(Media(Path(config.data.root), None)), report.lines), report)
+    found = [Prompt(r.pair_id, r.video, r.question) for r in records if r.video and not r.chosen_video]
+    bad = check_videos(sorted({prompt.video for prompt in found}), run.topology.client().spec)
+    kept = skip_bad_videos(found, bad, report)
+    if report.skipped:
+        report.check(config.data.strict)
+        log.warning("%s", report.summary())
+    return kept
+
+
 def data_path(config: Config, file: str) -> Path:
-    """A dataset file: relative to `data.root`, or absolute."""
-    return Path(config.data.root) / file
+    """A dataset file: relative to `data.root`, or absolute. Raises ConfigError, naming the option, for one in a bucket."""
+    text = file if "://" in file or os.path.isabs(file) else f"{config.data.root}/{file}"
+    place = locate(text)
+    if place.local:
+        return place.local
+    option = next((f"data.{name}" for name, value in config.data if value == file), "the option that names it")
+    option = option if "://" in file else "data.root"
+    change = f"{option}: a folder or file on a file system that every node sees; copy what is in the bucket there"
+    raise ConfigError("a local path", f"the URI {text}", change)
 
 
 def _load(run: Run, file: str, read: Callable[..., tuple[list[Row], Report]]) -> list[Row]:
@@ -96,6 +124,24 @@ def _reads_captions(row: Row) -> bool:
 def stored(known: dict[tuple[str, str], tuple[str, ...]], row: Prompt | Pair) -> tuple[str, ...]:
     """The captions of a row, out of `captions_by_video`."""
     return known.get((row.video, "")) or known.get((row.video, row.question), ())
+
+
+def check_captions(config: Config, rows: Sequence[Pair], file: str) -> None:
+    """For a reward model that reads captions. Raises DataError, naming the command that makes them, where no pair has any, or
+    one is about a video that `data.captions` has not: neither captions nor why there are none."""
+    read = [row for row in rows if _reads_captions(row)]
+    without = [row for row in read if not row.captions]
+    tried = set()
+    if config.data.captions and (path := data_path(config, config.data.captions)).is_file():
+        tried = {(row["video"], row.get("question", "")) for row in open_captions(path).rows()}
+    missing = [row.video for row in without if not {(row.video, ""), (row.video, row.question)} & tried]
+    if without and (len(without) == len(read) or (config.data.captions and missing)):
+        videos = list(dict.fromkeys(missing or [row.video for row in without]))
+        raise DataError(
+            f"captions of the videos in {file}, which reward.context={config.reward.context} reads",
+            f"none of {len(videos)} videos: {named(videos)}",
+            "run `rlaif caption CONFIG`, which captions them into data.captions; or reward.context=none",
+        )
 
 
 def open_captions(path: Path) -> Store[tuple[str, str]]:

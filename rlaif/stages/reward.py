@@ -67,12 +67,19 @@ def steps_of(reward: Reward, pairs: int) -> int:
 
 def datasets(config: Config, run: Run) -> tuple[list[Pair], list[Pair]]:
     """(training, held-out) pairs with the captions that `reward.context` asks for."""
-    rows = compared(data.pairs(run, config.data.pairs), config.reward, config.data.pairs)
+    rows = _read(config, run, config.data.pairs)
     if config.data.pairs_eval:
-        held_out = compared(data.pairs(run, config.data.pairs_eval), config.reward, config.data.pairs_eval)
+        held_out = _read(config, run, config.data.pairs_eval)
     else:
         rows, held_out = hold_out(rows, config.reward.eval_fraction, config.seed)
     return with_context(rows, config), with_context(held_out, config)
+
+
+def _read(config: Config, run: Run, file: str) -> list[Pair]:
+    rows = compared(data.pairs(run, file), config.reward, file)
+    if config.reward.context != "none":
+        data.check_captions(config, rows, file)
+    return rows
 
 
 def compared(rows: list[Pair], reward: Reward, file: str) -> list[Pair]:

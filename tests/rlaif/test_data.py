@@ -3,17 +3,11 @@ from dataclasses import replace
 
 import pytest
 
-from rlaif.data import (
-    Conversation,
-    Pair,
-    check_videos,
-    read_conversations,
-    read_pairs,
-    read_prompts,
-    skip_bad_videos,
-    video_path,
-)
+from rlaif.data import Conversation, Pair, check_videos, skip_bad_videos, video_path
 from rlaif.errors import DataError
+from rlaif.preferences.files import write_rows
+from rlaif.preferences.formats.own import PAIRS
+from rlaif.readers import read_conversations, read_pairs, read_prompts
 from rlaif.records import Prompt
 from rlaif.video.decode import sample_spec
 
@@ -67,6 +61,40 @@ def test_a_pair_of_videos(tmp_path):
     assert pair.videos == ("v.mp4", "w.mp4")
     other = replace(pair, pair_id="s", rejected_video="v.mp4")
     assert skip_bad_videos([pair, other], {"w.mp4": "bad"}, report) == [other]
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet"])
+def test_pairs_are_read_from_every_kind_of_file(tmp_path, ending):
+    """What `rlaif data convert` and `rlaif pairs` write, `rlaif reward` reads: nested fields are JSON text in a parquet file."""
+    (tmp_path / "v.mp4").touch()
+    about = {"dimension": "helpful", "dimensions": {"harmless": -1}, "margin": 0.5, "judge": {"model": "m"}}
+    rows = [PAIR | about | {"captions": ["one"], "pair_id": str(n)} for n in range(3)]
+    rows += [PAIR | {"pair_id": "gone", "video": "gone.mp4"}, PAIR | {"pair_id": "1"}]
+    path = tmp_path / f"pairs{ending}"
+    write_rows(path, map(PAIRS.columns, rows) if ending == ".parquet" else rows, PAIRS.schema)
+    found, report = read_pairs(path, tmp_path)
+    pair = Pair("0", "v.mp4", "what moves?", ("one",), "a cat", "a dog", "helpful", {"harmless": -1}, 0.5)
+    assert found == [replace(pair, pair_id=str(n)) for n in range(3)]
+    assert report.counts == {"kept": 3, "video missing": 1, "duplicate id": 1}
+    unit = "line" if ending.startswith(".jsonl") else "row"
+    assert f"{unit} 4, id 'gone'" in report.summary() and f"{unit} 2 has it already" in report.summary()
+    skip_bad_videos(found[:1], {"v.mp4": "bad"}, report)
+    assert f"video unusable: {unit} 1" in report.summary()
+
+
+def test_a_file_of_another_kind_says_which_are_read(tmp_path):
+    with pytest.raises(DataError, match=r"ends in \.jsonl, .*\.parquet"):
+        read_pairs(tmp_path / "pairs.csv", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("root", "video", "whole"), [(None, "s3://b/v.mp4", "s3://b/v.mp4"), ("gs://b/d", "v.mp4", "gs://b/d/v.mp4")]
+)
+def test_a_video_in_a_bucket_is_said_to_be_there(tmp_path, root, video, whole):
+    path = write(tmp_path, PROMPT | {"video": video})
+    with pytest.raises(DataError, match=f"expected a video at a local path, found the URI {whole}"):
+        read_prompts(path, root or tmp_path)
+    assert video_path("gs://b/d", "/elsewhere/v.mp4").as_posix() == "/elsewhere/v.mp4"
 
 
 SYSTEM = {"role": "system", "content": "be brief"}

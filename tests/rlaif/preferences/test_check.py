@@ -12,9 +12,9 @@ import pytest
 from preference_rows import EXAMPLES, FRAMES, PICTURES, SAFESORA, picture, safesora_video
 
 from rlaif import cli
-from rlaif.data import read_conversations, read_pairs, read_prompts
 from rlaif.preferences.files import read_rows, write_rows
 from rlaif.preferences.formats.table import FORMATS
+from rlaif.readers import read_conversations, read_pairs, read_prompts
 from rlaif.worlds.shapes.render import write_mp4
 
 PAIR = {"pair_id": "a", "video": "v.mp4", "question": "what moves?", "chosen": "a big cat", "rejected": "a dog"}

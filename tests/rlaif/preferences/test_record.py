@@ -5,11 +5,12 @@ import pytest
 from hypothesis import given
 from preference_rows import STRATEGIES
 
-from rlaif.data import Pair, RowError, read_pairs
+from rlaif.data import Pair, RowError
 from rlaif.errors import DataError
 from rlaif.preferences.files import read_rows, write_rows
 from rlaif.preferences.formats.table import FORMATS
 from rlaif.preferences.record import Preference, Span
+from rlaif.readers import read_pairs
 
 PAIR = {"pair_id": "r", "video": "v.mp4", "question": "what?", "captions": ["one"], "chosen": "a", "rejected": ""}
 FULL = Preference(

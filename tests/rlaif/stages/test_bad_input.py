@@ -13,9 +13,9 @@ from actors.frames import LocalFrames
 from actors.reward import CARD, card_text
 from cluster.checkpoint import Checkpoints
 from rlaif.config.schema import Reward
-from rlaif.data import read_prompts
 from rlaif.errors import CheckpointError, ConfigError, DataError
 from rlaif.models.reward_prompt import RewardPrompt
+from rlaif.readers import read_prompts
 from rlaif.rundir import RunDir
 from rlaif.stages import data, ppo, score, sft
 from rlaif.stages.roles import identity
