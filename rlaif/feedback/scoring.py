@@ -1,7 +1,7 @@
 """Scores of reward models in a preference file: which candidates a record has, and what is added to it for each.
 
-A score names its candidate, the model, and a `key` of everything that it depends on: the model's fingerprint, video,
-question, context and answer. What has that key in a record, or in the store of an earlier call, is not asked again.
+A score names its candidate, the model, and a `key` of everything that it depends on: the model's fingerprint, the frames
+it sees, question, context and answer. What has that key in a record, or in the store of an earlier call, is not asked again.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rlaif.data import OVERALL
@@ -30,24 +30,32 @@ class Item:
     question: str
     captions: tuple[str, ...]
     response: str
+    frames: str = ""
+    """Hash of the video's FrameSpec; empty where it has none, or cannot be used."""
 
     def key(self, fingerprint: str) -> str:
-        """32 hex digits."""
-        read = [fingerprint, self.video, self.question, self.captions, self.response]
+        """32 hex digits. Of the video's content, not of its path, which may name another video another time."""
+        read = [fingerprint, self.frames or self.video, self.question, self.captions, self.response]
         return hashlib.sha256(json.dumps(read).encode()).hexdigest()[:32]
 
 
-def items(record: Preference, captions: Sequence[str]) -> list[Item]:
-    """Every candidate once: the two that were compared, and the others that `candidates` holds the text of."""
-    asked = record.question, tuple(captions)
+def items(record: Preference, captions: Sequence[str], frames: Callable[[str], str]) -> list[Item]:
+    """Every candidate once: the two that were compared, and the others that `candidates` holds the text of.
+
+    frames: the `Item.frames` of a video.
+    """
+
+    def item(name: str, video: str | None, response: str) -> Item:
+        video = video or ""
+        return Item(name, video, record.question, tuple(captions), response, frames(video) if video else "")
+
     found = {
-        side: Item(side, getattr(record, f"{side}_video") or record.video or "", *asked, getattr(record, side))
-        for side in SIDES
+        side: item(side, getattr(record, f"{side}_video") or record.video, getattr(record, side)) for side in SIDES
     }
     for other in record.candidates:
         name, text = other.get("candidate"), other.get("text")
         if isinstance(name, str) and isinstance(text, str) and name not in found:
-            found[name] = Item(name, record.video or "", *asked, text)
+            found[name] = item(name, record.video, text)
     return list(found.values())
 
 

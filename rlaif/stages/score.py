@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from actors.reward import Answer, RewardPool, dimensions_of, read_card, reward_fingerprint
-from cluster.remote import ask
 from rlaif.config.schema import Config
 from rlaif.data import Report
 from rlaif.errors import DataError
 from rlaif.feedback.scoring import Item, Model, Tally, added, items, unreadable
 from rlaif.feedback.store import Store
-from rlaif.models.packing import chunks
 from rlaif.models.reward_prompt import contexts
 from rlaif.preferences.files import kind, read_rows, write_rows
 from rlaif.preferences.formats.own import PAIRS
 from rlaif.preferences.record import Preference
 from rlaif.preferences.rows import good
 from rlaif.progress import Progress
-from rlaif.records import Masked, Outcome, Prompt
+from rlaif.records import Key, Masked, Outcome, Prompt
 from rlaif.stages import data
 from rlaif.stages.evaluate import command
 from rlaif.stages.run import Run
+from rlaif.stages.scoring import outcomes
 
 log = logging.getLogger(__name__)
 
@@ -40,13 +40,15 @@ class Job:
     model: Model
     captions: Callable[[Preference], Sequence[str]]
     """What fills the model's caption slot."""
+    frames: Callable[[str], str]
+    """See `frames_of`."""
     new: set[str] = field(default_factory=set)
     """Keys of what was scored in this call."""
     reasons: dict[str, str] = field(default_factory=dict)
     """Of what was masked in this call, by key."""
 
     def items(self, record: Preference) -> list[Item]:
-        return items(record, self.captions(record))
+        return items(record, self.captions(record), self.frames)
 
 
 def score(config: Config, run: Run) -> dict:
@@ -58,10 +60,10 @@ def score(config: Config, run: Run) -> dict:
     cards = {path: read_card(path, "score.models") for path in config.score.models}
     known = captions_of(config)
     surveyed = survey(config, file)
-    jobs = []
+    frames, jobs = frames_of(run), []
     for path, card in cards.items():
         model = Model(path, reward_fingerprint(path), dimensions_of(card))
-        jobs.append(Job(model, context(config, card["prompt"]["context"], file, known)))
+        jobs.append(Job(model, context(config, card["prompt"]["context"], file, known), frames))
     store = Store(run.directory.path / "feedback" / "scores.jsonl", key=lambda row: row["key"])
     for job in jobs:
         fill(config, run, job, records(file), store, surveyed.kept)
@@ -101,6 +103,21 @@ def survey(config: Config, file: Path) -> Report:
     return report
 
 
+def frames_of(run: Run) -> Callable[[str], str]:
+    """What names the frames that reward actors see of a video: its FrameSpec's hash. Empty where it cannot be used: they
+    say why."""
+    client = run.topology.client()
+
+    @cache
+    def frames(video: str) -> str:
+        try:
+            return client.spec(video).hash
+        except DataError:
+            return ""
+
+    return frames
+
+
 def captions_of(config: Config) -> dict:
     """What `rlaif caption` wrote, where `data.captions` is set and there."""
     file = config.data.captions and data.data_path(config, config.data.captions)
@@ -128,8 +145,7 @@ def fill(config: Config, run: Run, job: Job, found: Iterable[Preference], store:
         wanted = missing(job, part, store)
         if wanted:
             pool = pool or started(config, run, job.model.name)
-            outcomes = outcomes_of(pool, list(wanted.values()))
-            keep(job, outcomes, store)
+            keep(job, outcomes(pool, list(wanted.values())), store)
         done += len(part)
         shown.to(done)
     shown.close()
@@ -145,7 +161,7 @@ def missing(job: Job, part: Sequence[Preference], store: Store[str]) -> dict[str
             if key in store or key in job.reasons or unreadable(record, item) or job.model.known(record, item):
                 continue
             prompt = Prompt(record.pair_id, item.video, item.question)
-            wanted[key] = Answer((key, 0), prompt, item.captions, item.response)
+            wanted.setdefault(key, Answer((key, 0), prompt, item.captions, item.response))
     return wanted
 
 
@@ -155,16 +171,10 @@ def started(config: Config, run: Run, path: str) -> RewardPool:
     return pool
 
 
-def outcomes_of(pool: RewardPool, answers: Sequence[Answer]) -> dict[str, Outcome]:
-    """By key, shared out to all reward actors."""
-    parts = ask([pool.score(part) for part in chunks(answers, len(pool.actors)) if part])
-    return {key: outcome for part in parts for (key, _), outcome in part.items()}
-
-
-def keep(job: Job, outcomes: dict[str, Outcome], store: Store[str]) -> None:
+def keep(job: Job, found: Mapping[Key, Outcome], store: Store[str]) -> None:
     """Scores into the store; what is masked is tried again by the next call."""
     rows = []
-    for key, outcome in outcomes.items():
+    for (key, _), outcome in found.items():
         if isinstance(outcome, Masked):
             job.reasons[key] = outcome.reason
         else:

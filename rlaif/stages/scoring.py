@@ -1,4 +1,5 @@
-"""Scores for answers that nobody trains on, for `rlaif eval agreement` and `winrate`: by a reward model, or by a judge."""
+"""Scores for answers that nobody trains on, for `rlaif score`, `rlaif eval agreement` and `winrate`: by a reward model, or by
+a judge."""
 
 from __future__ import annotations
 
@@ -45,7 +46,7 @@ def rewarded(
 
 
 def outcomes(pool: RewardPool, asked: Sequence[Answer]) -> dict[Key, Outcome]:
-    """One outcome per answer. Raises ContractError where the actors give more or fewer."""
+    """One outcome per answer, shared out to all reward actors. Raises ContractError where the actors give more or fewer."""
     calls = [pool.score(asked[start : start + AT_ONCE]) for start in range(0, len(asked), AT_ONCE)]
     found = dict(itertools.chain.from_iterable(part.items() for part in ask(calls)))
     if found.keys() != {answer.key for answer in asked}:

@@ -23,35 +23,39 @@ RECORD = Preference(
     ),
 )
 VIDEOS = Preference("s", "a cat runs", chosen_video="a.mp4", rejected_video="b.mp4")
+PLAIN = {"v.mp4": "0123", "a.mp4": "4567", "b.mp4": "89ab"}.__getitem__
 ONE, TWO = Model("rm", "f" * 16, ("overall",)), Model("rm2", "e" * 16, ("helpful", "harmless"))
 
 
 def test_every_candidate_is_there_once():
-    assert items(RECORD, ["c"]) == [
-        Item("chosen", "v.mp4", "what ?", ("c",), "a cat"),
-        Item("rejected", "v.mp4", "what ?", ("c",), "a dog"),
-        Item("third", "v.mp4", "what ?", ("c",), "a cow"),
+    assert items(RECORD, ["c"], PLAIN) == [
+        Item("chosen", "v.mp4", "what ?", ("c",), "a cat", "0123"),
+        Item("rejected", "v.mp4", "what ?", ("c",), "a dog", "0123"),
+        Item("third", "v.mp4", "what ?", ("c",), "a cow", "0123"),
     ]
-    assert [(item.video, item.response) for item in items(VIDEOS, ())] == [("a.mp4", ""), ("b.mp4", "")]
+    assert [(item.video, item.response) for item in items(VIDEOS, (), PLAIN)] == [("a.mp4", ""), ("b.mp4", "")]
 
 
 def test_a_key_is_of_everything_that_a_score_depends_on():
-    item = Item("chosen", "v.mp4", "what ?", ("c",), "a cat")
-    other = {"video": "w.mp4", "question": "who ?", "captions": (), "response": "a dog"}
+    item = Item("chosen", "v.mp4", "what ?", ("c",), "a cat", "0123")
+    other = {"frames": "4567", "question": "who ?", "captions": (), "response": "a dog"}
     keys = {replace(item, **{name: value}).key("f") for name, value in other.items()}
     assert len({item.key("f"), item.key("g"), *keys}) == 6
     assert replace(item, candidate="third").key("f") == item.key("f")  # the same answer, wherever it stands
+    assert replace(item, video="w.mp4").key("f") == item.key("f")  # and the same video
+    lost = replace(item, frames="")
+    assert replace(lost, video="w.mp4").key("f") != lost.key("f")  # each for itself
 
 
 @pytest.mark.parametrize(("modality", "readable"), [("text", True), ("video", False), ("image", False)])
 def test_what_is_about_a_video_is_not_read_without_it(modality, readable):
     record = Preference("r", "q", "a", "b", modality=modality, frames=("f0.png",))
-    assert (unreadable(record, items(record, ())[0]) is None) == readable
-    assert unreadable(VIDEOS, items(VIDEOS, ())[0]) is None
+    assert (unreadable(record, items(record, (), PLAIN)[0]) is None) == readable
+    assert unreadable(VIDEOS, items(VIDEOS, (), PLAIN)[0]) is None
 
 
 def test_scores_are_added_once_per_candidate_model_and_dimension():
-    asked = items(RECORD, ())
+    asked = items(RECORD, (), PLAIN)
     values = {item.key(ONE.fingerprint): [float(n)] for n, item in enumerate(asked)}
     values |= {item.key(TWO.fingerprint): [n + 0.5, -1.0 * n] for n, item in enumerate(asked)}
     tally, other = Tally(), Tally()
@@ -72,7 +76,7 @@ def test_scores_are_added_once_per_candidate_model_and_dimension():
 
 
 def test_a_score_of_another_answer_or_model_does_not_count_as_this_one():
-    asked = items(RECORD, ())
+    asked = items(RECORD, (), PLAIN)
     scored = RECORD.with_scores(ONE.entries(asked[0], [1.0]))
     assert ONE.known(scored, asked[0]) and not ONE.known(scored, asked[1])
     assert not replace(ONE, fingerprint="0" * 16).known(scored, asked[0])
@@ -83,7 +87,7 @@ def test_a_score_of_another_answer_or_model_does_not_count_as_this_one():
 
 
 def test_what_was_masked_has_a_reason_and_no_number():
-    asked, tally = items(RECORD, ()), Tally()
+    asked, tally = items(RECORD, (), PLAIN), Tally()
     values = {asked[1].key(ONE.fingerprint): [2.0]}
     reasons = {item.key(ONE.fingerprint): "garbage" for item in (asked[0], asked[2])}
     found = added(RECORD, asked, ONE, values, reasons, set(values), tally)
