@@ -15,7 +15,8 @@ class Caption(Section):
     model: str = "{run}/sft/export"
     """The captioner: a Hugging Face directory or hub name."""
     of: tuple[str, ...] = ("prompts.jsonl", "eval.jsonl")
-    """Prompt files whose videos are captioned; of these, those that are there."""
+    """Prompt files whose videos are captioned; of these, those that are there. So are the videos of `data.pairs` and
+    `data.pairs_eval`, where these are there."""
     unit: Literal["clip", "frame"] = "clip"
     """What one caption covers; rlaif/feedback/narrative.py has the rules."""
     count: int = Field(3, ge=1)
@@ -34,7 +35,12 @@ class Caption(Section):
     summary_prompt: str = (
         "Parts of one video, in order: {captions}\n{question}Tell in detail what happens in the video."
     )
+    max_caption_tokens: int = Field(1024, ge=1)
+    """Of a video's captions in `summary_prompt`; those beyond this budget are left out whole, never cut, and counted."""
     max_tokens: int = Field(256, ge=1)
+    """Of one caption, and of a summary."""
+    cut: Literal["mask", "keep"] = "mask"
+    """What becomes of a video with a caption that ends at `max_tokens`: masked with that reason, or kept and marked."""
     temperature: float = Field(0.0, ge=0, le=2)
 
 

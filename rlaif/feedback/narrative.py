@@ -40,6 +40,8 @@ class CaptionPlan:
         "Parts of one video, in order: {captions}\n{question}Tell in detail what happens in the video."
     )
     """Of `summarise`; may hold `{question}`."""
+    max_caption_tokens: int = 1024
+    """Of the captions in it: whole ones in time order, as many as fit (`rlaif.text.within_budget`)."""
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.frames < 1:
@@ -104,7 +106,8 @@ def version(plan: CaptionPlan) -> str:
     if plan.conditioned:
         asked["question_slot"] = plan.question_slot
     if plan.aggregate == "summarise":
-        asked |= {"summary_prompt": plan.summary_prompt, "separator": plan.separator}
+        names = ("summary_prompt", "separator", "max_caption_tokens")
+        asked |= {name: getattr(plan, name) for name in names}
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -86,7 +86,8 @@ class Store(Generic[K]):
             added[key] = row
         if added:
             self._write("".join(text + "\n" for text in texts).encode())
-            self._rows |= added
+            for key, row in added.items():
+                self._keep(key, row)
 
     def _write(self, data: bytes) -> None:
         new = not self.path.exists()
@@ -149,7 +150,13 @@ class Store(Generic[K]):
         if not self._wanted(key):
             found = f"line {number} repeats {key!r} of line {self._lines[key]}"
             raise DataError(f"each key once in {self.path}", found, "remove one of the lines")
-        self._rows[key], self._lines[key] = row, number
+        self._keep(key, row)
+        self._lines[key] = number
+
+    def _keep(self, key: K, row: Row) -> None:
+        """Behind all others, in the place of an unfinished one."""
+        self._rows.pop(key, None)
+        self._rows[key] = row
 
 
 def caption_key(video_sha256: str, frames_hash: str, captioner: str, prompt_version: str, question: str = "") -> str:

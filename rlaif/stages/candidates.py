@@ -27,18 +27,21 @@ Key = tuple[str, str, str]
 
 
 def sample(config: Config, run: Run) -> dict[str, int]:
-    """`candidates.per_model` answers of each model to each prompt; returns how many were made, were there, or failed."""
+    """`candidates.per_model` answers of each model to each prompt; returns how many prompts were answered, of them retried
+    (they had failed before), were there, or failed."""
     options = config.candidates
     for model in options.models:
         require_model("candidates.models", model)
     prompts = data.prompts_of(run, options.prompts)
     store = open_candidates(config)
     check_options(config, store)
-    counts = {"made": 0, "there": 0, "failed": 0}
+    counts = {"made": 0, "retried": 0, "there": 0, "failed": 0}
     for model in options.models:
         print_ = fingerprint(model)
-        missing = {key[0] for key in store.missing([(p.prompt_id, print_, asked_of(p)) for p in prompts])}
-        counts["there"] += len(prompts) - len(missing)
+        wanted = store.missing([(p.prompt_id, print_, asked_of(p)) for p in prompts])
+        counts["there"] += len(prompts) - len(wanted)
+        counts["retried"] += sum(key in store for key in wanted)
+        missing = {key[0] for key in wanted}
         todo = [prompt for prompt in prompts if prompt.prompt_id in missing]
         if not todo:
             continue
@@ -65,16 +68,23 @@ def asked_of(prompt: Prompt) -> str:
 
 
 def sampling_of(config: Config) -> dict:
-    """Everything but prompts and models that answers depend on, as rows have it."""
-    options = config.candidates.model_dump(mode="json", exclude={"models", "prompts"})
-    return options | {"run_seed": config.seed}
+    """Everything but prompts and models that answers depend on, as rows have it: defaults too, since they may change."""
+    return sampled_with(config).model_dump(mode="json") | {
+        "per_model": config.candidates.per_model,
+        "run_seed": config.seed,
+    }
+
+
+def sampled_with(config: Config) -> Sampling:
+    options = config.candidates
+    return Sampling(temperature=options.temperature, top_p=options.top_p, max_tokens=options.max_tokens)
 
 
 def check_options(config: Config, store: Store[Key]) -> None:
     """Raises ContractError where a file holds answers sampled in another way: `per_model` would not be what it says."""
     wanted = sampling_of(config)
     for row in store.rows():
-        if row.get("sampling", wanted) != wanted:
+        if wanted | row.get("sampling", {}) != wanted:  # a row may be older than an option
             raise ContractError(
                 f"answers in {store.path} that were sampled with {wanted}",
                 f"some with {row['sampling']}",
@@ -87,6 +97,29 @@ def by_prompt(config: Config, prompts: Sequence[Prompt]) -> dict[str, list[str]]
 
     Others are left where they are, and counted. Raises DataError where there are none.
     """
+    found, stale = _rows_of(config, prompts)
+    if stale:
+        path = data.data_path(config, config.data.candidates)
+        log.warning("%s: %d rows of other models, weights or questions are not used", path, stale)
+    return {prompt_id: [answer for row in rows for answer in row["answers"]] for prompt_id, rows in found.items()}
+
+
+def origins(config: Config, prompts: Sequence[Prompt]) -> dict[str, list[dict]]:
+    """Where each of these answers comes from, in the same order: model, fingerprint, seed, its place among the answers with
+    that seed (the engine's own seed is derived from seed, prompt_id and place), and the sampling options."""
+    return {
+        prompt_id: [_origin(row, place) for row in rows for place in range(len(row["answers"]))]
+        for prompt_id, rows in _rows_of(config, prompts)[0].items()
+    }
+
+
+def _origin(row: dict, place: int) -> dict:
+    known = {name: row[name] for name in ("model", "fingerprint", "seed", "sampling") if name in row}
+    return known | ({"index": place} if "seed" in row else {})
+
+
+def _rows_of(config: Config, prompts: Sequence[Prompt]) -> tuple[dict[str, list[dict]], int]:
+    """By prompt the rows whose answers are used, and how many rows are not."""
     store, asked = open_candidates(config), {prompt.prompt_id: asked_of(prompt) for prompt in prompts}
     rows = [row for row in store.rows() if row["prompt_id"] in asked and "masked" not in row]
     models = config.candidates.models if any("fingerprint" in row for row in rows) else ()
@@ -94,21 +127,18 @@ def by_prompt(config: Config, prompts: Sequence[Prompt]) -> dict[str, list[str]]
     own = [
         row for row in rows if row.get("fingerprint") in rank and row.get("asked") in (None, asked[row["prompt_id"]])
     ]
-    found: dict[str, list[str]] = {}
+    found: dict[str, list[dict]] = {}
     for row in sorted(own, key=lambda row: rank[row.get("fingerprint")]):
-        found.setdefault(row["prompt_id"], []).extend(row["answers"])
-    if stale := len(rows) - len(own):
-        log.warning("%s: %d rows of other models, weights or questions are not used", store.path, stale)
+        found.setdefault(row["prompt_id"], []).append(row)
     if not found:
         raise DataError(f"answers in {store.path}", "none", "rlaif sample, or data.candidates")
-    return found
+    return found, len(rows) - len(own)
 
 
 def _answered(config: Config, pool: RolloutPool, model: str, print_: str, prompts: Sequence[Prompt]) -> list[dict]:
     """A row per prompt: its answers in the order of their seeds, and where they come from."""
-    options, seed = config.candidates, derive(config.seed, "candidates", print_)
-    sampling = Sampling(temperature=options.temperature, top_p=options.top_p, max_tokens=options.max_tokens)
-    pool.submit("candidates", prompts, options.per_model, seed, sampling)
+    seed = derive(config.seed, "candidates", print_)
+    pool.submit("candidates", prompts, config.candidates.per_model, seed, sampled_with(config))
     samples, masked = [], {}
     for answers in pool.results("candidates", config.cluster.collective_timeout_s):
         samples += answers.samples

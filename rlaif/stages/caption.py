@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
 
 from actors.pool import RolloutPool
 from rlaif.config.feedback import Caption
@@ -13,11 +13,13 @@ from rlaif.errors import ConfigError, ContractError
 from rlaif.feedback.narrative import CaptionPlan, clips, narrative, request_text, summary_text, version
 from rlaif.feedback.store import Store, caption_key
 from rlaif.models.check import fingerprint, require_model
+from rlaif.models.encode import Encoder
 from rlaif.records import Prompt
 from rlaif.seeds import derive
 from rlaif.stages import data
 from rlaif.stages.filling import fill
 from rlaif.stages.run import Run
+from rlaif.text import within_budget
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +40,24 @@ class Wanted:
         return f"{self.key}@{self.video}"
 
 
+@dataclass
+class Told:
+    """What the captioner said of one video, or why it said nothing."""
+
+    captions: list[str] = field(default_factory=list)
+    """By unit."""
+    summary: str | None = None
+    left_out: int = 0
+    """Captions that did not fit into the prompt of the summary."""
+    cut: list[str] = field(default_factory=list)
+    """What ended at `caption.max_tokens` and was kept all the same."""
+    failed: str | None = None
+
+
 def caption(config: Config, run: Run) -> dict[str, int]:
-    """Caption every video of the files in `caption.of`; returns how many were made, were there, or failed."""
+    """Caption every video of `caption.of`, `data.pairs` and `data.pairs_eval`; returns how many were made, of them retried
+    (they had failed before), were there, or failed; how many captions were left out of summaries, and videos with cut ones.
+    """
     if config.data.captions is None:
         raise ConfigError("data.captions, the file to write captions to", "none", "data.captions, e.g. captions.jsonl")
     require_model("caption.model", config.caption.model)
@@ -47,15 +65,27 @@ def caption(config: Config, run: Run) -> dict[str, int]:
     store = data.open_captions(data.data_path(config, config.data.captions))
     check_kind(config, plan, store)
     wanted = list(_wanted(config, run, plan))
-    missing = set(store.missing([(one.key, one.video) for one in wanted]))
+    keys = [(one.key, one.video) for one in wanted]
+    missing = set(store.missing(keys))
     todo = [one for one in wanted if (one.key, one.video) in missing]
-    made = failed = 0
+    retried, made, failed = sum(key in store for key in missing), 0, 0
     if todo:
         pool = run.topology.engines(config.caption.model)
-        made, failed = fill(store, todo, lambda part: _captions(config, pool, plan, part), "captions")
-    counts = {"captioned": made, "there": len(wanted) - len(todo), "failed": failed}
+        count = counter(config)
+        made, failed = fill(store, todo, lambda part: _captions(config, pool, plan, part, count), "captions")
+    counts = {"captioned": made, "retried": retried, "there": len(wanted) - len(todo), "failed": failed}
+    rows = [store[key] for key in keys]
+    counts |= {"left_out": sum(row.get("left_out", 0) for row in rows), "cut": sum("cut" in row for row in rows)}
     log.info("%s: %s", store.path, ", ".join(f"{count} {name}" for name, count in counts.items()))
     return counts
+
+
+def counter(config: Config) -> Callable[[str], int]:
+    """Counts the captioner's tokens, where that is needed."""
+    if config.caption.aggregate == "concat":
+        return len
+    encoder = Encoder(config.caption.model)
+    return lambda text: len(encoder.tokens(text))
 
 
 def check_kind(config: Config, plan: CaptionPlan, store: Store) -> None:
@@ -77,14 +107,9 @@ def plan_of(config: Caption) -> CaptionPlan:
 
 
 def _wanted(config: Config, run: Run, plan: CaptionPlan) -> Iterator[Wanted]:
-    """Every video of the prompt files, once (per question, where captions depend on it)."""
-    files = [file for file in config.caption.of if data.data_path(config, file).is_file()]
-    if not files:
-        raise ConfigError(
-            "a prompt file among caption.of", f"none of {', '.join(config.caption.of)}", "caption.of, data.root"
-        )
+    """Every video of the prompt files and of the pairs, once (per question, where captions depend on it)."""
     captioner, asked, client, seen = fingerprint(config.caption.model), version(plan), run.topology.client(), set()
-    for prompt in data.prompts_of(run, files):
+    for prompt in asked_about(config, run):
         question = prompt.question if plan.conditioned else ""
         if (prompt.video, question) in seen:
             continue
@@ -95,49 +120,79 @@ def _wanted(config: Config, run: Run, plan: CaptionPlan) -> Iterator[Wanted]:
         yield Wanted(key, prompt.video, spec.sha256, units, question)
 
 
-def _captions(config: Config, pool: RolloutPool, plan: CaptionPlan, wanted: Sequence[Wanted]) -> list[dict]:
+def asked_about(config: Config, run: Run) -> list[Prompt]:
+    """Questions about videos, of the files that are there; ids of prompts and of pairs may be equal."""
+    files = [file for file in config.caption.of if data.data_path(config, file).is_file()]
+    named = [file for file in (config.data.pairs, config.data.pairs_eval) if file]
+    pairs = [file for file in named if data.data_path(config, file).exists()]
+    if not files and not pairs:
+        raise ConfigError(
+            "a prompt file among caption.of, or preferences in data.pairs or data.pairs_eval",
+            f"none of {', '.join([*config.caption.of, *named])}",
+            "caption.of, data.pairs, data.root",
+        )
+    return [*data.prompts_of(run, files), *(prompt for file in pairs for prompt in data.of_pairs(run, file))]
+
+
+def _captions(
+    config: Config, pool: RolloutPool, plan: CaptionPlan, wanted: Sequence[Wanted], count: Callable[[str], int]
+) -> list[dict]:
     """Rows of the store: the units of all videos one after another, since each may depend on the one before it."""
-    made: dict[str, list[str]] = {one.id: [] for one in wanted}
-    failed: dict[str, str] = {}
+    told = {one.id: Told() for one in wanted}
     for unit in range(max(len(one.units) for one in wanted)):
         asked = [
-            Prompt(one.id, one.video, request_text(plan, _last(made[one.id]), one.question), frames=one.units[unit])
+            Prompt(one.id, one.video, request_text(plan, _last(told[one.id]), one.question), frames=one.units[unit])
             for one in wanted
-            if unit < len(one.units) and one.id not in failed
+            if unit < len(one.units) and told[one.id].failed is None
         ]
-        for key, text in _answers(config, pool, f"unit {unit}", asked, failed).items():
-            made[key].append(text)
-    summaries: Mapping[str, str] = {}
+        for key, text in _answers(config, pool, f"unit {unit}", asked, told).items():
+            told[key].captions.append(text)
     if plan.aggregate == "summarise":
-        asked = [
-            Prompt(o.id, o.video, summary_text(made[o.id], plan, o.question)) for o in wanted if o.id not in failed
-        ]
-        summaries = _answers(config, pool, "summary", asked, failed)
-    return [_row(config, plan, one, made[one.id], summaries.get(one.id), failed.get(one.id)) for one in wanted]
+        asked = [prompt for one in wanted if (prompt := _summary(plan, one, told[one.id], count))]
+        for key, text in _answers(config, pool, "summary", asked, told).items():
+            told[key].summary = text
+    return [_row(config, plan, one, told[one.id]) for one in wanted]
 
 
-def _last(captions: Sequence[str]) -> str | None:
-    return captions[-1] if captions else None
+def _last(told: Told) -> str | None:
+    return told.captions[-1] if told.captions else None
+
+
+def _summary(plan: CaptionPlan, one: Wanted, told: Told, count: Callable[[str], int]) -> Prompt | None:
+    """What is asked for a video's summary: whole captions, as many as the budget holds."""
+    if told.failed is not None:
+        return None
+    kept, beyond = within_budget(told.captions, count, plan.max_caption_tokens)
+    told.left_out = len(beyond)
+    if not kept:
+        told.failed = f"no caption fits into caption.max_caption_tokens ({plan.max_caption_tokens})"
+        return None
+    return Prompt(one.id, one.video, summary_text(kept, plan, one.question))
 
 
 def _answers(
-    config: Config, pool: RolloutPool, name: str, prompts: Sequence[Prompt], failed: dict[str, str]
+    config: Config, pool: RolloutPool, name: str, prompts: Sequence[Prompt], told: dict[str, Told]
 ) -> dict[str, str]:
-    """The model's answer by prompt id; what failed goes into `failed` with its reason."""
+    """The model's answer by prompt id; what failed, or was cut, is written down in `told`."""
     if not prompts:
         return {}
-    sampling = Sampling(temperature=config.caption.temperature, max_tokens=config.caption.max_tokens)
+    options, answers_of = config.caption, {}
+    sampling = Sampling(temperature=options.temperature, max_tokens=options.max_tokens)
     pool.submit("captions", prompts, 1, derive(config.seed, "captions", name), sampling)
-    found: dict[str, str] = {}
     for answers in pool.results("captions", config.cluster.collective_timeout_s):
-        found |= {sample.prompt.prompt_id: sample.response for sample in answers.samples}
-        failed |= {failure.prompt_id: failure.reason for failure in answers.failures}
-    return found
+        for sample in answers.samples:
+            key = sample.prompt.prompt_id
+            if sample.finish_reason == "length" and options.cut == "mask":
+                told[key].failed = f"{name} was cut at caption.max_tokens ({options.max_tokens})"
+                continue
+            told[key].cut += [name] if sample.finish_reason == "length" else []
+            answers_of[key] = sample.response
+        for failure in answers.failures:
+            told[failure.prompt_id].failed = failure.reason
+    return answers_of
 
 
-def _row(
-    config: Config, plan: CaptionPlan, one: Wanted, captions: list[str], summary: str | None, failed: str | None
-) -> dict:
+def _row(config: Config, plan: CaptionPlan, one: Wanted, told: Told) -> dict:
     row = {
         "key": one.key,
         "video": one.video,
@@ -147,7 +202,9 @@ def _row(
         "version": version(plan),
         **({"question": one.question} if one.question else {}),
     }
-    if failed is not None:
-        return row | {"masked": failed}
-    told = [narrative(captions, plan, summary)] if plan.aggregate == "summarise" else captions
-    return row | {"frames": [list(unit) for unit in one.units], "captions": captions, "context": told}
+    if told.failed is not None:
+        return row | {"masked": told.failed}
+    context = [narrative(told.captions, plan, told.summary)] if plan.aggregate == "summarise" else told.captions
+    row |= {"frames": [list(unit) for unit in one.units], "captions": told.captions, "context": context}
+    row |= {"left_out": told.left_out} if told.left_out else {}
+    return row | ({"cut": told.cut} if told.cut else {})

@@ -16,7 +16,7 @@ from rlaif.preferences.record import Preference
 from rlaif.preferences.rows import Row
 from rlaif.records import Masked
 from rlaif.seeds import derive
-from rlaif.stages import data
+from rlaif.stages import candidates, data
 from rlaif.stages.evaluate import command
 from rlaif.stages.label import Case, open_labels, read_cases
 from rlaif.stages.run import Run
@@ -43,7 +43,12 @@ def pairs(config: Config, run: Run) -> dict:
         raise DataError("preference pairs", f"none of {built.considered}: {built.dropped}", "the options of `pairs`")
     by_prompt = {case.prompt.prompt_id: case for case in cases}
     judges = {row["prompt_id"]: row["judge"] for row in store.rows()}
-    records = [_record(pair, by_prompt[pair.chosen.prompt_id], judges[pair.chosen.prompt_id]) for pair in built.pairs]
+    origins = candidates.origins(config, [case.prompt for case in cases])
+    records = [
+        record(pair, by_prompt[name], judges[name], origins[name])
+        for pair in built.pairs
+        for name in (pair.chosen.prompt_id,)
+    ]
     held = held_out(config, [record.video for record in records]) if config.data.pairs_eval else set()
     write(data.data_path(config, config.data.pairs), [record for record in records if record.video not in held])
     if config.data.pairs_eval:
@@ -95,8 +100,12 @@ def _candidates(cases: Sequence[Case], store) -> Iterator[Candidate]:
             yield Candidate(case.prompt.prompt_id, index, case.prompt.video, case.prompt.question, answer, value)
 
 
-def _record(pair: ScoredPair, case: Case, judge: str) -> Preference:
+def record(pair: ScoredPair, case: Case, judge: str, origins: Sequence[dict]) -> Preference:
+    """origins: of the prompt's answers, by sample index."""
     chosen, rejected = pair.chosen, pair.rejected
+    provenance = {"prompt_type": kind} if (kind := case.prompt.extra.get("kind")) else {}
+    for side, one in (("chosen", chosen), ("rejected", rejected)):
+        provenance |= {side: origins[one.sample_index]} if origins[one.sample_index] else {}
     return Preference(
         pair_id=f"{chosen.prompt_id}#{chosen.sample_index}-{rejected.sample_index}",
         prompt_id=chosen.prompt_id,
@@ -107,5 +116,5 @@ def _record(pair: ScoredPair, case: Case, judge: str) -> Preference:
         rejected=rejected.answer,
         margin=pair.margin,
         judge={"model": judge, "chosen": chosen.score, "rejected": rejected.score},
-        provenance={"prompt_type": kind} if (kind := case.prompt.extra.get("kind")) else {},
+        provenance=provenance,
     )

@@ -85,7 +85,7 @@ FULL = CaptionPlan(dependent=True, conditioned=True, aggregate="summarise")
 OTHER = {
     "unit": "frame", "count": 4, "frames": 8, "dependent": False, "conditioned": False, "aggregate": "concat",
     "separator": "\n", "prompt": "{previous}{question}?", "previous_slot": "{previous}.", "question_slot": "{question}.",
-    "summary_prompt": "{captions}",
+    "summary_prompt": "{captions}", "max_caption_tokens": 9,
 }  # fmt: skip
 
 
@@ -98,7 +98,7 @@ def test_every_option_that_changes_what_is_asked_changes_the_version():
 
 def test_options_without_effect_do_not():
     plain = CaptionPlan()
-    for name in ("previous_slot", "question_slot", "summary_prompt", "separator"):
+    for name in ("previous_slot", "question_slot", "summary_prompt", "separator", "max_caption_tokens"):
         assert version(replace(plain, **{name: OTHER[name]})) == version(plain)
     frame = CaptionPlan(unit="frame")
     assert version(replace(frame, frames=8)) == version(frame)

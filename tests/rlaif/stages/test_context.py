@@ -21,6 +21,7 @@ def settings(world) -> list[str]:
         f"caption.prompt='{CAPTION}'",
         "caption.count=2",
         "caption.max_tokens=6",
+        "caption.cut=keep",  # an untrained model rarely ends by itself
         "caption.of=[descriptions.jsonl,eval_descriptions.jsonl]",
         "data.captions={run}/feedback/captions.jsonl",
         f"candidates.models=[{base}]",
