@@ -128,7 +128,7 @@ class Pairs(Section):
     per_prompt: int | None = Field(2, ge=1)
     min_words: int = Field(1, ge=0)
     lengths: Literal["off", "rejected", "symmetric"] = "rejected"
-    """Drop pairs until neither side is longer on average: see rlaif/feedback/lengths.py."""
+    """Drop pairs whose one side is much longer, so that mean lengths come close: see rlaif/feedback/lengths.py."""
     eval_fraction: float = Field(0.05, ge=0, lt=1)
     """Share of the videos whose pairs go to `data.pairs_eval`, where that is set."""
 
