@@ -46,7 +46,6 @@ def test_a_reply_carries_text_and_record(options, ask):
         "prompt_hash": reply.prompt_hash,
         "finish_reason": "stop",
         "latency_s": reply.latency_s,
-        "cached": False,
         "prompt_tokens": 10,
         "completion_tokens": 5,
     }
