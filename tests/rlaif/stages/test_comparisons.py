@@ -285,7 +285,6 @@ BROKEN = {
     "weights of another": (lambda rm: None, "{harmlessness: 1}", "a weight for each dimension .*: overall, length"),
     "weights of some": (lambda rm: None, "{overall: 1}", "a weight for each dimension .*: overall, length"),
     "a function that is not there": (None, "{path: 'opinions:typo'}", "a function as"),
-    "weights of a function": (None, "{path: 'opinions:length'}", "which weighs its own parts(.|\n)*weights for detail"),
 }
 
 
@@ -298,7 +297,6 @@ def test_a_reward_model_is_checked_before_anything_is_read(offline, models, tmp_
     rm = tmp_path / "rm"
     reward_export(rm, models["base"])
     options = [f"ppo.reward={rm}", f"ppo.reward_weights={value}"] if damage else [f"ppo.reward={value}"]
-    options += ["ppo.reward_weights={detail: 1}"] if name == "weights of a function" else []
     config, run = offline(*options, named(models, "base", "sft"))
     if damage:
         damage(rm)
@@ -307,6 +305,14 @@ def test_a_reward_model_is_checked_before_anything_is_read(offline, models, tmp_
     with pytest.raises(ConfigError, match=expected):
         {"winrate": winrate.winrate, "agreement": agreement.agreement}[stage](config, run)
     assert run.topology.pool is None
+
+
+def test_weights_of_a_function_are_refused(offline, models):
+    """The command checks the options of its own stage only."""
+    config, run = offline("ppo.reward={path: 'opinions:length'}", named(models, "base", "sft"))
+    config = config.model_copy(update={"ppo": config.ppo.model_copy(update={"reward_weights": {"detail": 1.0}})})
+    with pytest.raises(ConfigError, match="which weighs its own parts(.|\n)*weights for detail"):
+        winrate.winrate(config, run)
 
 
 def test_the_base_of_a_reward_model_that_is_an_adapter_is_checked(offline, models, tmp_path):
