@@ -145,6 +145,20 @@ class Agreement(Section):
     """Who is compared: the reward model `ppo.reward`, or the judge of `label`, asked anew."""
     dimensions: tuple[str, ...] = ()
     """Dimensions that the file must have and that are told apart; none: every one it has."""
+    videos_prompt: str = (
+        "Two videos were made for this text: {question}\nFirst video: {a}\nSecond video: {b}\nWhich video is better? "
+        "Reply with one word, first or second."
+    )
+    """What a pairwise judge is asked where the candidates are videos; {a} and {b} become `images 1 to 8`, `images 9 to 16`."""
+    media: str = "{run}/feedback/media"
+    """Where images inside the file, and frames of several folders, are put to be opened; every node must see it."""
+
+    @field_validator("videos_prompt")
+    @classmethod
+    def _slots(cls, value: str) -> str:
+        if missing := [slot for slot in ("{question}", "{a}", "{b}") if slot not in value]:
+            raise ValueError(f"needs {' and '.join(missing)}")
+        return value
 
 
 class Winrate(Section):

@@ -13,7 +13,7 @@ import json
 import random
 from collections.abc import Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rlaif.errors import ConfigError, ContractError
@@ -39,12 +39,17 @@ class Endpoint:
         """
         options.key()
         self.options, self.answers = options, Answers(options.cache)
-        self.budget = Budget(options, used or Usage())
+        self.budget, self.counts = Budget(options, used or Usage()), Counts()
 
     @property
     def used(self) -> Usage:
         """By every request so far, failed ones that may have been computed included."""
         return self.budget.used
+
+    def spent(self) -> dict[str, float | None]:
+        """Requests, questions, tokens and money so far; `cost` is None without prices."""
+        priced = self.options.prompt_price or self.options.completion_price
+        return {**asdict(self.counts), **asdict(self.used), "cost": self.options.cost(self.used) if priced else None}
 
     def ask_many(self, asks: Iterable[Ask]) -> list[Outcome]:
         """One outcome per question, in order. Questions are taken as there is room, so a generator holds few images.
@@ -55,6 +60,17 @@ class Endpoint:
                 error is kept, and costs nothing when it is asked again.
         """
         return _finish(_Run(self, asks).all())
+
+
+@dataclass
+class Counts:
+    """How questions were answered."""
+
+    requests: int = 0
+    """Sent, retries included."""
+    retries: int = 0
+    cached: int = 0
+    """Questions whose answer was kept already: asked in an earlier run, or twice in this one."""
 
 
 class Answers:
@@ -104,7 +120,8 @@ class _Run:
     """One `ask_many`: workers that take questions in turn until none is left or one of them meets an error."""
 
     def __init__(self, endpoint: Endpoint, asks: Iterable[Ask]):
-        self.options, self.answers, self.budget = endpoint.options, endpoint.answers, endpoint.budget
+        self.options, self.answers = endpoint.options, endpoint.answers
+        self.budget, self.counts = endpoint.budget, endpoint.counts
         self._asks, self._turn = enumerate(asks), asyncio.Lock()
         self._locks: dict[str, asyncio.Lock] = {}
         self._outcomes: dict[int, Outcome] = {}
@@ -146,6 +163,7 @@ class _Run:
         async with self._locks.setdefault(key, asyncio.Lock()):  # the same question twice is asked once
             if kept := await asyncio.to_thread(self.answers.get, key):
                 self.budget.seen(kept.usage)
+                self.counts.cached += 1
                 return outcome(kept, ask, key, cached=True)
             answer = await self._ask(ask)
             if isinstance(answer, Failure):
@@ -162,6 +180,8 @@ class _Run:
                 return Failure("given up", f"not sent: {reason}")
             if reason := await self.budget.reserve():
                 return Failure("budget", reason)
+            self.counts.requests += 1
+            self.counts.retries += attempt > 0
             got = await self._send(ask)
             if isinstance(got, Answer) or not got.again:
                 break

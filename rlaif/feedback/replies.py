@@ -68,9 +68,11 @@ class Reply:
     """(token, log-prob) of every reported first token."""
 
     def record(self) -> dict[str, Any]:
-        """What was asked of whom and what it took, to be stored next to a judgement; plain values for JSON."""
-        names = ("model", "prompt_hash", "finish_reason", "latency_s", "cached")
-        return {**{name: getattr(self, name) for name in names}, **asdict(self.usage)}
+        """What was asked of whom and what it took, to be stored next to a judgement; plain values for JSON.
+
+        The same from the cache as from the server: `cached` says something of one run, not of the judgement.
+        """
+        return _record(self.prompt_hash, self)
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,12 @@ class Unanswered:
     kind: Kind
     reason: str
     prompt_hash: str = ""
+    answer: Answer | None = None
+    """What the server said, where it said anything."""
+
+    def record(self) -> dict[str, Any]:
+        """As of a `Reply`, with the kind of failure as `masked`; empty where the server said nothing."""
+        return _record(self.prompt_hash, self.answer) | {"masked": self.kind} if self.answer else {}
 
 
 @dataclass(frozen=True)
@@ -143,7 +151,7 @@ def outcome(answer: Answer, ask: Ask, prompt_hash: str, cached: bool = False) ->
     """What an answer is worth to the question. With choices the first token decides, so the rest may be cut or empty."""
     masked = _fault(answer, bool(ask.choices))
     if masked:
-        return Unanswered(ask.key, masked[0], masked[1], prompt_hash)
+        return Unanswered(ask.key, masked[0], masked[1], prompt_hash, answer)
     return Reply(
         key=ask.key,
         text=answer.text or "",
@@ -156,6 +164,11 @@ def outcome(answer: Answer, ask: Ask, prompt_hash: str, cached: bool = False) ->
         cached=cached,
         first=answer.first or (),
     )
+
+
+def _record(prompt_hash: str, said: Reply | Answer) -> dict[str, Any]:
+    names = ("model", "finish_reason", "latency_s")
+    return {"prompt_hash": prompt_hash, **{name: getattr(said, name) for name in names}, **asdict(said.usage)}
 
 
 def _fault(answer: Answer, first_token: bool) -> tuple[Kind, str] | None:

@@ -1,4 +1,5 @@
-"""Where images that a dataset carries as bytes are kept, so that the video reader can open them.
+"""Where images that a dataset carries as bytes are kept, and frames of several folders joined, so that the video reader
+can open them.
 
 An image becomes a folder of one frame, named by the SHA-256 of its bytes: equal images are stored once, and the bytes
 are the source's own.
@@ -10,6 +11,7 @@ import hashlib
 import io
 import os
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -39,6 +41,35 @@ class Media:
             aside = path.with_name(f".{uuid.uuid4().hex}")
             aside.write_bytes(data)
             os.replace(aside, path)
+        return self._named(folder)
+
+    def gather(self, frames: Sequence[str]) -> str:
+        """The `video` of a record whose frames lie in several folders: a folder with a link to each, in their order.
+
+        Raises RowError for a frame that is not there.
+        """
+        if self.folder is None:
+            raise DataError("a folder for frames that lie in several", "none", "give one")
+        paths = [self._frame(frame) for frame in frames]
+        folder = self.folder / "frames" / hashlib.sha256("\n".join(map(str, paths)).encode()).hexdigest()
+        if not folder.exists():
+            aside = folder.with_name(f".{uuid.uuid4().hex}")
+            aside.mkdir(parents=True)
+            for number, path in enumerate(paths):
+                (aside / f"{number:06d}{path.suffix}").symlink_to(path)
+            os.replace(aside, folder)
+        return self._named(folder)
+
+    def _frame(self, frame: str) -> Path:
+        try:
+            path = video_path(self.root, frame).absolute()
+        except DataError as error:
+            raise RowError("frame missing", error.found) from error
+        if not path.is_file():
+            raise RowError("frame missing", str(path))
+        return path
+
+    def _named(self, folder: Path) -> str:
         inside = os.path.relpath(folder, self.root)
         return str(folder.absolute()) if inside.startswith("..") else Path(inside).as_posix()
 

@@ -5,25 +5,23 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from dataclasses import replace
 
+from rlaif.config.feedback import Server
 from rlaif.config.schema import Config
-from rlaif.data import BadRow, Report, check_videos
+from rlaif.config.section import Function
 from rlaif.errors import ConfigError, DataError
 from rlaif.evaluation import agreement as rates
 from rlaif.evaluation.agreement import Compared
-from rlaif.preferences.convert import AUTO, opened, source_file
-from rlaif.preferences.files import unit
-from rlaif.preferences.formats.base import Options
-from rlaif.preferences.media import Media
-from rlaif.preferences.record import Preference
-from rlaif.preferences.rows import good
+from rlaif.preferences.record import SIDES, Preference
 from rlaif.records import Masked, Outcome, Prompt
 from rlaif.stages import data
+from rlaif.stages.agreement_rows import read
 from rlaif.stages.evaluate import command
-from rlaif.stages.label import cases_of
+from rlaif.stages.label import Case, cases_of
+from rlaif.stages.label_report import server
 from rlaif.stages.run import Run
-from rlaif.stages.scoring import judged, reasons, rewarded
+from rlaif.stages.scoring import judged, reasons, require_reward, rewarded
 
 log = logging.getLogger(__name__)
 
@@ -39,52 +37,25 @@ def agreement(config: Config, run: Run) -> dict:
     """
     if config.data.pairs_eval is None:
         raise ConfigError("data.pairs_eval, the preferences to compare with", "none", "data.pairs_eval")
+    if config.agreement.by == "reward":
+        require_reward(config)
     records, report = read(config, run)
     check_dimensions(config, records)
     measure = {"reward": by_reward, "judge": by_judge}[config.agreement.by]
-    name, margins, masked = measure(config, run, records)
+    name, margins, masked, spent = measure(config, run, records)
     found = {
         "command": command(),
         "by": name,
         "file": report.path,
         "rows": report.counts,
         "masked": masked,
+        **spent,
         **rates_of(records, margins, config.agreement.dimensions),
     }
     if masked:
         log.warning("%d of %d pairs have no verdict: %s", found["overall"]["no_verdict"], len(records), masked)
     run.directory.write_eval("agreement", found)
     return found
-
-
-def read(config: Config, run: Run) -> tuple[list[Preference], Report]:
-    """Pairs of `data.pairs_eval`, in any format that is known, with their captions; what cannot be compared is counted."""
-    path = source_file(data.data_path(config, config.data.pairs_eval))
-    report = Report(str(path))
-    form, rows = opened(path, AUTO, report)
-    if form.kind != "pairs":
-        raise DataError("preference pairs in data.pairs_eval", f"{form.kind} ({form.name})", "data.pairs_eval")
-    items = form.read(rows, Options(Media(Path(config.data.root), None)), report.lines)
-    records = data.captioned(config, list(good(items, report)))
-    client = run.topology.client()
-    bad = check_videos(sorted({record.video for record in records if record.video}), client.spec)
-    kept = []
-    for record in records:
-        if why := _unusable(record, bad):
-            report.kept -= 1
-            report.skip(why[0], BadRow(report.lines.get(record.pair_id), record.pair_id, why[1], unit(path)))
-        else:
-            kept.append(record)
-    report.check(config.data.strict)
-    if report.skipped:
-        log.warning("%s", report.summary())
-    return kept, report
-
-
-def _unusable(record: Preference, bad: dict[str, str]) -> tuple[str, str] | None:
-    if record.chosen_video:
-        return "candidates are videos", record.chosen_video
-    return ("video unusable", bad[record.video]) if record.video in bad else None
 
 
 def check_dimensions(config: Config, records: Sequence[Preference]) -> None:
@@ -125,14 +96,38 @@ def prompt_type(record: Preference) -> str:
 
 # -- who is compared
 
+Measured = tuple[str, list[Margin], dict[str, int], dict]
+"""Name, a margin per record, why some have none, and what a server took."""
 
-def by_reward(config: Config, run: Run, records: Sequence[Preference]) -> tuple[str, list[Margin], dict[str, int]]:
-    """Score differences of `ppo.reward`; in a dimension that is one of the score's parts, the difference of that part."""
+
+def by_reward(config: Config, run: Run, records: Sequence[Preference]) -> Measured:
+    """Score differences of `ppo.reward`; in a dimension that is one of the score's parts, the difference of that part.
+
+    A candidate that is a video is scored as `rlaif reward` reads it: with an empty answer.
+    """
     reward = config.ppo.reward
     name = reward if isinstance(reward, str) else reward.path
-    found = rewarded(config, run, [(_prompt(record), (record.chosen, record.rejected)) for record in records])
-    masked = Counter(one.reason for pair in found for one in pair if isinstance(one, Masked))
-    return name, [_score_margin(*pair) for pair in found], dict(masked)
+    asked = [_sides(record) for record in records]
+    found = iter(rewarded(config, run, [side for sides in asked for side in sides]))
+    scores = [[score for _ in sides for score in next(found)] for sides in asked]
+    masked = Counter(one.reason for pair in scores for one in pair if isinstance(one, Masked))
+    return name, [_score_margin(*pair) for pair in scores], dict(masked), {}
+
+
+def _sides(record: Preference) -> list[tuple[Prompt, tuple[str, ...]]]:
+    """Two answers to one prompt, or one prompt for each of two videos."""
+    prompt = _prompt(record)
+    if not record.chosen_video:
+        return [(prompt, (record.chosen, record.rejected))]
+    return [
+        (replace(prompt, prompt_id=f"{record.pair_id}\n{side}", video=video), (getattr(record, side),))
+        for side, video in zip(SIDES, _candidates(record), strict=True)
+    ]
+
+
+def _candidates(record: Preference) -> tuple[str, str]:
+    """The videos that are compared, the chosen one first."""
+    return record.chosen_video or "", record.rejected_video or ""
 
 
 def _score_margin(chosen: Outcome, rejected: Outcome) -> Margin:
@@ -145,16 +140,69 @@ def _score_margin(chosen: Outcome, rejected: Outcome) -> Margin:
     return margin
 
 
-def by_judge(config: Config, run: Run, records: Sequence[Preference]) -> tuple[str, list[Margin], dict[str, int]]:
-    """Labels of `label.judge` on the two answers of each pair; a judge has one opinion, whatever the dimension."""
-    cases = cases_of(config, [(_prompt(record), (record.chosen, record.rejected)) for record in records])
-    name, rows = judged(config, run, cases, "agreement")
+def by_judge(config: Config, run: Run, records: Sequence[Preference]) -> Measured:
+    """Labels of `label.judge` on the two candidates of each pair; a judge has one opinion, whatever the dimension.
+
+    Two videos are shown side by side (`pairwise`), or each is asked about the claims of the text it was made from.
+    """
+    check_judge(config, records)
+    by_claims = config.label.method == "claims"
+    texts = [(_prompt(record), (record.chosen, record.rejected)) for record in records if not record.chosen_video]
+    answers = iter(cases_of(config, texts))
+    videos = claim_cases(config, records) if by_claims else {}
+    cases = []
+    for record in records:
+        if not record.chosen_video:
+            cases.append((next(answers),))
+        elif by_claims:
+            cases.append(tuple(videos[video, record.question] for video in _candidates(record)))
+        else:
+            prompt = replace(_prompt(record), video="")
+            cases.append((Case(prompt, _candidates(record), (), config.agreement.videos_prompt),))
+    unique = {case.key: case for of_record in cases for case in of_record}
+    name, rows, spent = judged(config, run, list(unique.values()), "agreement")
+    by_key = dict(zip(unique, rows, strict=True))
+    found = [[by_key[case.key] for case in of_record] for of_record in cases]
     masked = Counter(reason for row in rows for reason in reasons(row))
-    return name, [_label_margin(row) for row in rows], dict(masked)
+    return name, [_label_margin(of_record) for of_record in found], dict(masked), server(config, rows, spent)
 
 
-def _label_margin(row: dict) -> Margin:
-    chosen, rejected = (score.get("score") for score in row["scores"])
+def check_judge(config: Config, records: Sequence[Preference]) -> None:
+    """Raises ConfigError where the judge could not see videos that are compared, before it is asked anything."""
+    label, videos = config.label, sum(bool(record.chosen_video) for record in records)
+    if not videos or isinstance(label.judge, Function):
+        return
+    if not label.show_video:
+        raise ConfigError(
+            f"a judge that sees the videos of {videos} pairs", "label.show_video=false", "label.show_video"
+        )
+    if label.method == "claims":
+        return
+    if not isinstance(label.judge, Server):
+        raise ConfigError(
+            f"a judge that can be shown two videos at once, for {videos} pairs of videos",
+            f"{label.judge}, a model on the rollout actors, which read one",
+            "label.method=claims, which asks about each video by itself; a server as label.judge; or agreement.by=reward",
+        )
+    if (images := 2 * config.video.num_frames) > label.judge.max_images:
+        raise ConfigError(
+            f"at most {label.judge.max_images} images in a question (label.judge.max_images)",
+            f"{images}: two videos of video.num_frames={config.video.num_frames}",
+            "either option, and the server's own limit",
+        )
+
+
+def claim_cases(config: Config, records: Sequence[Preference]) -> dict[tuple[str, str], Case]:
+    """By (video, text): a case whose one answer is the text, so that its claims are asked about the video."""
+    compared = [record for record in records if record.chosen_video]
+    wanted = {(video, record.question): None for record in compared for video in _candidates(record)}
+    prompts = data.captioned(config, [Prompt(video, video, text) for video, text in wanted])
+    cases = cases_of(config, [(prompt, (prompt.question,)) for prompt in prompts])
+    return dict(zip(wanted, cases, strict=True))
+
+
+def _label_margin(rows: Sequence[dict]) -> Margin:
+    chosen, rejected = (score.get("score") for row in rows for score in row["scores"])
     value = None if chosen is None or rejected is None else chosen - rejected
     return lambda dimension: value
 

@@ -39,6 +39,8 @@ class Question:
     text: str
     video: str = ""
     """Shown with it; empty: none."""
+    other: str = ""
+    """A second video, shown after it: to a server only."""
 
 
 class Judge(Protocol):
@@ -53,6 +55,12 @@ class Judge(Protocol):
 
     def count(self, text: str) -> int:
         """Tokens of a text, or an estimate where the judge's tokenizer is not known."""
+
+    def replies(self) -> list[tuple[str, dict]]:
+        """(key of the question, model, prompt hash, tokens, ...) of all that a server said since this was last called."""
+
+    def spent(self) -> dict[str, float | None]:
+        """What asking a server has taken so far; nothing for a model on the rollout actors."""
 
 
 class ModelJudge:
@@ -87,6 +95,12 @@ class ModelJudge:
     def count(self, text: str) -> int:
         return len(self._encoder.tokens(text))
 
+    def replies(self) -> list[tuple[str, dict]]:
+        return []
+
+    def spent(self) -> dict[str, float | None]:
+        return {}
+
     def _pool(self) -> RolloutPool:
         return self._run.topology.engines(self._model)
 
@@ -100,6 +114,7 @@ class ServerJudge:
         given = server.model_dump(exclude={"price_per_million"})
         self._endpoint = Endpoint(EndpointOptions(**given, **prices, cache=cache, max_tokens=SPLIT_TOKENS))
         self.name, self._frames = name_of(server), run.topology.client()
+        self._replies: list[tuple[str, dict]] = []
 
     def choose(self, questions: Sequence[Question], words: Sequence[str]) -> dict[str, Tokens | Masked]:
         return self._asked(questions, tuple(words), lambda reply: reply.first)
@@ -110,17 +125,27 @@ class ServerJudge:
     def count(self, text: str) -> int:
         return math.ceil(len(text.encode()) / BYTES_PER_TOKEN)
 
+    def replies(self) -> list[tuple[str, dict]]:
+        told, self._replies = self._replies, []
+        return told
+
+    def spent(self) -> dict[str, float | None]:
+        return self._endpoint.spent()
+
     def _asked(self, questions: Sequence[Question], words: tuple[str, ...], read: Callable) -> dict:
         """What the model itself declined stays masked; everything else that went wrong may be asked again."""
         asks, found = [], {}
         images = cache(lambda video: _images(self._frames, video))  # many questions are about one video
         for question in questions:
             try:
-                asks.append(Ask(question.key, (Turn(question.text, images=images(question.video)),), words))
+                shown = images(question.video) + images(question.other)
+                asks.append(Ask(question.key, (Turn(question.text, images=shown),), words))
             except DataError as error:
                 found[question.key] = Masked(str(error))
         for ask, outcome in zip(asks, self._endpoint.ask_many(asks), strict=True):
             found[ask.key] = read(outcome) if isinstance(outcome, Reply) else _masked(outcome)
+            if record := outcome.record():
+                self._replies.append((ask.key, record))
         return found
 
 

@@ -12,13 +12,13 @@ import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from actors.reward import load_function
-from rlaif.config.feedback import Label
 from rlaif.config.schema import Config
 from rlaif.config.section import Function
-from rlaif.errors import ContractError
 from rlaif.feedback import claims, pairwise
 from rlaif.feedback.pairing import win_scores
 from rlaif.feedback.store import Store
@@ -29,6 +29,7 @@ from rlaif.seeds import derive
 from rlaif.stages import candidates, data
 from rlaif.stages.evaluate import command
 from rlaif.stages.judges import Judge, Question, make_judge, name_of
+from rlaif.stages.label_kind import check_kind, kind_of
 from rlaif.stages.label_report import report, warnings
 from rlaif.stages.run import Run
 from rlaif.text import fill, within_budget
@@ -47,36 +48,47 @@ class Case:
     answers: tuple[str, ...]
     captions: tuple[str, ...]
     """Those that are read; none with `label.context: none`."""
+    videos_prompt: str = ""
+    """Where the answers are videos (their paths): what a pairwise judge is asked, instead of `label.pairwise_prompt`."""
 
     @property
     def key(self) -> tuple[str, str]:
         """Other answers and other captions make another label."""
-        text = json.dumps([self.prompt.question, *self.captions, "", *self.answers])
+        told = [self.videos_prompt] if self.videos_prompt else []
+        text = json.dumps([self.prompt.question, *self.captions, "", *self.answers, *told])
         return self.prompt.prompt_id, hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def label(config: Config, run: Run) -> dict:
     """Judge every prompt's answers; returns the report, which is `eval/label.json` too."""
     cases = read_cases(config, run)
-    name, rows = labelled(config, run, cases, open_labels(config))
-    found = {"command": command(), "judge": name, **report(config, cases, rows)}
+    done = labelled(config, run, cases, open_labels(config))
+    found = {"command": command(), "judge": done.judge, **report(config, cases, done.rows, done.spent)}
     for warning in warnings(found):
         log.warning("%s", warning)
     run.directory.write_eval("label", found)
     return found
 
 
-def labelled(config: Config, run: Run, cases: Sequence[Case], store: Store) -> tuple[str, list[dict]]:
-    """The judge's name and a row per case: those of the store, where the judge adds what is missing."""
+class Labelled(NamedTuple):
+    judge: str
+    """Its name."""
+    rows: list[dict]
+    """One per case."""
+    spent: dict
+    """What asking took in this call, where the judge is a server."""
+
+
+def labelled(config: Config, run: Run, cases: Sequence[Case], store: Store) -> Labelled:
+    """The rows of the store, where the judge adds what is missing."""
     options = config.label
     judge = None if isinstance(options.judge, Function) else make_judge(config, run, options.judge)
-    name = name_of(options.judge)
-    kind = kind_of(options, name)
-    check_kind(store, kind)
+    check_kind(store, config)
     missing = set(store.missing([case.key for case in cases]))
     todo = [case for case in cases if case.key in missing]
     log.info("%s: %d of %d prompts are labelled already", store.path, len(cases) - len(todo), len(cases))
-    shown, silent, made = Progress(len(todo), "labels"), False, {"kind": kind, "judge": name}
+    made = {"kind": kind_of(config), "judge": name_of(options.judge)}
+    shown, silent = Progress(len(todo), "labels"), False
     for start in range(0, len(todo), AT_ONCE):
         part = todo[start : start + AT_ONCE]
         rows = [_not_asked(case) for case in part] if silent else judged(config, judge, part)
@@ -84,7 +96,7 @@ def labelled(config: Config, run: Run, cases: Sequence[Case], store: Store) -> t
         store.append([{**row, **left_out(config, judge, case), **made} for case, row in zip(part, rows, strict=True)])
         shown.to(start + len(part))
     shown.close()
-    return name, [store[case.key] for case in cases]
+    return Labelled(made["judge"], [store[case.key] for case in cases], judge.spent() if judge else {})
 
 
 def read_cases(config: Config, run: Run) -> list[Case]:
@@ -116,29 +128,21 @@ def label_store(path: str | Path) -> Store[tuple[str, str]]:
     return Store(path, lambda row: (row["prompt_id"], row["answers_hash"]), lambda row: row.get("again", False))
 
 
-def kind_of(options: Label, judge: str) -> str:
-    """16 hex digits over everything that a label depends on beside prompt, captions and answers."""
-    asked = options.model_dump(mode="json", exclude={"judge", "reference"}) | {"judge": judge}
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def check_kind(store: Store, kind: str) -> None:
-    """Raises ContractError where a file holds labels of another judge or another way of asking."""
-    others = sorted({row["judge"] for row in store.rows() if row["kind"] != kind})
-    if others:
-        raise ContractError(
-            f"labels in {store.path} that were made with the options of `label` as they are now",
-            f"some by {', '.join(others)} with other options",
-            "data.labels: another file for other options, or remove this one",
-        )
-
-
 def judged(config: Config, judge: Judge | None, cases: Sequence[Case]) -> list[dict]:
     """One row per case; a judgement that failed is masked with its reason, and nothing else is lost."""
     if judge is None:
         return [by_function(config, case) for case in cases]
     method = by_claims if config.label.method == "claims" else by_pairs
-    return method(config, judge, cases)
+    return _with_replies(method(config, judge, cases), judge.replies())
+
+
+def _with_replies(rows: list[dict], replies: Iterable[tuple[str, dict]]) -> list[dict]:
+    """The rows with the records of a server's replies behind them, each once, by what was asked."""
+    told: dict[int, list[dict]] = {}
+    for key, record in replies:
+        number, _, asked = key.partition(":")
+        told.setdefault(int(number), []).append({"asked": asked, **record})
+    return [row | ({"replies": told[number]} if number in told else {}) for number, row in enumerate(rows)]
 
 
 # -- pairwise
@@ -177,22 +181,28 @@ def pair_questions(
     Sorted by key, all questions about a case are neighbours, and so are those with the same first answer: an engine that
     keeps prefixes computes video, narrative and question once for all of them.
     """
-    options, questions, places = config.label, [], {}
+    questions, places = [], {}
     for number, case in enumerate(cases):
-        context = _context(config, judge, case)
+        ask = _of_videos if case.videos_prompt else partial(_of_answers, context=_context(config, judge, case))
         for a, b in compared(config, case):
             for first, second in ((a, b), (b, a)):
-                key = f"{number}:{first}:{second}"
-                text = fill(
-                    options.pairwise_prompt,
-                    context=context,
-                    question=case.prompt.question,
-                    a=case.answers[first],
-                    b=case.answers[second],
-                )
-                questions.append(Question(key, text, case.prompt.video if options.show_video else ""))
+                questions.append(ask(config, case, f"{number}:{first}:{second}", first, second))
             places.setdefault(number, []).append((a, b))
     return questions, places
+
+
+def _of_answers(config: Config, case: Case, key: str, first: int, second: int, context: str) -> Question:
+    options, answers = config.label, case.answers
+    slots = {"context": context, "question": case.prompt.question, "a": answers[first], "b": answers[second]}
+    return Question(key, fill(options.pairwise_prompt, **slots), case.prompt.video if options.show_video else "")
+
+
+def _of_videos(config: Config, case: Case, key: str, first: int, second: int) -> Question:
+    """Two videos, which a server gets as so many images each."""
+    size = config.video.num_frames
+    names = ("image 1", "image 2") if size == 1 else (f"images 1 to {size}", f"images {size + 1} to {2 * size}")
+    text = fill(case.videos_prompt, question=case.prompt.question, a=names[0], b=names[1])
+    return Question(key, text, case.answers[first], case.answers[second])
 
 
 def by_function(config: Config, case: Case) -> dict:
@@ -268,7 +278,7 @@ def divide(config: Config, judge: Judge, cases: Sequence[Case]) -> list[list[dic
 
 def _divided_by(judge: Judge, prompt: str, cases: Sequence[Case]) -> list[list[dict[str, int] | Masked]]:
     questions = [
-        Question(f"{number}:{place}", fill(prompt, question=case.prompt.question, answer=answer))
+        Question(f"{number}:claims of {place}", fill(prompt, question=case.prompt.question, answer=answer))
         for number, case in enumerate(cases)
         for place, answer in enumerate(case.answers)
         if answer.strip()
@@ -285,7 +295,10 @@ def _divided_by(judge: Judge, prompt: str, cases: Sequence[Case]) -> list[list[d
             "the judge listed no claims of an answer that is not empty"
         )
 
-    return [[read(f"{n}:{place}", text) for place, text in enumerate(case.answers)] for n, case in enumerate(cases)]
+    return [
+        [read(f"{n}:claims of {place}", text) for place, text in enumerate(case.answers)]
+        for n, case in enumerate(cases)
+    ]
 
 
 def _value(score: claims.ClaimScore | Masked) -> float | Masked:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from actors.reward import load_function
+from rlaif.config.feedback import Server
 from rlaif.config.schema import Config
 from rlaif.evaluation.agreement import Compared, agreement
 from rlaif.feedback.pairwise import Asked, Verdict
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
     from rlaif.stages.label import Case
 
 
-def report(config: Config, cases: Sequence[Case], rows: Sequence[dict]) -> dict:
-    """Counts over answers, order bias of a pairwise judge, and the share of pairs on which a reference agrees.
+def report(config: Config, cases: Sequence[Case], rows: Sequence[dict], spent: Mapping[str, float | None]) -> dict:
+    """Counts over answers, order bias of a pairwise judge, the share of pairs on which a reference agrees, and what a
+    server took.
 
     `again`: prompts that the next run asks about once more. `without_context`: prompts whose videos have no captions.
     """
@@ -38,9 +40,25 @@ def report(config: Config, cases: Sequence[Case], rows: Sequence[dict]) -> dict:
         judged = [claim for row in rows for answer in row.get("claims", ()) if answer for claim in answer]
         rejected = sum(not claim["accepted"] for claim in judged)
         found |= {"claims": len(judged), "rejected": rejected, "empty": _empty(rows)}
+    found |= server(config, rows, spent)
     if config.label.reference:
         found["agreement"] = agreement(list(compared(config, cases, rows))) | {"reference": config.label.reference}
     return found
+
+
+def server(config: Config, rows: Sequence[dict], spent: Mapping[str, float | None]) -> dict:
+    """What a judge's server was asked and took: in this run, and for all the rows; empty for another judge."""
+    judge = config.label.judge
+    return {"server": {"this_run": dict(spent), "labels": behind(judge, rows)}} if isinstance(judge, Server) else {}
+
+
+def behind(server: Server, rows: Sequence[dict]) -> dict:
+    """What the replies behind all the rows took, whichever run asked for them; each counts once."""
+    replies = {reply["prompt_hash"]: reply for row in rows for reply in row.get("replies", ())}.values()
+    used = [sum(reply[name] for reply in replies) for name in ("prompt_tokens", "completion_tokens")]
+    cost = sum(tokens * price / 1e6 for tokens, price in zip(used, server.price_per_million, strict=True))
+    tokens = {"prompt_tokens": used[0], "completion_tokens": used[1]}
+    return {"replies": len(replies), **tokens, "cost": cost if any(server.price_per_million) else None}
 
 
 def flips(policy: str, outcomes: Sequence[Verdict | Masked]) -> dict:

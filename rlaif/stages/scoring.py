@@ -6,19 +6,38 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 
-from actors.reward import Answer, RewardPool, load_function
+from actors.reward import Answer, RewardPool, check_weights, load_function, read_card
 from cluster.remote import ask
 from rlaif.config.schema import Config
 from rlaif.config.section import Function
-from rlaif.errors import ContractError
+from rlaif.errors import ConfigError, ContractError
+from rlaif.models.check import require_model
 from rlaif.records import Key, Outcome, Prompt
-from rlaif.stages.judges import name_of
-from rlaif.stages.label import Case, kind_of, label_store, labelled
+from rlaif.stages.label import Case, Labelled, label_store, labelled
+from rlaif.stages.label_kind import kind_of
 from rlaif.stages.roles import context_of
 from rlaif.stages.run import Run
+from rlaif.storage import locate
 
+HEAD = "head.safetensors"
 AT_ONCE = 64
 """Answers that one call to a reward actor scores."""
+
+
+def require_reward(config: Config, weights: Mapping[str, float] | None = None) -> None:
+    """`ppo.reward` is there with all that it needs, and `weights` fit it: ConfigError before anything is read or started."""
+    reward = config.ppo.reward
+    if isinstance(reward, Function):
+        load_function(reward.path)
+        if weights:
+            found = f"weights for {', '.join(weights)}"
+            raise ConfigError("a function, which weighs its own parts, without weights", found, "ppo.reward_weights")
+        return
+    card = read_card(reward)
+    check_weights(card, weights or {})
+    require_model("ppo.reward" + (", its base" if card["lora"] else ""), card["base"] if card["lora"] else reward)
+    if not (locate(reward) / HEAD).exists():
+        raise ConfigError(f"{HEAD} in {reward}", "no such file", "ppo.reward, or run `rlaif reward` again")
 
 
 def rewarded(
@@ -31,8 +50,6 @@ def rewarded(
 
     weights: factors of its dimensions in the score; None: each part as it is.
     """
-    if isinstance(config.ppo.reward, Function):
-        load_function(config.ppo.reward.path)  # a typing error is found here, not in an actor
     captions = context_of(config, [prompt for prompt, _ in answers])
     asked = [
         Answer((prompt.prompt_id, index), prompt, captions[prompt.prompt_id], text)
@@ -54,13 +71,12 @@ def outcomes(pool: RewardPool, asked: Sequence[Answer]) -> dict[Key, Outcome]:
     return found
 
 
-def judged(config: Config, run: Run, cases: Sequence[Case], name: str) -> tuple[str, list[dict]]:
-    """The judge's name and a row of labels per case, kept below the run, so that nothing is asked twice.
+def judged(config: Config, run: Run, cases: Sequence[Case], name: str) -> Labelled:
+    """A row of labels per case, kept below the run, so that nothing is asked twice.
 
-    A file for each way of asking: other options of `label` do not meet these labels.
+    A file for each way of asking: other options do not meet these labels.
     """
-    kind = kind_of(config.label, name_of(config.label.judge))
-    store = label_store(run.directory.path / "feedback" / f"{name}-{kind}.jsonl")
+    store = label_store(run.directory.path / "feedback" / f"{name}-{kind_of(config)}.jsonl")
     return labelled(config, run, cases, store)
 
 

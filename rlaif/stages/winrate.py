@@ -18,8 +18,9 @@ from rlaif.stages import data
 from rlaif.stages.candidates import asked_of, open_candidates
 from rlaif.stages.evaluate import command
 from rlaif.stages.label import Case, cases_of
+from rlaif.stages.label_report import server
 from rlaif.stages.run import Run
-from rlaif.stages.scoring import judged, reasons, rewarded
+from rlaif.stages.scoring import judged, reasons, require_reward, rewarded
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ def winrate(config: Config, run: Run) -> dict:
     that has no answers, or where no two models have answered the same prompt.
     """
     names = models_of(config)
+    if config.winrate.by == "reward":
+        require_reward(config, config.ppo.reward_weights)
     files = config.winrate.prompts or config.candidates.prompts
     prompts = data.prompts_of(run, files)
     answers = first_answers(config, names, prompts)
@@ -41,8 +44,8 @@ def winrate(config: Config, run: Run) -> dict:
     if not asked:
         raise DataError("prompts that two of the models have answered", "none", "rlaif sample, for the same prompts")
     measure = {"reward": by_reward, "judge": by_judge}[config.winrate.by]
-    name, matrix, masked = measure(config, run, asked, answers, list(names))
-    found = {"command": command(), "by": name, **matrix.to_json(), "paths": dict(names), "masked": masked}
+    name, matrix, masked, spent = measure(config, run, asked, answers, list(names))
+    found = {"command": command(), "by": name, **matrix.to_json(), "paths": dict(names), "masked": masked, **spent}
     found["unanswered"] = {one: sum(one not in answers[prompt.prompt_id] for prompt in prompts) for one in names}
     if masked or any(found["unanswered"].values()):
         log.warning("prompts without an answer: %s; answers without a verdict: %s", found["unanswered"], masked)
@@ -98,7 +101,7 @@ def first_answers(config: Config, names: Mapping[str, str], prompts: Sequence[Pr
 
 def by_reward(
     config: Config, run: Run, prompts: Sequence[Prompt], answers: Answers, names: Sequence[str]
-) -> tuple[str, WinMatrix, dict[str, int]]:
+) -> tuple[str, WinMatrix, dict[str, int], dict]:
     """By the scores of `ppo.reward`."""
     told = [[answers[prompt.prompt_id].get(name) for name in names] for prompt in prompts]
     there = [[text for text in texts if text is not None] for texts in told]
@@ -110,23 +113,23 @@ def by_reward(
             scores[name][prompt.prompt_id] = None if isinstance(outcome, Masked) else outcome.value
     masked = Counter(one.reason for part in found for one in part if isinstance(one, Masked))
     reward = config.ppo.reward
-    return reward if isinstance(reward, str) else reward.path, win_matrix(scores, names), dict(masked)
+    return reward if isinstance(reward, str) else reward.path, win_matrix(scores, names), dict(masked), {}
 
 
 def by_judge(
     config: Config, run: Run, prompts: Sequence[Prompt], answers: Answers, names: Sequence[str]
-) -> tuple[str, WinMatrix, dict[str, int]]:
+) -> tuple[str, WinMatrix, dict[str, int], dict]:
     """By the judge of `label`: every two answers in both orders, or the claims of each."""
     every = config.model_copy(update={"label": config.label.model_copy(update={"comparisons": None})})
     present = [[name for name in names if name in answers[prompt.prompt_id]] for prompt in prompts]
     told = [[answers[prompt.prompt_id][name] for name in who] for prompt, who in zip(prompts, present, strict=True)]
     cases = cases_of(config, list(zip(prompts, told, strict=True)))
-    judge, rows = judged(every, run, cases, "winrate")
+    judge, rows, spent = judged(every, run, cases, "winrate")
     verdicts = {
         case.prompt.prompt_id: verdicts_of(case, who, row) for case, who, row in zip(cases, present, rows, strict=True)
     }
     masked = Counter(reason for row in rows for reason in reasons(row))
-    return judge, verdict_matrix(verdicts, names), dict(masked)
+    return judge, verdict_matrix(verdicts, names), dict(masked), server(config, rows, spent)
 
 
 def verdicts_of(case: Case, names: Sequence[str], row: dict) -> dict[tuple[str, str], float | None]:

@@ -19,3 +19,15 @@ def no_opinion_of_red(prompt, response) -> float:
     if "red" in response:
         raise ValueError("no opinion")
     return math.inf if "infinite" in response else float(len(response))
+
+
+def by_video(prompt, response) -> dict[str, float]:
+    """Of videos by the number in their names: high ones are helpful, low ones harmless."""
+    number = float(prompt.video.rpartition("_")[2].partition(".")[0])
+    return {"helpfulness": number, "harmlessness": -number}
+
+
+def later(prompt, a, b) -> int:
+    """Prefers the path that sorts later; prompts of such pairs hold no video of their own."""
+    assert prompt.video == ""
+    return (a > b) - (a < b)

@@ -46,7 +46,6 @@ def test_a_reply_carries_text_and_record(options, ask):
         "prompt_hash": reply.prompt_hash,
         "finish_reason": "stop",
         "latency_s": reply.latency_s,
-        "cached": False,
         "prompt_tokens": 10,
         "completion_tokens": 5,
     }
@@ -398,3 +397,47 @@ def test_a_key_that_is_not_there_stops_before_anything_is_asked(options, monkeyp
 def test_the_form_of_an_answer_is_what_the_client_reads():
     """Guards the double: it must have what a server has."""
     assert set(completion()) >= {"id", "object", "model", "choices", "usage"}
+
+
+def test_what_was_spent_is_counted(options, ask, tmp_path):
+    """A request that fails, its retry, a question that comes twice, and a second run that finds everything kept."""
+    priced = {"prompt_price": 2.0, "completion_price": 10.0, "cache": str(tmp_path), "concurrency": 1}
+    with JudgeServer(status(503), answer("yes , A")) as server:
+        endpoint = Endpoint(options(server, retries=1, backoff_s=0.0, **priced))
+        endpoint.ask_many([ask(1), ask(1), ask(2)])
+        found = endpoint.spent()
+        assert (found["requests"], found["retries"], found["cached"]) == (3, 1, 1)
+        assert found["prompt_tokens"] >= 20 and found["cost"] == pytest.approx(
+            found["prompt_tokens"] * 2e-6 + found["completion_tokens"] * 10e-6
+        )
+        again = Endpoint(options(server, **priced))
+        again.ask_many([ask(1), ask(2)])
+    nothing = {"requests": 0, "retries": 0, "prompt_tokens": 0, "completion_tokens": 0, "cost": 0.0}
+    assert again.spent() == {**nothing, "cached": 2}
+
+
+def test_without_prices_no_cost_is_known(options, ask):
+    with JudgeServer(answer("yes , A")) as server:
+        endpoint = Endpoint(options(server))
+        endpoint.ask_many([ask(1)])
+    assert endpoint.spent()["cost"] is None and endpoint.spent()["requests"] == 1
+
+
+@pytest.mark.parametrize(
+    ("step", "record"),
+    [
+        (
+            answer(message={"content": None, "refusal": "no"}),
+            {"masked": "refused", "model": MODEL, "prompt_tokens": 10},
+        ),
+        (answer(" "), {"masked": "empty", "model": MODEL, "completion_tokens": 5}),
+        (status(400), {}),
+    ],
+    ids=["refused", "empty", "nothing said"],
+)
+def test_what_cannot_be_used_is_on_record_where_the_server_said_anything(options, ask, step, record):
+    with JudgeServer(step) as server:
+        (found,) = Endpoint(options(server, retries=0)).ask_many([ask(1)])
+    told = found.record()
+    assert told.items() >= record.items() and bool(told) == bool(record)
+    assert not told or told["prompt_hash"] == found.prompt_hash

@@ -3,45 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
+from without_actors import NoActors
 
-from actors.frames import LocalFrames
-from actors.reward import FunctionScorer
+from actors.reward import CARD, card_text
 from rlaif.config.load import load_config
+from rlaif.config.schema import Lora, Reward
 from rlaif.errors import ConfigError, DataError
 from rlaif.models.check import fingerprint
+from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.models.tiny import build_tiny
 from rlaif.rundir import RunDir
 from rlaif.stages import agreement, data, scoring, winrate
 from rlaif.stages.run import Run
 from rlaif.worlds.shapes.language import WORDS
-
-
-class Rewards:
-    """A reward pool in this process; what it returns are not references but the outcomes themselves."""
-
-    def __init__(self, reward):
-        self.scorer, self.calls = FunctionScorer(reward.path), 0
-
-    def score(self, answers):
-        self.calls += 1
-        return self.scorer(answers)
-
-
-class NoActors:
-    def __init__(self, config):
-        self.client = lambda: LocalFrames(config.data.root, config.video.num_frames)
-        self.pool = None
-
-    def rewards(self, reward, tokens, weights=None):
-        self.pool = Rewards(reward)
-        return self.pool
-
-    def stop_rewards(self):
-        pass
 
 
 @pytest.fixture
@@ -115,7 +94,7 @@ def test_rows_that_cannot_be_compared_are_counted_and_named(offline, world, capl
     found = agreement.agreement(config, run)
     assert found["rows"] == {
         **{"kept": 1, "chosen equals rejected": 1, "wrong type": 1, "missing field": 1},
-        **{"candidates are videos": 1, "video unusable": 1},
+        "video unusable": 2,
     }
     assert found["overall"]["pairs"] == 1 and "id '1'" in caplog.text and "gone.mp4" in caplog.text
 
@@ -158,7 +137,7 @@ def test_many_pairs_keep_their_scores(offline, world):
     rows = [{"chosen": "x" * (i % 7 + 1), "rejected": "y" * (i % 5 + 1)} for i in range(150)]
     write_pairs(config, world, [row for row in rows if row["chosen"] != row["rejected"]])
     records, _ = agreement.read(config, run)
-    _, margins, _ = agreement.by_reward(config, run, records)
+    _, margins, _, _ = agreement.by_reward(config, run, records)
     assert run.topology.pool.calls == 5
     for record, margin in zip(records, margins, strict=True):
         assert margin("detail") == 2 * (len(record.chosen) - len(record.rejected))
@@ -288,6 +267,59 @@ def test_what_cannot_be_compared(offline, models, tmp_path):
         file.write(json.dumps(other) + "\n")
     with pytest.raises(DataError, match="two of the models have answered"):
         winrate.winrate(*offline(named(models, "base", "rl")))
+
+
+def reward_export(folder, base: str, dimensions=("overall", "length"), lora: str | None = None) -> str:
+    """What is looked at before a reward model is loaded: card, model, and the head's file."""
+    shutil.copytree(base, folder)
+    (folder / "head.safetensors").write_bytes(b"")
+    card = card_text(lora or base, Lora(r=2) if lora else None, RewardPrompt.of(Reward()), dimensions)
+    (folder / CARD).write_text(card)
+    return str(folder)
+
+
+BROKEN = {
+    "no reward model": (lambda rm: rm.rename(rm.with_name("gone")), "{}", "a reward model exported by `rlaif reward`"),
+    "no head": (lambda rm: (rm / "head.safetensors").unlink(), "{}", r"head\.safetensors in "),
+    "no model": (lambda rm: (rm / "config.json").unlink(), "{}", r"ppo\.reward: a Hugging Face model"),
+    "weights of another": (lambda rm: None, "{harmlessness: 1}", "a weight for each dimension .*: overall, length"),
+    "weights of some": (lambda rm: None, "{overall: 1}", "a weight for each dimension .*: overall, length"),
+    "a function that is not there": (None, "{path: 'opinions:typo'}", "a function as"),
+}
+
+
+@pytest.mark.parametrize(
+    ("stage", "name"),
+    [("winrate", name) for name in BROKEN] + [("agreement", name) for name in BROKEN if "weights" not in name],
+)
+def test_a_reward_model_is_checked_before_anything_is_read(offline, models, tmp_path, stage, name, monkeypatch):
+    damage, value, expected = BROKEN[name]
+    rm = tmp_path / "rm"
+    reward_export(rm, models["base"])
+    options = [f"ppo.reward={rm}", f"ppo.reward_weights={value}"] if damage else [f"ppo.reward={value}"]
+    config, run = offline(*options, named(models, "base", "sft"))
+    if damage:
+        damage(rm)
+    monkeypatch.setattr(winrate.data, "prompts_of", None)
+    monkeypatch.setattr(agreement, "read", None)
+    with pytest.raises(ConfigError, match=expected):
+        {"winrate": winrate.winrate, "agreement": agreement.agreement}[stage](config, run)
+    assert run.topology.pool is None
+
+
+def test_weights_of_a_function_are_refused(offline, models):
+    """The command checks the options of its own stage only."""
+    config, run = offline("ppo.reward={path: 'opinions:length'}", named(models, "base", "sft"))
+    config = config.model_copy(update={"ppo": config.ppo.model_copy(update={"reward_weights": {"detail": 1.0}})})
+    with pytest.raises(ConfigError, match="which weighs its own parts(.|\n)*weights for detail"):
+        winrate.winrate(config, run)
+
+
+def test_the_base_of_a_reward_model_that_is_an_adapter_is_checked(offline, models, tmp_path):
+    rm = reward_export(tmp_path / "rm", models["base"], lora=f"{tmp_path}/moved")
+    config, run = offline(f"ppo.reward={rm}", named(models, "base", "sft"))
+    with pytest.raises(ConfigError, match=r"ppo\.reward, its base: a Hugging Face model(.|\n)*moved"):
+        winrate.winrate(config, run)
 
 
 def test_the_judge_is_asked_for_every_two_models_and_claims_count_too():

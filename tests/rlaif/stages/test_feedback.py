@@ -214,6 +214,28 @@ def test_policies_win_against_each_other_on_the_reward_actors(fed, world):
     assert found["wins"][0][1] + found["wins"][1][0] == 1 and found["masked"] == {}
 
 
+def test_claims_of_a_text_are_asked_about_two_videos_on_the_engine(fed):
+    """SafeSora's kind of pairs: the model sees one video at a time, with that video's captions."""
+    config, _, run, _ = fed
+    told = [json.loads(line) for line in (data.data_path(config, "descriptions.jsonl")).read_text().splitlines()]
+    rows = [
+        {"pair_id": str(n), "question": f"{a['answer']}", "chosen_video": a["video"], "rejected_video": b["video"]}
+        for n, (a, b) in enumerate(zip(told, [*told[1:], told[0]], strict=True))
+        if a["video"] != b["video"]
+    ]
+    file = run.directory.path / "videos.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    compared = config.model_copy(
+        update={
+            "data": config.data.model_copy(update={"pairs_eval": str(file)}),
+            "agreement": config.agreement.model_copy(update={"by": "judge"}),
+        }
+    )
+    found = agreement.agreement(compared, run)
+    assert found["rows"] == {"kept": len(rows)} and found["masked"] == {} and "server" not in found
+    assert found["overall"]["pairs"] == len(rows) > 4
+
+
 def test_a_reward_model_agrees_with_pairs_as_often_as_its_own_evaluation_says(fed):
     config, _, run, _ = fed
     changed = config.model_copy(

@@ -11,6 +11,7 @@ import pytest
 from judge_server import JudgeServer, answer, half, hang_up, raw, stall, status
 
 from actors.frames import LocalFrames
+from rlaif.config.section import Function
 from rlaif.errors import ConfigError, DataError
 from rlaif.rundir import RunDir
 from rlaif.stages import data, label, pairs
@@ -104,6 +105,7 @@ FAULTS = {
     "broken": (status(500), [], "server error: 500", True),
     "declines the request": (status(400), [], "rejected: 400", True),
     "no log-probs": (answer("A", logprobs=None), [], "no log-probs", True),
+    "says neither": (first_is(("the", -0.1), ("an", -2.5)), [], "none of 'A', 'B' among the likeliest tokens", False),
     "refuses": (answer(message={"content": None, "refusal": "I can't"}), [], "refused: .*I can't", False),
 }
 
@@ -316,3 +318,102 @@ def test_claims_by_a_server_that_fails_half_way(judging):
         report = label.label(config, run)
     assert len(served) == 38 and report["again"] == 0 and report["masked"] == {}
     assert {score["score"] for row in labels(config).values() for score in row["scores"]} == {-1.0}
+
+
+# -- what a server's labels say of it
+
+
+PRICED = {"price_per_million": (2.0, 10.0)}
+
+
+def with_server(config, **changes):
+    judge = config.label.judge.model_copy(update=changes)
+    return config.model_copy(update={"label": config.label.model_copy(update={"judge": judge})})
+
+
+def test_rows_carry_every_reply_and_the_report_what_it_took(judging):
+    """10 + 5 tokens a reply, says the server. One question fails once, and is retried."""
+    busy = [1]
+
+    def by(body):
+        return status(503) if busy and busy.pop() else prefers("red")(body)
+
+    with JudgeServer(by=by) as server:
+        config, run = judging(server.url)
+        config = with_server(config, **PRICED, retries=1, concurrency=1)
+        report = label.label(config, run)
+        for row in labels(config).values():
+            assert [reply["asked"] for reply in row["replies"]] == ["0:1", "1:0", "0:2", "2:0", "1:2", "2:1"]
+            for reply in row["replies"]:
+                assert reply["model"] == "judge-1" and len(reply["prompt_hash"]) == 64
+                assert (reply["prompt_tokens"], reply["completion_tokens"]) == (10, 5)
+        hashes = {reply["prompt_hash"] for row in labels(config).values() for reply in row["replies"]}
+        assert len(hashes) == 48
+        tokens = {"prompt_tokens": 480, "completion_tokens": 240}
+        cost = pytest.approx(480 * 2e-6 + 240 * 10e-6)
+        assert report["server"]["labels"] == {"replies": 48, **tokens, "cost": cost}
+        counts = {"requests": 49, "retries": 1, "cached": 0}
+        # what failed may have been computed, and counts as the largest so far
+        assert report["server"]["this_run"].items() >= counts.items()
+        assert report["server"]["this_run"]["prompt_tokens"] in (480, 490)
+        kept = json.loads((run.directory.path / "eval" / "label.json").read_text())
+        assert kept["server"]["labels"]["replies"] == 48
+
+        label.open_labels(config).path.unlink()  # the labels are lost, the replies are not
+        report = label.label(config, run)
+    nothing = {"requests": 0, "retries": 0, "prompt_tokens": 0, "completion_tokens": 0, "cost": 0.0}
+    assert report["server"]["this_run"] == {**nothing, "cached": 48}
+    assert report["server"]["labels"] == {"replies": 48, **tokens, "cost": cost}
+
+
+def test_without_prices_there_is_no_cost(judging):
+    with JudgeServer(by=prefers("red")) as server:
+        report = label.label(*judging(server.url))
+    assert report["server"]["this_run"]["cost"] is report["server"]["labels"]["cost"] is None
+    assert report["server"]["this_run"]["requests"] == 48
+
+
+def test_a_refusal_is_a_reply_too_and_a_server_that_is_down_says_nothing(judging):
+    refuses = answer(message={"content": None, "refusal": "I can't"})
+
+    def by(body):
+        return refuses if HARD.search(told(body)) else prefers("red")(body)
+
+    with JudgeServer(by=by) as server:
+        config, run = judging(server.url)
+        report = label.label(config, run)
+    good, bad = ids_of(run)[:4], ids_of(run)[4:]
+    rows = labels(config)
+    assert all("masked" not in reply for prompt in good for reply in rows[prompt]["replies"])
+    assert {reply["masked"] for prompt in bad for reply in rows[prompt]["replies"]} == {"refused"}
+    assert {reply["prompt_tokens"] for prompt in bad for reply in rows[prompt]["replies"]} == {10}
+    assert report["server"]["labels"]["replies"] == 48
+
+    with JudgeServer(status(503)) as server:
+        config, run = judging(server.url, "data.labels={run}/down.jsonl", "label.choices=[A, C]")
+        config = with_server(config, origin="another", give_up_after=1)
+        report = label.label(config, run)
+    assert all("replies" not in row for row in labels(config).values())
+    assert report["server"]["labels"]["replies"] == 0 and report["server"]["this_run"]["requests"] > 0
+
+
+def test_replies_behind_claims_say_what_was_asked(judging):
+    def by(body):
+        if "List every statement" in told(body):
+            return answer("- one thing\n- another thing")
+        return first_is(("yes", -0.1), ("no", -2.5)) if "one thing" in told(body) else first_is(("no", -0.1))
+
+    with JudgeServer(by=by) as server:
+        config, run = judging(server.url, "label.method=claims", "label.split=model")
+        label.label(config, run)
+    for row in labels(config).values():
+        lists = [f"claims of {place}" for place in range(3)]
+        assert [reply["asked"] for reply in row["replies"]] == [*lists, "another thing", "one thing"]
+
+
+def test_labels_of_a_model_or_a_function_have_no_replies(judging):
+    config, run = judging("http://127.0.0.1:9/v1")
+    code = config.label.model_copy(update={"judge": Function(path="opinions:longer")})
+    config = config.model_copy(update={"label": code})
+    report = label.label(config, run)
+    assert "server" not in report and all("replies" not in row for row in labels(config).values())

@@ -1,0 +1,79 @@
+"""What makes the labels of one file comparable: everything that decides a verdict beside prompt, captions and answers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from rlaif.config.feedback import Label, Server
+from rlaif.config.schema import Config
+from rlaif.config.section import Function
+from rlaif.errors import ContractError
+from rlaif.feedback.store import Store
+from rlaif.stages.judges import name_of
+
+OF_METHOD = {"pairwise": ("pairwise_prompt", "choices", "flips"), "claims": ("claim_prompt", "yes_no", "split")}
+"""Options of `label` that only one method reads."""
+OF_CONTEXT = ("captions_template", "captions_separator", "max_caption_tokens")
+OF_SERVER = ("extra", "top_logprobs")
+"""The server itself is in the judge's name; its other options say how it is reached and what that may take."""
+OF_FRAMES = ("num_frames", "height", "width")
+"""Options of `video` that make a FrameSpec."""
+
+
+def kind_of(config: Config) -> str:
+    """16 hex digits over what `decides` gives."""
+    return hashlib.sha256(json.dumps(decides(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def decides(config: Config) -> dict[str, Any]:
+    """Every option that the verdicts depend on, by name. What another method or another kind of judge reads is left out."""
+    options, by_code = config.label, isinstance(config.label.judge, Function)
+    found = {"judge": name_of(options.judge), "method": options.method}
+    drawn = not by_code and options.context == "shuffled"
+    if options.method == "pairwise":
+        found["comparisons"] = options.comparisons
+        drawn |= options.comparisons is not None
+    if drawn:
+        found["seed"] = config.seed
+    return found if by_code else found | _asked(config)
+
+
+def _asked(config: Config) -> dict[str, Any]:
+    """Of a judge that is a model."""
+    options = config.label
+    found = _picked(options, ("context", "show_video", *OF_METHOD[options.method]))
+    if options.method == "claims" and options.split == "model":
+        found["split_prompt"] = options.split_prompt
+    if options.context != "none":
+        found |= _picked(options, OF_CONTEXT)
+    if options.show_video:
+        found["frames"] = _picked(config.video, OF_FRAMES)
+    if isinstance(options.judge, Server):
+        return found | {"server": _picked(options.judge, OF_SERVER)}
+    return found | {"dtype": config.model.dtype}
+
+
+def _picked(section: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    return section.model_dump(mode="json", include=set(names))
+
+
+def check_kind(store: Store, config: Config) -> None:
+    """Raises ContractError where a file holds labels of another judge or another way of asking."""
+    kind = kind_of(config)
+    others = sorted({row["judge"] for row in store.rows() if row["kind"] != kind})
+    if others:
+        names = ", ".join(_named(config.label, decides(config)))
+        raise ContractError(
+            f"labels in {store.path} that were made with the options as they are now ({names})",
+            f"some by {', '.join(others)} with other options",
+            "data.labels: another file for other options, or remove this one",
+        )
+
+
+def _named(options: Label, decided: dict[str, Any]) -> list[str]:
+    """The options as a user writes them."""
+    whose = {"frames": [f"video.{name}" for name in OF_FRAMES], "dtype": ["model.dtype"], "seed": ["seed"]}
+    whose["server"] = [f"label.judge.{name}" for name in OF_SERVER]
+    return [name for key in decided for name in whose.get(key, [f"label.{key}"])]

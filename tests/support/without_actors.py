@@ -1,0 +1,37 @@
+"""A run's actors replaced by what they do, in this process: for stages whose own logic is tested, without a cluster."""
+
+from __future__ import annotations
+
+from actors.frames import LocalFrames
+from actors.reward import FunctionScorer, ModelScorer
+
+
+class Rewards:
+    """A reward pool in this process; what it returns are not references but the outcomes themselves."""
+
+    def __init__(self, config, reward, frames, tokens, weights):
+        self.calls = 0
+        self.scorer = (
+            ModelScorer(reward, frames, config.model, tokens, 2**20, weights=weights)
+            if isinstance(reward, str)
+            else FunctionScorer(reward.path)
+        )
+
+    def score(self, answers):
+        self.calls += 1
+        return self.scorer(answers)
+
+
+class NoActors:
+    def __init__(self, config):
+        self.config, self.pool = config, None
+
+    def client(self):
+        return LocalFrames(self.config.data.root, self.config.video.num_frames)
+
+    def rewards(self, reward, tokens, weights=None):
+        self.pool = Rewards(self.config, reward, self.client(), tokens, weights)
+        return self.pool
+
+    def stop_rewards(self):
+        pass
