@@ -18,8 +18,8 @@ from rlaif.records import Masked, Outcome, Prompt
 from rlaif.stages import data
 from rlaif.stages.agreement_rows import read
 from rlaif.stages.evaluate import command
-from rlaif.stages.label import Case, cases_of
-from rlaif.stages.label_report import server
+from rlaif.stages.judging.cases import Case, cases_of
+from rlaif.stages.judging.report import server
 from rlaif.stages.run import Run
 from rlaif.stages.scoring import judged, reasons, require_reward, rewarded
 

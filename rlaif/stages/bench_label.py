@@ -28,8 +28,8 @@ from rlaif.stages.bench import MODEL
 from rlaif.stages.bench import report as table
 from rlaif.stages.demo import say
 from rlaif.stages.evaluate import command
-from rlaif.stages.judges import Judge, ModelJudge, Question
-from rlaif.stages.label import Case
+from rlaif.stages.judging.cases import Case
+from rlaif.stages.judging.judges import Judge, ModelJudge, Question
 from rlaif.stages.run import Run, open_run
 from rlaif.worlds.shapes.dataset import write_dataset
 from rlaif.worlds.shapes.language import WORDS

@@ -14,7 +14,7 @@ from rlaif.preferences.record import Preference
 from rlaif.rundir import RunDir
 from rlaif.stages import candidates, caption, demo, label, pairs, reward
 from rlaif.stages.evaluate import command
-from rlaif.stages.label import Case
+from rlaif.stages.judging.cases import Case, read_cases
 from rlaif.stages.run import Run
 
 CONTEXTS = ("captions", "none", "shuffled")
@@ -101,7 +101,7 @@ def judge(config: Config, run: Run) -> dict:
     judged = label.label(outside, run)["agreement"]["overall"]
     label.label(config, run)
     built = pairs.pairs(config.model_copy(update={"data": config.data.model_copy(update={"pairs_eval": None})}), run)
-    decided = list(decided_pairs(outside, label.read_cases(outside, run)))
+    decided = list(decided_pairs(outside, read_cases(outside, run)))
     if not decided:
         raise DataError("held-out answers that the reference tells apart", "none", "data.eval, candidates.per_model")
     pairs.write(Path(config.data.pairs_eval), decided)

@@ -18,7 +18,8 @@ from rlaif.records import Masked
 from rlaif.seeds import derive
 from rlaif.stages import candidates, data
 from rlaif.stages.evaluate import command
-from rlaif.stages.label import Case, open_labels, read_cases
+from rlaif.stages.judging.cases import Case, read_cases
+from rlaif.stages.label import open_labels
 from rlaif.stages.run import Run
 
 log = logging.getLogger(__name__)

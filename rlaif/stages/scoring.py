@@ -13,8 +13,9 @@ from rlaif.config.section import Function
 from rlaif.errors import ConfigError, ContractError
 from rlaif.models.check import require_model
 from rlaif.records import Key, Outcome, Prompt
-from rlaif.stages.label import Case, Labelled, label_store, labelled
-from rlaif.stages.label_kind import kind_of
+from rlaif.stages.judging.cases import Case
+from rlaif.stages.judging.kind import kind_of
+from rlaif.stages.label import Labelled, label_store, labelled
 from rlaif.stages.roles import context_of
 from rlaif.stages.run import Run
 from rlaif.storage import locate

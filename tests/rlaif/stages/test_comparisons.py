@@ -325,7 +325,7 @@ def test_the_base_of_a_reward_model_that_is_an_adapter_is_checked(offline, model
 def test_the_judge_is_asked_for_every_two_models_and_claims_count_too():
     """Rows of labels as `rlaif label` writes them, read as verdicts."""
     from rlaif.records import Prompt
-    from rlaif.stages.label import Case
+    from rlaif.stages.judging.cases import Case
 
     case = Case(Prompt("p", "v", "q"), ("one", "two", "one"), ())
     row = {

@@ -9,7 +9,7 @@ from rlaif.config.schema import Config
 from rlaif.config.section import Function
 from rlaif.errors import ContractError
 from rlaif.feedback.store import Store
-from rlaif.stages.label_kind import check_kind, kind_of
+from rlaif.stages.judging.kind import check_kind, kind_of
 
 MODEL, CODE = "org/judge", Function(path="world:judge")
 SERVER = Server(url="http://127.0.0.1:1/v1", model="judge-1")

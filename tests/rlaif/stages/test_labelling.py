@@ -15,7 +15,7 @@ from rlaif.config.section import Function
 from rlaif.errors import ConfigError, DataError
 from rlaif.rundir import RunDir
 from rlaif.stages import data, label, pairs
-from rlaif.stages.label_report import flips
+from rlaif.stages.judging.report import flips
 from rlaif.stages.run import Run
 
 HELD_OUT = "descriptions.jsonl"

@@ -11,7 +11,7 @@ from rlaif.config.schema import Config
 from rlaif.config.section import Function
 from rlaif.errors import ContractError
 from rlaif.feedback.store import Store
-from rlaif.stages.judges import name_of
+from rlaif.stages.judging.judges import name_of
 
 OF_METHOD = {"pairwise": ("pairwise_prompt", "choices", "flips"), "claims": ("claim_prompt", "yes_no", "split")}
 """Options of `label` that only one method reads."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from actors.reward import load_function
 from rlaif.config.feedback import Server
@@ -14,9 +13,7 @@ from rlaif.evaluation.agreement import Compared, agreement
 from rlaif.feedback.pairwise import Asked, Verdict
 from rlaif.feedback.position import position_bias
 from rlaif.records import Masked
-
-if TYPE_CHECKING:
-    from rlaif.stages.label import Case
+from rlaif.stages.judging.cases import Case
 
 
 def report(config: Config, cases: Sequence[Case], rows: Sequence[dict], spent: Mapping[str, float | None]) -> dict:
