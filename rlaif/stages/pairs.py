@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rlaif.config.schema import Config
@@ -43,7 +43,7 @@ def pairs(config: Config, run: Run) -> dict:
     if not built.pairs:
         raise DataError("preference pairs", f"none of {built.considered}: {built.dropped}", "the options of `pairs`")
     by_prompt = {case.prompt.prompt_id: case for case in cases}
-    judges = {row["prompt_id"]: row["judge"] for row in store.rows()}
+    judges = {row["prompt_id"]: {"model": row["judge"], "kind": row["kind"]} for row in store.rows()}
     origins = candidates.origins(config, [case.prompt for case in cases])
     records = [
         record(pair, by_prompt[name], judges[name], origins[name])
@@ -101,7 +101,7 @@ def _candidates(cases: Sequence[Case], store) -> Iterator[Candidate]:
             yield Candidate(case.prompt.prompt_id, index, case.prompt.video, case.prompt.question, answer, value)
 
 
-def record(pair: ScoredPair, case: Case, judge: str, origins: Sequence[dict]) -> Preference:
+def record(pair: ScoredPair, case: Case, judge: Mapping[str, str], origins: Sequence[dict]) -> Preference:
     """origins: of the prompt's answers, by sample index."""
     chosen, rejected = pair.chosen, pair.rejected
     provenance = {"prompt_type": kind} if (kind := case.prompt.extra.get("kind")) else {}
@@ -116,6 +116,6 @@ def record(pair: ScoredPair, case: Case, judge: str, origins: Sequence[dict]) ->
         chosen=chosen.answer,
         rejected=rejected.answer,
         margin=pair.margin,
-        judge={"model": judge, "chosen": chosen.score, "rejected": rejected.score},
+        judge={**judge, "chosen": chosen.score, "rejected": rejected.score},
         provenance=provenance,
     )

@@ -42,6 +42,9 @@ class Job:
     """What fills the model's caption slot."""
     frames: Callable[[str], str]
     """See `frames_of`."""
+    reads_captions: bool = False
+    without_context: int = 0
+    """Records whose video has no captions, where the model reads some."""
     new: set[str] = field(default_factory=set)
     """Keys of what was scored in this call."""
     reasons: dict[str, str] = field(default_factory=dict)
@@ -63,14 +66,18 @@ def score(config: Config, run: Run) -> dict:
     frames, jobs = frames_of(run), []
     for path, card in cards.items():
         model = Model(path, reward_fingerprint(path), dimensions_of(card))
-        jobs.append(Job(model, context(config, card["prompt"]["context"], file, known), frames))
+        mode = card["prompt"]["context"]
+        jobs.append(Job(model, context(config, mode, file, known), frames, reads_captions=mode != "none"))
     store = Store(run.directory.path / "feedback" / "scores.jsonl", key=lambda row: row["key"])
     for job in jobs:
         fill(config, run, job, records(file), store, surveyed.kept)
     tallies = [Tally() for _ in jobs]
     written = write(out, finished(records(file), jobs, store, tallies))
     found = {"command": command(), "file": str(file), "out": str(out), "rows": written, "read": surveyed.counts}
-    found["models"] = [tally.report(job.model) for job, tally in zip(jobs, tallies, strict=True)]
+    found["models"] = [
+        {**tally.report(job.model), "without_context": job.without_context}
+        for job, tally in zip(jobs, tallies, strict=True)
+    ]
     run.directory.write_eval("score", found)
     return found
 
@@ -146,9 +153,15 @@ def fill(config: Config, run: Run, job: Job, found: Iterable[Preference], store:
         if wanted:
             pool = pool or started(config, run, job.model.name)
             keep(job, outcomes(pool, list(wanted.values())), store)
+        if job.reads_captions:
+            job.without_context += sum(not (record.chosen_video or job.captions(record)) for record in part)
         done += len(part)
         shown.to(done)
     shown.close()
+    if job.without_context:
+        log.warning(
+            "%d of %d records have no captions: %s reads no context there", job.without_context, total, job.model.name
+        )
     run.topology.stop_rewards()
 
 

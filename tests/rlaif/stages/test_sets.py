@@ -363,9 +363,12 @@ def test_scores_go_by_what_a_video_shows_not_by_where_it_lies(scripted, monkeypa
     records = [Preference(name, "q", "a", "b", video=name) for name in (one, "copy.mp4", other, "gone.mp4")]
 
     def filled(store):
-        job = score.Job(Model("rm", "f" * 16, ("overall",)), lambda record: (), score.frames_of(run))
+        job = score.Job(
+            Model("rm", "f" * 16, ("overall",)), lambda record: (), score.frames_of(run), reads_captions=True
+        )
         pool.asked.clear()
         score.fill(config, run, job, records, store, len(records))
+        assert job.without_context == len(records)
         return [(answer.prompt.video, answer.response) for answer in pool.asked]
 
     store = score.Store(root / "scores.jsonl", key=lambda row: row["key"])
@@ -422,8 +425,9 @@ def test_a_pair_record_of_one_origin_only():
     made = pairs.record(
         SimpleNamespace(chosen=origin, rejected=other, margin=1.0),
         SimpleNamespace(prompt=prompt),
-        "j",
+        {"model": "j", "kind": "k"},
         [{}, {"model": "m"}],
     )
+    assert made.judge == {"model": "j", "kind": "k", "chosen": 1.0, "rejected": 0.0}
     assert made.provenance == {"prompt_type": "how", "rejected": {"model": "m"}}
     assert made.along("overall") == made and PAIRS.build(made.to_row()) == made
