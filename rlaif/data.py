@@ -34,6 +34,7 @@ class Conversation:
 
     id: str
     video: str
+    """As in `Prompt`."""
     messages: tuple[tuple[str, str], ...]
     """(role, content) in order; an optional system turn, then user, assistant, user, ..."""
     captions: tuple[str, ...] = ()
@@ -159,6 +160,7 @@ class _Message(BaseModel):
 
 
 class ConversationRow(_Row):
+    video: Text | None = None  # some conversations are about none
     id: Text
     messages: list[_Message]
     captions: list[str] = []
@@ -166,7 +168,7 @@ class ConversationRow(_Row):
     def build(self) -> Conversation:
         messages = tuple((message.role, message.content) for message in self.messages)
         check_turns(messages, last="assistant")
-        return Conversation(self.id, self.video, messages, tuple(self.captions), self.model_extra)
+        return Conversation(self.id, self.video or "", messages, tuple(self.captions), self.model_extra)
 
 
 class PairRow(_Row):
@@ -279,7 +281,8 @@ def skip_bad_videos(rows: list[Row], bad: dict[str, str], report: Report, strict
 
 def videos_of(row: Row) -> tuple[str, ...]:
     """Every video that a row needs."""
-    return row.videos if isinstance(row, Pair) else (row.video,)
+    videos = row.videos if isinstance(row, Pair) else (row.video,)
+    return tuple(video for video in videos if video)
 
 
 def _why_unusable(spec: Callable[[str], FrameSpec], video: str) -> str | None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from learners.spec import RoleSpec
 from rlaif.config.schema import Config
 from rlaif.data import Conversation
+from rlaif.errors import ConfigError, named
 from rlaif.models.check import require_model
 from rlaif.order import rows_of_step
 from rlaif.stages import data, supervised
@@ -15,10 +19,12 @@ def train(config: Config, run: Run, start: Start = "new") -> str:
     sft = config.sft
     require_model("sft.init", sft.init)
     rows = data.conversations(run, config.data.sft)
+    spec = supervised.learner_spec(config, sft, "policy")
+    check_videos(config, spec.roles[0], rows)
     identity = supervised.identity("sft", sft)
     checkpoints = run.checkpoints("sft", sft.save.keep)
     newest = run.starting_point("sft", checkpoints, start, identity)
-    group = run.topology.learners(supervised.learner_spec(config, sft, "policy"))
+    group = run.topology.learners(spec)
 
     def chosen(number: int) -> list[Conversation]:
         return [rows[i] for i in rows_of_step(len(rows), sft.batch_size, number, config.seed, "sft")]
@@ -27,10 +33,22 @@ def train(config: Config, run: Run, start: Start = "new") -> str:
         return group.step_conversations(chosen(number), sft.prompt_loss_weight)
 
     def videos(number: int) -> set[str]:
-        return {row.video for row in chosen(number)}
+        return {row.video for row in chosen(number) if row.video}
 
     task = supervised.Supervised("sft", sft.steps, sft.save, identity, step, videos)
     supervised.train(task, run, group, checkpoints, newest)
     export = group.export("policy", run.directory.export("sft"), merge=True)
     run.topology.stop_learners()
     return export
+
+
+def check_videos(config: Config, role: RoleSpec, rows: Sequence[Conversation]) -> None:
+    """Raises ConfigError where some ranks would have gradients of a tower in a step and others none: they could not meet."""
+    trains = role.lora is None and (role.train_vision or role.train_projector)
+    without = [row.id for row in rows if not row.video]
+    if trains and without and config.cluster.learner.actors > 1:
+        raise ConfigError(
+            "conversations that all have a video, where several ranks train tower or projector",
+            f"{len(without)} of {len(rows)} without: {named(without)}",
+            "sft.train_vision and sft.train_projector: false, or a stage of its own for the rows without a video",
+        )
