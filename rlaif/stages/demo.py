@@ -95,10 +95,9 @@ def feedback(config: Config, run: Run) -> None:
     candidates.sample(config, run)
     found = label.label(config, run)
     built = pairs.pairs(config, run)
-    right = found["agreement"]["overall"]
-    print(
-        f"{built['pairs']} pairs; the labels order {right['agreement']:.1%} of {right['pairs']} pairs of answers as the scenes do"
-    )
+    print(f"{built['pairs']} pairs of answers")
+    if right := found.get("agreement", {}).get("overall"):
+        print(f"the labels order {right['agreement']:.1%} of {right['pairs']} pairs of answers as the scenes do")
 
 
 def train_seed(config: Config, run: Run, seed: int) -> list[dict]:

@@ -32,8 +32,6 @@ SEPARATOR = " late : "
 QA_TURNS = 4
 CONTEXT_SHARE = 0.6
 """Share of train scenes with a conversation about the video that carries the captions."""
-VERIFY_TURNS = 10
-"""Claims to verify in one conversation."""
 VERIFYING = {"verify0": False, "verify1": True, "verify2": True}
 """Conversations of each train scene in which claims are verified, and whether the captions are given."""
 HALF_SHARE, COMPARE_SHARE = 0.5, 0.1
@@ -152,7 +150,7 @@ def judging(scene: Scene, rng: random.Random) -> Iterator[Row]:
         yield half_caption(scene, rng)
     yield from with_context(scene, rng)
     for name, given in VERIFYING.items():
-        turns = [(VERIFY.format(claim=claim), answer) for claim, answer in statements(scene, rng, VERIFY_TURNS)]
+        turns = [(VERIFY.format(claim=claim), answer) for claim, answer in statements(scene, rng)]
         yield conversation(scene, name, told_first(scene, turns) if given else turns)
     for name, given in (("compare0", False), ("compare1", True)):
         if rng.random() < COMPARE_SHARE:

@@ -103,25 +103,19 @@ def split(answer: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-HARD = {"count": 1, "object": 2, "motion": 3, "time": 1}
-"""How often a claim of each kind is drawn to be verified: what a tiny model learns last comes most."""
+def statements(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
+    """One claim in words, true or with one word changed, for every truth of a scene, in any order, each with `yes` or `no`.
 
-
-def statements(scene: Scene, rng: random.Random, count: int) -> list[tuple[str, str]]:
-    """`count` different claims in words about a scene, each with `yes` or `no`.
-
-    Half of those drawn are true, so fewer of a small scene that has no more truths.
+    Never two of one kind about one thing: the answer to one would be a hint to the other.
     """
     truths = claims_of(scene.things)
-    drawn = sorted(truths)
-    weights = [HARD[kind] for kind, *_ in drawn]
-    pool: dict[str, str] = {}
-    while len(pool) < count:
-        claim = rng.choices(drawn, weights)[0]
-        if rng.random() < 0.5:
-            claim = alter(claim, rng)
-        pool[say(claim)] = "yes" if claim in truths else "no"
-    return list(pool.items())
+    found: dict[tuple[str, ...], Claim] = {}
+    for truth in sorted(truths):
+        claim = alter(truth, rng) if rng.random() < 0.5 else truth
+        found.setdefault(claim[:1] if claim[0] == "count" else claim[:2], claim)
+    drawn = list(found.values())
+    rng.shuffle(drawn)
+    return [(say(claim), "yes" if claim in truths else "no") for claim in drawn]
 
 
 def alter(claim: Claim, rng: random.Random) -> Claim:

@@ -58,3 +58,19 @@ def test_without_a_reference_there_is_nothing_to_measure_against(world, make_con
     config = make_config(tmp_path, *settings(world))
     with pytest.raises(ConfigError, match=r"label\.reference"):
         context.context(config, None)
+
+
+def test_contexts_are_averaged_over_seeds_and_compared_with_none():
+    cells = {("captions", 0): (0.9, 0.8), ("captions", 1): (0.8, 0.9), ("none", 0): (0.7, 0.6), ("none", 1): (0.8, 0.8)}
+    rows = [{"context": c, "seed": s, "judge_agreement": j, "rm_accuracy": r} for (c, s), (j, r) in cells.items()]
+    found = context.means(rows)
+    assert found["captions"] == pytest.approx(
+        {
+            "judge_agreement": 0.85,
+            "rm_accuracy": 0.85,
+            "judge_agreement_above_none": 0.1,
+            "rm_accuracy_above_none": 0.15,
+        }
+    )
+    assert found["none"]["rm_accuracy_above_none"] == 0
+    assert "| captions | 0.850 | +0.100 | 0.850 | +0.150 |" in context.table(found)

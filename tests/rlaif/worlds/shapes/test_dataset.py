@@ -108,7 +108,7 @@ def test_captions_are_given_in_one_conversation_of_eight_and_then_in_four_of_ten
 
 def test_claims_to_verify_are_true_about_half_the_time_and_come_after_pretraining(rows):
     answers = [answer for row in rows("sft") for question, answer in turns(row) if VERIFIED in question]
-    assert len(answers) == 24 * 3 * 10 and 0.35 < answers.count("yes") / len(answers) < 0.55
+    assert len(answers) > 24 * 3 * 4 and 0.4 < answers.count("yes") / len(answers) < 0.6
     asked = {question for row in rows("pretrain") for question, _ in turns(row)}
     assert not any(VERIFIED in question or COMPARED in question for question in asked)
 
