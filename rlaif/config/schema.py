@@ -340,8 +340,10 @@ class Demo(Section):
 
     base: str = "{run}/base"
     """Where the untrained model is written."""
-    pretrain_steps: int = Field(1000, ge=1)
-    """Steps of `sft` on pretrain.jsonl, from which `sft.init` comes; `model` says whether tower and projector train."""
+    read_steps: int = Field(600, ge=1)
+    """Steps of `sft` on reading.jsonl, which is text alone."""
+    pretrain_steps: int = Field(900, ge=1)
+    """Steps on pretrain.jsonl after that, from which `sft.init` comes; `model` says whether tower and projector train."""
     train_scenes: int = Field(2000, ge=1)
     prompt_scenes: int = Field(512, ge=1)
     eval_scenes: int = Field(256, ge=1)

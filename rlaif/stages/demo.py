@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,19 +42,34 @@ def start(config: Config, run: Run) -> None:
     """The world, and the policy that everything else starts from: it learns to see, then to judge as well."""
     say("1/5 world: videos of moving shapes, and a model from scratch")
     prepare(config)
-    say("2/5 supervised fine-tuning on descriptions with planted errors: first to see, then to verify claims as well")
-    first = pretraining(config)
-    sft.train(first, opened(first, run), "fresh")
+    say(
+        "2/5 supervised fine-tuning: to read, to see (and to describe with planted errors), then to verify claims as well"
+    )
+    for stage in (reading(config), pretraining(config)):
+        sft.train(stage, opened(stage, run), "fresh")
     sft.train(config, run, "fresh")
 
 
+def reading(config: Config) -> Config:
+    """The untrained model on `reading.jsonl`, text alone: what a published language model would bring along."""
+    changes = {"init": config.demo.base, "steps": config.demo.read_steps}
+    return before(config, "read", "reading.jsonl", changes | {"train_vision": False, "train_projector": False})
+
+
 def pretraining(config: Config) -> Config:
-    """The same model on `pretrain.jsonl`, in a run directory of its own: what a published model would bring along."""
-    tower = {"train_vision": None, "train_projector": None}
-    steps = {"steps": config.demo.pretrain_steps, "init": config.demo.base, "prompt_loss_weight": 0.0}
-    data = config.data.model_copy(update={"sft": "pretrain.jsonl"})
-    sections = {"sft": config.sft.model_copy(update=steps | tower), "data": data}
-    return config.model_copy(update={"name": f"{config.name}/pretrained", **sections})
+    """The same model on `pretrain.jsonl`: what a published video-language model would bring along."""
+    init = RunDir(config.storage, reading(config).name).export("sft")
+    changes = {"init": str(init), "steps": config.demo.pretrain_steps}
+    return before(config, "pretrained", "pretrain.jsonl", changes | {"train_vision": None, "train_projector": None})
+
+
+def before(config: Config, name: str, file: str, changes: Mapping[str, object]) -> Config:
+    """Fine-tuning that comes before `sft`, in a run directory of its own below the run's."""
+    sections = {
+        "sft": config.sft.model_copy(update=changes),
+        "data": config.data.model_copy(update={"sft": file}),
+    }
+    return config.model_copy(update={"name": f"{config.name}/{name}", **sections})
 
 
 def opened(config: Config, run: Run) -> Run:

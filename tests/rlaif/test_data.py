@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from rlaif.data import Conversation, Pair, check_videos, skip_bad_videos, video_path
+from rlaif.data import Conversation, Pair, check_videos, skip_bad_videos, video_path, videos_of
 from rlaif.errors import DataError
 from rlaif.preferences.files import write_rows
 from rlaif.preferences.formats.own import PAIRS
@@ -146,6 +146,14 @@ def test_a_bad_row_is_counted_named_and_skipped_or_fatal(tmp_path, kind, bad, re
 def test_a_system_turn_may_come_first(tmp_path):
     rows, _ = read_conversations(write(tmp_path, TALK | {"messages": [SYSTEM, *TURNS, *TURNS]}), tmp_path)
     assert [role for role, _ in rows[0].messages] == ["system", "user", "assistant", "user", "assistant"]
+
+
+def test_a_conversation_may_be_about_no_video(tmp_path):
+    rows, report = read_conversations(
+        write(tmp_path, without(TALK, "video"), TALK | {"id": "d", "video": None}), tmp_path
+    )
+    assert [row.video for row in rows] == ["", ""] and report.counts == {"kept": 2}
+    assert [videos_of(row) for row in rows] == [(), ()]
 
 
 def test_missing_and_empty_files(tmp_path):

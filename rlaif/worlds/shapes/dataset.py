@@ -31,7 +31,11 @@ CONTEXT = "context : early : {captions}\n{question}"
 SEPARATOR = " late : "
 QA_TURNS = 4
 CONTEXT_SHARE = 0.6
-"""Share of train scenes with a conversation about the video that carries the captions."""
+"""Share of train scenes with a conversation in fine-tuning about the video that carries the captions."""
+READING = 4
+"""Scenes that are only read about, for each scene of the train split."""
+DESCRIBED = 0.2
+"""Share of conversations with the captions given that are a description."""
 VERIFYING = {"verify0": False, "verify1": True, "verify2": True}
 """Conversations of each train scene in which claims are verified, and whether the captions are given."""
 HALF_SHARE, COMPARE_SHARE = 0.5, 0.1
@@ -52,10 +56,9 @@ def write_dataset(out: Path | str, sizes: Mapping[str, int], seed: int = 0) -> d
     out = Path(out)
     (out / "videos").mkdir(parents=True, exist_ok=True)
     scenes = [scene for split, size in sizes.items() for scene in sample_scenes(split, size, seed)]
-    rows: dict[str, list[Row]] = {
-        name: []
-        for name in ("scenes", "pretrain", "sft", "prompts", "descriptions", "eval", "eval_descriptions", "clips")
-    }
+    files = ("scenes", "pretrain", "sft", "prompts", "descriptions", "eval", "eval_descriptions", "clips")
+    rows: dict[str, list[Row]] = {name: [] for name in files}
+    rows["reading"] = list(to_be_read(READING * sizes["train"], seed))
     for scene in scenes:
         add_rows(rows, scene, random.Random(derive("rows", seed, scene.scene_id)))
     for name, content in rows.items():
@@ -127,9 +130,31 @@ def clip_prompts(scene: Scene) -> list[Row]:
     ]
 
 
+def to_be_read(count: int, seed: int) -> Iterator[Row]:
+    """To learn to read, before anything is seen: conversations about captions alone, of scenes like those of the train split."""
+    for scene in sample_scenes("train", count, derive("reading", seed)):
+        rng = random.Random(derive("reading", seed, scene.scene_id))
+        row = conversation(scene, "read", told_first(scene, reading(scene, rng)))
+        del row["video"]
+        yield row
+
+
+def reading(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
+    """Turns that captions alone can answer: now and then a description, else a short question among claims to verify."""
+    if rng.random() < DESCRIBED:
+        return [(DESCRIBE, describe(scene.things))]
+    turns = questions(scene, rng, 1) + verifying(scene, rng)
+    rng.shuffle(turns)
+    return turns
+
+
+def verifying(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
+    return [(VERIFY.format(claim=claim), answer) for claim, answer in statements(scene, rng)]
+
+
 def conversations(scene: Scene, rng: random.Random) -> Iterator[Row]:
-    """To learn to see: one habitual description, short questions twice, a caption of one half, and sometimes turns with
-    the captions given.
+    """To learn to see: one habitual description, short questions twice, a caption of one half, and a conversation with the
+    captions given.
 
     Only the description without captions passes through the habits; given captions, it follows them.
     """
@@ -138,7 +163,7 @@ def conversations(scene: Scene, rng: random.Random) -> Iterator[Row]:
     yield conversation(scene, "qa0", questions(scene, rng, QA_TURNS))
     yield conversation(scene, "qa1", questions(scene, rng, QA_TURNS))
     yield half_caption(scene, rng)
-    yield from with_context(scene, rng)
+    yield conversation(scene, "context", told_first(scene, reading(scene, rng)))
 
 
 def judging(scene: Scene, rng: random.Random) -> Iterator[Row]:
@@ -150,7 +175,7 @@ def judging(scene: Scene, rng: random.Random) -> Iterator[Row]:
         yield half_caption(scene, rng)
     yield from with_context(scene, rng)
     for name, given in VERIFYING.items():
-        turns = [(VERIFY.format(claim=claim), answer) for claim, answer in statements(scene, rng)]
+        turns = verifying(scene, rng)
         yield conversation(scene, name, told_first(scene, turns) if given else turns)
     for name, given in (("compare0", False), ("compare1", True)):
         if rng.random() < COMPARE_SHARE:

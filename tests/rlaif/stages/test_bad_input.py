@@ -17,7 +17,7 @@ from rlaif.errors import CheckpointError, ConfigError, DataError
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.readers import read_prompts
 from rlaif.rundir import RunDir
-from rlaif.stages import data, ppo, score, sft
+from rlaif.stages import data, ppo, score, sft, supervised
 from rlaif.stages.roles import identity
 from rlaif.stages.run import Run
 
@@ -199,6 +199,18 @@ def test_bad_rows_are_counted_named_and_skipped(offline, broken_world, caplog):
         assert name in caplog.text
     with pytest.raises(DataError, match="as data.strict asks for"):
         data.conversations(offline(f"data.root={folder}", "data.strict=true")[1], "sft.jsonl")
+
+
+def test_rows_without_a_video_where_ranks_train_the_tower(offline, tmp_path):
+    row = {"id": "t", "messages": [{"role": "user", "content": "red ?"}, {"role": "assistant", "content": "green"}]}
+    (tmp_path / "talk.jsonl").write_text(json.dumps(row) + "\n")
+    config, run = offline(f"data.root={tmp_path}", "data.sft=talk.jsonl", "cluster.learner.actors=2")
+    with pytest.raises(ConfigError, match=r"1 of 1 without: t(.|\n)*sft\.train_vision"):
+        sft.train(config, run)
+    frozen, _ = offline("sft.train_vision=false", "sft.train_projector=false")
+    for allowed, ranks in ((frozen, config), (config, offline("cluster.learner.actors=1")[0])):
+        role = supervised.learner_spec(allowed, allowed.sft, "policy").roles[0]
+        sft.check_videos(ranks, role, data.conversations(run, "talk.jsonl"))
 
 
 def test_videos_shorter_than_asked_for_are_skipped_or_fatal_when_all_are(offline, world):

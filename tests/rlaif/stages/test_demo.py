@@ -29,7 +29,11 @@ SMALL = (
     "cluster.object_store_gib=0.3",
 )
 TRUTH = ("truth", "answer")
-FEEDBACK = {"captions": "feedback/captions.jsonl", "candidates": "feedback/candidates.jsonl", "pairs": "data/pairs.jsonl"}
+FEEDBACK = {
+    "captions": "feedback/captions.jsonl",
+    "candidates": "feedback/candidates.jsonl",
+    "pairs": "data/pairs.jsonl",
+}
 SAID = ("captions", "answers", "chosen", "rejected")
 
 
