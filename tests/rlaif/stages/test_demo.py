@@ -14,7 +14,7 @@ from rlaif.stages.run import open_run
 DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
 SMALL = (
     "logging.wandb=off",
-    "demo={pretrain_steps: 60, train_scenes: 60, prompt_scenes: 16, eval_scenes: 8}",
+    "demo={read_steps: 20, pretrain_steps: 60, train_scenes: 60, prompt_scenes: 16, eval_scenes: 8}",
     "sft.steps=20",
     "reward.steps=4",
     "reward.eval_every=2",
