@@ -50,7 +50,9 @@ def _devices(config: Config, stage: str | None) -> list[str]:
     """Every role of the stage that runs a model needs a GPU where `model.device` says so."""
     scored = [] if isinstance(config.ppo.reward, Function) else ["reward"]
     roles = ["learner"] if stage in ("sft", "reward") else ["rollout", *scored, "learner"]
-    roles = ["rollout"] if stage in ("caption", "sample", "label", "pairs") else roles
+    roles = ["rollout"] if stage in ("caption", "sample") else roles
+    roles = ["rollout"] * isinstance(config.label.judge, str) if stage == "label" else roles
+    roles = [] if stage == "pairs" else roles
     roles = ["reward"] if stage == "score" else roles
     roles = ["rollout", "learner"] if stage == "eval context" else roles
     if stage in ("eval agreement", "eval winrate"):

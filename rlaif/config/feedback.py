@@ -129,8 +129,8 @@ class Pairs(Section):
     min_words: int = Field(1, ge=0)
     lengths: Literal["off", "rejected", "symmetric"] = "rejected"
     """Drop pairs whose one side is much longer, so that mean lengths come close: see rlaif/feedback/lengths.py."""
-    eval_fraction: float = Field(0.05, ge=0, lt=1)
-    """Share of the videos whose pairs go to `data.pairs_eval`, where that is set."""
+    eval_fraction: float = Field(0.05, gt=0, lt=1)
+    """Share of the videos, at least one, whose pairs go to `data.pairs_eval`, where that is set."""
 
     @field_validator("lengths", mode="before")
     @classmethod

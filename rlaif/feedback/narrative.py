@@ -42,6 +42,9 @@ class CaptionPlan:
     """Of `summarise`; may hold `{question}`."""
     max_caption_tokens: int = 1024
     """Of the captions in it: whole ones in time order, as many as fit (`rlaif.text.within_budget`)."""
+    max_tokens: int = 256
+    """Of one caption, and of a summary."""
+    temperature: float = 0.0
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.frames < 1:
@@ -97,8 +100,12 @@ def narrative(captions: Sequence[str], plan: CaptionPlan, summary: str | None = 
 
 
 def version(plan: CaptionPlan) -> str:
-    """The prompt version: 16 hex digits over everything in the plan that changes what is asked, and nothing else."""
-    asked = {name: getattr(plan, name) for name in ("unit", "count", "dependent", "conditioned", "prompt")}
+    """The prompt version: 16 hex digits over everything in the plan that changes what is asked and how it is answered, and
+    nothing else."""
+    asked = {
+        name: getattr(plan, name)
+        for name in ("unit", "count", "dependent", "conditioned", "prompt", "max_tokens", "temperature")
+    }
     if plan.unit == "clip":
         asked["frames"] = plan.frames
     if plan.dependent:

@@ -88,14 +88,14 @@ def variant(config: Config, seed: int, mode: str) -> Config:
         "pairs": f"{folder}/pairs-{mode}-{seed}.jsonl",
         "pairs_eval": f"{folder}/held-out-{seed}.jsonl",
     }
-    steps = config.context.reward_steps or config.reward.steps
+    length = {"steps": config.context.reward_steps, "epochs": 0} if config.context.reward_steps else {}
     return config.model_copy(
         update={
             "name": f"{config.name}/context/{mode}-{seed}",
             "seed": seed,
             "data": config.data.model_copy(update=files),
             "label": config.label.model_copy(update={"context": mode}),
-            "reward": config.reward.model_copy(update={"context": mode, "eval_every": 0, "steps": steps}),
+            "reward": config.reward.model_copy(update={"context": mode, "eval_every": 0} | length),
         }
     )
 
@@ -104,8 +104,8 @@ def held_out(config: Config) -> Config:
     """The same cell on the prompts for evaluation."""
     data = config.data.model_copy(
         update={
-            "candidates": config.data.candidates.replace("/answers-", "/answers-held-out-"),
-            "labels": config.data.labels.replace("/labels-", "/labels-held-out-"),
+            name: str(Path(path).with_name(f"outside-{Path(path).name}"))
+            for name, path in (("candidates", config.data.candidates), ("labels", config.data.labels))
         }
     )
     return config.model_copy(

@@ -106,11 +106,11 @@ def _load(run: Run, file: str, read: Callable[..., tuple[list[Row], Report]]) ->
 
 
 def captioned(config: Config, rows: list[Row]) -> list[Row]:
-    """With the context of `data.captions`, where that is set and has been made; rows without any are counted."""
+    """With the context of `data.captions`, where that has any of a row's video, else with their own; rows without are counted."""
     if config.data.captions is None or not data_path(config, config.data.captions).is_file():
         return rows
     known = captions_by_video(data_path(config, config.data.captions))
-    found = [replace(row, captions=stored(known, row)) if _reads_captions(row) else row for row in rows]
+    found = [replace(row, captions=stored(known, row) or row.captions) if _reads_captions(row) else row for row in rows]
     if without := sum(_reads_captions(row) and not row.captions for row in found):
         log.warning("%d of %d rows have no captions in %s", without, len(rows), config.data.captions)
     return found

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from actors.reward import load_function
 from rlaif.config.schema import Config
 from rlaif.config.section import Function
 from rlaif.feedback.store import Store
@@ -34,6 +35,8 @@ AT_ONCE = 128
 
 def label(config: Config, run: Run) -> dict:
     """Judge every prompt's answers; returns the report, which is `eval/label.json` too."""
+    if config.label.reference:
+        load_function(config.label.reference)  # a typing error is found before anything is asked
     cases = read_cases(config, run)
     done = labelled(config, run, cases, open_labels(config))
     found = {"command": command(), "judge": done.judge, **report(config, cases, done.rows, done.spent)}

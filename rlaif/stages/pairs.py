@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from rlaif.seeds import derive
 from rlaif.stages import candidates, data
 from rlaif.stages.evaluate import command
 from rlaif.stages.judging.cases import Case, read_cases
+from rlaif.stages.judging.kind import check_kind
 from rlaif.stages.label import open_labels
 from rlaif.stages.run import Run
 
@@ -31,6 +33,7 @@ def pairs(config: Config, run: Run) -> dict:
     for path in targets:
         check_target(path)
     cases, store = read_cases(config, run), open_labels(config)
+    check_kind(store, config)
     if missing := [case.key for case in cases if case.key not in store]:
         raise DataError(
             f"a label in {store.path} for every prompt that has answers",
@@ -72,13 +75,21 @@ def check_target(path: Path) -> None:
     """Raises ConfigError where a file to be written holds preferences that no judge of ours made: they are not replaced."""
     first = next(iter(read_rows(path)), None) if path.is_file() else None
     fields = first.fields if isinstance(first, Row) else {}
-    judge = fields.get("judge")
-    if first is not None and not (isinstance(judge, dict | str) and "model" in judge):
+    if first is not None and not (labelled_here(fields.get("judge")) and not fields.get("scores")):
         raise ConfigError(
             f"no file at {path}, or one that `rlaif pairs` wrote",
-            f"rows of another origin, such as {fields.get('pair_id')!r}",
+            f"rows of another origin, or with scores, such as {fields.get('pair_id')!r}",
             "data.pairs or data.pairs_eval: another file to write to",
         )
+
+
+def labelled_here(judge: object) -> bool:
+    """Whether a row's `judge` is as `record` writes it; parquet files hold it as JSON text."""
+    try:
+        found = json.loads(judge) if isinstance(judge, str) else judge
+    except ValueError:
+        return False
+    return isinstance(found, dict) and {"model", "kind"} <= found.keys()
 
 
 def held_out(config: Config, videos: Sequence[str]) -> set[str]:

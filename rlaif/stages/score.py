@@ -136,7 +136,7 @@ def context(config: Config, mode: str, file: Path, known: dict) -> Callable[[Pre
 
     def own(record: Preference) -> Sequence[str]:
         asked = Prompt(record.pair_id, record.video or "", record.question)
-        return record.captions if record.chosen_video or not known else data.stored(known, asked)
+        return record.captions if record.chosen_video else data.stored(known, asked) or record.captions
 
     if mode != "shuffled":
         return own if mode == "captions" else lambda record: ()

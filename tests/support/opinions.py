@@ -31,3 +31,8 @@ def later(prompt, a, b) -> int:
     """Prefers the path that sorts later; prompts of such pairs hold no video of their own."""
     assert prompt.video == ""
     return (a > b) - (a < b)
+
+
+def no_preference(prompt, a, b) -> int:
+    """Fails where it is asked about anything."""
+    raise LookupError("nothing to compare")

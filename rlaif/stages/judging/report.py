@@ -39,7 +39,11 @@ def report(config: Config, cases: Sequence[Case], rows: Sequence[dict], spent: M
         found |= {"claims": len(judged), "rejected": rejected, "empty": _empty(rows)}
     found |= server(config, rows, spent)
     if config.label.reference:
-        found["agreement"] = agreement(list(compared(config, cases, rows))) | {"reference": config.label.reference}
+        failed: Counter[str] = Counter()
+        found["agreement"] = agreement(list(compared(config, cases, rows, failed))) | {
+            "reference": config.label.reference
+        }
+        found |= {"reference_failed": dict(failed)} if failed else {}
     return found
 
 
@@ -79,6 +83,8 @@ def warnings(found: dict) -> list[str]:
             f"{found['again']} of {found['prompts']} prompts could not be judged, wholly or in part ({_first(found)}): "
             "run `rlaif label` again to ask about these once more"
         )
+    if failed := found.get("reference_failed"):
+        told.append(f"label.reference said nothing of {sum(failed.values())} pairs of answers: {next(iter(failed))}")
     return told
 
 
@@ -86,8 +92,9 @@ def _first(found: dict) -> str:
     return next(iter(found["masked"]), "some comparisons failed")
 
 
-def compared(config: Config, cases: Sequence[Case], rows: Sequence[dict]) -> Iterator[Compared]:
-    """Every two answers to a prompt, as the labels and `label.reference` order them."""
+def compared(config: Config, cases: Sequence[Case], rows: Sequence[dict], failed: Counter[str]) -> Iterator[Compared]:
+    """Every two answers to a prompt, as the labels and `label.reference` order them. Where that fails, it says nothing of
+    the two, and `failed` counts its reasons."""
     prefer = load_function(config.label.reference)
     for case, row in zip(cases, rows, strict=True):
         scores = [score.get("score") for score in row["scores"]]
@@ -95,7 +102,12 @@ def compared(config: Config, cases: Sequence[Case], rows: Sequence[dict]) -> Ite
             if case.answers[a] != case.answers[b]:
                 judged = None if None in (scores[a], scores[b]) else scores[a] - scores[b]
                 kind = str(case.prompt.extra.get("kind", ""))
-                yield Compared(judged, prefer(case.prompt, case.answers[a], case.answers[b]), prompt_type=kind)
+                try:
+                    sign = prefer(case.prompt, case.answers[a], case.answers[b])
+                except Exception as error:  # the user's own code, after everything has been asked and paid for
+                    failed[f"{type(error).__name__}: {error}"] += 1
+                    sign = None
+                yield Compared(judged, sign, prompt_type=kind)
 
 
 def _empty(rows: Sequence[dict]) -> int:

@@ -111,3 +111,11 @@ def test_other_stages_problems_are_not_this_ones():
 )
 def test_what_fits_is_no_problem(changes):
     assert problems_of(changed(*changes)) == []
+
+
+def test_feedback_without_an_engine_needs_no_gpu_for_one():
+    cuda = "model.device=cuda"
+    assert problems_of(changed(cuda), "pairs") == []
+    assert problems_of(changed(cuda, "label.judge={path: 'a:b'}"), "label") == []
+    for stage in ("caption", "sample", "label"):
+        assert "cluster.rollout.gpus is 0" in "".join(problems_of(changed(cuda), stage))

@@ -85,7 +85,7 @@ FULL = CaptionPlan(dependent=True, conditioned=True, aggregate="summarise")
 OTHER = {
     "unit": "frame", "count": 4, "frames": 8, "dependent": False, "conditioned": False, "aggregate": "concat",
     "separator": "\n", "prompt": "{previous}{question}?", "previous_slot": "{previous}.", "question_slot": "{question}.",
-    "summary_prompt": "{captions}", "max_caption_tokens": 9,
+    "summary_prompt": "{captions}", "max_caption_tokens": 9, "max_tokens": 5, "temperature": 0.5,
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from judge_server import JudgeServer, answer, half, hang_up, raw, stall, status
 
 from actors.frames import LocalFrames
 from rlaif.config.section import Function
-from rlaif.errors import ConfigError, DataError
+from rlaif.errors import ConfigError, ContractError, DataError
 from rlaif.rundir import RunDir
 from rlaif.stages import data, label, pairs
 from rlaif.stages.judging.report import flips
@@ -417,3 +417,26 @@ def test_labels_of_a_model_or_a_function_have_no_replies(judging):
     config = config.model_copy(update={"label": code})
     report = label.label(config, run)
     assert "server" not in report and all("replies" not in row for row in labels(config).values())
+
+
+def test_a_reference_that_fails_loses_no_labels(judging, caplog):
+    with JudgeServer(by=prefers("red")) as server:
+        config, run = judging(server.url, "label.reference=rlaif.worlds.shapes.checker:nothing_of_the_kind")
+        with pytest.raises(ConfigError, match="nothing_of_the_kind"):
+            label.label(config, run)
+        assert server.bodies == []
+        config, run = judging(server.url, "label.reference=opinions:no_preference")
+        found = label.label(config, run)
+    count = sum(found["reference_failed"].values())
+    assert count == found["agreement"]["overall"]["no_reference"] > 0 and len(labels(config)) == found["prompts"]
+    assert "label.reference said nothing of" in caplog.text
+
+
+def test_pairs_are_not_made_of_labels_of_another_kind(judging):
+    with JudgeServer(by=prefers("red")) as server:
+        config, run = judging(server.url)
+        label.label(config, run)
+        other, run = judging(server.url, "label.method=claims")
+        with pytest.raises(ContractError, match=r"data\.labels"):
+            pairs.pairs(other, run)
+        assert pairs.pairs(config, run)["pairs"]

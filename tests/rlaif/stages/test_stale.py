@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from rlaif.errors import ConfigError, ContractError, DataError
 from rlaif.models.check import fingerprint
 from rlaif.records import Prompt
-from rlaif.stages import candidates, caption, data, demo, pairs
+from rlaif.stages import candidates, caption, context, data, demo, pairs, reward
 
 ASKED = Prompt("p", "v.mp4", "what ?")
 
@@ -109,8 +110,41 @@ def test_preferences_of_another_origin_are_not_replaced(tmp_path):
     write(path, {"pair_id": "1", "question": "q", "chosen": "a", "rejected": "b"})
     with pytest.raises(ConfigError, match="another origin"):
         pairs.check_target(path)
-    write(path, {"pair_id": "1", "question": "q", "chosen": "a", "rejected": "b", "judge": {"model": "m"}})
-    pairs.check_target(path)
+    row = {"pair_id": "1", "question": "q", "chosen": "a", "rejected": "b"}
+    told = {"model": "m", "kind": "k"}
+    for judge in (told, json.dumps(told)):
+        write(path, row | {"judge": judge})
+        pairs.check_target(path)
+    for other in ({"judge": {"model": "m"}}, {"judge": "a model"}, {"judge": told, "scores": [{"value": 1.0}]}):
+        write(path, row | other)
+        with pytest.raises(ConfigError, match="another origin"):
+            pairs.check_target(path)
+
+
+def test_rows_keep_their_own_captions_where_the_captioner_has_none(config):
+    store = data.open_captions(data.data_path(config, config.data.captions).with_name("own-captions.jsonl"))
+    about = {"model": "m", "captioner": "c", "version": "1"}
+    store.append(
+        [{"key": "k", "video": "v", **about, "context": ["made"]}, {"key": "l", "video": "w", **about, "masked": "no"}]
+    )
+    changed = config.model_copy(update={"data": config.data.model_copy(update={"captions": str(store.path)})})
+    rows = [Prompt(video, video, "what ?", captions=("own",)) for video in ("v", "w", "x")]
+    assert [row.captions for row in data.captioned(changed, rows)] == [("made",), ("own",), ("own",)]
+
+
+def test_the_context_studys_files_and_steps_are_its_own(config):
+    odd = config.model_copy(
+        update={
+            "storage": "/mnt/labels-v1/answers-2",
+            "context": config.context.model_copy(update={"reward_steps": 7}),
+            "reward": config.reward.model_copy(update={"epochs": 3}),
+        }
+    )
+    cell = context.variant(odd, 1, "none")
+    assert reward.steps_of(cell.reward, 1000) == 7
+    outside = context.held_out(cell)
+    assert Path(outside.data.labels).parent == Path(cell.data.labels).parent
+    assert len({outside.data.labels, cell.data.labels, outside.data.candidates, cell.data.candidates}) == 4
 
 
 def test_some_video_is_held_out_and_the_margin_is_of_the_method(config):
