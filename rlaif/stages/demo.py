@@ -14,6 +14,7 @@ from rlaif.memory import MemoryWatch
 from rlaif.models.tiny import build_tiny
 from rlaif.rundir import RunDir
 from rlaif.stages import candidates, caption, label, pairs, ppo, reward, sft
+from rlaif.stages.data import data_path
 from rlaif.stages.evaluate import command, table
 from rlaif.stages.run import Run, open_run
 from rlaif.worlds.shapes.dataset import write_dataset
@@ -88,18 +89,20 @@ def prepare(config: Config) -> None:
             raise ConfigError(
                 f"{option} below the demo's run directory, {run}", path, f"leave {option} as in configs/demo.yaml"
             )
-    set_aside(RunDir(config.storage, config.name).path)
+    set_aside(config)
     sizes = {"train": config.demo.train_scenes, "prompt": config.demo.prompt_scenes, "test": config.demo.eval_scenes}
     write_dataset(Path(config.data.root), sizes, config.seed)
     build_tiny(Path(config.demo.base), WORDS, config.seed)
 
 
-def set_aside(folder: Path) -> None:
-    """What an earlier demo's models said is not this one's: it gets another name."""
-    for name in ("feedback", "context"):
-        if (folder / name).exists():
-            number = next(n for n in itertools.count(1) if not (folder / f"{name}.{n}").exists())
-            (folder / name).rename(folder / f"{name}.{number}")
+def set_aside(config: Config) -> None:
+    """What an earlier demo's models said, and the pairs made of it, is not this one's: it gets another name."""
+    folder = RunDir(config.storage, config.name).path
+    pairs_files = [file for file in (config.data.pairs, config.data.pairs_eval) if file]
+    for path in (folder / "feedback", folder / "context", *(data_path(config, file) for file in pairs_files)):
+        if path.exists() and path.is_relative_to(folder):
+            names = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
+            path.rename(next(name for name in names if not name.exists()))
 
 
 def feedback(config: Config, run: Run) -> None:
@@ -112,7 +115,8 @@ def feedback(config: Config, run: Run) -> None:
     found = label.label(config, run)
     built = pairs.pairs(config, run)
     print(f"{built['pairs']} pairs of answers")
-    if right := found.get("agreement", {}).get("overall"):
+    right = found.get("agreement", {}).get("overall", {})
+    if right.get("pairs"):
         print(f"the labels order {right['agreement']:.1%} of {right['pairs']} pairs of answers as the scenes do")
 
 

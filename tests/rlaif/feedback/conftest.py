@@ -7,13 +7,6 @@ from rlaif.feedback.asking import Ask, Turn
 from rlaif.feedback.options import EndpointOptions
 
 
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch):
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
-
-
 @pytest.fixture
 def options():
     """Options for a server, quick by default."""

@@ -29,12 +29,6 @@ DIMENSIONS = ("helpfulness", "harmlessness")
 BY_CODE = ("agreement.by=judge", "label.judge={path: 'opinions:later'}", "label.context=none")
 
 
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch):
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-
-
 @pytest.fixture
 def offline(tmp_path, make_config, monkeypatch):
     """offline(file, *overrides) -> (config, run) that starts no actor; `file` is what it compares with."""

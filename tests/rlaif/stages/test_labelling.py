@@ -28,12 +28,6 @@ class NoTopology:
         self.client = lambda: LocalFrames(config.data.root, config.video.num_frames)
 
 
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch):
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-
-
 @pytest.fixture
 def judging(tmp_path, make_config, world):
     """judging(url, *overrides) -> (config, run): three answers to each of the world's prompts, judged by a server."""

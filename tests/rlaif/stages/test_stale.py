@@ -165,8 +165,14 @@ def test_a_prompt_in_two_files_is_one_and_two_prompts_of_one_id_are_an_error(mon
         data.prompts_of(run, ("a", "c"))
 
 
-def test_an_earlier_demos_feedback_gets_another_name(tmp_path):
+def test_an_earlier_demos_feedback_and_pairs_get_another_name(make_config, tmp_path):
+    own = write(tmp_path / "mine.jsonl", {})
+    config = make_config(tmp_path, "data.root={run}/data", f"data.pairs_eval={own}")
+    folder = tmp_path / "runs" / "run"
     for _ in range(2):
-        write(tmp_path / "feedback" / "labels.jsonl", {})
-        demo.set_aside(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["feedback.1", "feedback.2"]
+        write(folder / "feedback" / "labels.jsonl", {})
+        write(folder / "data" / "pairs.jsonl", {})
+        demo.set_aside(config)
+    assert sorted(path.name for path in folder.iterdir()) == ["data", "feedback.1", "feedback.2"]
+    assert sorted(path.name for path in (folder / "data").iterdir()) == ["pairs.jsonl.1", "pairs.jsonl.2"]
+    assert own.exists()
