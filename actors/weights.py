@@ -15,6 +15,7 @@ from actors.contents import Contents
 from cluster.publish import Bucket, Manifest, from_wire, unpack
 from rlaif.errors import ContractError
 from rlaif.models.check import fingerprint
+from rlaif.scratch import Scratch
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class EngineWeights:
         """The LoRARequest that every answer is sampled with."""
         self._tower: dict[str, int] = {}
         """Checksums of vision tower and projector as published last; empty: as in the model directory."""
-        self._folder = tempfile.TemporaryDirectory(prefix="rlaif-adapter-") if contents.rank is not None else None
+        self._folder = Scratch("rlaif-adapter-") if contents.rank is not None else None
         self._asleep = False
 
     def check_version(self, version: int) -> None:
@@ -133,7 +134,7 @@ class EngineWeights:
         from safetensors.torch import save_file
         from vllm.lora.request import LoRARequest
 
-        folder = Path(tempfile.mkdtemp(prefix=f"{manifest.version}-", dir=self._folder.name))
+        folder = Path(tempfile.mkdtemp(prefix=f"{manifest.version}-", dir=self._folder.path))
         tensors = {name: from_wire(array, manifest.tensors[name].dtype) for name, array in arrays.items()}
         save_file(tensors, folder / "adapter_model.safetensors")
         (folder / "adapter_config.json").write_text(json.dumps(manifest.lora))

@@ -61,6 +61,8 @@ class Pair:
     rejected_video: str | None = None
     """The other candidate, where they are videos."""
     prompt_id: str | None = None
+    earlier_turns: bool = False
+    """The row has turns before the question. They are not read."""
 
     @property
     def signs(self) -> dict[str, int]:
@@ -111,16 +113,16 @@ class Report:
     def skip(self, reason: str, row: BadRow) -> None:
         self.skipped.setdefault(reason, []).append(row)
 
-    def summary(self) -> str:
-        """One line of counts, then the first bad rows by name."""
+    def summary(self, shown: int | None = SHOWN) -> str:
+        """One line of counts, then the bad rows by name: so many of them, or all."""
         total = sum(self.counts.values())
         counts = "".join(f", {count} {reason}" for reason, count in self.counts.items() if reason != "kept")
-        return "\n".join([f"{self.path}: {self.kept} of {total} rows kept{counts}", *self._named()])
+        return "\n".join([f"{self.path}: {self.kept} of {total} rows kept{counts}", *self._named(shown)])
 
-    def _named(self) -> list[str]:
+    def _named(self, shown: int | None) -> list[str]:
         named = [f"  {reason}: {row}" for reason, rows in self.skipped.items() for row in rows]
-        more = [f"  and {len(named) - SHOWN} more"] if len(named) > SHOWN else []
-        return named[:SHOWN] + more
+        more = [f"  and {len(named) - shown} more"] if shown is not None and len(named) > shown else []
+        return named[:shown] + more
 
     def check(self, strict: bool) -> None:
         """Raises DataError when nothing is left, or when `strict` and anything was skipped."""
@@ -184,6 +186,7 @@ class PairRow(_Row):
     dimension: Text = OVERALL
     dimensions: dict[Text, int] = {}
     margin: FiniteFloat | None = None
+    messages: list = []
 
     def build(self) -> Pair:
         of_videos = bool(self.chosen_video or self.rejected_video)
@@ -206,6 +209,7 @@ class PairRow(_Row):
             self.margin,
             self.rejected_video,
             self.prompt_id,
+            len(self.messages) > 1,
         )
 
 

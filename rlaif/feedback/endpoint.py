@@ -39,17 +39,19 @@ class Endpoint:
         """
         options.key()
         self.options, self.answers = options, Answers(options.cache)
-        self.budget, self.counts = Budget(options, used or Usage()), Counts()
+        self._before = used or Usage()
+        self.budget, self.counts = Budget(options, self._before), Counts()
 
     @property
     def used(self) -> Usage:
-        """By every request so far, failed ones that may have been computed included."""
+        """What counts against the budgets: before, and by every request since, failed ones that may have been computed
+        included."""
         return self.budget.used
 
     def spent(self) -> dict[str, float | None]:
-        """Requests, questions, tokens and money so far; `cost` is None without prices."""
-        priced = self.options.prompt_price or self.options.completion_price
-        return {**asdict(self.counts), **asdict(self.used), "cost": self.options.cost(self.used) if priced else None}
+        """Requests, questions, tokens and money of this endpoint, without those before; `cost` is None without prices."""
+        priced, used = self.options.prompt_price or self.options.completion_price, self.used.plus(self._before, -1)
+        return {**asdict(self.counts), **asdict(used), "cost": self.options.cost(used) if priced else None}
 
     def ask_many(self, asks: Iterable[Ask]) -> list[Outcome]:
         """One outcome per question, in order. Questions are taken as there is room, so a generator holds few images.

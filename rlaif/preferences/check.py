@@ -35,7 +35,12 @@ class Checkup:
         return bool(self.report.kept) and not self.report.skipped
 
     def text(self) -> str:
-        lines = [self.report.summary(), f"{'format':15} {self.format.name}", *self.statistics.lines(self.format.kind)]
+        """Everything that is known of the file, with every bad row by name."""
+        lines = [
+            self.report.summary(shown=None),
+            f"{'format':15} {self.format.name}",
+            *self.statistics.lines(self.format.kind),
+        ]
         if self.videos:
             lines.append(f"{len(self.videos):,} videos that cannot be used:")
             lines += [f"  {reason} ({self.rows_of[video]} rows)" for video, reason in self.videos.items()]

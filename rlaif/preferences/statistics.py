@@ -27,6 +27,8 @@ class Statistics:
     rejected: array = field(default_factory=lambda: array("L"))
     answers: dict[bytes, bool] = field(default_factory=dict)
     """Pairs seen, whatever their order, and whether the smaller answer was chosen."""
+    earlier_turns: int = 0
+    """Pairs with turns before the question."""
     duplicates: int = 0
     contradictions: int = 0
 
@@ -39,6 +41,7 @@ class Statistics:
     def _add_pair(self, pair: Preference) -> None:
         asked = (pair.video, pair.frames, pair.messages, pair.question)
         self.prompts.add(_hash(pair.prompt_id or asked))
+        self.earlier_turns += len(pair.messages) > 1
         for name, sign in pair.signs.items():
             self.dimensions[name] += 1
             self.agreeing[name] += sign == 1
@@ -58,6 +61,8 @@ class Statistics:
         if self.prompts:
             told.append(f"{'prompts':15} {len(self.prompts):,}")
         told.append(f"{'videos named':15} {len(self.videos):,}")
+        if self.earlier_turns:
+            told.append(f"{'earlier turns':15} {self.earlier_turns:,} pairs; only the last question is read")
         if not self.answers:
             return told
         for name, count in self.dimensions.most_common():

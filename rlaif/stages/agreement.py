@@ -18,10 +18,10 @@ from rlaif.records import Masked, Outcome, Prompt
 from rlaif.stages import data
 from rlaif.stages.agreement_rows import read
 from rlaif.stages.evaluate import command
-from rlaif.stages.judging.cases import Case, cases_of
+from rlaif.stages.judging.cases import Case, cases_of, reasons
 from rlaif.stages.judging.report import server
 from rlaif.stages.run import Run
-from rlaif.stages.scoring import judged, reasons, require_reward, rewarded
+from rlaif.stages.scoring import judged, require_reward, rewarded
 
 log = logging.getLogger(__name__)
 

@@ -47,6 +47,7 @@ def read(config: Config, run: Run) -> tuple[list[Preference], Report]:
     report.check(config.data.strict)
     if report.skipped:
         log.warning("%s", report.summary())
+    data.warn_of_turns(report.path, sum(len(record.messages) > 1 for record in kept), len(kept))
     return with_captions(config, kept), report
 
 

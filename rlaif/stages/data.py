@@ -97,6 +97,7 @@ def _load(run: Run, file: str, read: Callable[..., tuple[list[Row], Report]]) ->
     root, strict = run.config.data.root, run.config.data.strict
     rows, report = read(data_path(run.config, file), root, strict)
     rows = captioned(run.config, rows)
+    warn_of_turns(report.path, sum(isinstance(row, Pair) and row.earlier_turns for row in rows), len(rows))
     videos = sorted({video for row in rows for video in videos_of(row)})
     bad = check_videos(videos, run.topology.client().spec)
     rows = skip_bad_videos(rows, bad, report, strict)
@@ -116,6 +117,12 @@ def captioned(config: Config, rows: list[Row]) -> list[Row]:
     return found
 
 
+def warn_of_turns(path: str, count: int, pairs: int) -> None:
+    """Of an imported conversation, reward models and judges read the last question only."""
+    if count:
+        log.warning("%s: %d of %d pairs have turns before the question, which are not read", path, count, pairs)
+
+
 def _reads_captions(row: Row) -> bool:
     """Not where two videos are compared: one context beside both would tell which of them it is about."""
     return not isinstance(row, Conversation) and not (isinstance(row, Pair) and row.rejected_video)
@@ -123,7 +130,7 @@ def _reads_captions(row: Row) -> bool:
 
 def stored(known: dict[tuple[str, str], tuple[str, ...]], row: Prompt | Pair) -> tuple[str, ...]:
     """The captions of a row, out of `captions_by_video`."""
-    return known.get((row.video, "")) or known.get((row.video, row.question), ())
+    return known.get((row.video, "")) or known.get((row.video, row.question)) or ()
 
 
 def check_captions(config: Config, rows: Sequence[Pair], file: str) -> None:
@@ -152,7 +159,8 @@ def open_captions(path: Path) -> Store[tuple[str, str]]:
 def captions_by_video(path: Path) -> dict[tuple[str, str], tuple[str, ...]]:
     """The context of each (video, question; empty where captions do not depend on it) that `rlaif caption` wrote.
 
-    Of several rows of a video (its file or its size has changed) the last one counts. Raises DataError where a file holds
+    Of several rows of a video (its file or its size has changed) the last one counts, and where that failed there are none:
+    what is known of another file says nothing of this one. Raises DataError where a file holds
     captions of more than one kind, so that which are read would be chance.
     """
     rows = open_captions(path).newest_last()
@@ -160,4 +168,4 @@ def captions_by_video(path: Path) -> dict[tuple[str, str], tuple[str, ...]]:
     if len(kinds) > 1:
         found = "; ".join(f"{model} (weights {print_}) with prompt version {asked}" for model, print_, asked in kinds)
         raise DataError(f"captions by one model and prompt in {path}", found, "another file for each: data.captions")
-    return {(row["video"], row.get("question", "")): tuple(row["context"]) for row in rows if "masked" not in row}
+    return {(row["video"], row.get("question", "")): () if "masked" in row else tuple(row["context"]) for row in rows}

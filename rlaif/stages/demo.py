@@ -75,7 +75,7 @@ def before(config: Config, name: str, file: str, changes: Mapping[str, object]) 
 
 def opened(config: Config, run: Run) -> Run:
     """A run of its own directory on the actors of another."""
-    run = replace(run, config=config, directory=RunDir(config.storage, config.name))
+    run = replace(run, config=config, directory=RunDir(config.storage, config.name), within=run.shared)
     run.directory.prepare()
     run.directory.write_config(config.model_dump(mode="json"))
     return run

@@ -21,7 +21,7 @@ from rlaif.stages import data
 from rlaif.stages.evaluate import command
 from rlaif.stages.judging.by_claims import by_claims
 from rlaif.stages.judging.by_pairs import by_function, by_pairs
-from rlaif.stages.judging.cases import Case, again, left_out, read_cases, row_of
+from rlaif.stages.judging.cases import Case, again, left_out, read_cases, reasons, row_of
 from rlaif.stages.judging.judges import Judge, make_judge, name_of
 from rlaif.stages.judging.kind import check_kind, kind_of
 from rlaif.stages.judging.report import report, warnings
@@ -64,11 +64,11 @@ def labelled(config: Config, run: Run, cases: Sequence[Case], store: Store) -> L
     todo = [case for case in cases if case.key in missing]
     log.info("%s: %d of %d prompts are labelled already", store.path, len(cases) - len(todo), len(cases))
     made = {"kind": kind_of(config), "judge": name_of(options.judge)}
-    shown, silent = Progress(len(todo), "labels"), False
+    shown, silent = Progress(len(todo), "labels"), ""
     for start in range(0, len(todo), AT_ONCE):
         part = todo[start : start + AT_ONCE]
-        rows = [_not_asked(case) for case in part] if silent else judged(config, judge, part)
-        silent = all(row.get("again") and all("masked" in score for score in row["scores"]) for row in rows)
+        rows = [_not_asked(case, silent) for case in part] if silent else judged(config, judge, part)
+        silent = silent or _silent(rows)
         store.append([{**row, **left_out(config, judge, case), **made} for case, row in zip(part, rows, strict=True)])
         shown.to(start + len(part))
     shown.close()
@@ -101,6 +101,12 @@ def _with_replies(rows: list[dict], replies: Iterable[tuple[str, dict]]) -> list
     return [row | ({"replies": told[number]} if number in told else {}) for number, row in enumerate(rows)]
 
 
-def _not_asked(case: Case) -> dict:
-    masked = Masked("not asked: the judge had answered nothing about the prompts before", again=True)
+def _silent(rows: Sequence[dict]) -> str:
+    """Why nothing was answered about any of these prompts, where another time it may be; "" otherwise."""
+    lost = all(row.get("again") and all("masked" in score for score in row["scores"]) for row in rows)
+    return reasons(rows[-1])[0] if lost else ""
+
+
+def _not_asked(case: Case, why: str) -> dict:
+    masked = Masked(f"not asked, as nothing was answered about the prompts before: {why}", again=True)
     return row_of(case, [masked] * len(case.answers)) | again([masked])

@@ -28,6 +28,13 @@ class Run:
     directory: RunDir
     session: Session
     topology: Topology
+    within: RunDir | None = None
+    """The directory of the whole, where this is one part of a study."""
+
+    @property
+    def shared(self) -> RunDir:
+        """Where lies what all parts of a study have in common, such as what a judge's server was paid for."""
+        return self.within or self.directory
 
     def checkpoints(self, stage: str, keep: int) -> Checkpoints:
         return Checkpoints(self.directory.checkpoints(stage), keep)

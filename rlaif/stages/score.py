@@ -98,9 +98,9 @@ def survey(config: Config, file: Path) -> Report:
     """What is in the file, before anything is scored. Raises DataError where nothing is, and for bad rows where they are
     fatal (`data.strict`) or would be lost because the file is to be replaced."""
     report = Report(str(file))
-    for _ in records(file, report):
-        pass
+    earlier = sum(len(record.messages) > 1 for record in records(file, report))
     report.check(config.data.strict)
+    data.warn_of_turns(report.path, earlier, report.kept)
     if report.skipped:
         log.warning("%s", report.summary())
         if file.resolve() == paths(config)[1].resolve():

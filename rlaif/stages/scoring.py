@@ -79,9 +79,3 @@ def judged(config: Config, run: Run, cases: Sequence[Case], name: str) -> Labell
     """
     store = label_store(run.directory.path / "feedback" / f"{name}-{kind_of(config)}.jsonl")
     return labelled(config, run, cases, store)
-
-
-def reasons(row: dict) -> list[str]:
-    """Why a row of labels lacks a verdict."""
-    of_pairs = [pair["masked"] for pair in row.get("pairs", ()) if "masked" in pair]
-    return of_pairs or list(dict.fromkeys(score["masked"] for score in row["scores"] if "masked" in score))

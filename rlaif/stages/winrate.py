@@ -17,10 +17,10 @@ from rlaif.records import Masked, Prompt
 from rlaif.stages import data
 from rlaif.stages.candidates import asked_of, open_candidates
 from rlaif.stages.evaluate import command
-from rlaif.stages.judging.cases import Case, cases_of
+from rlaif.stages.judging.cases import Case, cases_of, reasons
 from rlaif.stages.judging.report import server
 from rlaif.stages.run import Run
-from rlaif.stages.scoring import judged, reasons, require_reward, rewarded
+from rlaif.stages.scoring import judged, require_reward, rewarded
 
 log = logging.getLogger(__name__)
 

@@ -84,3 +84,9 @@ def row_of(case: Case, scores: Sequence[float | Masked], **evidence: list) -> di
 def again(outcomes: Iterable) -> dict:
     """What a row says where anything it is made of failed for a reason that may pass."""
     return {"again": True} if any(isinstance(one, Masked) and one.again for one in outcomes) else {}
+
+
+def reasons(row: dict) -> list[str]:
+    """Why a row lacks a verdict."""
+    of_pairs = [pair["masked"] for pair in row.get("pairs", ()) if "masked" in pair]
+    return of_pairs or list(dict.fromkeys(score["masked"] for score in row["scores"] if "masked" in score))

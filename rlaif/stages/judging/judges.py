@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Protocol
 
 from actors.frames import FrameClient
@@ -17,7 +17,7 @@ from rlaif.errors import DataError
 from rlaif.feedback.asking import Ask, Turn, encode_frames
 from rlaif.feedback.endpoint import Endpoint
 from rlaif.feedback.options import EndpointOptions
-from rlaif.feedback.replies import SETTLED, Reply, Unanswered
+from rlaif.feedback.replies import SETTLED, Reply, Unanswered, Usage
 from rlaif.feedback.tokens import Tokens
 from rlaif.models.check import fingerprint, require_model
 from rlaif.models.encode import Encoder
@@ -29,6 +29,10 @@ SPLIT_TOKENS = 512
 """Length of a judge's list of claims."""
 BYTES_PER_TOKEN = 4
 """Of English, about: for the budget of captions in front of a server, whose tokenizer is not known."""
+SPENT = "feedback/spent.json"
+"""What counts against the budgets of servers, below the run directory."""
+VIDEOS_HELD = 4
+"""Videos whose frames are kept as they are sent, while questions about them follow each other."""
 
 
 @dataclass(frozen=True)
@@ -109,11 +113,12 @@ class ServerJudge:
     """A model behind an OpenAI-compatible server. Videos go as their frames, JPEG."""
 
     def __init__(self, config: Config, run: Run, server: Server):
-        cache = str(run.directory.path / "feedback" / "replies")
+        cache = str(run.shared.path / "feedback" / "replies")
         prices = dict(zip(("prompt_price", "completion_price"), server.price_per_million, strict=True))
         given = server.model_dump(exclude={"price_per_million"})
-        self._endpoint = Endpoint(EndpointOptions(**given, **prices, cache=cache, max_tokens=SPLIT_TOKENS))
-        self.name, self._frames = name_of(server), run.topology.client()
+        self.name, self._frames, self._directory = name_of(server), run.topology.client(), run.shared
+        options = EndpointOptions(**given, **prices, cache=cache, max_tokens=SPLIT_TOKENS)
+        self._endpoint = Endpoint(options, Usage(**self._ledger().get(self.name, {})))
         self._replies: list[tuple[str, dict]] = []
 
     def choose(self, questions: Sequence[Question], words: Sequence[str]) -> dict[str, Tokens | Masked]:
@@ -134,19 +139,31 @@ class ServerJudge:
 
     def _asked(self, questions: Sequence[Question], words: tuple[str, ...], read: Callable) -> dict:
         """What the model itself declined stays masked; everything else that went wrong may be asked again."""
-        asks, found = [], {}
-        images = cache(lambda video: _images(self._frames, video))  # many questions are about one video
+        found: dict = {}
+        try:
+            outcomes = self._endpoint.ask_many(self._asks(questions, words, found))
+        finally:
+            self._directory.write_json(SPENT, self._ledger() | {self.name: asdict(self._endpoint.used)})
+        for outcome in outcomes:
+            found[outcome.key] = read(outcome) if isinstance(outcome, Reply) else _masked(outcome)
+            if record := outcome.record():
+                self._replies.append((outcome.key, record))
+        return found
+
+    def _asks(self, questions: Sequence[Question], words: tuple[str, ...], found: dict) -> Iterator[Ask]:
+        """With their frames, read as they are taken; a question whose video cannot be read goes to `found`."""
+        images = lru_cache(VIDEOS_HELD)(lambda video: _images(self._frames, video))  # neighbours are about one video
         for question in questions:
             try:
                 shown = images(question.video) + images(question.other)
-                asks.append(Ask(question.key, (Turn(question.text, images=shown),), words))
             except DataError as error:
                 found[question.key] = Masked(str(error))
-        for ask, outcome in zip(asks, self._endpoint.ask_many(asks), strict=True):
-            found[ask.key] = read(outcome) if isinstance(outcome, Reply) else _masked(outcome)
-            if record := outcome.record():
-                self._replies.append((ask.key, record))
-        return found
+                continue
+            yield Ask(question.key, (Turn(question.text, images=shown),), words)
+
+    def _ledger(self) -> dict[str, dict[str, int]]:
+        """Tokens by the name of who was asked, in all commands of this run so far."""
+        return self._directory.read_json(SPENT) or {}
 
 
 def name_of(judge: str | Server | Function) -> str:

@@ -89,7 +89,8 @@ def warnings(found: dict) -> list[str]:
 
 
 def _first(found: dict) -> str:
-    return next(iter(found["masked"]), "some comparisons failed")
+    of_pairs = found.get("position", {}).get("masked", {})
+    return next(iter(of_pairs or found["masked"]), "some comparisons failed")
 
 
 def compared(config: Config, cases: Sequence[Case], rows: Sequence[dict], failed: Counter[str]) -> Iterator[Compared]:

@@ -68,6 +68,16 @@ def test_a_good_file(world, capsys):
     ]
 
 
+def test_turns_that_nothing_reads_are_counted(world, capsys):
+    turns = [{"role": "user", "content": "who?"}, {"role": "assistant", "content": "a cat"}]
+    turns += [{"role": "user", "content": PAIR["question"]}]
+    write_rows(world / "pairs.jsonl", [*PAIRS, PAIR | {"pair_id": "t", "messages": turns, "chosen": "a cow"}])
+    _, out, _ = run(capsys, "check", world / "pairs.jsonl")
+    assert "earlier turns   1 pairs" in out
+    pairs, _ = read_pairs(world / "pairs.jsonl", world)
+    assert [pair.earlier_turns for pair in pairs] == [False] * 4 + [True]
+
+
 def test_a_file_with_bad_rows(world, capsys):
     lines = [json.dumps(row) for row in [*PAIRS, PAIR | {"pair_id": "e", "rejected": "a big cat"}, [1]]]
     (world / "pairs.jsonl").write_text("\n".join(lines) + '\n{"pair_id": "f"')
@@ -85,6 +95,8 @@ def test_every_unreadable_video_is_named(world, capsys):
     write_rows(world / "pairs.json", rows)
     code, out, _ = run(capsys, "check", world / "pairs.json")
     assert code == 1 and "1 of 26 rows kept, 25 video unusable" in out and "14 videos that cannot be used" in out
+    named = [line for line in out.splitlines() if line.startswith("  video unusable: row ")]
+    assert len(named) == 25 and "more" not in out  # every bad row, where a stage's log names the first ten
     assert "cut.mp4" in out and "(12 rows)" in out and all(f"gone{n}.mp4: expected" in out for n in range(12))
     assert "video unusable: row 1, id '0'" in out and "../v.mp4" in out
     code, out, _ = run(capsys, "check", world / "pairs.json", "--no-videos")

@@ -14,7 +14,7 @@ from actors.frames import LocalFrames
 from rlaif.config.section import Function
 from rlaif.errors import ConfigError, ContractError, DataError
 from rlaif.rundir import RunDir
-from rlaif.stages import data, label, pairs
+from rlaif.stages import data, demo, label, pairs
 from rlaif.stages.judging.report import flips
 from rlaif.stages.run import Run
 
@@ -172,16 +172,39 @@ def test_a_key_that_is_wrong_stops_the_run(judging):
         label.label(*judging(server.url))
 
 
-def test_a_budget_that_is_used_up(judging):
+def test_a_budget_that_is_used_up(judging, monkeypatch, caplog):
+    """It bounds what the run takes, not what one command takes, and what is kept already is used all the same."""
+    monkeypatch.setattr(label, "AT_ONCE", 2)
     with JudgeServer(by=prefers("red")) as server:
         config, run = judging(server.url)
-        small = config.label.judge.model_copy(update={"token_budget": 600})
-        small = config.model_copy(update={"label": config.label.model_copy(update={"judge": small})})
+        config = with_server(config, concurrency=1)  # 15 tokens a reply; 512 are kept free for the next one
+        small = with_server(config, token_budget=600)
         report = label.label(small, run)
-        assert 0 < report["again"] < 8 and any("token_budget" in why for why in report["position"]["masked"])
-        asked = len(server.bodies)
+        assert report["again"] == 7 and len(server.bodies) == 6
+        assert any("token_budget: 90 of 600" in why for why in report["position"]["masked"])
+        assert "token_budget: 90 of 600" in caplog.text
+        unasked = [one["masked"] for row in labels(config).values() for one in row["scores"] if "masked" in one]
+        assert sum("not asked" in why and "token_budget: 90 of 600" in why for why in unasked) == 12
+        spent = run.directory.read_json("feedback/spent.json")
+        assert spent == {"judge-1 at judge": {"prompt_tokens": 60, "completion_tokens": 30}}
+
+        again = label.label(small, run)  # a command of its own, and no budget of its own
+        assert len(server.bodies) == 6 and again["server"]["this_run"]["prompt_tokens"] == 0
+        label.open_labels(config).path.unlink()
+        assert label.label(small, run)["again"] == 7 and len(server.bodies) == 6  # kept replies cost nothing
+        assert label.label(with_server(config, token_budget=690), run)["again"] == 6 and len(server.bodies) == 12
         assert label.label(config, run)["again"] == 0 and len(server.bodies) == 48  # nothing is paid for twice
-        assert asked < 48
+
+
+def test_parts_of_a_study_share_one_budget_and_what_was_answered(judging, tmp_path):
+    with JudgeServer(by=prefers("red")) as server:
+        config, run = judging(server.url)
+        config = with_server(config, concurrency=1, token_budget=600)
+        assert label.label(config, run)["again"] == 7
+        data = config.data.model_copy(update={"labels": str(tmp_path / "part.jsonl")})
+        part = config.model_copy(update={"name": f"{config.name}/context/none-7", "data": data})
+        answered = label.label(part, demo.opened(part, run))
+        assert answered["server"]["this_run"]["cached"] == 6 and len(server.bodies) == 6
 
 
 def test_a_judge_that_always_names_the_first(judging, caplog):

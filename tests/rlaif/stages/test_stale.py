@@ -86,6 +86,9 @@ def told(number, text, **more):
 def test_the_newest_captions_of_a_video_count_and_kinds_do_not_mix(tmp_path):
     path = write(tmp_path / "c.jsonl", told(9, "old"), told(1, "new"))
     assert data.captions_by_video(path) == {("v", ""): ("new",)}
+    failed = {name: value for name, value in told(2, "").items() if name != "context"} | {"masked": "cut"}
+    write(path, told(1, "of another file"), failed)
+    assert data.captions_by_video(path) == {("v", ""): ()}
     for other in ({"captioner": "d"}, {"version": "2"}, {"model": "n"}):
         write(path, told(1, "a"), told(2, "b", **other))
         with pytest.raises(DataError, match="one model and prompt"):
