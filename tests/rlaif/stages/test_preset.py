@@ -10,6 +10,7 @@ from rlaif.stages import ppo, reward
 from rlaif.stages.run import open_run
 
 
+@pytest.mark.slow
 def test_reward_model_and_ppo_under_the_preset(make_config, tmp_path, metrics_of, samples_of):
     overrides = ["reward.preset=vlm_rlaif", "ppo.preset=vlm_rlaif", "ppo.reward={run}/reward/export"]
     config = make_config(tmp_path, *overrides)
