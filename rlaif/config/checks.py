@@ -200,16 +200,18 @@ def _sleep(config: Config) -> list[str]:
 
 
 def _caption(config: Config) -> list[str]:
-    plan, problems = config.caption, []
+    options = config.caption
     wanted = {
-        "dependent": (plan.dependent, "{previous}", (plan.prompt, plan.previous_slot)),
-        "conditioned": (plan.conditioned, "{question}", (plan.prompt, plan.question_slot)),
-        "aggregate=summarise": (plan.aggregate == "summarise", "{captions}", (plan.summary_prompt,)),
+        "dependent=true": (options.dependent, "{previous}", ("prompt", "previous_slot")),
+        "conditioned=true": (options.conditioned, "{question}", ("prompt", "question_slot")),
+        "aggregate=summarise": (options.aggregate == "summarise", "{captions}", ("summary_prompt",)),
     }
-    for name, (on, slot, templates) in wanted.items():
-        if on and any(slot not in template for template in templates):
-            problems.append(f"caption.{name} needs {slot} in the templates of `caption`")
-    return problems
+    return [
+        f"caption.{template} needs {slot} with caption.{name}"
+        for name, (on, slot, templates) in wanted.items()
+        for template in templates
+        if on and slot not in getattr(options, template)
+    ]
 
 
 def _label(config: Config) -> list[str]:

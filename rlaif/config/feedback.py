@@ -18,7 +18,7 @@ class Caption(Section):
     """Prompt files whose videos are captioned; of these, those that are there. So are the videos of `data.pairs` and
     `data.pairs_eval`, where these are there."""
     unit: Literal["clip", "frame"] = "clip"
-    """What one caption covers; rlaif/feedback/narrative.py has the rules."""
+    """What one caption covers; `clips` in rlaif/feedback/narrative.py has the rules."""
     count: int = Field(3, ge=1)
     """Clips, or frames, of a video."""
     frames: int = Field(20, ge=1)
@@ -30,11 +30,13 @@ class Caption(Section):
     aggregate: Literal["concat", "summarise"] = "concat"
     """A video's narrative: its captions in time order, or the captioner's summary of them."""
     prompt: str = "{previous}{question}Describe in detail what can be seen in this part of the video."
+    """May hold {previous} and {question}, filled by the two templates below, or by nothing."""
     previous_slot: str = "Just before this part: {previous}\n"
     question_slot: str = "What will be asked about the video: {question}\n"
     summary_prompt: str = (
         "Parts of one video, in order: {captions}\n{question}Tell in detail what happens in the video."
     )
+    """Of `summarise`; may hold {question}."""
     max_caption_tokens: int = Field(1024, ge=1)
     """Of a video's captions in `summary_prompt`; those beyond this budget are left out whole, never cut, and counted."""
     max_tokens: int = Field(256, ge=1)

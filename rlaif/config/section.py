@@ -16,11 +16,6 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-def _off(value: object) -> object:
-    """YAML reads a bare `off` as false."""
-    return "off" if value is False else value
-
-
 class Function(Section):
     """A reward computed by code: `path` is `package.module:function`, called as f(prompt, response) -> float or dict of parts."""
 

@@ -19,14 +19,12 @@ MAGIC = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 
 @dataclass(frozen=True)
 class Turn:
-    """One message. Its frames, then its video, come before its text."""
+    """One message. Its frames come before its text."""
 
     text: str
     role: str = "user"
     images: tuple[bytes, ...] = field(default=(), repr=False)
     """PNG or JPEG files in time order (`encode_frames`)."""
-    video_url: str | None = field(default=None, repr=False)
-    """For servers that read videos, such as vLLM: an address, or a data URL (`video_data_url`)."""
 
 
 @dataclass(frozen=True)
@@ -66,18 +64,6 @@ def data_url(image: bytes) -> str:
     return f"data:{media_type(image)};base64,{base64.b64encode(image).decode()}"
 
 
-def video_data_url(images: Sequence[bytes]) -> str:
-    """JPEG frames as one video, in the form that vLLM reads (`data:video/jpeg`, frames separated by commas).
-
-    vLLM takes the first 32 frames only, unless it was started with another `num_frames` in `--media-io-kwargs`, and
-    counts one frame per second.
-    """
-    for image in images:
-        if media_type(image) != "image/jpeg":
-            raise ContractError("JPEG frames", media_type(image), "encode_frames(frames, jpeg_quality=95)")
-    return "data:video/jpeg;base64," + ",".join(base64.b64encode(image).decode() for image in images)
-
-
 def media_type(image: bytes) -> str:
     for magic, name in MAGIC.items():
         if image.startswith(magic):
@@ -87,26 +73,20 @@ def media_type(image: bytes) -> str:
 
 def messages(turns: Sequence[Turn]) -> list[dict]:
     """The turns as they are sent, images inside as data URLs."""
-    return _messages(turns, data_url, lambda url: url)
+    return _messages(turns, data_url)
 
 
 def digested(turns: Sequence[Turn]) -> list[dict]:
-    """The same with the SHA-256 of its bytes in place of every image and video; a video's address stays as it is."""
-    return _messages(
-        turns,
-        lambda image: f"{media_type(image)} {hashlib.sha256(image).hexdigest()}",
-        lambda url: f"video {hashlib.sha256(url.encode()).hexdigest()}" if url.startswith("data:") else url,
-    )
+    """The same with the SHA-256 of its bytes in place of every image."""
+    return _messages(turns, lambda image: f"{media_type(image)} {hashlib.sha256(image).hexdigest()}")
 
 
-def _messages(turns: Sequence[Turn], image: Callable[[bytes], str], video: Callable[[str], str]) -> list[dict]:
-    return [{"role": turn.role, "content": _content(turn, image, video)} for turn in turns]
+def _messages(turns: Sequence[Turn], image: Callable[[bytes], str]) -> list[dict]:
+    return [{"role": turn.role, "content": _content(turn, image)} for turn in turns]
 
 
-def _content(turn: Turn, image: Callable[[bytes], str], video: Callable[[str], str]) -> str | list[dict]:
+def _content(turn: Turn, image: Callable[[bytes], str]) -> str | list[dict]:
     parts: list[dict] = [{"type": "image_url", "image_url": {"url": image(one)}} for one in turn.images]
-    if turn.video_url is not None:
-        parts.append({"type": "video_url", "video_url": {"url": video(turn.video_url)}})
     # servers of text models often take plain text only
     return [*parts, {"type": "text", "text": turn.text}] if parts else turn.text
 

@@ -11,16 +11,10 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from rlaif.errors import ConfigError
 from rlaif.feedback.sentences import sentences
 from rlaif.feedback.tokens import Tokens, choice_logprobs
 from rlaif.records import Masked
-from rlaif.text import fill
-
-YES, NO = "yes", "no"
-POLAR = "{claim} Is that so? Please answer yes or no."
 
 _ITEM = re.compile(r"(?:[-–—•*]\s*|\(?\d{1,3}[.)]\s+)(.*)")
 
@@ -59,13 +53,6 @@ def parse_list(reply: str) -> list[str]:
     return [claim for claim in claims if re.search(r"\w", claim)]
 
 
-def polar(claim: str, template: str = POLAR) -> str:
-    """The yes/no question about a claim. ConfigError for a template without `{claim}`."""
-    if "{claim}" not in template:
-        raise ConfigError("{claim} in the template", repr(template), "add the slot")
-    return fill(template, claim=claim.strip())
-
-
 # -- conquer
 
 
@@ -90,22 +77,15 @@ class Evidence:
 class ClaimScore:
     score: int
     """-(rejected claims): 0 is best."""
-    claims: int
-    rejected: int
     evidence: tuple[Evidence, ...]
 
     @property
     def empty(self) -> bool:
         """No claims: the score 0 means nothing then."""
-        return self.claims == 0
-
-    @property
-    def rate(self) -> float:
-        """Rejected claims / claims; 0 without any."""
-        return self.rejected / self.claims if self.claims else 0.0
+        return not self.evidence
 
 
-def judge_claim(tokens: Tokens, yes: str = YES, no: str = NO) -> Judged | Masked:
+def judge_claim(tokens: Tokens, yes: str, no: str) -> Judged | Masked:
     """The verdict from the first token of the reply; p is summed over the variants of each word, a tie is a rejection.
 
     A word that is not among the listed tokens counts as probability 0. Masked where neither is, or where a log-prob is
@@ -131,24 +111,7 @@ def score(claims: dict[str, int], judgements: Sequence[Judged | Masked]) -> Clai
     pairs = zip(claims.items(), judgements, strict=True)
     evidence = tuple(Evidence(claim, times, judged) for (claim, times), judged in pairs)
     rejected = sum(not item.judged.accepted for item in evidence)
-    return ClaimScore(-rejected, len(evidence), rejected, evidence)
-
-
-def summary(scores: Sequence[ClaimScore | Masked]) -> dict[str, Any]:
-    """Counts over answers: `empty` ones have no claims, `masked` ones no score; rejection_rate is over all claims."""
-    scored = [score for score in scores if isinstance(score, ClaimScore)]
-    masked = Counter(score.reason for score in scores if isinstance(score, Masked))
-    claims, rejected = sum(score.claims for score in scored), sum(score.rejected for score in scored)
-    return {
-        "answers": len(scores),
-        "scored": len(scored),
-        "empty": sum(score.empty for score in scored),
-        "masked": dict(sorted(masked.items())),
-        "claims": claims,
-        "repeated": sum(item.times - 1 for score in scored for item in score.evidence),
-        "rejected": rejected,
-        "rejection_rate": rejected / claims if claims else None,
-    }
+    return ClaimScore(-rejected, evidence)
 
 
 def _same_as(claim: str) -> str:

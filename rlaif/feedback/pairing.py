@@ -58,17 +58,17 @@ class ScoredPair:
 
 @dataclass(frozen=True)
 class PairOptions:
-    """Which pairs are made."""
+    """Which pairs are made; defaults are the configuration's."""
 
-    choose: Literal["best_worst", "all"] = "all"
+    choose: Literal["best_worst", "all"]
     """Of each prompt: the best answer with the worst, or every two answers."""
-    margin: float = 1.0
+    margin: float
     """Least score difference; equal scores never make a pair."""
-    per_prompt: int | None = 2
+    per_prompt: int | None
     """Most pairs of one prompt, drawn by seed; None: no limit."""
-    min_words: int = 1
+    min_words: int
     """Answers with fewer words are left out."""
-    lengths: Mode = "rejected"
+    lengths: Mode
     """Length balancing, see rlaif/feedback/lengths.py."""
 
     def __post_init__(self) -> None:

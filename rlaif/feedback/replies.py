@@ -53,8 +53,6 @@ class Reply:
 
     key: Hashable
     text: str
-    logprobs: dict[str, float | None]
-    """Wanted choice -> its log-prob as the first token; None where it was not among the reported ones."""
     finish_reason: str
     """`stop`; or `length` where choices were wanted: then the first token is the answer."""
     usage: Usage
@@ -155,7 +153,6 @@ def outcome(answer: Answer, ask: Ask, prompt_hash: str, cached: bool = False) ->
     return Reply(
         key=ask.key,
         text=answer.text or "",
-        logprobs={choice: logprob(answer.first or (), choice) for choice in ask.choices},
         finish_reason=answer.finish_reason or "",
         usage=answer.usage,
         model=answer.model,
@@ -181,18 +178,6 @@ def _fault(answer: Answer, first_token: bool) -> tuple[Kind, str] | None:
     if not (answer.text or "").strip():
         return "empty", f"an empty answer (finish_reason {answer.finish_reason})"
     return ("cut", "the answer was cut at max_tokens") if answer.finish_reason == "length" else None
-
-
-def logprob(first: tuple[tuple[str, float], ...], choice: str) -> float | None:
-    """Log-prob that the answer begins with a token that is the choice, with or without spaces around it.
-
-    Tokenizers have both forms, and models use either; their probabilities add up.
-    """
-    found = [value for token, value in first if token.strip() == choice.strip()]
-    if not found:
-        return None
-    top = max(found)
-    return top + math.log(sum(math.exp(value - top) for value in found))
 
 
 # -- the forms of JSON that are read

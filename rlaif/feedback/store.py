@@ -162,7 +162,7 @@ class Store(Generic[K]):
 def caption_key(video_sha256: str, frames_hash: str, captioner: str, prompt_version: str, question: str = "") -> str:
     """32 hex digits that name one caption.
 
-    From the video's bytes, the FrameSpec's hash, the captioner's fingerprint, `narrative.version` of the plan, and the
+    From the video's bytes, the FrameSpec's hash, the captioner's fingerprint, `narrative.version` of the options, and the
     question where captions are conditioned on it. Raises ContractError for an empty part, which would mix up captions.
     """
     parts = {"video": video_sha256, "frames": frames_hash, "captioner": captioner, "prompt": prompt_version}

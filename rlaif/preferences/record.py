@@ -16,7 +16,8 @@ from rlaif.data import OVERALL, RowError, build_row, check_signs, check_turns
 from rlaif.errors import DataError
 
 Modality = Literal["video", "image", "text"]
-SIDES = {"chosen": "rejected", "rejected": "chosen"}
+SIDES = ("chosen", "rejected")
+_OTHER = dict(zip(SIDES, SIDES[::-1], strict=True))
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ class Preference:
 def _other(name: str) -> str:
     """The field that takes the place of `name` when the answers change places."""
     side, mark, rest = name.partition("_")
-    return SIDES.get(side, side) + mark + rest
+    return _OTHER.get(side, side) + mark + rest
 
 
 def _turn(value: Any) -> Any:
@@ -161,9 +162,9 @@ def _turn(value: Any) -> Any:
         return type(value)(map(_turn, value))
     if not isinstance(value, dict):
         return value
-    turned = {SIDES.get(key, key): _turn(inner) for key, inner in value.items()}
+    turned = {_OTHER.get(key, key): _turn(inner) for key, inner in value.items()}
     if isinstance(turned.get("candidate"), str):
-        turned["candidate"] = SIDES.get(turned["candidate"], turned["candidate"])
+        turned["candidate"] = _OTHER.get(turned["candidate"], turned["candidate"])
     return turned
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 from actors.pool import RolloutPool
 from rlaif.config.feedback import Caption
 from rlaif.config.schema import Config, Sampling
 from rlaif.errors import ConfigError, ContractError
-from rlaif.feedback.narrative import CaptionPlan, clips, narrative, request_text, summary_text, version
+from rlaif.feedback.narrative import clips, request_text, summary_text, version
 from rlaif.feedback.store import Store, caption_key
 from rlaif.models.check import fingerprint, require_model
 from rlaif.models.encode import Encoder
@@ -61,10 +61,9 @@ def caption(config: Config, run: Run) -> dict[str, int]:
     if config.data.captions is None:
         raise ConfigError("data.captions, the file to write captions to", "none", "data.captions, e.g. captions.jsonl")
     require_model("caption.model", config.caption.model)
-    plan = plan_of(config.caption)
     store = data.open_captions(data.data_path(config, config.data.captions))
-    check_kind(config, plan, store)
-    wanted = list(_wanted(config, run, plan))
+    check_kind(config, store)
+    wanted = list(_wanted(config, run))
     keys = [(one.key, one.video) for one in wanted]
     missing = set(store.missing(keys))
     todo = [one for one in wanted if (one.key, one.video) in missing]
@@ -72,7 +71,7 @@ def caption(config: Config, run: Run) -> dict[str, int]:
     if todo:
         pool = run.topology.engines(config.caption.model)
         count = counter(config)
-        made, failed = fill(store, todo, lambda part: _captions(config, pool, plan, part, count), "captions")
+        made, failed = fill(store, todo, lambda part: _captions(config, pool, part, count), "captions")
     counts = {"captioned": made, "retried": retried, "there": len(wanted) - len(todo), "failed": failed}
     rows = [store[key] for key in keys]
     counts |= {"left_out": sum(row.get("left_out", 0) for row in rows), "cut": sum("cut" in row for row in rows)}
@@ -88,9 +87,9 @@ def counter(config: Config) -> Callable[[str], int]:
     return lambda text: len(encoder.tokens(text))
 
 
-def check_kind(config: Config, plan: CaptionPlan, store: Store) -> None:
+def check_kind(config: Config, store: Store) -> None:
     """Raises ContractError where a file holds captions by another captioner or by other prompts: nobody could read both."""
-    own = (fingerprint(config.caption.model), version(plan))
+    own = (fingerprint(config.caption.model), version(config.caption))
     for row in store.rows():
         if (row.get("captioner", own[0]), row["version"]) != own:
             raise ContractError(
@@ -100,22 +99,17 @@ def check_kind(config: Config, plan: CaptionPlan, store: Store) -> None:
             )
 
 
-def plan_of(config: Caption) -> CaptionPlan:
-    return CaptionPlan(
-        **{item.name: getattr(config, item.name) for item in fields(CaptionPlan) if item.name != "separator"}
-    )
-
-
-def _wanted(config: Config, run: Run, plan: CaptionPlan) -> Iterator[Wanted]:
+def _wanted(config: Config, run: Run) -> Iterator[Wanted]:
     """Every video of the prompt files and of the pairs, once (per question, where captions depend on it)."""
-    captioner, asked, client, seen = fingerprint(config.caption.model), version(plan), run.topology.client(), set()
+    options, client, seen = config.caption, run.topology.client(), set()
+    captioner, asked = fingerprint(options.model), version(options)
     for prompt in asked_about(config, run):
-        question = prompt.question if plan.conditioned else ""
+        question = prompt.question if options.conditioned else ""
         if (prompt.video, question) in seen:
             continue
         seen.add((prompt.video, question))
         spec = client.spec(prompt.video)
-        units = tuple(map(tuple, clips(spec.total_frames, plan)))
+        units = tuple(map(tuple, clips(spec.total_frames, options)))
         key = caption_key(spec.sha256, spec.part(units[0]).hash, captioner, asked, question)
         yield Wanted(key, prompt.video, spec.sha256, units, question)
 
@@ -134,40 +128,38 @@ def asked_about(config: Config, run: Run) -> list[Prompt]:
     return [*data.prompts_of(run, files), *(prompt for file in pairs for prompt in data.of_pairs(run, file))]
 
 
-def _captions(
-    config: Config, pool: RolloutPool, plan: CaptionPlan, wanted: Sequence[Wanted], count: Callable[[str], int]
-) -> list[dict]:
+def _captions(config: Config, pool: RolloutPool, wanted: Sequence[Wanted], count: Callable[[str], int]) -> list[dict]:
     """Rows of the store: the units of all videos one after another, since each may depend on the one before it."""
-    told = {one.id: Told() for one in wanted}
+    options, told = config.caption, {one.id: Told() for one in wanted}
     for unit in range(max(len(one.units) for one in wanted)):
         asked = [
-            Prompt(one.id, one.video, request_text(plan, _last(told[one.id]), one.question), frames=one.units[unit])
+            Prompt(one.id, one.video, request_text(options, _last(told[one.id]), one.question), frames=one.units[unit])
             for one in wanted
             if unit < len(one.units) and told[one.id].failed is None
         ]
         for key, text in _answers(config, pool, f"unit {unit}", asked, told).items():
             told[key].captions.append(text)
-    if plan.aggregate == "summarise":
-        asked = [prompt for one in wanted if (prompt := _summary(plan, one, told[one.id], count))]
+    if options.aggregate == "summarise":
+        asked = [prompt for one in wanted if (prompt := _summary(options, one, told[one.id], count))]
         for key, text in _answers(config, pool, "summary", asked, told).items():
-            told[key].summary = text
-    return [_row(config, plan, one, told[one.id]) for one in wanted]
+            told[key].summary = text.strip()
+    return [_row(config, one, told[one.id]) for one in wanted]
 
 
 def _last(told: Told) -> str | None:
     return told.captions[-1] if told.captions else None
 
 
-def _summary(plan: CaptionPlan, one: Wanted, told: Told, count: Callable[[str], int]) -> Prompt | None:
+def _summary(options: Caption, one: Wanted, told: Told, count: Callable[[str], int]) -> Prompt | None:
     """What is asked for a video's summary: whole captions, as many as the budget holds."""
     if told.failed is not None:
         return None
-    kept, beyond = within_budget(told.captions, count, plan.max_caption_tokens)
+    kept, beyond = within_budget(told.captions, count, options.max_caption_tokens)
     told.left_out = len(beyond)
     if not kept:
-        told.failed = f"no caption fits into caption.max_caption_tokens ({plan.max_caption_tokens})"
+        told.failed = f"no caption fits into caption.max_caption_tokens ({options.max_caption_tokens})"
         return None
-    return Prompt(one.id, one.video, summary_text(kept, plan, one.question))
+    return Prompt(one.id, one.video, summary_text(kept, options, one.question))
 
 
 def _answers(
@@ -192,19 +184,19 @@ def _answers(
     return answers_of
 
 
-def _row(config: Config, plan: CaptionPlan, one: Wanted, told: Told) -> dict:
+def _row(config: Config, one: Wanted, told: Told) -> dict:
     row = {
         "key": one.key,
         "video": one.video,
         "sha256": one.sha256,
         "model": config.caption.model,
         "captioner": fingerprint(config.caption.model),
-        "version": version(plan),
+        "version": version(config.caption),
         **({"question": one.question} if one.question else {}),
     }
     if told.failed is not None:
         return row | {"masked": told.failed}
-    context = [narrative(told.captions, plan, told.summary)] if plan.aggregate == "summarise" else told.captions
+    context = [told.summary] if config.caption.aggregate == "summarise" else told.captions
     row |= {"frames": [list(unit) for unit in one.units], "captions": told.captions, "context": context}
     row |= {"left_out": told.left_out} if told.left_out else {}
     return row | ({"cut": told.cut} if told.cut else {})

@@ -15,9 +15,9 @@ import pyarrow as pa
 from rlaif.data import RowError
 from rlaif.preferences.formats.base import Fields, Format, Options
 from rlaif.preferences.formats.vlm_rlaif import build_pair, check_texts
-from rlaif.preferences.record import Preference
+from rlaif.preferences.record import SIDES, Preference
 
-TEXTS = ("question", "chosen", "rejected")
+TEXTS = ("question", *SIDES)
 ORDER = {"text": (*TEXTS, "logps"), "origin_split": ("model", "type"), "logps": ()}
 """Columns of JSON text, and the order of their keys."""
 SPELLED = "spelled:"
@@ -153,7 +153,7 @@ def _read_logps(values: Any) -> Fields:
 
 def _write_logps(logps: Fields) -> list:
     try:
-        return [logps[side][name] for side in ("chosen", "rejected") for name in LOGPS]
+        return [logps[side][name] for side in SIDES for name in LOGPS]
     except (KeyError, TypeError) as error:
         raise RowError("ref_logps incomplete", f"{error} is not among them") from error
 

@@ -14,14 +14,13 @@ from rlaif.data import RowError, build_row
 from rlaif.preferences.formats.base import Fields, Format, Options
 from rlaif.preferences.formats.safesora_items import PROMPT_TYPES, harm_labels, in_folder, video_path
 from rlaif.preferences.formats.vlm_rlaif import choice_of, chosen_first
-from rlaif.preferences.record import Preference
+from rlaif.preferences.record import SIDES, Preference
 
 SLOTS = ("video_0", "video_1")
 MAIN = ("helpfulness", "harmlessness")
 SUB = ("instruction_following", "correctness", "informativeness", "aesthetics")
 DIMENSIONS = MAIN + SUB
 CANONICAL, ALIAS = "informativeness", "information"
-SIDES = ("chosen", "rejected")
 
 
 class _Video(BaseModel):

@@ -14,7 +14,7 @@ from typing import Any
 from rlaif.data import Conversation, ConversationRow, PromptRow, RowError, build_row
 from rlaif.preferences.formats.base import Fields, Format
 from rlaif.preferences.formats.turns import PLACEHOLDER, asked, question, read_turns, write_turns
-from rlaif.preferences.record import Preference
+from rlaif.preferences.record import SIDES, Preference
 from rlaif.records import Prompt
 
 MARK = f"{PLACEHOLDER}\n"
@@ -95,7 +95,7 @@ def choice_of(fields: Fields, name: str, choices: tuple) -> Any:
 def chosen_first(record: Preference) -> bool:
     """Whether the source listed the chosen answer first."""
     names = [candidate.get("candidate") for candidate in record.candidates]
-    return next((name for name in names if name in ("chosen", "rejected")), "chosen") == "chosen"
+    return next((name for name in names if name in SIDES), SIDES[0]) == SIDES[0]
 
 
 def check_texts(record: Preference) -> None:

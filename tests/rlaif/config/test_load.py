@@ -62,6 +62,16 @@ model: {dtype: float8}
     assert any(line.startswith("model.dtype: ") and "bfloat16" in line for line in found)
 
 
+def test_captions_that_cannot_be_asked_for(load):
+    with pytest.raises(ConfigError) as error:
+        load("name: x\ncaption: {unit: second, count: 0, frames: 0, aggregate: sum}\n", stage="caption")
+    options = ["caption.unit", "caption.count", "caption.frames", "caption.aggregate"]
+    assert [line.partition(":")[0] for line in problems(error)] == options
+    with pytest.raises(ConfigError) as error:
+        load("name: x\ncaption: {dependent: true, prompt: see}\n", stage="caption")
+    assert problems(error) == ["caption.prompt needs {previous} with caption.dependent=true"]
+
+
 def test_a_key_like_nothing_known_has_no_nearest(load):
     with pytest.raises(ConfigError) as error:
         load("name: x\nzzzz: 1\n")

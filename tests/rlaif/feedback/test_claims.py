@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlaif.errors import ConfigError
-from rlaif.feedback.claims import ClaimScore, Judged, judge_claim, parse_list, polar, score, split, summary, tally
+from rlaif.feedback.claims import ClaimScore, Judged, judge_claim, parse_list, score, split, tally
 from rlaif.feedback.sentences import sentences
 from rlaif.records import Masked
 
 YES, NO = Judged(0.9, 0.1, True), Judged(0.1, 0.9, False)
+WORDS = ("yes", "no")
 
 
 @pytest.mark.parametrize(
@@ -63,13 +63,6 @@ def test_a_models_list():
     assert parse_list("no list here") == []
 
 
-def test_polar_questions():
-    assert polar(" a {claim} . ", "{claim} Yes or no?") == "a {claim} . Yes or no?"
-    assert polar("A cat.").startswith("A cat. ")
-    with pytest.raises(ConfigError, match="claim"):
-        polar("A cat.", "Yes or no?")
-
-
 def tokens(**probabilities) -> list[tuple[str, float]]:
     return [(text.replace("_", " "), math.log(p)) for text, p in probabilities.items()]
 
@@ -85,28 +78,27 @@ def tokens(**probabilities) -> list[tuple[str, float]]:
     ],
 )
 def test_a_claim_is_accepted_where_yes_is_likelier(listed, accepted):
-    assert judge_claim(tokens(**listed)).accepted is accepted
+    assert judge_claim(tokens(**listed), *WORDS).accepted is accepted
 
 
 def test_probabilities_are_evidence():
-    judged = judge_claim(tokens(yes=0.2, Yes=0.3, _no=0.1))
+    judged = judge_claim(tokens(yes=0.2, Yes=0.3, _no=0.1), *WORDS)
     assert (judged.p_yes, judged.p_no) == pytest.approx((0.5, 0.1))
 
 
 def test_very_small_probabilities_still_compare():
-    assert judge_claim([("yes", -900.0), ("no", -901.0)]).accepted
+    assert judge_claim([("yes", -900.0), ("no", -901.0)], *WORDS).accepted
 
 
 def test_a_claim_that_cannot_be_judged_is_masked():
-    assert "none of 'yes', 'no'" in judge_claim(tokens(The=0.9)).reason
-    assert "not finite" in judge_claim([("yes", math.nan), ("no", -1.0)]).reason
+    assert "none of 'yes', 'no'" in judge_claim(tokens(The=0.9), *WORDS).reason
+    assert "not finite" in judge_claim([("yes", math.nan), ("no", -1.0)], *WORDS).reason
 
 
 def test_the_score_is_minus_the_rejected_claims():
     """RLAIF-V: accepted - claims."""
     found = score({"a": 1, "b": 2, "c": 1}, [YES, NO, NO])
-    assert (found.score, found.claims, found.rejected, found.empty) == (-2, 3, 2, False)
-    assert found.rate == pytest.approx(2 / 3)
+    assert (found.score, found.empty) == (-2, False)
     assert [(item.claim, item.times, item.judged) for item in found.evidence] == [
         ("a", 1, YES),
         ("b", 2, NO),
@@ -117,7 +109,7 @@ def test_the_score_is_minus_the_rejected_claims():
 
 def test_an_answer_without_claims_is_empty():
     found = score({}, [])
-    assert found.score == 0 and found.rate == 0 and found.empty
+    assert found.score == 0 and found.empty
 
 
 @pytest.mark.parametrize(
@@ -134,12 +126,3 @@ def test_a_score_that_cannot_be_computed_is_masked(judgements, reason):
 def test_score_counts(accepted):
     found = score({str(number): 1 for number in range(len(accepted))}, [YES if one else NO for one in accepted])
     assert isinstance(found, ClaimScore) and found.score == sum(accepted) - len(accepted) <= 0
-
-
-def test_summary():
-    scores = [score({"a": 1, "b": 3}, [YES, NO]), score({}, []), score({"a": 1}, []), score({"a": 1}, [])]
-    assert summary(scores) == {
-        "answers": 4, "scored": 2, "empty": 1, "masked": {"1 claims, but 0 judgements": 2}, "claims": 2, "repeated": 2,
-        "rejected": 1, "rejection_rate": 0.5,
-    }  # fmt: skip
-    assert summary([])["rejection_rate"] is None

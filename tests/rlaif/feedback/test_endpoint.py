@@ -17,10 +17,11 @@ import pytest
 from judge_server import MODEL, JudgeServer, answer, completion, status
 
 from rlaif.errors import ConfigError, ContractError
-from rlaif.feedback.asking import Ask, Turn, data_url, encode_frames, video_data_url
+from rlaif.feedback.asking import Ask, Turn, canonical, data_url, encode_frames, prompt_hash
 from rlaif.feedback.endpoint import Endpoint
 from rlaif.feedback.options import EndpointOptions
 from rlaif.feedback.replies import Reply, Usage
+from rlaif.feedback.tokens import choice_logprobs
 
 ROOT = Path(__file__).parents[3]
 FRAMES = np.random.default_rng(0).integers(0, 255, (3, 8, 8, 3), dtype=np.uint8)
@@ -37,7 +38,7 @@ def test_a_reply_carries_text_and_record(options, ask):
     with JudgeServer(answer("yes , A", delay=0.05)) as server:
         endpoint = Endpoint(options(server))
         (reply,) = endpoint.ask_many([ask(3)])
-    assert (reply.key, reply.text, reply.finish_reason, reply.logprobs) == (("p", 3), "yes , A", "stop", {})
+    assert (reply.key, reply.text, reply.finish_reason, reply.first) == (("p", 3), "yes , A", "stop", ())
     assert (reply.model, reply.usage, reply.cached) == (MODEL, Usage(10, 5), False)
     assert 0.05 <= reply.latency_s < 2
     assert len(reply.prompt_hash) == 64
@@ -55,7 +56,7 @@ def test_a_reply_carries_text_and_record(options, ask):
 def test_the_request_is_a_chat_completion(options, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", " sk-planted\n")
     images = encode_frames(FRAMES)
-    turns = (Turn("be strict .", "system"), Turn("which ?", images=images, video_url="https://videos/1.mp4"))
+    turns = (Turn("be strict .", "system"), Turn("which ?", images=images))
     extra = {"chat_template_kwargs": {"enable_thinking": False}, "max_tokens": None, "max_completion_tokens": 7}
     with JudgeServer(answer()) as server:
         chosen = options(server, api_key_env="JUDGE_KEY", temperature=0.5, top_logprobs=4, extra=extra)
@@ -77,7 +78,6 @@ def test_the_request_is_a_chat_completion(options, monkeypatch):
                     "role": "user",
                     "content": [
                         *({"type": "image_url", "image_url": {"url": data_url(image)}} for image in images),
-                        {"type": "video_url", "video_url": {"url": "https://videos/1.mp4"}},
                         {"type": "text", "text": "which ?"},
                     ],
                 },
@@ -103,18 +103,12 @@ def test_frames_arrive_as_they_are():
     kind, _, data = url.partition(";base64,")
     assert kind == "data:image/png"
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))), FRAMES[1])
-    jpegs = encode_frames(FRAMES, jpeg_quality=95)
-    assert data_url(jpegs[0]).startswith("data:image/jpeg;base64,")
-    kind, *parts = video_data_url(jpegs).split(",")
-    assert kind == "data:video/jpeg;base64"
-    assert [base64.b64decode(part) for part in parts] == list(jpegs)
+    assert data_url(encode_frames(FRAMES, jpeg_quality=95)[0]).startswith("data:image/jpeg;base64,")
 
 
 def test_what_is_no_image_is_refused():
     with pytest.raises(ContractError, match="PNG or JPEG"):
         data_url(b"GIF89a")
-    with pytest.raises(ContractError, match="JPEG frames"):
-        video_data_url(encode_frames(FRAMES))
 
 
 def test_too_many_images_are_an_error_not_a_cut(options):
@@ -130,16 +124,17 @@ def test_too_many_images_are_an_error_not_a_cut(options):
 def test_choices_add_up_over_spaces_and_what_is_not_reported_is_none(options, ask):
     with JudgeServer(answer("A")) as server:
         (reply,) = Endpoint(options(server)).ask_many([ask(choices=("A", "B", "C"))])
-    assert reply.logprobs["A"] == pytest.approx(-0.2)
-    assert reply.logprobs["B"] == pytest.approx(math.log(math.exp(-2) + math.exp(-3)))
-    assert reply.logprobs["C"] is None
+    found = choice_logprobs(reply.first, ("A", "B", "C"))
+    assert found["A"] == pytest.approx(-0.2)
+    assert found["B"] == pytest.approx(math.log(math.exp(-2) + math.exp(-3)))
+    assert found["C"] is None
 
 
 def test_a_sampled_token_beyond_the_top_counts(options, ask):
     content = [{"token": "C", "logprob": -6.0, "top_logprobs": [{"token": "A", "logprob": -0.1}]}]
     with JudgeServer(answer("C", logprobs={"content": content})) as server:
         (reply,) = Endpoint(options(server)).ask_many([ask(choices=("C", "A"))])
-    assert reply.logprobs == pytest.approx({"C": -6.0, "A": -0.1})
+    assert choice_logprobs(reply.first, ("C", "A")) == pytest.approx({"C": -6.0, "A": -0.1})
 
 
 @pytest.mark.parametrize("changes", [{"finish_reason": "length"}, {"message": {"content": None}}])
@@ -147,7 +142,7 @@ def test_with_choices_the_first_token_is_the_answer(options, ask, changes):
     with JudgeServer(answer(**changes)) as server:
         (reply,) = Endpoint(options(server)).ask_many([ask(choices=("A", "B"))])
     assert isinstance(reply, Reply)
-    assert reply.logprobs["A"] == pytest.approx(-0.2)
+    assert dict(reply.first)["A"] == pytest.approx(-0.2)
 
 
 @pytest.mark.parametrize("choices", [("A", " A"), ("",), ("A", "A")])
@@ -221,7 +216,7 @@ def test_a_kept_answer_costs_nothing(options, ask, tmp_path):
         second = again.ask_many([ask(1, choices=("A", "B"))])[0]  # other choices of the same answer
     assert len(server.bodies) == 1
     assert (second.cached, second.text, second.usage, second.latency_s) == (True, "A", first.usage, first.latency_s)
-    assert second.logprobs["A"] == first.logprobs["A"] and second.logprobs["B"] is not None
+    assert second.first == first.first and "B" in dict(second.first)
     assert second.prompt_hash == first.prompt_hash
     assert again.used == Usage(1, 1)
 
@@ -238,7 +233,6 @@ CHANGES = {
     "a pixel": ({}, {"turns": (Turn("question", images=encode_frames(FRAMES ^ 1)),)}),
     "an image less": ({}, {"turns": (Turn("question", images=encode_frames(FRAMES[:2])),)}),
     "their order": ({}, {"turns": (Turn("question", images=encode_frames(FRAMES[::-1])),)}),
-    "a video": ({}, {"turns": (Turn("question", video_url=video_data_url(encode_frames(FRAMES, 90))),)}),
     "log-probs": ({}, {"choices": ("A",)}),
 }
 
@@ -254,6 +248,13 @@ def test_whatever_decides_the_answer_is_in_the_hash(options, change, tmp_path):
     assert not other.cached and len(server.bodies) == 2
 
 
+def test_replies_of_earlier_releases_stay_known():
+    """With another number for the same question what is kept would be paid for again."""
+    turns = (Turn("be strict .", "system"), Turn("which ?", images=(b"\xff\xd8\xff one", b"\x89PNG\r\n\x1a\n two")))
+    asked = canonical("http://judge", {"model": "m", "seed": 1}, turns)
+    assert prompt_hash(asked) == "43eb00570dd1e8aebd782623347d90e384713baf6daab9470cbb07122be8615e"
+
+
 def test_the_address_is_in_the_hash_unless_an_origin_is_named(options, ask, tmp_path):
     with JudgeServer(answer()) as one, JudgeServer(answer()) as two:
         for origin, cached in ((None, False), ("judge", True)):
@@ -263,7 +264,7 @@ def test_the_address_is_in_the_hash_unless_an_origin_is_named(options, ask, tmp_
 
 
 def test_frames_are_kept_as_their_hash(options, tmp_path):
-    turns = (Turn("?", images=encode_frames(FRAMES), video_url=video_data_url(encode_frames(FRAMES, 90))),)
+    turns = (Turn("?", images=encode_frames(FRAMES)),)
     with JudgeServer(answer()) as server:
         Endpoint(options(server, cache=str(tmp_path))).ask_many([Ask("k", turns)])
     (file,) = files(tmp_path)

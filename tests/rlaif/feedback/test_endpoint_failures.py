@@ -107,7 +107,7 @@ def test_missing_logprobs_mask_and_are_asked_for_again(options, ask, logprobs, t
         endpoint = Endpoint(options(server, cache=str(tmp_path)))
         (masked,) = endpoint.ask_many([ask(choices=("A", "B"))])
         assert masked.kind == "no log-probs"
-        assert endpoint.ask_many([ask(choices=("A", "B"))])[0].logprobs["A"] == pytest.approx(-0.2)
+        assert dict(endpoint.ask_many([ask(choices=("A", "B"))])[0].first)["A"] == pytest.approx(-0.2)
 
 
 def test_a_refusal_masks_also_where_choices_are_wanted(options, ask):

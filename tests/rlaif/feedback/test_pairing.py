@@ -14,7 +14,7 @@ from rlaif.feedback.pairwise import Asked, decide
 from rlaif.records import Masked
 from rlaif.rundir import dumps
 
-ALL = PairOptions(per_prompt=None, lengths="off")
+ALL = PairOptions("all", margin=1.0, per_prompt=None, min_words=1, lengths="off")
 
 
 def answers(*scored: tuple[str, float], prompt="p", video=None) -> list[Candidate]:
@@ -159,7 +159,7 @@ def test_a_key_that_comes_twice_is_an_error():
 )
 def test_options_that_cannot_work(wrong):
     with pytest.raises(ConfigError):
-        PairOptions(**wrong)
+        replace(ALL, **wrong)
 
 
 def test_the_report():

@@ -96,15 +96,14 @@ def test_the_newest_captions_of_a_video_count_and_kinds_do_not_mix(tmp_path):
 
 
 def test_captions_of_other_weights_or_prompts_are_named_before_any_is_added(config):
-    plan = caption.plan_of(config.caption)
-    own = {"captioner": fingerprint(config.caption.model), "version": caption.version(plan)}
+    own = {"captioner": fingerprint(config.caption.model), "version": caption.version(config.caption)}
     path = data.data_path(config, config.data.captions).with_name("other-captions.jsonl")
     write(path, told(1, "a", **own))
-    caption.check_kind(config, plan, data.open_captions(path))
+    caption.check_kind(config, data.open_captions(path))
     for other in ({"captioner": "0" * 16}, {"version": "0"}):
         write(path, told(1, "a", **own | other))
         with pytest.raises(ContractError, match=r"data\.captions"):
-            caption.check_kind(config, plan, data.open_captions(path))
+            caption.check_kind(config, data.open_captions(path))
 
 
 def test_preferences_of_another_origin_are_not_replaced(tmp_path):
