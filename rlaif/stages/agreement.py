@@ -159,6 +159,7 @@ def by_judge(config: Config, run: Run, records: Sequence[Preference]) -> Measure
         else:
             prompt = replace(_prompt(record), video="")
             cases.append((Case(prompt, _candidates(record), (), config.agreement.videos_prompt),))
+    cases = [tuple(_seen(run, case) for case in of_record) for of_record in cases]
     unique = {case.key: case for of_record in cases for case in of_record}
     name, rows, spent = judged(config, run, list(unique.values()), "agreement")
     by_key = dict(zip(unique, rows, strict=True))
@@ -199,6 +200,13 @@ def claim_cases(config: Config, records: Sequence[Preference]) -> dict[tuple[str
     prompts = data.captioned(config, [Prompt(video, video, text) for video, text in wanted])
     cases = cases_of(config, [(prompt, (prompt.question,)) for prompt in prompts])
     return dict(zip(wanted, cases, strict=True))
+
+
+def _seen(run: Run, case: Case) -> Case:
+    """The case with what is seen of its video, or of both where these are compared."""
+    videos = case.answers if case.videos_prompt else tuple(filter(None, [case.prompt.video]))
+    spec = run.topology.client().spec
+    return replace(case, prompt=replace(case.prompt, frames_hash=" ".join(spec(video).pixels for video in videos)))
 
 
 def _label_margin(rows: Sequence[dict]) -> Margin:

@@ -63,8 +63,9 @@ def open_candidates(config: Config) -> Store[Key]:
 
 
 def asked_of(prompt: Prompt) -> str:
-    """16 hex digits over what a prompt shows: with another question or video it is another one."""
-    return hashlib.sha256(json.dumps([prompt.question, prompt.video]).encode()).hexdigest()[:16]
+    """16 hex digits over what a prompt shows: with another question, video, or file behind its name it is another one."""
+    told = [prompt.question, prompt.video, prompt.frames_hash]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
 def sampling_of(config: Config) -> dict:
@@ -100,7 +101,7 @@ def by_prompt(config: Config, prompts: Sequence[Prompt]) -> dict[str, list[str]]
     found, stale = _rows_of(config, prompts)
     if stale:
         path = data.data_path(config, config.data.candidates)
-        log.warning("%s: %d rows of other models, weights or questions are not used", path, stale)
+        log.warning("%s: %d rows of other models, weights, questions or frames are not used", path, stale)
     return {prompt_id: [answer for row in rows for answer in row["answers"]] for prompt_id, rows in found.items()}
 
 

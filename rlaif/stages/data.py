@@ -99,11 +99,15 @@ def _load(run: Run, file: str, read: Callable[..., tuple[list[Row], Report]]) ->
     rows = captioned(run.config, rows)
     warn_of_turns(report.path, sum(isinstance(row, Pair) and row.earlier_turns for row in rows), len(rows))
     videos = sorted({video for row in rows for video in videos_of(row)})
-    bad = check_videos(videos, run.topology.client().spec)
+    client = run.topology.client()
+    bad = check_videos(videos, client.spec)
     rows = skip_bad_videos(rows, bad, report, strict)
     if report.skipped:
         log.warning("%s", report.summary())
-    return rows
+    return [
+        replace(row, frames_hash=client.spec(row.video).pixels) if isinstance(row, Prompt) and row.video else row
+        for row in rows
+    ]
 
 
 def captioned(config: Config, rows: list[Row]) -> list[Row]:

@@ -32,9 +32,9 @@ class Case:
 
     @property
     def key(self) -> tuple[str, str]:
-        """Other answers and other captions make another label."""
-        told = [self.videos_prompt] if self.videos_prompt else []
-        text = json.dumps([self.prompt.question, *self.captions, "", *self.answers, *told])
+        """Other answers, other captions and other frames make another label."""
+        told = [self.videos_prompt, self.prompt.frames_hash]
+        text = json.dumps([self.prompt.question, *self.captions, "", *self.answers, "", *told])
         return self.prompt.prompt_id, hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

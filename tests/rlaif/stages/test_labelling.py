@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import socket
+from dataclasses import replace
 
 import pytest
 from judge_server import JudgeServer, answer, half, hang_up, raw, stall, status
@@ -14,7 +16,7 @@ from actors.frames import LocalFrames
 from rlaif.config.section import Function
 from rlaif.errors import ConfigError, ContractError, DataError
 from rlaif.rundir import RunDir
-from rlaif.stages import data, demo, label, pairs
+from rlaif.stages import candidates, data, demo, label, pairs
 from rlaif.stages.judging.report import flips
 from rlaif.stages.run import Run
 
@@ -205,6 +207,29 @@ def test_parts_of_a_study_share_one_budget_and_what_was_answered(judging, tmp_pa
         part = config.model_copy(update={"name": f"{config.name}/context/none-7", "data": data})
         answered = label.label(part, demo.opened(part, run))
         assert answered["server"]["this_run"]["cached"] == 6 and len(server.bodies) == 6
+
+
+def test_another_file_behind_a_videos_name_is_judged_anew(judging, world, tmp_path):
+    """Also with a judge that reads no captions; transformers of another version see the same frames."""
+    shutil.copytree(world / "data", tmp_path / "data")
+    with JudgeServer(by=prefers("red")) as server:
+        config, run = judging(server.url, f"data.root={tmp_path}/data")
+        label.label(config, run)
+        prompts = data.prompts(run, HELD_OUT)
+        video = prompts[0].video
+        other = next(prompt.video for prompt in prompts if prompt.video != video)
+        shutil.copy(tmp_path / "data" / other, tmp_path / "data" / video)
+        config, run = judging(server.url, f"data.root={tmp_path}/data")
+        report = label.label(config, run)
+    changed = sum(prompt.video == video for prompt in prompts)
+    assert 0 < changed < len(prompts) and report["server"]["this_run"]["cached"] == 6 * changed
+    now = data.prompts(run, HELD_OUT)
+    different = [
+        a.prompt_id for a, b in zip(prompts, now, strict=True) if candidates.asked_of(a) != candidates.asked_of(b)
+    ]
+    assert different == [prompt.prompt_id for prompt in prompts if prompt.video == video]
+    spec = run.topology.client().spec(other)
+    assert replace(spec, processor="other").pixels == spec.pixels != spec.part(spec.indices[:1]).pixels
 
 
 def test_a_judge_that_always_names_the_first(judging, caplog):
