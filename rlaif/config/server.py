@@ -103,6 +103,6 @@ def _fault(url: str) -> str:
             return "port 0"
     except ValueError:
         return "a host or port that none can have"
-    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+    if parts.username is not None or parts.query or parts.fragment:
         return "a user, query or fragment in it; api_key_env is for a key"
     return "chat/completions at its end, which is added" if parts.path.rstrip("/").endswith("/chat/completions") else ""

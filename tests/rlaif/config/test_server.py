@@ -85,10 +85,8 @@ def test_nonsense_is_one_problem_that_names_the_option_and_shows_no_secret(load,
 def test_what_a_server_lacks_is_named_without_what_it_has(load):
     with pytest.raises(ConfigError) as error:
         load({"url": f"http://me:{SECRET}@host/v1"})
-    assert [line.partition(" (")[0] for line in problems(error)] == [
-        "label.judge.url: needs an address such as http://127.0.0.1:8000/v1",
-        "label.judge.model: Field required",
-    ]
+    url, model = problems(error)
+    assert url.startswith("label.judge.url: needs an address") and model == "label.judge.model: Field required"
     assert SECRET not in str(error.value)
 
 
