@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Literal
 
 from pydantic import Field, field_validator
 
 from rlaif.config.section import Function, Section, off
+from rlaif.config.server import Server
 
 
 class Caption(Section):
@@ -59,32 +61,6 @@ class Candidates(Section):
     max_tokens: int = Field(256, ge=1)
 
 
-class Server(Section):
-    """A judge behind an OpenAI-compatible server; rlaif/feedback/options.py explains each option."""
-
-    url: str
-    model: str
-    api_key_env: str | None = None
-    """Name of the environment variable that holds the key."""
-    timeout_s: float = Field(60.0, gt=0)
-    retries: int = Field(4, ge=0)
-    concurrency: int = Field(8, ge=1)
-    token_budget: int | None = None
-    cost_budget: float | None = None
-    price_per_million: tuple[float, float] = (0.0, 0.0)
-    """Of input and of output tokens, in the unit of `cost_budget`."""
-    backoff_s: float = Field(1.0, ge=0)
-    max_backoff_s: float = Field(60.0, ge=0)
-    give_up_after: int = Field(16, ge=1)
-    max_images: int = Field(32, ge=1)
-    """Frames of one question."""
-    top_logprobs: int = Field(20, ge=1)
-    """First tokens listed of a verdict; more where a choice is often missing, as far as the server goes."""
-    extra: dict[str, Any] = {}
-    origin: str | None = None
-    """What labels and kept replies are known by instead of the address, for a server that moves."""
-
-
 class Label(Section):
     """AI feedback on the candidates (`rlaif label`)."""
 
@@ -119,6 +95,17 @@ class Label(Section):
     yes_no: tuple[str, str] = ("yes", "no")
     reference: str | None = None
     """`package.module:function` called as f(prompt, a, b) -> 1, -1 or 0: agreement of the labels with it is reported."""
+
+    @field_validator("judge", mode="before")
+    @classmethod
+    def _one_of_three(cls, value: object) -> object:
+        """The options say which of them is meant, so that what is wrong is said of that one alone."""
+        for section in (Server, Function):
+            if isinstance(value, Mapping) and not section.model_fields.keys().isdisjoint(value):
+                return section.model_validate(value)
+        if not isinstance(value, str | Server | Function):
+            raise ValueError("needs a model (text), a server ({url: ..., model: ...}) or a function ({path: ...})")
+        return value
 
 
 class Pairs(Section):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from rlaif.config.checks import problems_of
 from rlaif.config.schema import Config
@@ -27,7 +29,7 @@ def load_config(path: str | Path, overrides: list[str] = (), stage: str | None =
     for override in overrides:
         _apply(raw, override)
     config = _validate(raw, str(path))
-    config = Config.model_validate(_interpolate(config.model_dump(), config))
+    config = _validate(_interpolate(config.model_dump(), config), str(path))
     config = config.model_copy(update={"data": config.data.model_copy(update={"root": _absolute(config.data.root)})})
     problems = problems_of(config, stage)
     if problems:
@@ -62,7 +64,8 @@ def _apply(raw: dict, override: str) -> None:
         # a path below the run directory is text, though YAML would read its brace as a mapping
         parsed = value if value.startswith("{run}") else yaml.safe_load(value) if value else None
     except yaml.YAMLError as error:
-        raise ConfigError(f"a YAML value for {key}", repr(value), "the argument (quote it for the shell)") from error
+        found = repr(value) if _shown(key.split(".")) else "something else"
+        raise ConfigError(f"a YAML value for {key}", found, "the argument (quote it for the shell)") from error
     *parents, last = key.split(".")
     node = raw
     for parent in parents:
@@ -77,26 +80,47 @@ def _validate(raw: dict, source: str) -> Config:
         return Config.model_validate(raw)
     except ValidationError as error:
         problems = [_describe(item) for item in error.errors()]
-        raise ConfigError(f"a valid configuration ({source})", _bullets(problems), "the options named above") from None
+    # outside of the handler: pydantic's error holds all that it was given, and nothing here shall hold that
+    raise ConfigError(f"a valid configuration ({source})", _bullets(problems), "the options named above")
 
 
 def _describe(item: dict) -> str:
     where = ".".join(str(part) for part in item["loc"])
     if item["type"] != "extra_forbidden":
-        return f"{where}: {item['msg']} (found {item['input']!r})"
-    near = difflib.get_close_matches(str(item["loc"][-1]), _known_keys(item["loc"][:-1]), n=1, cutoff=0.5)
+        return f"{where}: {item['msg'].removeprefix('Value error, ')}{_found(item)}"
+    sections, _ = _walk(item["loc"][:-1])
+    known = [name for section in sections for name in section.model_fields]
+    near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.5)
     return f"{where}: no such option" + (f"; nearest is `{near[0]}`" if near else "")
 
 
-def _known_keys(location: tuple) -> list[str]:
-    model: Any = Config
+def _found(item: dict) -> str:
+    """The value that was found, unless it may be a secret or hold one."""
+    value = item["input"]
+    if item["type"] == "missing" or not _shown(item["loc"]):
+        return ""
+    parts = value if isinstance(value, list | tuple) else [value]
+    if any(isinstance(part, dict | list | tuple) for part in parts):
+        return f" (found a {'mapping' if isinstance(value, dict) else 'list'})"
+    return f" (found {value!r})"
+
+
+def _shown(location: Sequence) -> bool:
+    """Whether errors may show the value: not where an option on the way has `repr=False`."""
+    return all(field.repr for field in _walk(location)[1])
+
+
+def _walk(location: Sequence) -> tuple[list[type[BaseModel]], list[FieldInfo]]:
+    """The sections that may stand at a location, and the options on the way there. Parts that are no options, such as
+    the name of an alternative, are passed over."""
+    sections: list[type[BaseModel]] = [Config]
+    passed: list[FieldInfo] = []
     for part in location:
-        field = getattr(model, "model_fields", {}).get(part)
-        if field is None:
-            continue
-        options = [field.annotation, *get_args(field.annotation)]
-        model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), model)
-    return list(model.model_fields)
+        if fields := [section.model_fields[part] for section in sections if part in section.model_fields]:
+            kinds = [kind for field in fields for kind in (field.annotation, *get_args(field.annotation))]
+            sections = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+            passed += fields
+    return sections, passed
 
 
 def _interpolate(value: Any, config: Config) -> Any:

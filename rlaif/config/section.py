@@ -13,7 +13,8 @@ def off(value: object) -> object:
 class Section(BaseModel):
     """A frozen group of options; unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    # what was found may be a secret in the wrong place; rlaif/config/load.py shows it where it is none
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
 
 
 class Function(Section):

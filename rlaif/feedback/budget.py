@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import asyncio
 
+from rlaif.config.server import Server
 from rlaif.feedback.options import EndpointOptions
 from rlaif.feedback.replies import Usage
+
+
+def cost(server: Server, used: Usage) -> float | None:
+    """In money; None without prices."""
+    of_input, of_output = server.price_per_million
+    priced = of_input or of_output
+    return (used.prompt_tokens * of_input + used.completion_tokens * of_output) / 1e6 if priced else None
 
 
 class Budget:
@@ -17,8 +25,8 @@ class Budget:
 
     def __init__(self, options: EndpointOptions, used: Usage):
         self.used = used
-        self._options, self._largest = options, Usage(0, options.max_tokens)
-        self._limited = options.token_budget is not None or options.cost_budget is not None
+        self._server, self._largest = options.server, Usage(0, options.max_tokens)
+        self._limited = options.server.token_budget is not None or options.server.cost_budget is not None
         self.begin()
 
     def begin(self) -> None:
@@ -55,9 +63,9 @@ class Budget:
         return self._limited and not self._largest.prompt_tokens
 
     def _excess(self, requests: int) -> str:
-        options, need = self._options, self.used.plus(self._largest, requests)
-        if options.token_budget is not None and need.total > options.token_budget:
-            return f"token_budget: {self.used.total} of {options.token_budget} tokens used"
-        if options.cost_budget is not None and options.cost(need) > options.cost_budget:
-            return f"cost_budget: {options.cost(self.used):.4f} of {options.cost_budget:.4f} used"
+        server, need = self._server, self.used.plus(self._largest, requests)
+        if server.token_budget is not None and need.total > server.token_budget:
+            return f"token_budget: {self.used.total} of {server.token_budget} tokens used"
+        if server.cost_budget is not None and cost(server, need) > server.cost_budget:
+            return f"cost_budget: {cost(server, self.used):.4f} of {server.cost_budget:.4f} used"
         return ""

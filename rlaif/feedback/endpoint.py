@@ -16,12 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rlaif.config.server import Server
 from rlaif.errors import ConfigError, ContractError
 from rlaif.feedback.asking import Ask, canonical, messages, prompt_hash
-from rlaif.feedback.budget import Budget
+from rlaif.feedback.budget import Budget, cost
 from rlaif.feedback.options import EndpointOptions
 from rlaif.feedback.replies import SETTLED, Answer, Failure, Reply, Unanswered, Usage, outcome
-from rlaif.feedback.wire import check_model, client, post
+from rlaif.feedback.wire import api_key, check_model, client, post
 from rlaif.storage import Location, locate
 
 Outcome = Reply | Unanswered
@@ -37,7 +38,7 @@ class Endpoint:
 
         Raises ConfigError where the API key is missing.
         """
-        options.key()
+        api_key(options.server)
         self.options, self.answers = options, Answers(options.cache)
         self._before = used or Usage()
         self.budget, self.counts = Budget(options, self._before), Counts()
@@ -50,8 +51,8 @@ class Endpoint:
 
     def spent(self) -> dict[str, float | None]:
         """Requests, questions, tokens and money of this endpoint, without those before; `cost` is None without prices."""
-        priced, used = self.options.prompt_price or self.options.completion_price, self.used.plus(self._before, -1)
-        return {**asdict(self.counts), **asdict(used), "cost": self.options.cost(used) if priced else None}
+        used = self.used.plus(self._before, -1)
+        return {**asdict(self.counts), **asdict(used), "cost": cost(self.options.server, used)}
 
     def ask_many(self, asks: Iterable[Ask]) -> list[Outcome]:
         """One outcome per question, in order. Questions are taken as there is room, so a generator holds few images.
@@ -122,7 +123,7 @@ class _Run:
     """One `ask_many`: workers that take questions in turn until none is left or one of them meets an error."""
 
     def __init__(self, endpoint: Endpoint, asks: Iterable[Ask]):
-        self.options, self.answers = endpoint.options, endpoint.answers
+        self.options, self.server, self.answers = endpoint.options, endpoint.options.server, endpoint.answers
         self.budget, self.counts = endpoint.budget, endpoint.counts
         self._asks, self._turn = enumerate(asks), asyncio.Lock()
         self._locks: dict[str, asyncio.Lock] = {}
@@ -132,8 +133,8 @@ class _Run:
 
     async def all(self) -> list[Outcome]:
         self.budget.begin()
-        async with client(self.options) as self.http:
-            await asyncio.gather(*(self._work() for _ in range(self.options.concurrency)))
+        async with client(self.server) as self.http:
+            await asyncio.gather(*(self._work() for _ in range(self.server.concurrency)))
         if self._error:
             raise self._error
         return [self._outcomes[index] for index in range(len(self._outcomes))]
@@ -152,14 +153,14 @@ class _Run:
 
     async def _settle(self, ask: Ask) -> Outcome:
         images = sum(len(turn.images) for turn in ask.turns)
-        if images > self.options.max_images:
+        if images > self.server.max_images:
             raise ContractError(
-                f"at most {self.options.max_images} images in a question",
+                f"at most {self.server.max_images} images in a question",
                 f"{images} in {ask.key!r}",
                 "fewer frames, or max_images (and the server's own limit)",
             )
         asked = canonical(
-            self.options.origin or self.options.url, self.options.sampling(ask.seed, bool(ask.choices)), ask.turns
+            self.server.origin or self.server.address, self.options.sampling(ask.seed, bool(ask.choices)), ask.turns
         )
         key = prompt_hash(asked)
         async with self._locks.setdefault(key, asyncio.Lock()):  # the same question twice is asked once
@@ -177,7 +178,7 @@ class _Run:
 
     async def _ask(self, ask: Ask) -> Answer | Failure:
         """Send until there is an answer, the failure is of a kind that stays, or the attempts are used up."""
-        for attempt in range(self.options.retries + 1):
+        for attempt in range(self.server.retries + 1):
             if reason := self._stopped():
                 return Failure("given up", f"not sent: {reason}")
             if reason := await self.budget.reserve():
@@ -187,8 +188,8 @@ class _Run:
             got = await self._send(ask)
             if isinstance(got, Answer) or not got.again:
                 break
-            if attempt < self.options.retries:
-                await asyncio.sleep(wait(self.options, attempt, got.wait_s, random.random()))
+            if attempt < self.server.retries:
+                await asyncio.sleep(wait(self.server, attempt, got.wait_s, random.random()))
         self._heed(got)
         return got
 
@@ -197,10 +198,10 @@ class _Run:
         used: Usage | None = Usage()
         try:
             sampling = self.options.sampling(ask.seed, bool(ask.choices))
-            got = await post(self.http, self.options, {**sampling, "messages": messages(ask.turns)})
+            got = await post(self.http, self.server, {**sampling, "messages": messages(ask.turns)})
             if isinstance(got, Answer):
                 used = got.usage
-                check_model(self.options, got)
+                check_model(self.server, got)
             elif got.used:
                 used = None
             return got
@@ -211,23 +212,23 @@ class _Run:
         """Why nothing is sent any more, or ""."""
         if self._error:
             return "an error has stopped the run"
-        silent = self._silent >= self.options.give_up_after
+        silent = self._silent >= self.server.give_up_after
         return f"{self._silent} questions in a row went unanswered ({self._last})" if silent else ""
 
     def _heed(self, got: Answer | Failure) -> None:
         """Count questions in a row to which the server kept silent."""
         if isinstance(got, Failure) and got.kind in SILENT:
             self._silent, self._last = self._silent + 1, got.reason
-        elif self._silent < self.options.give_up_after:
+        elif self._silent < self.server.give_up_after:
             self._silent = 0
 
 
-def wait(options: EndpointOptions, attempt: int, asked: float | None, draw: float) -> float:
+def wait(server: Server, attempt: int, asked: float | None, draw: float) -> float:
     """Seconds before the retry after `attempt` (from 0): "full jitter", but what the server asks for at least.
 
     `draw`: uniform in [0, 1). See Brooker, "Exponential Backoff and Jitter" (AWS Architecture Blog, 2015).
     """
-    return min(options.max_backoff_s, max(draw * options.backoff_s * 2**attempt, asked or 0.0))
+    return min(server.max_backoff_s, max(draw * server.backoff_s * 2**attempt, asked or 0.0))
 
 
 def _finish(coroutine: Coroutine[Any, Any, list[Outcome]]) -> list[Outcome]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
+import re
 import time
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -12,81 +14,97 @@ from typing import Any, NoReturn
 
 import httpx
 
+from rlaif.config.server import Server
 from rlaif.errors import ConfigError, ContractError
-from rlaif.feedback.options import EndpointOptions
 from rlaif.feedback.replies import Answer, Failure, parse
 
 TRANSIENT = (408, 409, 425, 429)
 """Besides 5xx, statuses after which another attempt may fare better."""
+MAX_RESPONSE_BYTES = 4 * 2**20
 
 
-def client(options: EndpointOptions) -> httpx.AsyncClient:
+def api_key(server: Server) -> str | None:
+    """The API key, read from the environment at every use, so that nothing holds it."""
+    if server.api_key_env is None:
+        return None
+    key = os.environ.get(server.api_key_env, "").strip()
+    if not re.fullmatch(r"[\x21-\x7e]+", key):
+        found = "characters that a header cannot hold" if key else "nothing"
+        raise ConfigError(
+            f"the API key for {server.address} in the environment variable {server.api_key_env}",
+            f"{found} there",
+            "set that variable where the judge is asked from",
+        )
+    return key
+
+
+def client(server: Server) -> httpx.AsyncClient:
     """Follows no redirect and checks certificates. Proxies and authorities come from the environment, as usual."""
     for name in ("httpx", "httpcore"):  # a line per request; and they show headers, in which servers may repeat a key
         logging.getLogger(name).setLevel(logging.WARNING)
     return httpx.AsyncClient(
         timeout=None,  # httpx times single reads; the deadline here is that of a whole request
         follow_redirects=False,
-        limits=httpx.Limits(max_connections=options.concurrency),
+        limits=httpx.Limits(max_connections=server.concurrency),
     )
 
 
-async def post(http: httpx.AsyncClient, options: EndpointOptions, body: dict[str, Any]) -> Answer | Failure:
+async def post(http: httpx.AsyncClient, server: Server, body: dict[str, Any]) -> Answer | Failure:
     """Send one request.
 
     Raises ConfigError where no request can succeed: key, model, address or certificate are wrong.
     """
     start = time.monotonic()
-    got = await _exchange(http, options, body)
+    got = await _exchange(http, server, body)
     if isinstance(got, Failure):
         return got
     status, wait_s, data = got
     if status != 200:
-        return _refused(options, status, wait_s, data)
+        return _refused(server, status, wait_s, data)
     return parse(data, round(time.monotonic() - start, 3))
 
 
-def check_model(options: EndpointOptions, answer: Answer) -> None:
+def check_model(server: Server, answer: Answer) -> None:
     """ContractError where another model than the pinned one has answered."""
-    if answer.model != options.model:
+    if answer.model != server.model:
         raise ContractError(
-            f"answers of {options.model!r} from {options.url}",
+            f"answers of {server.model!r} from {server.address}",
             f"an answer of {answer.model[:200]!r}",
             "pin the name that the server's answers carry (model)",
         )
 
 
 async def _exchange(
-    http: httpx.AsyncClient, options: EndpointOptions, body: dict[str, Any]
+    http: httpx.AsyncClient, server: Server, body: dict[str, Any]
 ) -> tuple[int, float | None, bytes] | Failure:
     """(status, seconds to wait, body), all without the key. httpx's errors and responses end here: they hold the key."""
-    certificate, content, address = "", json.dumps(body).encode(), f"{options.url}/chat/completions"
+    certificate, content, address = "", json.dumps(body).encode(), f"{server.address}/chat/completions"
     try:
-        async with asyncio.timeout(options.timeout_s):
-            async with http.stream("POST", address, content=content, headers=_headers(options)) as response:
-                data = await _limited(response, options.max_response_bytes)
+        async with asyncio.timeout(server.timeout_s):
+            async with http.stream("POST", address, content=content, headers=_headers(server)) as response:
+                data = await _limited(response, MAX_RESPONSE_BYTES)
                 if data is None:
-                    return Failure("garbled", f"more than {options.max_response_bytes} bytes", used=True)
+                    return Failure("garbled", f"more than {MAX_RESPONSE_BYTES} bytes", used=True)
                 wait_s = retry_after(response.headers.get("retry-after"))
-                return response.status_code, wait_s, _scrubbed(data, options)
+                return response.status_code, wait_s, _scrubbed(data, server)
     except TimeoutError:
-        return Failure("slow", f"no whole answer within {options.timeout_s:g} s", again=True, used=True)
+        return Failure("slow", f"no whole answer within {server.timeout_s:g} s", again=True, used=True)
     except httpx.ConnectError as error:
         certificate = str(error) if "CERTIFICATE" in str(error) else ""
         if not certificate:
-            return Failure("down", f"no connection to {options.url}: {error}", again=True)
+            return Failure("down", f"no connection to {server.address}: {error}", again=True)
     except httpx.RequestError as error:
         broke = f"the connection broke: {type(error).__name__}: {error}"
         return Failure("down", broke, again=True, used=True)
     raise ConfigError(
-        f"a certificate for {options.url} that this machine trusts",
+        f"a certificate for {server.address} that this machine trusts",
         certificate,
         "the server's certificate, or SSL_CERT_FILE for an authority of your own",
     )
 
 
-def _headers(options: EndpointOptions) -> dict[str, str]:
-    key = options.key()
+def _headers(server: Server) -> dict[str, str]:
+    key = api_key(server)
     plain = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
     return {**plain, "Authorization": f"Bearer {key}"} if key else plain
 
@@ -101,24 +119,24 @@ async def _limited(response: httpx.Response, limit: int) -> bytes | None:
     return bytes(data)
 
 
-def _scrubbed(data: bytes, options: EndpointOptions) -> bytes:
+def _scrubbed(data: bytes, server: Server) -> bytes:
     """Servers repeat a wrong key in what they say about it."""
-    key = options.key()
+    key = api_key(server)
     return data.replace(key.encode(), b"***") if key else data
 
 
-def _refused(options: EndpointOptions, status: int, wait_s: float | None, data: bytes) -> Failure:
+def _refused(server: Server, status: int, wait_s: float | None, data: bytes) -> Failure:
     if status in (401, 402, 403):
-        _no_access(options, status)
+        _no_access(server, status)
     if status == 404:
         raise ConfigError(
-            f"the model {options.model!r} at {options.url}",
+            f"the model {server.model!r} at {server.address}",
             f"404: {message(data)}",
-            f"model, to a name that {options.url}/models lists; or url, which mostly ends in /v1",
+            f"model, to a name that {server.address}/models lists; or url, which mostly ends in /v1",
         )
     if 300 <= status < 400:
         raise ConfigError(
-            f"an answer from {options.url}",
+            f"an answer from {server.address}",
             f"a redirect ({status}), which is not followed",
             "url, to the address that the server itself has",
         )
@@ -129,11 +147,11 @@ def _refused(options: EndpointOptions, status: int, wait_s: float | None, data: 
     return Failure("rejected" if status >= 400 else "garbled", reason)
 
 
-def _no_access(options: EndpointOptions, status: int) -> NoReturn:
+def _no_access(server: Server, status: int) -> NoReturn:
     """The server's own words stay out: they often hold parts of the key."""
-    name = options.api_key_env
+    name = server.api_key_env
     raise ConfigError(
-        f"access to {options.model!r} at {options.url}",
+        f"access to {server.model!r} at {server.address}",
         f"{status} with " + (f"the key in the environment variable {name}" if name else "no API key"),
         f"the value of {name}, or the account behind it"
         if name

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from rlaif.config.feedback import Server
 from rlaif.config.schema import Config
 from rlaif.config.section import Function
+from rlaif.config.server import Server
 from rlaif.errors import ConfigError, DataError
 from rlaif.evaluation import agreement as rates
 from rlaif.evaluation.agreement import Compared

@@ -10,9 +10,9 @@ from typing import Protocol
 
 from actors.frames import FrameClient
 from actors.pool import RolloutPool
-from rlaif.config.feedback import Server
 from rlaif.config.schema import Config, Sampling
 from rlaif.config.section import Function
+from rlaif.config.server import Server
 from rlaif.errors import DataError
 from rlaif.feedback.asking import Ask, Turn, encode_frames
 from rlaif.feedback.endpoint import Endpoint
@@ -114,10 +114,8 @@ class ServerJudge:
 
     def __init__(self, config: Config, run: Run, server: Server):
         cache = str(run.shared.path / "feedback" / "replies")
-        prices = dict(zip(("prompt_price", "completion_price"), server.price_per_million, strict=True))
-        given = server.model_dump(exclude={"price_per_million"})
         self.name, self._frames, self._directory = name_of(server), run.topology.client(), run.shared
-        options = EndpointOptions(**given, **prices, cache=cache, max_tokens=SPLIT_TOKENS)
+        options = EndpointOptions(server, max_tokens=SPLIT_TOKENS, cache=cache)
         self._endpoint = Endpoint(options, Usage(**self._ledger().get(self.name, {})))
         self._replies: list[tuple[str, dict]] = []
 

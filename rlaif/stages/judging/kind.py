@@ -6,9 +6,10 @@ import hashlib
 import json
 from typing import Any
 
-from rlaif.config.feedback import Label, Server
+from rlaif.config.feedback import Label
 from rlaif.config.schema import Config
 from rlaif.config.section import Function
+from rlaif.config.server import Server
 from rlaif.errors import ContractError
 from rlaif.feedback.store import Store
 from rlaif.stages.judging.judges import name_of

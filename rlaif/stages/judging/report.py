@@ -5,13 +5,16 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 
 from actors.reward import load_function
-from rlaif.config.feedback import Server
 from rlaif.config.schema import Config
+from rlaif.config.server import Server
 from rlaif.evaluation.agreement import Compared, agreement
+from rlaif.feedback.budget import cost
 from rlaif.feedback.pairwise import Asked, Verdict
 from rlaif.feedback.position import position_bias
+from rlaif.feedback.replies import Usage
 from rlaif.records import Masked
 from rlaif.stages.judging.cases import Case
 
@@ -56,10 +59,8 @@ def server(config: Config, rows: Sequence[dict], spent: Mapping[str, float | Non
 def behind(server: Server, rows: Sequence[dict]) -> dict:
     """What the replies behind all the rows took, whichever run asked for them; each counts once."""
     replies = {reply["prompt_hash"]: reply for row in rows for reply in row.get("replies", ())}.values()
-    used = [sum(reply[name] for reply in replies) for name in ("prompt_tokens", "completion_tokens")]
-    cost = sum(tokens * price / 1e6 for tokens, price in zip(used, server.price_per_million, strict=True))
-    tokens = {"prompt_tokens": used[0], "completion_tokens": used[1]}
-    return {"replies": len(replies), **tokens, "cost": cost if any(server.price_per_million) else None}
+    used = Usage(*(sum(reply[name] for reply in replies) for name in ("prompt_tokens", "completion_tokens")))
+    return {"replies": len(replies), **asdict(used), "cost": cost(server, used)}
 
 
 def flips(policy: str, outcomes: Sequence[Verdict | Masked]) -> dict:

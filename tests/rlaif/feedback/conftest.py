@@ -3,18 +3,20 @@
 import pytest
 from judge_server import MODEL
 
+from rlaif.config.server import Server
 from rlaif.feedback.asking import Ask, Turn
 from rlaif.feedback.options import EndpointOptions
 
 
 @pytest.fixture
 def options():
-    """Options for a server, quick by default."""
+    """Options for a server, quick by default: the user's own, and those of a stage."""
 
     def of(server, **changes) -> EndpointOptions:
         url = server if isinstance(server, str) else server.url
         quick = dict(model=MODEL, timeout_s=5.0, retries=1, backoff_s=0.01, max_backoff_s=2.0, concurrency=1)
-        return EndpointOptions(**{"url": url, **quick, **changes})
+        of_stage = {name: changes.pop(name) for name in ("max_tokens", "temperature", "cache") if name in changes}
+        return EndpointOptions(Server(**{"url": url, **quick, **changes}), **of_stage)
 
     return of
 

@@ -19,8 +19,7 @@ from judge_server import MODEL, JudgeServer, answer, completion, status
 from rlaif.errors import ConfigError, ContractError
 from rlaif.feedback.asking import Ask, Turn, canonical, data_url, encode_frames, prompt_hash
 from rlaif.feedback.endpoint import Endpoint
-from rlaif.feedback.options import EndpointOptions
-from rlaif.feedback.replies import Reply, Usage
+from rlaif.feedback.replies import Answer, Reply, Usage
 from rlaif.feedback.tokens import choice_logprobs
 
 ROOT = Path(__file__).parents[3]
@@ -255,6 +254,27 @@ def test_replies_of_earlier_releases_stay_known():
     assert prompt_hash(asked) == "43eb00570dd1e8aebd782623347d90e384713baf6daab9470cbb07122be8615e"
 
 
+@pytest.mark.parametrize(
+    ("choices", "known"),
+    [
+        (("A", "B"), "9439210815acf889a82ece04c8751362a26953fa54386f7534fe05ebeb16d522"),
+        ((), "f64951a647b1c48d6f2e36802e072bc65705c21156db4720813f3cf6144c1edf"),
+    ],
+    ids=["a verdict", "free text"],
+)
+def test_replies_to_the_same_options_stay_known(options, choices, known):
+    """Of a stage's options, with the defaults of the others, and an address with a slash at its end."""
+    extra = {"a": {"b": [1]}, "max_tokens": None}
+    endpoint = Endpoint(options("http://judge/v1/", model="m", extra=extra, max_tokens=512))
+    kept = Answer("m", "A", None, "stop", (("A", -0.2),), Usage(10, 5), 0.1)
+    sampling = {"model": "m", "temperature": 0.0, "seed": 3, "a": {"b": [1]}}
+    of_verdict = {"logprobs": True, "top_logprobs": 20} if choices else {}
+    turns = (Turn("which ?"),)
+    endpoint.answers.put(canonical("http://judge/v1", sampling | of_verdict, turns), kept)
+    (reply,) = endpoint.ask_many([Ask("k", turns, choices, seed=3)])
+    assert reply.cached and reply.prompt_hash == known
+
+
 def test_the_address_is_in_the_hash_unless_an_origin_is_named(options, ask, tmp_path):
     with JudgeServer(answer()) as one, JudgeServer(answer()) as two:
         for origin, cached in ((None, False), ("judge", True)):
@@ -293,8 +313,10 @@ def test_a_killed_run_goes_on_where_it_was(options, ask, tmp_path):
         "import sys; sys.path[:0] = ['tests/support']\n"
         "from rlaif.feedback.endpoint import Endpoint\n"
         "from rlaif.feedback.asking import Ask, Turn\n"
+        "from rlaif.config.server import Server\n"
         "from rlaif.feedback.options import EndpointOptions\n"
-        f"options = EndpointOptions(sys.argv[1], {MODEL!r}, cache=sys.argv[2], concurrency=2)\n"
+        f"server = Server(url=sys.argv[1], model={MODEL!r}, concurrency=2)\n"
+        "options = EndpointOptions(server, cache=sys.argv[2])\n"
         "Endpoint(options).ask_many(Ask(('p', n), (Turn(f'question {n} ?'),)) for n in range(30))\n"
     )
     with JudgeServer(answer("A", delay=0.05)) as server:
@@ -324,7 +346,7 @@ def test_a_cache_that_cannot_be_written(options, ask, tmp_path):
     "limits",
     [
         {"token_budget": 100},  # 15 tokens each
-        {"cost_budget": 0.0165, "prompt_price": 100.0, "completion_price": 300.0},  # .0025 each
+        {"cost_budget": 0.0165, "price_per_million": (100.0, 300.0)},  # .0025 each
     ],
 )
 def test_a_budget_is_not_passed_and_what_it_stops_is_masked(options, ask, limits, concurrency, tmp_path):
@@ -354,35 +376,7 @@ def test_what_may_have_been_computed_counts(options, ask):
     assert endpoint.used == Usage(30, 15)
 
 
-# -- options
-
-NONSENSE = {
-    "ftp": {"url": "ftp://127.0.0.1/v1"},
-    "file": {"url": "file:///etc/passwd"},
-    "no host": {"url": "http:///v1"},
-    "port": {"url": "http://host:99999/v1"},
-    "whole path": {"url": "http://host/v1/chat/completions"},
-    "user": {"url": "http://me:hunter2@host/v1"},
-    "query": {"url": "http://host/v1?key=hunter2"},
-    "key for its name": {"api_key_env": "sk-hunter2"},
-    "timeout": {"timeout_s": 0},
-    "nan": {"timeout_s": float("nan")},
-    "retries": {"retries": -1},
-    "concurrency": {"concurrency": 0},
-    "max_tokens": {"max_tokens": 0},
-    "top_logprobs": {"top_logprobs": 0},
-    "backoff": {"backoff_s": float("inf")},
-    "budget": {"token_budget": -1},
-    "prices": {"cost_budget": 1.0},
-    "extra": {"extra": {"n": 2}},
-}
-
-
-@pytest.mark.parametrize("name", NONSENSE)
-def test_nonsense_is_refused_and_secrets_are_not_repeated(name):
-    with pytest.raises(ConfigError) as error:
-        EndpointOptions(**{"url": "http://host/v1", "model": "m", **NONSENSE[name]})
-    assert "hunter2" not in repr(error.value) + str(error.value)
+# -- the key
 
 
 @pytest.mark.parametrize("value", [None, "", " \n", "sk planted", "sk-ключ"])
@@ -402,7 +396,7 @@ def test_the_form_of_an_answer_is_what_the_client_reads():
 
 def test_what_was_spent_is_counted(options, ask, tmp_path):
     """A request that fails, its retry, a question that comes twice, and a second run that finds everything kept."""
-    priced = {"prompt_price": 2.0, "completion_price": 10.0, "cache": str(tmp_path), "concurrency": 1}
+    priced = {"price_per_million": (2.0, 10.0), "cache": str(tmp_path), "concurrency": 1}
     with JudgeServer(status(503), answer("yes , A")) as server:
         endpoint = Endpoint(options(server, retries=1, backoff_s=0.0, **priced))
         endpoint.ask_many([ask(1), ask(1), ask(2)])

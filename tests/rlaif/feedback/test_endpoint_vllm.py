@@ -11,7 +11,6 @@ from vllm_server import KEY, serving
 from rlaif.errors import ConfigError
 from rlaif.feedback.asking import Ask, Turn, encode_frames
 from rlaif.feedback.endpoint import Endpoint
-from rlaif.feedback.options import EndpointOptions
 from rlaif.feedback.replies import Reply, Usage
 from rlaif.feedback.tokens import choice_logprobs
 
@@ -36,12 +35,13 @@ def url(model, tmp_path_factory):
 
 
 @pytest.fixture
-def options(url, model, monkeypatch):
+def options(options, url, model, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", KEY)
     # of the whole vocabulary, so that no choice is missing; a larger number ends vLLM's engine
     top = json.loads((model / "config.json").read_text())["text_config"]["vocab_size"]
-    plain = dict(url=url, model="tiny", api_key_env="JUDGE_KEY", max_tokens=1, top_logprobs=top, retries=0)
-    return lambda **changes: EndpointOptions(**{**plain, **changes})
+    plain = dict(model="tiny", api_key_env="JUDGE_KEY", max_tokens=1, top_logprobs=top)
+    patient = dict(retries=0, timeout_s=120.0, concurrency=8)
+    return lambda **changes: options(url, **{**plain, **patient, **changes})
 
 
 def clip(seed: int) -> np.ndarray:

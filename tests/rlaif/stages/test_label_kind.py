@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from rlaif.config.feedback import Label, Server
+from rlaif.config.feedback import Label
 from rlaif.config.schema import Config
 from rlaif.config.section import Function
+from rlaif.config.server import Server
 from rlaif.errors import ContractError
 from rlaif.feedback.store import Store
 from rlaif.stages.judging.kind import check_kind, kind_of
@@ -110,6 +111,27 @@ def test_what_decides_nothing_makes_no_other_kind(name):
 def test_a_server_that_moves_keeps_its_labels():
     here = of(SERVER.model_copy(update={"origin": "ours"}))
     assert kind_of(here) == kind_of(changed(here, server={"url": "http://127.0.0.1:2/v1"}))
+
+
+EXTRA = {"chat_template_kwargs": {"enable_thinking": False}}
+OF_EARLIER_RELEASES = {
+    "plain": ({}, "9cbb00b879d5158f", "ccd3bff27f328e38"),
+    "a slash at the end": ({"url": "http://127.0.0.1:1/v1/"}, "78ab3508411a1290", "a8b8f2609e890181"),
+    "origin": ({"origin": "ours"}, "d63c3095fe6facd8", "3d6e3eb9f0dc8557"),
+    "more": (
+        {"url": "https://judge.example/v1/", "extra": EXTRA, "top_logprobs": 5, "token_budget": 9},
+        "4b5b497671f3c1cc",
+        "dbb6f38ffe5ad7d1",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OF_EARLIER_RELEASES)
+def test_labels_of_earlier_releases_are_of_the_same_kind(name):
+    """With another number nobody could add to a file that a server has labelled."""
+    changes, pairwise, claims = OF_EARLIER_RELEASES[name]
+    judge = {"url": "http://127.0.0.1:1/v1", "model": "judge-1"} | changes
+    assert (kind_of(of(judge)), kind_of(of(judge, method="claims"))) == (pairwise, claims)
 
 
 def test_every_option_is_in_one_of_the_tables():
