@@ -19,10 +19,10 @@ from cluster.publish import Manifest
 from rlaif.config.schema import Sampling
 from rlaif.errors import ContractError, DataError
 from rlaif.models.encode import Encoder, Frames
+from rlaif.models.merged import whole_model
 from rlaif.objectives.truncation import kept_tokens
 from rlaif.records import Choice, Probe, Probed, Prompt, Sample
 from rlaif.seeds import derive
-from rlaif.storage import fetch
 from rlaif.video.spec import frames_digest
 
 
@@ -64,7 +64,7 @@ class RolloutActor:
         Without `spec.banned_ids` the model's own placeholder ids are banned. A prompt of more than `max_prompt_tokens`
         positions, visual tokens included, is a Failure: cutting it could cut the video.
         """
-        spec = replace(spec, model_path=fetch(spec.model_path))
+        spec = replace(spec, model_path=whole_model(spec.model_path, spec.dtype))
         self._limit = max_prompt_tokens
         self._frames = make_frames()
         self._encoder = Encoder(spec.model_path, self._frames, dtype=spec.dtype)
