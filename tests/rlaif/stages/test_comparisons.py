@@ -241,7 +241,8 @@ def test_an_adapter_competes_with_its_base(offline, models, tmp_path):
     config, run = offline("ppo.reward={path: 'opinions:length'}", named(both, "base", "rl"))
     write_answers(config, both, {name: LENGTHS[name] for name in both})
     found = winrate.winrate(config, run)
-    assert found["wins"] == [[0.5, 1 / 3], [2 / 3, 0.5]] and found["paths"] == both
+    np.testing.assert_allclose(found["wins"], [[0.5, 1 / 3], [2 / 3, 0.5]])
+    assert found["paths"] == both
 
 
 def test_an_adapter_judges_and_captions_with_the_tokenizer_of_its_base(offline, models, tmp_path):
