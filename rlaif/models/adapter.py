@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, set_peft_model_state_dict
 from peft.tuners.lora import Linear
+from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from rlaif.errors import CheckpointError, ConfigError
+from rlaif.models.family import family_of
 from rlaif.models.vlm import ADAPTER, load_vlm
 from rlaif.storage import fetch
 from rlaif.tensors import load_tensors
@@ -27,6 +30,11 @@ NAME = "default"
 BESIDE_THE_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
 """Ways to start an adapter that leave the base as it is. PEFT's others change it, and some of what they leave on disk needs
 the changed one."""
+NOT_PLAIN = (
+    *("use_dora", "lora_bias", "rank_pattern", "alpha_pattern", "modules_to_save", "target_parameters"),
+    *("trainable_token_indices", "use_qalora", "use_bdlora"),
+)
+"""Settings beyond two matrices of one rank and scale beside each layer."""
 KEPT = 0.9
 """A merge that keeps less than this share of an adapter's change is warned of."""
 
@@ -68,6 +76,19 @@ def problem_of(settings: Mapping[str, Any]) -> str | None:
         return f"init_lora_weights {settings['init_lora_weights']!r}, which changes the base: save it as plain LoRA"
     changed = [name for name in ("layer_replication", "alora_invocation_tokens") if settings.get(name)]
     return f"{changed[0]}, which no merged model has" if changed else None
+
+
+def plain_rank(path: str) -> int | None:
+    """The rank of an adapter that vLLM serves as PEFT does: two matrices beside each of some linear layers of the language
+    model, all of one rank and scale. None for others, for a family without adapters, and for whole models."""
+    if not is_adapter(path):
+        return None
+    settings, family = settings_of(path), family_of(AutoConfig.from_pretrained(fetch(base_of(path))))
+    odd = settings.get("bias", "none") != "none" or any(settings.get(name) for name in NOT_PLAIN)
+    layer = re.compile(rf"base_model\.model\.{re.escape(family.language)}\.layers\.\d+\..*_proj\.lora_[AB]\.weight")
+    with safe_open(Path(fetch(path)) / ADAPTER, framework="pt") as tensors:
+        plain = all(layer.fullmatch(name) for name in tensors.keys())
+    return int(settings["r"]) if plain and family.adapters and not odd else None
 
 
 def check_fit(option: str, path: str, base: str) -> None:
