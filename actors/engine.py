@@ -36,6 +36,8 @@ class EngineSpec:
     """Never sampled. A sampled visual placeholder would break every later forward over the text."""
     deterministic: bool = False
     """Answer one request at a time, so that an answer depends on nothing else in the batch (slow; for exact resume)."""
+    adapter: str | None = None
+    """Folder of an adapter of that rank to answer with from the start."""
     lora_targets: tuple[str, ...] | None = None
     """Linear layers that the adapter must have; None: any of the model's."""
 
@@ -50,6 +52,8 @@ class Engine:
         self.spec = spec
         self.llm = _build_llm(spec)
         self.weights = EngineWeights(self.llm, Contents(spec.model_path, spec.dtype, spec.lora_rank, spec.lora_targets))
+        if spec.adapter is not None:
+            self.weights.serve(spec.adapter)
         self._visual = Visual.of(self.llm.model_config.hf_config, self.llm.get_tokenizer())
         self.encoded = 0
         """Videos that went through the engine's own encoder so far; features that were handed over do not."""

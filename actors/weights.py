@@ -14,7 +14,9 @@ from typing import Any
 from actors.contents import Contents
 from cluster.publish import Bucket, Manifest, from_wire, unpack
 from rlaif.errors import ContractError
+from rlaif.models.adapter import SETTINGS
 from rlaif.models.check import fingerprint
+from rlaif.models.vlm import ADAPTER
 from rlaif.scratch import Scratch
 
 
@@ -123,27 +125,39 @@ class EngineWeights:
         try:
             ranks = self.llm.collective_rpc(method, args=args)
         except Exception as error:  # whatever vLLM raises names the tensor; the pool must see a refused publish
-            raise _not_loaded(manifest, error) from error
+            raise _not_loaded(_version(manifest), error) from error
         if left := sorted(set().union(*ranks)):
             raise _not_loaded(
-                manifest, f"nothing for {left[0]!r} ({len(left)} parameters of the engine left as they were)"
+                _version(manifest), f"nothing for {left[0]!r} ({len(left)} parameters of the engine left as they were)"
             )
 
     def _load_adapter(self, manifest: Manifest, arrays: Bucket) -> None:
         """Write the adapter into this engine's folder (gone with the engine) and load it in place of the last one."""
         from safetensors.torch import save_file
-        from vllm.lora.request import LoRARequest
 
         folder = Path(tempfile.mkdtemp(prefix=f"{manifest.version}-", dir=self._folder.path))
         tensors = {name: from_wire(array, manifest.tensors[name].dtype) for name, array in arrays.items()}
-        save_file(tensors, folder / "adapter_model.safetensors")
-        (folder / "adapter_config.json").write_text(json.dumps(manifest.lora))
+        save_file(tensors, folder / ADAPTER)
+        (folder / SETTINGS).write_text(json.dumps(manifest.lora))
+        self._use(folder, _version(manifest))
+
+    def serve(self, adapter: str) -> None:
+        """Answer with the adapter in a folder, in place of the last one, as part of the version that is in place."""
+        folder = Path(tempfile.mkdtemp(prefix="own-", dir=self._folder.path))
+        for file in (ADAPTER, SETTINGS):
+            shutil.copy(Path(adapter) / file, folder)
+        self._use(folder, f"the adapter at {adapter}")
+        self.reset_prefix_cache()
+
+    def _use(self, folder: Path, what: str) -> None:
+        from vllm.lora.request import LoRARequest
+
         try:  # vLLM reads the new adapter before it drops the old one: an error here leaves the old one in place
             loaded = self.llm.llm_engine.add_lora(LoRARequest("policy", 1, str(folder), load_inplace=True))
         except Exception as error:
-            raise _not_loaded(manifest, error) from error
+            raise _not_loaded(what, error) from error
         if not loaded:
-            raise _not_loaded(manifest, "declined without a reason")
+            raise _not_loaded(what, "declined without a reason")
         if self.adapter is not None:
             shutil.rmtree(self.adapter.lora_path)
         self.adapter = LoRARequest("policy", 1, str(folder))
@@ -191,9 +205,13 @@ def _tower(manifest: Manifest) -> dict[str, int]:
     return {name: info.checksum for name, info in manifest.tensors.items() if not name.startswith(text)}
 
 
-def _not_loaded(manifest: Manifest, error: Exception | str) -> ContractError:
+def _version(manifest: Manifest) -> str:
+    return f"{manifest.kind} weights of version {manifest.version}"
+
+
+def _not_loaded(what: str, error: Exception | str) -> ContractError:
     return ContractError(
-        f"{manifest.kind} weights of version {manifest.version} that vLLM can load",
+        f"{what} that vLLM can load",
         str(error),
         "names, shapes and adapter targets must be those of the model directory that the engine was started with",
     )

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from peft import PeftModel
 from safetensors.torch import save_file
 
 from learners.learner import Learner
 from learners.roles import Role
 from learners.state import head_weights, named_weights
-from rlaif.models.vlm import load_vlm
+from rlaif.models.adapter import SETTINGS, merged_model
+from rlaif.models.vlm import ADAPTER
 
 
 def export_role(learner: Learner, name: str, folder: Path | None, merge: bool) -> None:
@@ -48,17 +48,19 @@ def adapter_config(role: Role) -> dict:
         key: sorted(value) if isinstance(value, set) else getattr(value, "value", value)
         for key, value in config.items()
     }
-    return config | {"base_model_name_or_path": role.spec.base, "inference_mode": True}
+    base = role.spec.base
+    named = str(Path(base).resolve()) if Path(base).is_dir() else base  # others may read it from another folder
+    return config | {"base_model_name_or_path": named, "inference_mode": True}
 
 
 def _write_adapter(role: Role, tensors: dict, folder: Path) -> None:
-    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / "adapter_model.safetensors")
-    (folder / "adapter_config.json").write_text(json.dumps(adapter_config(role), indent=2))
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / ADAPTER)
+    (folder / SETTINGS).write_text(json.dumps(adapter_config(role), indent=2))
 
 
 def _merge(role: Role, folder: Path, dtype: str) -> None:
     """Replace a written adapter by its base with the adapter folded in."""
-    merged = PeftModel.from_pretrained(load_vlm(role.spec.base, dtype), str(folder)).merge_and_unload()
-    for file in ("adapter_model.safetensors", "adapter_config.json"):
+    merged = merged_model(role.spec.base, str(folder), dtype)
+    for file in (ADAPTER, SETTINGS):
         (folder / file).unlink()
     merged.save_pretrained(folder)

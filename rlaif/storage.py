@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -169,7 +170,7 @@ def flush_folder(path: Path) -> None:
 
 
 def cache_folder() -> Path:
-    """This user's folder on this node for copies of what lies in a bucket."""
+    """This user's folder on this node for copies of what lies in a bucket, and for adapters merged into their bases."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlaif"
 
 
@@ -211,16 +212,39 @@ def fetch(text: str) -> str:
     if not listing:
         raise FileNotFoundError(f"{text}: no files there")
     key = hashlib.sha256(repr((text, listing)).encode()).hexdigest()[:16]
-    target = cache_folder() / "fetched" / key
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(dir=target.parent))
-        try:
-            source.download(aside)
-            aside.rename(target)
-        except OSError:
-            if not target.exists():  # another actor of this node may have been faster
-                raise
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-    return str(target)
+    return str(once(cache_folder() / "fetched" / key, source.download))
+
+
+def once(target: Path, make: Callable[[Path], None]) -> Path:
+    """`target`, a folder of this node's cache; where it is missing, `make` is given an empty folder that becomes it.
+
+    Several processes may ask at the same time: one makes it and the others wait. What fails leaves nothing behind.
+    """
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(target.with_name(f".{target.name}.lock")):
+        if not target.exists():
+            _make(target, make)
+    return target
+
+
+def _make(target: Path, make: Callable[[Path], None]) -> None:
+    aside = Path(tempfile.mkdtemp(dir=target.parent))
+    try:
+        make(aside)
+        aside.rename(target)
+    except OSError:
+        if not target.exists():  # where locks do not hold, another process of this user may have been faster
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Held by one process at a time, as far as the file system has locks; a process that ends lets go."""
+    with open(path, "ab") as file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

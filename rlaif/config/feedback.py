@@ -15,7 +15,7 @@ class Caption(Section):
     """Dense captions: what happens in each part of a video, in a model's words (`rlaif caption`)."""
 
     model: str = "{run}/sft/export"
-    """The captioner: a Hugging Face directory or hub name."""
+    """The captioner: a Hugging Face directory, URI or hub name, or a LoRA adapter's folder or URI (docs/feedback.md)."""
     of: tuple[str, ...] = ("prompts.jsonl", "eval.jsonl")
     """Prompt files whose videos are captioned; of these, those that are there. So are the videos of `data.pairs` and
     `data.pairs_eval`, where these are there."""
@@ -52,7 +52,7 @@ class Candidates(Section):
     """Answers to be judged (`rlaif sample`)."""
 
     models: tuple[str, ...] = Field(("{run}/sft/export",), min_length=1)
-    """Who answers: one model many times, or several models."""
+    """Who answers: one model many times, or several models; adapters too, such as `{run}/export` of PPO."""
     prompts: tuple[str, ...] = ("prompts.jsonl",)
     per_model: int = Field(4, ge=1)
     """Answers of each model to each prompt, with different seeds."""

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig
 
 from rlaif.errors import ConfigError
+from rlaif.models.adapter import SETTINGS, base_of, check_fit, is_adapter, problem_of, settings_of
 from rlaif.models.family import NEW_FAMILY, family_of
+from rlaif.models.vlm import ADAPTER
 from rlaif.storage import fetch
 
 _EDGE = 2**20
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
-def require_model(option: str, path: str, served_adapter: str | None = None) -> None:
+def require_model(option: str, path: str, served_adapter: str | None = None, or_adapter: bool = False) -> None:
     """Raises ConfigError naming the option when `path` holds no model configuration, one of an unknown family, or no
     weights that can be loaded without unpickling.
 
     Every known family is one that transformers trains and vLLM serves with video. `served_adapter`: the option that
-    asks for adapters which the rollout engine must serve, if any; not every family can have them.
+    asks for adapters which the rollout engine must serve, if any; not every family can have them. `or_adapter`: a LoRA
+    adapter will do, on a base of which the same holds, since nothing but `whole_model` loads it.
     """
     try:
         folder = Path(fetch(path))
+        if is_adapter(path):
+            return _require_adapter(option, path, folder, or_adapter)
         config = AutoConfig.from_pretrained(str(folder) if folder.is_dir() else path)
     except (OSError, ValueError, KeyError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -45,6 +51,39 @@ def require_model(option: str, path: str, served_adapter: str | None = None) -> 
     _require_safetensors(option, path, folder)
 
 
+def _require_adapter(option: str, path: str, folder: Path, allowed: bool) -> None:
+    """An adapter with its base; `allowed`: where one will do."""
+    base = base_of(path)
+    if not allowed:
+        raise ConfigError(
+            f"{option}: a whole model",
+            f"{path!r}, an adapter on {base!r}",
+            f'{option}, after merging it: python -c "from rlaif.models.merged import write_merged; '
+            f"write_merged({path!r}, 'FOLDER')\"",
+        )
+    if not (folder / ADAPTER).is_file():
+        others = ", ".join(sorted(file.name for file in folder.glob("adapter_model.*"))) or "no weights"
+        raise ConfigError(
+            f"{option}: {ADAPTER} in the adapter's folder",
+            f"{path!r} with {others}; a pickled adapter could run code",
+            f"{option}, or convert it where you trust it: PeftModel.save_pretrained(...) writes safetensors",
+        )
+    if problem := problem_of(settings_of(path)) or _beside(folder):
+        expected = f"{option}: a LoRA adapter that can be added to the weights of a base that it names"
+        raise ConfigError(expected, f"{path!r} with {problem}", option)
+    require_model(f"{option}, base_model_name_or_path in {folder / SETTINGS}", base)
+    check_fit(option, path, base)
+
+
+def _beside(folder: Path) -> str | None:
+    """What makes an adapter something else: a whole model in the same folder, of which libraries take the one or the other,
+    or the head of a reward model or critic."""
+    for pattern, what in (("model*.safetensors", "a whole model"), ("head.safetensors", "a head that gives scores")):
+        if found := sorted(file.name for file in folder.glob(pattern)):
+            return f"{what} beside it, {found[0]}"
+    return None
+
+
 def _require_safetensors(option: str, path: str, folder: Path) -> None:
     """Loading anything else would unpickle it, which can run code."""
     others = sorted(file.name for file in folder.glob("*") if file.suffix in PICKLED)
@@ -60,14 +99,21 @@ def fingerprint(path: str) -> str:
     """What tells two models apart whatever their paths: 16 hex digits over configuration and weight files.
 
     Of each weight file: name, size and its first and last megabyte, so that a large model takes no time. A hub name
-    stands for itself.
+    stands for itself; an adapter counts with its base.
     """
     folder = Path(fetch(path))
     if not folder.is_dir():
         return path
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    told = _adapter_and_base(path) if is_adapter(path) else (folder / "config.json").read_bytes()
+    digest = hashlib.sha256(told)
     add_weights(digest, folder)
     return digest.hexdigest()[:16]
+
+
+def _adapter_and_base(path: str) -> bytes:
+    """What an adapter's settings say, the base by what it is instead of where."""
+    told = settings_of(path) | {"base_model_name_or_path": fingerprint(base_of(path))}
+    return json.dumps(told, sort_keys=True).encode()
 
 
 def add_weights(digest: Any, folder: Path) -> None:

@@ -31,7 +31,7 @@ def sample(config: Config, run: Run) -> dict[str, int]:
     (they had failed before), were there, or failed."""
     options = config.candidates
     for model in options.models:
-        require_model("candidates.models", model)
+        require_model("candidates.models", model, or_adapter=True)
     prompts = data.prompts_of(run, options.prompts)
     store = open_candidates(config)
     check_options(config, store)

@@ -12,6 +12,7 @@ from rlaif.config.schema import Config, Sampling
 from rlaif.errors import ConfigError, ContractError
 from rlaif.feedback.narrative import clips, request_text, summary_text, version
 from rlaif.feedback.store import Store, caption_key
+from rlaif.models.adapter import base_of
 from rlaif.models.check import fingerprint, require_model
 from rlaif.models.encode import Encoder
 from rlaif.records import Prompt
@@ -60,7 +61,7 @@ def caption(config: Config, run: Run) -> dict[str, int]:
     """
     if config.data.captions is None:
         raise ConfigError("data.captions, the file to write captions to", "none", "data.captions, e.g. captions.jsonl")
-    require_model("caption.model", config.caption.model)
+    require_model("caption.model", config.caption.model, or_adapter=True)
     store = data.open_captions(data.data_path(config, config.data.captions))
     check_kind(config, store)
     wanted = list(_wanted(config, run))
@@ -83,7 +84,7 @@ def counter(config: Config) -> Callable[[str], int]:
     """Counts the captioner's tokens, where that is needed."""
     if config.caption.aggregate == "concat":
         return len
-    encoder = Encoder(config.caption.model)
+    encoder = Encoder(base_of(config.caption.model))
     return lambda text: len(encoder.tokens(text))
 
 

@@ -64,7 +64,7 @@ def models_of(config: Config) -> dict[str, str]:
             "winrate.models, e.g. {sft: FOLDER, rlaif: FOLDER}, or candidates.models",
         )
     for name, model in named.items():
-        require_model(f"winrate.models.{name}", model)
+        require_model(f"winrate.models.{name}", model, or_adapter=True)
     return dict(named)
 
 

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from adapters import write_adapter
+from peft import PeftModel
 
 from actors.contents import Contents
 from actors.engine import Engine, EngineSpec, Refused, Request
+from actors.rollout import RolloutActor
+from actors.served import local
 from cluster.publish import pack
 from rlaif.config.cluster import Rollout
 from rlaif.config.schema import Sampling
 from rlaif.errors import ContractError
 from rlaif.models.check import fingerprint
+from rlaif.models.encode import Encoder
 from rlaif.models.tiny import build_tiny
+from rlaif.records import Probe
 
 WORDS = "a red green blue circle square triangle moves left right up down and what do you see ? . video".split()
 PLACEHOLDERS = ("<|video_pad|>", "<|image_pad|>", "<|vision_start|>", "<|vision_end|>", "<|im_start|>")
@@ -408,3 +415,52 @@ def test_an_adapter_publish_equals_the_adapted_model(world, adapted):
     with pytest.raises(ContractError, match="adapter weights"):
         send(adapted, world.fresh(), version=3)
     assert adapted.weights.version == 2 and deviation(world, adapted, model) < 1e-4
+
+
+@pytest.mark.parametrize("options", [{}, {"use_rslora": True}])
+def test_an_adapter_from_a_folder_is_what_answers(world, adapted, tmp_path, options):
+    """What PEFT itself says with the two; the folder is left as it is by what is published later."""
+    base = str(world.path)
+    first, second = (write_adapter(tmp_path / str(seed), base, seed, **options) for seed in (1, 2))
+    for folder in (first, second):
+        adapted.weights.serve(folder)
+        assert deviation(world, adapted, PeftModel.from_pretrained(world.fresh(), folder).eval()) < 1e-4
+    assert deviation(world, adapted, PeftModel.from_pretrained(world.fresh(), first).eval()) > 1e-2
+    for folder in (first, second):
+        assert (Path(folder) / "adapter_model.safetensors").is_file()
+
+
+def test_how_an_adapter_is_served(world, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    base, folder = str(world.path), write_adapter(tmp_path / "plain", str(world.path))
+    spec = EngineSpec(folder, "bfloat16")
+    assert local(spec) == replace(spec, model_path=base, lora_rank=4, adapter=folder)
+    merged = local(replace(spec, dtype="float32"))
+    assert merged.model_path.startswith(str(tmp_path / "cache")) and merged.adapter is merged.lora_rank is None
+    assert local(replace(spec, lora_rank=4)).adapter is None
+    assert local(replace(spec, model_path=base)) == replace(spec, model_path=base)
+    for number, options in enumerate(
+        ({"use_dora": True}, {"rank_pattern": {"v_proj": 2}}, {"target_modules": ["qkv"]})
+    ):
+        odd = write_adapter(tmp_path / str(number), base, **options)
+        assert local(replace(spec, model_path=odd)).adapter is None
+
+
+def test_a_rollout_actor_serves_an_adapter_in_16_bits(world, tmp_path):
+    """Nearer to what PEFT says in float32 than the adapter's base is by far."""
+    folder = write_adapter(tmp_path / "adapter", str(world.path))
+    actor = RolloutActor(EngineSpec(folder, "bfloat16", rollout=ROLLOUT), lambda: None)
+    probe = Probe("what do you see ?", response_ids=tuple(range(20, 31)))
+    (served,) = actor.probe([probe], SAMPLING, 0)
+    encoder = Encoder(str(world.path))
+    item = encoder.prompt_and_response(probe.question, probe.response_ids, None)
+    ids = torch.as_tensor(item.ids)[None]
+
+    def logprobs(model) -> np.ndarray:
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits[0, item.start - 1 : -1]
+        logits[:, list(encoder.banned_ids)] -= 100
+        return logits.log_softmax(-1).gather(1, ids[0, item.start :, None])[:, 0].numpy()
+
+    near = np.abs(served.logprobs - logprobs(PeftModel.from_pretrained(world.fresh(), folder).eval())).max()
+    assert near < 0.1 < 1.0 < np.abs(served.logprobs - logprobs(world.fresh())).max()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,9 @@ from learners.learner import Learner
 from learners.spec import LearnerSpec, RoleSpec
 from rlaif.config.schema import Reward
 from rlaif.models.batch import collate
+from rlaif.models.check import require_model
 from rlaif.models.encode import Encoder
+from rlaif.models.merged import whole_model
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.records import Prompt, Scored
 
@@ -136,7 +139,7 @@ def plain_logprobs(module, encoder) -> np.ndarray:
     return np.concatenate(found)
 
 
-def test_a_policy_loads_elsewhere_and_says_the_same(exported, tiny):
+def test_a_policy_loads_elsewhere_and_says_the_same(exported, tiny, tmp_path, monkeypatch):
     folder, lora, found = exported
     encoder = Encoder(tiny, NoiseFrames())
     assert np.abs(plain_logprobs(plain(tiny), encoder) - found["logprobs"]).max() > 0.05  # it has learned something
@@ -145,6 +148,11 @@ def test_a_policy_loads_elsewhere_and_says_the_same(exported, tiny):
     if lora:
         assert np.abs(plain_logprobs(plain(folder / "merged"), encoder) - found["logprobs"]).max() < 1e-5
         assert not (folder / "merged" / "adapter_config.json").exists()
+        assert json.loads((folder / "policy" / "adapter_config.json").read_text())["base_model_name_or_path"] == tiny
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        require_model("candidates.models", str(folder / "policy"), or_adapter=True)
+        served = plain(whole_model(str(folder / "policy"), "float32"))
+        assert np.abs(plain_logprobs(served, encoder) - found["logprobs"]).max() < 1e-5
     standalone = folder / ("merged" if lora else "policy")
     template = AutoProcessor.from_pretrained(standalone).chat_template
     assert template == encoder.processor.chat_template

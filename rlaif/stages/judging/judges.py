@@ -19,6 +19,7 @@ from rlaif.feedback.endpoint import Endpoint
 from rlaif.feedback.options import EndpointOptions
 from rlaif.feedback.replies import SETTLED, Reply, Unanswered, Usage
 from rlaif.feedback.tokens import Tokens
+from rlaif.models.adapter import base_of
 from rlaif.models.check import fingerprint, require_model
 from rlaif.models.encode import Encoder
 from rlaif.records import Masked, Prompt, Sample
@@ -71,10 +72,10 @@ class ModelJudge:
     """A model on the rollout actors, as it stands: the policy itself, a peer, or a larger one."""
 
     def __init__(self, config: Config, run: Run, model: str):
-        require_model("label.judge", model)
+        require_model("label.judge", model, or_adapter=True)
         self.name = name_of(model)
         self._config, self._run, self._model = config, run, model
-        self._encoder = Encoder(model)
+        self._encoder = Encoder(base_of(model))
 
     def choose(self, questions: Sequence[Question], words: Sequence[str]) -> dict[str, Tokens | Masked]:
         found: dict[str, Tokens | Masked] = {}

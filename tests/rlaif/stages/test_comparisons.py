@@ -8,6 +8,7 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
+from adapters import write_adapter
 from without_actors import NoActors
 
 from actors.reward import CARD, card_text
@@ -18,7 +19,8 @@ from rlaif.models.check import fingerprint
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.models.tiny import build_tiny
 from rlaif.rundir import RunDir
-from rlaif.stages import agreement, data, scoring, winrate
+from rlaif.stages import agreement, caption, data, scoring, winrate
+from rlaif.stages.judging.judges import make_judge
 from rlaif.stages.run import Run
 from rlaif.worlds.shapes.language import WORDS
 
@@ -231,6 +233,27 @@ def test_the_win_matrix_of_three_models(offline, models, by):
     shown = ElementTree.parse(folder / "winrate.svg").getroot()
     assert "0.83" in {text.text for text in shown.iter("{http://www.w3.org/2000/svg}text")}
     assert "| rl | 0.667 | 0.833 | 0.500 |" in winrate.table(found)
+
+
+def test_an_adapter_competes_with_its_base(offline, models, tmp_path):
+    """What `rlaif ppo` exports by default."""
+    both = {"base": models["base"], "rl": write_adapter(tmp_path / "adapter", models["base"])}
+    config, run = offline("ppo.reward={path: 'opinions:length'}", named(both, "base", "rl"))
+    write_answers(config, both, {name: LENGTHS[name] for name in both})
+    found = winrate.winrate(config, run)
+    np.testing.assert_allclose(found["wins"], [[0.5, 1 / 3], [2 / 3, 0.5]])
+    assert found["paths"] == both
+
+
+def test_an_adapter_judges_and_captions_with_the_tokenizer_of_its_base(offline, models, tmp_path):
+    adapter = write_adapter(tmp_path / "adapter", models["base"])
+    config, run = offline(f"label.judge={adapter}", f"caption.model={adapter}", "caption.aggregate=summarise")
+    judge = make_judge(config, run, adapter)
+    assert judge.count("a red circle") == caption.counter(config)("a red circle") == 3
+    assert judge.name == f"{adapter}@{fingerprint(adapter)}" != f"{adapter}@{fingerprint(models['base'])}"
+    shutil.rmtree(tmp_path / "adapter")
+    with pytest.raises(ConfigError, match=r"label\.judge"):
+        make_judge(config, run, adapter)
 
 
 def test_models_of_the_candidates_are_named_by_the_ends_of_their_paths(offline, models):

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
+from adapters import write_adapter
+from peft import PeftModel
 
 from cluster.remote import ask
+from rlaif.config.schema import Sampling
 from rlaif.config.section import Function
 from rlaif.errors import ConfigError, ContractError, DataError
 from rlaif.feedback.store import Store
-from rlaif.models.tiny import build_tiny
+from rlaif.models.batch import collate
+from rlaif.models.encode import Encoder
+from rlaif.models.merged import copy_of
+from rlaif.models.vlm import load_vlm
 from rlaif.readers import read_pairs
+from rlaif.records import Probe
 from rlaif.stages import agreement, candidates, caption, data, label, pairs, reward, winrate
 from rlaif.stages.run import open_run
-from rlaif.worlds.shapes.language import CAPTION, COMPARE, VERIFY, WORDS
+from rlaif.worlds.shapes.language import CAPTION, COMPARE, VERIFY
 
 SPLIT = "rlaif.worlds.shapes.language:split"
 CLAIMS = ("label.method=claims", f"label.split={SPLIT}", f"label.claim_prompt='{{context}}{VERIFY}'")
@@ -201,17 +211,43 @@ def test_a_judge_without_the_words_is_refused(fed):
         label.label(strange, run)
 
 
-def test_policies_win_against_each_other_on_the_reward_actors(fed, world):
-    """The scene's checker as a reward on real reward actors; the second model has other weights and its own answers."""
+def test_policies_win_against_each_other_on_the_reward_actors(fed, world, tmp_path):
+    """The scene's checker as a reward on real reward actors; the second model is an adapter on the first, as PPO exports
+    it, and has its own answers."""
     config, _, run, _ = fed
-    other = str(build_tiny(world / "other", WORDS, seed=8))
+    other = write_adapter(tmp_path / "other", config.candidates.models[0])
     both = {"candidates": config.candidates.model_copy(update={"models": (config.candidates.models[0], other)})}
     both |= {"ppo": config.ppo.model_copy(update={"reward": Function(path="rlaif.worlds.shapes.checker:reward")})}
     config = config.model_copy(update=both)
     assert candidates.sample(config, run) == {"made": 8, "retried": 0, "there": 8, "failed": 0}
     found = winrate.winrate(config, run)
+    check_served(run, other, config.candidates.models[0])
     assert found["models"] == ["base", "other"] and found["prompts"] == [[8, 8], [8, 8]]
     assert found["wins"][0][1] + found["wins"][1][0] == 1 and found["masked"] == {}
+
+
+def check_served(run, adapter: str, base: str) -> None:
+    """What the engine computes with is the adapter on its base, by PEFT's own sum of the two."""
+    copy = copy_of(adapter, "float32")
+    assert copy.is_dir()
+    shutil.rmtree(copy)  # the engine has read it
+    probe, encoder = Probe("what moves ?", response_ids=tuple(range(20, 32))), Encoder(base)
+    batch = collate([encoder.prompt_and_response(probe.question, probe.response_ids, None)], 0)
+    peft, plain = load_vlm(base, "float32"), load_vlm(base, "float32")
+    peft = PeftModel.from_pretrained(peft, adapter)
+    for actor in run.topology.engines(adapter).handles.values():
+        (served,) = ask(actor.probe.remote([probe], Sampling(), 0))
+        assert np.abs(served.logprobs - logprobs(peft, batch, encoder)).max() < 1e-4
+        assert np.abs(served.logprobs - logprobs(plain, batch, encoder)).max() > 0.1
+
+
+@torch.no_grad()
+def logprobs(model, batch, encoder) -> np.ndarray:
+    """[T], of the response."""
+    logits = model.eval()(input_ids=batch.ids, attention_mask=batch.attention, position_ids=batch.positions).logits[0]
+    logits[:, list(encoder.banned_ids)] = -torch.inf
+    start = logits.shape[0] - batch.targets.shape[1]
+    return logits[start - 1 : -1].log_softmax(-1).gather(1, batch.targets[0][:, None])[:, 0].numpy()
 
 
 def test_claims_of_a_text_are_asked_about_two_videos_on_the_engine(fed):

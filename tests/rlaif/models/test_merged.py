@@ -1,0 +1,300 @@
+"""Adapters as models: the merged copy says what base and adapter say, once per node, and what does not fit is refused."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import bombs
+import pytest
+import torch
+from adapters import write_adapter
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+
+from rlaif.errors import ConfigError
+from rlaif.models import merged
+from rlaif.models.adapter import SETTINGS, base_of, is_adapter, merged_model
+from rlaif.models.check import fingerprint, require_model
+from rlaif.models.encode import Encoder
+from rlaif.models.merged import copy_of, whole_model, write_merged
+from rlaif.models.vlm import ADAPTER, load_vlm
+from rlaif.storage import locate, once
+
+OPTION = "candidates.models"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    """This node's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "rlaif" / "merged"
+
+
+@pytest.fixture(scope="module")
+def made(qwen_path, tmp_path_factory) -> Path:
+    """base/ and adapter/ as a user has them."""
+    folder = tmp_path_factory.mktemp("made")
+    shutil.copytree(qwen_path, folder / "base")
+    write_adapter(folder / "adapter", str(folder / "base"))
+    return folder
+
+
+@pytest.fixture
+def own(made, tmp_path) -> Path:
+    """A copy of both that a test may change; the adapter names its own base."""
+    for name in ("base", "adapter"):
+        shutil.copytree(made / name, tmp_path / name)
+    change(tmp_path / "adapter", base_model_name_or_path=str(tmp_path / "base"))
+    return tmp_path
+
+
+def change(folder: Path, **settings) -> None:
+    told = json.loads((folder / SETTINGS).read_text())
+    (folder / SETTINGS).write_text(json.dumps(told | settings))
+
+
+@torch.no_grad()
+def logprobs(model: torch.nn.Module) -> torch.Tensor:
+    """[1, 12, V], of a text."""
+    return model.eval()(input_ids=torch.arange(20, 32)[None]).logits.float().log_softmax(-1)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_next_video", "llava_onevision", "internvl", "qwen3_vl"])
+def test_the_copy_says_what_base_and_adapter_say(path_of, tmp_path, family):
+    base = path_of(family)
+    adapter = write_adapter(tmp_path / "adapter", base)
+    require_model(OPTION, adapter, or_adapter=True)
+    expected = logprobs(PeftModel.from_pretrained(load_vlm(base, "float32"), adapter))
+    whole = whole_model(adapter, "float32")
+    assert (logprobs(load_vlm(whole, "float32")) - expected).abs().max() < 1e-5
+    assert (logprobs(load_vlm(base, "float32")) - expected).abs().max() > 0.1
+    assert not is_adapter(whole)
+    require_model("sft.init", whole)
+    own, theirs = Encoder(whole), Encoder(base)
+    assert own.unexpanded("what do you see ?") == theirs.unexpanded("what do you see ?")
+    assert own.processor.chat_template == theirs.processor.chat_template
+
+
+@pytest.mark.parametrize("options", [{"use_rslora": True}, {"use_dora": True}, {"rank_pattern": {"v_proj": 2}}])
+def test_other_kinds_of_lora(made, tmp_path, options):
+    adapter = write_adapter(tmp_path / "adapter", str(made / "base"), **options)
+    require_model(OPTION, adapter, or_adapter=True)
+    expected = logprobs(PeftModel.from_pretrained(load_vlm(str(made / "base"), "float32"), adapter))
+    assert (logprobs(load_vlm(whole_model(adapter, "float32"), "float32")) - expected).abs().max() < 1e-5
+
+
+def test_whole_models_are_left_alone(made, cache):
+    base = str(made / "base")
+    assert whole_model(base, "float32") == base == base_of(base) and not is_adapter(base)
+    assert whole_model("org/model-7b", "float32") == "org/model-7b" == base_of("org/model-7b")
+    assert not cache.exists()
+
+
+def test_a_copy_is_made_once_for_each_adapter_base_and_precision(own, cache, monkeypatch):
+    first = whole_model(str(own / "adapter"), "float32")
+    assert Path(first).parent == cache and Path(first) == copy_of(str(own / "adapter"), "bfloat16")
+    shutil.copytree(own / "adapter", own / "moved")
+    with monkeypatch.context() as patch:
+        patch.setattr(merged, "merged_model", None)
+        assert whole_model(str(own / "adapter"), "float32") == first == whole_model(str(own / "moved"), "bfloat16")
+    load_vlm(str(own / "base"), "bfloat16").save_pretrained(own / "base")
+    half = whole_model(str(own / "adapter"), "bfloat16")
+    assert {str(tensor.dtype) for tensor in load_file(Path(half) / "model.safetensors").values()} == {"torch.bfloat16"}
+    exact = whole_model(str(own / "adapter"), "float32")
+    assert len({first, half, exact}) == 3 and load_vlm(exact, "float32").config.dtype == torch.float32
+    assert not [path for path in cache.iterdir() if path.name.startswith("tmp")]
+
+
+def test_several_ask_at_the_same_time(own, monkeypatch):
+    calls, real = [], merged.merged_model
+    monkeypatch.setattr(merged, "merged_model", lambda *given: calls.append(given) or real(*given))
+    found = []
+    asking = [
+        threading.Thread(target=lambda: found.append(whole_model(str(own / "adapter"), "float32"))) for _ in range(3)
+    ]
+    for thread in asking:
+        thread.start()
+    for thread in asking:
+        thread.join()
+    assert len(found) == 3 and len(set(found)) == 1 and len(calls) == 1
+    load_vlm(found[0], "float32")
+
+
+def test_another_process_waits_for_what_is_being_made(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from rlaif.storage import once\n"
+        "def make(folder): print('making', flush=True); time.sleep(1); (folder / 'x').write_text(sys.argv[2])\n"
+        "once(Path(sys.argv[1]), make)"
+    )
+    target = tmp_path / "there" / "target"
+    other = subprocess.Popen([sys.executable, "-c", code, str(target), "theirs"], stdout=subprocess.PIPE)
+    assert other.stdout.readline() == b"making\n"
+    assert (once(target, lambda folder: (folder / "x").write_text("mine")) / "x").read_text() == "theirs"
+    assert other.wait() == 0
+
+
+def test_what_fails_leaves_nothing_behind(tmp_path):
+    def fail(folder):
+        (folder / "half").write_text("")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        once(tmp_path / "cache" / "target", fail)
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".target.lock"]
+    assert once(tmp_path / "cache" / "target", lambda folder: None).is_dir()
+
+
+def test_an_adapter_in_a_bucket(own):
+    where = f"file://{own}/adapter"
+    require_model(OPTION, where, or_adapter=True)
+    assert fingerprint(where) == fingerprint(str(own / "adapter")) and base_of(where) == str(own / "base")
+    assert whole_model(where, "float32") == whole_model(str(own / "adapter"), "float32")
+    assert locate(where).local == own / "adapter"
+
+
+def test_fingerprints_follow_adapter_and_base_not_paths(own):
+    adapter = str(own / "adapter")
+    prints = [fingerprint(adapter), fingerprint(str(own / "base"))]
+    for name in ("base", "adapter"):
+        shutil.copytree(own / name, own / "elsewhere" / name)
+    change(own / "elsewhere" / "adapter", base_model_name_or_path="../base")
+    assert fingerprint(str(own / "elsewhere" / "adapter")) == prints[0]
+    change(own / "adapter", lora_alpha=2)
+    prints.append(fingerprint(adapter))
+    tensors = load_file(own / "adapter" / ADAPTER)
+    save_file({name: 2 * tensor for name, tensor in tensors.items()}, own / "adapter" / ADAPTER)
+    prints.append(fingerprint(adapter))
+    weights = load_file(own / "base" / "model.safetensors")
+    save_file(
+        {name: 2 * tensor for name, tensor in weights.items()}, own / "base" / "model.safetensors", {"format": "pt"}
+    )
+    prints.append(fingerprint(adapter))
+    assert len(set(prints)) == 5
+
+
+@pytest.mark.parametrize("base", ["base", "../base"])
+def test_a_base_beside_the_adapter_or_where_we_are(own, monkeypatch, base):
+    change(own / "adapter", base_model_name_or_path=base)
+    if base == "base":
+        monkeypatch.chdir(own)
+    require_model(OPTION, str(own / "adapter"), or_adapter=True)
+    assert Path(base_of(str(own / "adapter"))).resolve() == own / "base"
+
+
+@pytest.mark.parametrize("option", ["sft.init", "reward.init", "ppo.policy"])
+def test_options_that_need_a_whole_model_say_how_to_get_one(own, option):
+    with pytest.raises(
+        ConfigError, match=rf"{option}: a whole model(.|\n)*an adapter on .*base'(.|\n)*write_merged"
+    ) as told:
+        require_model(option, str(own / "adapter"))
+    line = told.value.change.split('python -c "')[1].rstrip('"')
+    exec(line.replace("FOLDER", str(own / "whole")))
+    require_model(option, str(own / "whole"))
+    assert (
+        logprobs(load_vlm(str(own / "whole"), "float32")) - logprobs(load_vlm(str(own / "base"), "float32"))
+    ).abs().max() > 0.1
+
+
+def without_weights(folder: Path) -> None:
+    (folder / ADAPTER).unlink()
+
+
+def with_strange_names(folder: Path) -> None:
+    tensors = load_file(folder / ADAPTER)
+    save_file({name.replace("layers.0", "layers.9"): tensor for name, tensor in tensors.items()}, folder / ADAPTER)
+
+
+def without_some(folder: Path) -> None:
+    tensors = load_file(folder / ADAPTER)
+    tensors.pop(min(tensors))
+    save_file(tensors, folder / ADAPTER)
+
+
+BROKEN = {
+    "no weights": (without_weights, r"candidates\.models: adapter_model\.safetensors(.|\n)*no weights"),
+    "no base": ({"base_model_name_or_path": None}, "no base_model_name_or_path"),
+    "a base that is gone": (
+        {"base_model_name_or_path": "/gone/base"},
+        r"models, base_model_name_or_path in .*adapter_config\.json: a Hugging Face model(.|\n)*/gone/base",
+    ),
+    "prompt tuning": ({"peft_type": "PROMPT_TUNING"}, "peft_type 'PROMPT_TUNING'"),
+    "pissa": ({"init_lora_weights": "pissa"}, "pissa"),
+    "a revision": ({"revision": "v2"}, "revision 'v2' of its base"),
+    "repeated layers": ({"layer_replication": [[0, 2]]}, "layer_replication"),
+    "another rank": ({"r": 8}, r"candidates\.models: an adapter that fits(.|\n)*size mismatch"),
+    "other modules": ({"target_modules": ["nothing"]}, r"candidates\.models: an adapter that fits(.|\n)*nothing"),
+    "strange names": (with_strange_names, r"no place for its tensor .*layers\.9"),
+    "some missing": (without_some, r"no tensor .*lora_A"),
+    "no settings": (lambda folder: (folder / SETTINGS).write_text("{"), r"candidates\.models: a Hugging Face model"),
+    "a list of settings": (lambda folder: (folder / SETTINGS).write_text("[]"), "no JSON object"),
+    "a whole model beside it": (
+        lambda folder: shutil.copy(folder.parent / "base" / "model.safetensors", folder),
+        "a whole model beside it, model.safetensors",
+    ),
+    "no safetensors": (
+        lambda folder: (folder / ADAPTER).write_bytes(b"x" * 99),
+        r"models: an adapter(.|\n)*safetensors",
+    ),
+    "a reward model": (lambda folder: (folder / "head.safetensors").write_bytes(b""), "a head that gives scores"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_cannot_be_merged_is_refused_before_anything_starts(own, name):
+    damage, expected = BROKEN[name]
+    if callable(damage):
+        damage(own / "adapter")
+    else:
+        change(own / "adapter", **damage)
+    with pytest.raises(ConfigError, match=expected):
+        require_model(OPTION, str(own / "adapter"), or_adapter=True)
+
+
+def test_the_base_of_an_adapter_is_no_adapter(own):
+    shutil.copytree(own / "adapter", own / "second")
+    change(own / "second", base_model_name_or_path=str(own / "adapter"))
+    with pytest.raises(ConfigError, match=r"base_model_name_or_path in (.|\n)*a whole model"):
+        require_model(OPTION, str(own / "second"), or_adapter=True)
+
+
+def test_a_head_that_shares_its_weights_is_refused(own, tmp_path):
+    adapter = write_adapter(tmp_path / "head", str(own / "base"), target_modules=["lm_head"])
+    with pytest.raises(ConfigError, match="head and embeddings share"):
+        require_model(OPTION, adapter, or_adapter=True)
+
+
+def test_a_base_with_pickled_weights_or_a_pickled_adapter_is_refused(own):
+    canary = own / "executed"
+    bombs.plant(own / "adapter", canary)
+    whole_model(str(own / "adapter"), "float32")  # beside the safetensors they are left alone
+    (own / "adapter" / ADAPTER).unlink()
+    with pytest.raises(ConfigError, match=r"adapter_model\.safetensors(.|\n)*adapter_model\.bin; a pickled"):
+        require_model(OPTION, str(own / "adapter"), or_adapter=True)
+    with pytest.raises(Exception, match="safetensors"):
+        write_merged(str(own / "adapter"), own / "whole")
+    bombs.plant(own / "base", canary)
+    (own / "base" / "model.safetensors").unlink()
+    write_adapter_again(own)
+    with pytest.raises(ConfigError, match=r"base_model_name_or_path in (.|\n)*weights in \*\.safetensors"):
+        require_model(OPTION, str(own / "adapter"), or_adapter=True)
+    assert not canary.exists()
+
+
+def write_adapter_again(own: Path) -> None:
+    save_file({"x": torch.zeros(1)}, own / "adapter" / ADAPTER)
+
+
+def test_a_merge_that_loses_most_of_the_change_says_so(own, caplog):
+    base, small = str(own / "base"), write_adapter(own / "small", str(own / "base"), scale=2e-3)
+    with caplog.at_level(logging.WARNING):
+        merged_model(base, small, "float32")
+        merged_model(base, str(own / "adapter"), "bfloat16")
+        assert not caplog.records
+        merged_model(base, small, "bfloat16")
+    assert "merged in bfloat16" in caplog.text and "% of the adapter's change" in caplog.text
