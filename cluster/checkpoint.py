@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.staging import PARTS, Digests, Staging, check_written, damage, mib, storage_errors
 from rlaif.errors import CheckpointError
-from rlaif.storage import Location, flush_folder, locate
+from rlaif.storage import Location, flush, locate
 
 if TYPE_CHECKING:
     from ray.train import Checkpoint
@@ -119,7 +119,7 @@ class Checkpoints:
             final = self._folder(staging.iteration)
             if staging.location.local:
                 os.rename(staging.location.local, final.local)
-                flush_folder(self.root.local)
+                flush(self.root.local)
             self._point_to(staging.iteration)
             self._prune({staging.iteration, *protect})
         return CheckpointRef(staging.iteration, final, manifest["meta"], files)

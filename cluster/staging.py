@@ -15,7 +15,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from rlaif.errors import CheckpointError
-from rlaif.storage import Location, flush_folder
+from rlaif.storage import Location, flush
 
 Digests = dict[str, tuple[int, str]]
 """(bytes, SHA-256) by path relative to the checkpoint."""
@@ -113,7 +113,7 @@ def _flush_tree(folder: Path) -> None:
                     os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
             finally:
                 os.close(handle)
-        flush_folder(Path(parent))
+        flush(Path(parent))
 
 
 @contextmanager

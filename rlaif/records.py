@@ -25,9 +25,9 @@ class Prompt:
     """Every other field of the row, untouched (a checker may read it)."""
     frames: tuple[int, ...] = ()
     """Native frame numbers of the part of the video that is shown; empty: frames sampled over all of it."""
-    frames_hash: str = ""
-    """Of the frames that every role sees of the video (`FrameSpec.pixels`), where it has been probed: with another file, or
-    other options of `video`, it is another prompt to those who answered and judged it before."""
+    video_sha256: str = ""
+    """Of the video's content (`FrameSpec.sha256`), where it has been probed: another file behind the same name makes another
+    prompt to those who answered, captioned and judged it before."""
 
 
 @dataclass(frozen=True)

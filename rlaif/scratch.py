@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 import tempfile
+import weakref
 from pathlib import Path
 
 
 class Scratch:
-    """A new folder in the system's temporary one, for as long as this object lives.
+    """A new folder, `path`, in the system's temporary one, for as long as this object lives.
 
     A killed process leaves its folder behind; the next `Scratch` of that prefix on the node removes it. What tells it from
     a folder in use is a lock that the kernel drops with its process.
@@ -19,28 +21,37 @@ class Scratch:
         root = Path(tempfile.gettempdir())
         for lock in root.glob(f"{prefix}*.lock"):
             _remove_abandoned(lock)
-        self._file = tempfile.NamedTemporaryFile(prefix=prefix, suffix=".lock", dir=root)
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-        self.path = _folder_of(Path(self._file.name))
+        lock, handle = _locked(root, prefix)
+        self.path = lock.with_suffix("")
         self.path.mkdir(mode=0o700)
-
-    def close(self) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
-        self._file.close()
-
-    def __del__(self) -> None:
-        self.close()
+        self.close = weakref.finalize(self, _remove, lock, handle)
+        """Remove it now."""
 
 
-def _folder_of(lock: Path) -> Path:
-    return lock.with_suffix("")
+def _locked(root: Path, prefix: str) -> tuple[Path, int]:
+    """A new lock file that is held."""
+    while True:
+        handle, name = tempfile.mkstemp(prefix=prefix, suffix=".lock", dir=root)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.path.exists(name):
+            return Path(name), handle
+        os.close(handle)  # another process took it for an abandoned one before it was locked
+
+
+def _remove(lock: Path, handle: int) -> None:
+    shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+    lock.unlink(missing_ok=True)
+    os.close(handle)
 
 
 def _remove_abandoned(lock: Path) -> None:
     try:
-        with open(lock, "rb+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(_folder_of(lock), ignore_errors=True)
-            lock.unlink(missing_ok=True)
-    except (BlockingIOError, FileNotFoundError, PermissionError):
-        return  # in use, gone meanwhile, or another user's
+        handle = os.open(lock, os.O_RDWR)
+    except (FileNotFoundError, PermissionError):
+        return  # gone meanwhile, or another user's
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)  # in use
+        return
+    _remove(lock, handle)

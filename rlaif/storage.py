@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -157,11 +157,11 @@ def writing_aside(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-    flush_folder(path.parent)
+    flush(path.parent)
 
 
-def flush_folder(path: Path) -> None:
-    """Make renames in a folder survive a power cut."""
+def flush(path: Path) -> None:
+    """Make a file's content, or renames in a folder, survive a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -218,22 +218,31 @@ def fetch(text: str) -> str:
 def once(target: Path, make: Callable[[Path], None]) -> Path:
     """`target`, a folder of this node's cache; where it is missing, `make` is given an empty folder that becomes it.
 
-    Several processes may ask at the same time: one makes it and the others wait. What fails leaves nothing behind.
+    Several processes may ask at the same time: one makes it and the others wait. What fails leaves nothing behind, and what
+    a killed one left is removed by the next that asks.
     """
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(target.with_name(f".{target.name}.lock")):
+    with _alone(target.with_name(f".{target.name}.lock")) as alone:
+        if alone:
+            for left in target.parent.glob(f".{target.name}.part-*"):
+                shutil.rmtree(left, ignore_errors=True)
         if not target.exists():
             _make(target, make)
     return target
 
 
 def _make(target: Path, make: Callable[[Path], None]) -> None:
-    aside = Path(tempfile.mkdtemp(dir=target.parent))
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.part-", dir=target.parent))
     try:
         make(aside)
+        for parent, _, names in os.walk(aside):  # after a power cut what has this name is whole
+            for file in names:
+                flush(Path(parent) / file)
+            flush(Path(parent))
         aside.rename(target)
+        flush(target.parent)
     except OSError:
         if not target.exists():  # where locks do not hold, another process of this user may have been faster
             raise
@@ -242,9 +251,12 @@ def _make(target: Path, make: Callable[[Path], None]) -> None:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Held by one process at a time, as far as the file system has locks; a process that ends lets go."""
+def _alone(path: Path) -> Iterator[bool]:
+    """Held by one process at a time; a process that ends lets go. False where the file system has no locks."""
     with open(path, "ab") as file:
-        with suppress(OSError):
+        try:
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        except OSError:
+            yield False
+            return
+        yield True

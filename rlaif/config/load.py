@@ -48,12 +48,18 @@ def _read_yaml(path: Path) -> dict:
     try:
         raw = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
-        raise ConfigError(f"valid YAML in {path}", str(error), "the line named above") from error
+        raise ConfigError(f"valid YAML in {path}", _problem(error), "the line named above") from None
     if not isinstance(raw, dict):
         raise ConfigError(
             f"a mapping of options in {path}", type(raw).__name__, "the file's top level to `key: value` lines"
         )
     return raw
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    """Without the line itself, which may hold a secret."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "no YAML"
+    return f"{problem} in line {mark.line + 1}, column {mark.column + 1}" if mark else problem
 
 
 def _apply(raw: dict, override: str) -> None:
@@ -64,8 +70,7 @@ def _apply(raw: dict, override: str) -> None:
         # a path below the run directory is text, though YAML would read its brace as a mapping
         parsed = value if value.startswith("{run}") else yaml.safe_load(value) if value else None
     except yaml.YAMLError as error:
-        found = repr(value) if _shown(key.split(".")) else "something else"
-        raise ConfigError(f"a YAML value for {key}", found, "the argument (quote it for the shell)") from error
+        raise ConfigError(f"a YAML value for {key}", _problem(error), "the argument (quote it for the shell)") from None
     *parents, last = key.split(".")
     node = raw
     for parent in parents:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -33,14 +33,17 @@ SILENT = ("down", "slow", "busy", "server error")
 class Endpoint:
     """One judge, what it answered so far (`answers`), and what that took (`used`). For one thread at a time."""
 
-    def __init__(self, options: EndpointOptions, used: Usage | None = None):
-        """`used`: what counts against the budgets already, for a run that goes on.
+    def __init__(
+        self, options: EndpointOptions, used: Usage | None = None, keep: Callable[[Usage], None] = lambda used: None
+    ):
+        """`used`: what counts against the budgets already, for a run that goes on. `keep`: told what does so now, after every
+        request.
 
         Raises ConfigError where the API key is missing.
         """
         api_key(options.server)
         self.options, self.answers = options, Answers(options.cache)
-        self._before = used or Usage()
+        self._before, self.keep = used or Usage(), keep
         self.budget, self.counts = Budget(options, self._before), Counts()
 
     @property
@@ -124,7 +127,7 @@ class _Run:
 
     def __init__(self, endpoint: Endpoint, asks: Iterable[Ask]):
         self.options, self.server, self.answers = endpoint.options, endpoint.options.server, endpoint.answers
-        self.budget, self.counts = endpoint.budget, endpoint.counts
+        self.budget, self.counts, self._keep = endpoint.budget, endpoint.counts, endpoint.keep
         self._asks, self._turn = enumerate(asks), asyncio.Lock()
         self._locks: dict[str, asyncio.Lock] = {}
         self._outcomes: dict[int, Outcome] = {}
@@ -207,6 +210,7 @@ class _Run:
             return got
         finally:
             await self.budget.settle(used)
+            self._keep(self.budget.used)
 
     def _stopped(self) -> str:
         """Why nothing is sent any more, or ""."""

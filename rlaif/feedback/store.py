@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from rlaif.errors import ConfigError, ContractError, DataError
 from rlaif.rundir import dumps
-from rlaif.storage import Location, flush_folder, locate
+from rlaif.storage import Location, flush, locate
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class Store(Generic[K]):
                 self._found = self._size
                 raise
         if new:
-            flush_folder(self.path.parent)
+            flush(self.path.parent)
         self._size += len(data)
         self._found, self._joint = self._size, b""
 

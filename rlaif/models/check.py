@@ -25,7 +25,7 @@ def require_model(option: str, path: str, served_adapter: str | None = None, or_
 
     Every known family is one that transformers trains and vLLM serves with video. `served_adapter`: the option that
     asks for adapters which the rollout engine must serve, if any; not every family can have them. `or_adapter`: a LoRA
-    adapter will do, on a base of which the same holds, since nothing but `whole_model` loads it.
+    adapter will do, on a base of which the same holds (`actors.served.local` makes of the two what an engine loads).
     """
     try:
         folder = Path(fetch(path))

@@ -149,7 +149,7 @@ def by_judge(config: Config, run: Run, records: Sequence[Preference]) -> Measure
     by_claims = config.label.method == "claims"
     texts = [(_prompt(record), (record.chosen, record.rejected)) for record in records if not record.chosen_video]
     answers = iter(cases_of(config, texts))
-    videos = claim_cases(config, records) if by_claims else {}
+    videos = claim_cases(config, run, records) if by_claims else {}
     cases = []
     for record in records:
         if not record.chosen_video:
@@ -193,20 +193,19 @@ def check_judge(config: Config, records: Sequence[Preference]) -> None:
         )
 
 
-def claim_cases(config: Config, records: Sequence[Preference]) -> dict[tuple[str, str], Case]:
+def claim_cases(config: Config, run: Run, records: Sequence[Preference]) -> dict[tuple[str, str], Case]:
     """By (video, text): a case whose one answer is the text, so that its claims are asked about the video."""
     compared = [record for record in records if record.chosen_video]
     wanted = {(video, record.question): None for record in compared for video in _candidates(record)}
-    prompts = data.captioned(config, [Prompt(video, video, text) for video, text in wanted])
+    prompts = data.captioned(run, [Prompt(video, video, text) for video, text in wanted])
     cases = cases_of(config, [(prompt, (prompt.question,)) for prompt in prompts])
     return dict(zip(wanted, cases, strict=True))
 
 
 def _seen(run: Run, case: Case) -> Case:
-    """The case with what is seen of its video, or of both where these are compared."""
-    videos = case.answers if case.videos_prompt else tuple(filter(None, [case.prompt.video]))
-    spec = run.topology.client().spec
-    return replace(case, prompt=replace(case.prompt, frames_hash=" ".join(spec(video).pixels for video in videos)))
+    """The case with what its video's name stands for, or both names where two are compared."""
+    videos, contents = case.answers if case.videos_prompt else (case.prompt.video,), data.contents_of(run)
+    return replace(case, prompt=replace(case.prompt, video_sha256=" ".join(map(contents, videos)).strip()))
 
 
 def _label_margin(rows: Sequence[dict]) -> Margin:

@@ -48,7 +48,7 @@ def read(config: Config, run: Run) -> tuple[list[Preference], Report]:
     if report.skipped:
         log.warning("%s", report.summary())
     data.warn_of_turns(report.path, sum(len(record.messages) > 1 for record in kept), len(kept))
-    return with_captions(config, kept), report
+    return with_captions(run, kept), report
 
 
 def _with_frames(record: Preference, media: Media) -> Preference | tuple[Preference, RowError]:
@@ -72,8 +72,8 @@ def _unusable(config: Config, record: Preference, bad: dict[str, str]) -> RowErr
     return RowError("video unusable", bad[video] + hint)
 
 
-def with_captions(config: Config, records: Sequence[Preference]) -> list[Preference]:
+def with_captions(run: Run, records: Sequence[Preference]) -> list[Preference]:
     """With the context of `data.captions`, but where two videos are compared: one context beside both would tell which of
     them it is about."""
-    told = iter(data.captioned(config, [record for record in records if not record.chosen_video]))
+    told = iter(data.captioned(run, [record for record in records if not record.chosen_video]))
     return [record if record.chosen_video else next(told) for record in records]

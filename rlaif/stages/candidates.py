@@ -22,6 +22,8 @@ from rlaif.stages.run import Run
 
 log = logging.getLogger(__name__)
 
+OF_FRAMES = ("num_frames", "height", "width")
+"""Options of `video` that make a FrameSpec."""
 Key = tuple[str, str, str]
 """(prompt_id, fingerprint of the model, what was asked): all its answers to a prompt are made, and written, together."""
 
@@ -64,7 +66,7 @@ def open_candidates(config: Config) -> Store[Key]:
 
 def asked_of(prompt: Prompt) -> str:
     """16 hex digits over what a prompt shows: with another question, video, or file behind its name it is another one."""
-    told = [prompt.question, prompt.video, prompt.frames_hash]
+    told = [prompt.question, prompt.video, prompt.video_sha256]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
@@ -73,6 +75,7 @@ def sampling_of(config: Config) -> dict:
     return sampled_with(config).model_dump(mode="json") | {
         "per_model": config.candidates.per_model,
         "run_seed": config.seed,
+        "video": config.video.model_dump(mode="json", include=set(OF_FRAMES)),
     }
 
 
@@ -101,7 +104,7 @@ def by_prompt(config: Config, prompts: Sequence[Prompt]) -> dict[str, list[str]]
     found, stale = _rows_of(config, prompts)
     if stale:
         path = data.data_path(config, config.data.candidates)
-        log.warning("%s: %d rows of other models, weights, questions or frames are not used", path, stale)
+        log.warning("%s: %d rows of other models, weights, questions or video files are not used", path, stale)
     return {prompt_id: [answer for row in rows for answer in row["answers"]] for prompt_id, rows in found.items()}
 
 
@@ -132,7 +135,8 @@ def _rows_of(config: Config, prompts: Sequence[Prompt]) -> tuple[dict[str, list[
     for row in sorted(own, key=lambda row: rank[row.get("fingerprint")]):
         found.setdefault(row["prompt_id"], []).append(row)
     if not found:
-        raise DataError(f"answers in {store.path}", "none", "rlaif sample, or data.candidates")
+        others = f"none; {len(rows)} of other models, weights, questions or video files" if rows else "none"
+        raise DataError(f"answers in {store.path}", others, "rlaif sample, candidates.models, or data.candidates")
     return found, len(rows) - len(own)
 
 

@@ -10,12 +10,13 @@ from statistics import fmean
 
 from actors.reward import load_function
 from rlaif.config.schema import Config
-from rlaif.errors import ConfigError, DataError
+from rlaif.errors import ConfigError, ContractError, DataError
 from rlaif.preferences.record import Preference
 from rlaif.rundir import RunDir
 from rlaif.stages import candidates, caption, demo, label, pairs, reward
 from rlaif.stages.evaluate import command
 from rlaif.stages.judging.cases import Case, read_cases
+from rlaif.stages.judging.report import why
 from rlaif.stages.run import Run
 
 CONTEXTS = ("captions", "none", "shuffled")
@@ -118,8 +119,8 @@ def judge(config: Config, run: Run) -> dict:
     run, outside = demo.opened(config, run), held_out(config)
     for part in (config, outside):
         candidates.sample(part, run)
-    judged = label.label(outside, run)["agreement"]["overall"]
-    label.label(config, run)
+    judged = complete(label.label(outside, run))["agreement"]["overall"]
+    complete(label.label(config, run))
     built = pairs.pairs(config.model_copy(update={"data": config.data.model_copy(update={"pairs_eval": None})}), run)
     decided = list(decided_pairs(outside, read_cases(outside, run)))
     if not decided:
@@ -127,6 +128,16 @@ def judge(config: Config, run: Run) -> dict:
     pairs.write(Path(config.data.pairs_eval), decided)
     figures = {"judge_agreement": judged["agreement"], "judge_pairs": judged["pairs"]}
     return figures | {"train_pairs": built["pairs"], "pairs": len(decided)}
+
+
+def complete(report: dict) -> dict:
+    """The report of labels; contexts with verdicts on different answers could not be compared. Raises ContractError."""
+    if report["again"]:
+        found = f"{report['again']} of {report['prompts']} prompts without one, wholly or in part: {why(report)[0]}"
+        raise ContractError(
+            "verdicts on every prompt", found, "what stopped them, then run this again: what is there is kept"
+        )
+    return report
 
 
 def train(config: Config, run: Run) -> float:

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -67,13 +68,17 @@ def of_pairs(run: Run, file: str) -> list[Prompt]:
     form, rows = opened(path, AUTO, report)
     if form.kind != "pairs":
         raise DataError(f"preference pairs in {path}", f"{form.kind} ({form.name})", "data.pairs, data.pairs_eval")
-    records = good(form.read(rows, Options(Media(Path(config.data.root), None)), report.lines), report)
-    found = [Prompt(r.pair_id, r.video, r.question) for r in records if r.video and not r.chosen_video]
+    found, earlier = [], 0
+    for r in good(form.read(rows, Options(Media(Path(config.data.root), None)), report.lines), report):
+        earlier += len(r.messages) > 1
+        if r.video and not r.chosen_video:
+            found.append(Prompt(r.pair_id, r.video, r.question))
     bad = check_videos(sorted({prompt.video for prompt in found}), run.topology.client().spec)
     kept = skip_bad_videos(found, bad, report)
     if report.skipped:
         report.check(config.data.strict)
         log.warning("%s", report.summary())
+    warn_of_turns(report.path, earlier, report.kept)
     return kept
 
 
@@ -96,26 +101,43 @@ def _load(run: Run, file: str, read: Callable[..., tuple[list[Row], Report]]) ->
     """
     root, strict = run.config.data.root, run.config.data.strict
     rows, report = read(data_path(run.config, file), root, strict)
-    rows = captioned(run.config, rows)
-    warn_of_turns(report.path, sum(isinstance(row, Pair) and row.earlier_turns for row in rows), len(rows))
     videos = sorted({video for row in rows for video in videos_of(row)})
-    client = run.topology.client()
-    bad = check_videos(videos, client.spec)
+    bad = check_videos(videos, run.topology.client().spec)
     rows = skip_bad_videos(rows, bad, report, strict)
     if report.skipped:
         log.warning("%s", report.summary())
-    return [
-        replace(row, frames_hash=client.spec(row.video).pixels) if isinstance(row, Prompt) and row.video else row
-        for row in rows
-    ]
+    warn_of_turns(report.path, sum(isinstance(row, Pair) and row.earlier_turns for row in rows), len(rows))
+    contents = contents_of(run)
+    rows = [replace(row, video_sha256=contents(row.video)) if isinstance(row, Prompt) else row for row in rows]
+    return captioned(run, rows)
 
 
-def captioned(config: Config, rows: list[Row]) -> list[Row]:
+def contents_of(run: Run) -> Callable[[str], str]:
+    """sha256 of what a video's name stands for; empty for no video, and for one that cannot be used."""
+    client = run.topology.client()
+
+    @cache
+    def contents(video: str) -> str:
+        try:
+            return client.spec(video).sha256 if video else ""
+        except DataError:
+            return ""
+
+    return contents
+
+
+def captioned(run: Run, rows: list[Row]) -> list[Row]:
     """With the context of `data.captions`, where that has any of a row's video, else with their own; rows without are counted."""
+    config, contents = run.config, contents_of(run)
     if config.data.captions is None or not data_path(config, config.data.captions).is_file():
         return rows
     known = captions_by_video(data_path(config, config.data.captions))
-    found = [replace(row, captions=stored(known, row) or row.captions) if _reads_captions(row) else row for row in rows]
+    found = [
+        replace(row, captions=stored(known, row, contents(row.video or "")) or row.captions)
+        if _reads_captions(row)
+        else row
+        for row in rows
+    ]
     if without := sum(_reads_captions(row) and not row.captions for row in found):
         log.warning("%d of %d rows have no captions in %s", without, len(rows), config.data.captions)
     return found
@@ -132,9 +154,18 @@ def _reads_captions(row: Row) -> bool:
     return not isinstance(row, Conversation) and not (isinstance(row, Pair) and row.rejected_video)
 
 
-def stored(known: dict[tuple[str, str], tuple[str, ...]], row: Prompt | Pair) -> tuple[str, ...]:
-    """The captions of a row, out of `captions_by_video`."""
-    return known.get((row.video, "")) or known.get((row.video, row.question)) or ()
+Captions = dict[tuple[str, str], dict[str, tuple[str, ...]]]
+"""By (video, question; empty where captions do not depend on it), then by the sha256 of the video's file; empty where a row
+does not name it."""
+
+
+def stored(known: Captions, row: Prompt | Pair, sha256: str) -> tuple[str, ...]:
+    """The captions of a row, for the video's file as it is: what is known of another one says nothing of it."""
+    for key in ((row.video, ""), (row.video, row.question)):
+        by_file = known.get(key, {})
+        if found := by_file.get(sha256) or by_file.get(""):
+            return found
+    return ()
 
 
 def check_captions(config: Config, rows: Sequence[Pair], file: str) -> None:
@@ -160,16 +191,19 @@ def open_captions(path: Path) -> Store[tuple[str, str]]:
     return Store(path, lambda row: (row["key"], row["video"]), lambda row: "masked" in row)
 
 
-def captions_by_video(path: Path) -> dict[tuple[str, str], tuple[str, ...]]:
-    """The context of each (video, question; empty where captions do not depend on it) that `rlaif caption` wrote.
+def captions_by_video(path: Path) -> Captions:
+    """The contexts that `rlaif caption` wrote; of several rows about one file the last one that did not fail.
 
-    Of several rows of a video (its file or its size has changed) the last one counts, and where that failed there are none:
-    what is known of another file says nothing of this one. Raises DataError where a file holds
-    captions of more than one kind, so that which are read would be chance.
+    Raises DataError where there are captions of more than one kind, so that which are read would be chance.
     """
     rows = open_captions(path).newest_last()
     kinds = sorted({(row["model"], row.get("captioner", ""), row["version"]) for row in rows})
     if len(kinds) > 1:
         found = "; ".join(f"{model} (weights {print_}) with prompt version {asked}" for model, print_, asked in kinds)
         raise DataError(f"captions by one model and prompt in {path}", found, "another file for each: data.captions")
-    return {(row["video"], row.get("question", "")): () if "masked" in row else tuple(row["context"]) for row in rows}
+    found: Captions = {}
+    for row in rows:
+        if "masked" not in row:
+            by_file = found.setdefault((row["video"], row.get("question", "")), {})
+            by_file[row.get("sha256", "")] = tuple(row["context"])
+    return found

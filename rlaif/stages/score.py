@@ -67,7 +67,7 @@ def score(config: Config, run: Run) -> dict:
     for path, card in cards.items():
         model = Model(path, reward_fingerprint(path), dimensions_of(card))
         mode = card["prompt"]["context"]
-        jobs.append(Job(model, context(config, mode, file, known), frames, reads_captions=mode != "none"))
+        jobs.append(Job(model, context(run, mode, file, known), frames, reads_captions=mode != "none"))
     store = Store(run.directory.path / "feedback" / "scores.jsonl", key=lambda row: row["key"])
     for job in jobs:
         fill(config, run, job, records(file), store, surveyed.kept)
@@ -125,23 +125,25 @@ def frames_of(run: Run) -> Callable[[str], str]:
     return frames
 
 
-def captions_of(config: Config) -> dict:
+def captions_of(config: Config) -> data.Captions:
     """What `rlaif caption` wrote, where `data.captions` is set and there."""
     file = config.data.captions and data.data_path(config, config.data.captions)
     return data.captions_by_video(file) if file and file.is_file() else {}
 
 
-def context(config: Config, mode: str, file: Path, known: dict) -> Callable[[Preference], Sequence[str]]:
+def context(run: Run, mode: str, file: Path, known: data.Captions) -> Callable[[Preference], Sequence[str]]:
     """A record's captions as a reward model was trained to read them: the same rule as `rlaif.stages.reward`."""
+    contents = data.contents_of(run)
 
     def own(record: Preference) -> Sequence[str]:
         asked = Prompt(record.pair_id, record.video or "", record.question)
-        return record.captions if record.chosen_video else data.stored(known, asked) or record.captions
+        found = () if record.chosen_video else data.stored(known, asked, contents(asked.video))
+        return found or record.captions
 
     if mode != "shuffled":
         return own if mode == "captions" else lambda record: ()
     pool = {record.video or "": tuple(own(record)) for record in records(file)}
-    moved = dict(zip(pool, contexts(mode, list(pool.items()), config.seed), strict=True))
+    moved = dict(zip(pool, contexts(mode, list(pool.items()), run.config.seed), strict=True))
     return lambda record: moved[record.video or ""]
 
 

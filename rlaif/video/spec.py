@@ -58,11 +58,6 @@ class FrameSpec:
         """16 hex digits over every field."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
 
-    @property
-    def pixels(self) -> str:
-        """16 hex digits over all but the processor: another version of that sees the same frames."""
-        return replace(self, processor="").hash
-
     def metadata(self) -> dict:
         """The video metadata that transformers (`VideoMetadata`) and vLLM read; times come from the native fps."""
         first, end = self.span or (0, self.total_frames)

@@ -32,9 +32,10 @@ class Case:
 
     @property
     def key(self) -> tuple[str, str]:
-        """Other answers, other captions and other frames make another label."""
-        told = [self.videos_prompt, self.prompt.frames_hash]
-        text = json.dumps([self.prompt.question, *self.captions, "", *self.answers, "", *told])
+        """Other answers, other captions and another video file make another label; how its frames are chosen is part of the
+        file's kind."""
+        told = [one for one in (self.videos_prompt, self.prompt.video_sha256) if one]
+        text = json.dumps([self.prompt.question, *self.captions, "", *self.answers, *told])
         return self.prompt.prompt_id, hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

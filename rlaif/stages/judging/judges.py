@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -15,6 +16,7 @@ from rlaif.config.section import Function
 from rlaif.config.server import Server
 from rlaif.errors import DataError
 from rlaif.feedback.asking import Ask, Turn, encode_frames
+from rlaif.feedback.budget import cost
 from rlaif.feedback.endpoint import Endpoint
 from rlaif.feedback.options import EndpointOptions
 from rlaif.feedback.replies import SETTLED, Reply, Unanswered, Usage
@@ -30,8 +32,10 @@ SPLIT_TOKENS = 512
 """Length of a judge's list of claims."""
 BYTES_PER_TOKEN = 4
 """Of English, about: for the budget of captions in front of a server, whose tokenizer is not known."""
-SPENT = "feedback/spent.json"
+SPENT = "judge/spent.json"
 """What counts against the budgets of servers, below the run directory."""
+KEEP_S = 5.0
+"""Seconds between two writes of it: what a killed run took meanwhile is not known to the next one."""
 VIDEOS_HELD = 4
 """Videos whose frames are kept as they are sent, while questions about them follow each other."""
 
@@ -64,8 +68,8 @@ class Judge(Protocol):
     def replies(self) -> list[tuple[str, dict]]:
         """(key of the question, model, prompt hash, tokens, ...) of all that a server said since this was last called."""
 
-    def spent(self) -> dict[str, float | None]:
-        """What asking a server has taken so far; nothing for a model on the rollout actors."""
+    def spent(self) -> dict[str, dict]:
+        """What asking a server has taken, `this_command` and `this_run`; nothing for a model on the rollout actors."""
 
 
 class ModelJudge:
@@ -103,7 +107,7 @@ class ModelJudge:
     def replies(self) -> list[tuple[str, dict]]:
         return []
 
-    def spent(self) -> dict[str, float | None]:
+    def spent(self) -> dict[str, dict]:
         return {}
 
     def _pool(self) -> RolloutPool:
@@ -114,10 +118,11 @@ class ServerJudge:
     """A model behind an OpenAI-compatible server. Videos go as their frames, JPEG."""
 
     def __init__(self, config: Config, run: Run, server: Server):
-        cache = str(run.shared.path / "feedback" / "replies")
+        cache = str(run.shared.path / "judge" / "replies")
         self.name, self._frames, self._directory = name_of(server), run.topology.client(), run.shared
         options = EndpointOptions(server, max_tokens=SPLIT_TOKENS, cache=cache)
-        self._endpoint = Endpoint(options, Usage(**self._ledger().get(self.name, {})))
+        self._server, self._account, self._kept = server, f"{server.model} at {server.origin or server.address}", 0.0
+        self._endpoint = Endpoint(options, Usage(**self._ledger().get(self._account, {})), self._keep)
         self._replies: list[tuple[str, dict]] = []
 
     def choose(self, questions: Sequence[Question], words: Sequence[str]) -> dict[str, Tokens | Masked]:
@@ -133,8 +138,10 @@ class ServerJudge:
         told, self._replies = self._replies, []
         return told
 
-    def spent(self) -> dict[str, float | None]:
-        return self._endpoint.spent()
+    def spent(self) -> dict[str, dict]:
+        used = self._endpoint.used
+        so_far = {**asdict(used), "cost": cost(self._server, used)}
+        return {"this_command": self._endpoint.spent(), "this_run": so_far}
 
     def _asked(self, questions: Sequence[Question], words: tuple[str, ...], read: Callable) -> dict:
         """What the model itself declined stays masked; everything else that went wrong may be asked again."""
@@ -142,7 +149,7 @@ class ServerJudge:
         try:
             outcomes = self._endpoint.ask_many(self._asks(questions, words, found))
         finally:
-            self._directory.write_json(SPENT, self._ledger() | {self.name: asdict(self._endpoint.used)})
+            self._keep(self._endpoint.used, at_once=True)
         for outcome in outcomes:
             found[outcome.key] = read(outcome) if isinstance(outcome, Reply) else _masked(outcome)
             if record := outcome.record():
@@ -159,6 +166,11 @@ class ServerJudge:
                 found[question.key] = Masked(str(error))
                 continue
             yield Ask(question.key, (Turn(question.text, images=shown),), words)
+
+    def _keep(self, used: Usage, at_once: bool = False) -> None:
+        if at_once or time.monotonic() - self._kept >= KEEP_S:
+            self._directory.write_json(SPENT, self._ledger() | {self._account: asdict(used)})
+            self._kept = time.monotonic()
 
     def _ledger(self) -> dict[str, dict[str, int]]:
         """Tokens by the name of who was asked, in all commands of this run so far."""

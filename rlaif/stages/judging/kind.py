@@ -12,6 +12,7 @@ from rlaif.config.section import Function
 from rlaif.config.server import Server
 from rlaif.errors import ContractError
 from rlaif.feedback.store import Store
+from rlaif.stages.candidates import OF_FRAMES
 from rlaif.stages.judging.judges import name_of
 
 OF_METHOD = {"pairwise": ("pairwise_prompt", "choices", "flips"), "claims": ("claim_prompt", "yes_no", "split")}
@@ -19,8 +20,6 @@ OF_METHOD = {"pairwise": ("pairwise_prompt", "choices", "flips"), "claims": ("cl
 OF_CONTEXT = ("captions_template", "captions_separator", "max_caption_tokens")
 OF_SERVER = ("extra", "top_logprobs")
 """The server itself is in the judge's name; its other options say how it is reached and what that may take."""
-OF_FRAMES = ("num_frames", "height", "width")
-"""Options of `video` that make a FrameSpec."""
 
 
 def kind_of(config: Config) -> str:

@@ -19,7 +19,7 @@ from rlaif.records import Masked
 from rlaif.stages.judging.cases import Case
 
 
-def report(config: Config, cases: Sequence[Case], rows: Sequence[dict], spent: Mapping[str, float | None]) -> dict:
+def report(config: Config, cases: Sequence[Case], rows: Sequence[dict], spent: Mapping[str, dict]) -> dict:
     """Counts over answers, order bias of a pairwise judge, the share of pairs on which a reference agrees, and what a
     server took.
 
@@ -50,10 +50,10 @@ def report(config: Config, cases: Sequence[Case], rows: Sequence[dict], spent: M
     return found
 
 
-def server(config: Config, rows: Sequence[dict], spent: Mapping[str, float | None]) -> dict:
-    """What a judge's server was asked and took: in this run, and for all the rows; empty for another judge."""
+def server(config: Config, rows: Sequence[dict], spent: Mapping[str, dict]) -> dict:
+    """What a judge's server was asked and took: by this command, by all of the run, and for all the rows; empty for another judge."""
     judge = config.label.judge
-    return {"server": {"this_run": dict(spent), "labels": behind(judge, rows)}} if isinstance(judge, Server) else {}
+    return {"server": {**spent, "labels": behind(judge, rows)}} if isinstance(judge, Server) else {}
 
 
 def behind(server: Server, rows: Sequence[dict]) -> dict:
@@ -81,7 +81,7 @@ def warnings(found: dict) -> list[str]:
     told = [found["position"]["warning"]] if found.get("position", {}).get("warning") else []
     if found["again"]:
         told.append(
-            f"{found['again']} of {found['prompts']} prompts could not be judged, wholly or in part ({_first(found)}): "
+            f"{found['again']} of {found['prompts']} prompts could not be judged, wholly or in part ({why(found)[0]}): "
             "run `rlaif label` again to ask about these once more"
         )
     if failed := found.get("reference_failed"):
@@ -89,9 +89,9 @@ def warnings(found: dict) -> list[str]:
     return told
 
 
-def _first(found: dict) -> str:
-    of_pairs = found.get("position", {}).get("masked", {})
-    return next(iter(of_pairs or found["masked"]), "some comparisons failed")
+def why(found: dict) -> list[str]:
+    """Reasons of what is masked in a report."""
+    return list(found.get("position", {}).get("masked", {}) or found["masked"]) or ["some comparisons failed"]
 
 
 def compared(config: Config, cases: Sequence[Case], rows: Sequence[dict], failed: Counter[str]) -> Iterator[Compared]:

@@ -136,6 +136,12 @@ def test_files_that_are_no_configuration(load, text, found):
     assert found in error.value.found
 
 
+def test_a_line_that_is_no_yaml_is_named_and_not_shown(load):
+    with pytest.raises(ConfigError, match="in line 2, column 14") as error:
+        load("name: x\napi_key_env: @hunter2\n")
+    assert "hunter2" not in str(error.value)
+
+
 def test_a_missing_file(tmp_path):
     with pytest.raises(ConfigError, match="no file at .*none.yaml"):
         load_config(tmp_path / "none.yaml")

@@ -100,6 +100,10 @@ def test_nonsense_on_the_command_line(load):
     with pytest.raises(ConfigError, match=r"YAML value for label\.judge\.api_key_env") as error:
         load(GOOD, f"label.judge.api_key_env=@{SECRET}")
     assert SECRET not in str(error.value)
+    for override in (f"label.judge.api_key=@{SECRET}", f"label.judge={{url: x, api_key_env: @{SECRET}}}"):
+        with pytest.raises(ConfigError, match="line 1, column") as error:
+            load(GOOD, override)
+        assert SECRET not in str(error.value) and error.value.__cause__ is None
 
 
 @pytest.mark.parametrize("judge", [7, ["org/model"], {"pth": SECRET}, {1: SECRET}, {}, [{"url": SECRET}]], ids=str)

@@ -139,6 +139,19 @@ def test_another_process_waits_for_what_is_being_made(tmp_path):
     assert other.wait() == 0
 
 
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
+    program = (
+        "import os, sys; from pathlib import Path; from rlaif.storage import once\n"
+        "def make(folder):\n    (folder / 'half').write_text('x'); os.kill(os.getpid(), 9)\n"
+        "once(Path(sys.argv[1]), make)"
+    )
+    target = tmp_path / "cache" / "target"
+    assert subprocess.run([sys.executable, "-c", program, str(target)]).returncode == -9
+    assert len(list(target.parent.glob(".target.part-*/half"))) == 1 and not target.exists()
+    assert once(target, lambda folder: (folder / "x").write_text("whole")).is_dir()
+    assert sorted(path.name for path in target.parent.iterdir()) == [".target.lock", "target"]
+
+
 def test_what_fails_leaves_nothing_behind(tmp_path):
     def fail(folder):
         (folder / "half").write_text("")

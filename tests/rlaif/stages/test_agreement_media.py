@@ -132,8 +132,8 @@ def test_a_server_is_shown_both_videos_in_both_orders(offline, root):
         config, run = offline("pairs.json", *server_judge(server.url, "label.choices=[A, B]"))
         found = agreement.agreement(config, run)
         again = agreement.agreement(config, run)
-    assert found["overall"]["ties"] == 4 and found["server"]["this_run"]["requests"] == 8
-    assert again["server"]["this_run"]["requests"] == 0 and again["server"]["labels"]["replies"] == 8
+    assert found["overall"]["ties"] == 4 and found["server"]["this_command"]["requests"] == 8
+    assert again["server"]["this_command"]["requests"] == 0 and again["server"]["labels"]["replies"] == 8
     assert len(server.bodies) == 8
     shown = {}
     for body in server.bodies:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from rlaif.errors import ConfigError
+from rlaif.errors import ConfigError, ContractError
 from rlaif.stages import context
 from rlaif.stages.run import open_run
 from rlaif.worlds.shapes.language import CAPTION, VERIFY
@@ -58,6 +58,16 @@ def test_without_a_reference_there_is_nothing_to_measure_against(world, make_con
     config = make_config(tmp_path, *settings(world))
     with pytest.raises(ConfigError, match=r"label\.reference"):
         context.context(config, None)
+
+
+def test_contexts_that_lack_verdicts_are_not_compared():
+    report = {"again": 3, "prompts": 8, "masked": {"no verdict on this answer": 9}}
+    with pytest.raises(ContractError, match="3 of 8 prompts.*token_budget"):
+        context.complete(report | {"position": {"masked": {"budget: token_budget: 90 of 600 tokens used": 2}}})
+    with pytest.raises(ContractError, match="no verdict on this answer"):
+        context.complete(report)
+    whole = report | {"again": 0}
+    assert context.complete(whole) == whole
 
 
 def test_contexts_are_averaged_over_seeds_and_compared_with_none():

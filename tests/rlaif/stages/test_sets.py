@@ -279,7 +279,7 @@ def test_a_row_names_every_sampling_option_and_a_change_of_any_is_noticed(script
     (row, *_), store = candidates.open_candidates(config).rows(), candidates.open_candidates(config)
     assert row["sampling"] == {
         **{"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_tokens": 256, "truncate_at": []},
-        **{"per_model": 4, "run_seed": 0},
+        **{"per_model": 4, "run_seed": 0, "video": {"num_frames": 8, "height": None, "width": None}},
     }
     changed = candidates.sampled_with(config).model_copy(update={"top_k": 5})  # as if the default were another one
     monkeypatch.setattr(candidates, "sampled_with", lambda config: changed)
@@ -415,7 +415,7 @@ def test_a_reader_of_captions_keeps_the_newest(tmp_path):
     store.append([{"key": "one", **about, "context": ["one"]}])
     for rows in (store.newest_last(), data.open_captions(tmp_path / "c.jsonl").newest_last()):
         assert [row["key"] for row in rows] == ["two", "one"]
-    assert data.captions_by_video(tmp_path / "c.jsonl") == {("v", ""): ("one",)}
+    assert data.captions_by_video(tmp_path / "c.jsonl") == {("v", ""): {"": ("one",)}}
 
 
 def test_a_pair_record_of_one_origin_only():

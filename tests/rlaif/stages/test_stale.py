@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -71,6 +72,22 @@ def test_answers_sampled_in_another_way_are_not_added_to(config):
     candidates.check_options(config, candidates.open_candidates(config))
 
 
+def test_a_judge_may_see_other_frames_than_who_answered(config):
+    """What is there is judged; what would be added was answered by what saw less, or more."""
+    base = config.candidates.models[0]
+    answers(config, row(base, "seen", sampling=candidates.sampling_of(config)))
+    other = config.model_copy(update={"video": config.video.model_copy(update={"num_frames": 16})})
+    assert candidates.by_prompt(other, [ASKED]) == {"p": ["seen"]}
+    with pytest.raises(ContractError, match="'num_frames': 16"):
+        candidates.check_options(other, candidates.open_candidates(other))
+
+
+def test_a_file_whose_answers_are_all_of_others_says_so(config):
+    answers(config, row(config.candidates.models[0], "of another file", replace(ASKED, video_sha256="f" * 64)))
+    with pytest.raises(DataError, match="1 of other models, weights, questions or video files"):
+        candidates.by_prompt(config, [ASKED])
+
+
 def told(number, text, **more):
     return {
         "key": f"k{number}",
@@ -85,10 +102,7 @@ def told(number, text, **more):
 
 def test_the_newest_captions_of_a_video_count_and_kinds_do_not_mix(tmp_path):
     path = write(tmp_path / "c.jsonl", told(9, "old"), told(1, "new"))
-    assert data.captions_by_video(path) == {("v", ""): ("new",)}
-    failed = {name: value for name, value in told(2, "").items() if name != "context"} | {"masked": "cut"}
-    write(path, told(1, "of another file"), failed)
-    assert data.captions_by_video(path) == {("v", ""): ()}
+    assert data.captions_by_video(path) == {("v", ""): {"": ("new",)}}
     for other in ({"captioner": "d"}, {"version": "2"}, {"model": "n"}):
         write(path, told(1, "a"), told(2, "b", **other))
         with pytest.raises(DataError, match="one model and prompt"):
@@ -131,7 +145,37 @@ def test_rows_keep_their_own_captions_where_the_captioner_has_none(config):
     )
     changed = config.model_copy(update={"data": config.data.model_copy(update={"captions": str(store.path)})})
     rows = [Prompt(video, video, "what ?", captions=("own",)) for video in ("v", "w", "x")]
-    assert [row.captions for row in data.captioned(changed, rows)] == [("made",), ("own",), ("own",)]
+    assert [row.captions for row in data.captioned(run_of(changed), rows)] == [("made",), ("own",), ("own",)]
+
+
+def run_of(config, **sha256):
+    """A run whose videos have these contents, others none."""
+
+    def spec(video):
+        if video not in sha256:
+            raise DataError("a video", "none", "the path")
+        return SimpleNamespace(sha256=sha256[video])
+
+    return SimpleNamespace(config=config, topology=SimpleNamespace(client=lambda: SimpleNamespace(spec=spec)))
+
+
+def test_captions_are_those_of_the_file_that_is_there_now(config, tmp_path):
+    """A video was replaced, captioned, and put back: its first captions count again, whatever came of the other file."""
+    failed = {name: value for name, value in told(3, "").items() if name != "context"} | {"masked": "cut"}
+    path = write(
+        tmp_path / "c.jsonl",
+        told(1, "of a", sha256="a"),
+        told(2, "of b", sha256="b"),
+        failed | {"sha256": "c"},
+        told(4, "of the question", sha256="a", question="why ?"),
+    )
+    changed = config.model_copy(update={"data": config.data.model_copy(update={"captions": str(path)})})
+    rows = [Prompt("p", "v", "what ?")]
+    read = {now: data.captioned(run_of(changed, v=now), rows)[0].captions for now in "abcd"}
+    assert read == {"a": ("of a",), "b": ("of b",), "c": (), "d": ()}
+    write(path, told(4, "of the question", sha256="a", question="why ?"))
+    asked = [Prompt("p", "v", "why ?"), Prompt("q", "v", "what ?")]
+    assert [row.captions for row in data.captioned(run_of(changed, v="a"), asked)] == [("of the question",), ()]
 
 
 def test_the_context_studys_files_and_steps_are_its_own(config):
