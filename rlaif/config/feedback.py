@@ -71,6 +71,8 @@ class Label(Section):
     context: Literal["captions", "none", "shuffled"] = "captions"
     """What the judge reads beside the answers: the video's dense captions, nothing, or another video's (a control)."""
     show_video: bool = True
+    num_frames: int | None = Field(None, ge=1)
+    """Frames of a video that the judge sees, chosen as `video.num_frames` is; None: as many as that."""
     captions_template: str = "What happens in the video: {captions}\n"
     captions_separator: str = " "
     max_caption_tokens: int = Field(1024, ge=0)

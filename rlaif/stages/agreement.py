@@ -19,6 +19,7 @@ from rlaif.stages import data
 from rlaif.stages.agreement_rows import read
 from rlaif.stages.evaluate import command
 from rlaif.stages.judging.cases import Case, cases_of, reasons
+from rlaif.stages.judging.judges import frames_shown
 from rlaif.stages.judging.report import server
 from rlaif.stages.run import Run
 from rlaif.stages.scoring import judged, require_reward, rewarded
@@ -185,11 +186,11 @@ def check_judge(config: Config, records: Sequence[Preference]) -> None:
             f"{label.judge}, a model on the rollout actors, which read one",
             "label.method=claims, which asks about each video by itself; a server as label.judge; or agreement.by=reward",
         )
-    if (images := 2 * config.video.num_frames) > label.judge.max_images:
+    if (images := 2 * frames_shown(config)) > label.judge.max_images:
         raise ConfigError(
             f"at most {label.judge.max_images} images in a question (label.judge.max_images)",
-            f"{images}: two videos of video.num_frames={config.video.num_frames}",
-            "either option, and the server's own limit",
+            f"{images}: two videos of {frames_shown(config)} frames each",
+            "that, or label.num_frames (video.num_frames where it is null), and the server's own limit",
         )
 
 

@@ -30,7 +30,7 @@ from rlaif.stages.bench import report as table
 from rlaif.stages.demo import say
 from rlaif.stages.evaluate import command
 from rlaif.stages.judging.cases import Case
-from rlaif.stages.judging.judges import Judge, ModelJudge, Question
+from rlaif.stages.judging.judges import Judge, ModelJudge, Question, frames_of
 from rlaif.stages.run import Run, open_run
 from rlaif.worlds.shapes.dataset import write_dataset
 from rlaif.worlds.shapes.language import WORDS
@@ -48,7 +48,7 @@ class PlainJudge:
         model = whole_model(model, config.model.dtype)
         self._encoder = Encoder(model, frames, config.video.feature_cache_bytes, config.model.dtype)
         self._model = VideoLM(load_vlm(model, config.model.dtype, config.model.attention)).eval()
-        self._size = config.rollout.max_num_seqs
+        self._size, self._frames = config.rollout.max_num_seqs, frames_of(config, frames)
 
     @torch.no_grad()
     def choose(self, questions: Sequence[Question], words: Sequence[str]) -> dict[str, Tokens]:
@@ -65,7 +65,7 @@ class PlainJudge:
         return len(self._encoder.tokens(text))
 
     def _item(self, question: Question) -> Encoded:
-        features = self._encoder.video(question.video) if question.video else None
+        features = self._encoder.video(question.video, self._frames(question.video)) if question.video else None
         return self._encoder.prompt_and_response(question.text, [], features)
 
     def _first(self, items: Sequence[Encoded]) -> torch.Tensor:

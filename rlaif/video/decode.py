@@ -24,7 +24,7 @@ from PIL import Image
 
 from rlaif.errors import DataError
 from rlaif.video import files
-from rlaif.video.spec import FrameSpec
+from rlaif.video.spec import FrameSpec, uniform
 
 IMAGES = {".jpg", ".jpeg", ".png"}
 SIDECAR = "frames.json"
@@ -53,8 +53,7 @@ def probe(path: str | Path) -> VideoInfo:
 def sample_spec(
     path: str | Path, num_frames: int, height: int | None = None, width: int | None = None, processor: str = ""
 ) -> FrameSpec:
-    """Uniform sampling: `num_frames` points from the first frame to the last, each rounded to the nearest frame (a
-    tie to the even one). A size that is None is the native one.
+    """Uniform sampling of `num_frames` frames (rlaif/video/spec.py). A size that is None is the native one.
 
     Raises DataError as `probe` does, and when the video has fewer frames than that.
     """
@@ -66,10 +65,9 @@ def sample_spec(
             "use a longer video, or lower video.num_frames",
             expected=f"at least {num_frames} frames",
         )
-    indices = np.linspace(0, info.total_frames - 1, num_frames).round().astype(int)
     return FrameSpec(
         sha256=info.sha256,
-        indices=tuple(indices.tolist()),
+        indices=tuple(uniform(info.total_frames, num_frames)),
         height=height or info.height,
         width=width or info.width,
         fps=info.fps,

@@ -16,6 +16,11 @@ def frames_digest(frames: np.ndarray) -> str:
     return hashlib.sha256(repr(frames.shape).encode() + np.ascontiguousarray(frames).tobytes()).hexdigest()
 
 
+def uniform(total: int, count: int) -> list[int]:
+    """`count` points from frame 0 to frame total - 1, each rounded to the nearest frame (a tie to the even one)."""
+    return np.linspace(0, total - 1, count).round().astype(int).tolist()
+
+
 @dataclass(frozen=True)
 class FrameSpec:
     """The identity of a video's frames. Two roles that hold the same `hash` hold the same pixels.
@@ -48,6 +53,10 @@ class FrameSpec:
         fields = json.loads(text)
         span = fields.get("span")
         return cls(**(fields | {"indices": tuple(fields["indices"]), "span": span and tuple(span)}))
+
+    def sparse(self, count: int) -> tuple[int, ...]:
+        """Native numbers of `count` frames over the whole video, as it is sampled; of a shorter video, all its frames."""
+        return tuple(sorted(set(uniform(self.total_frames, count))))
 
     def part(self, indices: Sequence[int]) -> FrameSpec:
         """The same video cut down to these native frames, ascending; its clock starts at the first of them."""

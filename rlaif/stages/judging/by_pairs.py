@@ -14,7 +14,7 @@ from rlaif.feedback.pairing import win_scores
 from rlaif.records import Masked
 from rlaif.seeds import derive
 from rlaif.stages.judging.cases import Case, again, context_text, row_of
-from rlaif.stages.judging.judges import Judge, Question
+from rlaif.stages.judging.judges import Judge, Question, frames_shown
 from rlaif.text import fill
 
 
@@ -69,7 +69,7 @@ def _of_answers(config: Config, case: Case, key: str, first: int, second: int, c
 
 def _of_videos(config: Config, case: Case, key: str, first: int, second: int) -> Question:
     """Two videos, which a server gets as so many images each."""
-    size = config.video.num_frames
+    size = frames_shown(config)
     names = ("image 1", "image 2") if size == 1 else (f"images 1 to {size}", f"images {size + 1} to {2 * size}")
     text = fill(case.videos_prompt, question=case.prompt.question, a=names[0], b=names[1])
     return Question(key, text, case.answers[first], case.answers[second])

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Protocol
 
-from actors.frames import FrameClient
+from actors.frames import FrameClient, LocalFrames
 from actors.pool import RolloutPool
 from rlaif.config.schema import Config, Sampling
 from rlaif.config.section import Function
@@ -79,12 +79,13 @@ class ModelJudge:
         require_model("label.judge", model, or_adapter=True)
         self.name = name_of(model)
         self._config, self._run, self._model = config, run, model
+        self._frames = frames_of(config, run.topology.client())
         self._encoder = Encoder(base_of(model))
 
     def choose(self, questions: Sequence[Question], words: Sequence[str]) -> dict[str, Tokens | Masked]:
         found: dict[str, Tokens | Masked] = {}
         pool = self._pool()
-        pool.submit_choices("judge", _prompts(questions), words)
+        pool.submit_choices("judge", self._prompts(questions), words)
         for answers in pool.results("judge", self._config.cluster.collective_timeout_s):
             for choice in answers.samples:
                 logprobs = [float(value) for value in choice.logprobs]
@@ -95,7 +96,7 @@ class ModelJudge:
     def write(self, questions: Sequence[Question]) -> dict[str, str | Masked]:
         found: dict[str, str | Masked] = {}
         pool, seed = self._pool(), derive(self._config.seed, "judge")
-        pool.submit("judge", _prompts(questions), 1, seed, Sampling(temperature=0.0, max_tokens=SPLIT_TOKENS))
+        pool.submit("judge", self._prompts(questions), 1, seed, Sampling(temperature=0.0, max_tokens=SPLIT_TOKENS))
         for answers in pool.results("judge", self._config.cluster.collective_timeout_s):
             found |= {sample.prompt.prompt_id: _whole(sample) for sample in answers.samples}
             found |= {failure.prompt_id: Masked(failure.reason) for failure in answers.failures}
@@ -110,6 +111,9 @@ class ModelJudge:
     def spent(self) -> dict[str, dict]:
         return {}
 
+    def _prompts(self, questions: Sequence[Question]) -> list[Prompt]:
+        return [Prompt(one.key, one.video, one.text, frames=self._frames(one.video)) for one in questions]
+
     def _pool(self) -> RolloutPool:
         return self._run.topology.engines(self._model)
 
@@ -119,7 +123,8 @@ class ServerJudge:
 
     def __init__(self, config: Config, run: Run, server: Server):
         cache = str(run.shared.path / "judge" / "replies")
-        self.name, self._frames, self._directory = name_of(server), run.topology.client(), run.shared
+        self.name, self._client, self._directory = name_of(server), run.topology.client(), run.shared
+        self._frames = frames_of(config, self._client)
         options = EndpointOptions(server, max_tokens=SPLIT_TOKENS, cache=cache)
         self._server, self._account, self._kept = server, f"{server.model} at {server.origin or server.address}", 0.0
         self._endpoint = Endpoint(options, Usage(**self._ledger().get(self._account, {})), self._keep)
@@ -158,7 +163,7 @@ class ServerJudge:
 
     def _asks(self, questions: Sequence[Question], words: tuple[str, ...], found: dict) -> Iterator[Ask]:
         """With their frames, read as they are taken; a question whose video cannot be read goes to `found`."""
-        images = lru_cache(VIDEOS_HELD)(lambda video: _images(self._frames, video))  # neighbours are about one video
+        images = lru_cache(VIDEOS_HELD)(self._images)  # neighbours are about one video
         for question in questions:
             try:
                 shown = images(question.video) + images(question.other)
@@ -166,6 +171,12 @@ class ServerJudge:
                 found[question.key] = Masked(str(error))
                 continue
             yield Ask(question.key, (Turn(question.text, images=shown),), words)
+
+    def _images(self, video: str) -> tuple[bytes, ...]:
+        if not video:
+            return ()
+        frames, spec = self._frames(video), self._client.spec(video)
+        return encode_frames(self._client.get(video, spec.part(frames) if frames else spec), jpeg_quality=90)
 
     def _keep(self, used: Usage, at_once: bool = False) -> None:
         if at_once or time.monotonic() - self._kept >= KEEP_S:
@@ -205,9 +216,20 @@ def _masked(outcome: Unanswered) -> Masked:
     return Masked(f"{outcome.kind}: {outcome.reason}", again=outcome.kind not in SETTLED)
 
 
-def _images(frames: FrameClient, video: str) -> tuple[bytes, ...]:
-    return encode_frames(frames.get(video), jpeg_quality=90) if video else ()
+def frames_of(config: Config, client: FrameClient | LocalFrames) -> Callable[[str], tuple[int, ...]]:
+    """Native numbers of the frames of a video that the judge sees; none where `label.num_frames` asks for no others than
+    everybody's, or the video cannot be used (whoever shows it says why)."""
+    count = config.label.num_frames
+
+    def chosen(video: str) -> tuple[int, ...]:
+        try:
+            return client.spec(video).sparse(count) if video and count else ()
+        except DataError:
+            return ()
+
+    return chosen
 
 
-def _prompts(questions: Sequence[Question]) -> list[Prompt]:
-    return [Prompt(question.key, question.video, question.text) for question in questions]
+def frames_shown(config: Config) -> int:
+    """How many frames of a video the judge sees."""
+    return config.label.num_frames or config.video.num_frames

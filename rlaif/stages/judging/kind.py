@@ -13,7 +13,7 @@ from rlaif.config.server import Server
 from rlaif.errors import ContractError
 from rlaif.feedback.store import Store
 from rlaif.stages.candidates import OF_FRAMES
-from rlaif.stages.judging.judges import name_of
+from rlaif.stages.judging.judges import frames_shown, name_of
 
 OF_METHOD = {"pairwise": ("pairwise_prompt", "choices", "flips"), "claims": ("claim_prompt", "yes_no", "split")}
 """Options of `label` that only one method reads."""
@@ -49,7 +49,7 @@ def _asked(config: Config) -> dict[str, Any]:
     if options.context != "none":
         found |= _picked(options, OF_CONTEXT)
     if options.show_video:
-        found["frames"] = _picked(config.video, OF_FRAMES)
+        found["frames"] = _picked(config.video, OF_FRAMES) | {"num_frames": frames_shown(config)}
     if isinstance(options.judge, Server):
         return found | {"server": _picked(options.judge, OF_SERVER)}
     return found | {"dtype": config.model.dtype}
@@ -74,6 +74,10 @@ def check_kind(store: Store, config: Config) -> None:
 
 def _named(options: Label, decided: dict[str, Any]) -> list[str]:
     """The options as a user writes them."""
-    whose = {"frames": [f"video.{name}" for name in OF_FRAMES], "dtype": ["model.dtype"], "seed": ["seed"]}
+    whose = {
+        "frames": ["label.num_frames", *(f"video.{name}" for name in OF_FRAMES)],
+        "dtype": ["model.dtype"],
+        "seed": ["seed"],
+    }
     whose["server"] = [f"label.judge.{name}" for name in OF_SERVER]
     return [name for key in decided for name in whose.get(key, [f"label.{key}"])]

@@ -173,7 +173,7 @@ def test_claims_of_the_text_are_asked_about_each_video_once(offline, root):
         (("label.show_video=false",), "label.show_video=false"),
         (("label.judge={world}/base",), "two videos at once, for 4 pairs"),
         (("label.judge={world}/base", "label.method=claims", "label.show_video=false"), "label.show_video=false"),
-        (("label.judge.max_images=15",), "16: two videos of video.num_frames=8"),
+        (("label.judge.max_images=15",), "16: two videos of 8 frames each"),
     ],
     ids=["blind", "a model reads one video", "blind claims", "too many images"],
 )

@@ -49,6 +49,7 @@ def settings(world) -> list[str]:
         "candidates.per_model=3",
         "candidates.max_tokens=8",
         f"label.judge={base}",
+        "label.num_frames=4",
         "label.captions_template='context : {captions}\n'",
         "label.reference=rlaif.worlds.shapes.checker:preference",
         "ppo.lora=null",

@@ -51,6 +51,7 @@ DECIDE = {
     "claim_prompt": (of(method="claims"), {"label__claim_prompt": "{context}{claim}"}),
     "yes_no": (of(method="claims"), {"label__yes_no": ("true", "false")}),
     "frames": (of(), {"video__num_frames": 4}),
+    "frames of the judge": (of(SERVER), {"label__num_frames": 4}),
     "height": (of(), {"video__height": 64}),
     "width": (of(SERVER), {"video__width": 64}),
     "dtype": (of(), {"model__dtype": "float32"}),
@@ -89,7 +90,9 @@ DO_NOT = {
     "drawn, but of claims": (of(method="claims", comparisons=2), {"seed": 5}),
     "a list that no judge is asked for": (of(method="claims"), {"label__split_prompt": "{answer}"}),
     "captions that nobody reads": (of(context="none"), {"label__max_caption_tokens": 7}),
-    "frames that nobody sees": (of(show_video=False), {"video__num_frames": 4}),
+    "frames that nobody sees": (of(show_video=False), {"video__num_frames": 4, "label__num_frames": 2}),
+    "frames that others see": (of(num_frames=4), {"video__num_frames": 16}),
+    "as many frames as before": (of(), {"label__num_frames": Config(name="x").video.num_frames}),
     "a server's dtype is its own": (of(SERVER), {"model__dtype": "float32"}),
     "retries": (
         of(SERVER),

@@ -3,6 +3,7 @@ and the next run asks about the rest. A real HTTP server of this process stands 
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shutil
@@ -14,6 +15,7 @@ from judge_server import JudgeServer, answer, half, hang_up, raw, stall, status
 from actors.frames import LocalFrames
 from rlaif.config.section import Function
 from rlaif.errors import ConfigError, ContractError, DataError
+from rlaif.feedback.asking import encode_frames
 from rlaif.rundir import RunDir
 from rlaif.stages import candidates, data, demo, label, pairs
 from rlaif.stages.judging.report import flips
@@ -207,6 +209,23 @@ def test_parts_of_a_study_share_one_budget_and_what_was_answered(judging, tmp_pa
         part = config.model_copy(update={"name": f"{config.name}/context/none-7", "data": data})
         answered = label.label(part, demo.opened(part, run))
         assert answered["server"]["this_command"]["cached"] == 6 and len(server.bodies) == 6
+
+
+def test_a_judge_that_sees_fewer_frames_than_others(judging):
+    """Those that `video.num_frames` would choose, were it so many."""
+    shown = []
+    says = first_is(("A", -0.1), ("B", -2.5))
+    with JudgeServer(by=lambda body: shown.append(told(body)) or says) as server:
+        config, run = judging(server.url, "label.show_video=true", "label.num_frames=2")
+        assert label.label(config, run)["again"] == 0
+    assert {sum(part["type"] == "image_url" for part in content) for content in shown} == {2}
+    sparse = LocalFrames(config.data.root, 2)
+    wanted = {
+        f"data:image/jpeg;base64,{base64.b64encode(image).decode()}"
+        for prompt in data.prompts(run, HELD_OUT)
+        for image in encode_frames(sparse.get(prompt.video), jpeg_quality=90)
+    }
+    assert {part["image_url"]["url"] for content in shown for part in content if "image_url" in part} == wanted
 
 
 def test_another_file_behind_a_videos_name_is_judged_anew(judging, world, tmp_path):

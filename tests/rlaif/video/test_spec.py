@@ -43,3 +43,10 @@ def test_a_part_is_shown_as_a_video_of_its_own():
     assert part.hash != SPEC.hash and FrameSpec.from_json(part.to_json()) == part
     found = part.metadata()
     assert found["frames_indices"] == [0, 2, 5] and found["total_num_frames"] == 6 and found["duration"] == 6 / 8
+
+
+def test_fewer_frames_are_chosen_as_a_video_is_sampled():
+    spec = FrameSpec("0" * 64, tuple(range(24)), 32, 32, 8.0, 24)
+    assert spec.sparse(4) == (0, 8, 15, 23) and spec.sparse(1) == (0,)
+    assert spec.sparse(24) == spec.sparse(99) == tuple(range(24))
+    assert spec.part(spec.sparse(4)).metadata()["duration"] == spec.metadata()["duration"] == 3.0
