@@ -26,7 +26,7 @@ RESTORED = {
 SAME = {
     r"(config|ppo)\.|(roles\.)?run\.(topology\.)?config\.": "the user's configuration",
     r"prompts\.|roles\.captions\.": "read from the dataset",
-    r"(roles\.)?run\.directory\.|checkpoints\.": "paths",
+    r"(roles\.)?run\.(directory\.|within$)|checkpoints\.": "paths",
     r"roles\.(publisher\.)?(deadline_s|options\.)|gate\.(limit|every|timeout|sampling\.)": "from the configuration",
     r"tracker\.(run_dir\.|stage|_bar\.(desc|_stream))": "paths and names",
 }
