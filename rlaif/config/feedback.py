@@ -191,5 +191,8 @@ class Context(Section):
 
     seeds: int = Field(3, ge=1)
     """Times that answers are sampled, labelled and learned from anew, from `seed` on."""
+    num_frames: int | None = Field(None, ge=1)
+    """Frames of a video that its judge sees, with each context; None: as many as `label` says. Captions can only tell a
+    judge what it does not see."""
     reward_steps: int = Field(0, ge=0)
     """Steps of each of its reward models, three per seed (0: `reward.steps`)."""

@@ -89,13 +89,14 @@ def variant(config: Config, seed: int, mode: str) -> Config:
         "pairs": f"{folder}/pairs-{mode}-{seed}.jsonl",
         "pairs_eval": f"{folder}/held-out-{seed}.jsonl",
     }
+    judge = {"context": mode, "num_frames": config.context.num_frames or config.label.num_frames}
     length = {"steps": config.context.reward_steps, "epochs": 0} if config.context.reward_steps else {}
     return config.model_copy(
         update={
             "name": f"{config.name}/context/{mode}-{seed}",
             "seed": seed,
             "data": config.data.model_copy(update=files),
-            "label": config.label.model_copy(update={"context": mode}),
+            "label": config.label.model_copy(update=judge),
             "reward": config.reward.model_copy(update={"context": mode, "eval_every": 0} | length),
         }
     )
