@@ -62,11 +62,12 @@ class LearnerGroup:
             for rank, part in zip(self.ranks, self._deal(rows, lengths), strict=True)
         ]
 
-    def score_pairs(self, rows: Sequence[Pair], config: Reward) -> dict[str, np.ndarray]:
-        """{pair_id: float64 [2, K]} of the pairs that can be read: the scores of `chosen` and `rejected` by dimension."""
+    def score_pairs(self, rows: Sequence[Pair], config: Reward) -> tuple[dict[str, np.ndarray], list[str]]:
+        """{pair_id: float64 [2, K]}, the scores of `chosen` and `rejected` by dimension, and why any pair has none."""
         parts = chunks(rows, len(self.ranks))
         found = ask([rank.score_pairs.remote(part, config) for rank, part in zip(self.ranks, parts, strict=True)])
-        return {pair_id: scores for part in found for pair_id, scores in part.items()}
+        scores = {pair_id: pair for part, _ in found for pair_id, pair in part.items()}
+        return scores, [reason for _, skipped in found for reason in skipped]
 
     def train_ppo(
         self,

@@ -90,14 +90,14 @@ class LearnerWorker:
             self.learner.step("reward", units, "score", losses.preference(config), losses.pairs)
         ), skipped
 
-    def score_pairs(self, rows: Sequence[Pair], config: Reward) -> dict[str, np.ndarray]:
-        """{pair_id: float64 [2, K]} of the pairs that can be read: the scores of `chosen` and `rejected` by dimension."""
-        units, _ = self._preferences(rows, config)
+    def score_pairs(self, rows: Sequence[Pair], config: Reward) -> tuple[dict[str, np.ndarray], list[str]]:
+        """{pair_id: float64 [2, K]}, the scores of `chosen` and `rejected` by dimension, and why any pair has none."""
+        units, skipped = self._preferences(rows, config)
         scores = np.asarray(
             self.learner.infer("reward", [item for unit in units for item in unit], "score"), np.float64
         )
         shaped = scores.reshape(len(units), 2, len(config.dimensions))
-        return {unit[0].name: pair for unit, pair in zip(units, shaped, strict=True)}
+        return {unit[0].name: pair for unit, pair in zip(units, shaped, strict=True)}, skipped
 
     def _preferences(self, rows: Sequence[Pair], config: Reward) -> tuple[list[Unit], list[str]]:
         encoder, prompt = self.learner.encoder("reward"), RewardPrompt.of(config)

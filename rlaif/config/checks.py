@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlaif.config.schema import Config
+from rlaif.config.schema import Config, Reward
 from rlaif.config.section import Function
 
 
@@ -12,11 +12,14 @@ def problems_of(config: Config, stage: str | None = None) -> list[str]:
     """Every combination of options that cannot run, as sentences naming the options."""
     checks = {"sft": [_sft], "reward": [_reward], "ppo": [_ppo, _rollout], "label": [_label]}
     checks |= {"caption": [_caption], "sample": [], "pairs": [], "score": [_score]}
-    checks |= {"eval context": [_caption, _label, _reward]}
+    checks |= {"eval context": [_caption, _reward]}
     checks |= {f"eval {name}": [_label] if _judged(config, name) else [] for name in ("agreement", "winrate")}
     chosen = checks.get(stage, list(dict.fromkeys(check for group in checks.values() for check in group)))
+    chosen = (
+        [*chosen, _context] if stage == "eval context" else chosen
+    )  # asks more than the same options need elsewhere
     found = [problem for check in [_run, _cluster, *chosen] for problem in check(config)]
-    return found + _devices(config, stage)
+    return list(dict.fromkeys(found)) + _devices(config, stage)
 
 
 def _judged(config: Config, stage: str | None) -> bool:
@@ -75,7 +78,22 @@ def _reward(config: Config) -> list[str]:
         problems.append("reward.verdict begins the reply to reward.evaluation_turn, which is empty")
     if twice := _twice(config.reward.dimensions):
         problems.append(f"reward.dimensions names {', '.join(twice)} twice")
-    return problems + _what_trains(config, "reward")
+    return problems + _read_by_reward(config.reward) + _what_trains(config, "reward")
+
+
+def _read_by_reward(reward: Reward) -> list[str]:
+    """A template without its slot would leave out what the model is to go by, and say nothing."""
+    turns, problems = reward.prompt_template + reward.evaluation_turn, []
+    if "{question}" not in turns:
+        problems.append("reward.prompt_template needs {question}")
+    if reward.context != "none" and "{context}" not in turns:
+        problems.append(
+            f"reward.context={reward.context} needs {{context}} in reward.prompt_template or evaluation_turn, "
+            "or reward.context=none"
+        )
+    if reward.context != "none" and "{captions}" not in reward.captions_template:
+        problems.append(f"reward.captions_template needs {{captions}} with reward.context={reward.context}")
+    return problems
 
 
 def _score(config: Config) -> list[str]:
@@ -227,9 +245,24 @@ def _label(config: Config) -> list[str]:
             problems.append(f"label.{label.method}'s prompt needs {' and '.join(missing)}")
         if label.context != "none" and "{context}" not in template:
             problems.append(f"label.context={label.context} needs {{context}} in the prompt, or label.context=none")
+        if label.context != "none" and "{captions}" not in label.captions_template:
+            problems.append(f"label.captions_template needs {{captions}} with label.context={label.context}")
+        if label.method == "claims" and label.split == "model" and "{answer}" not in label.split_prompt:
+            problems.append("label.split_prompt needs {answer} with label.split=model")
     if (
         label.choices[0].casefold() == label.choices[1].casefold()
         or label.yes_no[0].casefold() == label.yes_no[1].casefold()
     ):
         problems.append("label.choices and label.yes_no must be two different words each")
+    return problems
+
+
+def _context(config: Config) -> list[str]:
+    """The study sets `label.context` and `reward.context` itself: both must have a place for captions."""
+    asked = {name: getattr(config, name).model_copy(update={"context": "captions"}) for name in ("label", "reward")}
+    problems = _label(config.model_copy(update=asked)) + _read_by_reward(asked["reward"])
+    if isinstance(config.label.judge, Function):
+        problems.append("eval context compares what a judge reads, and a function reads no captions: label.judge")
+    elif config.context.num_frames and not config.label.show_video:
+        problems.append("context.num_frames is of a video that label.show_video=false does not show")
     return problems

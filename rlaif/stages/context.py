@@ -16,6 +16,8 @@ from rlaif.rundir import RunDir
 from rlaif.stages import candidates, caption, demo, label, pairs, reward
 from rlaif.stages.evaluate import command
 from rlaif.stages.judging.cases import Case, read_cases
+from rlaif.stages.judging.judges import frames_shown
+from rlaif.stages.judging.kind import kind_of
 from rlaif.stages.judging.report import why
 from rlaif.stages.run import Run
 
@@ -26,7 +28,8 @@ PAIRS = 2000
 
 
 def context(config: Config, run: Run) -> list[dict]:
-    """Rows {context, seed, judge_agreement, rm_accuracy, pairs, ...} in `eval/context.json`, one per context and seed.
+    """Rows {context, seed, judge_agreement, rm_accuracy, pairs, ...} in `eval/context.json`, one per context and seed; `pairs`
+    were held out, of which the judge decided on `judge_pairs` and the reward model on `rm_pairs`.
 
     With each seed the policy answers prompts and held-out prompts anew. The judge labels both with each context; on its
     labels a reward model with the same context is trained. Both are compared with `label.reference` on the held-out answers.
@@ -46,11 +49,15 @@ def context(config: Config, run: Run) -> list[dict]:
     ]
     found = [judge(cell, run) for _, _, cell in cells]  # one engine for all of them
     run.topology.stop_rollouts()
+    frames = {"judge": frames_shown(cells[0][2]) if config.label.show_video else 0, "reward": config.video.num_frames}
     for (seed, mode, cell), judged in zip(cells, found, strict=True):
-        rows.append({"context": mode, "seed": seed, **judged, "rm_accuracy": train(cell, run)})
-        written = {"command": command(), "seconds": time.time() - began, "rows": rows, "contexts": means(rows)}
-        run.directory.write_eval("context", written)
+        rows.append({"context": mode, "seed": seed, **judged, **train(cell, run)})
+        written = {"command": command(), "seconds": time.time() - began, "frames": frames}
+        run.directory.write_eval("context", written | {"rows": rows, "contexts": means(rows)})
     print(table(means(rows)))
+    print(f"of each video the judge saw {frames['judge']} frames, the reward model {frames['reward']}")
+    for line in unequal(rows):
+        print(line)
     if (pairs := min(row["pairs"] for row in rows)) < PAIRS:
         print(f"{pairs} held-out pairs: with fewer than {PAIRS}, differences of some points are chance")
     return rows
@@ -83,44 +90,44 @@ def _is_demo(config: Config) -> bool:
 def variant(config: Config, seed: int, mode: str) -> Config:
     """The configuration of one cell: its own labels and pairs, its seed's answers, and a run directory below the run's."""
     folder = str(RunDir(config.storage, config.name).path / "context")
+    frames = config.context.num_frames or config.label.num_frames
+    judge = config.label.model_copy(update={"context": mode, "num_frames": frames})
+    asked = config.model_copy(update={"seed": seed, "label": judge})  # labels of another kind have another file
     files = {
         "candidates": f"{folder}/answers-{seed}.jsonl",
-        "labels": f"{folder}/labels-{mode}-{seed}.jsonl",
+        "labels": f"{folder}/labels-{mode}-{seed}-{kind_of(asked)}.jsonl",
         "pairs": f"{folder}/pairs-{mode}-{seed}.jsonl",
         "pairs_eval": f"{folder}/held-out-{seed}.jsonl",
     }
-    judge = {"context": mode, "num_frames": config.context.num_frames or config.label.num_frames}
     length = {"steps": config.context.reward_steps, "epochs": 0} if config.context.reward_steps else {}
-    return config.model_copy(
+    return asked.model_copy(
         update={
             "name": f"{config.name}/context/{mode}-{seed}",
-            "seed": seed,
             "data": config.data.model_copy(update=files),
-            "label": config.label.model_copy(update=judge),
             "reward": config.reward.model_copy(update={"context": mode, "eval_every": 0} | length),
         }
     )
 
 
 def held_out(config: Config) -> Config:
-    """The same cell on the prompts for evaluation."""
+    """The same cell on the prompts for evaluation, in a run directory below the cell's."""
     data = config.data.model_copy(
         update={
             name: str(Path(path).with_name(f"outside-{Path(path).name}"))
             for name, path in (("candidates", config.data.candidates), ("labels", config.data.labels))
         }
     )
-    return config.model_copy(
-        update={"data": data, "candidates": config.candidates.model_copy(update={"prompts": config.eval.descriptions})}
-    )
+    asked = config.candidates.model_copy(update={"prompts": config.eval.descriptions})
+    return config.model_copy(update={"name": f"{config.name}/outside", "data": data, "candidates": asked})
 
 
 def judge(config: Config, run: Run) -> dict:
     """Answers, labels and pairs of one cell, with how often the judge orders held-out answers as the reference does."""
-    run, outside = demo.opened(config, run), held_out(config)
-    for part in (config, outside):
-        candidates.sample(part, run)
-    judged = complete(label.label(outside, run))["agreement"]["overall"]
+    outside = held_out(config)
+    beside, run = demo.opened(outside, run), demo.opened(config, run)
+    candidates.sample(config, run)
+    candidates.sample(outside, beside)
+    judged = complete(label.label(outside, beside))["agreement"]["overall"]
     complete(label.label(config, run))
     built = pairs.pairs(config.model_copy(update={"data": config.data.model_copy(update={"pairs_eval": None})}), run)
     decided = list(decided_pairs(outside, read_cases(outside, run)))
@@ -129,6 +136,16 @@ def judge(config: Config, run: Run) -> dict:
     pairs.write(Path(config.data.pairs_eval), decided)
     figures = {"judge_agreement": judged["agreement"], "judge_pairs": judged["pairs"]}
     return figures | {"train_pairs": built["pairs"], "pairs": len(decided)}
+
+
+def unequal(rows: Sequence[dict]) -> list[str]:
+    """Where a judge or a reward model said nothing of some held-out pairs, so that contexts are not compared on the same."""
+    return [
+        f"{row['context']}, seed {row['seed']}: {who} {row[name]} of {row['pairs']} held-out pairs"
+        for row in rows
+        for name, who in (("judge_pairs", "the judge decided on"), ("rm_pairs", "the reward model could read"))
+        if row[name] < row["pairs"]
+    ]
 
 
 def complete(report: dict) -> dict:
@@ -141,11 +158,12 @@ def complete(report: dict) -> dict:
     return report
 
 
-def train(config: Config, run: Run) -> float:
-    """Accuracy of the cell's reward model on the held-out answers."""
+def train(config: Config, run: Run) -> dict:
+    """Accuracy of the cell's reward model on the held-out answers, and on how many pairs of them."""
     run = demo.opened(config, run)
     reward.train(config, run, "fresh")
-    return run.directory.read_metrics("reward")[-1]["eval/accuracy"]
+    last = run.directory.read_metrics("reward")[-1]
+    return {"rm_accuracy": last["eval/accuracy"], "rm_pairs": int(last["eval/pairs"])}
 
 
 def decided_pairs(config: Config, cases: Sequence[Case]) -> Iterator[Preference]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+
+import numpy as np
 
 from actors.reward import CARD, card_text
 from rlaif.config.schema import Config, Reward
@@ -43,8 +46,8 @@ def train(config: Config, run: Run, start: Start = "new") -> str:
         return {video for row in chosen(number) for video in row.videos}
 
     def evaluate() -> dict[str, float]:
-        found = by_dimension(signs, group.score_pairs(held_out, reward), reward.dimensions)
-        return {f"eval/{name}": value for name, value in agreements(found).items()}
+        scores, skipped = group.score_pairs(held_out, reward)
+        return measured(signs, scores, skipped, reward.dimensions)
 
     best_by = "eval/accuracy" if reward.export == "best" else None
     task = supervised.Supervised(
@@ -58,6 +61,25 @@ def train(config: Config, run: Run, start: Start = "new") -> str:
     export = group.export("reward", run.directory.export("reward"), card=card)
     run.topology.stop_learners()
     return export
+
+
+def measured(
+    signs: Mapping[str, Mapping[str, int]],
+    scores: Mapping[str, np.ndarray],
+    skipped: Sequence[str],
+    dimensions: Sequence[str],
+) -> dict[str, float]:
+    """`eval/` metrics of the held-out pairs that could be read; `eval/skipped` counts the others. Raises DataError without any."""
+    if not scores:
+        raise DataError(
+            "held-out pairs that the reward model can read",
+            f"none of {len(signs)}: {named(skipped)}",
+            "data.pairs_eval and its videos, or data.max_prompt_tokens",
+        )
+    if skipped:
+        log.warning("%d of %d held-out pairs are left out: %s", len(skipped), len(signs), named(skipped))
+    found = agreements(by_dimension(signs, scores, dimensions)) | {"skipped": float(len(skipped))}
+    return {f"eval/{name}": value for name, value in found.items()}
 
 
 def steps_of(reward: Reward, pairs: int) -> int:

@@ -81,6 +81,12 @@ def test_a_plain_configuration_has_no_problems():
             "caption.question_slot needs {question}",
         ),
         (["caption.aggregate=summarise", "caption.summary_prompt=see"], "eval context", "caption.summary_prompt needs"),
+        (["reward.prompt_template='{context}'"], "reward", "reward.prompt_template needs {question}"),
+        (["reward.prompt_template='{question}'"], "reward", "reward.context=captions needs {context}"),
+        (["reward.captions_template=see"], "reward", "reward.captions_template needs {captions}"),
+        (["label.pairwise_prompt='{a} or {b}'"], "label", "label.context=captions needs {context}"),
+        (["label.captions_template=see"], "label", "label.captions_template needs {captions}"),
+        (["label.method=claims", "label.split=model", "label.split_prompt=see"], "label", "needs {answer}"),
         (["sft.optim.projector_lr=1.0e-5"], "sft", "sft.optim.projector_lr"),
         (["reward.optim.projector_lr=1.0e-5"], "reward", "reward.optim.projector_lr"),
         (["ppo.critic_optim.projector_lr=1.0e-5"], "ppo", "ppo.critic_optim.projector_lr"),
@@ -115,6 +121,10 @@ def test_other_stages_problems_are_not_this_ones():
         [*HANDED, "model.train_vision=true", "ppo.train_vision=false"],
         ["rollout.vision=shared"],
         ["caption.prompt=see", "caption.summary_prompt=see"],
+        ["reward.prompt_template='{question}'", "reward.evaluation_turn='{context} good ?'"],
+        ["reward.prompt_template='{question}'", "reward.captions_template=see", "reward.context=none"],
+        ["label.pairwise_prompt='{a} or {b}'", "label.captions_template=see", "label.context=none"],
+        ["label.method=claims", "label.split_prompt=see"],
         ["caption.dependent=true", "caption.conditioned=true", "caption.aggregate=summarise"],
         ["sft.train_projector=true", "sft.optim.projector_lr=1.0e-5"],
         ["reward.dimensions=[helpfulness, harmlessness]", "ppo.reward_weights={helpfulness: 1, harmlessness: -0.5}"],
@@ -130,3 +140,19 @@ def test_feedback_without_an_engine_needs_no_gpu_for_one():
     assert problems_of(changed(cuda, "label.judge={path: 'a:b'}"), "label") == []
     for stage in ("caption", "sample", "label"):
         assert "cluster.rollout.gpus is 0" in "".join(problems_of(changed(cuda), stage))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        (["label.context=none", "label.pairwise_prompt='{a} or {b}'"], "label.context=captions needs {context}"),
+        (["label.context=none", "label.captions_template=see"], "label.captions_template needs {captions}"),
+        (["reward.context=none", "reward.prompt_template='{question}'"], "reward.context=captions needs {context}"),
+        (["label.judge={path: 'a:b'}"], "a function reads no captions"),
+        (["context.num_frames=4", "label.show_video=false"], "context.num_frames"),
+    ],
+)
+def test_a_study_of_contexts_needs_a_place_for_each_of_them(changes, named):
+    found = problems_of(changed(*changes), "eval context")
+    assert len(found) == 1 and named in found[0]
+    assert problems_of(changed(*changes)) == []

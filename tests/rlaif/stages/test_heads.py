@@ -68,7 +68,7 @@ def both_sides(config, run, rows):
     checkpoints = run.checkpoints("reward", 1)
     group = run.topology.learners(supervised.learner_spec(config, config.reward, "reward", "reward"))
     group.load(checkpoints, checkpoints.at(2))
-    learners = group.score_pairs(rows, config.reward)
+    learners, _ = group.score_pairs(rows, config.reward)
     run.topology.stop_learners()
     pool, actors = run.topology.rewards(str(run.directory.export("reward")), BUDGET), {}
     for part in chunks(rows, config.cluster.learner.actors):  # what one rank scores, one actor scores

@@ -5,12 +5,15 @@ from __future__ import annotations
 from contextlib import nullcontext
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from cluster.checkpoint import Checkpoints
 from rlaif.config.schema import Saving
+from rlaif.errors import DataError
 from rlaif.stages import supervised
 from rlaif.stages.best import Best
+from rlaif.stages.reward import measured
 
 
 class Group:
@@ -85,3 +88,13 @@ def test_without_a_metric_the_newest_are_kept(trained):
 def test_accuracies_that_are_no_numbers_make_no_best(trained):
     best, checkpoints, _ = trained([float("nan"), float("nan")])
     assert best == Best() and checkpoints.iterations() == [2]
+
+
+def test_held_out_pairs_that_cannot_be_read_are_counted(caplog):
+    signs = {name: {"overall": 1} for name in ("a", "b", "c")}
+    scores = {"a": np.array([[2.0], [1.0]]), "b": np.array([[0.0], [1.0]])}
+    found = measured(signs, scores, ["c.mp4: 9 positions, over the limit of 8"], ["overall"])
+    assert (found["eval/accuracy"], found["eval/pairs"], found["eval/skipped"]) == (0.5, 2, 1)
+    assert "1 of 3 held-out pairs are left out: c.mp4" in caplog.text
+    with pytest.raises(DataError, match=r"none of 3: c\.mp4[\s\S]*data\.max_prompt_tokens"):
+        measured(signs, {}, ["c.mp4: 9 positions, over the limit of 8"] * 3, ["overall"])

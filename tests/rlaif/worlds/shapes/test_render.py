@@ -47,7 +47,9 @@ def test_the_same_frames_are_the_same_bytes(tmp_path):
             render.write_mp4(tmp_path / "again.mp4", frames)
             seen.add((tmp_path / "again.mp4").read_bytes())
     assert [len(seen) for seen in found] == [1] * len(videos)
-    assert all(b" mbtree=0 " in seen.pop() for seen in found)  # what x264 notes in the file; luck can hide the difference
+    assert all(
+        b" mbtree=0 " in seen.pop() for seen in found
+    )  # what x264 notes in the file; luck can hide the difference
 
 
 def test_shapes_look_different():
