@@ -93,6 +93,8 @@ class Label(Section):
         "Question: {question}\nAnswer: {answer}\nList every statement of fact in the answer, one per line, each line "
         "beginning with a dash and understandable by itself."
     )
+    split_tokens: int = Field(512, ge=1)
+    """Tokens of such a list at most; an answer whose list is longer is masked as `cut`."""
     claim_prompt: str = "{context}{claim} Is that so? Please answer yes or no."
     yes_no: tuple[str, str] = ("yes", "no")
     reference: str | None = None

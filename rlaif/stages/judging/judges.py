@@ -28,8 +28,6 @@ from rlaif.records import Masked, Prompt, Sample
 from rlaif.seeds import derive
 from rlaif.stages.run import Run
 
-SPLIT_TOKENS = 512
-"""Length of a judge's list of claims."""
 BYTES_PER_TOKEN = 4
 """Of English, about: for the budget of captions in front of a server, whose tokenizer is not known."""
 SPENT = "judge/spent.json"
@@ -96,7 +94,8 @@ class ModelJudge:
     def write(self, questions: Sequence[Question]) -> dict[str, str | Masked]:
         found: dict[str, str | Masked] = {}
         pool, seed = self._pool(), derive(self._config.seed, "judge")
-        pool.submit("judge", self._prompts(questions), 1, seed, Sampling(temperature=0.0, max_tokens=SPLIT_TOKENS))
+        whole = Sampling(temperature=0.0, max_tokens=self._config.label.split_tokens)
+        pool.submit("judge", self._prompts(questions), 1, seed, whole)
         for answers in pool.results("judge", self._config.cluster.collective_timeout_s):
             found |= {sample.prompt.prompt_id: _whole(sample) for sample in answers.samples}
             found |= {failure.prompt_id: Masked(failure.reason) for failure in answers.failures}
@@ -125,7 +124,7 @@ class ServerJudge:
         cache = str(run.shared.path / "judge" / "replies")
         self.name, self._client, self._directory = name_of(server), run.topology.client(), run.shared
         self._frames = frames_of(config, self._client)
-        options = EndpointOptions(server, max_tokens=SPLIT_TOKENS, cache=cache)
+        options = EndpointOptions(server, max_tokens=config.label.split_tokens, cache=cache)
         self._server, self._account, self._kept = server, f"{server.model} at {server.origin or server.address}", 0.0
         self._endpoint = Endpoint(options, Usage(**self._ledger().get(self._account, {})), self._keep)
         self._replies: list[tuple[str, dict]] = []
@@ -205,11 +204,9 @@ def make_judge(config: Config, run: Run, judge: str | Server) -> Judge:
 
 def _whole(sample: Sample) -> str | Masked:
     """A list that was cut would be judged without its end."""
-    return (
-        Masked(f"cut: the reply was cut at {SPLIT_TOKENS} tokens")
-        if sample.finish_reason == "length"
-        else sample.response
-    )
+    if sample.finish_reason == "length":
+        return Masked(f"cut: the list was cut at {len(sample.response_ids)} tokens, label.split_tokens")
+    return sample.response
 
 
 def _masked(outcome: Unanswered) -> Masked:

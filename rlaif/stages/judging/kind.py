@@ -45,7 +45,7 @@ def _asked(config: Config) -> dict[str, Any]:
     options = config.label
     found = _picked(options, ("context", "show_video", *OF_METHOD[options.method]))
     if options.method == "claims" and options.split == "model":
-        found["split_prompt"] = options.split_prompt
+        found |= _picked(options, ("split_prompt", "split_tokens"))
     if options.context != "none":
         found |= _picked(options, OF_CONTEXT)
     if options.show_video:

@@ -200,6 +200,26 @@ def test_labels_that_are_missing_are_named(fed, make_config, world, tmp_path):
         pairs.pairs(nowhere, run)
 
 
+def test_a_list_of_claims_that_was_cut_is_masked(fed):
+    """An untrained judge rarely ends its list by itself."""
+    config, _, run, _ = fed
+    options = {"split": "model", "split_tokens": 3}
+    listing = config.model_copy(
+        update={
+            "label": config.label.model_copy(update=options),
+            "data": config.data.model_copy(update={"labels": "{run}/feedback/listed.jsonl"}),
+        }
+    )
+    report = label.label(listing, run)
+    reason = "cut: the list was cut at 3 tokens, label.split_tokens"
+    assert report["masked"].get(reason, 0) > report["answers"] / 2 and report["again"] == 0
+    assert any(
+        score.get("masked") == reason
+        for row in rows_of(listing, listing.data.labels, "prompt_id")
+        for score in row["scores"]
+    )
+
+
 def test_a_judge_without_the_words_is_refused(fed):
     config, _, run, _ = fed
     strange = config.model_copy(

@@ -48,6 +48,7 @@ DECIDE = {
     "comparisons": (of(), {"label__comparisons": 2}),
     "split": (of(method="claims"), {"label__split": "model"}),
     "split_prompt": (of(method="claims", split="model"), {"label__split_prompt": "{answer}"}),
+    "split_tokens": (of(method="claims", split="model"), {"label__split_tokens": 9}),
     "claim_prompt": (of(method="claims"), {"label__claim_prompt": "{context}{claim}"}),
     "yes_no": (of(method="claims"), {"label__yes_no": ("true", "false")}),
     "frames": (of(), {"video__num_frames": 4}),
