@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,22 @@ def agreement(pairs: Sequence[Compared]) -> dict[str, Any]:
         "dimension": _by(pairs, lambda pair: pair.dimension),
         "prompt_type": _by([pair for pair in pairs if pair.prompt_type], lambda pair: pair.prompt_type),
     }
+
+
+def groups(found: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """What is found by dimension and by prompt type, each with the name that a table or a picture shows."""
+    for kind in ("dimension", "prompt_type"):
+        for name, one in found[kind].items():
+            yield f"{kind}: {name}", one
+
+
+def prompt_type(row: Mapping[str, Any]) -> str:
+    """What the row of a pair or a prompt says its prompt is: SafeSora's type, `provenance.prompt_type`, or a field
+    `prompt_type` or `kind`; empty where it does not say."""
+    nested = [row.get(name) for name in ("safety", "provenance")]
+    told = [one.get("prompt_type") for one in nested if isinstance(one, Mapping)]
+    said = next(filter(None, [*told, row.get("prompt_type"), row.get("kind")]), "")
+    return said if isinstance(said, str) else ""
 
 
 def _by(pairs: Iterable[Compared], group_of: Callable[[Compared], str]) -> dict[str, Any]:

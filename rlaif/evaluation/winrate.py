@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,16 @@ import numpy as np
 
 from rlaif.errors import DataError
 from rlaif.evaluation.intervals import wilson
+from rlaif.records import Outcome, Scored
 
 Scores = Mapping[str, Mapping[str, float | None]]
 """model -> prompt_id -> score; None or not finite where there is none."""
 Verdicts = Mapping[str, Mapping[tuple[str, str], float | None]]
 """prompt_id -> (model, another) -> 1 where the first's answer is better, 0 where the other's is, 1/2 for a tie, or None."""
+Outcomes = Mapping[str, Mapping[str, Outcome]]
+"""prompt_id -> model -> what a reward says of its answer."""
+Types = Mapping[str, str]
+"""prompt_id -> what kind of prompt it is; empty where nobody says."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,43 @@ class WinMatrix:
         }
 
 
+@dataclass(frozen=True)
+class WinRates:
+    """Win matrices of the same models: over all prompts, by dimension and by prompt type."""
+
+    overall: WinMatrix
+    dimension: dict[str, WinMatrix]
+    """By part of the reward, where it has several; a judge has none."""
+    prompt_type: dict[str, WinMatrix]
+    """Of the prompts of each type; prompts without one are left out."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The overall matrix, and beside it `dimension` and `prompt_type`, which hold more of them."""
+        groups = {"dimension": self.dimension, "prompt_type": self.prompt_type}
+        return self.overall.to_json() | {
+            kind: {name: matrix.to_json() for name, matrix in matrices.items()} for kind, matrices in groups.items()
+        }
+
+
+def outcome_rates(outcomes: Outcomes, weighted: Outcomes, models: Sequence[str], types: Types) -> WinRates:
+    """By the totals of `weighted`, and by dimension by the parts of `outcomes`, as they were before any weights."""
+    scores = _scores(weighted, models, lambda one: one.value)
+    by_type = {
+        name: win_matrix({model: _only(scores[model], types, name) for model in models}, models)
+        for name in _type_names(types)
+    }
+    known = [one for of in outcomes.values() for one in of.values() if isinstance(one, Scored)]
+    parts = {name for one in known for name in one.parts}
+    by_part = {name: _part_matrix(outcomes, models, name) for name in sorted(parts)} if len(parts) > 1 else {}
+    return WinRates(win_matrix(scores, models), by_part, by_type)
+
+
+def verdict_rates(verdicts: Verdicts, models: Sequence[str], types: Types) -> WinRates:
+    """Of a judge, who has one opinion, whatever the dimension."""
+    by_type = {name: verdict_matrix(_only(verdicts, types, name), models) for name in _type_names(types)}
+    return WinRates(verdict_matrix(verdicts, models), {}, by_type)
+
+
 def win_matrix(scores: Scores, models: Sequence[str] | None = None) -> WinMatrix:
     """The matrix of `models` (default: all, by name). A prompt without both scores is left out of that pair of models.
 
@@ -71,6 +113,35 @@ def verdict_matrix(verdicts: Verdicts, models: Sequence[str]) -> WinMatrix:
             i, j, value = names.index(one), names.index(other), _number(share)
             won[i, j, place], won[j, i, place] = value, 1 - value
     return _matrix(names, won, (~np.isnan(won)).any(axis=1))
+
+
+def _part_matrix(outcomes: Outcomes, models: Sequence[str], part: str) -> WinMatrix:
+    """Of the prompts with an answer that has the part; those of which every answer is masked might have had it."""
+    asked = {}
+    for prompt, of in outcomes.items():
+        known = [one for one in of.values() if isinstance(one, Scored)]
+        if not known or any(part in one.parts for one in known):
+            asked[prompt] = of
+    return win_matrix(_scores(asked, models, lambda one: one.parts.get(part)), models)
+
+
+def _scores(outcomes: Outcomes, models: Sequence[str], value: Callable[[Scored], float | None]) -> Scores:
+    return {
+        name: {
+            prompt: value(of[name]) if isinstance(of[name], Scored) else None
+            for prompt, of in outcomes.items()
+            if name in of
+        }
+        for name in models
+    }
+
+
+def _type_names(types: Types) -> list[str]:
+    return sorted(set(types.values()) - {""})
+
+
+def _only(by_prompt: Mapping[str, Any], types: Types, name: str) -> dict[str, Any]:
+    return {prompt: one for prompt, one in by_prompt.items() if types[prompt] == name}
 
 
 def _matrix(names: tuple[str, ...], won: np.ndarray, held: np.ndarray) -> WinMatrix:

@@ -1,14 +1,19 @@
-"""A win matrix as a picture, readable on light and on dark pages."""
+"""Win matrices as one picture, readable on light and on dark pages."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from xml.sax.saxutils import escape, quoteattr
 
 from rlaif.evaluation.winrate import WinMatrix
 
 CELL, GAP, FONT = 76, 2, 13
 """Pixels; so are all lengths here. FONT is the size of labels."""
+COLUMNS = 3
+"""Panels side by side."""
+TITLE = 24
+"""Height of the picture's title."""
 LETTER = 0.62 * FONT
 """Width of a letter, on the safe side."""
 LABEL = "#7a7a7a"
@@ -18,26 +23,41 @@ LOSS, EVEN, WIN = (178, 84, 36), (236, 236, 232), (33, 102, 172)
 UNKNOWN = (150, 150, 150)
 
 
-def svg(matrix: WinMatrix, title: str = "Win rate: row beats column") -> str:
-    """One cell per pair of models with its rate; interval and number of prompts in the tooltip."""
-    longest = max((len(name) for name in matrix.models), default=0) * LETTER
-    side, size = longest + 12, CELL * len(matrix.models)
-    top = 34 + longest * math.sin(math.radians(40)) + FONT
-    overhang = longest * math.cos(math.radians(40))  # the last column's label leans out to the right
-    width = max(side + size + overhang, len(title) * LETTER) + 12
-    height = top + size + 12
-    parts = [
+def svg(matrices: Mapping[str, WinMatrix], title: str = "Win rate: row beats column") -> str:
+    """A panel per matrix under its name, COLUMNS side by side; all matrices are of the same models.
+
+    One cell per pair of models with its rate; interval and number of prompts in the tooltip.
+    """
+    panels = [_panel(matrix, name) for name, matrix in matrices.items()]
+    across, down = max(width for _, width, _ in panels), max(height for _, _, height in panels)
+    columns = min(COLUMNS, len(panels))
+    width = max(columns * across, len(title) * LETTER + 12)
+    height = TITLE + -(-len(panels) // columns) * down
+    lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" '
         f'height="{height:.0f}" role="img" aria-label={quoteattr(title)} font-family="sans-serif" font-size="{FONT}">',
         f'<text x="6" y="20" fill="{LABEL}" font-weight="bold">{escape(title)}</text>',
     ]
-    for number, name in enumerate(matrix.models):
+    for number, (parts, _, _) in enumerate(panels):
+        x, y = number % columns * across, TITLE + number // columns * down
+        lines += [f'<g transform="translate({x:.1f} {y:.1f})">', *parts, "</g>"]
+    return "\n".join([*lines, "</svg>"]) + "\n"
+
+
+def _panel(matrix: WinMatrix, name: str) -> tuple[list[str], float, float]:
+    """(elements, width, height)."""
+    longest = max((len(model) for model in matrix.models), default=0) * LETTER
+    side, size = longest + 12, CELL * len(matrix.models)
+    top = 34 + longest * math.sin(math.radians(40)) + FONT
+    overhang = longest * math.cos(math.radians(40))  # the last column's label leans out to the right
+    parts = [f'<text x="6" y="20" fill="{LABEL}" font-weight="bold">{escape(name)}</text>']
+    for number, model in enumerate(matrix.models):
         middle = (number + 0.5) * CELL
-        parts.append(_row_label(side - 8, top + middle, name))
-        parts.append(_column_label(side + middle, top - 8, name))
+        parts.append(_row_label(side - 8, top + middle, model))
+        parts.append(_column_label(side + middle, top - 8, model))
     for i in range(len(matrix.models)):
         parts += [_cell(matrix, i, j, side + j * CELL, top + i * CELL) for j in range(len(matrix.models))]
-    return "\n".join([*parts, "</svg>"]) + "\n"
+    return parts, max(side + size + overhang, len(name) * LETTER) + 12, top + size + 12
 
 
 def _row_label(x: float, y: float, name: str) -> str:

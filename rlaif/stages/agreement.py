@@ -88,11 +88,8 @@ def compared(record: Preference, margin: Margin) -> Iterator[Compared]:
 
 
 def prompt_type(record: Preference) -> str:
-    """What the record says its prompt is: SafeSora's type, `provenance.prompt_type`, or a field `prompt_type` or `kind`."""
-    further = record.native.get("rlaif", {})
-    said = record.safety.get("prompt_type") or record.provenance.get("prompt_type")
-    said = said or further.get("prompt_type") or further.get("kind")
-    return said if isinstance(said, str) else ""
+    fields = {"safety": record.safety, "provenance": record.provenance}
+    return rates.prompt_type(record.native.get("rlaif", {}) | fields)
 
 
 # -- who is compared
@@ -225,8 +222,7 @@ def _prompt(record: Preference) -> Prompt:
 
 def table(found: dict) -> str:
     """A line per group as a Markdown table."""
-    groups = [("overall", found["overall"])]
-    groups += [(f"{kind}: {name}", rate) for kind in ("dimension", "prompt_type") for name, rate in found[kind].items()]
+    groups = [("overall", found["overall"]), *rates.groups(found)]
     lines = [f"agreement of {found['by']} with {found['file']}", ""]
     lines += ["| | agreement | 95 % interval | pairs | ties | no verdict |", "|---|---|---|---|---|---|"]
     for name, rate in groups:

@@ -6,13 +6,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 
-from actors.reward import Answer, RewardPool, check_weights, load_function, read_card
+from actors.reward import Answer, RewardPool, check_weights, dimensions_of, load_function, read_card, scored
 from cluster.remote import ask
 from rlaif.config.schema import Config
 from rlaif.config.section import Function
 from rlaif.errors import ConfigError, ContractError
 from rlaif.models.check import require_model
-from rlaif.records import Key, Outcome, Prompt
+from rlaif.records import Key, Masked, Outcome, Prompt
 from rlaif.stages.judging.cases import Case
 from rlaif.stages.judging.kind import kind_of
 from rlaif.stages.label import Labelled, label_store, labelled
@@ -41,26 +41,35 @@ def require_reward(config: Config, weights: Mapping[str, float] | None = None) -
         raise ConfigError(f"{HEAD} in {reward}", "no such file", "ppo.reward, or run `rlaif reward` again")
 
 
-def rewarded(
-    config: Config,
-    run: Run,
-    answers: Sequence[tuple[Prompt, Sequence[str]]],
-    weights: Mapping[str, float] | None = None,
-) -> list[list[Outcome]]:
-    """What `ppo.reward` says of each prompt's answers, on the reward actors, in the order given.
-
-    weights: factors of its dimensions in the score; None: each part as it is.
-    """
+def rewarded(config: Config, run: Run, answers: Sequence[tuple[Prompt, Sequence[str]]]) -> list[list[Outcome]]:
+    """What `ppo.reward` says of each prompt's answers, on the reward actors, in the order given, without weights."""
     captions = context_of(config, [prompt for prompt, _ in answers])
     asked = [
         Answer((prompt.prompt_id, index), prompt, captions[prompt.prompt_id], text)
         for prompt, texts in answers
         for index, text in enumerate(texts)
     ]
-    pool = run.topology.rewards(config.ppo.reward, config.ppo.tokens_per_microbatch, weights)
+    pool = run.topology.rewards(config.ppo.reward, config.ppo.tokens_per_microbatch)
     found = outcomes(pool, asked)
     run.topology.stop_rewards()
     return [[found[prompt.prompt_id, index] for index in range(len(texts))] for prompt, texts in answers]
+
+
+def weighted(config: Config, found: Sequence[Sequence[Outcome]]) -> list[list[Outcome]]:
+    """The same with `ppo.reward_weights`, which `require_reward` has checked: what PPO's reward actors say."""
+    weights = config.ppo.reward_weights
+    if not weights:
+        return [list(outcomes) for outcomes in found]
+    factors = [weights[name] for name in dimensions_of(read_card(config.ppo.reward))]
+    return [[_weighted(one, factors) for one in outcomes] for outcomes in found]
+
+
+def _weighted(outcome: Outcome, factors: Sequence[float]) -> Outcome:
+    if isinstance(outcome, Masked):
+        return outcome
+    # by place, as the part of a single dimension is not called like the dimension
+    parts = zip(outcome.parts.items(), factors, strict=True)
+    return scored({name: factor * value for (name, value), factor in parts})
 
 
 def outcomes(pool: RewardPool, asked: Sequence[Answer]) -> dict[Key, Outcome]:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from rlaif.config.schema import Config
 from rlaif.errors import ConfigError, DataError
-from rlaif.evaluation.winrate import WinMatrix, verdict_matrix, win_matrix
+from rlaif.evaluation.agreement import groups, prompt_type
+from rlaif.evaluation.winrate import WinRates, outcome_rates, verdict_rates
 from rlaif.evaluation.winrate_svg import svg
 from rlaif.models.check import fingerprint, require_model
 from rlaif.records import Masked, Prompt
@@ -20,16 +21,19 @@ from rlaif.stages.evaluate import command
 from rlaif.stages.judging.cases import Case, cases_of, reasons
 from rlaif.stages.judging.report import server
 from rlaif.stages.run import Run
-from rlaif.stages.scoring import judged, require_reward, rewarded
+from rlaif.stages.scoring import judged, require_reward, rewarded, weighted
 
 log = logging.getLogger(__name__)
 
 Answers = Mapping[str, Mapping[str, str]]
 """prompt_id -> model's name -> its answer, as far as there is one."""
+Measured = tuple[str, WinRates, dict[str, int], dict]
+"""Who decided, the matrices, why answers have no verdict, and what a server took."""
 
 
 def winrate(config: Config, run: Run) -> dict:
-    """The win matrix (wins + its transpose = 1, diagonal 1/2), as `eval/winrate.json` and `eval/winrate.svg`.
+    """The win matrix (wins + its transpose = 1, diagonal 1/2) overall, by dimension and by prompt type, as
+    `eval/winrate.json` and `eval/winrate.svg`.
 
     Each model enters with its first answer to a prompt. Raises ConfigError for less than two models, DataError for a model
     that has no answers, or where no two models have answered the same prompt.
@@ -44,13 +48,13 @@ def winrate(config: Config, run: Run) -> dict:
     if not asked:
         raise DataError("prompts that two of the models have answered", "none", "rlaif sample, for the same prompts")
     measure = {"reward": by_reward, "judge": by_judge}[config.winrate.by]
-    name, matrix, masked, spent = measure(config, run, asked, answers, list(names))
-    found = {"command": command(), "by": name, **matrix.to_json(), "paths": dict(names), "masked": masked, **spent}
+    name, rates, masked, spent = measure(config, run, asked, answers, list(names))
+    found = {"command": command(), "by": name, **rates.to_json(), "paths": dict(names), "masked": masked, **spent}
     found["unanswered"] = {one: sum(one not in answers[prompt.prompt_id] for prompt in prompts) for one in names}
     if masked or any(found["unanswered"].values()):
         log.warning("prompts without an answer: %s; answers without a verdict: %s", found["unanswered"], masked)
     run.directory.write_eval("winrate", found)
-    run.directory.write_text("eval/winrate.svg", svg(matrix))
+    run.directory.write_text("eval/winrate.svg", svg({"overall": rates.overall, **dict(groups(vars(rates)))}))
     return found
 
 
@@ -99,37 +103,47 @@ def first_answers(config: Config, names: Mapping[str, str], prompts: Sequence[Pr
     return answers
 
 
-def by_reward(
-    config: Config, run: Run, prompts: Sequence[Prompt], answers: Answers, names: Sequence[str]
-) -> tuple[str, WinMatrix, dict[str, int], dict]:
-    """By the scores of `ppo.reward`."""
-    told = [[answers[prompt.prompt_id].get(name) for name in names] for prompt in prompts]
-    there = [[text for text in texts if text is not None] for texts in told]
-    found = rewarded(config, run, list(zip(prompts, there, strict=True)), config.ppo.reward_weights)
-    scores: dict[str, dict[str, float | None]] = {name: {} for name in names}
-    for prompt, texts, outcomes in zip(prompts, told, found, strict=True):
-        present = [name for name, text in zip(names, texts, strict=True) if text is not None]
-        for name, outcome in zip(present, outcomes, strict=True):
-            scores[name][prompt.prompt_id] = None if isinstance(outcome, Masked) else outcome.value
-    masked = Counter(one.reason for part in found for one in part if isinstance(one, Masked))
+def by_reward(config: Config, run: Run, prompts: Sequence[Prompt], answers: Answers, names: Sequence[str]) -> Measured:
+    """By the scores of `ppo.reward`, and by dimension by their parts."""
+    told = [_present(answers, prompt, names) for prompt in prompts]
+    asked = [(prompt, list(texts.values())) for prompt, texts in zip(prompts, told, strict=True)]
+    found = rewarded(config, run, asked)
+    totals = weighted(config, found)
+    by_prompt = [
+        {
+            prompt.prompt_id: dict(zip(texts, outcomes, strict=True))
+            for prompt, texts, outcomes in zip(prompts, told, said, strict=True)
+        }
+        for said in (found, totals)
+    ]
+    masked = Counter(one.reason for part in totals for one in part if isinstance(one, Masked))
     reward = config.ppo.reward
-    return reward if isinstance(reward, str) else reward.path, win_matrix(scores, names), dict(masked), {}
+    name = reward if isinstance(reward, str) else reward.path
+    return name, outcome_rates(*by_prompt, names, _types(prompts)), dict(masked), {}
 
 
-def by_judge(
-    config: Config, run: Run, prompts: Sequence[Prompt], answers: Answers, names: Sequence[str]
-) -> tuple[str, WinMatrix, dict[str, int], dict]:
+def _present(answers: Answers, prompt: Prompt, names: Sequence[str]) -> dict[str, str]:
+    """The answers to a prompt, in the order of the names."""
+    given = answers[prompt.prompt_id]
+    return {name: given[name] for name in names if name in given}
+
+
+def _types(prompts: Sequence[Prompt]) -> dict[str, str]:
+    return {prompt.prompt_id: prompt_type(prompt.extra) for prompt in prompts}
+
+
+def by_judge(config: Config, run: Run, prompts: Sequence[Prompt], answers: Answers, names: Sequence[str]) -> Measured:
     """By the judge of `label`: every two answers in both orders, or the claims of each."""
     every = config.model_copy(update={"label": config.label.model_copy(update={"comparisons": None})})
-    present = [[name for name in names if name in answers[prompt.prompt_id]] for prompt in prompts]
-    told = [[answers[prompt.prompt_id][name] for name in who] for prompt, who in zip(prompts, present, strict=True)]
-    cases = cases_of(config, list(zip(prompts, told, strict=True)))
+    told = [_present(answers, prompt, names) for prompt in prompts]
+    cases = cases_of(config, [(prompt, list(texts.values())) for prompt, texts in zip(prompts, told, strict=True)])
     judge, rows, spent = judged(every, run, cases, "winrate")
     verdicts = {
-        case.prompt.prompt_id: verdicts_of(case, who, row) for case, who, row in zip(cases, present, rows, strict=True)
+        case.prompt.prompt_id: verdicts_of(case, list(texts), row)
+        for case, texts, row in zip(cases, told, rows, strict=True)
     }
     masked = Counter(reason for row in rows for reason in reasons(row))
-    return judge, verdict_matrix(verdicts, names), dict(masked), server(config, rows, spent)
+    return judge, verdict_rates(verdicts, names, _types(prompts)), dict(masked), server(config, rows, spent)
 
 
 def verdicts_of(case: Case, names: Sequence[str], row: dict) -> dict[tuple[str, str], float | None]:
@@ -155,9 +169,18 @@ def _share(winner: int | None) -> float | None:
 
 
 def table(found: dict) -> str:
-    """The matrix as a Markdown table: how often the row's model wins against the column's."""
+    """The matrices as a Markdown table: how often the row's model wins against the column's; overall with 95 % intervals."""
     names = found["models"]
-    lines = ["| row beats column | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 1)]
-    for name, row in zip(names, found["wins"], strict=True):
-        lines.append(f"| {name} | " + " | ".join("" if cell is None else f"{cell:.3f}" for cell in row) + " |")
+    lines = ["| | row beats column | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 2)]
+    for title, matrix in [("overall", found), *groups(found)]:
+        for i, name in enumerate(names):
+            cells = [_cell(matrix, i, j, matrix is found) for j in range(len(names))]
+            lines.append(f"| {title} | {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _cell(matrix: dict, i: int, j: int, interval: bool) -> str:
+    rate, low, high = (matrix[name][i][j] for name in ("wins", "low", "high"))
+    if rate is None:
+        return ""
+    return f"{rate:.3f}" + (f" ({low:.3f} to {high:.3f})" if interval and low is not None else "")

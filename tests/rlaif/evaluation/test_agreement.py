@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlaif.evaluation.agreement import Compared, agreement
+from rlaif.evaluation.agreement import Compared, agreement, groups, prompt_type
 from rlaif.evaluation.intervals import wilson
 
 
@@ -47,6 +47,26 @@ def test_overall_and_by_group():
     assert found["dimension"]["helpfulness"]["agreement"] == 0.5
     assert found["dimension"]["harmlessness"]["agreement"] == 1.0
     assert {name: rate["agreement"] for name, rate in found["prompt_type"].items()} == {"critical": 0, "neutral": 0.75}
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"safety": {"prompt_type": "a"}, "provenance": {"prompt_type": "b"}, "prompt_type": "c", "kind": "d"}, "a"),
+        ({"safety": {}, "provenance": {"prompt_type": "b"}, "prompt_type": "c", "kind": "d"}, "b"),
+        ({"safety": "no fields", "provenance": None, "prompt_type": "c", "kind": "d"}, "c"),
+        ({"prompt_type": "", "kind": "d"}, "d"),
+        ({"kind": 3}, ""),
+        ({}, ""),
+    ],
+)
+def test_what_a_row_says_its_prompt_is(row, told):
+    assert prompt_type(row) == told
+
+
+def test_groups_are_named_for_a_reader():
+    found = {"overall": 0, "dimension": {"x": 1, "y": 2}, "prompt_type": {"x": 3}}
+    assert list(groups(found)) == [("dimension: x", 1), ("dimension: y", 2), ("prompt_type: x", 3)]
 
 
 def test_nothing_to_compare():

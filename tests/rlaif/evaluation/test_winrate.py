@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from rlaif.errors import DataError
 from rlaif.evaluation.intervals import wilson
-from rlaif.evaluation.winrate import verdict_matrix, win_matrix
-from rlaif.evaluation.winrate_svg import LABEL, LETTER, _colour, _ink, svg
+from rlaif.evaluation.winrate import outcome_rates, verdict_matrix, verdict_rates, win_matrix
+from rlaif.evaluation.winrate_svg import COLUMNS, LABEL, LETTER, _colour, _ink, svg
+from rlaif.records import Masked, Scored
 
 MODELS = ("HSXL", "MST2V", "VC1", "VC2")
 PUBLISHED = {
@@ -106,19 +107,139 @@ def test_a_matrix_and_its_mirror_sum_to_one(scores):
     assert (found.wins[inside] <= found.high[inside] + 1e-12).all()
 
 
+# -- by dimension and by prompt type
+
+
+def said(**parts: float) -> Scored:
+    return Scored(sum(parts.values()), parts)
+
+
+OUTCOMES = {
+    "1": {"a": said(help=3, harm=1), "b": said(help=2, harm=2), "c": said(help=1, harm=3.5)},
+    "2": {"a": said(help=3, harm=0), "b": said(help=3, harm=1), "c": said(help=0, harm=2)},
+    "3": {"a": Masked("no verdict"), "b": said(help=1, harm=0), "c": said(help=0, harm=1)},
+    "4": {"a": said(help=2, harm=0), "b": said(help=1, harm=5)},
+}
+"""The order of the models in `harm` is that in `help` turned round; two answers are equal in `help`, one is masked, one is
+not there."""
+TYPES = {"1": "how", "2": "who", "3": "how", "4": ""}
+UPPER = {
+    "overall": ([1 / 6, 1 / 2, 1 / 2], [3, 2, 3]),
+    "help": ([2.5 / 3, 1, 1], [3, 2, 3]),
+    "harm": ([0, 0, 0], [3, 2, 3]),
+    "how": ([0.5, 0, 0.25], [1, 1, 2]),
+    "who": ([0, 1, 1], [1, 1, 1]),
+}
+"""By hand: a against b, a against c, b against c, and how many prompts that is."""
+
+
+def check_by_hand(matrix, rates, counts):
+    cells = [(0, 1), (0, 2), (1, 2)]
+    assert matrix.models == ("a", "b", "c") and np.allclose(matrix.wins + matrix.wins.T, 1)
+    for (i, j), rate, count in zip(cells, rates, counts, strict=True):
+        assert (matrix.wins[i, j], matrix.prompts[i, j]) == (pytest.approx(rate), count)
+        assert (matrix.low[i, j], matrix.high[i, j]) == pytest.approx(wilson(rate * count, count))
+
+
+def test_rates_overall_by_dimension_and_by_prompt_type():
+    found = outcome_rates(OUTCOMES, OUTCOMES, "abc", TYPES)
+    assert (list(found.dimension), list(found.prompt_type)) == (["harm", "help"], ["how", "who"])
+    for name, matrix in {"overall": found.overall, **found.dimension, **found.prompt_type}.items():
+        check_by_hand(matrix, *UPPER[name])
+    missing = {"a": 1, "b": 0, "c": 1}
+    assert found.overall.missing == found.dimension["help"].missing == found.dimension["harm"].missing == missing
+    assert found.prompt_type["how"].missing == {"a": 1, "b": 0, "c": 0}
+    assert found.prompt_type["who"].missing == {"a": 0, "b": 0, "c": 0}
+
+
+def test_rates_as_json():
+    found = outcome_rates(OUTCOMES, OUTCOMES, "abc", TYPES)
+    told = found.to_json()
+    groups = {"dimension": told.pop("dimension"), "prompt_type": told.pop("prompt_type")}
+    assert (
+        told == found.overall.to_json()
+        and told
+        == win_matrix(
+            {
+                "a": {"1": 4, "2": 3, "3": None, "4": 2},
+                "b": {"1": 4, "2": 4, "3": 1, "4": 6},
+                "c": {"1": 4.5, "2": 2, "3": 1},
+            }
+        ).to_json()
+    )
+    assert groups["dimension"].keys() == {"harm", "help"} and groups["prompt_type"].keys() == {"how", "who"}
+    for name, one in {**groups["dimension"], **groups["prompt_type"]}.items():
+        assert one.keys() == {"models", "wins", "low", "high", "prompts", "missing"}
+        assert one["wins"][0][1:] == pytest.approx(UPPER[name][0][:2]) and one["prompts"][1][2] == UPPER[name][1][2]
+
+
+def test_weights_are_of_the_total_not_of_a_dimension():
+    turned = {
+        prompt: {
+            name: one if isinstance(one, Masked) else said(help=0.0, harm=-one.parts["harm"])
+            for name, one in of.items()
+        }
+        for prompt, of in OUTCOMES.items()
+    }
+    found = outcome_rates(OUTCOMES, turned, "abc", TYPES)
+    check_by_hand(found.overall, [1, 1, 1], [3, 2, 3])
+    check_by_hand(found.prompt_type["who"], [1, 1, 1], [1, 1, 1])
+    check_by_hand(found.dimension["harm"], *UPPER["harm"])
+    check_by_hand(found.dimension["help"], *UPPER["help"])
+
+
+def test_a_single_part_is_no_dimension():
+    outcomes = {"1": {"a": said(score=1.0), "b": said(score=0.0)}, "2": {"a": Masked("no"), "b": said(score=1.0)}}
+    found = outcome_rates(outcomes, outcomes, "ab", {"1": "", "2": ""})
+    assert found.dimension == found.prompt_type == {} and found.overall.wins[0, 1] == 1
+    assert outcome_rates({"1": {"a": Masked("no"), "b": Masked("no")}}, {}, "ab", {}).dimension == {}
+
+
+def test_a_prompt_counts_where_its_answers_have_the_part():
+    """A function may have other parts for other prompts; where every answer is masked, none can say that it has not."""
+    outcomes = {
+        "1": {"a": said(recall=1, false=0), "b": said(recall=0, false=0)},
+        "2": {"a": said(correct=0), "b": said(correct=1)},
+        "3": {"a": said(recall=0), "b": Masked("no")},
+        "4": {"a": Masked("no"), "b": Masked("no")},
+        "5": {"a": said(recall=0.5, false=-1), "b": said(recall=1)},
+    }
+    found = outcome_rates(outcomes, outcomes, "ab", dict.fromkeys(outcomes, "")).dimension
+    assert {name: one.prompts[0, 1] for name, one in found.items()} == {"correct": 1, "false": 1, "recall": 2}
+    assert {name: one.wins[0, 1] for name, one in found.items()} == {"correct": 0, "false": 0.5, "recall": 0.5}
+    assert {name: one.missing for name, one in found.items()} == {
+        **{"correct": {"a": 1, "b": 1}, "false": {"a": 1, "b": 2}},
+        "recall": {"a": 1, "b": 2},
+    }
+
+
+def test_verdicts_by_prompt_type():
+    verdicts = {"1": {("a", "b"): 1.0}, "2": {("a", "b"): 0.5}, "3": {("a", "b"): None}, "4": {("b", "a"): 1.0}}
+    found = verdict_rates(verdicts, "ab", TYPES)
+    assert found.overall.to_json() == verdict_matrix(verdicts, "ab").to_json() and found.dimension == {}
+    assert {name: one.wins[0, 1] for name, one in found.prompt_type.items()} == {"how": 1, "who": 0.5}
+    assert found.prompt_type["how"].prompts.tolist() == [[1, 1], [1, 1]]
+    assert found.prompt_type["how"].missing == {"a": 1, "b": 1} and found.prompt_type["who"].missing == {"a": 0, "b": 0}
+
+
+# -- the picture
+
+SPACE = {"s": "http://www.w3.org/2000/svg"}
+
+
 def test_the_picture():
     scores = {'a <b> & "c"': {"1": 1.0, "2": 0.0, "3": 1.0}, "rlaif": {"1": 0.0, "2": 1.0, "3": 0.0}, "none": {}}
     matrix = win_matrix(scores)
-    root = ElementTree.fromstring(svg(matrix, title='wins & "losses"'))
-    space = {"s": "http://www.w3.org/2000/svg"}
-    shown = [text.text for text in root.iterfind(".//s:g/s:text", space)]
+    root = ElementTree.fromstring(svg({"over & under": matrix}, title='wins & "losses"'))
+    shown = [text.text for text in root.iterfind("s:g/s:g/s:text", SPACE)]
     assert shown == ["0.50", "–", "0.67", "–", "0.50", "–", "0.33", "–", "0.50"]
-    labels = [text.text for text in root.iterfind("s:text", space)]
-    assert labels[0] == 'wins & "losses"' and sorted(labels[1:]) == sorted([*matrix.models, *matrix.models])
+    labels = [text.text for text in root.iterfind("s:g/s:text", SPACE)]
+    assert labels[0] == "over & under" and sorted(labels[1:]) == sorted([*matrix.models, *matrix.models])
+    assert [text.text for text in root.iterfind("s:text", SPACE)] == ['wins & "losses"']
     assert root.get("aria-label") == 'wins & "losses"'
-    tips = [title.text for title in root.iterfind(".//s:title", space)]
+    tips = [title.text for title in root.iterfind(".//s:title", SPACE)]
     assert tips[2].startswith('a <b> & "c" against rlaif: 3 prompts, 95 % interval 0.21 to 0.94')
-    fills = [rect.get("fill") for rect in root.iterfind(".//s:rect", space)]
+    fills = [rect.get("fill") for rect in root.iterfind(".//s:rect", SPACE)]
     assert len(fills) == 9 and fills[0] == fills[4] and len({fills[0], fills[1], fills[2], fills[6]}) == 4
 
 
@@ -142,13 +263,40 @@ def test_numbers_and_labels_can_be_read():
 
 
 def test_everything_lies_inside_the_picture():
+    """In its own panel, and panels do not overlap."""
     matrix = win_matrix({"a rather long name of a model": {"1": 1.0}, "b": {"1": 0.0}})
-    root = ElementTree.fromstring(svg(matrix))
+    names = [
+        "overall",
+        "dimension: one whose name is longer than two models and all that stands beside them in a panel",
+    ]
+    names += [f"prompt_type: {number}" for number in range(COLUMNS)]
+    root = ElementTree.fromstring(svg(dict.fromkeys(names, matrix)))
     width, height = float(root.get("width")), float(root.get("height"))
-    for text in root.iterfind("{http://www.w3.org/2000/svg}text[@transform]"):
-        x, y = map(float, re.match(r"translate\((\S+) (\S+)\)", text.get("transform")).groups())
+    panels = root.findall("s:g", SPACE)
+    places = [moved(panel) for panel in panels]
+    assert [panel.find("s:text", SPACE).text for panel in panels] == names and len(set(places)) == len(names)
+    wide, high = width / COLUMNS, (height - places[0][1]) / 2
+    for number, (panel, (left, top)) in enumerate(zip(panels, places, strict=True)):
+        assert left == pytest.approx(number % COLUMNS * wide, abs=1) and top - 24 == pytest.approx(
+            number // COLUMNS * high, abs=1
+        )
+        check_inside(panel, wide, high)
+
+
+def moved(element) -> tuple[float, ...]:
+    return tuple(map(float, re.match(r"translate\((\S+) (\S+)\)", element.get("transform")).groups()))
+
+
+def check_inside(panel, width, height):
+    for text in panel.iterfind("s:text", SPACE):
         along = LETTER * len(text.text)
-        assert x + along * math.cos(math.radians(40)) <= width and y - along * math.sin(math.radians(40)) >= 20
-    for rect in root.iter("{http://www.w3.org/2000/svg}rect"):
+        if text.get("transform"):
+            x, y = moved(text)
+            assert x + along * math.cos(math.radians(40)) <= width and y - along * math.sin(math.radians(40)) >= 20
+        elif text.get("text-anchor"):
+            assert float(text.get("x")) - along >= 0
+        else:
+            assert float(text.get("x")) + along <= width
+    for rect in panel.iterfind("s:g/s:rect", SPACE):
         assert 0 <= float(rect.get("x")) and float(rect.get("x")) + float(rect.get("width")) <= width
         assert 0 <= float(rect.get("y")) and float(rect.get("y")) + float(rect.get("height")) <= height

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 import xml.etree.ElementTree as ElementTree
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from adapters import write_adapter
 from without_actors import NoActors
 
-from actors.reward import CARD, card_text
+from actors.reward import CARD, ModelScorer, card_text, scored
 from rlaif.config.load import load_config
 from rlaif.config.schema import Lora, Reward
 from rlaif.errors import ConfigError, DataError
 from rlaif.models.check import fingerprint
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.models.tiny import build_tiny
+from rlaif.records import Masked
 from rlaif.rundir import RunDir
 from rlaif.stages import agreement, caption, data, scoring, winrate
 from rlaif.stages.judging.judges import make_judge
@@ -232,7 +234,82 @@ def test_the_win_matrix_of_three_models(offline, models, by):
     assert json.loads((folder / "winrate.json").read_text())["wins"] == found["wins"]
     shown = ElementTree.parse(folder / "winrate.svg").getroot()
     assert "0.83" in {text.text for text in shown.iter("{http://www.w3.org/2000/svg}text")}
-    assert "| rl | 0.667 | 0.833 | 0.500 |" in winrate.table(found)
+    assert "0.75" in {text.text for text in shown.iter("{http://www.w3.org/2000/svg}text")}
+    lines = winrate.table(found).splitlines()
+    assert lines[4] == "| overall | rl | 0.667 (0.208 to 0.939) | 0.833 (0.310 to 0.982) | 0.500 |"
+    assert "| prompt_type: describe | rl | 0.667 | 0.833 | 0.500 |" in lines
+    # a reward has parts, a judge one opinion for everything
+    assert list(found["dimension"]) == (["brevity", "detail"] if "reward" in by[0] else [])
+    for name, one in found["dimension"].items():
+        np.testing.assert_allclose(one["wins"], WINS if name == "detail" else np.transpose(WINS))
+        assert one["prompts"] == found["prompts"] and one["missing"] == found["missing"]
+    assert len(lines) == 2 + 3 * (2 + len(found["dimension"]))
+
+
+@pytest.mark.parametrize(
+    "by",
+    [
+        ("ppo.reward={path: 'opinions:length'}",),
+        ("winrate.by=judge", "label.judge={path: 'opinions:longer'}", "label.context=none"),
+    ],
+    ids=["reward", "judge"],
+)
+def test_win_rates_by_prompt_type(offline, world, models, tmp_path, by):
+    """The type is what agreement takes for it, in the row of the prompt."""
+    rows = [json.loads(line) for line in (world / "data" / "descriptions.jsonl").read_text().splitlines()]
+    told = (
+        {"prompt_type": "how"},
+        {"safety": {"prompt_type": "who"}},
+        {"provenance": {"prompt_type": "how"}},
+        {"kind": ["?"]},
+    )
+    for row, further in zip(rows, told, strict=False):
+        row |= further
+    (tmp_path / "typed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:4]))
+    config, run = offline(*by, f"winrate.prompts=[{tmp_path}/typed.jsonl]", named(models, "base", "sft", "rl"))
+    write_answers(config, models)
+    found = winrate.winrate(config, run)
+    np.testing.assert_allclose(found["wins"], WINS)
+    assert list(found["prompt_type"]) == ["how", "who"]  # the fourth has none
+    how, who = found["prompt_type"].values()
+    np.testing.assert_allclose(how["wins"], [[0.5, 0, 0], [1, 0.5, 0.25], [1, 0.75, 0.5]])
+    np.testing.assert_allclose(who["wins"], [[0.5, 1, 1], [0, 0.5, 0], [0, 1, 0.5]])
+    assert how["prompts"] == [[2, 2, 2]] * 3 and who["prompts"] == [[1, 1, 1]] * 3
+    picture = (run.directory.path / "eval" / "winrate.svg").read_text()
+    for name in (
+        "overall",
+        *(f"dimension: {one}" for one in found["dimension"]),
+        "prompt_type: how",
+        "prompt_type: who",
+    ):
+        assert picture.count(f">{name}<") == 1
+
+
+def test_weights_count_in_the_total_as_in_ppo(offline, models, tmp_path, monkeypatch):
+    """A dimension's own matrix is of what the head says, whatever it weighs in the total."""
+    two, weights = ("help", "harm"), {"harm": -2.0, "help": 0.0}
+    rm = reward_export(tmp_path / "rm", models["base"], two)
+    config, run = offline(f"ppo.reward={rm}", "ppo.reward_weights={harm: -2, help: 0}", named(models, "base", "sft"))
+    write_answers(config, models, {"base": (1, 2), "sft": (2, 3)})
+    scores = [[(3.0, 1.0), (2.0, 2.0)], [(5.0, 1e308), (5.0, 1.0)]]
+    parts = [[scored(dict(zip(two, pair, strict=True))) for pair in of] for of in scores]
+    actor = SimpleNamespace(dimensions=two, weights=[weights[name] for name in two])
+    assert scoring.weighted(config, parts) == [[ModelScorer._outcome(actor, pair) for pair in of] for of in scores]
+    monkeypatch.setattr(winrate, "rewarded", lambda *_: parts)
+    found = winrate.winrate(config, run)
+    assert found["wins"][0][1] == 1 and found["prompts"][0][1] == 1 and sum(found["masked"].values()) == 1
+    assert found["dimension"]["help"]["wins"][0][1] == 0.75 and found["dimension"]["harm"]["wins"][0][1] == 0.5
+    assert found["dimension"]["harm"]["prompts"][0][1] == 2
+
+
+def test_the_weight_of_a_single_dimension(offline, models, tmp_path):
+    """Its part is not called like it."""
+    config, _ = offline(
+        f"ppo.reward={reward_export(tmp_path / 'rm', models['base'], ('overall',))}", "ppo.reward_weights={overall: -1}"
+    )
+    assert scoring.weighted(config, [[scored(2.0), Masked("no")]]) == [[scored(-2.0), Masked("no")]]
+    plain = config.model_copy(update={"ppo": config.ppo.model_copy(update={"reward_weights": {}})})
+    assert scoring.weighted(plain, [[scored(2.0)]]) == [[scored(2.0)]]
 
 
 def test_an_adapter_competes_with_its_base(offline, models, tmp_path):
