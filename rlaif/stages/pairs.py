@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rlaif.config.schema import Config
 from rlaif.errors import ConfigError, DataError
+from rlaif.evaluation.agreement import prompt_type
 from rlaif.feedback.pair_report import report
 from rlaif.feedback.pairing import Candidate, PairOptions, ScoredPair, build
 from rlaif.preferences.files import kind, read_rows, write_rows
@@ -115,7 +116,7 @@ def _candidates(cases: Sequence[Case], store) -> Iterator[Candidate]:
 def record(pair: ScoredPair, case: Case, judge: Mapping[str, str], origins: Sequence[dict]) -> Preference:
     """origins: of the prompt's answers, by sample index."""
     chosen, rejected = pair.chosen, pair.rejected
-    provenance = {"prompt_type": kind} if (kind := case.prompt.extra.get("kind")) else {}
+    provenance = {"prompt_type": said} if (said := prompt_type(case.prompt.extra)) else {}
     for side, one in (("chosen", chosen), ("rejected", rejected)):
         provenance |= {side: origins[one.sample_index]} if origins[one.sample_index] else {}
     return Preference(

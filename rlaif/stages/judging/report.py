@@ -10,7 +10,7 @@ from dataclasses import asdict
 from actors.reward import load_function
 from rlaif.config.schema import Config
 from rlaif.config.server import Server
-from rlaif.evaluation.agreement import Compared, agreement
+from rlaif.evaluation.agreement import Compared, agreement, prompt_type
 from rlaif.feedback.budget import cost
 from rlaif.feedback.pairwise import Asked, Verdict
 from rlaif.feedback.position import position_bias
@@ -103,13 +103,12 @@ def compared(config: Config, cases: Sequence[Case], rows: Sequence[dict], failed
         for a, b in itertools.combinations(range(len(scores)), 2):
             if case.answers[a] != case.answers[b]:
                 judged = None if None in (scores[a], scores[b]) else scores[a] - scores[b]
-                kind = str(case.prompt.extra.get("kind", ""))
                 try:
                     sign = prefer(case.prompt, case.answers[a], case.answers[b])
                 except Exception as error:  # the user's own code, after everything has been asked and paid for
                     failed[f"{type(error).__name__}: {error}"] += 1
                     sign = None
-                yield Compared(judged, sign, prompt_type=kind)
+                yield Compared(judged, sign, prompt_type=prompt_type(case.prompt.extra))
 
 
 def _empty(rows: Sequence[dict]) -> int:

@@ -418,10 +418,11 @@ def test_a_reader_of_captions_keeps_the_newest(tmp_path):
     assert data.captions_by_video(tmp_path / "c.jsonl") == {("v", ""): {"": ("one",)}}
 
 
-def test_a_pair_record_of_one_origin_only():
+@pytest.mark.parametrize("extra", [{"kind": "how"}, {"safety": {"prompt_type": "how"}, "kind": "describe"}])
+def test_a_pair_record_of_one_origin_only(extra):
     origin = SimpleNamespace(prompt_id="p", sample_index=0, answer="a", score=1.0)
     other = SimpleNamespace(prompt_id="p", sample_index=1, answer="b", score=0.0)
-    prompt = SimpleNamespace(video="v.mp4", question="q", captions=(), extra={"kind": "how"})
+    prompt = SimpleNamespace(video="v.mp4", question="q", captions=(), extra=extra)
     made = pairs.record(
         SimpleNamespace(chosen=origin, rejected=other, margin=1.0),
         SimpleNamespace(prompt=prompt),
