@@ -127,7 +127,12 @@ def _add_convert(kinds: argparse._SubParsersAction) -> None:
     convert.add_argument("target", type=Path, metavar="OUT", help="its ending says what is written, as that of IN does")
     convert.add_argument("--from", dest="source_format", default="auto", metavar="NAME", help="format of IN")
     convert.add_argument("--to", dest="target_format", required=True, metavar="NAME", help="format of OUT")
-    convert.add_argument("--media", type=Path, metavar="DIR", help="where images that IN holds as bytes are kept")
+    convert.add_argument(
+        "--media",
+        type=Path,
+        metavar="DIR",
+        help="where images that IN holds as bytes, and links to listed frames, are kept",
+    )
     convert.add_argument(
         "--root",
         type=Path,

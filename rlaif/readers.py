@@ -30,6 +30,7 @@ from rlaif.errors import DataError
 from rlaif.preferences.files import read_rows, unit
 from rlaif.preferences.formats.base import Fields, Options
 from rlaif.preferences.formats.own import PAIRS
+from rlaif.preferences.listed import Shown, paths
 from rlaif.preferences.rows import Bad, Row, refused
 from rlaif.records import Prompt
 
@@ -56,10 +57,10 @@ def _pair(fields: Fields) -> Pair:
 def _read(
     path: str | Path, root: str | Path, strict: bool, key: str, build: Callable[[Fields], Any]
 ) -> tuple[list, Report]:
-    report, records = Report(str(path), unit=unit(path)), []
+    report, records, shown = Report(str(path), unit=unit(path)), [], Shown(root)
     exists = cache(lambda video: os.path.exists(video_path(root, video)))  # rows share videos; a network stat is slow
     for row in read_rows(path):
-        found = row if isinstance(row, Bad) else _checked(row, key, build, report, exists)
+        found = row if isinstance(row, Bad) else _checked(row, key, build, report, exists, shown)
         if isinstance(found, Bad):
             report.skip(found.reason, found.row)
             continue
@@ -71,7 +72,7 @@ def _read(
 
 
 def _checked(
-    row: Row, key: str, build: Callable[[Fields], Any], report: Report, exists: Callable[[str], bool]
+    row: Row, key: str, build: Callable[[Fields], Any], report: Report, exists: Callable[[str], bool], shown: Shown
 ) -> Any | Bad:
     """The record of a row, or why there is none."""
     try:
@@ -80,6 +81,8 @@ def _checked(
             raise RowError("duplicate id", f"{row.unit} {report.lines[name]} has it already")
         for video in videos_of(record):
             _check_video(video, exists)
+        if not (isinstance(record, Pair) and record.rejected_video):
+            shown.check(record.video, paths(row.fields.get("frames")))
         return record
     except RowError as bad:
         return refused(row, row.fields.get(key), bad)

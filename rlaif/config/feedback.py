@@ -144,7 +144,7 @@ class Agreement(Section):
     )
     """What a pairwise judge is asked where the candidates are videos; {a} and {b} become `images 1 to 8`, `images 9 to 16`."""
     media: str = "{run}/feedback/media"
-    """Where images inside the file, and frames of several folders, are put to be opened; every node must see it."""
+    """Where images inside the file, and links to the frames that a row lists, are put to be opened; every node must see it."""
 
     @field_validator("videos_prompt")
     @classmethod

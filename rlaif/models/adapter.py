@@ -78,6 +78,11 @@ def problem_of(settings: Mapping[str, Any]) -> str | None:
     return f"{changed[0]}, which no merged model has" if changed else None
 
 
+def serves_adapters(path: str) -> bool:
+    """Whether vLLM has LoRA for the family of the model at `path`."""
+    return family_of(AutoConfig.from_pretrained(fetch(base_of(path)))).adapters
+
+
 def plain_rank(path: str) -> int | None:
     """The rank of an adapter that vLLM serves as PEFT does: two matrices beside each of some linear layers of the language
     model, all of one rank and scale. None for others, for a family without adapters, and for whole models."""

@@ -10,11 +10,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from rlaif.data import BadRow, Report, check_videos, video_path
+from rlaif.data import BadRow, Report, RowError, check_videos, video_path
 from rlaif.errors import DataError
 from rlaif.preferences.convert import AUTO, opened, source_file
 from rlaif.preferences.files import unit
 from rlaif.preferences.formats.base import Format, Options
+from rlaif.preferences.listed import DIFFER, Shown, listed
 from rlaif.preferences.media import Checked
 from rlaif.preferences.rows import good
 from rlaif.preferences.statistics import Statistics, media
@@ -29,6 +30,8 @@ class Checkup:
     """Why, by video that cannot be used."""
     rows_of: Counter = field(default_factory=Counter)
     """Rows by unusable video."""
+    to_gather: int = 0
+    """Rows of another format that list other frames than their folder holds: good, but not as they stand."""
 
     @property
     def fine(self) -> bool:
@@ -41,6 +44,11 @@ class Checkup:
             f"{'format':15} {self.format.name}",
             *self.statistics.lines(self.format.kind),
         ]
+        if self.to_gather:
+            lines.append(
+                f"{'other frames':15} {self.to_gather} rows list others than their folder holds, or in another order: "
+                "convert with --media DIR"
+            )
         if self.videos:
             lines.append(f"{len(self.videos):,} videos that cannot be used:")
             lines += [f"  {reason} ({self.rows_of[video]} rows)" for video, reason in self.videos.items()]
@@ -58,24 +66,38 @@ def check(path: Path, name: str = AUTO, root: Path | None = None, videos: bool =
     found, rows = opened(path, name, report)
     items = found.read(rows, Options(Checked(root, None, decode=videos)), report.lines)
     checkup = Checkup(found, report)
-    named = list(_counted(good(items, report), found, checkup.statistics, root if videos else None))
+    named = list(_counted(good(items, report), checkup, root if videos else None))
     if videos:
         _check_media(checkup, named, root, unit(path))
     return checkup
 
 
-Named = tuple[str, tuple[str, ...], str | None]
+Named = tuple[str, tuple[str, ...], RowError | None]
 """(id, videos, what is wrong with its frames) of a record."""
 
 
-def _counted(items: Iterable[Any], found: Format, statistics: Statistics, root: Path | None) -> Iterator[Named]:
-    listing = lru_cache(maxsize=256)(_listing)
+def _counted(items: Iterable[Any], checkup: Checkup, root: Path | None) -> Iterator[Named]:
+    listing, shown = lru_cache(maxsize=256)(_listing), None if root is None else Shown(root)
     for record in items:
-        statistics.add(record)
-        frames = record.frames if hasattr(record, "frames") else getattr(record, "extra", {}).get("frames", ())
-        missing = [] if root is None else [frame for frame in frames if not _is_there(root, frame, listing)]
-        problem = f"{missing[0]}, the first of {len(missing)}" if missing else None
-        yield getattr(record, found.key), tuple(video for video in media(record) if not Checked.holds(video)), problem
+        checkup.statistics.add(record)
+        problem = None if shown is None else _problem(record, root, listing, shown)
+        if problem and problem.reason == DIFFER and not checkup.format.own:
+            checkup.to_gather += 1
+            problem = None
+        name, videos = getattr(record, checkup.format.key), media(record)
+        yield name, tuple(video for video in videos if not Checked.holds(video)), problem
+
+
+def _problem(record: Any, root: Path, listing: Callable[[Path], frozenset[str]], shown: Shown) -> RowError | None:
+    """What is wrong with the frames that a record lists."""
+    frames = listed(record)
+    if missing := [frame for frame in frames if not _is_there(root, frame, listing)]:
+        return RowError("frame missing", f"{missing[0]}, the first of {len(missing)}")
+    try:
+        shown.check(record.video if frames else None, frames)
+    except RowError as error:
+        return error
+    return None
 
 
 def _check_media(checkup: Checkup, named: list[Named], root: Path, unit: str) -> None:
@@ -87,9 +109,9 @@ def _check_media(checkup: Checkup, named: list[Named], root: Path, unit: str) ->
         bad = [video for video in videos if video in checkup.videos]
         checkup.rows_of.update(bad)
         if bad or problem:
-            reason, detail = ("video unusable", checkup.videos[bad[0]]) if bad else ("frame missing", problem)
+            problem = RowError("video unusable", checkup.videos[bad[0]]) if bad else problem
             checkup.report.kept -= 1
-            checkup.report.skip(reason, BadRow(checkup.report.lines.get(name), name, detail, unit))
+            checkup.report.skip(problem.reason, BadRow(checkup.report.lines.get(name), name, problem.detail, unit))
 
 
 def _is_there(root: Path, frame: str, listing: Callable[[Path], frozenset[str]]) -> bool:

@@ -12,6 +12,7 @@ from rlaif.errors import DataError
 from rlaif.preferences.files import kind, read_rows, unit, write_rows
 from rlaif.preferences.formats.base import Format, Options
 from rlaif.preferences.formats.table import detect, named
+from rlaif.preferences.listed import exact
 from rlaif.preferences.media import Media
 from rlaif.preferences.rows import Bad, Row, good
 
@@ -60,9 +61,10 @@ def convert(
     """Read `source`, write `target`; what was kept, and every row that could not be read or said in the other format.
 
     root: what paths of our own rows are relative to; None is the folder of the file that holds them. media: where images
-    that a file holds as bytes are kept. video_dir: the folder of SafeSora's videos. dimension: which comparison of each
-    pair decides what is chosen. Raises DataError where no row is left, or where the two formats hold different things;
-    `target` is then as it was.
+    that a file holds as bytes are kept, and links to the frames that a row lists, where its video shows others. video_dir:
+    the folder of SafeSora's videos. dimension: which comparison of each pair decides what is chosen.
+
+    Raises DataError where no row is left, or where the two formats hold different things; `target` is then as it was.
     """
     source, report = source_file(source), Report(str(source))
     wanted = named(target_format)
@@ -70,6 +72,8 @@ def convert(
     _check_kinds(found, wanted, dimension)
     options = Options(Media(root or (source if found.own else target).parent, media), video_dir)
     records = found.read(rows, options, report.lines)
+    if wanted.own and media is not None:
+        records = exact(records, options.media, report.lines, found.key, unit(source))
     if dimension is not None:
         records = _along(records, dimension, report, unit(source))
     written = _checked(good(wanted.write(records, options), report), report)

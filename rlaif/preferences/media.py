@@ -1,5 +1,4 @@
-"""Where images that a dataset carries as bytes are kept, and frames of several folders joined, so that the video reader
-can open them.
+"""Where images that a dataset carries as bytes are kept, and listed frames joined, so that the video reader can open them.
 
 An image becomes a folder of one frame, named by the SHA-256 of its bytes: equal images are stored once, and the bytes
 are the source's own.
@@ -18,8 +17,15 @@ from PIL import Image
 
 from rlaif.data import RowError, video_path
 from rlaif.errors import DataError
+from rlaif.video.folder import IMAGES
 
 PNG = b"\x89PNG"
+GIVE = "give one with --media DIR; to a stage, with agreement.media (a local path)"
+
+
+def name_of(frames: Sequence[Path]) -> str:
+    """Of the folder of links to these files in this order."""
+    return hashlib.sha256("\n".join(map(str, frames)).encode()).hexdigest()
 
 
 class Media:
@@ -31,7 +37,7 @@ class Media:
     def put(self, data: bytes) -> str:
         """The `video` of a record for this image, stored if it is new."""
         if self.folder is None:
-            raise DataError("a folder for the images inside this file", "none", "give one with --media DIR")
+            raise DataError("a folder for the images inside this file", "none", GIVE)
         digest = hashlib.sha256(data).hexdigest()
         folder = self.folder / digest[:2] / digest
         # the reader goes by content, and knows an image by one of these two endings
@@ -44,14 +50,14 @@ class Media:
         return self._named(folder)
 
     def gather(self, frames: Sequence[str]) -> str:
-        """The `video` of a record whose frames lie in several folders: a folder with a link to each, in their order.
+        """The `video` of a record that lists other frames than a folder holds: one with a link to each, in their order.
 
-        Raises RowError for a frame that is not there.
+        Raises RowError for a frame that is not there, or no image.
         """
         if self.folder is None:
-            raise DataError("a folder for frames that lie in several", "none", "give one")
+            raise DataError("a folder for listed frames", "none", GIVE)
         paths = [self._frame(frame) for frame in frames]
-        folder = self.folder / "frames" / hashlib.sha256("\n".join(map(str, paths)).encode()).hexdigest()
+        folder = self.folder / "frames" / name_of(paths)
         if not folder.exists():
             aside = folder.with_name(f".{uuid.uuid4().hex}")
             aside.mkdir(parents=True)
@@ -67,6 +73,8 @@ class Media:
             raise RowError("frame missing", error.found) from error
         if not path.is_file():
             raise RowError("frame missing", str(path))
+        if path.suffix.lower() not in IMAGES:  # the video reader would pass over it
+            raise RowError("video unusable", f"{path}: a frame that ends in none of {', '.join(sorted(IMAGES))}")
         return path
 
     def _named(self, folder: Path) -> str:

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 
 from rlaif.config.schema import Config
 from rlaif.data import BadRow, Report, RowError, check_videos
 from rlaif.errors import DataError
 from rlaif.preferences.convert import AUTO, opened, source_file
 from rlaif.preferences.files import unit
-from rlaif.preferences.formats.base import Options
-from rlaif.preferences.media import Media
 from rlaif.preferences.record import Preference
 from rlaif.preferences.rows import good
 from rlaif.stages import data
@@ -25,23 +21,22 @@ log = logging.getLogger(__name__)
 def read(config: Config, run: Run) -> tuple[list[Preference], Report]:
     """Pairs of `data.pairs_eval`, in any format that is known, with their captions; what cannot be compared is counted.
 
-    Images inside the file, and frames of several folders, are put below `agreement.media`.
+    Images inside the file, and links to listed frames, are put below `agreement.media`.
     """
-    path, root = source_file(data.data_path(config, config.data.pairs_eval)), Path(config.data.root)
-    report, media = Report(str(path)), Media(root, data.data_path(config, config.agreement.media))
+    path = source_file(data.data_path(config, config.data.pairs_eval))
+    report = Report(str(path), unit=unit(path))
     form, rows = opened(path, AUTO, report)
     if form.kind != "pairs":
         raise DataError("preference pairs in data.pairs_eval", f"{form.kind} ({form.name})", "data.pairs_eval")
-    found = [_with_frames(record, media) for record in good(form.read(rows, Options(media), report.lines), report)]
-    named = {video for record in found if isinstance(record, Preference) for video in record.media}
+    found = list(good(data.read_media(config, form, rows, report), report))
+    named = {video for record in found for video in record.media}
     bad = check_videos(sorted(named), run.topology.client().spec)
     kept = []
-    for item in found:
-        record, why = item if isinstance(item, tuple) else (item, _unusable(config, item, bad))
-        if why:
+    for record in found:
+        if why := _unusable(config, record, bad):
             report.kept -= 1
             line = report.lines.get(record.pair_id)
-            report.skip(why.reason, BadRow(line, record.pair_id, why.detail, unit(path)))
+            report.skip(why.reason, BadRow(line, record.pair_id, why.detail, report.unit))
         else:
             kept.append(record)
     report.check(config.data.strict)
@@ -49,16 +44,6 @@ def read(config: Config, run: Run) -> tuple[list[Preference], Report]:
         log.warning("%s", report.summary())
     data.warn_of_turns(report.path, sum(len(record.messages) > 1 for record in kept), len(kept))
     return with_captions(run, kept), report
-
-
-def _with_frames(record: Preference, media: Media) -> Preference | tuple[Preference, RowError]:
-    """The record with a folder of exactly its frames, where they lie in several; or why there is none."""
-    if record.media or not record.frames:
-        return record
-    try:
-        return replace(record, video=media.gather(record.frames))
-    except RowError as error:
-        return record, error
 
 
 def _unusable(config: Config, record: Preference, bad: dict[str, str]) -> RowError | None:

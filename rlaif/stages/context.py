@@ -130,7 +130,7 @@ def judge(config: Config, run: Run) -> dict:
     judged = complete(label.label(outside, beside))["agreement"]["overall"]
     complete(label.label(config, run))
     built = pairs.pairs(config.model_copy(update={"data": config.data.model_copy(update={"pairs_eval": None})}), run)
-    decided = list(decided_pairs(outside, read_cases(outside, run)))
+    decided = list(decided_pairs(outside, read_cases(outside, run)[0]))
     if not decided:
         raise DataError("held-out answers that the reference tells apart", "none", "data.eval, candidates.per_model")
     pairs.write(Path(config.data.pairs_eval), decided)

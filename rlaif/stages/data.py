@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -16,9 +16,11 @@ from rlaif.errors import ConfigError, DataError, named
 from rlaif.feedback.store import Store
 from rlaif.preferences.convert import AUTO, opened, source_file
 from rlaif.preferences.files import read_rows, unit
-from rlaif.preferences.formats.base import Options
+from rlaif.preferences.formats.base import Format, Options
+from rlaif.preferences.listed import exact
 from rlaif.preferences.media import Media
-from rlaif.preferences.rows import good
+from rlaif.preferences.record import Preference
+from rlaif.preferences.rows import Bad, good
 from rlaif.readers import read_conversations, read_pairs, read_prompts
 from rlaif.records import Prompt
 from rlaif.stages.run import Run
@@ -69,7 +71,7 @@ def of_pairs(run: Run, file: str) -> list[Prompt]:
     if form.kind != "pairs":
         raise DataError(f"preference pairs in {path}", f"{form.kind} ({form.name})", "data.pairs, data.pairs_eval")
     found, earlier = [], 0
-    for r in good(form.read(rows, Options(Media(Path(config.data.root), None)), report.lines), report):
+    for r in good(read_media(config, form, rows, report), report):
         earlier += len(r.messages) > 1
         if r.video and not r.chosen_video:
             found.append(Prompt(r.pair_id, r.video, r.question))
@@ -80,6 +82,16 @@ def of_pairs(run: Run, file: str) -> list[Prompt]:
         log.warning("%s", report.summary())
     warn_of_turns(report.path, earlier, report.kept)
     return kept
+
+
+def read_media(config: Config, form: Format, rows: Iterable, report: Report) -> Iterator[Preference | Bad]:
+    """The records of pairs; images inside the file, and links to listed frames, are put below `agreement.media`."""
+    try:
+        folder = data_path(config, config.agreement.media)
+    except ConfigError:  # in a bucket, as the run is: only rows that need the folder cannot be used
+        folder = None
+    media = Media(Path(config.data.root), folder)
+    return exact(form.read(rows, Options(media), report.lines), media, report.lines, form.key, report.unit)
 
 
 def data_path(config: Config, file: str) -> Path:

@@ -37,9 +37,10 @@ def label(config: Config, run: Run) -> dict:
     """Judge every prompt's answers; returns the report, which is `eval/label.json` too."""
     if config.label.reference:
         load_function(config.label.reference)  # a typing error is found before anything is asked
-    cases = read_cases(config, run)
+    cases, unanswered = read_cases(config, run)
     done = labelled(config, run, cases, open_labels(config))
-    found = {"command": command(), "judge": done.judge, **report(config, cases, done.rows, done.spent)}
+    told = report(config, cases, done.rows, done.spent)
+    found = {"command": command(), "judge": done.judge, "unanswered": unanswered, **told}
     for warning in warnings(found):
         log.warning("%s", warning)
     run.directory.write_eval("label", found)

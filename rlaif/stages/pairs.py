@@ -33,7 +33,7 @@ def pairs(config: Config, run: Run) -> dict:
     targets = [data.data_path(config, file) for file in (config.data.pairs, config.data.pairs_eval) if file]
     for path in targets:
         check_target(path)
-    cases, store = read_cases(config, run), open_labels(config)
+    (cases, unanswered), store = read_cases(config, run), open_labels(config)
     check_kind(store, config)
     if missing := [case.key for case in cases if case.key not in store]:
         raise DataError(
@@ -58,7 +58,8 @@ def pairs(config: Config, run: Run) -> dict:
     write(data.data_path(config, config.data.pairs), [record for record in records if record.video not in held])
     if config.data.pairs_eval:
         write(data.data_path(config, config.data.pairs_eval), [record for record in records if record.video in held])
-    found = {"command": command(), **report(built), "held_out": sum(record.video in held for record in records)}
+    found = {"command": command(), "unanswered": unanswered, **report(built)}
+    found["held_out"] = sum(record.video in held for record in records)
     run.directory.write_eval("pairs", found)
     return found
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 
@@ -30,9 +32,9 @@ def train(config: Config, run: Run, start: Start = "new") -> str:
     require_model("reward.init", config.reward.init)
     rows, held_out = datasets(config, run)
     reward = config.reward.model_copy(update={"steps": steps_of(config.reward, len(rows))})
-    identity = supervised.identity("reward", reward) | {"context": reward.context, "dimensions": [*reward.dimensions]}
+    belongs = identity(reward, rows, held_out)
     checkpoints = run.checkpoints("reward", reward.save.keep)
-    newest = run.starting_point("reward", checkpoints, start, identity)
+    newest = run.starting_point("reward", checkpoints, start, belongs)
     group = run.topology.learners(supervised.learner_spec(config, reward, "reward", "reward"))
     signs = {row.pair_id: row.signs for row in held_out}
 
@@ -51,7 +53,7 @@ def train(config: Config, run: Run, start: Start = "new") -> str:
 
     best_by = "eval/accuracy" if reward.export == "best" else None
     task = supervised.Supervised(
-        "reward", reward.steps, reward.save, identity, step, videos, evaluate, reward.eval_every, best_by
+        "reward", reward.steps, reward.save, belongs, step, videos, evaluate, reward.eval_every, best_by
     )
     best = supervised.train(task, run, group, checkpoints, newest)
     if best_by and best.iteration not in (None, reward.steps):
@@ -85,6 +87,26 @@ def measured(
 def steps_of(reward: Reward, pairs: int) -> int:
     """Optimizer steps: `reward.steps`, or as many as `reward.epochs` passes over the pairs take, the last one filled up."""
     return math.ceil(reward.epochs * pairs / reward.batch_size) if reward.epochs else reward.steps
+
+
+LEARNED = ("dimensions", "centering", "centering_coef", "margin", "margin_coef")
+
+
+def identity(reward: Reward, rows: Sequence[Pair], held_out: Sequence[Pair]) -> dict:
+    """What a checkpoint belongs to: base and adapter, what the model reads, what it learns, and the pairs it learns it from
+    and is measured on."""
+    learned = reward.model_dump(mode="json", include=set(LEARNED))
+    read = reward.context != "none"
+    pairs = {"pairs": digest_of(rows, read), "pairs_eval": digest_of(held_out, read)}
+    return supervised.identity("reward", reward) | asdict(RewardPrompt.of(reward)) | learned | pairs
+
+
+def digest_of(rows: Sequence[Pair], captions: bool) -> str:
+    """16 hex digits over pairs (with their `captions`, where those are read) in order: a step takes them by their places."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(asdict(row if captions else replace(row, captions=())), sort_keys=True).encode())
+    return digest.hexdigest()[:16]
 
 
 def datasets(config: Config, run: Run) -> tuple[list[Pair], list[Pair]]:

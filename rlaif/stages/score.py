@@ -16,8 +16,10 @@ from rlaif.errors import DataError
 from rlaif.feedback.scoring import Item, Model, Tally, added, items, unreadable
 from rlaif.feedback.store import Store
 from rlaif.models.reward_prompt import contexts
-from rlaif.preferences.files import kind, read_rows, write_rows
+from rlaif.preferences.files import kind, read_rows, unit, write_rows
 from rlaif.preferences.formats.own import PAIRS
+from rlaif.preferences.listed import exact
+from rlaif.preferences.media import Media
 from rlaif.preferences.record import Preference
 from rlaif.preferences.rows import good
 from rlaif.progress import Progress
@@ -70,9 +72,9 @@ def score(config: Config, run: Run) -> dict:
         jobs.append(Job(model, context(run, mode, file, known), frames, reads_captions=mode != "none"))
     store = Store(run.directory.path / "feedback" / "scores.jsonl", key=lambda row: row["key"])
     for job in jobs:
-        fill(config, run, job, records(file), store, surveyed.kept)
+        fill(config, run, job, records(config, file), store, surveyed.kept)
     tallies = [Tally() for _ in jobs]
-    written = write(out, finished(records(file), jobs, store, tallies))
+    written = write(out, finished(records(config, file), jobs, store, tallies))
     found = {"command": command(), "file": str(file), "out": str(out), "rows": written, "read": surveyed.counts}
     found["models"] = [
         {**tally.report(job.model), "without_context": job.without_context}
@@ -88,17 +90,19 @@ def paths(config: Config) -> tuple[Path, Path]:
     return data.data_path(config, options.file or config.data.pairs), data.data_path(config, options.out)
 
 
-def records(file: Path, report: Report | None = None) -> Iterator[Preference]:
-    """The good rows of a file, as a stream; the others are counted in `report`."""
-    report = report or Report(str(file))
-    return good(PAIRS.read(read_rows(file), seen=report.lines), report)
+def records(config: Config, file: Path, report: Report | None = None) -> Iterator[Preference]:
+    """The good rows of a file, as a stream; the others are counted in `report`, those too that list other frames than their
+    video shows."""
+    report, media = report or Report(str(file)), Media(Path(config.data.root), None)
+    read = PAIRS.read(read_rows(file), seen=report.lines)
+    return good(exact(read, media, report.lines, PAIRS.key, unit(file)), report)
 
 
 def survey(config: Config, file: Path) -> Report:
     """What is in the file, before anything is scored. Raises DataError where nothing is, and for bad rows where they are
     fatal (`data.strict`) or would be lost because the file is to be replaced."""
     report = Report(str(file))
-    earlier = sum(len(record.messages) > 1 for record in records(file, report))
+    earlier = sum(len(record.messages) > 1 for record in records(config, file, report))
     report.check(config.data.strict)
     data.warn_of_turns(report.path, earlier, report.kept)
     if report.skipped:
@@ -142,7 +146,7 @@ def context(run: Run, mode: str, file: Path, known: data.Captions) -> Callable[[
 
     if mode != "shuffled":
         return own if mode == "captions" else lambda record: ()
-    pool = {record.video or "": tuple(own(record)) for record in records(file)}
+    pool = {record.video or "": tuple(own(record)) for record in records(run.config, file)}
     moved = dict(zip(pool, contexts(mode, list(pool.items()), run.config.seed), strict=True))
     return lambda record: moved[record.video or ""]
 

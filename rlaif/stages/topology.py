@@ -22,6 +22,7 @@ from learners.group import LearnerGroup
 from learners.spec import LearnerSpec
 from rlaif.config.schema import Config, Ppo
 from rlaif.config.section import Function
+from rlaif.models.adapter import serves_adapters
 
 
 class Topology:
@@ -120,11 +121,11 @@ class Topology:
 
     def engines(self, model_path: str) -> RolloutPool:
         """The pool that serves a model as it stands, for answers that nobody learns from: the policy's own, which PPO goes on
-        with, where it is the policy.
+        with, where it is the policy. Room for adapters only where the family has any: PPO refuses `ppo.lora` for others.
         """
         lora = self.config.ppo.lora
-        rank = lora.r if lora and model_path == self.config.ppo.policy else None
-        return self.rollouts(model_path, rank)
+        shared = lora and model_path == self.config.ppo.policy and serves_adapters(model_path)
+        return self.rollouts(model_path, lora.r if shared else None)
 
     def stop_rollouts(self) -> None:
         for pool in self._rollouts.values():

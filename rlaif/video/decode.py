@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,9 +23,9 @@ from PIL import Image
 
 from rlaif.errors import DataError
 from rlaif.video import files
+from rlaif.video.folder import IMAGES, frames_in
 from rlaif.video.spec import FrameSpec, uniform
 
-IMAGES = {".jpg", ".jpeg", ".png"}
 SIDECAR = "frames.json"
 
 
@@ -149,20 +148,14 @@ def _folder_frames(path: Path, indices: tuple[int, ...]) -> Iterator[np.ndarray]
 
 
 def _images(folder: Path) -> list[Path]:
-    """In natural order: runs of digits compare as numbers. An image by itself is its only one."""
+    """An image by itself is its only one."""
     if not folder.is_dir():
         folder.stat()  # one that is missing is no damaged image
         return [folder]
-    images = [entry for entry in folder.iterdir() if entry.suffix.lower() in IMAGES]
+    images = frames_in(folder)
     if not images:
         raise _bad(folder, "a folder without .jpg or .png images", "extract the video's frames into it")
-    # the name itself breaks ties such as 1.jpg and 01.jpg
-    return sorted(images, key=lambda image: (_natural(image.name), image.name))
-
-
-def _natural(name: str) -> list[str | int]:
-    # digits sit at the odd places of the split, so numbers only ever meet numbers
-    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", name))]
+    return images
 
 
 def _read_image(path: Path) -> np.ndarray:

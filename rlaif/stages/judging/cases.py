@@ -39,16 +39,18 @@ class Case:
         return self.prompt.prompt_id, hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def read_cases(config: Config, run: Run) -> list[Case]:
-    """Prompts that have answers, in file order, with the captions that `label.context` asks for."""
-    prompts = data.prompts_of(run, config.candidates.prompts)
-    answers = candidates.by_prompt(config, prompts)
-    prompts = [prompt for prompt in prompts if prompt.prompt_id in answers]
+def read_cases(config: Config, run: Run) -> tuple[list[Case], int]:
+    """Prompts that have answers, in file order, with the captions that `label.context` asks for; how many have none."""
+    every = data.prompts_of(run, config.candidates.prompts)
+    answers = candidates.by_prompt(config, every)
+    prompts = [prompt for prompt in every if answers.get(prompt.prompt_id)]
+    if unanswered := len(every) - len(prompts):
+        log.warning("%d of %d prompts have no answers in %s", unanswered, len(every), config.data.candidates)
     cases = cases_of(config, [(prompt, answers[prompt.prompt_id]) for prompt in prompts])
     empty = sum(not case.captions for case in cases)
     if config.label.context != "none" and empty:
         log.warning("%d of %d prompts have no captions: the judge reads no context there", empty, len(prompts))
-    return cases
+    return cases, unanswered
 
 
 def cases_of(config: Config, answered: Sequence[tuple[Prompt, Sequence[str]]]) -> list[Case]:

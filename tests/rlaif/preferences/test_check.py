@@ -207,7 +207,8 @@ def test_pairs_of_videos_train_every_dimension_under_its_own_name(world, capsys)
 def test_prompts_and_conversations(world, capsys):
     for name, ours, read in (("vlm_rlaif_rl", "prompts", read_prompts), ("vlm_rlaif_sft", "sft", read_conversations)):
         write_rows(world / "in.json", EXAMPLES[name])
-        assert run(capsys, "convert", world / "in.json", world / "ours.jsonl", "--to", ours)[0] == 0
+        media = ("--media", world / "media")  # one of the rows lists some of its folder's frames
+        assert run(capsys, "convert", world / "in.json", world / "ours.jsonl", "--to", ours, *media)[0] == 0
         assert len(read(world / "ours.jsonl", world)[0]) == 2
         assert run(capsys, "convert", world / "ours.jsonl", world / "back.json", "--from", ours, "--to", name)[0] == 0
         assert rows_of(world / "back.json") == EXAMPLES[name]

@@ -292,3 +292,49 @@ def test_a_row_without_its_media_is_not_judged_blind(offline, root):
     (root / "own.jsonl").write_text("".join(json.dumps(one) + "\n" for one in (text, named, lost)))
     found = agreement.agreement(*offline("own.jsonl", "ppo.reward={path: 'opinions:length'}"))
     assert found["rows"] == {"kept": 2, "frame missing": 1}
+
+
+@pytest.mark.parametrize("ending", ["theirs", "ours"])
+def test_of_a_folder_the_listed_frames_are_shown_in_their_order(offline, root, ending):
+    """Three of its six images, and all of them in another order."""
+    names = [f"v/{number}.png" for number in (1, 2, 3, 10, 11, 12)]
+    (root / "v").mkdir()
+    for number, name in enumerate(names):
+        (root / name).write_bytes(picture(number))
+    lists = [names, [names[0], names[2], names[5]], names[::-1]]
+    rows = [spread(f"{n}", frames) for n, frames in enumerate(lists)]
+    if ending == "ours":
+        rows = [
+            {
+                "pair_id": row["id"],
+                "video": "v",
+                "frames": row["images"],
+                "question": "q",
+                "chosen": "a",
+                "rejected": "b",
+            }
+            for row in rows
+        ]
+    (root / "pairs.json").write_text(json.dumps(rows))
+    config, run = offline("pairs.json", "ppo.reward={path: 'opinions:length'}", "video.num_frames=3")
+    records, report = agreement.read(config, run)
+    assert report.counts == {"kept": 3} and records[0].video == "v"
+    frames = LocalFrames(root, 3)
+    for record, listed in zip(records, lists, strict=True):
+        wanted = [LocalFrames(root, 1).get(frame)[0] for frame in (listed[0], listed[len(listed) // 2], listed[-1])]
+        shown = frames.get(record.video)
+        assert [wanted[place].tolist() for place in (0, 2)] == [shown[place].tolist() for place in (0, 2)]
+        assert len(frames.spec(record.video).indices) == 3 and frames.spec(record.video).total_frames == len(listed)
+
+
+def test_a_run_in_a_bucket_has_no_place_for_listed_frames(offline, root, caplog):
+    (root / "v").mkdir()
+    for number in range(9):
+        (root / f"v/{number}.png").write_bytes(picture(number))
+    row = {"pair_id": "all", "question": "q", "chosen": "longer", "rejected": "short", "video": "v"}
+    (root / "own.jsonl").write_text(
+        "".join(json.dumps(one) + "\n" for one in (row, row | {"pair_id": "few", "frames": ["v/0.png"]}))
+    )
+    config, run = offline("own.jsonl", "ppo.reward={path: 'opinions:length'}", "agreement.media=s3://bucket/media")
+    assert agreement.agreement(config, run)["rows"] == {"kept": 1, "frames differ": 1}
+    assert "'few'" in caplog.text

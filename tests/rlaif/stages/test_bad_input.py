@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from rlaif.errors import CheckpointError, ConfigError, DataError
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.readers import read_prompts
 from rlaif.rundir import RunDir
-from rlaif.stages import data, ppo, score, sft, supervised
+from rlaif.stages import data, ppo, reward, score, sft, supervised
 from rlaif.stages.roles import identity
 from rlaif.stages.run import Run
 
@@ -155,6 +157,55 @@ def test_a_checkpoint_of_another_model_is_refused_and_kept(offline, tmp_path, ch
         ppo.train(config, run, "resume")
     assert "in the checkpoint" in caught.value.found and "resume with the configuration" in caught.value.change
     assert checkpoints.latest().iteration == 3
+
+
+TOLD = {
+    "template": (("reward.prompt_template='{question}{context}'",), r"prompt_template '\{question\}\{context\}'"),
+    "captions": (("reward.captions_template='{captions}'",), r"captions_template '\{captions\}'"),
+    "separator": (("reward.captions_separator=/",), "captions_separator '/'"),
+    "turn": (("reward.evaluation_turn=Good?",), r"evaluation_turn 'Good\?'"),
+    "budget": (("reward.max_caption_tokens=7",), "max_caption_tokens 7"),
+    "context": (("reward.context=none",), "context 'none', pairs '[0-9a-f]{16}', pairs_eval '[0-9a-f]{16}'"),
+    "regulariser": (("reward.centering=squared",), "centering 'squared'"),
+    "its weight": (("reward.centering_coef=0.5",), "centering_coef 0.5"),
+    "margin": (("reward.margin=record",), "margin 'record'"),
+    "rank": (("reward.lora={r: 8, alpha: 4}",), "lora .*'r': 8.*"),
+    "pairs": (("data.pairs=fewer.jsonl", "data.pairs_eval=pairs.jsonl"), "pairs '[0-9a-f]{16}'"),
+    "held-out pairs": (("data.pairs_eval=fewer.jsonl",), "pairs_eval '[0-9a-f]{16}'"),
+}
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_a_reward_model_is_not_resumed_as_another_one(offline, world, tmp_path, name):
+    shutil.copytree(world / "data", tmp_path / "data")
+    plain = (f"data.root={tmp_path}/data", "data.pairs_eval=pairs.jsonl")
+    rows = (tmp_path / "data" / "pairs.jsonl").read_text().splitlines()
+    (tmp_path / "data" / "fewer.jsonl").write_text("\n".join(rows[1:]) + "\n")
+    config, run = offline(*plain)
+    checkpoints = run.checkpoints("reward", 2)
+    meta = {"identity": reward.identity(config.reward, *reward.datasets(config, run)), "learner": {}}
+    checkpoints.save(3, lambda folder: (folder / "x.json").write_text("{}"), meta)
+    overrides, named = TOLD[name]
+    with pytest.raises(CheckpointError) as caught:
+        reward.train(*offline(*plain, *overrides), "resume")
+    assert re.fullmatch(named, caught.value.expected), caught.value.expected
+    assert "in the checkpoint" in caught.value.found and checkpoints.latest().iteration == 3
+
+
+def test_what_a_reward_models_checkpoint_does_not_depend_on(offline, world, tmp_path):
+    """How long it trains, where the pairs lie, and captions that nobody reads."""
+    shutil.copytree(world / "data", tmp_path / "data")
+    shutil.copy(tmp_path / "data" / "pairs.jsonl", tmp_path / "data" / "copy.jsonl")
+    config, run = offline(f"data.root={tmp_path}/data")
+    other, _ = offline(f"data.root={tmp_path}/data", "data.pairs=copy.jsonl", "reward.steps=9", "reward.optim.lr=0.1")
+    assert reward.identity(config.reward, *reward.datasets(config, run)) == reward.identity(
+        other.reward, *reward.datasets(other, Run(other, run.directory, None, run.topology))
+    )
+    rows, held_out = reward.datasets(config, run)
+    told = [replace(row, captions=("another",)) for row in rows]
+    for context, same in (("none", True), ("captions", False)):
+        section = config.reward.model_copy(update={"context": context})
+        assert (reward.identity(section, rows, held_out) == reward.identity(section, told, held_out)) == same
 
 
 def test_a_family_that_transformers_does_not_know_either_says_what_is_needed(offline, tmp_path):

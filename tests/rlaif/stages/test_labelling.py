@@ -211,6 +211,24 @@ def test_parts_of_a_study_share_one_budget_and_what_was_answered(judging, tmp_pa
         assert answered["server"]["this_command"]["cached"] == 6 and len(server.bodies) == 6
 
 
+def test_prompts_without_answers_are_counted(judging, caplog):
+    """A file of one's own may leave some out, or hold a row of no answers."""
+    with JudgeServer(by=prefers("red")) as server:
+        config, run = judging(server.url)
+        assert label.label(config, run)["unanswered"] == pairs.pairs(config, run)["unanswered"] == 0
+        assert "have no answers" not in caplog.text
+        path = data.data_path(config, config.data.candidates)
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows = [{"prompt_id": rows[0]["prompt_id"], "answers": []}, *rows[1:6]]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        label.label(config, run)
+        pairs.pairs(config, run)
+    assert "3 of 8 prompts have no answers in" in caplog.text
+    read = {name: json.loads((run.directory.path / "eval" / f"{name}.json").read_text()) for name in ("label", "pairs")}
+    assert [found["unanswered"] for found in read.values()] == [3, 3]
+    assert [found["prompts"] for found in read.values()] == [5, 5] and len(ids_of(run)) == 8
+
+
 def test_a_judge_that_sees_fewer_frames_than_others(judging):
     """Those that `video.num_frames` would choose, were it so many."""
     shown = []

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from preference_rows import RLAIF_V, picture
 
 from actors.frames import LocalFrames
 from actors.rollout import Answers, Failure
@@ -17,11 +18,12 @@ from rlaif.feedback.narrative import version
 from rlaif.feedback.scoring import Model
 from rlaif.preferences.files import read_rows, write_rows
 from rlaif.preferences.formats.own import PAIRS
+from rlaif.preferences.formats.table import FORMATS
 from rlaif.preferences.record import Preference
 from rlaif.readers import read_pairs
 from rlaif.records import Masked, Sample, Scored
 from rlaif.rundir import RunDir
-from rlaif.stages import candidates, caption, data, label, pairs, reward, score
+from rlaif.stages import agreement, candidates, caption, data, label, pairs, reward, score
 from rlaif.stages.run import Run
 
 
@@ -380,6 +382,50 @@ def test_scores_go_by_what_a_video_shows_not_by_where_it_lies(scripted, monkeypa
     more = sorted({row.fields["video"] for row in read_rows(data.data_path(config, "eval.jsonl"))})[0]
     shutil.copy(root / more, root / one)
     assert filled(store)[:2] == [(one, "a"), (one, "b")]
+
+
+def test_frames_that_a_row_lists(scripted, caplog):
+    """Captions are of exactly those; reward models are trained on them, and score them, only where the video shows them."""
+    config, run = scripted(
+        lambda prompt: "seen", "video.num_frames=2", "data.pairs_eval=theirs.json", "reward.context=none"
+    )
+    root = Path(config.data.root)
+    (root / "v").mkdir()
+    names = [f"v/{number}.png" for number in (1, 2, 3, 10, 11, 12)]
+    for number, name in enumerate(names):
+        (root / name).write_bytes(picture(number))
+    lists = {"all": names, "some": names[1:4], "turned": names[::-1]}
+    about = {"video": "v", "question": "what ?", "chosen": "a", "rejected": "b"}
+    write_rows(root / "pairs.jsonl", [about | {"pair_id": name, "frames": lists[name]} for name in lists])
+    theirs = json.loads(published(config, "theirs.json", ["v"] * 3).read_text())
+    theirs = [row | {"images": lists[name], "image": None} for row, name in zip(theirs, lists, strict=True)]
+    write_rows(root / "theirs.json", theirs)
+    caption.caption(config, run)
+    captioned = {video: row for video, row in kept(config).items() if video not in videos(config)}
+    assert len(captioned) == 3 and sorted(len(row["frames"]) for row in captioned.values()) == [3, 3, 3]
+    assert {client.total_frames for client in map(run.topology.client().spec, captioned)} == {3, 6}
+    assert len({row["sha256"] for row in captioned.values()}) == 3
+    assert {record.video for record in agreement.read(config, run)[0]} == set(captioned)
+    assert [row.pair_id for row in data.pairs(run, "pairs.jsonl")] == ["all"]
+    assert "2 frames differ" in caplog.text and "--media DIR" in caplog.text
+    assert [record.pair_id for record in score.records(config, root / "pairs.jsonl")] == ["all"]
+    surveyed = score.survey(config, root / "pairs.jsonl")
+    assert surveyed.counts == {"kept": 1, "frames differ": 2}
+    strict, _ = scripted(None, "data.strict=true")
+    with pytest.raises(DataError, match="2 frames differ"):
+        score.survey(strict, root / "pairs.jsonl")
+
+
+def test_images_inside_a_file_of_pairs_are_captioned(scripted):
+    config, run = scripted(lambda prompt: "seen", "video.num_frames=1", "caption.of=[nothing.jsonl]")
+    row = RLAIF_V | {"question": "what ?", "chosen": "a", "rejected": "b"}
+    rows = [row | {"idx": str(n), "image": {"bytes": picture(n), "path": None}} for n in range(2)]
+    write_rows(data.data_path(config, "theirs.parquet"), rows, FORMATS["rlaif_v"].schema)
+    config, run = scripted(
+        lambda prompt: "seen", "video.num_frames=1", "caption.of=[nothing.jsonl]", "data.pairs_eval=theirs.parquet"
+    )
+    assert caption.caption(config, run)["captioned"] == 2
+    assert all(record.captions for record in agreement.read(config, run)[0])
 
 
 # -- files in a bucket

@@ -1,0 +1,35 @@
+"""Which engine a stage is given. No actor is started."""
+
+from __future__ import annotations
+
+import pytest
+from families import BUILDERS
+
+from rlaif.stages.topology import Topology
+
+
+@pytest.fixture
+def asked(tmp_path, make_config, monkeypatch):
+    """asked(family, *overrides) -> what `engines` asks for: the policy's engine, then another model's; adapter ranks."""
+
+    def ask(family: str, *overrides: str) -> list[int | None]:
+        for name in ("policy", "other"):
+            BUILDERS[family](False)[1].save_pretrained(tmp_path / family / name)
+        policy, other = (str(tmp_path / family / name) for name in ("policy", "other"))
+        topology = Topology(make_config(tmp_path, f"ppo.policy={policy}", *overrides), None)
+        monkeypatch.setattr(topology, "rollouts", lambda path, rank: (path, rank))
+        found = [topology.engines(path) for path in (policy, other)]
+        assert [path for path, _ in found] == [policy, other]
+        return [rank for _, rank in found]
+
+    return ask
+
+
+def test_the_policys_own_engine_has_room_for_the_adapters_that_ppo_publishes(asked):
+    assert asked("qwen2_5_vl", "ppo.lora={r: 8, alpha: 8}") == [8, None]
+    assert asked("qwen2_5_vl", "ppo.lora=null") == [None, None]
+
+
+def test_no_room_for_adapters_where_the_family_has_none(asked):
+    """`ppo.lora` is set by default, and a caption or an answer needs no adapter."""
+    assert asked("llava_onevision") == [None, None]
