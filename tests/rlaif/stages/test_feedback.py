@@ -23,7 +23,7 @@ from rlaif.models.merged import copy_of
 from rlaif.models.vlm import load_vlm
 from rlaif.readers import read_pairs
 from rlaif.records import Probe
-from rlaif.stages import agreement, candidates, caption, data, label, pairs, reward, winrate
+from rlaif.stages import agreement, candidates, caption, data, label, pairs, reward, topology, winrate
 from rlaif.stages.run import open_run
 from rlaif.worlds.shapes.language import CAPTION, COMPARE, VERIFY
 
@@ -62,21 +62,43 @@ def settings(world) -> list[str]:
 
 @pytest.fixture(scope="module")
 def fed(world, make_config, tmp_path_factory):
-    """(config by method, run, reports): one session, both methods, on one engine."""
+    """(config by method, run, reports): one session, both methods, on one engine; the models of the engines that were started
+    are a report too."""
     folder = tmp_path_factory.mktemp("feedback")
     config = make_config(folder, *settings(world), *CLAIMS)
     other = make_config(
         folder, *settings(world), *PAIRWISE, "data.labels={run}/feedback/by_pairs.jsonl", "pairs.margin=0.01"
     )
-    with open_run(config) as run:
+    with pytest.MonkeyPatch.context() as patch, open_run(config) as run:
+        engines = started(patch)
         reports = {"caption": caption.caption(config, run), "sample": candidates.sample(config, run)}
         reports |= {"claims": label.label(config, run), "pairwise": label.label(other, run)}
+        reports["engines"] = list(engines)
         reports["pairs"] = pairs.pairs(config, run)
         yield config, other, run, reports
 
 
+def started(patch: pytest.MonkeyPatch) -> list[str]:
+    """The model of each engine that is started from now on."""
+    found, usual = [], topology.start_rollout
+
+    def start(spec, *args):
+        found.append(spec.model_path)
+        return usual(spec, *args)
+
+    patch.setattr(topology, "start_rollout", start)
+    return found
+
+
 def rows_of(config, file: str, key: str) -> list[dict]:
     return Store(data.data_path(config, file), key=lambda row: json.dumps(row[key])).rows()
+
+
+def test_captioner_policy_and_judge_of_one_model_are_one_engine(fed):
+    """It stays up between the stages: captions, answers and two kinds of labels were made by then."""
+    config, _, run, reports = fed
+    assert reports["engines"] == [config.label.judge] * config.cluster.rollout.actors
+    assert run.topology.engines(config.caption.model) is run.topology.engines(config.label.judge)
 
 
 def test_every_video_has_a_caption_of_each_half_and_every_stage_reads_them(fed):
