@@ -25,7 +25,7 @@ from rlaif.readers import read_pairs
 from rlaif.records import Probe
 from rlaif.stages import agreement, candidates, caption, data, label, pairs, reward, topology, winrate
 from rlaif.stages.run import open_run
-from rlaif.worlds.shapes.language import CAPTION, COMPARE, VERIFY
+from rlaif.worlds.shapes.language import CAPTION, COMPARE, DESCRIBE, VERIFY
 
 SPLIT = "rlaif.worlds.shapes.language:split"
 CLAIMS = ("label.method=claims", f"label.split={SPLIT}", f"label.claim_prompt='{{context}}{VERIFY}'")
@@ -121,6 +121,51 @@ def test_what_is_there_is_not_made_again_and_a_cut_line_is_made_once_more(fed):
     assert caption.caption(config, run) | {"cut": 0} == COUNTS | {"captioned": 1, "there": 11}
     assert path.read_bytes() == whole  # greedy, and of the same weights
     assert candidates.sample(config, run) == {"made": 0, "retried": 0, "there": 8, "failed": 0}
+
+
+def test_captions_of_single_frames_on_the_question_each_knowing_the_last_and_summed_up(fed):
+    """Every option of `caption` at once."""
+    config, _, run, _ = fed
+    options = {
+        "unit": "frame",
+        "count": 3,
+        "dependent": True,
+        "conditioned": True,
+        "aggregate": "summarise",
+        "prompt": "{previous}{question}" + CAPTION,
+        "previous_slot": "context : {previous} ",
+        "question_slot": "{question} ",
+        "summary_prompt": "context : {captions} {question}" + DESCRIBE,
+    }
+    files = {"captions": "{run}/feedback/summaries.jsonl", "pairs": "none.jsonl"}
+    changed = config.model_copy(
+        update={
+            "caption": config.caption.model_copy(update=options),
+            "data": config.data.model_copy(update={n: run.directory.resolve(file) for n, file in files.items()}),
+        }
+    )
+    asked = [prompt for file in config.caption.of for prompt in data.prompts(run, file)]
+    wanted = {(prompt.video, prompt.question) for prompt in asked}
+    assert len(wanted) > len({video for video, _ in wanted}) == 12  # some videos are asked about more than once
+    assert caption.caption(changed, run) | {"cut": 0} == COUNTS | {"captioned": len(wanted)}
+    rows = rows_of(changed, changed.data.captions, "key")
+    assert {(row["video"], row["question"]) for row in rows} == wanted
+    assert len({row["key"] for row in rows}) == len(rows) == len(wanted)
+    for row in rows:
+        assert row["frames"] == [[5], [11], [17]] and len(row["captions"]) == 3
+        assert len(row["context"]) == 1 and row["context"][0].strip() == row["context"][0] != ""
+    told = {(row["video"], row["question"]): tuple(row["context"]) for row in rows}
+    for prompt in data.prompts(replace(run, config=changed), "eval.jsonl"):
+        assert prompt.captions == told[prompt.video, prompt.question]
+    actors, whole = run.topology.engines(config.caption.model).handles.values(), path_of(changed).read_bytes()
+    before = [ask(actor.stats.remote())["prompt_tokens"] for actor in actors]
+    assert caption.caption(changed, run) | {"cut": 0} == COUNTS | {"there": len(wanted)}
+    assert [ask(actor.stats.remote())["prompt_tokens"] for actor in actors] == before  # the engine was asked nothing
+    assert path_of(changed).read_bytes() == whole
+
+
+def path_of(config):
+    return data.data_path(config, config.data.captions)
 
 
 def test_answers_come_from_seeds_and_keep_their_origin(fed):
