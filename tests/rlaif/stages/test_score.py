@@ -104,7 +104,7 @@ def counts(report: dict) -> list[tuple[int, int, int]]:
 
 def test_two_models_in_one_job_are_each_models_own_scores_of_every_answer(scoring_run, models, file, tmp_path):
     plain, twofold = models.values()
-    report, records, _ = scoring_run("both", [plain, twofold], file, f"{tmp_path}/both.jsonl")
+    report, records, run = scoring_run("both", [plain, twofold], file, f"{tmp_path}/both.jsonl")
     answers, rows = answers_of(records), json.loads(f"[{','.join(Path(file).read_text().splitlines())}]")
     assert len(records) == report["rows"] == len(rows) and counts(report) == [(len(answers), 0, 0)] * 2
     assert [told["model"] for told in report["models"]] == [plain, twofold]
@@ -119,7 +119,8 @@ def test_two_models_in_one_job_are_each_models_own_scores_of_every_answer(scorin
         _, alone, _ = scoring_run(f"alone-{Path(model).name}", [model], file, f"{tmp_path}/alone.jsonl")
         assert by_answer(alone, model) == found
     values = [entry["value"] for found in told for entries in found.values() for entry in entries]
-    assert len(set(values)) > len(values) / 2
+    kept = [json.loads(line) for line in (run.directory.path / "feedback" / "scores.jsonl").read_text().splitlines()]
+    assert set(values) == {value for row in kept for value in row["values"]} and len(set(values)) > len(values) / 2
     assert [told["without_context"] for told in report["models"]] == [1, 0]  # one of them reads captions
 
 
