@@ -17,6 +17,9 @@ class Rewards:
             else FunctionScorer(reward.path)
         )
 
+    def wait_ready(self):
+        pass
+
     def score(self, answers):
         self.calls += 1
         return self.scorer(answers)

@@ -23,9 +23,9 @@ from rlaif.models.merged import copy_of
 from rlaif.models.vlm import load_vlm
 from rlaif.readers import read_pairs
 from rlaif.records import Probe
-from rlaif.stages import agreement, candidates, caption, data, label, pairs, reward, winrate
+from rlaif.stages import agreement, candidates, caption, data, label, pairs, reward, topology, winrate
 from rlaif.stages.run import open_run
-from rlaif.worlds.shapes.language import CAPTION, COMPARE, VERIFY
+from rlaif.worlds.shapes.language import CAPTION, COMPARE, DESCRIBE, VERIFY
 
 SPLIT = "rlaif.worlds.shapes.language:split"
 CLAIMS = ("label.method=claims", f"label.split={SPLIT}", f"label.claim_prompt='{{context}}{VERIFY}'")
@@ -62,21 +62,43 @@ def settings(world) -> list[str]:
 
 @pytest.fixture(scope="module")
 def fed(world, make_config, tmp_path_factory):
-    """(config by method, run, reports): one session, both methods, on one engine."""
+    """(config by method, run, reports): one session, both methods, on one engine; the models of the engines that were started
+    are a report too."""
     folder = tmp_path_factory.mktemp("feedback")
     config = make_config(folder, *settings(world), *CLAIMS)
     other = make_config(
         folder, *settings(world), *PAIRWISE, "data.labels={run}/feedback/by_pairs.jsonl", "pairs.margin=0.01"
     )
-    with open_run(config) as run:
+    with pytest.MonkeyPatch.context() as patch, open_run(config) as run:
+        engines = started(patch)
         reports = {"caption": caption.caption(config, run), "sample": candidates.sample(config, run)}
         reports |= {"claims": label.label(config, run), "pairwise": label.label(other, run)}
+        reports["engines"] = list(engines)
         reports["pairs"] = pairs.pairs(config, run)
         yield config, other, run, reports
 
 
+def started(patch: pytest.MonkeyPatch) -> list[str]:
+    """The model of each engine that is started from now on."""
+    found, usual = [], topology.start_rollout
+
+    def start(spec, *args):
+        found.append(spec.model_path)
+        return usual(spec, *args)
+
+    patch.setattr(topology, "start_rollout", start)
+    return found
+
+
 def rows_of(config, file: str, key: str) -> list[dict]:
     return Store(data.data_path(config, file), key=lambda row: json.dumps(row[key])).rows()
+
+
+def test_captioner_policy_and_judge_of_one_model_are_one_engine(fed):
+    """It stays up between the stages: captions, answers and two kinds of labels were made by then."""
+    config, _, run, reports = fed
+    assert reports["engines"] == [config.label.judge] * config.cluster.rollout.actors
+    assert run.topology.engines(config.caption.model) is run.topology.engines(config.label.judge)
 
 
 def test_every_video_has_a_caption_of_each_half_and_every_stage_reads_them(fed):
@@ -99,6 +121,51 @@ def test_what_is_there_is_not_made_again_and_a_cut_line_is_made_once_more(fed):
     assert caption.caption(config, run) | {"cut": 0} == COUNTS | {"captioned": 1, "there": 11}
     assert path.read_bytes() == whole  # greedy, and of the same weights
     assert candidates.sample(config, run) == {"made": 0, "retried": 0, "there": 8, "failed": 0}
+
+
+def test_captions_of_single_frames_on_the_question_each_knowing_the_last_and_summed_up(fed):
+    """Every option of `caption` at once."""
+    config, _, run, _ = fed
+    options = {
+        "unit": "frame",
+        "count": 3,
+        "dependent": True,
+        "conditioned": True,
+        "aggregate": "summarise",
+        "prompt": "{previous}{question}" + CAPTION,
+        "previous_slot": "context : {previous} ",
+        "question_slot": "{question} ",
+        "summary_prompt": "context : {captions} {question}" + DESCRIBE,
+    }
+    files = {"captions": "{run}/feedback/summaries.jsonl", "pairs": "none.jsonl"}
+    changed = config.model_copy(
+        update={
+            "caption": config.caption.model_copy(update=options),
+            "data": config.data.model_copy(update={n: run.directory.resolve(file) for n, file in files.items()}),
+        }
+    )
+    asked = [prompt for file in config.caption.of for prompt in data.prompts(run, file)]
+    wanted = {(prompt.video, prompt.question) for prompt in asked}
+    assert len(wanted) > len({video for video, _ in wanted}) == 12  # some videos are asked about more than once
+    assert caption.caption(changed, run) | {"cut": 0} == COUNTS | {"captioned": len(wanted)}
+    rows = rows_of(changed, changed.data.captions, "key")
+    assert {(row["video"], row["question"]) for row in rows} == wanted
+    assert len({row["key"] for row in rows}) == len(rows) == len(wanted)
+    for row in rows:
+        assert row["frames"] == [[5], [11], [17]] and len(row["captions"]) == 3
+        assert len(row["context"]) == 1 and row["context"][0].strip() == row["context"][0] != ""
+    told = {(row["video"], row["question"]): tuple(row["context"]) for row in rows}
+    for prompt in data.prompts(replace(run, config=changed), "eval.jsonl"):
+        assert prompt.captions == told[prompt.video, prompt.question]
+    actors, whole = run.topology.engines(config.caption.model).handles.values(), path_of(changed).read_bytes()
+    before = [ask(actor.stats.remote())["prompt_tokens"] for actor in actors]
+    assert caption.caption(changed, run) | {"cut": 0} == COUNTS | {"there": len(wanted)}
+    assert [ask(actor.stats.remote())["prompt_tokens"] for actor in actors] == before  # the engine was asked nothing
+    assert path_of(changed).read_bytes() == whole
+
+
+def path_of(config):
+    return data.data_path(config, config.data.captions)
 
 
 def test_answers_come_from_seeds_and_keep_their_origin(fed):

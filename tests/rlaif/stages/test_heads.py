@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from actors.reward import Answer, read_card
 from cluster.remote import ask
@@ -17,6 +18,7 @@ from rlaif.models.packing import chunks
 from rlaif.preferences.files import read_rows
 from rlaif.preferences.formats.own import PAIRS
 from rlaif.records import Prompt
+from rlaif.rundir import RunDir
 from rlaif.stages import ppo, reward, score, supervised
 from rlaif.stages.reward import compared, hold_out
 from rlaif.stages.roles import learner_spec
@@ -146,6 +148,52 @@ def test_every_candidate_of_every_row_gets_its_scores(trained, compared_world):
 def test_what_is_scored_is_not_scored_again(trained, compared_world):
     told = trained[4][1]["models"][0]
     assert (told["scored"], told["there"], told["masked"]) == (0, 2 * len(compared_world[1]), 2)
+
+
+def twin_of(export, folder) -> str:
+    """The same reward model with twice its opinions, upside down: what multiplies by two is exact."""
+    shutil.copytree(export, folder)
+    head = {name: -2 * array for name, array in load_file(folder / "head.safetensors").items()}
+    save_file(head, folder / "head.safetensors")
+    return str(folder)
+
+
+def entries(config) -> dict[tuple, dict]:
+    """Scores by record, candidate, model and dimension."""
+    return {
+        (record.pair_id, told["candidate"], told["from"], told["dimension"]): told
+        for record in PAIRS.read(read_rows(config.score.out))
+        for told in record.scores
+    }
+
+
+@pytest.mark.slow
+def test_two_models_score_a_file_in_one_job_and_one_after_the_other(trained, compared_world, make_config, tmp_path):
+    """On reward actors: those of a model are stopped before the next one's start."""
+    first, folder = trained[0], tmp_path / "twin"
+    (model,), twin = first.score.models, twin_of(trained[1] / "reward" / "export", folder)
+    file, out = compared_world[0] / "pairs.jsonl", tmp_path / "both.jsonl"
+    options = [f"data.root={compared_world[0]}", f"score.tokens_per_microbatch={BUDGET}"]
+    both = make_config(tmp_path, *options, f"score.models=[{model}, {twin}]", f"score.file={file}", f"score.out={out}")
+    second = make_config(
+        tmp_path, *options, "name=second", f"score.models=[{twin}]", f"score.file={first.score.out}",
+        f"score.out={tmp_path}/second.jsonl",
+    )  # fmt: skip
+    with open_run(both) as run:
+        report = score.score(both, run)
+        later = score.score(second, replace(run, config=second, directory=RunDir(second.storage, second.name)))
+    number = 2 * len(compared_world[1])
+    assert [(told["scored"], told["there"], told["masked"]) for told in report["models"]] == [(number, 0, 0)] * 2
+    told = entries(both)
+    assert len(told) == number * 2 * len(TWO)
+    for (pair_id, candidate, name, dimension), entry in told.items():
+        if name == model:
+            assert told[pair_id, candidate, twin, dimension]["value"] == -2 * entry["value"]
+    assert [(told["scored"], told["there"], told["masked"]) for told in later["models"]] == [(number, 0, 2)]
+    before, after = entries(first), entries(second)
+    assert {key: entry for key, entry in after.items() if key[2] == model} == before  # to the bit, in a file read again
+    assert len(after) == 2 * len(before) == 2 * number * len(TWO)
+    assert all(after[key] == entry for key, entry in told.items() if key[2] == twin)
 
 
 @pytest.fixture(scope="module")

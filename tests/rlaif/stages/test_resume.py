@@ -16,6 +16,9 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
+from rlaif.stages import reward, supervised
+from rlaif.stages.run import open_run
+
 ROOT = Path(__file__).parents[3]
 EXACT = ["deterministic=true", "ppo.iterations=4", "ppo.kl.controller=adaptive", "ppo.epochs=2"]
 EXACT += ["ppo.save.every=2", "ppo.parity.every=1"]
@@ -72,8 +75,12 @@ def write(config, folder: Path) -> Path:
 
 def weights(folder: Path, iteration: int) -> dict[str, bytes]:
     """Every trained tensor and optimizer moment of a checkpoint, by name."""
+    return tensors(folder / "checkpoints" / f"{iteration:06d}")
+
+
+def tensors(folder: Path) -> dict[str, bytes]:
     found = {}
-    for file in sorted((folder / "checkpoints" / f"{iteration:06d}").rglob("*.safetensors")):
+    for file in sorted(folder.rglob("*.safetensors")):
         found |= {f"{file.name}/{name}": array.tobytes() for name, array in load_file(file).items()}
     return found
 
@@ -129,3 +136,66 @@ def test_with_a_batch_in_flight_no_prompt_is_lost_or_doubled(make_config, tmp_pa
     last = metrics_of(folder)[-1]
     assert last["ledger/trained"] == 16 and last["ledger/masked"] == 0 and last["ledger/open"] == 0
     assert last["ledger/reissued"] == 4  # iteration 3's samples were in flight when the run died
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_after(step: int, patch: pytest.MonkeyPatch) -> None:
+    """The driver dies once the metrics of this step are written."""
+    usual = supervised._finish
+
+    def finish(tracker, done, refs):
+        usual(tracker, done, refs)
+        if done == step:
+            raise Stopped
+
+    patch.setattr(supervised, "_finish", finish)
+
+
+REWARD = ["deterministic=true", "reward.steps=4", "reward.save={every: 2, keep: 2}", "reward.eval_every=2"]
+REWARD += ["reward.eval_fraction=0.5", "reward.optim={lr: 1.0e-2, schedule: cosine, warmup_steps: 2}"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("lora", "which"),
+    [("{r: 4, alpha: 4, dropout: 0.2}", "best"), ("null", "last")],
+    ids=["lora with dropout", "full"],
+)
+def test_a_reward_model_that_stopped_and_went_on_is_that_of_a_run_that_did_not(
+    make_config, tmp_path, lora, which, metrics_of
+):
+    """Four steps, and the same four with an end after the third: the checkpoint of step 2 is where it goes on. The best one
+    may have come before the end."""
+    configs = {
+        name: make_config(tmp_path, f"name={name}", f"reward.lora={lora}", f"reward.export={which}", *REWARD)
+        for name in ("whole", "cut")
+    }
+    whole, cut = (Path(config.storage) / name for name, config in configs.items())
+    with open_run(configs["whole"]) as run:
+        reward.train(configs["whole"], run)
+    with open_run(configs["cut"]) as run, pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        stop_after(3, patch)
+        reward.train(configs["cut"], run)
+    before = metrics_of(cut, "reward")
+    assert [row["iteration"] for row in before] == [1, 2, 2, 3] and not (cut / "reward" / "export").exists()
+    with open_run(configs["cut"]) as run:
+        assert run.checkpoints("reward", 1).latest().iteration == 2
+        export = reward.train(configs["cut"], run, "resume")
+    after = metrics_of(cut, "reward")
+    assert [row["iteration"] for row in after] == [1, 2, 2, 3, 4, 4]
+    assert after[:3] == before[:3]  # nothing before the checkpoint is done again
+    assert after[3]["time"] > before[3]["time"]
+    for x, y in zip(metrics_of(whole, "reward"), after, strict=True):
+        assert {name: x[name] for name in x if name != "time"} == {name: y[name] for name in y if name != "time"}
+    a, b = weights(whole / "reward", 4), weights(cut / "reward", 4)
+    assert a.keys() == b.keys() and len([name for name in a if "exp_avg" in name]) > 10
+    assert [name for name in a if a[name] != b[name]] == []
+    earlier = weights(whole / "reward", 2)
+    assert earlier.keys() == a.keys() and earlier != a
+    metas = [json.loads((f / "reward/checkpoints/000004/manifest.json").read_text())["meta"] for f in (whole, cut)]
+    assert metas[0] == metas[1]
+    exported = tensors(whole / "reward" / "export")
+    assert Path(export) == cut / "reward" / "export" and len(exported) > 2 and exported == tensors(Path(export))

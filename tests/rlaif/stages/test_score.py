@@ -1,0 +1,162 @@
+"""`rlaif score` with several reward models, in one job and one after another: the models, the files and the store are the
+real ones, and only the actors are missing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import AutoConfig
+from without_actors import NoActors
+
+from actors.reward import CARD, card_text
+from rlaif.config.schema import Reward
+from rlaif.models.reward_prompt import RewardPrompt
+from rlaif.preferences.files import read_rows
+from rlaif.preferences.formats.own import PAIRS
+from rlaif.preferences.record import Preference
+from rlaif.rundir import RunDir
+from rlaif.stages import score, scoring
+from rlaif.stages.run import Run
+
+TWO = ("helpfulness", "harmlessness")
+SIDES = ("chosen", "rejected")
+
+
+@pytest.fixture(scope="module")
+def models(world, tmp_path_factory) -> dict[str, str]:
+    """Two reward models by name: `plain` with one opinion and `twofold` with two, which read captions and which do not."""
+    folder = tmp_path_factory.mktemp("reward_models")
+    return {
+        "plain": reward_model(folder / "plain", f"{world}/base", ("overall",), Reward(), seed=1),
+        "twofold": reward_model(folder / "twofold", f"{world}/base", TWO, Reward(context="none"), seed=2),
+    }
+
+
+def reward_model(folder: Path, base: str, dimensions: tuple[str, ...], options: Reward, seed: int) -> str:
+    shutil.copytree(base, folder)
+    hidden = AutoConfig.from_pretrained(base).get_text_config().hidden_size
+    weight = torch.randn(len(dimensions), hidden, generator=torch.Generator().manual_seed(seed))
+    save_file({"weight": weight, "bias": torch.zeros(len(dimensions))}, folder / "head.safetensors")
+    (folder / CARD).write_text(card_text(base, None, RewardPrompt.of(options), dimensions))
+    return str(folder)
+
+
+@pytest.fixture
+def scoring_run(tmp_path, make_config, monkeypatch):
+    """scoring_run(name, models, file, out) -> (report, records of `out`, run): a job in a run of its own, so that it knows
+    nothing but what its file says; with `run`, in that one."""
+    monkeypatch.setattr(scoring, "ask", lambda calls: calls)
+
+    def job(name: str, models: list[str], file: str, out: str, run: Run | None = None):
+        options = [f"name={name}", f"score.models=[{', '.join(models)}]", f"score.file={file}", f"score.out={out}"]
+        config = make_config(tmp_path, *options)
+        topology = NoActors(config)
+        run = replace(run, config=config, topology=topology) if run else run_of(config, topology)
+        report = score.score(config, run)
+        return report, read(tmp_path / out), run
+
+    return job
+
+
+def run_of(config, topology) -> Run:
+    return Run(config, RunDir(config.storage, config.name), None, topology)
+
+
+def read(path: Path) -> list[Preference]:
+    return list(PAIRS.read(read_rows(path)))
+
+
+@pytest.fixture
+def file(world, tmp_path) -> str:
+    """The world's pairs, one with a third answer, which has a score of somebody else already, and one without captions."""
+    rows = [json.loads(line) for line in (world / "data" / "pairs.jsonl").read_text().splitlines()]
+    foreign = {"value": 0.1, "from": "a user", "candidate": "third"}
+    rows[0] |= {"candidates": [{"candidate": "third", "text": "a red circle ."}], "scores": [foreign]}
+    del rows[1]["captions"]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(tmp_path / "pairs.jsonl")
+
+
+def by_answer(records: list[Preference], model: str) -> dict[tuple, list[dict]]:
+    """What one model says of each answer, whole entries in the order of the file."""
+    found: dict[tuple, list[dict]] = {}
+    for record in records:
+        for entry in record.scores:
+            if entry["from"] == model:
+                found.setdefault((record.pair_id, entry["candidate"]), []).append(entry)
+    return found
+
+
+def answers_of(records: list[Preference]) -> set[tuple]:
+    """`chosen` and `rejected` of every record, and the third of the first."""
+    return {(record.pair_id, side) for record in records for side in SIDES} | {(records[0].pair_id, "third")}
+
+
+def counts(report: dict) -> list[tuple[int, int, int]]:
+    return [(told["scored"], told["there"], told["masked"]) for told in report["models"]]
+
+
+def test_two_models_in_one_job_are_each_models_own_scores_of_every_answer(scoring_run, models, file, tmp_path):
+    plain, twofold = models.values()
+    report, records, run = scoring_run("both", [plain, twofold], file, f"{tmp_path}/both.jsonl")
+    answers, rows = answers_of(records), json.loads(f"[{','.join(Path(file).read_text().splitlines())}]")
+    assert len(records) == report["rows"] == len(rows) and counts(report) == [(len(answers), 0, 0)] * 2
+    assert [told["model"] for told in report["models"]] == [plain, twofold]
+    told = [by_answer(records, model) for model in (plain, twofold)]
+    assert told[0].keys() == told[1].keys() == answers
+    assert all([entry.get("dimension") for entry in entries] == [None] for entries in told[0].values())
+    assert all(tuple(entry["dimension"] for entry in entries) == TWO for entries in told[1].values())
+    assert [len(record.scores) for record in records] == [1 + 3 * 3, *[2 * 3] * (len(records) - 1)]
+    for model, found in zip(
+        (plain, twofold), told, strict=True
+    ):  # no model's number is another's, nor another answer's
+        _, alone, _ = scoring_run(f"alone-{Path(model).name}", [model], file, f"{tmp_path}/alone.jsonl")
+        assert by_answer(alone, model) == found
+    values = [entry["value"] for found in told for entries in found.values() for entry in entries]
+    kept = [json.loads(line) for line in (run.directory.path / "feedback" / "scores.jsonl").read_text().splitlines()]
+    assert set(values) == {value for row in kept for value in row["values"]} and len(set(values)) > len(values) / 2
+    assert [told["without_context"] for told in report["models"]] == [1, 0]  # one of them reads captions
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_second_model_leaves_the_scores_of_the_first_as_they_are(scoring_run, models, file, tmp_path, kind):
+    plain, twofold = models.values()
+    first, second = f"{tmp_path}/first.{kind}", f"{tmp_path}/second.{kind}"
+    _, before, _ = scoring_run("first", [plain], file, first)
+    report, after, _ = scoring_run("second", [twofold], first, second)
+    assert counts(report) == [(len(answers_of(before)), 0, 0)]
+    for old, new in zip(before, after, strict=True):
+        assert new.scores[: len(old.scores)] == old.scores  # numbers to the bit, keys, names, and somebody else's
+        assert replace(new, scores=old.scores) == old
+    assert by_answer(after, plain) == by_answer(before, plain)
+    assert by_answer(after, twofold).keys() == answers_of(before)
+
+
+def test_what_the_file_has_is_not_asked_again_of_any_model(scoring_run, models, file, tmp_path):
+    plain, twofold = models.values()
+    out = f"{tmp_path}/all.jsonl"
+    scoring_run("first", [plain], file, out)
+    report, both, run = scoring_run("second", [plain, twofold], out, out)  # in place
+    number, asked = len(answers_of(both)), run.topology.pool
+    assert counts(report) == [(0, number, 0), (number, 0, 0)] and asked.scorer.dimensions == TWO
+    whole = Path(out).read_bytes()
+    report, again, run = scoring_run("third", [twofold, plain], out, out)
+    assert counts(report) == [(0, number, 0)] * 2 and run.topology.pool is None  # nothing was started
+    assert Path(out).read_bytes() == whole and again == both
+
+
+def test_the_store_of_a_run_keeps_the_scores_of_its_models_apart(scoring_run, models, file, tmp_path):
+    """Without the scored file: the second job finds in the store what each model said."""
+    plain, twofold = models.values()
+    _, both, run = scoring_run("run", [plain, twofold], file, f"{tmp_path}/one.jsonl")
+    report, again, later = scoring_run("run", [twofold, plain], file, f"{tmp_path}/two.jsonl", run)
+    number = len(answers_of(both))
+    assert counts(report) == [(0, number, 0)] * 2 and later.topology.pool is None
+    for model in (plain, twofold):
+        assert by_answer(again, model) == by_answer(both, model)
