@@ -360,6 +360,7 @@ def test_claims_of_a_text_are_asked_about_two_videos_on_the_engine(fed):
     assert found["overall"]["pairs"] == len(rows) > 4
 
 
+@pytest.mark.slow
 def test_a_reward_model_agrees_with_pairs_as_often_as_its_own_evaluation_says(fed):
     config, _, run, _ = fed
     changed = config.model_copy(
