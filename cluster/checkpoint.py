@@ -281,5 +281,6 @@ def check_identity(meta: Mapping[str, Any], expected: Mapping[str, Any]) -> None
         raise CheckpointError(
             ", ".join(f"{key} {expected[key]!r}" for key in different),
             ", ".join(f"{key} {meta.get(key)!r}" for key in different) + " in the checkpoint",
-            "resume with the configuration that the checkpoint was made with, or start a run of another name",
+            "resume with the configuration and the data (rows, captions, videos) that the checkpoint was made with, "
+            "or start a run of another name",
         )

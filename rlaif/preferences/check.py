@@ -80,12 +80,13 @@ def _counted(items: Iterable[Any], checkup: Checkup, root: Path | None) -> Itera
     listing, shown = lru_cache(maxsize=256)(_listing), None if root is None else Shown(root)
     for record in items:
         checkup.statistics.add(record)
+        name = getattr(record, checkup.format.key)
         problem = None if shown is None else _problem(record, root, listing, shown)
         if problem and problem.reason == DIFFER and not checkup.format.own:
             checkup.to_gather += 1
-            problem = None
-        name, videos = getattr(record, checkup.format.key), media(record)
-        yield name, tuple(video for video in videos if not Checked.holds(video)), problem
+            yield name, (), None  # what it is about is not there yet
+        else:
+            yield name, tuple(video for video in media(record) if not Checked.holds(video)), problem
 
 
 def _problem(record: Any, root: Path, listing: Callable[[Path], frozenset[str]], shown: Shown) -> RowError | None:

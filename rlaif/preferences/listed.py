@@ -37,15 +37,18 @@ class Shown:
     def __init__(self, root: str | Path):
         self._root = Path(root)
         self._frames = lru_cache(maxsize=1024)(self._listing)
+        self._alike = lru_cache(maxsize=1024)(self._same)  # rows about one video follow each other
 
     def check(self, video: str | None, frames: Sequence[str]) -> None:
         """Raises RowError unless `video` shows exactly `frames`, in their order; empty: nothing was listed."""
         if not frames:
             return
         shown = self._frames(video) if video else ()
-        if shown != tuple(frames) and not self._same(video, shown, frames):
+        if shown != tuple(frames) and not self._alike(video, shown, tuple(frames)):
             shows = f"{video} shows {len(shown)}, by name" if video else "no video shows them"
-            change = "`rlaif data convert` with --media DIR makes a video of exactly those"
+            change = (
+                "`rlaif data convert --root DIR --media DIR` (root: that of the data) makes a video of exactly those"
+            )
             raise RowError(DIFFER, f"{len(frames)} frames are listed in their order, and {shows}: {change}")
 
     def _same(self, video: str | None, shown: Sequence[str], frames: Sequence[str]) -> bool:

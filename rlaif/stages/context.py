@@ -11,6 +11,7 @@ from statistics import fmean
 from actors.reward import load_function
 from rlaif.config.schema import Config
 from rlaif.errors import ConfigError, ContractError, DataError
+from rlaif.models.check import require_model
 from rlaif.preferences.record import Preference
 from rlaif.rundir import RunDir
 from rlaif.stages import candidates, caption, demo, label, pairs, reward
@@ -41,6 +42,8 @@ def context(config: Config, run: Run) -> list[dict]:
     began, rows, study = time.time(), [], config.context
     if _is_demo(config) and not Path(config.caption.model).exists():
         demo.start(config, run)
+    if isinstance(config.label.judge, str):
+        require_model("label.judge", config.label.judge, or_adapter=True)
     caption.caption(config, run)
     cells = [
         (seed, mode, variant(config, seed, mode))
@@ -132,7 +135,9 @@ def judge(config: Config, run: Run) -> dict:
     built = pairs.pairs(config.model_copy(update={"data": config.data.model_copy(update={"pairs_eval": None})}), run)
     decided = list(decided_pairs(outside, read_cases(outside, run)[0]))
     if not decided:
-        raise DataError("held-out answers that the reference tells apart", "none", "data.eval, candidates.per_model")
+        raise DataError(
+            "held-out answers that the reference tells apart", "none", "eval.descriptions, candidates.per_model"
+        )
     pairs.write(Path(config.data.pairs_eval), decided)
     figures = {"judge_agreement": judged["agreement"], "judge_pairs": judged["pairs"]}
     return figures | {"train_pairs": built["pairs"], "pairs": len(decided)}
@@ -163,6 +168,10 @@ def train(config: Config, run: Run) -> dict:
     run = demo.opened(config, run)
     reward.train(config, run, "fresh")
     last = run.directory.read_metrics("reward")[-1]
+    if "eval/accuracy" not in last:
+        raise DataError(
+            "held-out pairs that the reward model can read", "none", "their videos, or data.max_prompt_tokens"
+        )
     return {"rm_accuracy": last["eval/accuracy"], "rm_pairs": int(last["eval/pairs"])}
 
 

@@ -88,7 +88,7 @@ def read_media(config: Config, form: Format, rows: Iterable, report: Report) -> 
     """The records of pairs; images inside the file, and links to listed frames, are put below `agreement.media`."""
     try:
         folder = data_path(config, config.agreement.media)
-    except ConfigError:  # in a bucket, as the run is: only rows that need the folder cannot be used
+    except ConfigError:  # in a bucket, as the run is: enough for rows that need no folder
         folder = None
     media = Media(Path(config.data.root), folder)
     return exact(form.read(rows, Options(media), report.lines), media, report.lines, form.key, report.unit)

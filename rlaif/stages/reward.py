@@ -32,7 +32,7 @@ def train(config: Config, run: Run, start: Start = "new") -> str:
     require_model("reward.init", config.reward.init)
     rows, held_out = datasets(config, run)
     reward = config.reward.model_copy(update={"steps": steps_of(config.reward, len(rows))})
-    belongs = identity(reward, rows, held_out)
+    belongs = identity(reward, config.seed, rows, held_out)
     checkpoints = run.checkpoints("reward", reward.save.keep)
     newest = run.starting_point("reward", checkpoints, start, belongs)
     group = run.topology.learners(supervised.learner_spec(config, reward, "reward", "reward"))
@@ -59,6 +59,8 @@ def train(config: Config, run: Run, start: Start = "new") -> str:
     if best_by and best.iteration not in (None, reward.steps):
         log.info("exporting step %d, of accuracy %.3f on the held-out pairs", best.iteration, best.score)
         group.load(checkpoints, checkpoints.at(best.iteration))
+    if best_by and best.iteration is None:
+        log.warning("exporting the last step: no held-out pair says which step is best (data.pairs_eval)")
     card = {CARD: card_text(reward.init, reward.lora, RewardPrompt.of(reward), reward.dimensions)}
     export = group.export("reward", run.directory.export("reward"), card=card)
     run.topology.stop_learners()
@@ -71,13 +73,8 @@ def measured(
     skipped: Sequence[str],
     dimensions: Sequence[str],
 ) -> dict[str, float]:
-    """`eval/` metrics of the held-out pairs that could be read; `eval/skipped` counts the others. Raises DataError without any."""
-    if not scores:
-        raise DataError(
-            "held-out pairs that the reward model can read",
-            f"none of {len(signs)}: {named(skipped)}",
-            "data.pairs_eval and its videos, or data.max_prompt_tokens",
-        )
+    """`eval/` metrics of the held-out pairs that could be read; `eval/skipped` counts the others. Without any there is no
+    `eval/accuracy`: what was trained is worth more than an error."""
     if skipped:
         log.warning("%d of %d held-out pairs are left out: %s", len(skipped), len(signs), named(skipped))
     found = agreements(by_dimension(signs, scores, dimensions)) | {"skipped": float(len(skipped))}
@@ -89,16 +86,16 @@ def steps_of(reward: Reward, pairs: int) -> int:
     return math.ceil(reward.epochs * pairs / reward.batch_size) if reward.epochs else reward.steps
 
 
-LEARNED = ("dimensions", "centering", "centering_coef", "margin", "margin_coef")
+LEARNED = ("dimensions", "centering", "centering_coef", "margin", "margin_coef", "batch_size")
 
 
-def identity(reward: Reward, rows: Sequence[Pair], held_out: Sequence[Pair]) -> dict:
-    """What a checkpoint belongs to: base and adapter, what the model reads, what it learns, and the pairs it learns it from
-    and is measured on."""
+def identity(reward: Reward, seed: int, rows: Sequence[Pair], held_out: Sequence[Pair]) -> dict:
+    """What a checkpoint belongs to: base and adapter, what the model reads, what it learns, the pairs it learns it from and
+    is measured on, and what decides which of them make a step."""
     learned = reward.model_dump(mode="json", include=set(LEARNED))
     read = reward.context != "none"
     pairs = {"pairs": digest_of(rows, read), "pairs_eval": digest_of(held_out, read)}
-    return supervised.identity("reward", reward) | asdict(RewardPrompt.of(reward)) | learned | pairs
+    return supervised.identity("reward", reward) | asdict(RewardPrompt.of(reward)) | learned | pairs | {"seed": seed}
 
 
 def digest_of(rows: Sequence[Pair], captions: bool) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import posixpath
+from collections.abc import Sequence
 from typing import Any
 
 from rlaif.data import Conversation, ConversationRow, PromptRow, RowError, build_row
@@ -128,10 +129,17 @@ def _output(fields: Fields, name: str) -> str:
 
 
 def _video(media: Fields) -> Fields:
-    """For rows of ours, which name one video each."""
-    if not media.get("video"):
-        raise RowError("no video", "frames of several folders" if media.get("frames") else "neither images nor image")
+    """For rows of ours, which name one video each: of frames in several folders the folder above, until they are gathered."""
+    media = {"video": _above(media.get("frames", ())), **{name: value for name, value in media.items() if value}}
+    if not media["video"]:
+        raise RowError("no video", "neither images nor image, or frames with nothing above them all")
     return {name: value for name, value in media.items() if (name, value) != ("modality", "video")}
+
+
+def _above(frames: Sequence[str]) -> str | None:
+    if not frames or len({posixpath.isabs(path) for path in frames}) > 1:
+        return None
+    return posixpath.commonpath(frames) or "."
 
 
 def _prompt(fields: Fields) -> Prompt:

@@ -97,7 +97,7 @@ class ModelJudge:
         whole = Sampling(temperature=0.0, max_tokens=self._config.label.split_tokens)
         pool.submit("judge", self._prompts(questions), 1, seed, whole)
         for answers in pool.results("judge", self._config.cluster.collective_timeout_s):
-            found |= {sample.prompt.prompt_id: _whole(sample) for sample in answers.samples}
+            found |= {sample.prompt.prompt_id: _whole(sample, whole.max_tokens) for sample in answers.samples}
             found |= {failure.prompt_id: Masked(failure.reason) for failure in answers.failures}
         return found
 
@@ -202,11 +202,13 @@ def make_judge(config: Config, run: Run, judge: str | Server) -> Judge:
     return ServerJudge(config, run, judge) if isinstance(judge, Server) else ModelJudge(config, run, judge)
 
 
-def _whole(sample: Sample) -> str | Masked:
+def _whole(sample: Sample, limit: int) -> str | Masked:
     """A list that was cut would be judged without its end."""
-    if sample.finish_reason == "length":
-        return Masked(f"cut: the list was cut at {len(sample.response_ids)} tokens, label.split_tokens")
-    return sample.response
+    if sample.finish_reason != "length":
+        return sample.response
+    length = len(sample.response_ids)
+    option = "label.split_tokens" if length >= limit else "rollout.max_model_len"
+    return Masked(f"cut: the list was cut at {length} tokens, {option}")
 
 
 def _masked(outcome: Unanswered) -> Masked:

@@ -66,7 +66,7 @@ BAD = [
     ("vlm_rlaif_rm", RM, talk(human("<image>\n"), A), "empty field", "a human turn without text"),
     ("vlm_rlaif_rl", RL, {"uid": DROP}, "missing field", "uid"),
     ("vlm_rlaif_rl", RL, {"images": DROP}, "no video", "neither images nor image"),
-    ("vlm_rlaif_rl", RL, {"images": ["a/1.jpg", "b/1.jpg"]}, "no video", "several folders"),
+    ("vlm_rlaif_rl", RL, {"images": ["/a/1.jpg", "b/1.jpg"]}, "no video", "nothing above them"),
     ("vlm_rlaif_rl", RL, talk({"from": "system", "value": "x"}, Q, A), "turns out of order", "system"),
     ("vlm_rlaif_sft", SFT, {"images": []}, "no video", "neither"),
     ("vlm_rlaif_sft", SFT, talk(Q, gpt("")), "empty field", "content"),

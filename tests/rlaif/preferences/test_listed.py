@@ -152,6 +152,27 @@ def test_prompts_of_ours_are_converted_in_the_same_way(root):
     assert read_prompts(root / "out.jsonl", root)[1].counts == {"kept": 3}
 
 
+@pytest.mark.parametrize(("name", "to", "read"), [("uid", "prompts", read_prompts), ("id", "sft", read_conversations)])
+def test_frames_of_several_folders_become_one_video(root, capsys, name, to, read):
+    (root / "w").mkdir()
+    (root / "w" / "1.png").write_bytes(picture(9))
+    frames = [ALL[2], "w/1.png", ALL[0]]
+    write_rows(
+        root / "theirs.json", [{name: "a", "conversations": theirs("some")[0]["conversations"], "images": frames}]
+    )
+    assert cli.main(["data", "check", str(root / "theirs.json")]) == 0
+    assert "other frames    1 rows" in capsys.readouterr().out
+    command = ["data", "convert", str(root / "theirs.json"), str(root / "out.jsonl"), "--to", to]
+    assert cli.main(command) == 0
+    with pytest.raises(DataError, match="frames differ"):
+        read(root / "out.jsonl", root)
+    assert cli.main([*command, "--media", str(root / "media")]) == 0
+    ((row,), report) = read(root / "out.jsonl", root)
+    assert report.counts == {"kept": 1}
+    wanted = [decode(root / frame, sample_spec(root / frame, 1))[0] for frame in frames]
+    assert np.array_equal(pixels(root, row.video, 3), wanted)
+
+
 def test_check_says_how_many_rows_need_a_video_of_their_own(root, capsys):
     write_rows(root / "theirs.json", theirs("all", "some", "turned"))
     assert cli.main(["data", "check", str(root / "theirs.json")]) == 0

@@ -171,6 +171,8 @@ TOLD = {
     "margin": (("reward.margin=record",), "margin 'record'"),
     "rank": (("reward.lora={r: 8, alpha: 4}",), "lora .*'r': 8.*"),
     "pairs": (("data.pairs=fewer.jsonl", "data.pairs_eval=pairs.jsonl"), "pairs '[0-9a-f]{16}'"),
+    "seed": (("seed=9",), "seed 9"),
+    "batch": (("reward.batch_size=2",), "batch_size 2"),
     "held-out pairs": (("data.pairs_eval=fewer.jsonl",), "pairs_eval '[0-9a-f]{16}'"),
 }
 
@@ -183,7 +185,7 @@ def test_a_reward_model_is_not_resumed_as_another_one(offline, world, tmp_path, 
     (tmp_path / "data" / "fewer.jsonl").write_text("\n".join(rows[1:]) + "\n")
     config, run = offline(*plain)
     checkpoints = run.checkpoints("reward", 2)
-    meta = {"identity": reward.identity(config.reward, *reward.datasets(config, run)), "learner": {}}
+    meta = {"identity": reward.identity(config.reward, config.seed, *reward.datasets(config, run)), "learner": {}}
     checkpoints.save(3, lambda folder: (folder / "x.json").write_text("{}"), meta)
     overrides, named = TOLD[name]
     with pytest.raises(CheckpointError) as caught:
@@ -198,14 +200,14 @@ def test_what_a_reward_models_checkpoint_does_not_depend_on(offline, world, tmp_
     shutil.copy(tmp_path / "data" / "pairs.jsonl", tmp_path / "data" / "copy.jsonl")
     config, run = offline(f"data.root={tmp_path}/data")
     other, _ = offline(f"data.root={tmp_path}/data", "data.pairs=copy.jsonl", "reward.steps=9", "reward.optim.lr=0.1")
-    assert reward.identity(config.reward, *reward.datasets(config, run)) == reward.identity(
-        other.reward, *reward.datasets(other, Run(other, run.directory, None, run.topology))
+    assert reward.identity(config.reward, config.seed, *reward.datasets(config, run)) == reward.identity(
+        other.reward, other.seed, *reward.datasets(other, Run(other, run.directory, None, run.topology))
     )
     rows, held_out = reward.datasets(config, run)
     told = [replace(row, captions=("another",)) for row in rows]
     for context, same in (("none", True), ("captions", False)):
         section = config.reward.model_copy(update={"context": context})
-        assert (reward.identity(section, rows, held_out) == reward.identity(section, told, held_out)) == same
+        assert (reward.identity(section, 0, rows, held_out) == reward.identity(section, 0, told, held_out)) == same
 
 
 def test_a_family_that_transformers_does_not_know_either_says_what_is_needed(offline, tmp_path):

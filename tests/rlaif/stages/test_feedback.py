@@ -207,7 +207,7 @@ def test_without_the_video_the_judge_says_something_else(fed):
     blind = other.model_copy(
         update={
             "label": other.label.model_copy(update={"show_video": False}),
-            "data": other.data.model_copy(update={"labels": "{run}/feedback/blind.jsonl"}),
+            "data": other.data.model_copy(update={"labels": f"{run.directory.path}/feedback/blind.jsonl"}),
         }
     )
     assert label.label(blind, run)["masked"] == reports["pairwise"]["masked"] == {}
@@ -229,7 +229,7 @@ def test_questions_about_one_prompt_share_what_they_begin_with(fed):
     again = other.model_copy(
         update={
             "label": other.label.model_copy(update={"pairwise_prompt": "{context}{context}{context}" + COMPARE}),
-            "data": other.data.model_copy(update={"labels": "{run}/feedback/long.jsonl"}),
+            "data": other.data.model_copy(update={"labels": f"{run.directory.path}/feedback/long.jsonl"}),
         }
     )
     actors = run.topology.engines(other.label.judge).handles.values()
@@ -274,7 +274,7 @@ def test_a_list_of_claims_that_was_cut_is_masked(fed):
     listing = config.model_copy(
         update={
             "label": config.label.model_copy(update=options),
-            "data": config.data.model_copy(update={"labels": "{run}/feedback/listed.jsonl"}),
+            "data": config.data.model_copy(update={"labels": str(run.directory.path / "feedback" / "listed.jsonl")}),
         }
     )
     report = label.label(listing, run)
@@ -292,7 +292,7 @@ def test_a_judge_without_the_words_is_refused(fed):
     strange = config.model_copy(
         update={
             "label": config.label.model_copy(update={"yes_no": ("certainly", "never")}),
-            "data": config.data.model_copy(update={"labels": "{run}/other.jsonl"}),
+            "data": config.data.model_copy(update={"labels": f"{run.directory.path}/other.jsonl"}),
         }
     )
     with pytest.raises(ConfigError, match="one token"):
