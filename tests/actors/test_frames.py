@@ -150,6 +150,7 @@ def test_the_store_evicts_within_its_budget(cluster, root):
 def test_a_full_queue_drops_prefetches(cluster, root):
     store = FrameStore(FRAMES, queue=2)
     assert store.prefetch([str(root / name) for name in NAMES] * 2) == 2
+    store._pool.shutdown()  # a thread that asked Ray after its end would take this process with it
 
 
 def test_local_frames(root, tmp_path):
