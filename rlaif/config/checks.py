@@ -12,12 +12,10 @@ def problems_of(config: Config, stage: str | None = None) -> list[str]:
     """Every combination of options that cannot run, as sentences naming the options."""
     checks = {"sft": [_sft], "reward": [_reward], "ppo": [_ppo, _rollout], "label": [_label]}
     checks |= {"caption": [_caption], "sample": [], "pairs": [], "score": [_score]}
-    checks |= {"eval context": [_caption, _reward]}
     checks |= {f"eval {name}": [_label] if _judged(config, name) else [] for name in ("agreement", "winrate")}
-    chosen = checks.get(stage, list(dict.fromkeys(check for group in checks.values() for check in group)))
-    chosen = (
-        [*chosen, _context] if stage == "eval context" else chosen
-    )  # asks more than the same options need elsewhere
+    every = list(dict.fromkeys(check for group in checks.values() for check in group))
+    checks |= {"eval context": [_caption, _reward, _context]}  # asks more than the same options need elsewhere
+    chosen = checks.get(stage, every)
     found = [problem for check in [_run, _cluster, *chosen] for problem in check(config)]
     return list(dict.fromkeys(found)) + _devices(config, stage)
 

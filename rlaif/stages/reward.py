@@ -26,6 +26,9 @@ from rlaif.stages.run import Run, Start
 
 log = logging.getLogger(__name__)
 
+LEARNED = ("dimensions", "centering", "centering_coef", "margin", "margin_coef", "batch_size")
+"""Options of `reward` that decide what is learned, beside what the model reads."""
+
 
 def train(config: Config, run: Run, start: Start = "new") -> str:
     """Train on preference pairs, measure on held-out ones, export the best step (`reward.export`); returns its path."""
@@ -84,9 +87,6 @@ def measured(
 def steps_of(reward: Reward, pairs: int) -> int:
     """Optimizer steps: `reward.steps`, or as many as `reward.epochs` passes over the pairs take, the last one filled up."""
     return math.ceil(reward.epochs * pairs / reward.batch_size) if reward.epochs else reward.steps
-
-
-LEARNED = ("dimensions", "centering", "centering_coef", "margin", "margin_coef", "batch_size")
 
 
 def identity(reward: Reward, seed: int, rows: Sequence[Pair], held_out: Sequence[Pair]) -> dict:
