@@ -129,6 +129,11 @@ def say(text: str = "") -> None:
     screen().say(text)
 
 
+def headline(text: str) -> None:
+    """Begin a part of a command that has several."""
+    say(f"\n== {text}")
+
+
 @contextmanager
 def phase(text: str) -> Iterator[None]:
     """Show what takes time, and at its end how long it took."""

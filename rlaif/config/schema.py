@@ -333,11 +333,15 @@ class Logging(Section):
         return off(value)
 
     project: str = "rlaif"
+    foreign: Literal["log", "terminal"] = "log"
+    """Where the output of libraries and actors goes: to `logs/<stage>.log` in the run directory, or to the terminal."""
 
 
 class Demo(Section):
-    """The embedded default: a world of moving shapes and a model built from scratch."""
+    """The embedded default: a world of moving shapes and a tiny model that describes them."""
 
+    scratch: bool = False
+    """Make the base model too (`read_steps`, `pretrain_steps`), instead of starting from the one that comes with rlaif."""
     base: str = "{run}/base"
     """Where the untrained model is written."""
     read_steps: int = Field(600, ge=1)

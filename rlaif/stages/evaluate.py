@@ -20,6 +20,7 @@ from rlaif.seeds import derive
 from rlaif.stages import data
 from rlaif.stages.roles import Roles, context_of, learner_spec, require_inputs, start_roles
 from rlaif.stages.run import Run
+from rlaif.terminal import phase
 
 DECODINGS = {"greedy": 0.0, "sample": 1.0}
 """Temperature by name."""
@@ -49,11 +50,11 @@ def policy(config: Config, run: Run, roles: Roles, name: str) -> list[dict]:
     """Both decodings of the policy the roles hold now, as rows; they join `eval/ppo.json`. None without `data.eval`."""
     if not data.data_path(config, config.data.eval).is_file():
         return []
-    prompts = data.prompts(run, config.data.eval)
-    rows = [
-        {"policy": name, "seed": config.seed, "decoding": decoding, **measure(config, roles, prompts, decoding)}
-        for decoding in DECODINGS
-    ]
+    prompts, rows = data.prompts(run, config.data.eval), []
+    for decoding in DECODINGS:
+        with phase(f"evaluating {name}, {decoding}, {len(prompts)} prompts"):
+            figures = measure(config, roles, prompts, decoding)
+        rows.append({"policy": name, "seed": config.seed, "decoding": decoding, **figures})
     kept = [row for row in (run.directory.read_json("eval/ppo.json") or {"rows": []})["rows"] if row["policy"] != name]
     run.directory.write_eval("ppo", {"command": command(), "rows": kept + rows})
     return rows

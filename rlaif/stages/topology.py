@@ -23,6 +23,7 @@ from learners.spec import LearnerSpec
 from rlaif.config.schema import Config, Ppo
 from rlaif.config.section import Function
 from rlaif.models.adapter import serves_adapters
+from rlaif.terminal import phase
 
 
 class Topology:
@@ -87,7 +88,8 @@ class Topology:
         features = self.features()
         ask(self._features.begin.remote())
         options, device = self._options("learner"), self.device("learner")
-        self._group = LearnerGroup(spec, self.frames(), options, device, ppo, features)
+        with phase(f"starting {_counted(len(options), 'learner rank')}"):
+            self._group = LearnerGroup(spec, self.frames(), options, device, ppo, features)
         return self._group
 
     def stop_learners(self) -> None:
@@ -111,11 +113,12 @@ class Topology:
                 deterministic=self.config.deterministic,
             )
             device, features = self.device("rollout"), self.features()
-            actors = {
-                f"rollout-{i}": start_rollout(spec, self.frames(), device, role.threads, options, limit, features)
-                for i, options in enumerate(self._options("rollout"))
-            }
-            ask([actor.version.remote() for actor in actors.values()])
+            with phase(f"starting {_counted(role.actors, 'rollout actor')}"):
+                actors = {
+                    f"rollout-{i}": start_rollout(spec, self.frames(), device, role.threads, options, limit, features)
+                    for i, options in enumerate(self._options("rollout"))
+                }
+                ask([actor.version.remote() for actor in actors.values()])
             self._rollouts[key] = RolloutPool(actors)
         return self._rollouts[key]
 
@@ -194,6 +197,10 @@ class Topology:
     def _options(self, role: str) -> list[dict]:
         placement = self._placements[role]
         return [placement.options(i) for i in range(getattr(self.config.cluster, role).actors)]
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("s" if number != 1 else "")
 
 
 def _peak_rss(actor: Any) -> float:

@@ -140,9 +140,7 @@ def test_on_a_terminal_lines_do_not_tear_what_is_live(clock):
     step.finished = True
     screen.end(step)
     clear = "\r\x1b[2K"
-    assert screen.err.getvalue() == (
-        f"starting Ray ...{clear}a line\nstarting Ray ...{clear}starting Ray ... 3 s\n"
-    )
+    assert screen.err.getvalue() == (f"starting Ray ...{clear}a line\nstarting Ray ...{clear}starting Ray ... 3 s\n")
 
 
 def test_progress_on_a_terminal_is_a_bar(monkeypatch):
@@ -236,5 +234,8 @@ def test_foreign_output_can_stay_on_the_terminal(tmp_path, capfd):
 
 def test_a_run_directory_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="run directory that can be written"), terminal.shown("sft", tmp_path / "file"):
+    with (
+        pytest.raises(ConfigError, match="run directory that can be written"),
+        terminal.shown("sft", tmp_path / "file"),
+    ):
         pass
