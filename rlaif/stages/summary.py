@@ -68,7 +68,7 @@ def duration(seconds: float) -> str:
 def program() -> str:
     """Return how this program was started, so that what is printed can be typed in the same place."""
     started = Path(sys.argv[0])
-    if started.name == "__main__.py":
+    if started.parts[-2:] == ("rlaif", "__main__.py"):
         return shlex.join([sys.executable, "-m", "rlaif"])
     if started.name != "rlaif":
         return "rlaif"  # inside another program
@@ -154,7 +154,7 @@ def _pairs(config: Config, run: RunDir, report: Mapping[str, Any]) -> Summary:
         "pairs": f"{report['pairs']} of {report['prompts_with_pairs']} prompts, {report['held_out']} held out",
         "left out": _counts(report["dropped"]) or "none",
     }
-    return Summary(figures, {"pairs": config.data.pairs, "report": run.path / "eval" / "pairs.json"})
+    return Summary(figures, {"file": config.data.pairs, "report": run.path / "eval" / "pairs.json"})
 
 
 def _reward(config: Config, run: RunDir, export: str) -> Summary:
