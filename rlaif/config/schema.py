@@ -348,9 +348,14 @@ class Demo(Section):
     """Steps of `sft` on reading.jsonl, which is text alone."""
     pretrain_steps: int = Field(900, ge=1)
     """Steps on pretrain.jsonl after that, from which `sft.init` comes; `model` says whether tower and projector train."""
-    train_scenes: int = Field(2000, ge=1)
+    pretrain_scenes: int = Field(2000, ge=1)
+    """Scenes that reading.jsonl and pretrain.jsonl are about."""
+    train_scenes: int = Field(1200, ge=1)
+    """Scenes of supervised fine-tuning, the first of those."""
     prompt_scenes: int = Field(512, ge=1)
+    """Scenes whose answers are judged, and that PPO asks about."""
     eval_scenes: int = Field(256, ge=1)
+    """Held-out scenes."""
     seeds: int = Field(1, ge=1)
     """Repeat the PPO part with this many seeds."""
 

@@ -127,7 +127,8 @@ def prepare(config: Config) -> None:
             )
     set_aside(config)
     sizes = {"train": config.demo.train_scenes, "prompt": config.demo.prompt_scenes, "test": config.demo.eval_scenes}
-    write_dataset(Path(config.data.root), sizes, config.seed, pretraining=config.demo.scratch)
+    sizes["pretrain"] = config.demo.pretrain_scenes if config.demo.scratch else 0
+    write_dataset(Path(config.data.root), sizes, config.seed)
     if config.demo.scratch:
         build_tiny(Path(config.demo.base), WORDS, config.seed)
 

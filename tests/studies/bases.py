@@ -36,7 +36,7 @@ def measure(base: Path) -> dict[str, float]:
     the demo removes are planted in the data that the base learned to describe from.
     """
     with tempfile.TemporaryDirectory() as folder:
-        write_dataset(Path(folder) / "data", {"prompt": 1, "test": SCENES}, SEED, pretraining=False)
+        write_dataset(Path(folder) / "data", {"prompt": 1, "test": SCENES}, SEED)
         options = [f"storage={folder}", "name=base", f"data.root={folder}/data", "data.captions=null"]
         options += [f"ppo.policy={base}", f"ppo.reward={REWARD}", "logging.wandb=off"]
         config = load_config(ROOT / "configs" / "demo.yaml", options)
@@ -61,7 +61,7 @@ def ship(run: Path, made_from: str | None = None) -> None:
         "commit": made_from or commit(),
         "seed": options["pretrained"]["seed"],
         "steps": {name: config["sft"]["steps"] for name, config in options.items()},
-        "train_scenes": options["pretrained"]["demo"]["train_scenes"],
+        "pretrain_scenes": scenes_of(run),
         "libraries": libraries(),
         "machine": machine(),
         "held_out": measure(SHIPPED),
@@ -71,6 +71,12 @@ def ship(run: Path, made_from: str | None = None) -> None:
     size = sum(file.stat().st_size for file in SHIPPED.iterdir())
     if size > MOST_BYTES:
         raise SystemExit(f"the base model has {size} bytes, more than {MOST_BYTES}")
+
+
+def scenes_of(run: Path) -> int:
+    """Return the number of scenes behind a run's `pretrain.jsonl`."""
+    rows = (run / "data" / "pretrain.jsonl").read_text().splitlines()
+    return len({json.loads(row)["id"].partition("/")[0] for row in rows})
 
 
 if __name__ == "__main__":

@@ -47,34 +47,43 @@ PROMPT_QA, EVAL_QA = 0.25, 2
 Row = dict[str, object]
 
 
-def write_dataset(out: Path | str, sizes: Mapping[str, int], seed: int = 0, pretraining: bool = True) -> dict[str, int]:
+def write_dataset(out: Path | str, sizes: Mapping[str, int], seed: int = 0) -> dict[str, int]:
     """Write the world into the folder `out` and return the number of rows of each file.
 
     The same seed writes the same rows. A scene's video is videos/<scene_id>.mp4; clips of its halves are
     videos/<scene_id>_<half>.mp4.
 
     Args:
-        sizes: number of scenes of the splits `train`, `prompt` and `test`, which share no signature.
-        pretraining: also write `reading.jsonl` and `pretrain.jsonl`, from which a model learns before fine-tuning, and
-            the videos that only they name.
+        sizes: number of scenes of the splits `train`, `prompt` and `test`, which share no signature. `pretrain`: number
+            of train scenes behind `reading.jsonl` and `pretrain.jsonl`, from which a model learns before fine-tuning; by
+            default as many as `train`; with 0 there are no such files.
     """
     out = Path(out)
     (out / "videos").mkdir(parents=True, exist_ok=True)
-    scenes = [scene for split, size in sizes.items() for scene in sample_scenes(split, size, seed)]
+    train, pretrain = sizes.get("train", 0), sizes.get("pretrain", sizes.get("train", 0))
+    counts = {"train": max(train, pretrain), "prompt": sizes.get("prompt", 0), "test": sizes.get("test", 0)}
+    scenes = [scene for split, size in counts.items() for scene in sample_scenes(split, size, seed)]
     files = ("scenes", "pretrain", "sft", "prompts", "descriptions", "eval", "eval_descriptions", "clips")
     rows: dict[str, list[Row]] = {name: [] for name in files}
     for scene in scenes:
         add_rows(rows, scene, random.Random(derive("rows", seed, scene.scene_id)))
-    if pretraining:
-        rows["reading"] = list(to_be_read(READING * sizes["train"], seed))
-    else:
-        del rows["pretrain"]  # made all the same: the random numbers behind it make the rows of `sft`
+    rows["sft"] = _of_first(rows["sft"], train)
+    rows["pretrain"] = _of_first(rows["pretrain"], pretrain)
+    rows["reading"] = list(to_be_read(READING * pretrain, seed))
+    if not pretrain:
+        del rows["pretrain"], rows["reading"]
     for name, content in rows.items():
         (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
     named = {row["video"] for content in rows.values() for row in content if "video" in row}
     for scene in progress(scenes, "writing videos"):
         write_videos(out, scene, named)
     return {name: len(content) for name, content in rows.items()}
+
+
+def _of_first(rows: list[Row], count: int) -> list[Row]:
+    """Return the rows about the first `count` train scenes. Other rows are made too, to use the same random numbers."""
+    last = f"train{count:05d}"
+    return [row for row in rows if str(row["id"]) < last]
 
 
 def write_videos(out: Path, scene: Scene, named: Container[str]) -> None:
