@@ -37,7 +37,7 @@ help:
 	@echo "make clean            remove .venv and caches; runs/ stays"
 
 demo: $(STAMP)
-	@.venv/bin/rlaif demo configs/demo.yaml $(if $(SEEDS),demo.seeds=$(SEEDS)) $(if $(SCRATCH),demo.scratch=true)
+	@.venv/bin/rlaif demo configs/demo.yaml$(if $(SEEDS), demo.seeds=$(SEEDS))$(if $(SCRATCH), demo.scratch=true)
 
 doctor: $(STAMP)
 	@.venv/bin/python -m rlaif.doctor

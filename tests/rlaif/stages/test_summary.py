@@ -143,3 +143,18 @@ def test_the_demo_prints_commands_of_the_same_experiment(tmp_path, monkeypatch, 
     assert args.command == "ppo" and read.name != config.name and read.ppo.kl.coef == 0.2
     for section, option in (("data", "root"), ("data", "captions"), ("ppo", "policy"), ("ppo", "reward")):
         assert getattr(getattr(read, section), option) == getattr(getattr(config, section), option)
+
+
+def test_the_demo_says_how_far_figures_are_apart(tmp_path):
+    config = load_config(demo.SHIPPED.parents[3] / "configs" / "demo.yaml", [f"storage={tmp_path}"])
+    rows = [ROW, {**ROW, "policy": "rlaif", "hallucination": 0.06}]
+    text = demo.report(config, Typed("configs/demo.yaml"), rows, {"peak memory": "8.5 GiB"}).text("headline")
+    left, answers = demo.SPREAD["hallucination_left"], demo.SPREAD["qa_accuracy"]
+    assert "seed 0: 20% of SFT's greedy hallucination is left" in text and "8.5 GiB" in text
+    assert f"{left[0]:.0%} to {left[1]:.0%}" in text and f"{answers[0]:.2f} to {answers[1]:.2f}" in text
+
+
+@pytest.mark.parametrize(("scratch", "said"), [(False, "comes with rlaif"), (True, "from scratch")])
+def test_the_demo_says_which_base_it_starts_from(tmp_path, scratch, said):
+    file = demo.SHIPPED.parents[3] / "configs" / "demo.yaml"
+    assert said in demo.started_from(load_config(file, [f"storage={tmp_path}", f"demo.scratch={scratch}"]))
