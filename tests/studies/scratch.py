@@ -1,7 +1,8 @@
 """Is the base model that comes with rlaif honest? `make study scratch` (half an hour on two cores).
 
 Runs the demo twice: from the base model in the package, and from scratch, which makes that base anew. Passes if the new
-base's held-out claim accuracy is within 2 points of the shipped one's, and if both demos end within the stated spread.
+base's held-out claim accuracy is within 2 points of the shipped one's, and if the demos end no further apart than other
+machines and seeds do (`SPREAD`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from rlaif.stages.demo import SHIPPED, SPREAD
 
 POINTS = 0.02
 """Largest difference of claim accuracy."""
+MOST_LEFT = 0.3
+"""Largest share of SFT's greedy hallucination that may be left."""
 
 
 def study(args: argparse.Namespace) -> dict[str, object]:
@@ -31,7 +34,8 @@ def study(args: argparse.Namespace) -> dict[str, object]:
         bases = {"shipped": measure(SHIPPED), "retrained": measure(retrained)}
     apart = bases["retrained"]["claim_accuracy"] - bases["shipped"]["claim_accuracy"]
     checks = {"base": abs(apart) <= POINTS}
-    checks |= {f"demo {name}": within(result) for name, result in demos.items()}
+    checks |= {f"demo, {name}": within(name, *demos.values()) for name in SPREAD}
+    checks["demo, removes hallucination"] = all(demo["hallucination_left"] <= MOST_LEFT for demo in demos.values())
     return {
         "bases": bases,
         "claim_accuracy_difference": apart,
@@ -60,9 +64,10 @@ def run_demo(storage: Path, name: str, *options: str) -> dict[str, float]:
     }
 
 
-def within(result: dict[str, float]) -> bool:
-    """Whether a demo ends as `rlaif demo` says that it does."""
-    return all(least <= result[name] <= most for name, (least, most) in SPREAD.items())
+def within(figure: str, one: dict[str, float], other: dict[str, float]) -> bool:
+    """Return whether two demos are as close to each other as the stated spread."""
+    least, most = SPREAD[figure]
+    return abs(one[figure] - other[figure]) <= most - least
 
 
 if __name__ == "__main__":

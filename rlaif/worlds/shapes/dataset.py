@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Container, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rlaif.progress import progress
@@ -75,8 +78,10 @@ def write_dataset(out: Path | str, sizes: Mapping[str, int], seed: int = 0) -> d
     for name, content in rows.items():
         (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
     named = {row["video"] for content in rows.values() for row in content if "video" in row}
-    for scene in progress(scenes, "writing videos"):
-        write_videos(out, scene, named)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # the encoder gives up the interpreter's lock
+        done = pool.map(partial(write_videos, out, named), scenes)
+        for _ in progress(done, "writing videos", len(scenes)):
+            pass
     return {name: len(content) for name, content in rows.items()}
 
 
@@ -86,7 +91,7 @@ def _of_first(rows: list[Row], count: int) -> list[Row]:
     return [row for row in rows if str(row["id"]) < last]
 
 
-def write_videos(out: Path, scene: Scene, named: Container[str]) -> None:
+def write_videos(out: Path, named: Container[str], scene: Scene) -> None:
     """Those of a scene's three videos (the whole and its halves) that some row names, all from the same frames."""
     frames, half = render.frames(scene), FRAMES // 2
     for name, part in ((None, frames), (TIMES[0], frames[:half]), (TIMES[1], frames[half:])):
