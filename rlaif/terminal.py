@@ -153,7 +153,12 @@ def shown(command: str, run: Path, foreign: bool = False) -> Iterator[Screen]:
     log = run / "logs" / f"{command.replace(' ', '-')}.log"
     with quiet(log, foreign) as where:
         where.say(f"rlaif {command}: run directory {run} (log: {log.relative_to(run)})", where.err)
-        yield where
+        whole = Phase(f"rlaif {command}: working", where)  # what is shown between two phases
+        where.begin(whole)
+        try:
+            yield where
+        finally:
+            where.end(whole, finished=False)
 
 
 @contextmanager

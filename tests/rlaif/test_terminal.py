@@ -106,6 +106,18 @@ def test_a_phase_is_one_line_with_its_time(screen, clock, seconds, expected):
     assert lines(screen) == expected
 
 
+def test_a_command_is_never_silent_between_its_phases(tmp_path, monkeypatch, clock):
+    with terminal.shown("sft", tmp_path) as screen:
+        monkeypatch.setattr(screen, "clock", clock)
+        monkeypatch.setattr(screen, "err", io.StringIO())
+        screen._printed_at = clock.now = 100.0
+        for _ in range(50):
+            clock.now += 1
+            screen.tick()
+        shown = screen.err.getvalue().splitlines()
+    assert len(shown) == 2 and all(line.startswith("rlaif sft: working ...") for line in shown)
+
+
 def test_a_phase_that_fails_prints_no_time(monkeypatch, screen, clock):
     monkeypatch.setattr(terminal, "_current", screen)
     with pytest.raises(RuntimeError), terminal.phase("starting Ray"):
