@@ -1,7 +1,10 @@
 """What a base model of the demo is worth, and how one gets into the package.
 
-python tests/studies/bases.py measure BASE           held-out figures of a base model, as JSON
-python tests/studies/bases.py ship RUN_DIRECTORY     copy the base of a demo from scratch into the package
+    python tests/studies/bases.py measure BASE             held-out figures of a base model, as JSON
+    python tests/studies/bases.py ship RUN_DIRECTORY       copy the base of a demo from scratch into the package
+    python tests/studies/bases.py record                   add the held-out figures to its `made_by.json`
+
+`ship RUN_DIRECTORY COMMIT COMMAND` records a run of another commit.
 """
 
 from __future__ import annotations
@@ -48,29 +51,42 @@ def measure(base: Path) -> dict[str, float]:
     return figures | {"qa_accuracy": greedy["qa_accuracy"], "scenes": SCENES}
 
 
-def ship(run: Path, made_from: str | None = None) -> None:
-    """Copy the base of a demo from scratch into the package, with `made_by.json`."""
+def ship(run: Path, made_from: str = "", command: str = "make demo SCRATCH=1") -> None:
+    """Copy the base of a demo from scratch into the package, with `made_by.json`.
+
+    Args:
+        run: the demo's run directory.
+        made_from: the commit that made it, if not the present one.
+        command: what was typed.
+    """
     export = run / "pretrained" / "sft" / "export"
     options = {name: yaml.safe_load((run / name / "config.yaml").read_text()) for name in ("read", "pretrained")}
     if SHIPPED.exists():
         shutil.rmtree(SHIPPED)
     shutil.copytree(export, SHIPPED)
-    files = sorted(file for file in SHIPPED.iterdir() if file.is_file())
-    record = {
-        "command": "rlaif demo configs/demo.yaml demo.scratch=true",
+    files = sorted(SHIPPED.iterdir())
+    for file in files:
+        file.chmod(0o644)
+    made_by = {
+        "command": command,
         "commit": made_from or commit(),
         "seed": options["pretrained"]["seed"],
         "steps": {name: config["sft"]["steps"] for name, config in options.items()},
         "pretrain_scenes": scenes_of(run),
         "libraries": libraries(),
         "machine": machine(),
-        "held_out": measure(SHIPPED),
         "sha256": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
     }
-    (SHIPPED / "made_by.json").write_text(json.dumps(record, indent=1) + "\n")
+    (SHIPPED / "made_by.json").write_text(json.dumps(made_by, indent=1) + "\n")
     size = sum(file.stat().st_size for file in SHIPPED.iterdir())
     if size > MOST_BYTES:
         raise SystemExit(f"the base model has {size} bytes, more than {MOST_BYTES}")
+
+
+def record() -> None:
+    """Add the held-out figures to the record of the base model in the package."""
+    file = SHIPPED / "made_by.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"held_out": measure(SHIPPED)}, indent=1) + "\n")
 
 
 def scenes_of(run: Path) -> int:
@@ -80,7 +96,12 @@ def scenes_of(run: Path) -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "measure":
-        print(json.dumps(measure(Path(sys.argv[2]).resolve()), indent=1))
-    else:
-        ship(Path(sys.argv[2]).resolve(), *sys.argv[3:])
+    match sys.argv[1:]:
+        case ["measure", base]:
+            print(json.dumps(measure(Path(base).resolve()), indent=1))
+        case ["ship", run, *made_from]:
+            ship(Path(run).resolve(), *made_from)
+        case ["record"]:
+            record()
+        case _:
+            sys.exit(__doc__)
