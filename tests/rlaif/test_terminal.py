@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import logging
 import os
@@ -251,3 +252,17 @@ def test_a_run_directory_that_cannot_be_written(tmp_path):
         terminal.shown("sft", tmp_path / "file"),
     ):
         pass
+
+
+def test_what_runs_inside_a_command_does_not_print():
+    """Its lines would end in the log file: `say` is for what a user should see."""
+    root = Path(terminal.__file__).parents[1]
+    files = [
+        file for folder in ("rlaif/stages", "actors", "learners", "cluster") for file in (root / folder).rglob("*.py")
+    ]
+    printing = []
+    for file in files:
+        calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+        names = [(call.lineno, call.func.id) for call in calls if isinstance(call.func, ast.Name)]
+        printing += [f"{file.relative_to(root)}:{line}" for line, name in names if name == "print"]
+    assert files and printing == []
