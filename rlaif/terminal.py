@@ -54,7 +54,7 @@ class Screen:
         self._activities: list[tuple[Activity, float]] = []
         """With the time each began; the last one is shown."""
         self._printed_at = clock()
-        """When an activity last printed a line."""
+        """When an activity last printed a line. The begin of another one does not count: it prints nothing."""
         self._lock = threading.RLock()
 
     def say(self, text: str = "", stream: TextIO | None = None) -> None:
@@ -70,8 +70,7 @@ class Screen:
         with self._lock:
             if self.live and self._activities:
                 self._activities[-1][0].hide()
-            self._printed_at = self.clock()
-            self._activities.append((activity, self._printed_at))
+            self._activities.append((activity, self.clock()))
             if self.live:
                 activity.show()
 
@@ -84,10 +83,9 @@ class Screen:
             self._activities = [(other, start) for other, start in self._activities if other is not activity]
             seconds = self.clock() - began
             if finished and seconds >= SHORT_S:
-                self.say(activity.line(seconds), self.err)
+                self._print(activity, seconds)
             elif self.live and self._activities:
                 self._activities[-1][0].show()
-            self._printed_at = self.clock()
 
     def tick(self) -> None:
         """Print the current activity if it has been silent for `EVERY_S` seconds. Called about once a second."""
@@ -95,8 +93,11 @@ class Screen:
             if self.live or not self._activities or self.clock() - self._printed_at < EVERY_S:
                 return
             activity, began = self._activities[-1]
-            self.say(activity.line(self.clock() - began), self.err)
-            self._printed_at = self.clock()
+            self._print(activity, self.clock() - began)
+
+    def _print(self, activity: Activity, seconds: float) -> None:
+        self.say(activity.line(seconds), self.err)
+        self._printed_at = self.clock()
 
 
 class Phase:

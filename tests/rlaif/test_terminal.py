@@ -119,6 +119,17 @@ def test_a_command_is_never_silent_between_its_phases(tmp_path, monkeypatch, clo
     assert len(shown) == 2 and all(line.startswith("rlaif sft: working ...") for line in shown)
 
 
+def test_short_phases_one_after_another_are_not_silent(screen, clock):
+    for number in range(40):
+        step = Phase(f"part {number}", screen)
+        screen.begin(step)
+        clock.now += 1.5
+        screen.tick()
+        step.finished = True
+        screen.end(step)
+    assert [line.split(" ... ")[1] for line in lines(screen)] == ["2 s so far"] * 2
+
+
 def test_a_phase_that_fails_prints_no_time(monkeypatch, screen, clock):
     monkeypatch.setattr(terminal, "_current", screen)
     with pytest.raises(RuntimeError), terminal.phase("starting Ray"):
