@@ -23,6 +23,7 @@ class Progress:
     def __init__(self, total: int, desc: str, done: int = 0, where: Screen | None = None):
         self.total, self.desc, self.done, self.start = total, desc, done, done
         self.note = ""
+        self._printed = done  # the count of the last line
         self._screen = where or screen()
         self._bar: tqdm | None = None
         if self._screen.live:
@@ -44,11 +45,12 @@ class Progress:
         if not self._open:
             return
         self._open = False
-        self._screen.end(self, finished=self.done > self.start)
+        self._screen.end(self, finished=self.done != self._printed)
         if self._bar is not None:
             self._bar.close()
 
     def line(self, seconds: float) -> str:
+        self._printed = self.done
         return tqdm.format_meter(
             self.done, self.total, seconds, prefix=self.desc, postfix=self.note, bar_format=_LINE, initial=self.start
         )

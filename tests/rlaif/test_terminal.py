@@ -79,6 +79,14 @@ def test_progress_of_a_resumed_stage_counts_from_where_it_starts(screen, clock):
     assert lines(screen) == ["ppo: 6/10 (60%) in 00:40, 02:40 left"]
 
 
+def test_the_last_line_is_printed_once(screen, clock):
+    bar = Progress(2, "ppo", where=screen)
+    clock.now = 30
+    bar.to(2, "kl 0.1")
+    bar.close()
+    assert len(lines(screen)) == 1
+
+
 def test_progress_that_ends_early_says_how_far_it_came(screen, clock):
     bar = Progress(10, "ppo", where=screen)
     clock.now = 5
