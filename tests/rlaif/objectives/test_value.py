@@ -97,3 +97,27 @@ def test_explained_variance_of_constant_returns_is_unknown():
     one = torch.ones(1, 1)
     assert explained_variance(value_loss(one, one, 2 * one, one, 1)[1]) is None
     assert explained_variance(value_loss(one, one, 2 * one, 0 * one, 1)[1]) is None
+
+
+EXPLAINED = {
+    "a small spread on a large mean": ([1000.1, 1000.2, 1000.3], [1000.15, 1000.15, 1000.3], 0.74985),
+    "the same, far from the values": ([1000.1, 1000.2, 1000.3], [-0.05, 0.0, 0.05], 0.74997),
+    "constant returns whose squares round": ([0.1] * 3, [0.0, 0.5, 1.0], None),
+    "many constant returns": ([1.9] * 39, [0.1 * i for i in range(39)], None),
+    "a large constant": ([1e6 + 0.1] * 7, [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0], None),
+    "returns one rounding apart": ([1000.0, 1000.0 + 2.0**-14] * 2, [0.0] * 4, None),
+    "returns of NaN": ([1.0, float("nan")], [0.0, 0.0], None),
+    "values of NaN": ([1.0, 2.0], [0.0, float("nan")], None),
+}
+
+
+@pytest.mark.parametrize("name", EXPLAINED)
+@pytest.mark.parametrize("parts", [1, 3])
+def test_explained_variance_survives_float32_inputs(name, parts):
+    returns, values, expected = EXPLAINED[name]
+    returns, values = torch.tensor([returns]), torch.tensor([values])
+    metrics = merge(
+        value_loss(v, v, r, torch.ones_like(r), 1)[1]
+        for r, v in zip(returns.chunk(parts, 1), values.chunk(parts, 1), strict=True)
+    )
+    assert explained_variance(metrics) == (expected and pytest.approx(expected, abs=2e-5))
