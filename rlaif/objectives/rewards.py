@@ -8,7 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from rlaif.errors import ContractError
-from rlaif.objectives.masked import Moments, keep, wide
+from rlaif.objectives.masked import Moments, keep, scale_of, wide
 from rlaif.records import Scored
 
 
@@ -75,8 +75,8 @@ class RunningMoments:
 
     @property
     def scale(self) -> float | None:
-        """Standard deviation; None while there is no spread: a clip range in its units would freeze the critic."""
-        return self.var**0.5 or None
+        """Standard deviation; None while there is no spread beyond rounding: a clip range in its units would freeze the critic."""
+        return scale_of(self.mean, self.var)
 
     def state_dict(self) -> dict[str, float]:
         return {"count": self.count, "mean": self.mean, "m2": self.m2}

@@ -133,8 +133,8 @@ class Baseline:
         )
         moments = Moments.of(advantages, mask)
         advantages = whiten(advantages, mask, moments.mean, moments.var)
-        scale = Moments.of(returns, mask).var ** 0.5
-        policy_loss, critic_loss = losses.policy(ppo, False, []), losses.critic(ppo, scale or None)
+        scale = Moments.of(returns, mask).scale
+        policy_loss, critic_loss = losses.policy(ppo, False, []), losses.critic(ppo, scale)
         for start in range(0, len(items), ppo.minibatch_size):
             rows = slice(start, start + ppo.minibatch_size)
             batch = collate(items[rows], self.pad)
