@@ -31,8 +31,12 @@ def value_loss(
     worst, cut = free, torch.zeros_like(free)
     if value_clip is not None and scale is not None:
         limit = value_clip * scale
-        clipped = (old_values + (values - old_values).clamp(-limit, limit) - returns) ** 2
-        worst, cut = torch.maximum(free, clipped), clipped > free
+        change = values - old_values
+        outside = change.abs() > limit
+        # `old + (v - old)` is not v in floating point: only what left the range is replaced, and counted as clipped
+        near = torch.where(outside, old_values + change.clamp(-limit, limit), values)
+        clipped = (near - returns) ** 2
+        worst, cut = torch.maximum(free, clipped), outside & (clipped > free)
     token_loss = 0.5 * worst
     # in float64 before the squares: in float32, returns around 1000 lose their variance to rounding
     exact = returns.double()

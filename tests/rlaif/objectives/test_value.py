@@ -69,6 +69,30 @@ def test_micro_batches_sum_to_the_full_batch_and_padding_changes_nothing(ragged)
     assert torch.all(gradient[~longer["mask"]] == 0) and torch.isfinite(gradient).all()
 
 
+CLIPPED = {
+    "rounding alone": (0.1, -1.7, 0.0, 100.0, 0.0),
+    "just inside the range": (0.5, 0.0, 1.9, 0.5000001, 0.0),
+    "outside, towards the return": (3.0, 0.0, 4.0, 1.0, 1.0),
+    "outside, away from the return": (-3.0, 0.0, 4.0, 1.0, 0.0),
+}
+
+
+@pytest.mark.parametrize("name", CLIPPED)
+def test_only_values_outside_the_range_count_as_clipped(name):
+    value, old, goal, limit, fraction = CLIPPED[name]
+    one = torch.ones(1, 1)
+    loss, metrics = value_loss(value * one, old * one, goal * one, one, 1, value_clip=limit, scale=1.0)
+    assert means(metrics)["value_clip_fraction"] == fraction
+    if not fraction:
+        assert loss.item() == (0.5 * (value * one - goal * one) ** 2).item()
+
+
+def test_rounding_never_counts_as_clipping():
+    old, change = torch.randn(2, 64, 64, generator=torch.Generator().manual_seed(0))
+    _, metrics = value_loss(old + change, 1000 + 0 * old, old, torch.ones(64, 64), 1, value_clip=1e6, scale=1.0)
+    assert means(metrics)["value_clip_fraction"] == 0
+
+
 @pytest.mark.parametrize("scale", [SCALE, None])
 def test_gradient_by_finite_differences(ragged, scale):
     given = inputs(ragged((3, 1, 4)), garbage=0.5)
