@@ -169,7 +169,7 @@ def advantages_of(
     counted = torch.ones_like(mask) if config.loss_mean == "slots" else mask
     if config.whiten_advantages:
         moments = all_moments(learner, advantages, counted)
-        advantages = whiten(advantages, counted, moments.mean, moments.var)
+        advantages = whiten(advantages, counted, moments.mean, moments.var, eps_on=config.whiten_eps)
     state.returns.update(all_moments(learner, returns, counted))
     extras = {
         "old_logprobs": rollouts.logprobs,
@@ -197,7 +197,7 @@ def scaled(learner: Learner, rewards: torch.Tensor, span: torch.Tensor, config: 
     if not config.whiten_rewards:
         return config.reward_scale * rewards
     moments = all_moments(learner, rewards, span)
-    return whiten(rewards, span, moments.mean, moments.var, shift_mean=False)
+    return whiten(rewards, span, moments.mean, moments.var, shift_mean=False, eps_on=config.whiten_eps)
 
 
 def all_moments(learner: Learner, x: torch.Tensor, mask: torch.Tensor) -> Moments:

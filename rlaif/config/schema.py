@@ -267,6 +267,9 @@ class Ppo(Section):
     gamma: float = Field(1.0, gt=0, le=1)
     lam: float = Field(0.95, ge=0, le=1)
     whiten_advantages: bool = True
+    whiten_eps: Literal["variance", "deviation"] = "variance"
+    """What whitening adds 1e-8 to before it divides: the variance, so that a spread below 1e-4 stays small, or the standard
+    deviation (VLM-RLAIF)."""
     score_slot: Literal["last_token", "last_slot"] = "last_token"
     """Where the score lands: on the answer's last token, or on slot `sampling.max_tokens` - 1 of the padded answer; rewards
     and advantages then run over the slots after the end too, where the critic predicts (gae only)."""

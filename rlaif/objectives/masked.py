@@ -7,6 +7,7 @@ exactly zero to every sum and its gradient; for the gradient, values are cut by 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -101,10 +102,20 @@ class Moments:
         return scale_of(self.mean, self.var)
 
 
-def whiten(x: Tensor, mask: Tensor, mean: float, var: float, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
-    """(x - mean) / sqrt(var + eps) on the mask, 0 elsewhere; `shift_mean=False` adds the mean back. [B, T] -> [B, T].
+def whiten(
+    x: Tensor,
+    mask: Tensor,
+    mean: float,
+    var: float,
+    shift_mean: bool = True,
+    eps: float = 1e-8,
+    eps_on: Literal["variance", "deviation"] = "variance",
+) -> Tensor:
+    """Return (x - mean) / sqrt(var + eps) on the mask, 0 elsewhere. [B, T] -> [B, T].
 
     `mean` and `var` are those of a `Moments` summed over every rank, so that all ranks whiten alike.
+    `shift_mean=False` adds the mean back. `eps_on="deviation"` divides by sqrt(var) + eps instead (VLM-RLAIF).
     """
-    whitened = (wide(x) - mean) / (var + eps) ** 0.5
-    return keep(whitened if shift_mean else whitened + mean, mask)
+    divisor = (var + eps) ** 0.5 if eps_on == "variance" else var**0.5 + eps
+    whitened = (x.double() - mean) / divisor
+    return keep((whitened if shift_mean else whitened + mean).to(wide(x).dtype), mask)

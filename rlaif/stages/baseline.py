@@ -132,7 +132,7 @@ class Baseline:
             token_rewards(scores, k1(logprobs, reference) * mask, ppo.kl.coef, mask), values, mask, ppo.gamma, ppo.lam
         )
         moments = Moments.of(advantages, mask)
-        advantages = whiten(advantages, mask, moments.mean, moments.var)
+        advantages = whiten(advantages, mask, moments.mean, moments.var, eps_on=ppo.whiten_eps)
         scale = Moments.of(returns, mask).scale
         policy_loss, critic_loss = losses.policy(ppo, False, []), losses.critic(ppo, scale)
         for start in range(0, len(items), ppo.minibatch_size):
