@@ -110,6 +110,11 @@ def fingerprint(path: str) -> str:
     return digest.hexdigest()[:16]
 
 
+def same_model(first: str, second: str) -> bool:
+    """Return whether two paths, URIs or hub names hold the same model, however each is spelt and wherever it is stored."""
+    return first == second or fingerprint(first) == fingerprint(second)
+
+
 def _adapter_and_base(path: str) -> bytes:
     """What an adapter's settings say, the base by what it is instead of where."""
     told = settings_of(path) | {"base_model_name_or_path": fingerprint(base_of(path))}

@@ -18,7 +18,7 @@ from learners.spec import LearnerSpec, RoleSpec
 from rlaif.config.schema import Config, Lora
 from rlaif.config.section import Function
 from rlaif.errors import ConfigError
-from rlaif.models.check import fingerprint, require_model
+from rlaif.models.check import fingerprint, require_model, same_model
 from rlaif.models.family import engine_video_of
 from rlaif.models.reward_prompt import contexts
 from rlaif.records import Prompt
@@ -87,6 +87,8 @@ def enough_prompts(config: Config, prompts: list[Prompt]) -> list[Prompt]:
 def start_roles(config: Config, run: Run, prompts: Sequence[Prompt], spec: LearnerSpec) -> Roles:
     """Reserve room for all roles together, then start them; what cannot be placed is an error before anything loads."""
     topology, ppo = run.topology, config.ppo
+    if any(role.name == "critic" for role in spec.roles):
+        log.info(describe_critic_start(config))
     captions = context_of(config, prompts)
     topology.place("learner", "rollout", "reward")
     rollouts = topology.rollouts(ppo.policy, ppo.lora.r if ppo.lora else None)
@@ -154,13 +156,16 @@ def learner_spec(config: Config) -> LearnerSpec:
 
 
 def critic_start(config: Config) -> tuple[str, Lora | None, str | None]:
-    """(base, adapter, export to start from) of the critic: the reward model where it fits, else the policy."""
+    """Return (base, adapter, export to start from) of the critic: the reward model if it fits, else the policy.
+
+    It fits if its base is the policy, by fingerprint: paths differ in spelling, and models are moved and copied.
+    """
     ppo = config.ppo
     if ppo.critic_init == "policy" or isinstance(ppo.reward, Function):
         return ppo.policy, ppo.lora, None
     card = read_card(ppo.reward)
     lora = Lora(**card["lora"]) if card["lora"] else None
-    if card["base"] == ppo.policy and bool(lora) == bool(ppo.lora):  # adapters of any two ranks can share the base
+    if bool(lora) == bool(ppo.lora) and same_model(card["base"], ppo.policy):  # adapters of any ranks share a base
         return ppo.policy, lora, ppo.reward
     if ppo.critic_init == "auto":
         return ppo.policy, ppo.lora, None
@@ -171,6 +176,17 @@ def critic_start(config: Config) -> tuple[str, Lora | None, str | None]:
             "ppo.critic_init: policy, or a reward model of the same family",
         )
     return card["base"], lora, ppo.reward
+
+
+def describe_critic_start(config: Config) -> str:
+    """Return one line that says whose weights the critic starts from, and why if `ppo.critic_init` left that open."""
+    base, _, start = critic_start(config)
+    if start is not None:
+        return f"critic starts from the reward model {start} (base {base})"
+    reward, reason = config.ppo.reward, ""
+    if config.ppo.critic_init == "auto":
+        reason = ": the reward is a function" if isinstance(reward, Function) else f": {reward} does not fit on it"
+    return f"critic starts from the policy {base}{reason}"
 
 
 def identity(config: Config) -> dict:
