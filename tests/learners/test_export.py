@@ -49,16 +49,15 @@ def encoded(encoder) -> list:
     ]
 
 
-def train_and_export(path, folder, lora, zero_stage):
+def train_and_export(path, folder, lora, zero_stage, dtype="float32"):
     """Trained a little, exported; what the learner itself says afterwards."""
     shard_above(0)
     roles = (
         RoleSpec("policy", path, lora, plain_optim(lr=0.1), 10),
         RoleSpec("reward", path, lora, plain_optim(lr=0.1), 10, "reward", outputs=2),
     )
-    learner = Learner(
-        LearnerSpec(roles, model(), cluster(zero_stage), 512, 2**28, BUDGET, seed=5), NoiseFrames(), torch.device("cpu")
-    )
+    spec = LearnerSpec(roles, model(dtype=dtype), cluster(zero_stage), 512, 2**28, BUDGET, seed=5)
+    learner = Learner(spec, NoiseFrames(), torch.device("cpu"))
     items, folder = responses(learner.encoder("policy"), 4), Path(folder)
     mine = items[dist.get_rank() :: 2]
     for _ in range(2):
@@ -169,6 +168,18 @@ def test_the_reward_actor_scores_like_the_learner(exported):
         assert np.abs(scores - found["scores"]).max() <= limit
     assert np.ptp(scores, axis=0).min() > 1e-3 and np.abs(scores).min() > 1e-4
     assert np.abs(scores[:, 0] - scores[:, 1]).min() > 1e-4
+
+
+def test_the_reward_actor_scores_like_the_learner_in_bfloat16(two_ranks, tiny, tmp_path):
+    """Also to the last bit: the adapter is in bfloat16 on both sides."""
+    found = two_ranks.run(train_and_export, path=tiny, folder=str(tmp_path), lora=LORA, zero_stage=2, dtype="bfloat16")[
+        0
+    ]
+    scorer = ModelScorer(str(tmp_path / "reward"), NoiseFrames(), model(dtype="bfloat16"), BUDGET, 2**28)
+    assert {parameter.dtype for parameter in scorer.model.parameters()} == {torch.bfloat16}
+    outcomes = scorer(ANSWERS)
+    scores = np.array([[outcomes[answer.key].parts[name] for name in TWO] for answer in ANSWERS])
+    assert np.array_equal(scores, found["scores"]) and np.ptp(scores, axis=0).min() > 1e-3
 
 
 def test_a_critic_starts_from_the_reward_model_without_an_opinion(exported, two_ranks, tiny):
