@@ -158,11 +158,12 @@ class RewardActor:
 class RewardPool:
     """Reward actors side by side; each batch goes to the next one in turn."""
 
-    def __init__(self, options: Sequence[dict], threads: int, device: str, **actor_args: Any):
-        env = {"env_vars": actor_env(threads, device)}
+    def __init__(self, options: Sequence[dict], threads: int, device: str, model: Model, **actor_args: Any):
+        env = {"env_vars": actor_env(threads, device, model.dtype)}
         make = ray.remote(RewardActor)
         self.actors = [
-            make.options(runtime_env=env, **choice).remote(threads=threads, **actor_args) for choice in options
+            make.options(runtime_env=env, **choice).remote(threads=threads, model=model, **actor_args)
+            for choice in options
         ]
         self._turn = 0
 
