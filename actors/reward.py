@@ -27,7 +27,8 @@ from rlaif.models.packing import pack
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.models.vision import Shared, VisionCache, tower_key
 from rlaif.models.vlm import VideoLM, load_adapter, load_vlm
-from rlaif.records import Key, Masked, Outcome, Prompt, Scored
+from rlaif.objectives.rewards import total
+from rlaif.records import Key, Masked, Outcome, Prompt
 from rlaif.storage import fetch, locate
 from rlaif.tensors import load_tensors
 
@@ -186,14 +187,17 @@ class RewardPool:
 
 
 def scored(result: float | dict[str, float]) -> Outcome:
-    """A number, or named parts that add up to one; anything that is not finite is masked, and so is nothing at all."""
+    """Return the outcome of a number, or of named parts that add up to one.
+
+    Masked, with the reason: a part or a sum that is not finite, and no parts at all.
+    """
     parts = (
         {name: float(value) for name, value in result.items()} if isinstance(result, dict) else {SCORE: float(result)}
     )
     bad = [name for name, value in parts.items() if not math.isfinite(value)]
     if bad or not parts:
         return Masked(f"part {bad[0]!r} is {parts[bad[0]]}" if bad else "no parts")
-    return Scored(sum(parts.values()), parts)
+    return total(parts, sum(parts.values()))
 
 
 def read_card(export: str, option: str = "ppo.reward") -> dict:

@@ -16,7 +16,7 @@ from cluster.ledger import Ledger
 from cluster.remote import ask
 from rlaif.config.schema import Config
 from rlaif.errors import ContractError, RlaifError, named
-from rlaif.objectives.rewards import shaped_score
+from rlaif.objectives.rewards import shaped_score, trainable
 from rlaif.order import rows_of_step
 from rlaif.records import Key, Masked, Outcome, Prompt, Sample
 from rlaif.seeds import derive
@@ -188,7 +188,10 @@ def _shape(config: Config, sample: Sample, outcome: Outcome) -> Outcome:
         return outcome
     ppo = config.ppo
     length = len(sample.response_ids)
-    return shaped_score(outcome.value, outcome.parts, sample.finish_reason, length, ppo.sampling.max_tokens, ppo.terms)
+    shaped = shaped_score(
+        outcome.value, outcome.parts, sample.finish_reason, length, ppo.sampling.max_tokens, ppo.terms
+    )
+    return trainable(shaped, 1.0 if ppo.whiten_rewards else ppo.reward_scale)
 
 
 def _account(ledger: Ledger, round_: Round, samples_per_prompt: int) -> None:

@@ -9,6 +9,7 @@ import shutil
 import sys
 import types
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -146,6 +147,14 @@ def test_the_actor_takes_a_function(path):
 
 def test_scored_is_the_sum_of_its_parts():
     assert scored({"a": 1, "b": 2.5}) == Scored(3.5, {"a": 1.0, "b": 2.5})
+
+
+def test_finite_parts_with_an_infinite_sum_are_masked():
+    """Whether a function gives them or the weights of a reward model's dimensions make them."""
+    two = SimpleNamespace(dimensions=("a", "b"), weights=[1e308, 1e308])
+    for outcome in (scored({"a": 1e308, "b": 1e308}), ModelScorer._outcome(two, [1.0, 1.0])):
+        assert outcome == Masked("the sum of its parts is inf ('a' 1e+308, 'b' 1e+308)")
+    assert ModelScorer._outcome(two, [1e9, 1.0]) == Masked("part 'a' is inf")
 
 
 # -- models

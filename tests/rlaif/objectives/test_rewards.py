@@ -1,4 +1,5 @@
 import json
+import re
 import statistics
 from types import SimpleNamespace
 
@@ -8,8 +9,9 @@ import torch
 from rlaif.errors import ContractError
 from rlaif.objectives.advantages import gae
 from rlaif.objectives.masked import Moments
-from rlaif.objectives.rewards import RunningMoments, shaped_score, token_rewards
+from rlaif.objectives.rewards import RunningMoments, shaped_score, token_rewards, trainable
 from rlaif.objectives.value import value_loss
+from rlaif.records import Masked, Scored
 
 
 def naive(score, kl, coef, lengths):
@@ -56,6 +58,27 @@ def test_terms_of_weight_zero_add_no_part():
 def test_a_part_that_is_named_like_a_term_is_refused():
     with pytest.raises(ContractError, match="length in both"):
         shaped_score(1.0, {"length": 1.0}, "stop", 4, 8, SEED_TERMS)
+
+
+HUGE = {
+    "parts that add up to infinity": ({"a": 1e308, "b": 1e308}, "stop", (0.0, 0.0), 1.0, "sum of its parts is inf"),
+    "a term that does": ({"a": -1.7e308}, "length", (-1e308, 0.0), 1.0, "sum of its parts is -inf"),
+    "beyond float32": ({"a": 1e39}, "stop", (0.0, 0.0), 1.0, "the reward 1e.39 is beyond 1e.16"),
+    "whose square is beyond float32": ({"a": -1e20}, "stop", (0.0, 0.0), 1.0, "the reward -1e.20 is beyond"),
+    "scaled beyond": ({"a": 1e16}, "stop", (0.0, 0.0), 10.0, "times ppo.reward_scale 10 is beyond"),
+    "large": ({"a": 1e15}, "stop", (0.0, 0.0), 10.0, None),
+}
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_rewards_that_no_loss_can_hold_are_masked_with_the_reason(name):
+    parts, end, (no_eos, length), scale, reason = HUGE[name]
+    terms = SimpleNamespace(no_eos=no_eos, length=length)
+    outcome = trainable(shaped_score(sum(parts.values()), parts, end, 4, 8, terms), scale)
+    if reason is None:
+        assert outcome == Scored(sum(parts.values()), parts)
+    else:
+        assert isinstance(outcome, Masked) and re.search(reason, outcome.reason)
 
 
 def test_running_moments_equal_those_of_everything_at_once(ragged):
