@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from actors.frames import FrameClient
 from actors.pool import RolloutPool
-from actors.reward import RewardPool, check_weights, load_function, read_card
+from actors.reward import RewardPool, check_weights, load_function, read_card, require_reward_model
 from cluster.ledger import Ledger
 from learners.group import LearnerGroup
 from learners.spec import LearnerSpec, RoleSpec
@@ -67,6 +67,7 @@ def require_inputs(config: Config) -> None:
     else:
         terms = [name for name, value in config.ppo.terms if value]
         check_weights(read_card(config.ppo.reward), config.ppo.reward_weights, terms)
+        require_reward_model("ppo.reward", config.ppo.reward)
     if config.eval.checker is not None:
         load_function(config.eval.checker)
     if config.ppo.eval_every and not data.data_path(config, config.data.eval).is_file():

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from actors.reward import Answer, RewardPool, dimensions_of, read_card, reward_fingerprint
+from actors.reward import Answer, RewardPool, dimensions_of, read_card, require_reward_model, reward_fingerprint
 from rlaif.config.schema import Config
 from rlaif.data import Report
 from rlaif.errors import DataError
@@ -65,6 +65,8 @@ def score(config: Config, run: Run) -> dict:
     cards = {path: read_card(path, "score.models") for path in config.score.models}
     known = captions_of(config)
     surveyed = survey(config, file)
+    for path in cards:
+        require_reward_model("score.models", path)
     frames, jobs = frames_of(run), []
     for path, card in cards.items():
         model = Model(path, reward_fingerprint(path), dimensions_of(card))
