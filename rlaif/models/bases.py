@@ -82,20 +82,24 @@ def _beside_or_moved(export: Path, named: str) -> Iterator[Path]:
     """A base that is named by a path relative to the export's folder; or one whose folder was moved together with it.
 
     Then the end of its old path leads to it from one of the folders above the export: the longest such end is tried first.
-    EXPORT alone says too little, since every stage has a folder of that name.
+    A bare name is an end only in the run directory and beside it, and never is EXPORT, as every stage has such a folder.
     """
-    parts = Path(named).parts
     if not os.path.isabs(named):
         if _holds_model(str(export / named)):
             yield (export / named).resolve()
         return
+    parts = Path(named).parts
+    run = next((folder for folder in export.parents if _is_run(folder)), None)
     for start in range(1, len(parts)):
         end = Path(*parts[start:])
-        if str(end) == EXPORT:
-            return
-        for above in export.parents:
-            if _holds_model(str(above / end)):
+        bare = start == len(parts) - 1
+        for above in () if bare and end.name == EXPORT else export.parents:
+            if _holds_model(str(above / end)) and (not bare or (run and above in (run, run.parent))):
                 yield above / end
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("config.yaml", "metrics.jsonl"))
 
 
 def _holds_model(path: str) -> bool:

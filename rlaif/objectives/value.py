@@ -66,6 +66,18 @@ def explained_variance(metrics: Metrics) -> float | None:
     return 1.0 - error.var / returns.var
 
 
+def errors(metrics: Metrics) -> dict[str, float]:
+    """Return how far the critic was off, and how far its baseline: predicting every return by the mean of the batch.
+
+    From `value_loss` metrics merged over the step; root mean squares, in units of the return. They tell a critic that
+    explains little from returns in which little is left to explain.
+    """
+    error, returns = _moments(metrics, "value_error"), _moments(metrics, "returns")
+    if not error.count:
+        return {}
+    return {"error_rms": (error.squares / error.count) ** 0.5, "mean_baseline_rms": returns.var**0.5}
+
+
 def _moments(metrics: Metrics, name: str) -> Moments:
     total, count = metrics[name]
     return Moments(count, total, metrics[f"{name}_square"][0])

@@ -151,7 +151,7 @@ def sample_metrics(round_: Round, kl_limit: float) -> dict[str, float]:
             for name in parts
         },
         "kl/response": kl,
-        "kl/over_limit": float(kl > kl_limit),
+        "kl/over_limit": float(not kl <= kl_limit),  # NaN is not within it
         "response/length": float(np.mean([len(s.response_ids) for s in round_.samples])),
         "response/stopped": float(np.mean([s.finish_reason == "stop" for s in round_.samples])),
         "samples/trained": len(trained),

@@ -16,7 +16,12 @@ from rlaif.models.check import require_base
 from rlaif.models.digest import whole_fingerprint
 from rlaif.storage import locate
 
-BASES = {"in the run": "run/sft/export", "in another run": "other/sft/export", "beside the runs": "base"}
+BASES = {
+    "in the run": "run/sft/export",
+    "directly in the run": "run/base",
+    "in another run": "other/sft/export",
+    "beside the runs": "base",
+}
 
 
 def model(folder: Path, content: str = "weights") -> Path:
@@ -60,11 +65,12 @@ def test_a_base_is_found_wherever_the_export_went(tmp_path, how, place, record):
     base = model(storage / BASES[place])
     fingerprint = whole_fingerprint(str(base))
     export(storage / "run" / "reward" / "export", base, storage, record)
+    (storage / "run" / "config.yaml").write_text("name: run")
     reward = relocate(how, storage, tmp_path / "moved")
     found = Path(find_base(str(reward), str(base)))
     assert whole_fingerprint(str(found)) == fingerprint
     if record or not base.is_dir():
-        goes_along = "storage" in how or place == "in the run"
+        goes_along = "storage" in how or "in the run" in place
         assert (tmp_path / "moved" in found.parents) == goes_along
     require_base("ppo.reward, its base", str(reward), str(found))
 
@@ -130,7 +136,8 @@ def test_a_base_that_a_stranger_named_stays_as_it_is_named(tmp_path):
     """Adapters of others have no record; a hub name is no path."""
     model(tmp_path / "a" / "export")
     other = export(tmp_path / "a" / "adapter", tmp_path, tmp_path, record=False)
-    for named in ("org/model-7b", "/nowhere/at/all", "/old/export"):
+    model(tmp_path / "a" / "base")
+    for named in ("org/model-7b", "/nowhere/at/all", "/old/export", "/gone/base"):
         assert find_base(str(other), named) == named
     (other / RECORD).write_text("{broken")
     assert find_base(str(other), "org/model-7b") == "org/model-7b"

@@ -126,6 +126,13 @@ def test_metrics_of_micro_batches_merge_to_those_of_the_batch(ragged):
     assert means(merged) == pytest.approx(expected)
 
 
+def test_nan_in_one_micro_batch_is_not_lost_among_the_others():
+    ones, nan = torch.ones(1, 1), torch.tensor([[torch.nan]])
+    for parts in ((ones, nan), (nan, ones), (ones, nan, ones)):
+        merged = means(merge(totals(ones, a=x) | extremes("a", x, ones) for x in parts))
+        assert merged.keys() == {"a", "a_min", "a_max"} and all(value != value for value in merged.values())
+
+
 def test_metrics_that_counted_nothing_are_left_out():
     mask = torch.zeros(1, 2)
     empty = totals(mask, a=torch.ones(1, 2)) | extremes("a", torch.ones(1, 2), mask)

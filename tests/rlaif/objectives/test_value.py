@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rlaif.objectives.metrics import means, merge
-from rlaif.objectives.value import explained_variance, value_loss
+from rlaif.objectives.value import errors, explained_variance, value_loss
 
 CLIP, SCALE = 0.2, 2.5
 
@@ -121,6 +121,23 @@ def test_explained_variance_of_constant_returns_is_unknown():
     one = torch.ones(1, 1)
     assert explained_variance(value_loss(one, one, 2 * one, one, 1)[1]) is None
     assert explained_variance(value_loss(one, one, 2 * one, 0 * one, 1)[1]) is None
+
+
+def test_the_critics_error_stands_beside_that_of_the_batch_mean(ragged):
+    batch = ragged()
+    returns, old = 1000 + batch.x(0), 1000.5 + batch.x(1)
+    whole = value_loss(returns, old, returns, batch.mask, 20)[1]
+    parts = merge(
+        value_loss(returns[i : i + 2], old[i : i + 2], returns[i : i + 2], batch.mask[i : i + 2], 20)[1]
+        for i in (0, 2, 4)
+    )
+    r, e = returns[batch.mask].tolist(), (returns - old)[batch.mask].tolist()
+    expected = {"error_rms": statistics.fmean(x * x for x in e) ** 0.5, "mean_baseline_rms": statistics.pstdev(r)}
+    assert errors(whole) == pytest.approx(expected) and errors(parts) == pytest.approx(expected)
+    mean = torch.full_like(returns, statistics.fmean(r))
+    found = errors(value_loss(returns, mean, returns, batch.mask, 20)[1])
+    assert found["error_rms"] == pytest.approx(found["mean_baseline_rms"])  # the baseline is as good as itself
+    assert errors(value_loss(returns, mean, returns, 0 * batch.mask, 20)[1]) == {}
 
 
 EXPLAINED = {
