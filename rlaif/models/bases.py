@@ -69,9 +69,11 @@ def find_base(export: str, named: str) -> str:
 def _candidates(export: str, named: str, record: BaseRecord | None) -> Iterator[str]:
     """Places that hold a model, the likeliest first."""
     if record is not None and record.relative is not None:
-        beside = _beside(export, record.relative)
-        if _holds_model(beside):
-            yield beside
+        # a link to the export may be stored elsewhere than the export itself
+        for folder in (export,) if "://" in export else (export, os.path.realpath(export)):
+            beside = _beside(folder, record.relative)
+            if _holds_model(beside):
+                yield beside
     if _holds_model(named):
         yield named
     if "://" not in export + named:

@@ -85,6 +85,16 @@ def test_the_base_beside_the_export_wins_over_the_one_at_the_old_place(tmp_path)
     assert find_base(os.path.relpath(copied / "reward" / "export"), str(base)) == str(copied / "sft" / "export")
 
 
+def test_a_link_to_an_export_leads_to_its_base(tmp_path):
+    storage = tmp_path / "runs"
+    base = model(storage / "run" / "sft" / "export")
+    export(storage / "run" / "reward" / "export", base, storage)
+    storage.rename(tmp_path / "moved")
+    (tmp_path / "reward").symlink_to(tmp_path / "moved" / "run" / "reward" / "export")
+    found = find_base(str(tmp_path / "reward"), str(base))
+    assert found == str(tmp_path / "moved" / "run" / "sft" / "export")
+
+
 def test_another_model_at_the_relative_place_is_passed_over(tmp_path):
     """A base that was trained again after the copy has the same place and another fingerprint."""
     storage = tmp_path / "runs"
