@@ -9,8 +9,11 @@ import pytest
 
 from actors.reward import CARD, card_text
 from rlaif.config.schema import Lora, Reward
+from rlaif.errors import ConfigError
+from rlaif.models.bases import RECORD, record_text
 from rlaif.models.reward_prompt import RewardPrompt
-from rlaif.stages.roles import critic_start, describe_critic_start
+from rlaif.stages.roles import critic_start, describe_critic_start, identity, require_inputs
+from rlaif.storage import locate
 
 ADAPTER = Lora(r=8)
 SPELLINGS = {
@@ -31,7 +34,7 @@ def _made(path, make):
 
 def reward_on(folder, base: object, lora: Lora | None = ADAPTER):
     """A reward model's card alone."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     text = card_text(str(base), lora, RewardPrompt.of(Reward()))
     (folder / CARD).write_text(text)
     return folder
@@ -60,3 +63,32 @@ def test_another_base_or_a_function_starts_the_critic_from_the_policy(make_confi
         config = make_config(tmp_path, *chosen)
         assert critic_start(config) == (str(policy), config.ppo.lora, None), number
         assert describe_critic_start(config).startswith(f"critic starts from the policy {policy}: ")
+
+
+@pytest.mark.parametrize("record", [True, False], ids=["record", "no record"])
+def test_a_run_that_moved_is_the_one_of_its_checkpoints(make_config, world, tmp_path, record):
+    """Old runs have no record of their bases; their cards hold absolute paths alone."""
+    options = ["ppo.policy={run}/sft/export", "ppo.reward={run}/reward/export"]
+    first = make_config(tmp_path, "name=first", *options)
+    here, there = tmp_path / "runs" / "first", tmp_path / "runs" / "second"
+    shutil.copytree(world / "base", here / "sft" / "export")
+    reward_on(here / "reward" / "export", here / "sft" / "export")
+    if record:
+        target = locate(tmp_path / "runs") / "first/reward/export"
+        (here / "reward" / "export" / RECORD).write_text(record_text(str(here / "sft" / "export"), target))
+    before = identity(first)
+    assert before["critic"]["lora"]["r"] == ADAPTER.r != first.ppo.lora.r
+    here.rename(there)
+    second = make_config(tmp_path, "name=second", *options)
+    assert identity(second) == before
+    assert critic_start(second) == (f"{there}/sft/export", ADAPTER, f"{there}/reward/export")
+
+
+def test_a_reward_model_without_its_base_stops_a_run_before_anything_starts(make_config, world, tmp_path):
+    base = _made(tmp_path / "base", lambda copy: shutil.copytree(world / "base", copy))
+    reward = reward_on(tmp_path / "reward", base)
+    shutil.rmtree(base)
+    with pytest.raises(ConfigError) as caught:
+        require_inputs(make_config(tmp_path, f"ppo.reward={reward}"))
+    assert "ppo.reward, its base" in caught.value.expected and str(base) in caught.value.expected
+    assert "no such folder" in caught.value.found and "move it along" in caught.value.change
