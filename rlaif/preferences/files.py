@@ -123,23 +123,26 @@ def _check_no_list(line: bytes, path: Path) -> None:
 def _line(line: bytes, number: int, offset: int) -> Row | Bad:
     try:
         text = line.decode("utf-8-sig")
-        value = strict_json.loads(text)
-        strict_json.check_unicode(value, text)
+        value, problem = strict_json.parse(text)
     except (ValueError, RecursionError) as error:
         whole = line.endswith(b"\n") or not isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
-        problem = (
-            RowError("not JSON", str(error)) if whole else RowError(CUT, f"at byte {offset + len(line):,}: {error}")
-        )
-        return refused(Row(number, {}), None, problem)
-    return _row(value, number, "line")
+        reason, found = ("not JSON", str(error)) if whole else (CUT, f"at byte {offset + len(line):,}: {error}")
+        return refused(Row(number, {}), None, RowError(reason, found))
+    return _row(json_list.Unusable(problem, value) if problem else value, number, "line")
 
 
 def _row(value: Any, number: int, unit: str) -> Row | Bad:
     if isinstance(value, dict):
         return Row(number, value, unit)
     if isinstance(value, json_list.Unusable):
-        return refused(Row(number, {}, unit), None, RowError("not JSON", value.found))
+        return refused(Row(number, {}, unit), _name(value.value), RowError("not JSON", value.found))
     return refused(Row(number, {}, unit), None, RowError("not an object", f"a JSON {type(value).__name__}"))
+
+
+def _name(value: Any) -> Any:
+    """What a row that cannot be used calls itself, whatever its format."""
+    names = (value.get(key) for key in ("pair_id", "prompt_id", "id", "uid", "idx")) if isinstance(value, dict) else ()
+    return next((name for name in names if name is not None), None)
 
 
 # -- writing

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.config.load import load_config
+from rlaif.preferences.places import check_local
 
 
 def frame_rule(path: Path) -> tuple[Path, dict[str, Any]]:
@@ -16,6 +17,7 @@ def frame_rule(path: Path) -> tuple[Path, dict[str, Any]]:
     """
     from rlaif.video.decode import sample_spec
 
+    check_local(config=path)
     config = load_config(path)
     video = config.video
     open_video = partial(sample_spec, num_frames=video.num_frames, height=video.height, width=video.width)

@@ -47,6 +47,8 @@ class Unusable:
     """Stands for an element with a value that JSON does not allow, or that no file could hold."""
 
     found: str
+    value: Any = None
+    """The element without that value, if the rest of it is known."""
 
 
 def elements(file: BinaryIO, name: str) -> Iterator[Any]:
@@ -129,7 +131,7 @@ class _Window:
     def _take(self, value: Any, end: int) -> Any:
         source, self._at = self._text[self._at : end], end
         if self._refused:
-            return Unusable(self._refused[0])
+            return Unusable(self._refused[0], value)
         try:
             source.encode()
         except UnicodeEncodeError:
@@ -137,7 +139,7 @@ class _Window:
         try:
             check_unicode(value, source)
         except ValueError as error:
-            return Unusable(str(error))
+            return Unusable(str(error), value)
         return value
 
     def _is_whole(self, value: Any, end: int) -> bool:
