@@ -74,12 +74,12 @@ def _read_text(path: Path, parse: Callable[[BinaryIO, Path], Iterator[Row | Bad]
 
 def _check_content(start: bytes, path: Path) -> None:
     """Raise DataError for a file that is no UTF-8 text, by its first bytes."""
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\x00" in start[:4]:
-        change = "convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW"
-        raise DataError(f"UTF-8 text in {path}", "not UTF-8 but UTF-16 or UTF-32", change)
     for magic, found, ending in ((b"\x1f\x8b", "a gzip file", ".gz"), (b"PAR1", "a parquet file", ".parquet")):
         if start.startswith(magic):
             raise DataError(f"text in {path}", found, f"let its name end in {ending}")
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\x00" in start[:4]:
+        change = "convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW"
+        raise DataError(f"UTF-8 text in {path}", "not UTF-8 but UTF-16 or UTF-32", change)
 
 
 def _list_rows(file: BinaryIO, path: Path) -> Iterator[Row | Bad]:
@@ -117,7 +117,7 @@ def _check_no_list(line: bytes, path: Path) -> None:
         value = None
     if not isinstance(value, list) or any(isinstance(item, dict) for item in value):
         ending = ".json.gz" if path.name.lower().endswith(".gz") else ".json"
-        raise DataError(f"one JSON object per line in {path}", "one JSON list", f"rename the file: {ending}")
+        raise DataError(f"one JSON object per line in {path}", "one JSON list", f"let its name end in {ending}")
 
 
 def _line(line: bytes, number: int, offset: int) -> Row | Bad:

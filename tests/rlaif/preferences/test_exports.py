@@ -40,7 +40,9 @@ def test_ids_have_the_type_of_the_target(world, published, capsys):
     assert rows_of(world / "v.parquet")[0]["idx"] == 4
     assert data(capsys, "convert", world / "v.parquet", world / "w.parquet", "--to", "rlaif_v", *media)[0] == 0
     assert rows_of(world / "w.parquet")[0]["idx"] == "4"
-    write_rows(world / "named.parquet", [RLAIF_V | {"idx": "a-7"}, RLAIF_V | {"idx": "9" * 30}], FORMATS["rlaif_v"].schema)
+    write_rows(
+        world / "named.parquet", [RLAIF_V | {"idx": "a-7"}, RLAIF_V | {"idx": "9" * 30}], FORMATS["rlaif_v"].schema
+    )
     code, out, _ = data(capsys, "convert", world / "named.parquet", world / "x.parquet", "--to", "rlhf_v", *media)
     first, second = (row["idx"] for row in rows_of(world / "x.parquet"))
     assert code == 0 and isinstance(first, int) and isinstance(second, int) and first != second
@@ -48,7 +50,9 @@ def test_ids_have_the_type_of_the_target(world, published, capsys):
 
 
 def test_prompts_get_a_whole_number_as_uid(world, capsys):
-    rows = [{"prompt_id": name, "video": "f", "frames": ["f/0.jpg", "f/1.webp"], "question": "q"} for name in ("p-1", "7")]
+    rows = [
+        {"prompt_id": name, "video": "f", "frames": ["f/0.jpg", "f/1.webp"], "question": "q"} for name in ("p-1", "7")
+    ]
     write_rows(world / "in.jsonl", rows)
     code, out, _ = data(capsys, "convert", world / "in.jsonl", world / "out.json", "--to", "vlm_rlaif_rl")
     first, second = rows_of(world / "out.json")
@@ -92,7 +96,10 @@ def test_only_real_images_and_whole_rows_are_exported_and_losses_are_said(world,
         assert f"{name} (1 rows)" in out
     (row,) = rows_of(world / "out.parquet")
     assert row["image"]["bytes"] == picture(0, "JPEG")
-    assert data(capsys, "convert", world / "out.parquet", world / "b.jsonl", "--to", "rlaif", "--media", world / "m")[0] == 0
+    assert (
+        data(capsys, "convert", world / "out.parquet", world / "b.jsonl", "--to", "rlaif", "--media", world / "m")[0]
+        == 0
+    )
     code, out, _ = data(capsys, "convert", world / "in.jsonl", world / "out.json", "--to", "pds_dpo")
     assert code == 0 and [row["id"] for row in rows_of(world / "out.json")] == ["k2", "k3", "k5"]
     assert "1 rows name media that are not there: gone.jpg" in out
@@ -152,7 +159,12 @@ def test_a_row_that_does_not_fit_a_parquet_column_is_one_bad_row(world, capsys):
 
 def test_turns_of_a_system_are_kept(world, capsys):
     turns = [{"from": "system", "value": "Be brief."}, human("<video>What?")]
-    row = {"id": "a", "video": "v.mp4", "conversations": [*turns, gpt("a")], "rejected_conversations": [*turns, gpt("b")]}
+    row = {
+        "id": "a",
+        "video": "v.mp4",
+        "conversations": [*turns, gpt("a")],
+        "rejected_conversations": [*turns, gpt("b")],
+    }
     write_rows(world / "in.json", [row])
     assert data(capsys, "convert", world / "in.json", world / "out.jsonl", "--to", "rlaif")[0] == 0
     (ours,) = rows_of(world / "out.jsonl")

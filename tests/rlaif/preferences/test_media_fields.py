@@ -104,7 +104,9 @@ def test_what_would_be_misread_is_bad_and_named(world, capsys, row, named):
     good = {name: value for name, value in row.items() if name in ("id", "pair_id", "prompt_id")}
     write_rows(world / "in.jsonl", [row])
     code, out, _ = data(capsys, "check", world / "in.jsonl")
-    assert code == 1 and "0 of 1 rows kept" in out and named in out and f"line 1, id {next(iter(good.values()))!r}" in out
+    assert (
+        code == 1 and "0 of 1 rows kept" in out and named in out and f"line 1, id {next(iter(good.values()))!r}" in out
+    )
     kind = {"pairs": "rlaif", "prompts": "prompts", "conversations": "sft"}
     to = next(ours for name, ours in kind.items() if f"\n{name} " in out)
     code, _, err = data(capsys, "convert", world / "in.jsonl", world / "out.jsonl", "--to", to)
