@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from rlaif.data import RowError, video_path
 from rlaif.errors import DataError
@@ -67,6 +67,8 @@ def check_image(file: BinaryIO | Path, name: str, decode: bool = True) -> None:
         with Image.open(file) as image:
             if decode:
                 image.load()
+    except UnidentifiedImageError as error:
+        raise RowError("video unusable", f"{name}: no image that can be read") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise RowError("video unusable", f"{name}: {error}") from error
 
