@@ -6,7 +6,9 @@ A row's `video` is a path relative to `data.root`, a file or a folder of frames.
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -283,15 +285,57 @@ def skip_bad_videos(rows: list[Row], bad: dict[str, str], report: Report, strict
     return kept
 
 
+def skip_unusable(
+    rows: Sequence[Row], checks: Sequence[Callable[[Row], str | None]], report: Report, strict: bool = False
+) -> tuple[list[Row], dict[str, list[str]]]:
+    """Return the rows that pass all checks, and the ids of those that a check remarks on, by remark.
+
+    A check raises RowError for a row that can never be used, which goes into `report`. Raises DataError as readers do.
+    """
+    kept, remarks = [], {}
+    for row in progress(rows, "checking rows", len(rows)) if checks else rows:
+        name = getattr(row, ID_FIELD[type(row)])
+        try:
+            said = [remark for check in checks if (remark := check(row))]
+        except RowError as error:
+            report.kept -= 1
+            report.skip(error.reason, BadRow(report.lines.get(name), name, error.detail, report.unit))
+            continue
+        kept.append(row)
+        for remark in said[:1]:
+            remarks.setdefault(remark, []).append(name)
+    report.check(strict)
+    return kept, remarks
+
+
+def decode_videos(
+    videos: Iterable[str], decode: Callable[[str], object], seconds: float | None = None, threads: int = 1
+) -> tuple[dict[str, str], int]:
+    """Decode each different video in order; return the reasons of those that fail, by video, and how many were tried.
+
+    seconds: none is begun later than this (None: all are decoded). Shows progress.
+    """
+    unique = list(dict.fromkeys(videos))
+    deadline = math.inf if seconds is None else time.monotonic() + seconds
+
+    def tried(video: str) -> str | None:
+        return _why_unusable(decode, video) or "" if time.monotonic() < deadline else None
+
+    with ThreadPoolExecutor(threads) as pool:
+        reasons = list(progress(pool.map(tried, unique), "decoding videos", len(unique)))
+    bad = {video: reason for video, reason in zip(unique, reasons, strict=True) if reason}
+    return bad, sum(reason is not None for reason in reasons)
+
+
 def videos_of(row: Row) -> tuple[str, ...]:
     """Every video that a row needs."""
     videos = row.videos if isinstance(row, Pair) else (row.video,)
     return tuple(video for video in videos if video)
 
 
-def _why_unusable(spec: Callable[[str], FrameSpec], video: str) -> str | None:
+def _why_unusable(use: Callable[[str], object], video: str) -> str | None:
     try:
-        spec(video)
+        use(video)
     except DataError as error:
         return f"{video}: expected {error.expected}, found {error.found}"
     return None

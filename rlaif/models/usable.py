@@ -15,6 +15,7 @@ from rlaif.data import Conversation, Pair, RowError
 from rlaif.errors import ContractError
 from rlaif.models.encode import Encoded, Encoder, VideoFeatures
 from rlaif.models.reward_prompt import RewardPrompt
+from rlaif.preferences.misread import MARKED
 from rlaif.records import Prompt
 from rlaif.video.spec import FrameSpec
 
@@ -89,7 +90,7 @@ class Reader:
         found = self._tokens_in(text)
         media = [token for token in found if token in self._encoder.banned_ids]
         if media:
-            raise RowError("media mark", f"{name} holds {self._token(media[0])!r}, a media token of {self._name}")
+            raise RowError(MARKED, f"{name} holds {self._token(media[0])!r}, a media token of {self._name}")
         return f"{name} holds {self._token(found[0])!r}, which {self._name} reads as structure" if found else None
 
     def _answer(self, name: str, text: str) -> None:
@@ -127,7 +128,7 @@ class Reader:
         try:
             return make()
         except ContractError as error:
-            raise RowError("media mark", f"expected {error.expected}, found {error.found}") from error
+            raise RowError(MARKED, f"expected {error.expected}, found {error.found}") from error
 
 
 def _fit(length: int, rooms: Sequence[Room]) -> None:

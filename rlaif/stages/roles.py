@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,12 +17,13 @@ from learners.group import LearnerGroup
 from learners.spec import LearnerSpec, RoleSpec
 from rlaif.config.schema import Config, Lora
 from rlaif.config.section import Function
-from rlaif.errors import ConfigError
+from rlaif.errors import ConfigError, DataError
 from rlaif.models.check import fingerprint, require_model
 from rlaif.models.family import engine_video_of
 from rlaif.models.reward_prompt import contexts
 from rlaif.records import Prompt
 from rlaif.stages import data
+from rlaif.stages.deck import Deck
 from rlaif.stages.parity import Gate
 from rlaif.stages.publishing import Publisher
 from rlaif.stages.run import Run
@@ -41,12 +42,14 @@ class Roles:
     publisher: Publisher
     captions: dict[str, tuple[str, ...]]
     """The reward model's context of each prompt."""
+    deck: Deck
+    """Which prompts an iteration uses."""
     frames: FrameClient
     run: Run
     deadline_s: float
     ledger: Ledger = field(default_factory=Ledger)
-    eval_prompts: list[Prompt] | None = None
-    """Read when first evaluated."""
+    eval_prompts: list[Prompt] = field(default_factory=list)
+    """The held-out prompts, if there are any."""
     arriving: dict[int, Any] = field(default_factory=dict)
     """What has come in of each iteration that was asked for (see rlaif/stages/rounds.py)."""
     reissued: int = 0
@@ -95,24 +98,40 @@ def start_roles(config: Config, run: Run, prompts: Sequence[Prompt], spec: Learn
     rewards.wait_ready()
     deadline = config.cluster.collective_timeout_s
     publisher = Publisher(learners, rollouts, config.rollout, deadline)
-    return Roles(learners, rollouts, rewards, publisher, captions, topology.client(), run, deadline)
+    deck = Deck(prompts, ppo.prompts_per_iteration, config.seed)
+    return Roles(learners, rollouts, rewards, publisher, captions, deck, topology.client(), run, deadline)
 
 
 def context_of(config: Config, prompts: Sequence[Prompt]) -> dict[str, tuple[str, ...]]:
-    """Captions by prompt, as the reward model was trained to read them; prompts that have none are counted."""
+    """Return captions by prompt, as the reward model was trained to read them; prompts that have none are counted.
+
+    Raises DataError when the reward model reads captions and no prompt has any: its scores would mean nothing.
+    """
     if isinstance(config.ppo.reward, Function):
         return {prompt.prompt_id: prompt.captions for prompt in prompts}
     mode, empty = read_card(config.ppo.reward)["prompt"]["context"], sum(not prompt.captions for prompt in prompts)
+    if mode != "none" and empty == len(prompts) > 0:
+        raise no_captions(config, f"{empty} prompts", f"the reward model {config.ppo.reward} was trained with them")
     if mode != "none" and empty:
         log.warning("%d of %d prompts have no captions: the reward model reads no context there", empty, len(prompts))
     found = contexts(mode, [(prompt.video, prompt.captions) for prompt in prompts], config.seed)
     return {prompt.prompt_id: captions for prompt, captions in zip(prompts, found, strict=True)}
 
 
+def no_captions(config: Config, rows: str, reader: str) -> DataError:
+    """Return the error for rows without any captions, where something reads them."""
+    file = config.data.captions
+    there = file and data.data_path(config, file).is_file()
+    found = f"none in any of {rows}"
+    found += f", nor about their videos in {file}" if there else f"; data.captions ({file}) is no file" if file else ""
+    change = "set data.captions to the file that `rlaif caption` wrote, run `rlaif caption CONFIG`, or add `captions` to the rows"
+    return DataError(f"captions: {reader}", found, change)
+
+
 def parity_gate(
-    config: Config, roles: Roles, prompts: Sequence[Prompt], responses: Sequence[Sequence[int]] | None = None
+    config: Config, roles: Roles, prompts: Sequence[Prompt], state: Mapping[str, Any] | None = None
 ) -> Gate:
-    """The gate, on the first prompt whose video decodes: prompts are checked before a run starts."""
+    """Return the gate, on the first prompt that both sides can use; `state` is that of the run that is resumed."""
     roles.publisher.wait()
     return Gate(
         config.ppo.parity,
@@ -120,10 +139,10 @@ def parity_gate(
         config.ppo.sampling,
         roles.rollouts,
         roles.learners,
-        prompts[0],
+        prompts,
         config.seed,
         roles.deadline_s,
-        responses,
+        state,
     )
 
 
