@@ -251,6 +251,16 @@ def check_captions(config: Config, rows: Sequence[Pair], file: str) -> None:
         )
 
 
+def no_captions(config: Config, rows: str, reader: str) -> DataError:
+    """Return the error for rows without any captions, where something reads them."""
+    file = config.data.captions
+    there = file and data_path(config, file).is_file()
+    found = f"none in any of {rows}"
+    found += f", nor about their videos in {file}" if there else f"; data.captions ({file}) is no file" if file else ""
+    change = "set data.captions to the file that `rlaif caption` wrote, or run `rlaif caption CONFIG`"
+    return DataError(f"captions: {reader}", found, change)
+
+
 def open_captions(path: Path) -> Store[tuple[str, str]]:
     """What `rlaif caption` writes; a video whose captions failed counts as missing."""
     return Store(path, lambda row: (row["key"], row["video"]), lambda row: "masked" in row)

@@ -17,7 +17,7 @@ from learners.group import LearnerGroup
 from learners.spec import LearnerSpec, RoleSpec
 from rlaif.config.schema import Config, Lora
 from rlaif.config.section import Function
-from rlaif.errors import ConfigError, DataError
+from rlaif.errors import ConfigError
 from rlaif.models.check import fingerprint, require_model
 from rlaif.models.family import engine_video_of
 from rlaif.models.reward_prompt import contexts
@@ -111,21 +111,13 @@ def context_of(config: Config, prompts: Sequence[Prompt]) -> dict[str, tuple[str
         return {prompt.prompt_id: prompt.captions for prompt in prompts}
     mode, empty = read_card(config.ppo.reward)["prompt"]["context"], sum(not prompt.captions for prompt in prompts)
     if mode != "none" and empty == len(prompts) > 0:
-        raise no_captions(config, f"{empty} prompts", f"the reward model {config.ppo.reward} was trained with them")
+        raise data.no_captions(
+            config, f"{empty} prompts", f"the reward model {config.ppo.reward} was trained with them"
+        )
     if mode != "none" and empty:
         log.warning("%d of %d prompts have no captions: the reward model reads no context there", empty, len(prompts))
     found = contexts(mode, [(prompt.video, prompt.captions) for prompt in prompts], config.seed)
     return {prompt.prompt_id: captions for prompt, captions in zip(prompts, found, strict=True)}
-
-
-def no_captions(config: Config, rows: str, reader: str) -> DataError:
-    """Return the error for rows without any captions, where something reads them."""
-    file = config.data.captions
-    there = file and data.data_path(config, file).is_file()
-    found = f"none in any of {rows}"
-    found += f", nor about their videos in {file}" if there else f"; data.captions ({file}) is no file" if file else ""
-    change = "set data.captions to the file that `rlaif caption` wrote, run `rlaif caption CONFIG`, or add `captions` to the rows"
-    return DataError(f"captions: {reader}", found, change)
 
 
 def parity_gate(

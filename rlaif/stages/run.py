@@ -86,6 +86,7 @@ class Run:
 def open_run(config: Config) -> Iterator[Run]:
     """Claim the run, join or start the cluster, and stop every actor at the end."""
     directory = RunDir(config.storage, config.name)
+    directory.location.reach()
     with start(config) as session:
         directory.prepare()
         topology = Topology(config, session)
