@@ -6,9 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from half_broken import half_broken
 from without_actors import NoTopology
 
 from actors.reward import CARD, card_text
@@ -47,16 +46,6 @@ class Folder:
 def folder(world, tmp_path, make_config) -> Folder:
     shutil.copytree(world / "data", tmp_path / "data")
     return Folder(tmp_path / "data", lambda *overrides: make_config(tmp_path, *overrides))
-
-
-def half_broken(path: Path) -> None:
-    """A folder of frames of which the last one is cut: its structure is fine, and it never decodes."""
-    path.mkdir()
-    for number in range(8):
-        Image.fromarray(np.full((56, 56, 3), 20 * number, np.uint8)).save(path / f"{number}.png")
-    noise = np.random.default_rng(0).integers(0, 255, (56, 56, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(path / "7.png")
-    (path / "7.png").write_bytes((path / "7.png").read_bytes()[:2000])
 
 
 def prompts_with(folder: Folder, file: str, **questions: str) -> int:
