@@ -26,6 +26,9 @@ from rlaif.video.spec import FrameSpec
 SHOWN = 10
 """Bad rows that an error or a summary lists in full."""
 
+SHOWN_BRIEFLY = 100
+"""Further bad rows that it lists by line and id."""
+
 OVERALL = "overall"
 """What a preference is about where its row does not say."""
 
@@ -90,6 +93,10 @@ class BadRow:
     unit: str = "line"
     """What `line` counts: lines of a file, or its rows where rows are not lines."""
 
+    @property
+    def place(self) -> str:
+        return f"{self.unit} {self.line}" + (f" {self.id!r}" if self.id is not None else "")
+
     def __str__(self) -> str:
         return f"{self.unit} {self.line}, id {self.id!r}: {self.detail}"
 
@@ -122,9 +129,14 @@ class Report:
         return "\n".join([f"{self.path}: {self.kept} of {total} rows kept{counts}", *self._named(shown)])
 
     def _named(self, shown: int | None) -> list[str]:
-        named = [f"  {reason}: {row}" for reason, rows in self.skipped.items() for row in rows]
-        more = [f"  and {len(named) - shown} more"] if shown is not None and len(named) > shown else []
-        return named[:shown] + more
+        every = [(reason, row) for reason, rows in self.skipped.items() for row in rows]
+        named = [f"  {reason}: {row}" for reason, row in every[:shown]]
+        rest = every[len(named) :]
+        if rest:
+            brief = [row.place for _, row in rest[:SHOWN_BRIEFLY]]
+            left = len(rest) - len(brief)
+            named.append(f"  and {len(rest)} more: {', '.join(brief)}" + (f" and {left} others" if left else ""))
+        return named
 
     def check(self, strict: bool) -> None:
         """Raises DataError when nothing is left, or when `strict` and anything was skipped."""
