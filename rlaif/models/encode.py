@@ -263,9 +263,11 @@ class Encoder:
         The end-of-sequence token ends an answer also where the template writes no mark there (LLaVA's do not).
         """
         rendered, segments, tokens = "", [], self.opening
-        for index, (role, _) in enumerate(messages):
+        for index, (role, content) in enumerate(messages):
             if role != "assistant":
                 continue
+            if self.eos in content:  # what follows it would be neither trained on nor scored
+                raise ContractError("no end of a turn inside an answer", repr(self.eos), "Remove it from the text.")
             before = self.chat(messages[:index], video, generate=True)
             after = self.chat(messages[: index + 1], video)
             body, eos, _ = after[len(before) :].partition(self.eos)

@@ -35,8 +35,8 @@ def open_deck(config: Config, run: Run, prompts: Sequence[Prompt], newest: Check
     if newest is not None and (state := newest.meta.get("deck")):
         deck.load_state_dict(state)
         _part_from_gone(config, deck, Ledger.of(newest.meta["ledger"]).next_iteration)
-    steps = itertools.count(newest.iteration if newest else 0)
-    in_order = itertools.chain.from_iterable(map(deck.of, steps))
+    first = newest.iteration if newest else 0
+    in_order = itertools.chain.from_iterable(map(deck.of, range(first, first + len(prompts))))
     bad = data.decode_first(run, itertools.islice(in_order, len(prompts)))
     if newest is None and not config.deterministic:
         for prompt in prompts:
@@ -110,7 +110,7 @@ def leave_out(config: Config, roles: Roles, failed: Sequence[Failure], since: in
 
 def _check_share(config: Config, deck: Deck) -> None:
     most = config.ppo.max_prompt_failures
-    if deck.share_left_out <= most:
+    if deck.share_left_out <= most and deck.share_left_out < 1:
         return
     name, why = next(iter(deck.left_out.items()))
     raise DataError(

@@ -6,6 +6,7 @@ import pytest
 
 from rlaif.config.schema import Reward
 from rlaif.data import Conversation, Pair, RowError
+from rlaif.errors import ContractError
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.models.usable import Reader, Room
 from rlaif.records import Prompt
@@ -68,6 +69,14 @@ def test_an_answer_that_its_own_text_ends_is_refused_wherever_it_is_learned(enco
     for chosen, rejected in ((cut, "a"), ("a", cut)):
         pair = Pair("1", "a", "what ?", (), chosen, rejected)
         assert refusal(lambda pair=pair: reader.pair(pair, form, WIDE)).startswith("answer cut: ")
+
+
+def test_an_answer_that_its_own_text_ends_is_no_sequence_either(encoder):
+    """Whoever encodes texts that no file was checked for, such as sampled ones, learns of it too."""
+    for turns in (["a red {} circle"], ["a red {}"], ["a {} red", "a circle"]):
+        messages = [turn for text in turns for turn in (("user", "what ?"), ("assistant", text.format(encoder.eos)))]
+        with pytest.raises(ContractError, match="no end of a turn inside an answer"):
+            encoder.conversation(messages, None)
 
 
 def test_a_question_with_a_token_of_structure_is_kept_with_a_remark(encoder, reader):

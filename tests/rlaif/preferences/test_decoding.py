@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from half_broken import half_broken
 from PIL import Image
 
-from half_broken import half_broken
 from rlaif.config.schema import Video
 from rlaif.errors import DataError
 from rlaif.preferences.decoding import decoder
