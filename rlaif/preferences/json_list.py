@@ -1,4 +1,10 @@
-"""Read a file that is one JSON list, element by element, in memory for a few elements."""
+"""Read a file that is one JSON list, element by element, in memory for a few elements.
+
+This is our own reader because the streaming parsers that others use (ijson, for one) stop at the first value that is not
+valid: one NaN, one byte that is not UTF-8 or one number of 5,000 digits in a list of 100,000 rows would cost all rows
+after it. Here an element that is whole as JSON goes but holds such a value becomes `Unusable`, and reading goes on; a
+list that was cut gives every element before the cut, and the byte.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from rlaif.errors import DataError
+from rlaif.preferences.strict_json import check_unicode, strict_decoder
 
 CHUNK = 2**20
 LARGEST = 2**28
@@ -37,7 +44,7 @@ class Cut(Damaged):
 
 @dataclass(frozen=True)
 class Unusable:
-    """Stands for an element that Python reads and JSON does not allow."""
+    """Stands for an element with a value that JSON does not allow, or that no file could hold."""
 
     found: str
 
@@ -48,7 +55,8 @@ def elements(file: BinaryIO, name: str) -> Iterator[Any]:
     mark = text.mark()
     if mark != "[":
         found = f"{mark!r} at its start" if mark else f"an empty file{text.ended or ''}"
-        raise DataError(f"one JSON list in {name}", found, "name a file of one row per line .jsonl")
+        change = "name a file of one row per line .jsonl; write the list alone if an object holds it"
+        raise DataError(f"one JSON list in {name}", found, change)
     mark = text.mark(skip=1)
     if mark == "]":
         return text.finish()
@@ -70,8 +78,9 @@ class _Window:
         """Once the file has ended: what there is to say about it."""
         self._file, self._text, self._at, self._before = file, "", 0, 0
         self._decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
-        self._scan = json.JSONDecoder(parse_constant=self._constant).raw_decode
-        self._constants: list[str] = []
+        self._scan = strict_decoder(self._refuse).raw_decode
+        self._refused: list[str] = []
+        """What is wrong with the element that is being parsed, although it is whole."""
         self._more(CHUNK)
         if self._text.startswith("\ufeff"):
             self._at = 1
@@ -89,7 +98,7 @@ class _Window:
     def element(self) -> Any:
         size = CHUNK
         while True:
-            self._constants.clear()
+            self._refused.clear()
             try:
                 value, end = self._scan(self._text, self._at)
             except (ValueError, RecursionError) as problem:
@@ -119,12 +128,16 @@ class _Window:
 
     def _take(self, value: Any, end: int) -> Any:
         source, self._at = self._text[self._at : end], end
-        if self._constants:
-            return Unusable(f"{self._constants[0]} is no JSON number")
+        if self._refused:
+            return Unusable(self._refused[0])
         try:
             source.encode()
         except UnicodeEncodeError:
             return Unusable("bytes that are not UTF-8")
+        try:
+            check_unicode(value, source)
+        except ValueError as error:
+            return Unusable(str(error))
         return value
 
     def _is_whole(self, value: Any, end: int) -> bool:
@@ -166,5 +179,6 @@ class _Window:
     def _offset(self, at: int) -> int:
         return self._before + len(self._text[:at].encode("utf-8", "surrogateescape"))
 
-    def _constant(self, name: str) -> None:
-        self._constants.append(name)
+    def _refuse(self, found: str) -> None:
+        # raising here would lose the place in the file where the element ends
+        self._refused.append(found)

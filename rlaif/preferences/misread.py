@@ -22,7 +22,8 @@ _SUFFIX = (
 )
 _MARK = re.compile(
     r"<\|?/?(?:(?:start|end|begin)_of_|fake_token_around_|global[_-])?"
-    rf"(?:(?:image|video|audio|vision|media|img){_SUFFIX}|vid?_(?:frame_)?(?:start|end|patch)|im_patch)\|?>"
+    # <img> is a token of InternVL, <IMG> is an old way to write HTML
+    rf"(?:(?:image|video|audio|vision|media|(?-i:img)){_SUFFIX}|img_context|vid?_(?:frame_)?(?:start|end|patch)|im_patch)\|?>"
     r"|</?im_(?:start|end)>"  # LLaVA's; <|im_start|> is a mark of turns
     r"|\[IMG(?:_BREAK|_END)?\]",
     re.IGNORECASE,

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rlaif.preferences.formats.safesora_items import HARM_LABELS
+from rlaif.preferences.misread import media_marks
 
 FRAMES = [f"anet_50frames/v_1/{number:04d}.jpg" for number in range(3)]
 
@@ -223,7 +224,7 @@ EXAMPLES: dict[str, list[dict]] = {
 # -- strategies
 
 text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=12)
-word = text.filter(lambda value: value.strip() and "<image>" not in value)
+word = text.filter(lambda value: value.strip() and not media_marks(value) and not value.startswith("data:"))
 value = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | text,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),

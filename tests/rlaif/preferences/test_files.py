@@ -222,7 +222,7 @@ from pathlib import Path
 from rlaif.preferences.convert import convert
 from rlaif.preferences.check import check
 source, target, command = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-rows = convert(source, target, "auto", "rlaif").kept if command == "convert" else check(source, videos=False).report.kept
+rows = convert(source, target, "auto", "rlaif").report.kept if command == "convert" else check(source, videos=False).report.kept
 # not ru_maxrss: a child begins with the peak of the process that it was forked from
 print(rows, next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmHWM')) // 1024)
 """
