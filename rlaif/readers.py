@@ -8,7 +8,7 @@ both also .gz, and .parquet. A row's `video` is a path relative to `data.root`, 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,45 +29,23 @@ from rlaif.data import (
 from rlaif.errors import DataError
 from rlaif.preferences.files import read_rows, unit
 from rlaif.preferences.formats.base import Fields, Options
-from rlaif.preferences.formats.own import NAMES, PAIRS
+from rlaif.preferences.formats.own import PAIRS, PROMPTS, SFT
+from rlaif.preferences.formats.texts import check_marks, check_media_paths
 from rlaif.preferences.listed import Shown, paths
-from rlaif.preferences.misread import MARKED, SHOWN, UNUSED, media_marks, misread
+from rlaif.preferences.misread import UNUSED, misread
 from rlaif.preferences.rows import Bad, Row, refused
 from rlaif.records import Prompt
 
-FOR_CHECKERS = frozenset("label kto_tag preference preferences ranking objects tools".split())
-"""Fields of a prompt that a checker or a reward function may read (`Prompt.extra`), whatever they mean elsewhere."""
-
-USED = {
-    Prompt: frozenset(PromptRow.model_fields) | FOR_CHECKERS | {"frames"},
-    Conversation: frozenset(ConversationRow.model_fields) | {"frames"},
-    Pair: frozenset(PairRow.model_fields) | frozenset(NAMES),
-}
-"""Fields of a row that are read, or kept on purpose. Others are refused if leaving them out would change what it says."""
+USES = {Prompt: PROMPTS.uses, Conversation: SFT.uses, Pair: PAIRS.uses}
+"""Fields of a row that are read or kept on purpose: a row with others that hold media or answers is bad."""
 
 
 def check_read(fields: Fields, record: Prompt | Conversation | Pair) -> None:
-    """Raise RowError for a row whose record does not say what the row says.
-
-    Either a field that holds media, answers, labels or turns has another name than ours, or a text holds a media mark,
-    for which there is no medium.
-    """
-    if detail := misread(fields, USED[type(record)]):
+    """Raise RowError for a row whose record does not say what the row says, as `rlaif data check` does."""
+    if detail := misread(fields, USES[type(record)]):
         raise RowError(UNUSED, detail)
-    for name, text in _texts(record):
-        if marks := media_marks(text):
-            raise RowError(MARKED, f"{name}: {marks[0][:SHOWN]!r} in a text stands for no medium: remove it")
-
-
-def _texts(record: Prompt | Conversation | Pair) -> Iterator[tuple[str, str]]:
-    """(where, text) of everything in a record that a model may read."""
-    if isinstance(record, Conversation):
-        yield from ((f"messages[{place}] ({role})", text) for place, (role, text) in enumerate(record.messages))
-    else:
-        yield "question", record.question
-    if isinstance(record, Pair):
-        yield from (("chosen", record.chosen), ("rejected", record.rejected))
-    yield from ((f"captions[{place}]", text) for place, text in enumerate(record.captions))
+    check_marks(record)
+    check_media_paths(record)
 
 
 def read_prompts(path: str | Path, root: str | Path, strict: bool = False) -> tuple[list[Prompt], Report]:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.config.load import load_config
+from rlaif.preferences.decoding import decoder
 
 
-def frame_rule(path: Path) -> tuple[Path, dict[str, Any]]:
-    """Return `data.root` of a configuration, and what `check` needs to open videos as its stages do.
+def frame_rule(path: Path, decode: bool = False) -> tuple[Path, dict[str, Any]]:
+    """Return `data.root` of a configuration, and what `check` needs to open, or to decode, videos as its stages do.
 
     Raises ConfigError for a configuration that cannot run.
     """
@@ -18,5 +19,7 @@ def frame_rule(path: Path) -> tuple[Path, dict[str, Any]]:
 
     config = load_config(path)
     video = config.video
+    if decode:
+        return Path(config.data.root), {"open_video": decoder(video), "least": video.num_frames}
     open_video = partial(sample_spec, num_frames=video.num_frames, height=video.height, width=video.width)
     return Path(config.data.root), {"open_video": open_video, "least": video.num_frames}
