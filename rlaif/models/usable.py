@@ -37,13 +37,14 @@ class Reader:
     def __init__(self, encoder: Encoder, spec: Callable[[str], FrameSpec], name: str):
         self._encoder, self._spec, self._name = encoder, spec, name
 
-    def prompt(self, prompt: Prompt, rooms: Sequence[Room], text: str | None = None) -> str | None:
-        """Check a prompt that an engine answers; `text` is sent instead of the question."""
-        text = prompt.question if text is None else text
-        remark = self._text("question", text)
-        ids = self._encoder.unexpanded(text, bool(prompt.video))
-        features = self._features(prompt.video, prompt.frames)
-        _fit(len(self._expanded(ids, features)), rooms)
+    def prompt(self, prompt: Prompt, rooms: Sequence[Room], wish: Room | None = None) -> str | None:
+        """Check a prompt that an engine answers; one that is longer than the `wish` is usable with a remark."""
+        remark = self._text("question", prompt.question)
+        ids = self._encoder.unexpanded(prompt.question, bool(prompt.video))
+        length = len(self._expanded(ids, self._features(prompt.video, prompt.frames)))
+        _fit(length, rooms)
+        if wish is not None and length > wish.positions:
+            return remark or f"they leave no room for a whole answer ({wish.option})"
         return remark
 
     def conversation(self, row: Conversation, rooms: Sequence[Room]) -> str | None:

@@ -89,7 +89,7 @@ def _answerable(config: Config, run: Run, todo: Sequence[Wanted]) -> tuple[list[
     if not todo:
         return [], []
     reader = usable.reader_of(run, options.model)
-    rooms = usable.engine_rooms(config, options.max_tokens, "caption.max_tokens")
+    rooms = usable.engine_rooms(config)
     for one in todo:
         try:
             for unit in one.units:

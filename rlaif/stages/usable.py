@@ -33,13 +33,14 @@ def reader_of(run: Run, model: str) -> Reader:
 
 
 def answered(config: Config, run: Run, model: str, max_tokens: int, option: str) -> Check:
-    """Check prompts that an engine answers with `max_tokens` (the value of `option`)."""
-    reader, rooms = reader_of(run, model), engine_rooms(config, max_tokens, option)
-    return lambda prompt: reader.prompt(prompt, rooms)
+    """Check prompts that an engine answers; one behind which `max_tokens` (the value of `option`) do not fit is remarked on."""
+    reader, rooms = reader_of(run, model), engine_rooms(config)
+    wish = Room(config.rollout.max_model_len - max_tokens, f"rollout.max_model_len less the {max_tokens} of {option}")
+    return lambda prompt: reader.prompt(prompt, rooms, wish)
 
 
-def engine_rooms(config: Config, max_tokens: int, option: str) -> list[Room]:
-    """What a prompt may take: the options' own limit, and what an answer leaves of the engine's length."""
+def engine_rooms(config: Config, max_tokens: int = 1, option: str = "an answer") -> list[Room]:
+    """Return what a prompt may take: the options' own limit, and what an answer leaves of the engine's length."""
     rest = config.rollout.max_model_len - max_tokens
     return [
         Room(config.data.max_prompt_tokens, "data.max_prompt_tokens"),
@@ -62,9 +63,10 @@ def scored(config: Config, run: Run) -> list[Check]:
 
 
 def sampled(config: Config, run: Run) -> list[Check]:
-    """Check the prompts of PPO."""
-    first = answered(config, run, config.ppo.policy, config.ppo.sampling.max_tokens, "ppo.sampling.max_tokens")
-    return [first, *scored(config, run)]
+    """Check the prompts of PPO, which leave room for a whole answer: one that is cut has no end to learn."""
+    reader = reader_of(run, config.ppo.policy)
+    rooms = engine_rooms(config, config.ppo.sampling.max_tokens, "ppo.sampling.max_tokens")
+    return [lambda prompt: reader.prompt(prompt, rooms), *scored(config, run)]
 
 
 def evaluated(config: Config, run: Run) -> list[Check]:

@@ -66,21 +66,28 @@ ODD = {"vp": "what is <|video_pad|> here ?", "image": "see <image> .", "start": 
 
 
 @pytest.mark.parametrize(
-    ("stage", "file", "option"),
+    ("stage", "file", "limit"),
     [
-        (ppo.train, "prompts.jsonl", "ppo.sampling.max_tokens"),
-        (ppo.train, "eval.jsonl", "eval.max_tokens"),
-        (candidates.sample, "prompts.jsonl", "candidates.max_tokens"),
+        (ppo.train, "prompts.jsonl", "over 244 (rollout.max_model_len less the 12 of ppo.sampling.max_tokens)"),
+        (ppo.train, "eval.jsonl", "over 255 (rollout.max_model_len less the 1 of an answer)"),
+        (candidates.sample, "prompts.jsonl", "over 255 (rollout.max_model_len less the 1 of an answer)"),
     ],
 )
-def test_prompts_that_no_engine_answers(folder, world, caplog, stage, file, option):
+def test_prompts_that_no_engine_answers(folder, world, caplog, stage, file, limit):
     good = prompts_with(folder, file, **ODD)
     run = folder.run(f"candidates={{models: ['{world}/base'], prompts: [prompts.jsonl], max_tokens: 12}}")
     train(stage, run)
     assert f"{good} of {good + 4} rows kept, 3 media mark in text, 1 too long" in caplog.text
     for line, name in enumerate(ODD, good + 1):
         assert f"line {line}, id {name!r}: " in caplog.text
-    assert f"over 244 (rollout.max_model_len less the 12 of {option})" in caplog.text
+    assert limit in caplog.text
+
+
+def test_prompts_behind_which_no_whole_answer_fits_are_sampled_with_a_remark(folder, world, caplog):
+    run = folder.run(f"candidates={{models: ['{world}/base'], prompts: [prompts.jsonl], max_tokens: 256}}")
+    train(candidates.sample, run)
+    remark = "they leave no room for a whole answer (rollout.max_model_len less the 256 of candidates.max_tokens)"
+    assert f"{len(folder.rows('prompts.jsonl'))} rows are used although {remark}" in caplog.text
 
 
 def test_evaluation_alone_checks_its_prompts_too(folder, caplog):
@@ -152,7 +159,7 @@ def test_videos_that_no_captioner_can_be_asked_about(folder, world, caplog):
     run = folder.run(captioned % (world, LONG.strip()), "data.captions=captions.jsonl", "data.pairs=none.jsonl")
     counts = caption.caption(run.config, run)
     assert counts["failed"] == 8 and counts["captioned"] == 0
-    assert "8 of 8 videos cannot be captioned" in caplog.text and "caption.max_tokens" in caplog.text
+    assert "8 of 8 videos cannot be captioned" in caplog.text and "rollout.max_model_len" in caplog.text
 
 
 def test_answers_with_media_marks_are_not_judged(folder, world, caplog):
