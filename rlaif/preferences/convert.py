@@ -146,7 +146,9 @@ def _write(target: Path, wanted: Format, rows: Iterable[dict | Bad], conversion:
     try:
         write_rows(target, _checked(good(rows, conversion.report), conversion.report, allow_cut), schema)
     except OSError as error:
-        raise DataError("a file that can be written as OUT", f"{target}: {error}", "change OUT") from error
+        raise DataError(
+            "a file that can be written as OUT", f"{target}: {error}", "give another path as OUT"
+        ) from error
 
 
 def _check_kinds(found: Format, wanted: Format, dimension: str | None) -> None:
@@ -177,7 +179,7 @@ def _along(items: Iterable[Any | Bad], dimension: str, report: Report, unit: str
         try:
             yield item.along(dimension)
         except DataError as error:
-            problem = RowError("unknown dimension", f"{error.found} is no {error.expected}")
+            problem = RowError("unknown dimension", f"{error.found}, expected {error.expected}")
             yield refused_record(report.lines, item.pair_id, problem, unit)
 
 

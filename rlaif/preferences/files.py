@@ -74,12 +74,12 @@ def _read_text(path: Path, parse: Callable[[BinaryIO, Path], Iterator[Row | Bad]
 
 def _check_content(start: bytes, path: Path) -> None:
     """Raise DataError for a file that is no UTF-8 text, by its first bytes."""
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\x00" in start[:4]:
-        change = "convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW"
-        raise DataError(f"UTF-8 text in {path}", "not UTF-8 but UTF-16 or UTF-32", change)
     for magic, found, ending in ((b"\x1f\x8b", "a gzip file", ".gz"), (b"PAR1", "a parquet file", ".parquet")):
         if start.startswith(magic):
             raise DataError(f"text in {path}", found, f"let its name end in {ending}")
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\x00" in start[:4]:
+        change = "convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW"
+        raise DataError(f"UTF-8 text in {path}", "not UTF-8 but UTF-16 or UTF-32", change)
 
 
 def _list_rows(file: BinaryIO, path: Path) -> Iterator[Row | Bad]:
@@ -117,29 +117,32 @@ def _check_no_list(line: bytes, path: Path) -> None:
         value = None
     if not isinstance(value, list) or any(isinstance(item, dict) for item in value):
         ending = ".json.gz" if path.name.lower().endswith(".gz") else ".json"
-        raise DataError(f"one JSON object per line in {path}", "one JSON list", f"rename the file: {ending}")
+        raise DataError(f"one JSON object per line in {path}", "one JSON list", f"let its name end in {ending}")
 
 
 def _line(line: bytes, number: int, offset: int) -> Row | Bad:
     try:
         text = line.decode("utf-8-sig")
-        value = strict_json.loads(text)
-        strict_json.check_unicode(value, text)
+        value, problem = strict_json.parse(text)
     except (ValueError, RecursionError) as error:
         whole = line.endswith(b"\n") or not isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
-        problem = (
-            RowError("not JSON", str(error)) if whole else RowError(CUT, f"at byte {offset + len(line):,}: {error}")
-        )
-        return refused(Row(number, {}), None, problem)
-    return _row(value, number, "line")
+        reason, found = ("not JSON", str(error)) if whole else (CUT, f"at byte {offset + len(line):,}: {error}")
+        return refused(Row(number, {}), None, RowError(reason, found))
+    return _row(json_list.Unusable(problem, value) if problem else value, number, "line")
 
 
 def _row(value: Any, number: int, unit: str) -> Row | Bad:
     if isinstance(value, dict):
         return Row(number, value, unit)
     if isinstance(value, json_list.Unusable):
-        return refused(Row(number, {}, unit), None, RowError("not JSON", value.found))
+        return refused(Row(number, {}, unit), _name(value.value), RowError("not JSON", value.found))
     return refused(Row(number, {}, unit), None, RowError("not an object", f"a JSON {type(value).__name__}"))
+
+
+def _name(value: Any) -> Any:
+    """What a row that cannot be used calls itself, whatever its format."""
+    names = (value.get(key) for key in ("pair_id", "prompt_id", "id", "uid", "idx")) if isinstance(value, dict) else ()
+    return next((name for name in names if name is not None), None)
 
 
 # -- writing

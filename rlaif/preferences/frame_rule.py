@@ -8,6 +8,7 @@ from typing import Any
 
 from rlaif.config.load import load_config
 from rlaif.preferences.decoding import decoder
+from rlaif.preferences.places import check_local
 
 
 def frame_rule(path: Path, decode: bool = False) -> tuple[Path, dict[str, Any]]:
@@ -17,6 +18,7 @@ def frame_rule(path: Path, decode: bool = False) -> tuple[Path, dict[str, Any]]:
     """
     from rlaif.video.decode import sample_spec
 
+    check_local(config=path)
     config = load_config(path)
     video = config.video
     if decode:

@@ -23,6 +23,8 @@ CHUNK = 2**20
 LARGEST = 2**28
 """Characters of the largest element: beyond them the file is taken to be damaged."""
 _SPACE = re.compile(r"[ \t\n\r]*")
+_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[][{}]', re.DOTALL)
+"""Strings, so that the brackets inside them do not count, and brackets."""
 _SLACK = 16
 """A parser may stop this far before the end of a text that was cut inside a literal or an escape."""
 
@@ -47,6 +49,8 @@ class Unusable:
     """Stands for an element with a value that JSON does not allow, or that no file could hold."""
 
     found: str
+    value: Any = None
+    """The element without that value, if the rest of it is known."""
 
 
 def elements(file: BinaryIO, name: str) -> Iterator[Any]:
@@ -101,7 +105,9 @@ class _Window:
             self._refused.clear()
             try:
                 value, end = self._scan(self._text, self._at)
-            except (ValueError, RecursionError) as problem:
+            except RecursionError:
+                return self._skip()
+            except ValueError as problem:
                 error = problem
             else:
                 error = None
@@ -112,6 +118,22 @@ class _Window:
             if not self._more(size) and error is not None:
                 raise self.unfinished(error.msg, error.pos)
             size *= 2  # one element larger than a chunk is parsed again a few times, not hundreds of times
+
+    def _skip(self) -> Unusable:
+        """Pass over an element that is nested too deeply to be parsed, by its brackets alone."""
+        depth, at, found = 0, self._at, "nested too deeply (recursion)"
+        while True:
+            for token in _BRACKETS.finditer(self._text, at):
+                at = token.end()
+                depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token.group(), 0)
+                if depth == 0:
+                    self._at = at
+                    return Unusable(found)
+            # a string at the end of the text may go on: it is looked at again with what follows
+            parsed = at - self._at
+            if len(self._text) - self._at > LARGEST or not self._more(CHUNK):
+                raise Damaged(self._offset(len(self._text)), found)
+            at = self._at + parsed
 
     def unfinished(self, found: str, at: int | None = None) -> Damaged:
         """The file is at its end, or something stands where it must not."""
@@ -129,7 +151,7 @@ class _Window:
     def _take(self, value: Any, end: int) -> Any:
         source, self._at = self._text[self._at : end], end
         if self._refused:
-            return Unusable(self._refused[0])
+            return Unusable(self._refused[0], value)
         try:
             source.encode()
         except UnicodeEncodeError:
@@ -137,7 +159,7 @@ class _Window:
         try:
             check_unicode(value, source)
         except ValueError as error:
-            return Unusable(str(error))
+            return Unusable(str(error), value)
         return value
 
     def _is_whole(self, value: Any, end: int) -> bool:

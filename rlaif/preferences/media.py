@@ -11,13 +11,14 @@ import binascii
 import hashlib
 import io
 import os
+import re
 import uuid
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from rlaif.data import RowError, video_path
 from rlaif.errors import DataError
@@ -28,6 +29,8 @@ GIVE = "give one with --media DIR; to a stage, with agreement.media (a local pat
 ENDINGS = {b"\x89PNG": ".png", b"RIFF": ".webp"}
 """Of a stored image, by its first bytes; any other is a .jpg: the reader goes by content."""
 DATA = "data:"
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]{200,}=*\s*")
+"""A path of that length has a dot, a dash or an underscore somewhere."""
 
 
 def name_of(frames: Sequence[Path]) -> str:
@@ -41,9 +44,10 @@ def check_path(path: str, field: str) -> None:
         raise RowError("wrong type", f"{field}: a data URI of {len(path):,} characters instead of a path")
     if "\0" in path:
         raise RowError("wrong type", f"{field}: a path with a NUL character, {excerpt(path)!r}")
-    # the limits of Linux file systems: base64 text without its `data:` prefix is recognised by them
+    if _BASE64.fullmatch(path):
+        raise RowError("wrong type", f"{field}: {excerpt(path)} is base64 text; write it as data:image/...;base64,...")
     if len(path) > 4096 or any(len(part.encode("utf-8", "replace")) > 255 for part in path.split("/")):
-        raise RowError("wrong type", f"{field}: {excerpt(path)} is too long for a path")
+        raise RowError("wrong type", f"{field}: {excerpt(path)} is too long for a path")  # for Linux file systems
 
 
 def from_data_uri(uri: str, field: str) -> bytes:
@@ -63,6 +67,8 @@ def check_image(file: BinaryIO | Path, name: str, decode: bool = True) -> None:
         with Image.open(file) as image:
             if decode:
                 image.load()
+    except UnidentifiedImageError as error:
+        raise RowError("video unusable", f"{name}: no image that can be read") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise RowError("video unusable", f"{name}: {error}") from error
 

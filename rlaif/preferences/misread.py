@@ -43,9 +43,9 @@ _ANSWERS = frozenset(
 )
 _OTHERS = frozenset(
     "label kto_tag preference preferences ranking responses completions outputs history system system_prompt tools "
-    "objects multi_modal_data mm_data".split()
+    "messages conversations conversation dialog objects multi_modal_data mm_data".split()
 )
-"""Labels of answers, several answers, earlier turns and grounding under names of their own."""
+"""Labels of answers, several answers, turns and grounding under names of their own."""
 _NUMBERED = re.compile(r"(?:output|response|answer|completion)_[0-9ab]")
 _FILE = re.compile(r"\.(?:mp4|mov|mkv|webm|avi|m4v|mpe?g|gif|jpe?g|png|webp|bmp|tiff?|wav|mp3|flac)$", re.IGNORECASE)
 _TURNS = ("messages", "conversations", "rejected_conversations")

@@ -19,7 +19,8 @@ def check_local(**paths: Path | str | None) -> None:
             continue
         if _SCHEME.match(str(path)):
             change = f"copy what is there to a local folder and give its path as {_option(name)}"
-            raise DataError(f"a local path as {_option(name)}", f"the URI {path}", change)
+            uri = re.sub(":/(?=[^/])", "://", str(path), count=1)
+            raise DataError(f"a local path as {_option(name)}", f"the URI {uri}", change)
         if "\0" in str(path):
             raise DataError(f"a path as {_option(name)}", "a NUL character in it", "remove the character")
 
@@ -50,8 +51,12 @@ def check_target(path: Path) -> None:
 def _check_parent(name: str, path: Path) -> None:
     above = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
     if not above.is_dir():
-        raise DataError(f"a path below a folder as {_option(name)}", f"the file {above}", f"change {_option(name)}")
+        raise DataError(
+            f"a path below a folder as {_option(name)}", f"the file {above}", f"give another path as {_option(name)}"
+        )
     if not os.access(above, os.W_OK | os.X_OK):
         raise DataError(
-            f"a folder that can be written to for {_option(name)}", f"{above} cannot", f"change {_option(name)}"
+            f"a folder that can be written to for {_option(name)}",
+            f"{above} cannot",
+            f"give another path as {_option(name)}",
         )

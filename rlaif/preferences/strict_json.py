@@ -54,6 +54,20 @@ def loads(text: str) -> Any:
     return _STRICT.decode(text)
 
 
+def parse(text: str) -> tuple[Any, str | None]:
+    """Return the value of a JSON text and what is wrong with it, or None. Raises ValueError for a text that is no JSON."""
+    refused: list[str] = []
+    try:
+        value = loads(text)
+        check_unicode(value, text)
+    except json.JSONDecodeError:
+        raise
+    except ValueError as error:
+        refused.append(str(error))
+        value = strict_decoder(refused.append).decode(text)  # once more, for the rest of it
+    return value, refused[0] if refused else None
+
+
 def check_unicode(value: Any, source: str) -> None:
     r"""Raise ValueError for half a surrogate pair (\ud83d alone), which no UTF-8 file and no tokenizer can hold."""
     if "\\ud" in source or "\\uD" in source:

@@ -256,8 +256,10 @@ def vlm_rlaif_rm(draw) -> dict:
     first, second = draw(answers)
     row = {"conversations": draw(turns()), "preference": draw(st.sampled_from([1, 2]))}
     row |= {"output_1": draw(extra) | {"value": first}, "output_2": {"value": second}}
-    media = st.fixed_dictionaries({"images": frames}) | st.fixed_dictionaries({"image": word}) | st.just({})
-    return draw(extra) | row | draw(media) | draw(st.sampled_from([{}, {"id": "r"}, {"id": 5}]))
+    media = draw(st.fixed_dictionaries({"images": frames}) | st.fixed_dictionaries({"image": word}) | st.just({}))
+    if not media:
+        row["conversations"] = [turn | {"value": turn["value"].replace("<image>", "")} for turn in row["conversations"]]
+    return draw(extra) | row | media | draw(st.sampled_from([{}, {"id": "r"}, {"id": 5}]))
 
 
 @st.composite

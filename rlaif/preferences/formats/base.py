@@ -178,11 +178,11 @@ class Format:
         if self.own:
             return row
         row = self.tidy(restore(row, native_of(record).get(self.name)))
-        options.notes.lost.update(lost_fields(record, self._built(row), self.name))
-        for path in paths_of(record):
-            if not options.media.there(path):
-                options.notes.missing[path] += 1
-        return self.finish(row, options)
+        lost = lost_fields(record, self._built(row), self.name)
+        row = self.finish(row, options)
+        options.notes.lost.update(lost)
+        options.notes.missing.update(path for path in paths_of(record) if not options.media.there(path))
+        return row
 
 
 def native_of(record: Any) -> dict[str, Any]:

@@ -13,11 +13,16 @@ ADDED = ("video_sha256", "modality")
 """Fields of a record that no row says."""
 
 
-def lost_fields(record: Any, again: Any, name: str) -> Iterator[str]:
-    """Yield the names of the fields of `record` that `again`, read back from a row of the format `name`, does not hold."""
+def lost_fields(record: Any, again: Any, name: str) -> list[str]:
+    """Return the names of the fields of `record` that `again`, read back from a row of the format `name`, does not hold."""
+    return list(_lost(record, again, name))
+
+
+def _lost(record: Any, again: Any, name: str) -> Iterator[str]:
     if isinstance(record, Preference) and record.dimension in again.signs:
         again = again.along(record.dimension)
-    about_frames = bool(getattr(record, "frames", ())) and record.frames == again.frames
+    # the folder of frames that are listed may have been gathered; the list says what the row is about
+    about_frames = bool(_frames(record)) and _frames(record) == _frames(again)
     for item in fields(record):
         mine = getattr(record, item.name)
         if item.name == "native":
@@ -28,6 +33,11 @@ def lost_fields(record: Any, again: Any, name: str) -> Iterator[str]:
             continue
         elif (item.name, mine) != ("dimension", OVERALL) and not _holds(getattr(again, item.name), mine):
             yield item.name
+
+
+def _frames(record: Any) -> list:
+    frames = getattr(record, "extra", {}).get("frames") or getattr(record, "frames", ())
+    return list(frames) if isinstance(frames, list | tuple) else []
 
 
 def _extra(mine: Mapping[str, Any], again: Mapping[str, Any], name: str) -> Iterator[str]:
@@ -60,4 +70,4 @@ def _holds(again: Any, mine: Any) -> bool:
         return all(_holds(b, a) for a, b in zip(mine, again, strict=True))
     if isinstance(mine, str) and isinstance(again, str):
         return mine.strip() == again.strip()
-    return mine == again
+    return mine == again or (isinstance(mine, str | int) and str(mine) == str(again))  # "4" in a column of numbers

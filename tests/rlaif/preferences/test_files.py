@@ -131,6 +131,7 @@ def _until_damage(data):
         (b"[1, [2], null, {}]", 1, "not an object", "int"),
         (b'\xef\xbb\xbf [{"a": 1}, {"b": "\xc3', 1, "file cut off", "at byte 23"),
         (b'[{"a": 1}, ' + b"[" * 100_000, 1, "file damaged", "recursion"),
+        (b'[{"a": 1}, {"b": "]}", "c": ' + b"[" * 100_000 + b"]" * 100_000 + b'}, {"a": 2}]', 2, "not JSON", "recursion"),
     ],
 )
 def test_damage_inside_a_list(tmp_path, content, kept, reason, told):
