@@ -121,6 +121,9 @@ def _add_check(kinds: argparse._SubParsersAction) -> None:
     check.add_argument(
         "--config", type=Path, help="a run's configuration: its data.root, and the frames that it needs of every video"
     )
+    check.add_argument(
+        "--decode", action="store_true", help="decode every frame that would be used, not only the structure of a file"
+    )
     check.set_defaults(run=run_check)
 
 
@@ -247,8 +250,12 @@ def run_check(args: argparse.Namespace) -> int:
     if args.config is not None:
         from rlaif.preferences.frame_rule import frame_rule
 
-        config_root, frames = frame_rule(args.config)
+        config_root, frames = frame_rule(args.config, args.decode)
         root = root or config_root
+    elif args.decode:
+        from rlaif.preferences.decoding import decoder
+
+        frames = {"open_video": decoder()}
     checkup = check(args.file, args.format, root, args.videos, **frames)
     print(checkup.text())
     return 0 if checkup.fine else 1

@@ -94,6 +94,9 @@ def _prompt_row(record: Prompt, place: int) -> Fields:
     return row | ({"captions": list(record.captions)} if record.captions else {}) | record.extra
 
 
+FOR_CHECKERS = frozenset("label kto_tag preference preferences ranking objects tools".split())
+"""Fields of a prompt that a checker or a reward function may read (`Prompt.extra`), whatever they mean elsewhere."""
+
 PAIRS = Format(
     name="rlaif",
     kind="pairs",
@@ -116,7 +119,8 @@ PROMPTS = Format(
     build=_prompt,
     bare=_prompt_row,
     key="prompt_id",
-    uses=frozenset(("prompt_id", "video", "question", "answer", "captions", "frames", "modality", "native")),
+    uses=frozenset(("prompt_id", "video", "question", "answer", "captions", "frames", "modality", "native"))
+    | FOR_CHECKERS,
     own=True,
 )
 SFT = Format(
