@@ -57,6 +57,29 @@ def test_the_wheel_holds_every_source_file_and_nothing_else_on_top(wheel):
     assert top == {*PACKAGES, "configs"}
 
 
+def test_the_wheel_finds_its_configurations(wheel, tmp_path):
+    """From another folder and without the checkout on the path."""
+    code = (
+        f"import sys; sys.path = [{str(wheel)!r}] + [p for p in sys.path if p not in ('', {str(ROOT)!r})]\n"
+        "import importlib.resources as r; print((r.files('configs') / 'planted.yaml').read_text())"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.stdout.strip() == "name: planted", result.stderr
+
+
+def test_every_folder_of_code_is_a_package():
+    """A folder without __init__.py would still import, but the layer rule is not checked there."""
+    folders = {path.parent for name in PACKAGES for path in (ROOT / name).rglob("*.py")}
+    assert [folder for folder in folders if not (folder / "__init__.py").exists()] == []
+
+
+def test_the_top_package_imports_nothing():
+    code = "import sys; before = set(sys.modules); import rlaif; print(set(sys.modules) - before)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "{'rlaif'}"
+
+
 def test_the_wheel_says_what_it_is(wheel):
     (info,) = wheel.glob("*.dist-info")
     metadata = email.message_from_string((info / "METADATA").read_text())
@@ -86,29 +109,6 @@ def test_all_documents_name_the_same_version():
     assert (citation["version"], citation["license"]) == (PROJECT["version"], PROJECT["license"])
     versions = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
     assert versions[:2] == ["Unreleased", PROJECT["version"]] or versions[0] == PROJECT["version"]
-
-
-def test_the_wheel_finds_its_configurations(wheel, tmp_path):
-    """From another folder and without the checkout on the path."""
-    code = (
-        f"import sys; sys.path = [{str(wheel)!r}] + [p for p in sys.path if p not in ('', {str(ROOT)!r})]\n"
-        "import importlib.resources as r; print((r.files('configs') / 'planted.yaml').read_text())"
-    )
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert result.stdout.strip() == "name: planted", result.stderr
-
-
-def test_every_folder_of_code_is_a_package():
-    """A folder without __init__.py would still import, but the layer rule is not checked there."""
-    folders = {path.parent for name in PACKAGES for path in (ROOT / name).rglob("*.py")}
-    assert [folder for folder in folders if not (folder / "__init__.py").exists()] == []
-
-
-def test_the_top_package_imports_nothing():
-    code = "import sys; before = set(sys.modules); import rlaif; print(set(sys.modules) - before)"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "{'rlaif'}"
 
 
 def locked() -> dict[str, str]:

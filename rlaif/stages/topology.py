@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import ray
+import transformers
 
 from actors.engine import EngineSpec
 from actors.features import FeatureClient, start_feature_store
@@ -22,7 +23,6 @@ from learners.spec import LearnerSpec
 from rlaif.config.schema import Config, Ppo
 from rlaif.config.section import Function
 from rlaif.models.adapter import serves_adapters
-from rlaif.video.recipe import processor_version
 
 
 class Topology:
@@ -60,7 +60,7 @@ class Topology:
                 num_frames=video.num_frames,
                 height=video.height,
                 width=video.width,
-                processor=processor_version(),
+                processor=f"transformers-{transformers.__version__}",
                 store_bytes=video.store_bytes,
                 threads=video.decode_threads,
                 options={"name": "frames", "get_if_exists": True},

@@ -20,7 +20,7 @@ FORMAT = 1
 
 
 def processor_version() -> str:
-    """Return the version of what turns frames into model inputs; a FrameSpec and a recipe both name it."""
+    """Return the version of what turns frames into model inputs, as a run's FrameSpecs name it."""
     return f"transformers-{transformers.__version__}"
 
 

@@ -22,18 +22,16 @@ from learners.export import export_role
 from learners.learner import Learner
 from learners.spec import LearnerSpec, RoleSpec
 from rlaif.config.schema import Reward, Video
-from rlaif.errors import ConfigError
 from rlaif.models.batch import collate
 from rlaif.models.check import require_model
 from rlaif.models.encode import Encoder
 from rlaif.models.merged import whole_model
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.records import Prompt, Scored
-from rlaif.video.recipe import frames_of, processor_version, read_recipe
+from rlaif.video.recipe import read_recipe, recipe_of
 from rlaif.worlds.shapes.render import write_mp4
 
 BUDGET = 10**6
-VIDEO = Video(num_frames=6, height=56, width=56)
 EXAMPLES = Path(__file__).parents[2] / "docs" / "export.md"
 PROMPT, TWO = RewardPrompt.of(Reward()), ("helpful", "harmless")
 ANSWERS = [
@@ -64,9 +62,7 @@ def train_and_export(path, folder, lora, zero_stage):
         RoleSpec("reward", path, lora, plain_optim(lr=0.1), 10, "reward", outputs=2),
     )
     learner = Learner(
-        LearnerSpec(roles, model(), cluster(zero_stage), 512, 2**28, BUDGET, seed=5, video=VIDEO),
-        NoiseFrames(),
-        torch.device("cpu"),
+        LearnerSpec(roles, model(), cluster(zero_stage), 512, 2**28, BUDGET, seed=5), NoiseFrames(), torch.device("cpu")
     )
     items, folder = responses(learner.encoder("policy"), 4), Path(folder)
     mine = items[dist.get_rank() :: 2]
@@ -193,10 +189,7 @@ def test_a_critic_starts_from_the_reward_model_without_an_opinion(exported, two_
 def test_every_export_carries_its_frame_recipe(exported):
     folder, lora, _ = exported
     for name in ("policy", "reward", *(["merged"] if lora else [])):
-        recipe = read_recipe(folder / name)
-        sizes = {option: recipe[option] for option in ("num_frames", "height", "width")}
-        assert sizes == {"num_frames": 6, "height": 56, "width": 56}
-        assert recipe["do_sample_frames"] is False and recipe["processor"] == processor_version()
+        assert read_recipe(folder / name) == recipe_of(Video())
 
 
 @pytest.fixture(scope="module")
@@ -238,11 +231,3 @@ def most_likely(path: Path, names: dict, response: np.ndarray) -> np.ndarray:
     batch = collate([encoder.prompt_and_response(names["QUESTION"], response, encoder.video(names["VIDEO"]))], 0)
     inputs = {"input_ids": batch.ids, "attention_mask": batch.attention, "position_ids": batch.positions, **batch.video}
     return plain(path)(**inputs).logits[0, -len(response) - 1 : -1].argmax(-1).numpy()
-
-
-def test_a_folder_without_a_recipe_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="frame_recipe.json"):
-        frames_of(tmp_path, "a.mp4")
-    (tmp_path / "frame_recipe.json").write_text('{"format": 99}')
-    with pytest.raises(ConfigError, match="format 1"):
-        frames_of(tmp_path, "a.mp4")
