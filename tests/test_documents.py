@@ -17,8 +17,8 @@ from rlaif.config.options import all_options
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
-STARTS = re.compile(r"(?:[A-Z_]+=\S+ )*(?:\.venv/bin/|python -m )?rlaif (?=[a-z-])")
-"""How a line begins that runs a command of ours."""
+COMMAND = re.compile(r"(?:^(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?|python\"? -m )rlaif (?=[a-z-])")
+"""What comes before the arguments on a line that runs a command of ours, perhaps in a job."""
 FOLDERS = "rlaif|actors|learners|cluster|configs|tests|docs|requirements"
 ENDINGS = (".json", ".jsonl", ".yaml", ".py", ".md", ".svg", ".parquet", ".gz", ".html")
 
@@ -50,7 +50,8 @@ def code_lines(page: Path) -> list[str]:
 
 def arguments(command: str) -> list[str]:
     """Return what a command line passes to `rlaif`: without comments, columns beside it, and the marks of optional parts."""
-    command = re.split(r"\s{2,}|\s#|&&", STARTS.sub("", command.strip(), count=1))[0]
+    command = command.strip()[COMMAND.search(command.strip()).end() :]
+    command = re.split(r"\s{2,}|\s#|&&|\s>", command)[0]
     return shlex.split(re.sub(r"\[|\]|\.\.\.", " ", command)) if "'" not in command else shlex.split(command)
 
 
@@ -83,7 +84,7 @@ def test_every_relative_link_leads_somewhere(page):
 
 @every_page
 def test_every_command_line_is_understood(page, capsys):
-    lines = [line for line in code_lines(page) if STARTS.match(line.strip())]
+    lines = [line for line in code_lines(page) if COMMAND.search(line.strip())]
     assert [line for line in lines if not understood(arguments(line))] == [], capsys.readouterr().err
 
 
@@ -92,7 +93,7 @@ def test_every_command_in_a_sentence_exists(page, capsys):
     """It may stand without its arguments there."""
     missing = []
     for span in code_spans(page):
-        if STARTS.match(span):
+        if COMMAND.match(span):
             words = arguments(span)
             fillers = (
                 [],
@@ -117,7 +118,7 @@ def named_options(page: Path) -> set[str]:
     """Return dotted names that begin with a section, from sentences and from `key=value` on command lines."""
     words = [match[1] for span in code_spans(page) if (match := re.match(r"([a-z_]+(?:\.[a-z_]+)+)(?=[=:, ]|$)", span))]
     for line in code_lines(page):
-        if STARTS.match(line.strip()):
+        if COMMAND.search(line.strip()):
             words += [word.partition("=")[0] for word in arguments(line) if re.match(r"[a-z_.]+=", word)]
     sections = {path.partition(".")[0] for path in options()}
     return {word for word in words if word.partition(".")[0] in sections and not word.endswith(ENDINGS)} - {"key"}
