@@ -164,6 +164,7 @@ def learner_spec(config: Config) -> LearnerSpec:
         ppo.sampling.temperature,
         config.seed,
         config.deterministic,
+        config.video,
     )
 
 

@@ -73,6 +73,7 @@ def learner_spec(
         section.tokens_per_microbatch,
         seed=config.seed,
         deterministic=config.deterministic,
+        video=config.video,
     )
 
 
