@@ -20,7 +20,7 @@ import yaml
 from common import ROOT, commit, libraries, machine
 
 from rlaif.config.load import load_config
-from rlaif.stages import data, evaluate
+from rlaif.stages import evaluate
 from rlaif.stages.demo import SHIPPED
 from rlaif.stages.roles import start_roles
 from rlaif.stages.run import open_run
@@ -44,7 +44,7 @@ def measure(base: Path) -> dict[str, float]:
         options += [f"ppo.policy={base}", f"ppo.reward={REWARD}", "logging.wandb=off"]
         config = load_config(ROOT / "configs" / "demo.yaml", options)
         with open_run(config) as run:
-            prompts = data.prompts(run, config.data.eval)
+            prompts = evaluate.held_out(config, run)
             roles = start_roles(config, run, prompts, evaluate.frozen(config, None))
             greedy = evaluate.measure(config, roles, prompts, "greedy")
     figures = {"claim_accuracy": 1 - greedy["hallucination"], "recall": greedy["recall"]}
