@@ -197,25 +197,28 @@ def run_stage(args: argparse.Namespace) -> int:
     checked_as = {"demo": None, "eval": "ppo"}
     checked_as = checked_as.get(args.command, args.command)
     config = load_config(args.config, overrides, checked_as)
-    with on_screen(args.command, config):
-        return run_shown(args, config)
+    try:
+        with on_screen(args.command, config):
+            start_stage(args, config)
+    except Exception as error:
+        if not _actor_failed(error):
+            raise
+        # printed here: inside of `on_screen` it would end in the log file
+        goes_on = "--resume continues from the last checkpoint" if args.command in RESUMED else "start it again"
+        print(f"\n{error}\n\nan actor failed; {goes_on}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _actor_failed(error: Exception) -> bool:
+    import ray
+
+    return isinstance(error, (ray.exceptions.RayActorError, ray.exceptions.RayTaskError))
 
 
 def on_screen(command: str, config: Config) -> AbstractContextManager:
     """Return the context in which a command runs: its own lines on the terminal, the rest in a log file."""
     return shown(command, RunDir(config.storage, config.name).path, config.logging.foreign == "terminal")
-
-
-def run_shown(args: argparse.Namespace, config: Config) -> int:
-    import ray
-
-    try:
-        start_stage(args, config)
-    except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as error:
-        goes_on = "--resume continues from the last checkpoint" if args.command in RESUMED else "start it again"
-        print(f"\n{error}\n\nan actor failed; {goes_on}", file=sys.stderr)
-        return 1
-    return 0
 
 
 def start_stage(args: argparse.Namespace, config: Config) -> None:

@@ -64,6 +64,18 @@ def test_errors_from_inside_a_stage(config, capsys, monkeypatch):
     ]
 
 
+def test_an_actor_that_failed_is_told_on_the_terminal(config, capfd, monkeypatch, tmp_path):
+    import ray
+
+    def fail(args, config):
+        raise ray.exceptions.RayActorError("the actor died")
+
+    monkeypatch.setattr(cli, "start_stage", fail)
+    assert cli.main(["ppo", config]) == 1
+    shown = capfd.readouterr().err
+    assert "an actor failed; --resume" in shown and f"log: {tmp_path}/runs/x/logs/ppo.log" in shown
+
+
 def test_what_nobody_foresaw_keeps_its_traceback(config, monkeypatch):
     def fail(args):
         raise RuntimeError("a bug")
