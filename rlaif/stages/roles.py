@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from rlaif.models.family import engine_video_of
 from rlaif.models.reward_prompt import contexts
 from rlaif.records import Prompt
 from rlaif.stages import data
+from rlaif.stages.deck import Deck
 from rlaif.stages.parity import Gate
 from rlaif.stages.publishing import Publisher
 from rlaif.stages.run import Run
@@ -41,12 +42,14 @@ class Roles:
     publisher: Publisher
     captions: dict[str, tuple[str, ...]]
     """The reward model's context of each prompt."""
+    deck: Deck
+    """Which prompts an iteration uses."""
     frames: FrameClient
     run: Run
     deadline_s: float
     ledger: Ledger = field(default_factory=Ledger)
-    eval_prompts: list[Prompt] | None = None
-    """Read when first evaluated."""
+    eval_prompts: list[Prompt] = field(default_factory=list)
+    """The held-out prompts, if there are any."""
     arriving: dict[int, Any] = field(default_factory=dict)
     """What has come in of each iteration that was asked for (see rlaif/stages/rounds.py)."""
     reissued: int = 0
@@ -98,14 +101,22 @@ def start_roles(config: Config, run: Run, prompts: Sequence[Prompt], spec: Learn
     rewards.wait_ready()
     deadline = config.cluster.collective_timeout_s
     publisher = Publisher(learners, rollouts, config.rollout, deadline)
-    return Roles(learners, rollouts, rewards, publisher, captions, topology.client(), run, deadline)
+    deck = Deck(prompts, ppo.prompts_per_iteration, config.seed)
+    return Roles(learners, rollouts, rewards, publisher, captions, deck, topology.client(), run, deadline)
 
 
 def context_of(config: Config, prompts: Sequence[Prompt]) -> dict[str, tuple[str, ...]]:
-    """Captions by prompt, as the reward model was trained to read them; prompts that have none are counted."""
+    """Return captions by prompt, as the reward model was trained to read them; prompts that have none are counted.
+
+    Raises DataError when the reward model reads captions and no prompt has any: its scores would mean nothing.
+    """
     if isinstance(config.ppo.reward, Function):
         return {prompt.prompt_id: prompt.captions for prompt in prompts}
     mode, empty = read_card(config.ppo.reward)["prompt"]["context"], sum(not prompt.captions for prompt in prompts)
+    if mode != "none" and empty == len(prompts) > 0:
+        raise data.no_captions(
+            config, f"{empty} prompts", f"the reward model {config.ppo.reward} was trained with them"
+        )
     if mode != "none" and empty:
         log.warning("%d of %d prompts have no captions: the reward model reads no context there", empty, len(prompts))
     found = contexts(mode, [(prompt.video, prompt.captions) for prompt in prompts], config.seed)
@@ -113,9 +124,9 @@ def context_of(config: Config, prompts: Sequence[Prompt]) -> dict[str, tuple[str
 
 
 def parity_gate(
-    config: Config, roles: Roles, prompts: Sequence[Prompt], responses: Sequence[Sequence[int]] | None = None
+    config: Config, roles: Roles, prompts: Sequence[Prompt], state: Mapping[str, Any] | None = None
 ) -> Gate:
-    """The gate, on the first prompt whose video decodes: prompts are checked before a run starts."""
+    """Return the gate, on the first prompt that both sides can use; `state` is that of the run that is resumed."""
     roles.publisher.wait()
     return Gate(
         config.ppo.parity,
@@ -123,10 +134,10 @@ def parity_gate(
         config.ppo.sampling,
         roles.rollouts,
         roles.learners,
-        prompts[0],
+        prompts,
         config.seed,
         roles.deadline_s,
-        responses,
+        state,
     )
 
 
@@ -153,6 +164,7 @@ def learner_spec(config: Config) -> LearnerSpec:
         ppo.sampling.temperature,
         config.seed,
         config.deterministic,
+        config.video,
     )
 
 
