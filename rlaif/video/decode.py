@@ -146,7 +146,7 @@ def _facts(path: Path) -> dict:
         return {"problem": [error.expected, error.found, error.change]}
     facts = None
     if index:
-        starts = [[start.frame, start.pts, start.dts, start.pos, start.size] for start in index.starts]
+        starts = [[start.frame, start.pts, start.pos, start.size] for start in index.starts]
         facts = asdict(index) | {"starts": starts}
     return {"info": asdict(info), "index": facts}
 

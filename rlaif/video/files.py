@@ -23,8 +23,6 @@ from rlaif.video.index import Index, Start
 
 WORTH = 0.7
 """Jump if that decodes less than this share of the frames up to the last one."""
-SKIPPED = 64
-"""Packets that a demuxer may return before the one that a jump asks for."""
 
 
 class Doubt(Exception):
@@ -96,12 +94,13 @@ def _from(container: InputContainer, stream: VideoStream, start: Start) -> Itera
 
 
 def _packets_from(container: InputContainer, stream: VideoStream, start: Start) -> Iterator[Packet]:
-    container.seek(start.dts, stream=stream, backward=True)
+    # MP4 and Matroska look for presentation times; what comes before the packet is passed over
+    container.seek(start.pts, stream=stream, backward=True)
     packets = container.demux(stream)
-    for skipped, packet in enumerate(packets):
-        if (packet.pts, packet.dts, packet.pos, packet.size) == (start.pts, start.dts, start.pos, start.size):
+    for packet in packets:
+        if (packet.pts, packet.pos, packet.size) == (start.pts, start.pos, start.size):
             yield packet
             break
-        if skipped == SKIPPED:
+        if packet.pos is None or packet.pos >= start.pos:
             raise Doubt("another packet")
     yield from packets

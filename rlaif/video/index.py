@@ -31,7 +31,6 @@ class Start:
 
     frame: int
     pts: int
-    dts: int
     pos: int
     size: int
 
@@ -102,8 +101,10 @@ class _Table:
     _filter: av.bitstream.BitStreamFilterContext | None = None
     _periods: list[list[tuple[int, int]]] = field(default_factory=list)
     """(order, pts) of the pictures since each IDR picture."""
-    _starts: list[tuple[int, int, int, int]] = field(default_factory=list)
+    _starts: list[tuple[int, int, int]] = field(default_factory=list)
     _times: list[int] = field(default_factory=list)
+    _place: int = -1
+    """Of the last packet in the file."""
 
     def __post_init__(self) -> None:
         context = self.stream.codec_context
@@ -168,14 +169,15 @@ class _Table:
         return tuple(starts)
 
     def _prove(self, packet: Packet, pictures: Pictures) -> None:
-        if packet.pts is None or packet.dts is None or packet.pos is None or packet.is_discard:
-            raise Unproven("no timestamps")
+        if packet.pts is None or packet.pos is None or packet.pos <= self._place or packet.is_discard:
+            raise Unproven("no timestamps, or packets out of order")
+        self._place = packet.pos
         if packet.has_sidedata("new_extradata"):
             raise Unproven("parameter sets change")
         picture: Picture = pictures.next(memoryview(packet))
         if picture.idr:
             self._periods.append([])
-            self._starts.append((packet.pts, packet.dts, packet.pos, packet.size))
+            self._starts.append((packet.pts, packet.pos, packet.size))
         self._periods[-1].append((picture.order, packet.pts))
         self._filter.filter(packet)
 

@@ -36,7 +36,7 @@ class KnownVideos:
     """Facts about videos by path. `folder` None keeps them in this process only."""
 
     def __init__(self, folder: str | Path | None = None):
-        self._folder = Path(folder) if folder is not None else None
+        self._folder = Path(folder).expanduser() if folder is not None else None
         self._memory: OrderedDict[str, dict] = OrderedDict()
         self._guard = threading.Lock()
         self._writable = True
