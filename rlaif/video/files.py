@@ -45,6 +45,8 @@ def frames(path: Path, numbers: Sequence[int], index: Index) -> Iterator[tuple[i
     wanted, last = set(numbers), numbers[-1]
     for number, frame in enumerate(decoded(path, index.stream)):
         if number in wanted:
+            if frame.is_corrupt:
+                raise RuntimeError(f"frame {number} is damaged")
             yield number, upright(frame)
         if number == last:
             return

@@ -117,7 +117,8 @@ class _Table:
                 self._pictures = None
 
     def add(self, packet: Packet) -> None:
-        if packet.is_corrupt and self.cut is None:
+        # a transport stream marks what follows a gap in its counters too; its decoder says what that costs
+        if packet.is_corrupt and self.cut is None and self.stream.container.format.name != "mpegts":
             self.cut = self.packets
         self.packets += 1
         self.hidden += packet.is_discard
