@@ -68,7 +68,9 @@ class Topology:
                 known=known_videos(self.config),
                 options={"name": "frames", "get_if_exists": True},
             )
-        return partial(FrameClient, self._store, self.config.data.root)
+        # a request may wait for others before its own decode begins
+        timeout_s = max(600.0, 2 * self.config.video.decode_timeout_s)
+        return partial(FrameClient, self._store, self.config.data.root, timeout_s=timeout_s)
 
     def features(self) -> partial:
         """A function that builds a client of the feature store, inside any actor."""

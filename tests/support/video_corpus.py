@@ -126,7 +126,7 @@ OTHERS = {
     "gif": ("gif", {}, ("gif",)),
     "apng": ("apng", {}, ("apng",)),
 }  # fmt: skip
-KINDS = ("negative", "hidden", "late", "cut_start", "cut_end", "lost", "all_keys")
+KINDS = ("negative", "hidden", "late", "cut_start", "cut_negative", "cut_end", "lost", "all_keys")
 PIXELS = {"mjpeg": "yuvj420p", "prores": "yuv422p10le", "rle": "rgb24", "gif": "rgb8", "apng": "rgb24"}
 
 
@@ -152,6 +152,7 @@ def odd(folder: Path) -> Iterator[Callable[[], Path]]:
             yield partial(copy, names["hidden"], shift=-5, avoid_negative_ts="disabled")
             yield partial(copy, names["late"], shift=1000)
             yield partial(copy, names["cut_start"], first=7)
+            yield partial(copy, names["cut_negative"], first=7, shift=-25, avoid_negative_ts="disabled")
             yield partial(copy, names["cut_end"], last=43)
             yield partial(copy, names["lost"], change=lambda number, packet: number not in (20, 21))
             yield partial(copy, names["all_keys"], change=_key)

@@ -150,7 +150,9 @@ def test_a_decompression_bomb_is_named(tmp_path, monkeypatch, place):
 def test_garbage_in_an_image_is_named(tmp_path, suffix):
     for seed in range(8):
         path = tmp_path / f"{seed}{suffix}"
-        head = {".png": b"\x89PNG\r\n\x1a\n", ".bmp": b"BM", ".tif": b"II*\0", ".gif": b"GIF89a"}.get(suffix, b"\xff\xd8\xff")
+        head = {".png": b"\x89PNG\r\n\x1a\n", ".bmp": b"BM", ".tif": b"II*\0", ".gif": b"GIF89a"}.get(
+            suffix, b"\xff\xd8\xff"
+        )
         path.write_bytes(head + np.random.default_rng(seed).bytes(300))
         with pytest.raises(DataError, match=path.name.replace(".", r"\.")):
             probe(path)

@@ -27,9 +27,7 @@ def test_every_video_decodes_with_its_frames_and_colors(world, rows):
 
 def test_clips_are_the_halves(world, rows):
     for row in [row for row in rows("scenes") if row["split"] == "test"][:5]:
-        whole, early, late = (
-            read(world / f"videos/{row['scene_id']}{end}.mp4")[0] for end in ("", "_early", "_late")
-        )
+        whole, early, late = (read(world / f"videos/{row['scene_id']}{end}.mp4")[0] for end in ("", "_early", "_late"))
         assert len(early) == len(late) == FRAMES // 2
         joined = np.concatenate([early, late]).astype(int)
         assert np.abs(joined - whole).mean() < 3
