@@ -142,7 +142,7 @@ class SpecCache:
         with self._probing(path):
             try:
                 stamp = stamp_of(Path(path))
-            except (OSError, DataError):
+            except (OSError, ValueError, DataError):
                 stamp = ""  # probing it will say so
             known = self._specs.get(path)
             if known is None or known[0] != stamp:

@@ -22,6 +22,7 @@ import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -127,14 +128,22 @@ def decode(path: str | Path, spec: FrameSpec, known: KnownVideos | None = None) 
 
 def _learned(path: Path, known: KnownVideos | None) -> tuple[VideoInfo, Index | None]:
     """Return what is known about a video, and for a file its index. Raises DataError for one that cannot be used."""
+    if "\0" in str(path):
+        raise _bad(path, "a name with a NUL character", "Correct the row's `video`.")
     with _readable(path):
-        facts = (known or _IN_PROCESS).get(path, lambda: _facts(path))
+        facts = (known or _IN_PROCESS).get(path, partial(_learn, path))
     if "problem" in facts:
         raise DataError(*facts["problem"])
     index = facts["index"]
     if index:
         index = Index(**index | {"starts": tuple(Start(*start) for start in index["starts"])})
     return VideoInfo(**facts["info"]), index
+
+
+def _learn(path: Path, earlier: dict | None) -> dict:
+    if earlier and "info" in earlier and _sha256(path) == earlier["info"]["sha256"]:
+        return earlier
+    return _facts(path)
 
 
 def _facts(path: Path) -> dict:

@@ -19,8 +19,8 @@ from av.video.stream import VideoStream
 from rlaif.video.container import DAMAGED, decoded, first_line, opened, upright, video_stream
 from rlaif.video.h264 import Picture, Pictures, Unproven
 
-SMALL = 4 * 2**20
-"""Pixels of a video that decodes from start to end in about ten milliseconds: nothing is worth proving there."""
+SMALL = 2**20
+"""Pixels of a video that decodes from start to end in a few milliseconds: nothing is worth proving there."""
 APART = 16
 """Frames between two points to jump to: closer ones save less than a jump costs."""
 

@@ -41,15 +41,19 @@ class KnownVideos:
         self._guard = threading.Lock()
         self._writable = True
 
-    def get(self, path: Path, learn: Callable[[], Any]) -> Any:
-        """Return the facts about `path`, as JSON values; `learn` returns them if none are known. Its errors pass through."""
+    def get(self, path: Path, learn: Callable[[Any], Any]) -> Any:
+        """Return the facts about `path`, as JSON values; `learn` returns them if none are known. Its errors pass through.
+
+        learn: is called with earlier facts that probably still hold, or None.
+        """
         key, stats = os.path.abspath(path), _stats(path)
         stamp, written_ns = _stamp(stats), max((time_ns for _, _, time_ns in stats), default=0)
         entry = self._read(key)
-        if entry and entry["stamp"] == stamp and abs(entry["read_ns"] - written_ns) > RACE_NS:
-            return entry["facts"]
+        earlier = entry["facts"] if entry and entry["stamp"] == stamp else None
+        if earlier and abs(entry["read_ns"] - written_ns) > RACE_NS:
+            return earlier
         read_ns = time.time_ns()
-        entry = {"version": VERSION, "path": key, "stamp": stamp, "read_ns": read_ns, "facts": learn()}
+        entry = {"version": VERSION, "path": key, "stamp": stamp, "read_ns": read_ns, "facts": learn(earlier)}
         self._write(key, entry)
         return entry["facts"]
 

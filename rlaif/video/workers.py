@@ -102,7 +102,7 @@ class _Child:
         arguments = [str(theirs.fileno()), str(timeout_s), *filter(None, [known])]
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "rlaif.video.worker", *arguments],
+                [sys.executable, "-P", "-m", "rlaif.video.worker", *arguments],
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,

@@ -70,7 +70,7 @@ def faulty(tmp_path, monkeypatch, clip):
     original = workers.subprocess.Popen
 
     def popen(arguments, **options):
-        started.append(original([arguments[0], str(script), *arguments[3:]], **options))
+        started.append(original([arguments[0], str(script), *arguments[4:]], **options))
         return started[-1]
 
     monkeypatch.setattr(workers.subprocess, "Popen", popen)
