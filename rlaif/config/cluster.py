@@ -24,7 +24,8 @@ class Rollout(Section):
     block_size: int | None = Field(None, ge=1)
     """Tokens per block of the KV cache; None: vLLM's choice (128 on a CPU). Prompts share whole blocks only."""
     tensor_parallel_size: int = Field(1, ge=1)
-    enforce_eager: bool = True
+    enforce_eager: Literal["auto", True, False] = "auto"
+    """Run the model without CUDA graphs, which costs two to three times the decoding time on a GPU. auto: on a CPU only."""
     max_num_seqs: int = Field(256, ge=1)
     transport: Literal["object_store", "nccl", "ipc"] = "object_store"
     """How full weights reach the engines: through Ray's object store (anywhere; adapters always), or from GPU to GPU:
