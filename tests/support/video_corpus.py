@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import av
 import numpy as np
+
+os.environ.setdefault("SVT_LOG", "0")  # the AV1 encoder would write to the terminal
 
 LENGTH = 60
 HEIGHT, WIDTH = 48, 80  # above what decoders for old codecs refuse
