@@ -46,7 +46,7 @@ class FrameStore:
         store_bytes: int = 2 * 1024**3,
         threads: int | None = None,
         queue: int = 256,
-        decode_timeout_s: float = 300.0,
+        decode_timeout_s: float = 600.0,
         known: str | None = None,
     ):
         threads = threads or len(os.sched_getaffinity(0))

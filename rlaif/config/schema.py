@@ -61,7 +61,7 @@ class Video(Section):
     """Processed videos each learner rank and reward actor keeps, in bytes."""
     decode_threads: int | None = Field(None, ge=1)
     """Videos that the frame store decodes at a time, each in a process of about 80 MB (None: the cores of its node)."""
-    decode_timeout_s: float = Field(300.0, gt=0)
+    decode_timeout_s: float = Field(600.0, gt=0)
     """A video that takes longer to read or decode is an error of its row; its decoder is ended."""
     store_bytes: int = Field(2 * 1024**3, ge=1)
     """Byte budget of the frame store; beyond it the least recently used frames are evicted and decoded again on demand."""
