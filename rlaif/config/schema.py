@@ -59,8 +59,10 @@ class Video(Section):
     """Resize frames to this width in pixels (None: as stored)."""
     feature_cache_bytes: int = Field(512 * 1024**2, ge=1)
     """Processed videos each learner rank and reward actor keeps, in bytes."""
-    decode_threads: int = Field(1, ge=1)
-    """Videos the frame store decodes at a time."""
+    decode_threads: int | None = Field(None, ge=1)
+    """Videos that the frame store decodes at a time, each in a process of about 80 MB (None: the cores of its node)."""
+    decode_timeout_s: float = Field(600.0, gt=0)
+    """A video that takes longer to read or decode is an error of its row; its decoder is ended."""
     store_bytes: int = Field(2 * 1024**3, ge=1)
     """Byte budget of the frame store; beyond it the least recently used frames are evicted and decoded again on demand."""
     feature_store_bytes: int = Field(2 * 1024**3, ge=1)
