@@ -33,7 +33,7 @@ def test_an_error_a_user_can_act_on_comes_without_a_traceback(tmp_path):
 def test_problems_of_options_are_listed(config, capsys):
     assert cli.main(["sft", config, "sft.stps=3", "seed=x"]) == 1
     told = capsys.readouterr().err
-    assert "2 problem(s)" in told and "sft.stps: no such option; nearest is `steps`" in told and "seed: " in told
+    assert "2 problem(s)" in told and "sft.stps: no such option; nearest is `sft.steps`" in told and "seed: " in told
 
 
 @pytest.mark.parametrize("command", ["sft", "reward", "score", "ppo", "eval", "demo"])
