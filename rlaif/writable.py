@@ -8,6 +8,10 @@ import tempfile
 from pathlib import Path
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+SOCKET_LIMIT = 107
+"""Bytes of a unix socket's path; Ray's own are below its folder of temporary files."""
+SESSION = "ray/session_2000-01-01_00-00-00_000000_0000000/sockets/plasma_store"
+"""What Ray adds to that folder, with a process id as long as they get."""
 
 
 def why_not_writable(folder: str | Path) -> str | None:
@@ -66,3 +70,22 @@ def cache_problems() -> list[tuple[str, str, str]]:
 def _below_cache_home(folder: Path) -> bool:
     home = os.environ.get("XDG_CACHE_HOME")
     return bool(home) and folder.is_relative_to(home)
+
+
+def temporary_folder() -> tuple[str, str]:
+    """Return the folder below which Ray keeps its sockets, and the variable that set it ("" for none)."""
+    for name in ("RAY_TMPDIR", "TMPDIR"):
+        if folder := os.environ.get(name):
+            return folder, name
+    return "/tmp", ""
+
+
+def socket_problem() -> tuple[str, str] | None:
+    """Return (what is wrong, what to do) if Ray's sockets would have longer paths than the kernel takes."""
+    folder, name = temporary_folder()
+    length = len(os.fsencode(folder))
+    excess = len(os.fsencode(os.path.join(folder, SESSION))) - SOCKET_LIMIT
+    if excess <= 0:
+        return None
+    found = f"{name}={folder}: {length} bytes, of which Ray's sockets leave {length - excess}"
+    return found, f"set {name} to a shorter path such as /tmp, or RAY_TMPDIR for Ray alone"
