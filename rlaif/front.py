@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Collection
 from importlib import metadata
 from pathlib import Path
@@ -81,6 +82,8 @@ def run_options(args: argparse.Namespace) -> None:
 
 def run_check_config(args: argparse.Namespace) -> int:
     from rlaif.config.load import bullets, shown_config
+
+    logging.disable(logging.WARNING)  # libraries that are imported tell what they found, which is no finding here
     from rlaif.stages.preflight import examine_all
 
     findings = examine_all(args.config, args.overrides, args.stage)

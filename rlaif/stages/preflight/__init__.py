@@ -40,14 +40,14 @@ def examine_all(path: str, overrides: Sequence[str] = (), stage: str | None = No
 
 def look_into(config: Config, stages: Sequence[str]) -> Inquiry:
     """Check what stages need that run one after another. Log lines of what is read are left to the stages."""
-    inquiry = Inquiry(config)
-    logging.disable(logging.WARNING)
+    inquiry, level = Inquiry(config), logging.root.manager.disable
+    logging.disable(max(level, logging.WARNING))
     try:
         for number, stage in enumerate(stages):
             inquiry.pending = frozenset(stages[:number])
             CHECKS[stage](inquiry)
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(level)
     inquiry.attempt("storage", _check_storage, inquiry)
     for user, found, fix in cache_problems():
         inquiry.problem(f"cache of {user}: expected a folder that can be written\n      found  {found}\n      change {fix}")
