@@ -20,14 +20,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.layout import layout, unplaced
 from cluster.placement import cluster_nodes
-from cluster.starting import check_socket_path, not_started
+from cluster.starting import check_socket_path, make_run_directory, not_started, storage_error
 from rlaif.config.cluster import Role
 from rlaif.config.schema import Config
 from rlaif.errors import ConfigError
 from rlaif.isolation import HOOK
 from rlaif.rundir import RunDir
 from rlaif.storage import Location
-from rlaif.writable import is_full
 
 log = logging.getLogger(__name__)
 
@@ -109,22 +108,6 @@ def refuse_temporary(storage: str) -> None:
         )
 
 
-def make_run_directory(run_dir: RunDir) -> None:
-    """Create the run directory (of a bucket: its mirror on this node). Raises ConfigError if that cannot be done."""
-    try:
-        run_dir.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _cannot_write(run_dir.location, error) from error
-
-
-def _cannot_write(location: Location, error: OSError) -> ConfigError:
-    if is_full(error):
-        change = "free space there, or set `storage` to another disk"
-    else:
-        change = "set `storage` to a folder that can be written, or change its permissions"
-    return ConfigError(f"`storage` that can be written: {location}", str(error), change)
-
-
 def probe_storage(location: Location, node_ids: list[str], patience_s: float = 10.0) -> None:
     """Write a file here and read it on each node; raises ConfigError that names every node which does not see it.
 
@@ -135,7 +118,7 @@ def probe_storage(location: Location, node_ids: list[str], patience_s: float = 1
     try:
         probe.write(content.encode())
     except OSError as error:
-        raise _cannot_write(location, error) from error
+        raise storage_error(location, error) from error
     try:
         reads = {node_id: _read_on(node_id, probe, content, patience_s) for node_id in node_ids}
         done, late = (

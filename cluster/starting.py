@@ -1,4 +1,4 @@
-"""Why a private Ray cluster does not start, and what to do about it."""
+"""Why a run does not get as far as a cluster and a directory of its own, and what to do about it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,31 @@ import shutil
 from pathlib import Path
 
 from rlaif.errors import ConfigError
-from rlaif.writable import socket_problem, temporary_folder, why_not_writable
+from rlaif.rundir import RunDir
+from rlaif.storage import Location
+from rlaif.writable import is_full, socket_problem, temporary_folder, why_not_writable
 
 _BUSY = 4.0
 """Load per core above which Ray's processes may not start in time."""
 _SMALL_SHM = 64 * 2**20
 _GIB = 2**30
+
+
+def make_run_directory(run_dir: RunDir) -> None:
+    """Create the run directory (of a bucket: its mirror on this node). Raises ConfigError if that cannot be done."""
+    try:
+        run_dir.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(run_dir.location, error) from error
+
+
+def storage_error(location: Location, error: OSError) -> ConfigError:
+    """Return the error for storage that cannot be written, with a fix for its cause."""
+    if is_full(error):
+        change = "free space there, or set `storage` to another disk"
+    else:
+        change = "set `storage` to a folder that can be written, or change its permissions"
+    return ConfigError(f"`storage` that can be written: {location}", str(error), change)
 
 
 def check_socket_path(address: str) -> None:
@@ -50,7 +69,9 @@ def suspects() -> list[tuple[str, str]]:
         )
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     if load > _BUSY * cores:
-        found.append((f"a load of {load:.0f} on {cores} cores", "wait until the machine is less busy, then start again"))
+        found.append(
+            (f"a load of {load:.0f} on {cores} cores", "wait until the machine is less busy, then start again")
+        )
     return found
 
 

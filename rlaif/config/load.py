@@ -23,6 +23,7 @@ HIDDEN = "(hidden)"
 OPEN_OPTIONS = ("region", "scheme", "endpoint_override", "allow_bucket_creation")
 """Options of a bucket's URI that are no secrets."""
 
+
 def load_config(path: str | Path, overrides: list[str] = (), stage: str | None = None) -> Config:
     """Read `path`, apply `key.sub=value` overrides, check everything that needs no cluster.
 
@@ -41,7 +42,9 @@ def options_of(stage: str | None) -> str | None:
     return {"demo": None, "eval": "ppo"}.get(stage, stage)
 
 
-def examine(path: str | Path, overrides: Sequence[str] = (), stage: str | None = None) -> tuple[Config | None, list[str]]:
+def examine(
+    path: str | Path, overrides: Sequence[str] = (), stage: str | None = None
+) -> tuple[Config | None, list[str]]:
     """Return the configuration and every problem of its options.
 
     Options that cannot be read are left at their defaults, so that the others can be checked as well; the configuration

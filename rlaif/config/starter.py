@@ -161,7 +161,13 @@ EXAMPLES = {
         "video": "",
         "messages": [{"role": "user", "content": "What happens?"}, {"role": "assistant", "content": "A man waves."}],
     },
-    "pairs": {"pair_id": "p1", "video": "", "question": "What happens?", "chosen": "A man waves.", "rejected": "A dog."},
+    "pairs": {
+        "pair_id": "p1",
+        "video": "",
+        "question": "What happens?",
+        "chosen": "A man waves.",
+        "rejected": "A dog.",
+    },
     "eval": {"prompt_id": "e1", "video": "", "question": "Who waves?"},
 }
 """A row of each file."""
@@ -169,4 +175,9 @@ EXAMPLES = {
 
 def _text(value: str | Path) -> str:
     """Return a value as YAML reads it on one line."""
-    return yaml.safe_dump(str(value), width=10**6, allow_unicode=True, default_style=None).strip().removesuffix("...").strip()
+    return (
+        yaml.safe_dump(str(value), width=10**6, allow_unicode=True, default_style=None)
+        .strip()
+        .removesuffix("...")
+        .strip()
+    )

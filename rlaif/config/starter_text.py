@@ -67,7 +67,7 @@ ONE_GPU = Machine(
     max_tokens=512,
 )
 
-TEXT = '''\
+TEXT = """\
 # Your own videos <title>.
 # `rlaif check FILE` says everything that is missing or does not fit; `rlaif options [SECTION]` lists all options.
 name: <name>                      # results are in <storage>/<name>
@@ -123,4 +123,4 @@ rollout: {max_model_len: <max_model_len>, <rollout>}
 cluster:<cluster>
 
 logging: {wandb: auto}            # online if you are logged in, else offline; "off" turns it off
-'''
+"""

@@ -13,8 +13,8 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from cluster.starting import not_started
 from cluster.session import attach, in_ray_job, probe_storage, refuse_temporary, start
+from cluster.starting import not_started
 from rlaif.config.cluster import Cluster as ClusterOptions
 from rlaif.config.cluster import Role
 from rlaif.config.schema import Config

@@ -1,6 +1,6 @@
 """Twelve clips and rows about them, as a user would bring them, and a model of a million weights that knows their words.
 
-    python make_files.py FOLDER MODEL
+python make_files.py FOLDER MODEL
 """
 
 from __future__ import annotations

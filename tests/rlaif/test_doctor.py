@@ -72,7 +72,14 @@ def test_findings_are_printed_as_they_come(monkeypatch, capsys):
     ],
 )
 def test_a_cache_that_cannot_be_written(monkeypatch, tmp_path, variable, below):
-    for name in ("XDG_CACHE_HOME", "TORCH_EXTENSIONS_DIR", "TRITON_CACHE_DIR", "TRITON_HOME", "VLLM_CACHE_ROOT", "TMPDIR"):
+    for name in (
+        "XDG_CACHE_HOME",
+        "TORCH_EXTENSIONS_DIR",
+        "TRITON_CACHE_DIR",
+        "TRITON_HOME",
+        "VLLM_CACHE_ROOT",
+        "TMPDIR",
+    ):
         monkeypatch.delenv(name, raising=False)
     assert machine.check_caches().status == "ok"
     monkeypatch.setenv(variable, "/proc/nothing")

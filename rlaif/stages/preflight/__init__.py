@@ -15,6 +15,7 @@ from rlaif.stages.preflight.inquiry import Inquiry
 from rlaif.stages.preflight.stages import CHECKS, chain
 from rlaif.writable import cache_problems, why_not_writable
 
+
 @dataclass(frozen=True)
 class Findings:
     config: Config | None
@@ -50,7 +51,9 @@ def look_into(config: Config, stages: Sequence[str]) -> Inquiry:
         logging.disable(level)
     inquiry.attempt("storage", _check_storage, inquiry)
     for user, found, fix in cache_problems():
-        inquiry.problem(f"cache of {user}: expected a folder that can be written\n      found  {found}\n      change {fix}")
+        inquiry.problem(
+            f"cache of {user}: expected a folder that can be written\n      found  {found}\n      change {fix}"
+        )
     return inquiry
 
 

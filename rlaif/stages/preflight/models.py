@@ -17,7 +17,9 @@ from rlaif.stages.preflight.inquiry import Inquiry
 from rlaif.storage import fetch
 
 
-def check_model(inquiry: Inquiry, option: str, path: str, served_adapter: str | None = None, adapter: bool = False) -> bool:
+def check_model(
+    inquiry: Inquiry, option: str, path: str, served_adapter: str | None = None, adapter: bool = False
+) -> bool:
     """Return whether a model is at `path`, or will be exported there by a stage that comes first; a problem if not."""
     if stage := inquiry.made_by(path):
         inquiry.note(f"{option}: made by `rlaif {stage}` first")

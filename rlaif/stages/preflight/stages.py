@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from actors.reward import read_card
 from learners.spec import RoleSpec
 from rlaif.config.schema import Config
 from rlaif.config.section import Function
@@ -16,7 +17,6 @@ from rlaif.stages.preflight.models import check_judge, check_model, check_policy
 from rlaif.stages.reward import compared, hold_out
 from rlaif.stages.score import paths as score_paths
 from rlaif.stages.winrate import models_of
-from actors.reward import read_card
 
 
 def sft(inquiry: Inquiry) -> None:
@@ -215,5 +215,3 @@ def chain(config: Config) -> list[str]:
     if any(str(inquiry.export("sft")) in starts[stage] for stage in wanted) or inquiry.has_file("sft"):
         wanted.insert(0, "sft")
     return [*wanted, "eval"] if inquiry.has_file("eval") else wanted
-
-

@@ -116,7 +116,9 @@ def test_problems_of_all_kinds_are_found_together(problems, world, tmp_path):
         ("eval context", "name=y", "label.reference to compare with"),
     ],
 )
-def test_what_a_stage_lacks_is_named_by_its_option(problems, my_functions, world, monkeypatch, stage, override, expected):
+def test_what_a_stage_lacks_is_named_by_its_option(
+    problems, my_functions, world, monkeypatch, stage, override, expected
+):
     monkeypatch.setattr(functions, "DRY_CALL_S", 0.2)
     count = len((world / "data" / "prompts.jsonl").read_text().splitlines())
     judge = [] if "judge" in override else ["label.method=claims", f"label.judge={world}/base"]
