@@ -121,7 +121,7 @@ def test_what_is_wrong_with_a_function_is_said_of_the_function(load):
     assert problems(error) == ["label.judge.pth: no such option; nearest is `label.judge.path`"]
     with pytest.raises(ConfigError) as error:
         load({"path": "a:b", "urll": "x"})
-    assert problems(error) == ["label.judge.urll: no such option; nearest is `url`"]
+    assert problems(error) == ["label.judge.urll: no such option; nearest is `label.judge.url`"]
 
 
 def test_a_judge_is_what_its_options_say(load):
