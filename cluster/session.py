@@ -227,15 +227,19 @@ def _no_cluster(address: str, reason: str, source: str) -> ConfigError:
     leave = {
         "cluster.address": "or leave cluster.address out to use a private cluster",
         "RAY_ADDRESS": "or `unset RAY_ADDRESS` to use a private cluster",
+        SESSION_FILE: "or resume the run, which has ended",
     }.get(source, "or submit the job again")
     return ConfigError(expected, reason, f"start it (`ray start --head`), {leave}")
 
 
 def _knock(address: str) -> None:
-    """Raise OSError where nothing listens: Ray itself would go on trying for minutes."""
-    if address not in ("local", "auto"):
-        host, _, port = address.rpartition(":")
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_TIMEOUT_S).close()
+    """Raise OSError if nothing listens, and ValueError for no address: Ray itself would go on trying for minutes."""
+    if address in ("local", "auto"):
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"{address!r} is no host:port")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_TIMEOUT_S).close()
 
 
 @ray.remote(num_cpus=0)

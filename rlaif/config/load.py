@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,13 @@ def examine(
     root = _absolute(resolved.data.root)
     config = resolved.model_copy(update={"data": resolved.data.model_copy(update={"root": root})})
     # a default that stands in for an unreadable option says nothing about how the user's options fit together
-    consequences = [problem for problem in problems_of(config, stage) if not any(name in problem for name in wrong)]
-    return config, problems + consequences
+    misfits = [problem for problem in problems_of(config, stage) if not any(_names(problem, path) for path in wrong)]
+    return config, problems + misfits
+
+
+def _names(problem: str, path: str) -> bool:
+    """Return whether a problem is about an option, by the last part of its path."""
+    return bool(re.search(rf"\b{re.escape(path.rpartition('.')[2])}\b", problem))
 
 
 def shown_config(config: Config) -> str:

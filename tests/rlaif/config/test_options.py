@@ -75,8 +75,9 @@ def test_problems_of_reading_and_of_fitting_are_found_together(file):
 
 
 def test_a_default_that_stands_in_for_an_unreadable_option_is_not_a_second_problem(file):
-    _, problems = examine(file, ["ppo.minibatch_size=many", "ppo.prompts_per_iteration=3"], "ppo")
-    assert len(problems) == 1 and problems[0].startswith("ppo.minibatch_size: ")
+    for option in ("ppo.minibatch_size", "ppo.samples_per_prompt"):
+        _, problems = examine(file, [f"{option}=many", "ppo.prompts_per_iteration=3"], "ppo")
+        assert len(problems) == 1 and problems[0].startswith(f"{option}: ")
 
 
 @pytest.mark.parametrize("option", ["eval.checker", "label.reference", "label.split"])
