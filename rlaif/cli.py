@@ -12,7 +12,7 @@ from rlaif import front
 from rlaif.config.schema import Config
 from rlaif.errors import RlaifError
 from rlaif.isolation import pin_packages, working_directory_last
-from rlaif.usage import Parser, refuse
+from rlaif.usage import Parser, refuse, require_command
 
 STAGES = {
     "sft": "supervised fine-tuning",
@@ -59,6 +59,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         argv = [*argv[1:], "--help"]
     if " ".join(argv[:2]) in STAGES:  # a command of two words
         argv = [" ".join(argv[:2]), *argv[2:]]
+    require_command(parser, parser.get_default("commands"), argv)
     args, rest = parser.parse_known_args(argv)
     if wrong := [word for word in rest if word.startswith("-") or "=" not in word]:
         refuse(getattr(args, "parser", parser), argv, wrong, args.command)
@@ -100,6 +101,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_bench(commands)
     doctor = commands.add_parser("doctor", help="what is usable on this machine, and what to do about each problem")
     doctor.set_defaults(run=run_doctor)
+    parser.set_defaults(commands=tuple(commands.choices))
     return parser
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+from collections.abc import Collection
 from typing import Any, NoReturn
 
 
@@ -20,6 +21,14 @@ def refuse(parser: argparse.ArgumentParser, argv: list[str], wrong: list[str], c
     hints = [_hint(parser, argv, flag, command) for flag in flags]
     lines = [f"unrecognized arguments: {' '.join(wrong)}", *dict.fromkeys(hint for hint in hints if hint)]
     parser.error("\n  ".join(lines))
+
+
+def require_command(parser: argparse.ArgumentParser, commands: Collection[str], argv: list[str]) -> None:
+    """End with exit code 2 and the command that was meant if the first word is none."""
+    word = argv[0] if argv else ""
+    if word and not word.startswith("-") and word not in commands:
+        near = difflib.get_close_matches(word, commands, n=1)
+        parser.error(f"no command {word!r}" + (f"; did you mean `rlaif {near[0]}`?" if near else "; see `rlaif help`"))
 
 
 def _hint(parser: argparse.ArgumentParser, argv: list[str], flag: str, command: str | None) -> str:

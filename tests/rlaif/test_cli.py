@@ -59,6 +59,9 @@ def test_commands_of_two_words(command, config, capsys):
         (["ppo", "a.yaml", "--resum"], ["did you mean --resume?"]),
         (["ppo", "a.yaml", "--zzzz"], ["key=value", "rlaif options"]),
         (["eval", "winrate", "a.yaml", "--stric"], ["usage: rlaif eval winrate", "did you mean --strict?"]),
+        (["evl", "a.yaml"], ["no command 'evl'; did you mean `rlaif eval`?"]),
+        (["help", "chek"], ["did you mean `rlaif check`?"]),
+        (["xyzzy"], ["see `rlaif help`"]),
         (["init", "x", "--mod", "m"], ["usage: rlaif init", "did you mean --model?"]),
     ],
 )
