@@ -20,6 +20,8 @@ ifneq ($(or $(HELD),$(EXTRA)),$(EXTRA))
 $(error .venv holds the $(HELD) installation: run 'make clean' first, or leave out EXTRA=$(EXTRA))
 endif
 PIP = .venv/bin/python -m pip --disable-pip-version-check
+# The pip that comes with Python 3.11 (23.0.1) runs DeepSpeed's setup.py beside a torch for GPUs, which fails without nvcc.
+UPGRADE_PIP = $(PIP) install --quiet --upgrade "pip>=23.1"
 PYTEST = .venv/bin/python -m pytest -q
 TORCH := $(shell sed -n 's/^torch==//p' $(LOCK))
 
@@ -82,6 +84,7 @@ clean:
 .venv/.installed-cpu: pyproject.toml $(LOCK) | .venv/bin/python
 	@started=$$SECONDS
 	echo "Installing into .venv (a few minutes, once) ..."
+	$(UPGRADE_PIP)
 	case "$$(uname -s)" in Linux) torch="$(TORCH)+cpu" ;; *) torch="$(TORCH)" ;; esac
 	$(PIP) install --quiet --constraint $(LOCK) "torch==$$torch" || {
 	    echo "pip could not install torch $$torch: the CPU build comes from PyTorch's own CPU wheel index," \
@@ -98,6 +101,7 @@ clean:
 .venv/.installed-gpu: pyproject.toml | .venv/bin/python
 	@started=$$SECONDS
 	echo "Installing into .venv (a few minutes, once) ..."
+	$(UPGRADE_PIP)
 	$(PIP) install --quiet --editable ".[gpu,dev]"
 	touch $@
 	echo "Installed in $$((SECONDS - started)) s. 'make doctor' checks this machine."

@@ -124,9 +124,15 @@ def _add_check(kinds: argparse._SubParsersAction) -> None:
         "check", help="what is in a file of preferences, prompts or conversations, and what is wrong"
     )
     check.add_argument("file", type=Path, help=".jsonl, .json (one list), both also .gz, or .parquet")
-    check.add_argument("--format", default="auto", metavar="NAME", help="of the rows; auto: as the first row looks")
+    check.add_argument("--format", default="auto", metavar="NAME", help="of the rows; auto: as most of them look")
     check.add_argument("--root", type=Path, help="what its paths are relative to; default: its folder")
     check.add_argument("--no-videos", dest="videos", action="store_false", help="don't open the videos")
+    check.add_argument(
+        "--config", type=Path, help="a run's configuration: its data.root, and the frames that it needs of every video"
+    )
+    check.add_argument(
+        "--decode", action="store_true", help="decode every frame that would be used, not only the structure of a file"
+    )
     check.set_defaults(run=run_check)
 
 
@@ -145,10 +151,13 @@ def _add_convert(kinds: argparse._SubParsersAction) -> None:
     convert.add_argument(
         "--root",
         type=Path,
-        help="what paths of our own rows are relative to; default: the folder of OUT, of IN if ours",
+        help="what paths are relative to; default: the folder of IN, of OUT if only that has our own rows",
     )
     convert.add_argument("--video-dir", metavar="DIR", help="the folder of SafeSora's videos, as rows shall name it")
     convert.add_argument("--dimension", metavar="NAME", help="the comparison that says which answer is chosen")
+    convert.add_argument(
+        "--allow-cut", action="store_true", help="write the rows before the place where IN is cut or damaged"
+    )
     convert.set_defaults(run=run_convert)
 
 
@@ -248,7 +257,17 @@ def run_data(args: argparse.Namespace) -> None:
 def run_check(args: argparse.Namespace) -> int:
     from rlaif.preferences.check import check
 
-    checkup = check(args.file, args.format, args.root, args.videos)
+    root, frames = args.root, {}
+    if args.config is not None:
+        from rlaif.preferences.frame_rule import frame_rule
+
+        config_root, frames = frame_rule(args.config, args.decode)
+        root = root or config_root
+    elif args.decode:
+        from rlaif.preferences.decoding import decoder
+
+        frames = {"open_video": decoder()}
+    checkup = check(args.file, args.format, root, args.videos, **frames)
     print(checkup.text())
     return 0 if checkup.fine else 1
 
@@ -256,7 +275,7 @@ def run_check(args: argparse.Namespace) -> int:
 def run_convert(args: argparse.Namespace) -> None:
     from rlaif.preferences.convert import convert
 
-    report = convert(
+    conversion = convert(
         args.source,
         args.target,
         args.source_format,
@@ -265,8 +284,9 @@ def run_convert(args: argparse.Namespace) -> None:
         media=args.media,
         video_dir=args.video_dir,
         dimension=args.dimension,
+        allow_cut=args.allow_cut,
     )
-    print(f"{report.summary()}\n{args.target}: {report.kept} rows written")
+    print(f"{conversion.text()}\n{args.target}: {conversion.report.kept} rows written")
 
 
 def run_doctor(args: argparse.Namespace) -> int:

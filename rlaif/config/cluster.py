@@ -27,8 +27,8 @@ class Rollout(Section):
     """Tokens per block of the KV cache; None: vLLM's choice (128 on a CPU). Prompts share whole blocks only."""
     tensor_parallel_size: int = Field(1, ge=1)
     """GPUs that share one engine's weights."""
-    enforce_eager: bool = True
-    """Run without CUDA graphs: starts faster, samples slower."""
+    enforce_eager: Literal["auto", True, False] = "auto"
+    """Run the model without CUDA graphs, which costs two to three times the decoding time on a GPU. auto: on a CPU only."""
     max_num_seqs: int = Field(256, ge=1)
     """Answers that an engine generates at a time."""
     transport: Literal["object_store", "nccl", "ipc"] = "object_store"

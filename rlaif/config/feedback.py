@@ -15,7 +15,7 @@ class Caption(Section):
     """Dense captions: what happens in each part of a video, in a model's words (`rlaif caption`)."""
 
     model: str = "{run}/sft/export"
-    """The captioner: a Hugging Face directory, URI or hub name, or a LoRA adapter's folder or URI (docs/feedback.md)."""
+    """The captioner: a Hugging Face directory, URI or hub name, or a LoRA adapter's folder or URI (docs/feedback-files.md)."""
     of: tuple[str, ...] = ("prompts.jsonl", "eval.jsonl")
     """Prompt files whose videos are captioned; of these, those that are there. So are the videos of `data.pairs` and
     `data.pairs_eval`, where these are there."""

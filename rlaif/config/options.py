@@ -98,7 +98,7 @@ def _type(annotation: Any, limits: list[Any]) -> str:
     if origin is Annotated:
         return _type(args[0], list(args[1:]))
     if origin is Literal:
-        return " | ".join("null" if value is None else str(value) for value in args)
+        return " | ".join(_shown(value) for value in args)
     if origin in (Union, types.UnionType):
         return " or ".join(_type(arg, [] if arg is type(None) else limits) for arg in args)
     if origin is tuple:

@@ -45,6 +45,9 @@ class Data(Section):
     """Where `rlaif label` writes what the judge says of them."""
     max_prompt_tokens: int = Field(4096, ge=1)
     """Prompts longer than this after visual expansion are counted, named and skipped; a media span is never cut."""
+    check_s: float = Field(30.0, ge=0)
+    """Decode the videos that will be used first for at most this many seconds before anything expensive starts. Files that
+    break later are left out and counted when they are met; `rlaif data check --decode` decodes everything."""
     strict: bool = False
     """Make every bad row or video fatal instead of counted and skipped (also `--strict`)."""
 
@@ -328,6 +331,9 @@ class Ppo(Section):
     """GAE's lambda."""
     whiten_advantages: bool = True
     """Shift and scale an iteration's advantages to mean 0 and deviation 1."""
+    whiten_eps: Literal["variance", "deviation"] = "variance"
+    """What whitening adds 1e-8 to before it divides: the variance, so that a spread below 1e-4 stays small, or the standard
+    deviation (VLM-RLAIF)."""
     score_slot: Literal["last_token", "last_slot"] = "last_token"
     """Where the score lands: on the answer's last token, or on slot `sampling.max_tokens` - 1 of the padded answer; rewards
     and advantages then run over the slots after the end too, where the critic predicts (gae only)."""
@@ -363,7 +369,11 @@ class Ppo(Section):
     critic_warmup: int = Field(0, ge=0)
     """Iterations that train only the critic."""
     max_reward_failures: float = Field(0.2, ge=0, le=1)
-    """The run stops when more than this share of an iteration's samples has no reward."""
+    """The run stops when more than this share of an iteration's samples has no reward. Prompts that cannot be answered
+    count in `max_prompt_failures` instead."""
+    max_prompt_failures: float = Field(0.5, ge=0, le=1)
+    """A prompt that turns out to be unusable is replaced by another one and left out from then on. The run stops when this
+    share of all prompts is exceeded."""
     eval_every: int = Field(0, ge=0)
     """Evaluate every this many iterations on `eval.in_training` prompts and keep the best checkpoint (0: never)."""
     save: Saving = Saving(every=10)

@@ -14,9 +14,9 @@ from rlaif.preferences.files import write_rows
 from rlaif.progress import progress
 from rlaif.stages import data, ppo, reward
 from rlaif.stages.baseline import Baseline, Times
+from rlaif.stages.deck import Deck
 from rlaif.stages.demo import say
 from rlaif.stages.evaluate import command
-from rlaif.stages.rounds import prompts_of
 from rlaif.stages.run import Run, open_run
 from rlaif.worlds.shapes.dataset import add_captions, write_dataset
 from rlaif.worlds.shapes.language import WORDS
@@ -53,8 +53,8 @@ def bench(config: Config, file: Path | None = None) -> dict:
         rows = run.directory.read_metrics("ppo")
     say("3/3 the same in one process, in turn")
     baseline = Baseline(config, LocalFrames(config.data.root, config.video.num_frames))
-    numbers = range(config.ppo.iterations - 1)
-    times = [baseline.iterate(prompts_of(config, prompts, n)) for n in progress(numbers, "one process", len(numbers))]
+    deck, numbers = Deck(prompts, config.ppo.prompts_per_iteration, config.seed), range(config.ppo.iterations - 1)
+    times = [baseline.iterate(deck.of(n)) for n in progress(numbers, "one process", len(numbers))]
     found = figures(rows, times, config.ppo.prompts_per_iteration * config.ppo.samples_per_prompt)
     found |= {f"peak_gib_{name}": value / 2**30 for name, value in memory.items()} | {"command": command()}
     print("\n" + report(found))

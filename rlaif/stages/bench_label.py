@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import torch
 
 from actors.frames import LocalFrames
@@ -148,7 +149,7 @@ def measure(config: Config, run: Run, judges: dict[str, Judge], cases: Sequence[
         "baseline_seconds": seconds["plain"],
         "prompt_tokens": asked,
         "cached_tokens": cached,
-        "log_odds_difference": max(abs(a - b) for a, b in zip(here, plain, strict=True)),
+        "log_odds_difference": float(np.max(np.abs(np.subtract(here, plain)))),  # NaN if any is: max() could drop it
     }
 
 
@@ -182,6 +183,6 @@ def figures(rounds: Sequence[Round]) -> dict[str, float]:
         "cached_share": of(lambda r: r["cached_tokens"] / r["prompt_tokens"]),
         "tokens_per_question": of(lambda r: r["prompt_tokens"] / r["questions"]),
         "questions_per_answer": of(lambda r: r["questions"] / r["answers"]),
-        "log_odds_difference": max(r["log_odds_difference"] for r in rounds),
+        "log_odds_difference": float(np.max([r["log_odds_difference"] for r in rounds])),
         "rounds": len(rounds),
     }

@@ -21,6 +21,7 @@ from rlaif.stages.judging.judges import frames_shown
 from rlaif.stages.judging.kind import kind_of
 from rlaif.stages.judging.report import why
 from rlaif.stages.run import Run
+from rlaif.storage import locate
 
 CONTEXTS = ("captions", "none", "shuffled")
 MEASURES = ("judge_agreement", "rm_accuracy")
@@ -86,8 +87,8 @@ def table(contexts: Mapping[str, Mapping[str, float]]) -> str:
 
 def _is_demo(config: Config) -> bool:
     """Whether world and policy are the demo's own, so that they can be made where they are not there."""
-    folder = f"{RunDir(config.storage, config.name).location}/"
-    return all(path.startswith(folder) for path in (config.data.root, config.demo.base, config.caption.model))
+    run = f"{RunDir(config.storage, config.name).location}/"
+    return all(str(locate(path)).startswith(run) for path in (config.data.root, config.demo.base, config.caption.model))
 
 
 def variant(config: Config, seed: int, mode: str) -> Config:

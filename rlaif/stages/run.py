@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from cluster.checkpoint import CheckpointRef, Checkpoints, check_identity
@@ -30,6 +30,12 @@ class Run:
     topology: Topology
     within: RunDir | None = None
     """The directory of the whole, where this is one part of a study."""
+    places: dict[str, str] = field(default_factory=dict)
+    """Where each row that was read is (`FILE line N`), by its id: what turns out about it later is said with its place."""
+
+    def placed(self, ids: Iterable[str]) -> list[str]:
+        """Return ids, each with the place of its row if that is known."""
+        return [f"{name!r} ({self.places[name]})" if name in self.places else repr(name) for name in ids]
 
     @property
     def shared(self) -> RunDir:
@@ -80,6 +86,7 @@ class Run:
 def open_run(config: Config) -> Iterator[Run]:
     """Claim the run, join or start the cluster, and stop every actor at the end."""
     directory = RunDir(config.storage, config.name)
+    directory.location.reach()
     with start(config) as session:
         directory.prepare()
         topology = Topology(config, session)

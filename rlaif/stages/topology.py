@@ -23,6 +23,7 @@ from learners.spec import LearnerSpec
 from rlaif.config.schema import Config, Ppo
 from rlaif.config.section import Function
 from rlaif.models.adapter import serves_adapters
+from rlaif.models.check import same_model
 
 
 class Topology:
@@ -123,9 +124,10 @@ class Topology:
         """The pool that serves a model as it stands, for answers that nobody learns from: the policy's own, which PPO goes on
         with, where it is the policy. Room for adapters only where the family has any: PPO refuses `ppo.lora` for others.
         """
-        lora = self.config.ppo.lora
-        shared = lora and model_path == self.config.ppo.policy and serves_adapters(model_path)
-        return self.rollouts(model_path, lora.r if shared else None)
+        lora, policy = self.config.ppo.lora, self.config.ppo.policy
+        if lora and same_model(model_path, policy) and serves_adapters(model_path):
+            return self.rollouts(policy, lora.r)
+        return self.rollouts(model_path, None)
 
     def stop_rollouts(self) -> None:
         for pool in self._rollouts.values():

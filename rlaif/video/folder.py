@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-IMAGES = {".jpg", ".jpeg", ".png"}
+IMAGES = {".jpg", ".jpeg", ".png", ".webp"}
 
 
 def frames_in(folder: Path) -> list[Path]:

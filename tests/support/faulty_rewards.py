@@ -12,3 +12,10 @@ def nan_at_first(prompt, response) -> float:
     first = prompt.prompt_id not in _asked
     _asked.add(prompt.prompt_id)
     return math.nan if first else 1.0
+
+
+def infinite_sum_at_first(prompt, response) -> dict[str, float]:
+    """Finite parts with an infinite sum for the first answer to each prompt, and a reward of 1 after that."""
+    first = prompt.prompt_id not in _asked
+    _asked.add(prompt.prompt_id)
+    return {"a": 1e308, "b": 1e308} if first else {"a": 1.0, "b": 0.0}

@@ -169,3 +169,17 @@ def test_what_is_written_down_loads_as_the_same(load, tmp_path):
         "name: x\n", "ppo.lora.targets=[q_proj]", "ppo.reward={path: 'a:b'}", "video.height=56", "video.width=56"
     )
     assert load(dump_config(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("given", "value"), [((), "auto"), (("auto",), "auto"), (("true",), True), (("false",), False)]
+)
+def test_eager_mode_is_chosen_or_left_open(load, given, value):
+    rollout = load("name: x\n", *(f"rollout.enforce_eager={text}" for text in given)).rollout
+    assert rollout.enforce_eager is value or rollout.enforce_eager == value == "auto"
+    assert dump_config(Config(name="x", rollout=rollout))
+
+
+def test_another_mode_is_an_error(load):
+    with pytest.raises(ConfigError, match="rollout.enforce_eager"):
+        load("name: x\n", "rollout.enforce_eager=maybe")
