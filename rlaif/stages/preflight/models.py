@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import AutoConfig
 
-from actors.reward import check_weights, read_card
+from actors.reward import check_weights, read_card, require_reward_model
 from rlaif.config.section import Function
 from rlaif.config.server import Server
 from rlaif.errors import ConfigError
@@ -74,6 +74,7 @@ def _require_reward(inquiry: Inquiry, reward: str) -> None:
         raise
     terms = [name for name, value in inquiry.config.ppo.terms if value]
     check_weights(card, inquiry.config.ppo.reward_weights, terms)
+    require_reward_model("ppo.reward", reward)
 
 
 def check_judge(inquiry: Inquiry) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from actors.reward import read_card
+from actors.reward import require_reward_model
 from learners.spec import RoleSpec
 from rlaif.config.schema import Config
 from rlaif.config.section import Function
@@ -115,7 +115,7 @@ def pairs(inquiry: Inquiry) -> None:
 def score(inquiry: Inquiry) -> None:
     config = inquiry.config
     for model in config.score.models:
-        inquiry.attempt("score.models", read_card, model, "score.models")
+        inquiry.attempt("score.models", require_reward_model, "score.models", model)
     inquiry.attempt("score.file", score_paths, config)
 
 

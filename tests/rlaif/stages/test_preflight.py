@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 import ray
 
+from actors.reward import CARD, card_text
+from rlaif.config.schema import Lora, Reward
 from rlaif.errors import ConfigError
+from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.stages import preflight
 from rlaif.stages.preflight import examine_all, functions
 
@@ -106,7 +109,7 @@ def test_problems_of_all_kinds_are_found_together(problems, world, tmp_path):
         ("sft", "data.sft=prompts.jsonl", "0 of"),
         ("sft", "data.root=/nothing", "data.root: expected the folder of your files"),
         ("sft", "data.sft=../data", "is a folder"),
-        ("sft", "storage=nothing://bucket/x", "storage: "),
+        ("sft", "storage=nothing://bucket/x", "nothing://bucket/x"),
         ("score", "score.models=[/nothing]", "score.models, or train one first"),
         ("caption", "caption.model=/nothing", "caption.model: a Hugging Face"),
         ("sample", "candidates.models=[/nothing]", "candidates.models: a Hugging Face"),
@@ -124,6 +127,14 @@ def test_what_a_stage_lacks_is_named_by_its_option(
     judge = [] if "judge" in override else ["label.method=claims", f"label.judge={world}/base"]
     found = problems(stage, *judge, override.replace("{{", "{").replace("}}", "}"))
     assert any(expected.format(prompts=count) in problem for problem in found), found
+
+
+@pytest.mark.parametrize(("stage", "option"), [("ppo", "ppo.reward={}"), ("score", "score.models=[{}]")])
+def test_a_reward_model_without_its_base_is_found(problems, tmp_path, stage, option):
+    card = card_text("/nothing", Lora(), RewardPrompt.of(Reward()))
+    (tmp_path / CARD).write_text(card)
+    found = problems(stage, option.format(tmp_path))
+    assert any(option.partition("=")[0] in problem and "/nothing" in problem for problem in found), found
 
 
 def test_a_good_function_is_called_once_on_one_row(problems, my_functions):
