@@ -8,8 +8,11 @@ import logging
 import sys
 from pathlib import Path
 
+from rlaif import front
 from rlaif.config.schema import Config
 from rlaif.errors import RlaifError
+from rlaif.isolation import pin_packages, working_directory_last
+from rlaif.usage import Parser, refuse, require_command
 
 STAGES = {
     "sft": "supervised fine-tuning",
@@ -36,8 +39,8 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     for noisy in ("httpx", "ray", "transformers", "vllm"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # functions named in a configuration live beside it
+    pin_packages()
+    working_directory_last()  # functions named in a configuration are often there
     try:
         return args.run(args) or 0
     except RlaifError as error:
@@ -52,19 +55,24 @@ def main(argv: list[str] | None = None) -> int:
 def parse(argv: list[str]) -> argparse.Namespace:
     """Overrides may stand before and after the flags."""
     parser = build_parser()
+    if argv[:1] == ["help"]:  # `rlaif help eval winrate` is `rlaif eval winrate --help`
+        argv = [*argv[1:], "--help"]
     if " ".join(argv[:2]) in STAGES:  # a command of two words
         argv = [" ".join(argv[:2]), *argv[2:]]
+    require_command(parser, parser.get_default("commands"), argv)
     args, rest = parser.parse_known_args(argv)
     if wrong := [word for word in rest if word.startswith("-") or "=" not in word]:
-        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
+        refuse(getattr(args, "parser", parser), argv, wrong, args.command)
     if rest:
         args.overrides = [*args.overrides, *rest]
     return args
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="rlaif", description="Align video-language models with AI feedback on Ray.")
-    commands = parser.add_subparsers(dest="command", required=True)
+    parser = Parser(prog="rlaif", description="Align video-language models with AI feedback on Ray.")
+    parser.add_argument("--version", action="version", version=front.version())
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    front.add(commands, STAGES)
     for name, text in STAGES.items():
         stage = commands.add_parser(name, help=text, description=text)
         stage.add_argument("config", help="YAML file (see configs/)")
@@ -88,11 +96,12 @@ def build_parser() -> argparse.ArgumentParser:
                 const="fresh",
                 help="start over, setting existing checkpoints aside",
             )
-        stage.set_defaults(run=run_stage)
+        stage.set_defaults(run=run_stage, parser=stage)
     _add_data(commands)
     _add_bench(commands)
     doctor = commands.add_parser("doctor", help="what is usable on this machine, and what to do about each problem")
     doctor.set_defaults(run=run_doctor)
+    parser.set_defaults(commands=tuple(commands.choices))
     return parser
 
 
@@ -181,13 +190,15 @@ def run_bench_label(args: argparse.Namespace) -> None:
 
 
 def run_stage(args: argparse.Namespace) -> int:
-    from rlaif.config.load import load_config
+    from rlaif.config.load import load_config, options_of
 
     overrides = [*args.overrides, "data.strict=true"] if args.strict else args.overrides
-    checked_as = {"demo": None, "eval": "ppo"}
-    checked_as = checked_as.get(args.command, args.command)
-    config = load_config(args.config, overrides, checked_as)
+    config = load_config(args.config, overrides, options_of(args.command))
     import ray
+
+    from rlaif.stages import preflight
+
+    preflight.require(config, args.command, args.config)
 
     try:
         start_stage(args, config)
