@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
+import time
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
 from rlaif import front
 from rlaif.config.schema import Config
 from rlaif.errors import RlaifError
 from rlaif.isolation import pin_packages, working_directory_last
+from rlaif.rundir import RunDir
+from rlaif.terminal import phase, say, shown
 from rlaif.usage import Parser, refuse, require_command
 
 STAGES = {
@@ -177,16 +181,22 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
 
 def run_bench(args: argparse.Namespace) -> None:
     from rlaif.config.load import load_config
-    from rlaif.stages.bench import bench
 
-    bench(load_config(args.config, args.overrides, "ppo"), args.json)
+    config = load_config(args.config, args.overrides, "ppo")
+    with on_screen("bench ppo", config):
+        from rlaif.stages.bench import bench
+
+        bench(config, args.json)
 
 
 def run_bench_label(args: argparse.Namespace) -> None:
     from rlaif.config.load import load_config
-    from rlaif.stages.bench_label import bench
 
-    bench(load_config(args.config, args.overrides, "label"), args.json)
+    config = load_config(args.config, args.overrides, "label")
+    with on_screen("bench label", config):
+        from rlaif.stages.bench_label import bench
+
+        bench(config, args.json)
 
 
 def run_stage(args: argparse.Namespace) -> int:
@@ -194,12 +204,22 @@ def run_stage(args: argparse.Namespace) -> int:
 
     overrides = [*args.overrides, "data.strict=true"] if args.strict else args.overrides
     config = load_config(args.config, overrides, options_of(args.command))
+    with on_screen(args.command, config):
+        return run_shown(args, config)
+
+
+def on_screen(command: str, config: Config) -> AbstractContextManager:
+    """Return the context in which a command runs: its own lines on the terminal, the rest in a log file."""
+    return shown(command, RunDir(config.storage, config.name).path, config.logging.foreign == "terminal")
+
+
+def run_shown(args: argparse.Namespace, config: Config) -> int:
     import ray
 
     from rlaif.stages import preflight
 
-    preflight.require(config, args.command, args.config)
-
+    with phase("checking files and options"):
+        preflight.require(config, args.command, args.config)
     try:
         start_stage(args, config)
     except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as error:
@@ -210,41 +230,38 @@ def run_stage(args: argparse.Namespace) -> int:
 
 
 def start_stage(args: argparse.Namespace, config: Config) -> None:
-    from rlaif.stages import (
-        agreement,
-        candidates,
-        caption,
-        context,
-        demo,
-        evaluate,
-        label,
-        pairs,
-        ppo,
-        reward,
-        score,
-        sft,
-        winrate,
-    )
-    from rlaif.stages.run import open_run
+    with phase("loading libraries"):
+        from rlaif.stages import (
+            agreement,
+            candidates,
+            caption,
+            context,
+            demo,
+            evaluate,
+            label,
+            pairs,
+            ppo,
+            reward,
+            score,
+            sft,
+            summary,
+            winrate,
+        )
+        from rlaif.stages.run import open_run
 
+    typed = summary.Typed(args.config, [*args.overrides, *(["data.strict=true"] if args.strict else [])])
     if args.command == "demo":
-        return demo.demo(config)
-    feedback = {"caption": caption.caption, "sample": candidates.sample, "label": label.label, "pairs": pairs.pairs}
-    feedback["score"] = score.score
+        return demo.demo(config, typed)
+    trained = {"sft": sft.train, "reward": reward.train, "ppo": ppo.train}
+    stages = {name: partial(train, start=args.start or "new") for name, train in trained.items()}
+    stages |= {"caption": caption.caption, "sample": candidates.sample, "label": label.label, "pairs": pairs.pairs}
+    stages |= {"score": score.score, "eval": evaluate.evaluate, "eval context": context.context}
+    stages |= {"eval agreement": agreement.agreement, "eval winrate": winrate.winrate}
+    began = time.monotonic()
     with open_run(config) as run:
-        if args.command == "eval":
-            print(evaluate.table(evaluate.evaluate(config, run)))
-        elif args.command == "eval context":
-            context.context(config, run)
-        elif args.command == "eval agreement":
-            print(agreement.table(agreement.agreement(config, run)))
-        elif args.command == "eval winrate":
-            print(winrate.table(winrate.winrate(config, run)))
-        elif args.command in feedback:
-            print(json.dumps(feedback[args.command](config, run), indent=1))
-        else:
-            stage = {"sft": sft, "reward": reward, "ppo": ppo}[args.command]
-            print(f"export: {stage.train(config, run, args.start or 'new')}")
+        result = stages[args.command](config, run)
+    found = summary.summarise(args.command, config, typed, result)
+    say(found.text(f"rlaif {args.command} finished in {summary.duration(time.monotonic() - began)}"))
 
 
 def run_data(args: argparse.Namespace) -> None:

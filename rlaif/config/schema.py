@@ -420,23 +420,29 @@ class Logging(Section):
 
     project: str = "rlaif"
     """W&B project."""
+    foreign: Literal["log", "terminal"] = "log"
+    """Where the output of libraries and actors goes: to `logs/<stage>.log` in the run directory, or to the terminal."""
 
 
 class Demo(Section):
-    """The embedded default: a world of moving shapes and a model built from scratch."""
+    """The embedded default: a world of moving shapes and a tiny model that describes them."""
 
+    scratch: bool = False
+    """Make the base model too (`read_steps`, `pretrain_steps`), instead of starting from the one that comes with rlaif."""
     base: str = "{run}/base"
     """Where the untrained model is written."""
     read_steps: int = Field(600, ge=1)
     """Steps of `sft` on reading.jsonl, which is text alone."""
     pretrain_steps: int = Field(900, ge=1)
     """Steps on pretrain.jsonl after that, from which `sft.init` comes; `model` says whether tower and projector train."""
-    train_scenes: int = Field(2000, ge=1)
-    """Videos for supervised fine-tuning."""
+    pretrain_scenes: int = Field(2000, ge=1)
+    """Scenes that reading.jsonl and pretrain.jsonl are about."""
+    train_scenes: int = Field(1200, ge=1)
+    """Scenes of supervised fine-tuning, the first of those."""
     prompt_scenes: int = Field(512, ge=1)
-    """Videos for PPO's prompts and for feedback."""
+    """Scenes whose answers are judged, and that PPO asks about."""
     eval_scenes: int = Field(256, ge=1)
-    """Held-out videos."""
+    """Held-out scenes."""
     seeds: int = Field(1, ge=1)
     """Repeat the PPO part with this many seeds."""
 

@@ -25,6 +25,7 @@ from rlaif.config.section import Function
 from rlaif.models.adapter import serves_adapters
 from rlaif.models.check import same_model
 from rlaif.storage import locate
+from rlaif.terminal import phase
 
 
 class Topology:
@@ -93,7 +94,8 @@ class Topology:
         features = self.features()
         ask(self._features.begin.remote())
         options, device = self._options("learner"), self.device("learner")
-        self._group = LearnerGroup(spec, self.frames(), options, device, ppo, features)
+        with phase(f"starting {_counted(len(options), 'learner rank')}"):
+            self._group = LearnerGroup(spec, self.frames(), options, device, ppo, features)
         return self._group
 
     def stop_learners(self) -> None:
@@ -117,11 +119,12 @@ class Topology:
                 deterministic=self.config.deterministic,
             )
             device, features = self.device("rollout"), self.features()
-            actors = {
-                f"rollout-{i}": start_rollout(spec, self.frames(), device, role.threads, options, limit, features)
-                for i, options in enumerate(self._options("rollout"))
-            }
-            ask([actor.version.remote() for actor in actors.values()])
+            with phase(f"starting {_counted(role.actors, 'rollout actor')}"):
+                actors = {
+                    f"rollout-{i}": start_rollout(spec, self.frames(), device, role.threads, options, limit, features)
+                    for i, options in enumerate(self._options("rollout"))
+                }
+                ask([actor.version.remote() for actor in actors.values()])
             self._rollouts[key] = RolloutPool(actors)
         return self._rollouts[key]
 
@@ -207,6 +210,10 @@ def known_videos(config: Config) -> str:
     """Return the folder in which what is learned about videos is kept: one for all runs, or per node beside a bucket."""
     storage = locate(config.storage).local
     return str(storage / ".cache" / "videos") if storage else "~/.cache/rlaif/videos"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("s" if number != 1 else "")
 
 
 def _peak_rss(actor: Any) -> float:
