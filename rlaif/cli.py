@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
+import time
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
+from rlaif import front
 from rlaif.config.schema import Config
 from rlaif.errors import RlaifError
+from rlaif.isolation import pin_packages, working_directory_last
+from rlaif.rundir import RunDir
+from rlaif.terminal import phase, say, shown
+from rlaif.usage import Parser, refuse, require_command
 
 STAGES = {
     "sft": "supervised fine-tuning",
@@ -36,8 +43,8 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     for noisy in ("httpx", "ray", "transformers", "vllm"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # functions named in a configuration live beside it
+    pin_packages()
+    working_directory_last()  # functions named in a configuration are often there
     try:
         return args.run(args) or 0
     except RlaifError as error:
@@ -52,19 +59,24 @@ def main(argv: list[str] | None = None) -> int:
 def parse(argv: list[str]) -> argparse.Namespace:
     """Overrides may stand before and after the flags."""
     parser = build_parser()
+    if argv[:1] == ["help"]:  # `rlaif help eval winrate` is `rlaif eval winrate --help`
+        argv = [*argv[1:], "--help"]
     if " ".join(argv[:2]) in STAGES:  # a command of two words
         argv = [" ".join(argv[:2]), *argv[2:]]
+    require_command(parser, parser.get_default("commands"), argv)
     args, rest = parser.parse_known_args(argv)
     if wrong := [word for word in rest if word.startswith("-") or "=" not in word]:
-        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
+        refuse(getattr(args, "parser", parser), argv, wrong, args.command)
     if rest:
         args.overrides = [*args.overrides, *rest]
     return args
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="rlaif", description="Align video-language models with AI feedback on Ray.")
-    commands = parser.add_subparsers(dest="command", required=True)
+    parser = Parser(prog="rlaif", description="Align video-language models with AI feedback on Ray.")
+    parser.add_argument("--version", action="version", version=front.version())
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    front.add(commands, STAGES)
     for name, text in STAGES.items():
         stage = commands.add_parser(name, help=text, description=text)
         stage.add_argument("config", help="YAML file (see configs/)")
@@ -88,11 +100,12 @@ def build_parser() -> argparse.ArgumentParser:
                 const="fresh",
                 help="start over, setting existing checkpoints aside",
             )
-        stage.set_defaults(run=run_stage)
+        stage.set_defaults(run=run_stage, parser=stage)
     _add_data(commands)
     _add_bench(commands)
     doctor = commands.add_parser("doctor", help="what is usable on this machine, and what to do about each problem")
     doctor.set_defaults(run=run_doctor)
+    parser.set_defaults(commands=tuple(commands.choices))
     return parser
 
 
@@ -168,27 +181,45 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
 
 def run_bench(args: argparse.Namespace) -> None:
     from rlaif.config.load import load_config
-    from rlaif.stages.bench import bench
 
-    bench(load_config(args.config, args.overrides, "ppo"), args.json)
+    config = load_config(args.config, args.overrides, "ppo")
+    with on_screen("bench ppo", config):
+        from rlaif.stages.bench import bench
+
+        bench(config, args.json)
 
 
 def run_bench_label(args: argparse.Namespace) -> None:
     from rlaif.config.load import load_config
-    from rlaif.stages.bench_label import bench
 
-    bench(load_config(args.config, args.overrides, "label"), args.json)
+    config = load_config(args.config, args.overrides, "label")
+    with on_screen("bench label", config):
+        from rlaif.stages.bench_label import bench
+
+        bench(config, args.json)
 
 
 def run_stage(args: argparse.Namespace) -> int:
-    from rlaif.config.load import load_config
+    from rlaif.config.load import load_config, options_of
 
     overrides = [*args.overrides, "data.strict=true"] if args.strict else args.overrides
-    checked_as = {"demo": None, "eval": "ppo"}
-    checked_as = checked_as.get(args.command, args.command)
-    config = load_config(args.config, overrides, checked_as)
+    config = load_config(args.config, overrides, options_of(args.command))
+    with on_screen(args.command, config):
+        return run_shown(args, config)
+
+
+def on_screen(command: str, config: Config) -> AbstractContextManager:
+    """Return the context in which a command runs: its own lines on the terminal, the rest in a log file."""
+    return shown(command, RunDir(config.storage, config.name).path, config.logging.foreign == "terminal")
+
+
+def run_shown(args: argparse.Namespace, config: Config) -> int:
     import ray
 
+    from rlaif.stages import preflight
+
+    with phase("checking files and options"):
+        preflight.require(config, args.command, args.config)
     try:
         start_stage(args, config)
     except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as error:
@@ -199,41 +230,38 @@ def run_stage(args: argparse.Namespace) -> int:
 
 
 def start_stage(args: argparse.Namespace, config: Config) -> None:
-    from rlaif.stages import (
-        agreement,
-        candidates,
-        caption,
-        context,
-        demo,
-        evaluate,
-        label,
-        pairs,
-        ppo,
-        reward,
-        score,
-        sft,
-        winrate,
-    )
-    from rlaif.stages.run import open_run
+    with phase("loading libraries"):
+        from rlaif.stages import (
+            agreement,
+            candidates,
+            caption,
+            context,
+            demo,
+            evaluate,
+            label,
+            pairs,
+            ppo,
+            reward,
+            score,
+            sft,
+            summary,
+            winrate,
+        )
+        from rlaif.stages.run import open_run
 
+    typed = summary.Typed(args.config, [*args.overrides, *(["data.strict=true"] if args.strict else [])])
     if args.command == "demo":
-        return demo.demo(config)
-    feedback = {"caption": caption.caption, "sample": candidates.sample, "label": label.label, "pairs": pairs.pairs}
-    feedback["score"] = score.score
+        return demo.demo(config, typed)
+    trained = {"sft": sft.train, "reward": reward.train, "ppo": ppo.train}
+    stages = {name: partial(train, start=args.start or "new") for name, train in trained.items()}
+    stages |= {"caption": caption.caption, "sample": candidates.sample, "label": label.label, "pairs": pairs.pairs}
+    stages |= {"score": score.score, "eval": evaluate.evaluate, "eval context": context.context}
+    stages |= {"eval agreement": agreement.agreement, "eval winrate": winrate.winrate}
+    began = time.monotonic()
     with open_run(config) as run:
-        if args.command == "eval":
-            print(evaluate.table(evaluate.evaluate(config, run)))
-        elif args.command == "eval context":
-            context.context(config, run)
-        elif args.command == "eval agreement":
-            print(agreement.table(agreement.agreement(config, run)))
-        elif args.command == "eval winrate":
-            print(winrate.table(winrate.winrate(config, run)))
-        elif args.command in feedback:
-            print(json.dumps(feedback[args.command](config, run), indent=1))
-        else:
-            stage = {"sft": sft, "reward": reward, "ppo": ppo}[args.command]
-            print(f"export: {stage.train(config, run, args.start or 'new')}")
+        result = stages[args.command](config, run)
+    found = summary.summarise(args.command, config, typed, result)
+    say(found.text(f"rlaif {args.command} finished in {summary.duration(time.monotonic() - began)}"))
 
 
 def run_data(args: argparse.Namespace) -> None:

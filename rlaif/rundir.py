@@ -1,6 +1,7 @@
 """The run directory `<storage>/<name>/`: where everything lies that a run leaves behind.
 
     config.yaml, metrics.jsonl, samples/<iteration>.jsonl, eval/<name>.json
+    logs/<command>.log               what libraries and actors print; only here, also with a URI for `storage`
     checkpoints/, export/            of PPO; each other stage keeps its own below `<stage>/`
 
 `RunDir.path` is always a local folder. With a URI for `storage` it is this node's mirror: every small file is written to

@@ -57,6 +57,12 @@ def test_the_wheel_holds_every_source_file_and_nothing_else_on_top(wheel):
     assert top == {*PACKAGES, "configs"}
 
 
+def test_the_wheel_holds_the_base_model_of_the_demo(wheel):
+    folder = Path("rlaif/worlds/shapes/base")
+    files = sorted(path.name for path in (ROOT / folder).iterdir())
+    assert "model.safetensors" in files and sorted(path.name for path in (wheel / folder).iterdir()) == files
+
+
 def test_the_wheel_finds_its_configurations(wheel, tmp_path):
     """From another folder and without the checkout on the path."""
     code = (
@@ -131,10 +137,14 @@ def test_the_lock_pins_what_the_project_declares():
     [
         (["demo"], ".venv/bin/rlaif demo configs/demo.yaml"),
         (["demo", "SEEDS=3"], ".venv/bin/rlaif demo configs/demo.yaml demo.seeds=3"),
+        (["demo", "SCRATCH=1"], ".venv/bin/rlaif demo configs/demo.yaml demo.scratch=true"),
+        (["study", "scratch"], ".venv/bin/python tests/studies/common.py scratch"),
+        (["study", "NAME=scratch"], ".venv/bin/python tests/studies/common.py scratch"),
         (["test"], ".venv/bin/python -m pytest -q"),
     ],
 )
 def test_make_runs(arguments, command):
     environment = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL")}
     result = subprocess.run(["make", "-n", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert result.stdout.rstrip().splitlines()[-1].strip() == command, result.stderr
+    lines = [line.strip() for line in result.stdout.splitlines()]
+    assert [line for line in lines if line not in ("", ":")][-1] == command, result.stderr

@@ -28,11 +28,11 @@ from rlaif.seeds import derive
 from rlaif.stages import data, label
 from rlaif.stages.bench import MODEL
 from rlaif.stages.bench import report as table
-from rlaif.stages.demo import say
 from rlaif.stages.evaluate import command
 from rlaif.stages.judging.cases import Case
 from rlaif.stages.judging.judges import Judge, ModelJudge, Question, frames_of
 from rlaif.stages.run import Run, open_run
+from rlaif.terminal import headline, say
 from rlaif.worlds.shapes.dataset import write_dataset
 from rlaif.worlds.shapes.language import WORDS
 
@@ -94,17 +94,17 @@ def bench(config: Config, file: Path | None = None) -> dict:
             "label.method=pairwise and a model as label.judge", "others", "label; see configs/bench_label.yaml"
         )
     with open_run(config) as run:
-        say("world and model")
+        headline("world and model")
         rounds = prepare(config, run)
         judges = {"here": ModelJudge(config, run, config.label.judge)}
         judges["plain"] = PlainJudge(config, config.label.judge, LocalFrames(config.data.root, config.video.num_frames))
         measured = []
         for number, cases in enumerate(rounds):
-            say(f"round {number + 1} of {len(rounds)}")
+            headline(f"round {number + 1} of {len(rounds)}")
             measured.append(measure(config, run, judges, cases))
-            print(", ".join(f"{name} {value:.3g}" for name, value in measured[-1].items()))
+            say(", ".join(f"{name} {value:.3g}" for name, value in measured[-1].items()))
     found = figures(measured) | {"command": command()}
-    print("\n" + table(found))
+    say("\n" + table(found))
     if file is not None:
         file.write_text(json.dumps(found, indent=1) + "\n")
     return found

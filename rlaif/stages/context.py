@@ -58,13 +58,18 @@ def context(config: Config, run: Run) -> list[dict]:
         rows.append({"context": mode, "seed": seed, **judged, **train(cell, run)})
         written = {"command": command(), "seconds": time.time() - began, "frames": frames}
         run.directory.write_eval("context", written | {"rows": rows, "contexts": means(rows)})
-    print(table(means(rows)))
-    print(f"of each video the judge saw {frames['judge']} frames, the reward model {frames['reward']}")
-    for line in unequal(rows):
-        print(line)
-    if (pairs := min(row["pairs"] for row in rows)) < PAIRS:
-        print(f"{pairs} held-out pairs: with fewer than {PAIRS}, differences of some points are chance")
     return rows
+
+
+def text(rows: Sequence[dict], frames: Mapping[str, int]) -> str:
+    """Return the table of the study, and what a reader should know about it. `frames`: how many the models saw."""
+    lines = [table(means(rows))]
+    lines.append(f"of each video the judge saw {frames['judge']} frames, the reward model {frames['reward']}")
+    lines += unequal(rows)
+    pairs = min(row["pairs"] for row in rows)
+    if pairs < PAIRS:
+        lines.append(f"{pairs} held-out pairs: with fewer than {PAIRS}, differences of some points are chance")
+    return "\n".join(lines)
 
 
 def means(rows: Sequence[dict]) -> dict[str, dict[str, float]]:

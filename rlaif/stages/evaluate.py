@@ -20,6 +20,7 @@ from rlaif.seeds import derive
 from rlaif.stages import data, usable
 from rlaif.stages.roles import Roles, context_of, learner_spec, require_inputs, start_roles
 from rlaif.stages.run import Run
+from rlaif.terminal import phase
 
 DECODINGS = {"greedy": 0.0, "sample": 1.0}
 """Temperature by name."""
@@ -64,10 +65,11 @@ def policy(config: Config, run: Run, roles: Roles, name: str) -> list[dict]:
     prompts = roles.eval_prompts
     if not prompts:
         return []
-    rows = [
-        {"policy": name, "seed": config.seed, "decoding": decoding, **measure(config, roles, prompts, decoding)}
-        for decoding in DECODINGS
-    ]
+    rows = []
+    for decoding in DECODINGS:
+        with phase(f"evaluating {name}, {decoding}, {len(prompts)} prompts"):
+            figures = measure(config, roles, prompts, decoding)
+        rows.append({"policy": name, "seed": config.seed, "decoding": decoding, **figures})
     kept = [row for row in (run.directory.read_json("eval/ppo.json") or {"rows": []})["rows"] if row["policy"] != name]
     run.directory.write_eval("ppo", {"command": command(), "rows": kept + rows})
     return rows

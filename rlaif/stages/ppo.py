@@ -10,6 +10,7 @@ from rlaif.stages.roles import enough_prompts, identity, learner_spec, parity_ga
 from rlaif.stages.rounds import ask_for, collect, learn, record
 from rlaif.stages.run import Run, Start
 from rlaif.stages.supervised import restore, save_checkpoint
+from rlaif.terminal import phase
 
 
 def train(config: Config, run: Run, start: Start = "new") -> str:
@@ -33,9 +34,10 @@ def train(config: Config, run: Run, start: Start = "new") -> str:
     if newest is not None:
         roles.ledger.load_state_dict(newest.meta["ledger"])
         mask_gone(roles.ledger, deck)
-    roles.publisher.publish(first)
-    gate = parity_gate(config, roles, prompts, newest and newest.meta["gate"])
-    gate.check()
+    with phase("parity gate: do engine and learner agree?"):
+        roles.publisher.publish(first)
+        gate = parity_gate(config, roles, prompts, newest and newest.meta["gate"])
+        gate.check()
     if newest is None:
         evaluate.policy(config, run, roles, "sft")
     with run.tracker("ppo", ppo.iterations, first) as tracker:
@@ -60,6 +62,7 @@ def train(config: Config, run: Run, start: Start = "new") -> str:
                 roles.checkpoint_s = save_checkpoint(
                     run, roles.learners, checkpoints, done, identity(config), best.spared(), **driver
                 )
-    export = roles.learners.export("policy", run.directory.export("ppo"))
+    with phase("writing the export"):
+        export = roles.learners.export("policy", run.directory.export("ppo"))
     evaluate.policy(config, run, roles, "rlaif")
     return export

@@ -28,6 +28,7 @@ from rlaif.stages.parity import Gate
 from rlaif.stages.publishing import Publisher
 from rlaif.stages.run import Run
 from rlaif.storage import fetch
+from rlaif.terminal import phase
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +99,8 @@ def start_roles(config: Config, run: Run, prompts: Sequence[Prompt], spec: Learn
     rollouts = topology.rollouts(ppo.policy, ppo.lora.r if ppo.lora else None)
     rewards = topology.rewards(ppo.reward, ppo.tokens_per_microbatch, ppo.reward_weights)
     learners = topology.learners(spec, ppo)
-    rewards.wait_ready()
+    with phase("waiting for the reward actors"):
+        rewards.wait_ready()
     deadline = config.cluster.collective_timeout_s
     publisher = Publisher(learners, rollouts, config.rollout, deadline)
     deck = Deck(prompts, ppo.prompts_per_iteration, config.seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,6 +14,7 @@ from rlaif.config.schema import Config
 from rlaif.errors import CheckpointError, ConfigError
 from rlaif.rundir import RunDir
 from rlaif.stages.topology import Topology
+from rlaif.terminal import phase
 from rlaif.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -87,10 +88,10 @@ def open_run(config: Config) -> Iterator[Run]:
     """Claim the run, join or start the cluster, and stop every actor at the end."""
     directory = RunDir(config.storage, config.name)
     directory.location.reach()
-    with start(config) as session:
+    with ExitStack() as stack:
+        with phase("starting Ray"):
+            session = stack.enter_context(start(config))
         directory.prepare()
         topology = Topology(config, session)
-        try:
-            yield Run(config, directory, session, topology)
-        finally:
-            topology.stop()
+        stack.callback(topology.stop)
+        yield Run(config, directory, session, topology)

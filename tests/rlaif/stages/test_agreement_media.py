@@ -219,7 +219,7 @@ def rows_of(name: str, count: int) -> list[dict]:
 
 @pytest.mark.parametrize("name", ["rlhf_v", "rlaif_v"])
 def test_images_inside_a_parquet_file(offline, root, tmp_path, reward_model, name):
-    """Each is kept once, and a reward model sees it; a damaged one is named and never written."""
+    """Each is kept once, and a reward model sees it; what is no image is named, and not kept."""
     rows = rows_of(name, 4)
     rows[3]["image"] = {"bytes": b"\x89PNG no", "path": None}
     write_rows(root / "theirs.parquet", rows, FORMATS[name].schema)
