@@ -10,10 +10,13 @@ from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
+from rlaif import front
 from rlaif.config.schema import Config
 from rlaif.errors import RlaifError
+from rlaif.isolation import pin_packages, working_directory_last
 from rlaif.rundir import RunDir
 from rlaif.terminal import phase, say, shown
+from rlaif.usage import Parser, refuse, require_command
 
 STAGES = {
     "sft": "supervised fine-tuning",
@@ -40,8 +43,8 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     for noisy in ("httpx", "ray", "transformers", "vllm"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # functions named in a configuration live beside it
+    pin_packages()
+    working_directory_last()  # functions named in a configuration are often there
     try:
         return args.run(args) or 0
     except RlaifError as error:
@@ -56,19 +59,24 @@ def main(argv: list[str] | None = None) -> int:
 def parse(argv: list[str]) -> argparse.Namespace:
     """Overrides may stand before and after the flags."""
     parser = build_parser()
+    if argv[:1] == ["help"]:  # `rlaif help eval winrate` is `rlaif eval winrate --help`
+        argv = [*argv[1:], "--help"]
     if " ".join(argv[:2]) in STAGES:  # a command of two words
         argv = [" ".join(argv[:2]), *argv[2:]]
+    require_command(parser, parser.get_default("commands"), argv)
     args, rest = parser.parse_known_args(argv)
     if wrong := [word for word in rest if word.startswith("-") or "=" not in word]:
-        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
+        refuse(getattr(args, "parser", parser), argv, wrong, args.command)
     if rest:
         args.overrides = [*args.overrides, *rest]
     return args
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="rlaif", description="Align video-language models with AI feedback on Ray.")
-    commands = parser.add_subparsers(dest="command", required=True)
+    parser = Parser(prog="rlaif", description="Align video-language models with AI feedback on Ray.")
+    parser.add_argument("--version", action="version", version=front.version())
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    front.add(commands, STAGES)
     for name, text in STAGES.items():
         stage = commands.add_parser(name, help=text, description=text)
         stage.add_argument("config", help="YAML file (see configs/)")
@@ -92,11 +100,12 @@ def build_parser() -> argparse.ArgumentParser:
                 const="fresh",
                 help="start over, setting existing checkpoints aside",
             )
-        stage.set_defaults(run=run_stage)
+        stage.set_defaults(run=run_stage, parser=stage)
     _add_data(commands)
     _add_bench(commands)
     doctor = commands.add_parser("doctor", help="what is usable on this machine, and what to do about each problem")
     doctor.set_defaults(run=run_doctor)
+    parser.set_defaults(commands=tuple(commands.choices))
     return parser
 
 
@@ -191,14 +200,13 @@ def run_bench_label(args: argparse.Namespace) -> None:
 
 
 def run_stage(args: argparse.Namespace) -> int:
-    from rlaif.config.load import load_config
+    from rlaif.config.load import load_config, options_of
 
     overrides = [*args.overrides, "data.strict=true"] if args.strict else args.overrides
-    checked_as = {"demo": None, "eval": "ppo"}
-    checked_as = checked_as.get(args.command, args.command)
-    config = load_config(args.config, overrides, checked_as)
+    config = load_config(args.config, overrides, options_of(args.command))
     try:
         with on_screen(args.command, config):
+            check_files(args, config)
             start_stage(args, config)
     except Exception as error:
         if not _actor_failed(error):
@@ -221,6 +229,14 @@ def on_screen(command: str, config: Config) -> AbstractContextManager:
     return shown(command, RunDir(config.storage, config.name).path, config.logging.foreign == "terminal")
 
 
+def check_files(args: argparse.Namespace, config: Config) -> None:
+    """Raise ConfigError for every file and option that would stop the stage, before Ray starts."""
+    with phase("checking files and options"):
+        from rlaif.stages import preflight
+
+        preflight.require(config, args.command, args.config)
+
+
 def start_stage(args: argparse.Namespace, config: Config) -> None:
     with phase("loading libraries"):
         from rlaif.stages import (
@@ -236,6 +252,7 @@ def start_stage(args: argparse.Namespace, config: Config) -> None:
             reward,
             score,
             sft,
+            summaries,
             summary,
             winrate,
         )
@@ -245,14 +262,15 @@ def start_stage(args: argparse.Namespace, config: Config) -> None:
     if args.command == "demo":
         return demo.demo(config, typed)
     trained = {"sft": sft.train, "reward": reward.train, "ppo": ppo.train}
-    stages = {name: partial(train, start=args.start or "new") for name, train in trained.items()}
+    begin = getattr(args, "start", None) or "new"  # only stages with checkpoints have the option
+    stages = {name: partial(train, start=begin) for name, train in trained.items()}
     stages |= {"caption": caption.caption, "sample": candidates.sample, "label": label.label, "pairs": pairs.pairs}
     stages |= {"score": score.score, "eval": evaluate.evaluate, "eval context": context.context}
     stages |= {"eval agreement": agreement.agreement, "eval winrate": winrate.winrate}
     began = time.monotonic()
     with open_run(config) as run:
         result = stages[args.command](config, run)
-    found = summary.summarise(args.command, config, typed, result)
+    found = summaries.summarise(args.command, config, typed, result)
     say(found.text(f"rlaif {args.command} finished in {summary.duration(time.monotonic() - began)}"))
 
 

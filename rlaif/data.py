@@ -321,7 +321,7 @@ def skip_unusable(
 
 
 def decode_videos(
-    videos: Iterable[str], decode: Callable[[str], object], seconds: float | None = None, threads: int = 1
+    videos: Iterable[str], decode: Callable[[str], object], seconds: float | None = None, threads: int | None = 1
 ) -> tuple[dict[str, str], int]:
     """Decode each different video in order; return the reasons of those that fail, by video, and how many were tried.
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from rlaif.config.options import all_options
 
 from rlaif.cli import parse
 from rlaif.config.load import load_config
+from rlaif.config.options import all_options
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])

@@ -42,7 +42,7 @@ class Conversion:
             lines.append(f"{self.target} does not hold {_counts(self.notes.lost)}")
         if missing := self.notes.missing:
             shown = named([excerpt(path) for path in missing])
-            lines.append(f"{sum(missing.values()):,} rows name media that are not there: {shown}")
+            lines.append(f"{sum(missing.values()):,} media that rows name are not there: {shown}")
         if self.apart:
             lines.append(
                 f"{self.apart:,} rows list frames that no video shows: they are left out when the file is read, "

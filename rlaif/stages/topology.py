@@ -24,6 +24,7 @@ from rlaif.config.schema import Config, Ppo
 from rlaif.config.section import Function
 from rlaif.models.adapter import serves_adapters
 from rlaif.models.check import same_model
+from rlaif.storage import locate
 from rlaif.terminal import phase
 
 
@@ -65,9 +66,13 @@ class Topology:
                 processor=f"transformers-{transformers.__version__}",
                 store_bytes=video.store_bytes,
                 threads=video.decode_threads,
+                decode_timeout_s=video.decode_timeout_s,
+                known=known_videos(self.config),
                 options={"name": "frames", "get_if_exists": True},
             )
-        return partial(FrameClient, self._store, self.config.data.root)
+        # a request may wait for others before its own decode begins
+        timeout_s = max(600.0, 2 * self.config.video.decode_timeout_s)
+        return partial(FrameClient, self._store, self.config.data.root, timeout_s=timeout_s)
 
     def features(self) -> partial:
         """A function that builds a client of the feature store, inside any actor."""
@@ -199,6 +204,12 @@ class Topology:
     def _options(self, role: str) -> list[dict]:
         placement = self._placements[role]
         return [placement.options(i) for i in range(getattr(self.config.cluster, role).actors)]
+
+
+def known_videos(config: Config) -> str:
+    """Return the folder in which what is learned about videos is kept: one for all runs, or per node beside a bucket."""
+    storage = locate(config.storage).local
+    return str(storage / ".cache" / "videos") if storage else "~/.cache/rlaif/videos"
 
 
 def _counted(number: int, noun: str) -> str:

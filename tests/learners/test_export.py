@@ -229,6 +229,7 @@ def test_examples_in_the_documentation_run_on_an_export(exported, tiny, clip, tm
     assert "max_model_len=4096" in vllm
     exec(vllm.replace("max_model_len=4096", small), names)
     exec(merge.replace("runs/mine/merged", str(tmp_path / "merged")), names)
+    assert read_recipe(tmp_path / "merged") == read_recipe(names["EXPORT"])
     said = np.array(names["output"].token_ids[:12])
     assert np.array_equal(most_likely(tmp_path / "merged", names, said), said)
 

@@ -93,7 +93,7 @@ def test_what_is_written_down_loads_as_the_same(load, tmp_path):
 def test_unknown_presets_and_options_beside_one(load):
     with pytest.raises(ConfigError) as error:
         load("ppo: {preset: vlm_rlaif, kl: {clam: true}}\nreward: {preset: vlm}\n")
-    assert "ppo.kl.clam: no such option; nearest is `clamp`" in error.value.found
+    assert "ppo.kl.clam: no such option; nearest is `ppo.kl.clamp`" in error.value.found
     assert "reward.preset: " in error.value.found and "'vlm_rlaif'" in error.value.found
 
 

@@ -102,7 +102,7 @@ def test_only_real_images_and_whole_rows_are_exported_and_losses_are_said(world,
     )
     code, out, _ = data(capsys, "convert", world / "in.jsonl", world / "out.json", "--to", "pds_dpo")
     assert code == 0 and [row["id"] for row in rows_of(world / "out.json")] == ["k2", "k3", "k5"]
-    assert "1 rows name media that are not there: gone.jpg" in out
+    assert "1 media that rows name are not there: gone.jpg" in out
 
 
 def test_nothing_is_said_where_nothing_is_lost(world, capsys):

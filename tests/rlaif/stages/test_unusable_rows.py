@@ -10,7 +10,7 @@ import pytest
 from half_broken import half_broken
 from without_actors import NoTopology
 
-from actors.reward import CARD, card_text
+from actors.reward import CARD, HEAD, card_text
 from rlaif.config.schema import Reward
 from rlaif.errors import ConfigError, DataError
 from rlaif.models.reward_prompt import RewardPrompt
@@ -209,6 +209,7 @@ def reads_captions(folder, world, tmp_path) -> str:
     export = tmp_path / "reward"
     shutil.copytree(world / "base", export)
     (export / CARD).write_text(card_text(str(export), None, RewardPrompt.of(Reward())))
+    (export / HEAD).touch()
     return f"ppo.reward={export}"
 
 
