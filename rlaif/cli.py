@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 
 from rlaif.config.schema import Config
-from rlaif.errors import RlaifError
+from rlaif.errors import ConfigError, DataError, RlaifError
 
 STAGES = {
     "sft": "supervised fine-tuning",
@@ -39,14 +40,24 @@ def main(argv: list[str] | None = None) -> int:
     if "" not in sys.path:
         sys.path.insert(0, "")  # functions named in a configuration live beside it
     try:
-        return args.run(args) or 0
+        code = args.run(args) or 0
     except RlaifError as error:
         print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        goes_on = "; --resume continues from the last checkpoint" if args.command in RESUMED else ""
-        print(f"\ninterrupted{goes_on}", file=sys.stderr)
-        return 130
+        code = 1
+    except KeyboardInterrupt as error:
+        print("\ninterrupted", file=sys.stderr)
+        code = getattr(error, "exit_code", 130)
+    return leave(code)
+
+
+def leave(code: int) -> int:
+    """Return the exit code, or end here if a cluster has been abandoned: at the exit Ray would wait for its head."""
+    session = sys.modules.get("cluster.session")
+    if session is not None and session.abandoned:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -173,20 +184,41 @@ def run_bench_label(args: argparse.Namespace) -> None:
 
 def run_stage(args: argparse.Namespace) -> int:
     from rlaif.config.load import load_config
+    from rlaif.stages.stopping import Stopper
 
     overrides = [*args.overrides, "data.strict=true"] if args.strict else args.overrides
     checked_as = {"demo": None, "eval": "ppo"}
     checked_as = checked_as.get(args.command, args.command)
     config = load_config(args.config, overrides, checked_as)
+    with Stopper(0).installed():
+        return run_to_its_end(args, config)
+
+
+def run_to_its_end(args: argparse.Namespace, config: Config) -> int:
+    """Run a stage; whatever ends it early, say how to go on. Returns the exit code."""
     import ray
 
     try:
         start_stage(args, config)
-    except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as error:
-        goes_on = "--resume continues from the last checkpoint" if args.command in RESUMED else "start it again"
-        print(f"\n{error}\n\nan actor failed; {goes_on}", file=sys.stderr)
+    except (ConfigError, DataError):
+        raise  # they say what to change
+    except RlaifError as error:
+        print(f"\n{type(error).__name__}: {error}\n\n{how_to_go_on(args, config)}", file=sys.stderr)
         return 1
+    except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as error:
+        print(f"\n{error}\n\nan actor failed; {how_to_go_on(args, config)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as error:
+        print(f"\ninterrupted; {how_to_go_on(args, config)}", file=sys.stderr)
+        return getattr(error, "exit_code", 130)
     return 0
+
+
+def how_to_go_on(args: argparse.Namespace, config: Config) -> str:
+    """Return what to type after a stage that ended early."""
+    from rlaif.stages.run import advice
+
+    return advice(config, args.command) if args.command in RESUMED else "the same command starts again"
 
 
 def start_stage(args: argparse.Namespace, config: Config) -> None:

@@ -297,6 +297,9 @@ class Ppo(Section):
     """Iterations that train only the critic."""
     max_reward_failures: float = Field(0.2, ge=0, le=1)
     """The run stops when more than this share of an iteration's samples has no reward."""
+    reward_timeout_s: float = Field(900.0, gt=0)
+    """How long a reward actor may take for one batch of answers. One that takes longer is replaced, what it was scoring is
+    asked once more prompt by prompt, and answers to a prompt that takes too long again have no reward."""
     eval_every: int = Field(0, ge=0)
     """Evaluate every this many iterations on `eval.in_training` prompts and keep the best checkpoint (0: never)."""
     save: Saving = Saving(every=10)

@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoTokenizer
 
 from actors.frames import FrameClient
 from actors.pool import RolloutPool
-from actors.reward import RewardPool, check_weights, load_function, read_card
+from actors.reward import check_weights, load_function, read_card
+from actors.reward_pool import RewardPool
 from cluster.ledger import Ledger
 from learners.group import LearnerGroup
 from learners.spec import LearnerSpec, RoleSpec

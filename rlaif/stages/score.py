@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from actors.reward import Answer, RewardPool, dimensions_of, read_card, reward_fingerprint
+from actors.reward import Answer, dimensions_of, read_card, reward_fingerprint
+from actors.reward_pool import RewardPool
 from rlaif.config.schema import Config
 from rlaif.data import Report
 from rlaif.errors import DataError

@@ -3,14 +3,13 @@ a judge."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 
-from actors.reward import Answer, RewardPool, check_weights, dimensions_of, load_function, read_card, scored
-from cluster.remote import ask
+from actors.reward import Answer, check_weights, dimensions_of, load_function, read_card, scored
+from actors.reward_pool import RewardPool
 from rlaif.config.schema import Config
 from rlaif.config.section import Function
-from rlaif.errors import ConfigError, ContractError
+from rlaif.errors import ConfigError
 from rlaif.models.check import require_model
 from rlaif.records import Key, Masked, Outcome, Prompt
 from rlaif.stages.judging.cases import Case
@@ -73,12 +72,8 @@ def _weighted(outcome: Outcome, factors: Sequence[float]) -> Outcome:
 
 
 def outcomes(pool: RewardPool, asked: Sequence[Answer]) -> dict[Key, Outcome]:
-    """One outcome per answer, shared out to all reward actors. Raises ContractError where the actors give more or fewer."""
-    calls = [pool.score(asked[start : start + AT_ONCE]) for start in range(0, len(asked), AT_ONCE)]
-    found = dict(itertools.chain.from_iterable(part.items() for part in ask(calls)))
-    if found.keys() != {answer.key for answer in asked}:
-        raise ContractError(f"{len(asked)} scores for as many answers", f"{len(found)}", "the reward actors' log")
-    return found
+    """Return one outcome per answer, shared out to all reward actors."""
+    return pool.collect([pool.score(asked[start : start + AT_ONCE]) for start in range(0, len(asked), AT_ONCE)])
 
 
 def judged(config: Config, run: Run, cases: Sequence[Case], name: str) -> Labelled:

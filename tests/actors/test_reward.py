@@ -21,7 +21,6 @@ from actors.reward import (
     FunctionScorer,
     ModelScorer,
     RewardActor,
-    RewardPool,
     card_text,
     check_weights,
     dimensions_of,
@@ -30,6 +29,7 @@ from actors.reward import (
     reward_fingerprint,
     scored,
 )
+from actors.reward_pool import start_reward_pool
 from rlaif.config.schema import Lora, Model, Reward
 from rlaif.errors import ConfigError, DataError
 from rlaif.models.reward_prompt import RewardPrompt
@@ -305,10 +305,12 @@ def test_what_tells_reward_models_apart(export, two_heads, tmp_path):
 @pytest.mark.slow
 def test_a_pool_in_ray(ray_session, export):
     """Two actors, answers by key; they load the same model."""
-    pool = RewardPool(
+    pool = start_reward_pool(
         [{"num_cpus": 0}] * 2,
         1,
         "cpu",
+        600,
+        600,
         reward=export,
         make_frames=NoiseFrames,
         model=MODEL,
@@ -316,6 +318,6 @@ def test_a_pool_in_ray(ray_session, export):
         cache_bytes=2**28,
     )
     pool.wait_ready()
-    first, second = ray_session.get([pool.score(ANSWERS), pool.score(ANSWERS)])
+    first, second = (pool.collect([batch]) for batch in (pool.score(ANSWERS), pool.score(ANSWERS)))
     assert values(first) == pytest.approx(values(second), abs=1e-6) and first.keys() == {a.key for a in ANSWERS}
     pool.stop()

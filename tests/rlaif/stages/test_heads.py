@@ -11,7 +11,6 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from actors.reward import Answer, read_card
-from cluster.remote import ask
 from rlaif.data import Pair
 from rlaif.errors import DataError
 from rlaif.models.packing import chunks
@@ -79,7 +78,7 @@ def both_sides(config, run, rows):
             for row in part
             for side, text in enumerate((row.chosen, row.rejected))
         ]
-        actors |= ask(pool.score(answers))
+        actors |= pool.collect([pool.score(answers)])
     run.topology.stop_rewards()
     return learners, actors
 

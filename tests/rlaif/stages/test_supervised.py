@@ -13,12 +13,14 @@ from rlaif.config.schema import Saving
 from rlaif.stages import supervised
 from rlaif.stages.best import Best
 from rlaif.stages.reward import measured
+from rlaif.stages.stopping import Stopper
 
 
 class Group:
     """A learner that counts its steps."""
 
     steps = 0
+    timeout_s = 1.0
 
     def save(self, staging) -> dict:
         with staging.writer() as folder:
@@ -32,16 +34,19 @@ class Group:
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
     """trained(accuracies by step, from a checkpoint or not, options) -> (what `train` returns, checkpoints, rows logged)."""
-    monkeypatch.setattr(supervised, "ask", lambda refs: refs)
+    monkeypatch.setattr(supervised, "ask", lambda refs, timeout_s, who: refs)
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
 
-    def train(accuracies, newest=None, **options):
+    def train(accuracies, newest=None, stopper=Stopper(1.0), **options):
         group, rows = Group(), {}
         tracker = SimpleNamespace(log=lambda done, values, note="": rows.setdefault(done, {}).update(values))
         run = SimpleNamespace(
             topology=SimpleNamespace(client=lambda: SimpleNamespace(prefetch=lambda videos: None)),
             directory=SimpleNamespace(sync=lambda: None),
             tracker=lambda *_: nullcontext(tracker),
+            record=dict,
+            saved=lambda stage, checkpoints: None,
+            stopper=stopper,
         )
         given = iter(accuracies)
 
@@ -55,7 +60,7 @@ def trained(tmp_path, monkeypatch):
         options = {"best_by": "eval/accuracy", "eval_every": 1} | options
         steps = len(accuracies) + (newest.iteration if newest else 0)
         task = supervised.Supervised(
-            "reward", steps, Saving(every=2, keep=1), {}, step, lambda number: (), evaluate, **options
+            "reward", steps, Saving(every=2, keep=1), {"stage": "reward"}, step, lambda number: (), evaluate, **options
         )
         return supervised.train(task, run, group, checkpoints, newest), checkpoints, rows
 
