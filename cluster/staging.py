@@ -129,8 +129,7 @@ def storage_errors(location: Location, iteration: int, doing: str = "writing") -
         raise CheckpointError(
             f"storage that takes checkpoint {iteration:06d}" if doing == "writing" else f"readable {location}",
             f"{error} while {doing} {location}{free}",
-            f"{storage_fix(error, location) if isinstance(error, OSError) else 'free space or fix the storage'}; "
-            "older checkpoints are untouched",
+            f"{storage_fix(error, location)}; older checkpoints are untouched",
         ) from error
 
 

@@ -205,6 +205,14 @@ def run_to_its_end(args: argparse.Namespace, config: Config) -> int:
     except RlaifError as error:
         print(f"\n{type(error).__name__}: {error}\n\n{how_to_go_on(args, config)}", file=sys.stderr)
         return 1
+    except OSError as error:
+        from rlaif.storage import is_full, storage_fix
+
+        if not is_full(error):
+            raise
+        place = error.filename or config.storage
+        print(f"\n{error}: {storage_fix(error, place)}\n\n{how_to_go_on(args, config)}", file=sys.stderr)
+        return 1
     except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as error:
         print(f"\n{error}\n\nan actor failed; {how_to_go_on(args, config)}", file=sys.stderr)
         return 1

@@ -69,8 +69,8 @@ class Restart:
             new.move_to(place)
             self._refresh_mirror(name)
         self._split_metrics(aside, journal)
-        self.discard()  # last: while the journal is there, the steps above are repeated
         self.directory.sync()
+        self.discard()  # last: while the journal is there, the steps above are repeated
         return aside
 
     def _items(self) -> list[str]:

@@ -18,6 +18,7 @@ from typing import BinaryIO
 from urllib.parse import urlsplit
 
 from pyarrow import fs
+from safetensors import SafetensorError
 
 from rlaif.errors import StorageError
 
@@ -151,9 +152,14 @@ class Location:
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def storage_fix(error: OSError, place: Location | Path | str) -> str:
+def is_full(error: Exception) -> bool:
+    """Return whether a write failed because the disk, or the user's share of it, is full."""
+    return getattr(error, "errno", None) in _FULL or os.strerror(errno.ENOSPC) in str(error)
+
+
+def storage_fix(error: Exception, place: Location | Path | str) -> str:
     """Return what to do about a file that could not be written at `place`."""
-    if error.errno in _FULL:
+    if is_full(error):
         return f"free space at {place}, or set storage= to a larger disk"
     return f"check that {place} exists and can be written, or set storage="
 
@@ -163,8 +169,8 @@ def writing(place: Location, what: str) -> Iterator[None]:
     """Turn a failure of the storage (full, over quota, read-only, gone) into a StorageError that says what to do."""
     try:
         yield
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise StorageError(f"storage that takes {what}", f"{reason}: {place}", storage_fix(error, place)) from error
 
 

@@ -17,7 +17,9 @@ WITHOUT_EFFECT = ("cluster.address", "cluster.object_store_gib")
 """Options that say where a run is, not what it computes."""
 FIXED = ("lora", "train_vision", "train_projector", "advantage", "dimensions")
 """Options of a stage's section that decide which tensors a checkpoint holds. The names of `model` are the same."""
-ORDER = ("seed", "data.prompts", "data.sft", "data.pairs", "prompts_per_iteration", "batch_size")
+FILES_OF_ROWS = ("data.prompts", "data.sft", "data.pairs")
+SIZES_OF_STEPS = ("ppo.prompts_per_iteration", "sft.batch_size", "reward.batch_size")
+ORDER = ("seed", *FILES_OF_ROWS, *SIZES_OF_STEPS)
 """Options that decide which rows a step takes: after a change a resume may repeat rows or skip some."""
 
 _MISSING = object()
@@ -51,10 +53,11 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Chang
     adapter that was switched off) is one difference."""
     old, new = flatten(before), flatten(now)
     for one, other in ((old, new), (new, old)):
-        for name in [name for name in one if one[name] is None]:
-            for below in [item for item in other if item.startswith(f"{name}.")]:
-                other.setdefault(name, _group(other, name))
-                del other[below]
+        for name in [name for name in one if name not in other]:
+            if group := _group(other, name):
+                for below in group:
+                    del other[f"{name}.{below}"]
+                other[name] = group
     names = [*old, *(name for name in new if name not in old)]
     changes = [Change(name, old.get(name, _MISSING), new.get(name, _MISSING)) for name in names]
     return [change for change in changes if change.before != change.now]
@@ -83,7 +86,7 @@ def is_fixed(stage: str, option: str) -> bool:
 
 def decides_order(option: str) -> bool:
     """Return whether `option` decides which rows a step takes."""
-    return option in ORDER or option.split(".")[-1] in ORDER
+    return option in ORDER
 
 
 def show(value: Any) -> str:
