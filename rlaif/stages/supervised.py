@@ -92,9 +92,10 @@ def train(
             waiting.append((done, task.step(done - 1)))
             frames.prefetch(task.videos(done))
             evaluate, save = _due(done, task.eval_every, task.steps), _due(done, task.saving.every, task.steps)
-            save = save or bool(run.stopper.requested)
-            while len(waiting) > (0 if evaluate or save else 1):  # one step ahead: ranks never wait for the driver
+            # one step ahead: ranks never wait for the driver
+            while len(waiting) > (0 if evaluate or save or run.stopper.requested else 1):
                 _finish(tracker, *waiting.pop(0), timeout_s=group.timeout_s)
+            save = save or (run.stopper.requested and not waiting)
             if evaluate and task.evaluate:
                 found = task.evaluate()
                 best = best.after(done, found, task.best_by) if task.best_by else best

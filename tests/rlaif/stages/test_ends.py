@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[3]
 
@@ -48,7 +49,7 @@ def command(tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     started = []
 
-    def start(body: str) -> subprocess.Popen:
+    def start(body: str, file: Path = file) -> subprocess.Popen:
         script = STAGE.format(body=body, file=str(file))
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         environment["PYTHONPATH"] = str(ROOT)
@@ -62,6 +63,13 @@ def command(tmp_path):
         process.kill()
 
 
+def wait_for(process: subprocess.Popen, word: str) -> None:
+    for line in process.stdout:
+        if line == f"{word}\n":
+            return
+    raise AssertionError(process.stderr.read())
+
+
 @pytest.mark.parametrize(
     ("signum", "whole_group", "code"),
     [
@@ -72,7 +80,7 @@ def command(tmp_path):
 )
 def test_a_signal_ends_the_command_with_its_code_a_hint_and_no_foreign_words(command, signum, whole_group, code):
     process = command(WAITING)
-    assert process.stdout.readline() == "waiting\n"
+    wait_for(process, "waiting")
     (os.killpg if whole_group else os.kill)(process.pid, signum)
     _, told = process.communicate(timeout=60)
     assert process.returncode == code, told
@@ -90,8 +98,19 @@ def test_a_head_that_goes_when_everything_is_done_is_a_warning(command):
 @pytest.mark.slow
 def test_a_head_that_goes_before_is_an_error_within_seconds(command):
     process = command("end_head(); " + WAITING)
-    assert process.stdout.readline() == "waiting\n"
+    wait_for(process, "waiting")
     _, told = process.communicate(timeout=40)
     assert process.returncode == 1, told
     assert "HeadLostError: expected a cluster whose head answers" in told and "Traceback" not in told
     assert "the same command starts again" in told
+
+
+@pytest.mark.slow
+def test_a_head_that_goes_after_a_whole_run_costs_nothing(command, make_config, tmp_path):
+    config = make_config(tmp_path, "ppo.iterations=1", "ppo.advantage=leave_one_out", "data.eval=none.jsonl")
+    file = tmp_path / "resolved.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    process = command("from rlaif.stages import ppo; ppo.train(config, run); end_head()", file)
+    _, told = process.communicate(timeout=600)
+    assert process.returncode == 0 and "everything was done" in told, told[-3000:]
+    assert (tmp_path / "runs" / "run" / "export" / "adapter_model.safetensors").is_file()
