@@ -16,6 +16,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from actors.pool import Calls, RayCalls
 from actors.reward import Answer, RewardActor
 from cluster.env import actor_env
+from rlaif.config.schema import Model
 from rlaif.errors import ContractError, DeadlineError
 from rlaif.records import Key, Masked, Outcome
 
@@ -212,14 +213,21 @@ class RewardPool:
 
 
 def start_reward_pool(
-    options: Sequence[dict], threads: int, device: str, timeout_s: float, loading_timeout_s: float, **actor_args: Any
+    options: Sequence[dict],
+    threads: int,
+    device: str,
+    *,
+    timeout_s: float,
+    loading_timeout_s: float,
+    model: Model,
+    **actor_args: Any,
 ) -> RewardPool:
     """Start a reward actor for each of `options` (Ray's actor options); `actor_args` are RewardActor's."""
     env = {"env_vars": actor_env(threads, device)}
     make = ray.remote(RewardActor)
 
     def start(index: int) -> Any:
-        return make.options(runtime_env=env, **options[index]).remote(threads=threads, **actor_args)
+        return make.options(runtime_env=env, **options[index]).remote(threads=threads, model=model, **actor_args)
 
     return RewardPool(start, len(options), timeout_s=timeout_s, loading_timeout_s=loading_timeout_s)
 

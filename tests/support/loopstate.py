@@ -27,7 +27,7 @@ SAME = {
     r"(config|ppo)\.|(roles\.)?run\.(topology\.)?config\.": "the user's configuration",
     r"prompts\.|roles\.captions\.": "read from the dataset",
     r"(roles\.)?run\.(directory\.|within$)|checkpoints\.": "paths",
-    r"roles\.(publisher\.)?(deadline_s|options\.)|gate\.(limit|every|timeout|sampling\.)": "from the configuration",
+    r"roles\.((publisher\.)?(deadline_s|options\.)|learners\.timeout_s|rewards\._limits\.)|gate\.(limit|every|timeout|sampling\.)": "from the configuration",
     r"tracker\.(run_dir\.|stage|_bar\.(desc|_stream))": "paths and names",
 }
 """Equal in every run of one configuration, except for how long it lasts and the names of its cluster."""
@@ -37,7 +37,7 @@ CHANGED = r".*\bppo\.iterations"
 
 MADE_ANEW = {
     r"start|newest(\.|$)|first": "how this process began",
-    r"iteration|done|round_\.|metrics\.|driver\.": "of one iteration; written to metrics.jsonl, samples/ and the checkpoint",
+    r"iteration|done|due|round_\.|metrics\.|driver\.": "of one iteration; written to metrics.jsonl, samples/ and the checkpoint",
     r"gate\._before(\.|$)": "log-probs at the last check, to tell two causes apart in an error; the first check makes them",
     r"tracker\._(synced|bar\.|mirror)": "progress on the screen; the W&B run's id lies in wandb_id.json",
     r"roles\.(publisher\.apply_s|checkpoint_s|reward_busy_s)": "durations for the next row of metrics",
@@ -45,7 +45,8 @@ MADE_ANEW = {
     r"roles\.arriving(\.|$)": "of batches in flight: the ledger holds them as issued, and a resume asks for them again",
     r"roles\.eval_prompts(\.|$)": "read from the dataset when first evaluated",
     r"roles\.(reissued|rollouts\.(reissued|dead(\.|$)))": "of this process's actors; the ledger counts the run's reissued samples",
-    r"roles\.rewards\._turn": "which reward actor is next: a score depends on its answer alone",
+    r"roles\.rewards\.(_slots|replaced)(\.|$)": "this process's reward actors; a score depends on its answer alone",
+    r"(roles\.)?run\.stopper\.": "signals that this process has received",
     r"roles\.frames\.": "probed and decoded again where they are needed",
     r"(roles\.)?run\.(topology\.)?session\.": "this process's cluster",
     r"roles\.run\.topology\._(placements|store|features|rollouts|group|rewards)(\.|$)": "this process's actors",
