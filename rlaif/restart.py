@@ -15,7 +15,7 @@ import json
 import logging
 import time
 
-from rlaif.rundir import RunDir
+from rlaif.rundir import WANDB_IDS, RunDir
 from rlaif.storage import Location, replace_file
 
 log = logging.getLogger(__name__)
@@ -69,6 +69,8 @@ class Restart:
             new.move_to(place)
             self._refresh_mirror(name)
         self._split_metrics(aside, journal)
+        if new := self.directory.read_json(f"{self.directory.restart_folder(self.stage)}/{WANDB_IDS}"):
+            self.directory.write_json(WANDB_IDS, (self.directory.read_json(WANDB_IDS) or {}) | new)
         self.directory.sync()
         self.discard()  # last: while the journal is there, the steps above are repeated
         return aside

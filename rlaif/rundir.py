@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 MAIN_STAGE = "ppo"
 """The stage whose checkpoints, samples and export lie at the top of the run directory."""
 
+WANDB_IDS = "wandb_id.json"
+"""The W&B run of each stage."""
+
 
 class RunDir:
     """Paths and files of one run."""
@@ -74,8 +77,8 @@ class RunDir:
         """What a stage writes at the top of the run directory."""
         return ("samples", f"eval/{stage}.json") if stage == MAIN_STAGE else ()
 
-    def _of_stage(self, stage: str, relative: str) -> str:
-        """Where a file of a stage is written at the moment."""
+    def of_stage(self, stage: str, relative: str) -> str:
+        """Path of what a stage writes there, relative to the run: in the folder of its new start if it has one."""
         return f"{self.restart_folder(stage)}/{relative}" if stage in self.restarting else relative
 
     def resolve(self, text: str) -> str:
@@ -128,7 +131,7 @@ class RunDir:
         beyond `iteration` belong to work that a resume has cut back, and are removed.
         """
         restarting = stage in self.restarting
-        folder = self._of_stage(stage, "configs") if restarting else self.stage_file(stage, "configs")
+        folder = self.of_stage(stage, "configs") if restarting else self.stage_file(stage, "configs")
         for root in {Location(str(self.path)), self.location}:
             for name in (root / folder).children():
                 if name.removesuffix(".yaml").isdigit() and int(name.removesuffix(".yaml")) > iteration:
@@ -138,15 +141,15 @@ class RunDir:
 
     def write_samples(self, iteration: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """One line per sample of an iteration; replaces the file as a whole."""
-        relative = self._of_stage(MAIN_STAGE, _samples(iteration))
+        relative = self.of_stage(MAIN_STAGE, _samples(iteration))
         self._write(relative, "".join(dumps(row) + "\n" for row in rows).encode())
 
     def write_eval(self, name: str, result: Mapping[str, Any]) -> None:
-        self._write(self._of_stage(name, f"eval/{name}.json"), (dumps(result, indent=1) + "\n").encode())
+        self._write(self.of_stage(name, f"eval/{name}.json"), (dumps(result, indent=1) + "\n").encode())
 
     def read_eval(self, name: str) -> Any | None:
         """Return what `write_eval` wrote, or None."""
-        return self.read_json(self._of_stage(name, f"eval/{name}.json"))
+        return self.read_json(self.of_stage(name, f"eval/{name}.json"))
 
     def write_text(self, relative: str, text: str) -> None:
         self._write(relative, text.encode())
@@ -161,7 +164,7 @@ class RunDir:
 
     def metrics_of(self, stage: str) -> Path:
         """The file that holds a stage's rows at the moment."""
-        return self.path / self._of_stage(stage, "metrics.jsonl")
+        return self.path / self.of_stage(stage, "metrics.jsonl")
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one line with one write call, so that readers and other writers never meet part of a line."""
@@ -183,7 +186,7 @@ class RunDir:
         """Copy metrics.jsonl to the bucket; nothing to do on a file system."""
         if self.location.local:
             return
-        for relative in {"metrics.jsonl", *(self._of_stage(stage, "metrics.jsonl") for stage in self.restarting)}:
+        for relative in {"metrics.jsonl", *(self.of_stage(stage, "metrics.jsonl") for stage in self.restarting)}:
             if (self.path / relative).exists():
                 (self.location / relative).write((self.path / relative).read_bytes())
 

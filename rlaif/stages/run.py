@@ -202,7 +202,7 @@ def open_run(config: Config) -> Iterator[Run]:
     directory = RunDir(config.storage, config.name)
     grace = config.cluster.grace_s
     stopper = Stopper(grace if grace is not None else GRACE_IN_JOB_S if in_ray_job() else GRACE_S)
-    with stopper.installed():
+    with stopper.installed(), stopper.explained():
         try:
             with start(config, stopper.fail if stopper.able else None) as session:
                 stopper.install()

@@ -36,13 +36,13 @@ class Stopper:
         self.requested: int | None = None
         """The signal that asked for the end."""
         self.error: Exception | None = None
-        """Raised instead of Interrupted: see `fail`."""
+        """What ends the run instead of a signal: see `fail`."""
         self._deferring = False
         self._timer: Any = None
 
     def receive(self, signum: int, frame: Any = None) -> None:
         if self.error is not None:
-            raise self.error
+            raise Interrupted(signum)
         first, self.requested = self.requested is None, self.requested or signum
         if not self._deferring or not first:
             raise Interrupted(self.requested)
@@ -74,9 +74,21 @@ class Stopper:
             raise Interrupted(self.requested)
 
     def fail(self, error: Exception) -> None:
-        """Raise an error in the main thread, from another one, wherever it waits."""
+        """Raise an error in the main thread, from another one, wherever it waits; `explained` puts it in place."""
         self.error = error
         os.kill(os.getpid(), signal.SIGTERM)
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Raise what really ended the block. Ray's calls turn whatever a handler raises into a KeyboardInterrupt."""
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            if self.error is not None:
+                raise self.error from error
+            if self.requested is not None:
+                raise Interrupted(self.requested) from error
+            raise
 
     @contextmanager
     def installed(self) -> Iterator[None]:

@@ -15,6 +15,7 @@ from rlaif.errors import ConfigError
 from rlaif.rundir import RunDir
 from rlaif.stages.run import Run, advice
 from rlaif.storage import Location
+from rlaif.tracking import _run_id
 
 
 class Killed(BaseException):
@@ -127,6 +128,19 @@ def test_earlier_results_move_to_a_folder_that_stays_with_the_first_new_checkpoi
     rows = [json.loads(line) for line in (place / "metrics.jsonl").read().splitlines()]
     assert [row["stage"] for row in rows] == ["label", *[stage] * 6]
     assert [name for name in place.children() if name.startswith("restart")] == []
+
+
+def test_a_new_start_is_another_run_in_wandb_once_it_has_a_checkpoint(storage):
+    finished(storage, "ppo")
+    directory = Process(storage, "ppo", "resume").directory
+    directory.write_json("wandb_id.json", {"ppo": "old", "sft": "other"})
+    assert _run_id(directory, "ppo") == "old"
+    process = Process(storage, "ppo", "fresh")
+    new = _run_id(process.directory, "ppo")
+    assert new != "old" and directory.read_json("wandb_id.json") == {"ppo": "old", "sft": "other"}
+    process.iterate(1, 1, 2)
+    assert directory.read_json("wandb_id.json") == {"ppo": new, "sft": "other"}
+    assert _run_id(Process(storage, "ppo", "resume").directory, "ppo") == new
 
 
 def test_two_new_starts_are_set_aside_under_two_names(storage):

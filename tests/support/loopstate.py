@@ -27,7 +27,8 @@ SAME = {
     r"(config|ppo)\.|(roles\.)?run\.(topology\.)?config\.": "the user's configuration",
     r"prompts\.|roles\.captions\.": "read from the dataset",
     r"(roles\.)?run\.(directory\.|within$)|checkpoints\.": "paths",
-    r"roles\.((publisher\.)?(deadline_s|options\.)|learners\.timeout_s|rewards\._limits\.)|gate\.(limit|every|timeout|sampling\.)": "from the configuration",
+    r"roles\.(learners\.timeout_s|rewards\._limits\.)": "from the configuration",
+    r"roles\.(publisher\.)?(deadline_s|options\.)|gate\.(limit|every|timeout|sampling\.)": "from the configuration",
     r"tracker\.(run_dir\.|stage|_bar\.(desc|_stream))": "paths and names",
 }
 """Equal in every run of one configuration, except for how long it lasts and the names of its cluster."""

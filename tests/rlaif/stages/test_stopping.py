@@ -45,9 +45,19 @@ def test_inside_a_loop_the_first_waits_for_the_checkpoint_and_the_second_does_no
 
 def test_an_error_from_another_thread_comes_instead_of_the_interrupt():
     stopper = Stopper(20.0, Timer())
-    with stopper.installed(), pytest.raises(RuntimeError, match="the head"):
+    with pytest.raises(RuntimeError, match="the head"), stopper.installed(), stopper.explained():
         stopper.fail(RuntimeError("the head"))
         signal.pause()
+
+
+def test_what_a_library_makes_of_an_interrupt_is_put_right():
+    """Ray's calls raise a plain KeyboardInterrupt, whatever the handler has raised."""
+    stopper = Stopper(20.0, Timer())
+    with pytest.raises(Interrupted) as caught, stopper.explained():
+        with pytest.raises(Interrupted):
+            stopper.receive(signal.SIGTERM)
+        raise KeyboardInterrupt
+    assert caught.value.exit_code == 143
 
 
 def test_handlers_are_given_back_and_taken_again_after_somebody_else(monkeypatch):
