@@ -1,6 +1,7 @@
 # make            the commands
 # make demo       install once into .venv, then run the whole system in miniature
 # make test       install once, then the tests that need neither a GPU nor minutes
+# make study NAME run a study and record its figures in docs/studies/NAME.json
 #
 # On a GPU machine: make EXTRA=gpu install
 # pip's own settings (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, pip.conf) decide where packages come from.
@@ -9,7 +10,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help install demo doctor test test-slow test-gpu lint lock clean
+.PHONY: help install demo doctor test test-slow test-gpu study lint lock clean
 
 # What .venv holds already, else the CPU installation.
 HELD := $(patsubst .venv/.installed-%,%,$(wildcard .venv/.installed-*))
@@ -20,21 +21,25 @@ ifneq ($(or $(HELD),$(EXTRA)),$(EXTRA))
 $(error .venv holds the $(HELD) installation: run 'make clean' first, or leave out EXTRA=$(EXTRA))
 endif
 PIP = .venv/bin/python -m pip --disable-pip-version-check
+# The pip that comes with Python 3.11 (23.0.1) runs DeepSpeed's setup.py beside a torch for GPUs, which fails without nvcc.
+UPGRADE_PIP = $(PIP) install --quiet --upgrade "pip>=23.1"
 PYTEST = .venv/bin/python -m pytest -q
 TORCH := $(shell sed -n 's/^torch==//p' $(LOCK))
 
 help:
-	@echo "make demo [SEEDS=n]   the whole system in miniature, on this machine"
+	@echo "make demo             the whole system in miniature, on this machine"
+	@echo "                      SEEDS=n: PPO with n seeds; SCRATCH=1: make the base model too"
 	@echo "make test             tests that need neither a GPU nor minutes"
 	@echo "make test-slow        tests that take minutes"
 	@echo "make test-gpu         tests that need a GPU"
+	@echo "make study NAME       a study without a time limit; writes docs/studies/NAME.json"
 	@echo "make doctor           what works on this machine, and what to do about the rest"
 	@echo "make lint             style and the layer rule"
 	@echo "make install          what the others do first: .venv with everything in it (EXTRA=cpu or gpu)"
 	@echo "make clean            remove .venv and caches; runs/ stays"
 
 demo: $(STAMP)
-	@.venv/bin/rlaif demo configs/demo.yaml $(if $(SEEDS),demo.seeds=$(SEEDS))
+	@.venv/bin/rlaif demo configs/demo.yaml$(if $(SEEDS), demo.seeds=$(SEEDS))$(if $(SCRATCH), demo.scratch=true)
 
 doctor: $(STAMP)
 	@.venv/bin/python -m rlaif.doctor
@@ -47,6 +52,15 @@ test-slow: $(STAMP)
 
 test-gpu: $(STAMP)
 	@$(PYTEST) -m gpu --timeout 3600
+
+# The word after `study` is the study's name, and no goal of its own.
+ifeq ($(firstword $(MAKECMDGOALS)),study)
+NAME ?= $(word 2,$(MAKECMDGOALS))
+$(foreach word,$(filter-out study,$(MAKECMDGOALS)),$(eval $(word):;@:))
+endif
+
+study: $(STAMP)
+	@.venv/bin/python tests/studies/common.py $(NAME)
 
 lint: $(STAMP)
 	@.venv/bin/ruff check .
@@ -82,6 +96,7 @@ clean:
 .venv/.installed-cpu: pyproject.toml $(LOCK) | .venv/bin/python
 	@started=$$SECONDS
 	echo "Installing into .venv (a few minutes, once) ..."
+	$(UPGRADE_PIP)
 	case "$$(uname -s)" in Linux) torch="$(TORCH)+cpu" ;; *) torch="$(TORCH)" ;; esac
 	$(PIP) install --quiet --constraint $(LOCK) "torch==$$torch" || {
 	    echo "pip could not install torch $$torch: the CPU build comes from PyTorch's own CPU wheel index," \
@@ -98,6 +113,7 @@ clean:
 .venv/.installed-gpu: pyproject.toml | .venv/bin/python
 	@started=$$SECONDS
 	echo "Installing into .venv (a few minutes, once) ..."
+	$(UPGRADE_PIP)
 	$(PIP) install --quiet --editable ".[gpu,dev]"
 	touch $@
 	echo "Installed in $$((SECONDS - started)) s. 'make doctor' checks this machine."

@@ -246,6 +246,11 @@ def _group_logprobs(output: Any, tokens: Sequence[Sequence[int]]) -> np.ndarray:
     return np.array([np.logaddexp.reduce(group) for group in groups], np.float32)
 
 
+def runs_eagerly(rollout: Rollout, cuda: bool) -> bool:
+    """Return whether vLLM runs the model without CUDA graphs; `cuda`: whether this process sees a GPU."""
+    return not cuda if rollout.enforce_eager == "auto" else rollout.enforce_eager
+
+
 def _build_llm(spec: EngineSpec) -> Any:
     """A vLLM instance for video prompts, whose log-probs are those of the distribution sampled from."""
     import torch
@@ -277,7 +282,7 @@ def _build_llm(spec: EngineSpec) -> Any:
         max_model_len=rollout.max_model_len,
         max_num_seqs=rollout.max_num_seqs,
         tensor_parallel_size=rollout.tensor_parallel_size,
-        enforce_eager=rollout.enforce_eager,
+        enforce_eager=runs_eagerly(rollout, torch.cuda.is_available()),
         limit_mm_per_prompt={"image": 0, "video": 1},
         load_format="safetensors",  # "auto" would take files that have to be unpickled
         enable_mm_embeds=rollout.vision == "shared",

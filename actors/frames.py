@@ -6,6 +6,7 @@ asked first, and travel inside a list, because Ray would otherwise resolve them 
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +24,7 @@ from rlaif.errors import DataError, RlaifError
 from rlaif.video.cache import FrameCache, SpecCache
 from rlaif.video.decode import decode
 from rlaif.video.spec import FrameSpec
+from rlaif.video.workers import Decoders
 
 CLIENT_BYTES = 256 * 1024**2
 
@@ -30,7 +32,9 @@ CLIENT_BYTES = 256 * 1024**2
 class FrameStore:
     """The actor's body; `start_frame_store` makes it an actor. Any number of threads may call it.
 
-    `threads` bounds how many videos are decoded at a time, `queue` how many prefetches may wait.
+    threads: how many videos are decoded at a time, each in a process of its own (None: as many as there are cores).
+    queue: how many prefetches may wait. decode_timeout_s: a video that takes longer is an error, and its decoder ended.
+    known: folder in which what is learned about videos is kept for other stages and nodes (rlaif/video/known.py).
     """
 
     def __init__(
@@ -40,12 +44,15 @@ class FrameStore:
         width: int | None = None,
         processor: str = "",
         store_bytes: int = 2 * 1024**3,
-        threads: int = 1,
+        threads: int | None = None,
         queue: int = 256,
+        decode_timeout_s: float = 600.0,
+        known: str | None = None,
     ):
-        self._specs = SpecCache(num_frames, height, width, processor)
-        self._cache = FrameCache(store_bytes, decode=self._decode, store=ray.put)
-        self._slots = threading.BoundedSemaphore(threads)
+        threads = threads or len(os.sched_getaffinity(0))
+        self._decoders = Decoders(threads, decode_timeout_s, known)
+        self._specs = SpecCache(num_frames, height, width, processor, probe=self._decoders.probe)
+        self._cache = FrameCache(store_bytes, decode=self._decoders.decode, store=ray.put)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="prefetch")
         self._queue = queue
         self._waiting: dict[str, Future] = {}
@@ -53,9 +60,8 @@ class FrameStore:
         self._guard = threading.Lock()
 
     def spec(self, path: str) -> FrameSpec:
-        """Raises DataError for a video that cannot be used."""
-        with self._slots:  # hashing a file reads all of it
-            return self._specs.spec(path)
+        """Return how a video is sampled. Raises DataError for a video that cannot be used."""
+        return self._specs.spec(path)
 
     def frames(self, spec: FrameSpec, path: str) -> list[ray.ObjectRef]:
         """[reference to uint8 [T, H, W, 3]]. Raises DataError when the video changed or is damaged."""
@@ -79,10 +85,6 @@ class FrameStore:
     def counters(self) -> dict[str, int]:
         """`Counters` of rlaif/video/cache.py, and `prefetch_failures`."""
         return asdict(self._cache.counters()) | {"prefetch_failures": self._prefetch_failures}
-
-    def _decode(self, path: str, spec: FrameSpec) -> np.ndarray:
-        with self._slots:
-            return decode(path, spec)
 
     def _fetch(self, path: str) -> None:
         self._cache.get(path, self.spec(path))

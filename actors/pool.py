@@ -165,7 +165,13 @@ class RolloutPool:
                 raise self._too_late({part.actor for part in batch.open.values()}, timeout)
             yield from self._take(batch, ref)
         del self._batches[batch_id]
-        assert sorted(batch.done) == [prompt.prompt_id for prompt in batch.prompts], "every prompt once"
+        answered, expected = sorted(batch.done), [prompt.prompt_id for prompt in batch.prompts]
+        if answered != expected:
+            raise ContractError(
+                f"every one of {len(expected)} prompts of batch {batch_id!r} answered once",
+                f"{len(answered)} answered, {len(set(expected) - set(answered))} of them never",
+                "Report this with the rollout actors' logs",
+            )
 
     def ready(self, batch_id: Any) -> Iterator[Answers]:
         """Those parts of a batch that have finished, without waiting; `results` gives the rest. Raises as `results`."""
@@ -191,13 +197,18 @@ class RolloutPool:
 
     def _reissue(self, batch: Batch, part: Part) -> None:
         """Ask the actor with the least to do. It may have newer weights by then: its samples will say so."""
-        load = {name: 0 for name in self._live()}
-        for other in [batch, *self._batches.values()]:
-            for waiting in other.open.values():
-                if waiting.actor in load:
-                    load[waiting.actor] += len(waiting.prompts)
+        load = self._pending_samples()
         self.reissued += len(part.prompts)
         self._issue(batch, part.prompts, min(load, key=load.get))
+
+    def _pending_samples(self) -> dict[str, int]:
+        """Return how many samples each live actor has still to give, over all batches; ties go to the first of them."""
+        load = dict.fromkeys(self._live(), 0)
+        for batch in self._batches.values():
+            for part in batch.open.values():
+                if part.actor in load:
+                    load[part.actor] += len(part.prompts) * batch.n
+        return load
 
     # -------------------------------------------------------------- publishing
 

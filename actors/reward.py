@@ -17,19 +17,24 @@ import torch
 from rlaif.config.schema import Lora, Model
 from rlaif.data import OVERALL
 from rlaif.errors import ConfigError, ContractError, DataError
+from rlaif.models.bases import absolute, find_base
 from rlaif.models.batch import collate
-from rlaif.models.check import add_weights, fingerprint
+from rlaif.models.check import fingerprint, require_base, require_model
+from rlaif.models.digest import add_weights
 from rlaif.models.encode import Encoded, Encoder, Frames
 from rlaif.models.packing import pack
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.models.vision import Shared, VisionCache, tower_key
-from rlaif.models.vlm import VideoLM, load_adapter, load_vlm
-from rlaif.records import Key, Masked, Outcome, Prompt, Scored
+from rlaif.models.vlm import ADAPTER, VideoLM, load_adapter, load_vlm
+from rlaif.objectives.rewards import total
+from rlaif.records import Key, Masked, Outcome, Prompt
 from rlaif.storage import fetch, locate
 from rlaif.tensors import load_tensors
 
 CARD = "reward.json"
 """Saved with every reward model: its base, the form of its prompt, and what the outputs of its head are called."""
+
+HEAD = "head.safetensors"
 
 SCORE = "score"
 """The part of a reward that has no other name."""
@@ -150,31 +155,54 @@ class RewardActor:
 
 
 def scored(result: float | dict[str, float]) -> Outcome:
-    """A number, or named parts that add up to one; anything that is not finite is masked, and so is nothing at all."""
+    """Return the outcome of a number, or of named parts that add up to one.
+
+    Masked, with the reason: a part or a sum that is not finite, and no parts at all.
+    """
     parts = (
         {name: float(value) for name, value in result.items()} if isinstance(result, dict) else {SCORE: float(result)}
     )
     bad = [name for name, value in parts.items() if not math.isfinite(value)]
     if bad or not parts:
         return Masked(f"part {bad[0]!r} is {parts[bad[0]]}" if bad else "no parts")
-    return Scored(sum(parts.values()), parts)
+    return total(parts, sum(parts.values()))
 
 
 def read_card(export: str, option: str = "ppo.reward") -> dict:
-    """Raises ConfigError, naming the option, where there is no reward model."""
-    card = locate(export) / CARD
-    if not card.exists():
+    """Return what CARD says, with the base's path as it is now: run directories are moved and copied.
+
+    Raises ConfigError, naming the option, if there is no reward model.
+    """
+    location = locate(export) / CARD
+    if not location.exists():
         raise ConfigError(
             f"a reward model exported by `rlaif reward` at {export}",
             f"no {CARD} there",
             f"{option}, or train one first",
         )
-    return json.loads(card.read())
+    card = json.loads(location.read())
+    return card | {"base": find_base(export, card["base"])}
+
+
+def require_reward_model(option: str, export: str) -> dict:
+    """Return the card of a reward model all of whose files are there, its base included.
+
+    Raises ConfigError, naming the option, before an actor would fail to load it.
+    """
+    card = read_card(export, option)
+    if card["lora"]:
+        require_base(f"{option}, its base", export, card["base"])
+    else:
+        require_model(option, export)
+    for name in (HEAD, ADAPTER) if card["lora"] else (HEAD,):
+        if not (locate(export) / name).exists():
+            raise ConfigError(f"{option}: {name} in {export}", "no such file", f"{option}, or run `rlaif reward` again")
+    return card
 
 
 def card_text(base: str, lora: Lora | None, prompt: RewardPrompt, dimensions: Sequence[str] = (OVERALL,)) -> str:
     """What CARD holds."""
-    form = {"base": base, "lora": lora.model_dump(mode="json") if lora else None, "prompt": vars(prompt)}
+    form = {"base": absolute(base), "lora": lora.model_dump(mode="json") if lora else None, "prompt": vars(prompt)}
     return json.dumps(form | {"dimensions": list(dimensions)}, indent=2)
 
 
@@ -218,7 +246,7 @@ def load_reward_model(export: str, card: dict, model: Model) -> VideoLM:
     if lora:
         load_adapter(module, "reward", export)
         module.activate("reward")
-    module.heads["reward"].load_state_dict(load_tensors(Path(export) / "head.safetensors"))
+    module.heads["reward"].load_state_dict(load_tensors(Path(export) / HEAD))
     return module
 
 

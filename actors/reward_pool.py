@@ -223,7 +223,7 @@ def start_reward_pool(
     **actor_args: Any,
 ) -> RewardPool:
     """Start a reward actor for each of `options` (Ray's actor options); `actor_args` are RewardActor's."""
-    env = {"env_vars": actor_env(threads, device)}
+    env = {"env_vars": actor_env(threads, device, model.dtype)}
     make = ray.remote(RewardActor)
 
     def start(index: int) -> Any:

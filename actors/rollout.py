@@ -287,7 +287,7 @@ def start_rollout(
 
     options = dict(options or {})
     runtime_env = dict(options.pop("runtime_env", {}))
-    env = actor_env(threads, device)
+    env = actor_env(threads, device, spec.dtype)
     runtime_env["env_vars"] = env | runtime_env.get("env_vars", {})
     actor = ray.remote(RolloutActor).options(runtime_env=runtime_env, **options)
     return actor.remote(spec, make_frames, max_prompt_tokens, make_features)

@@ -14,6 +14,8 @@ from rlaif.models.vlm import load_tower
 from rlaif.storage import fetch
 
 CACHE_BYTES = 256 * 1024**2
+CPU = torch.device("cpu")
+"""Where the engine takes features from."""
 
 
 class FrozenTower:
@@ -36,9 +38,9 @@ class FrozenTower:
         features = (
             tower_output(self.model, self.key, video, self.device)
             if fresh
-            else self.cache.one(self.model, self.key, video, torch.device("cpu"))
+            else self.cache.one(self.model, self.key, video, self.device, keep_on=CPU)
         )
-        return self._as_engine_takes_it(features.to("cpu").output, video, self.model.config)
+        return self._as_engine_takes_it(features.to(CPU).output, video, self.model.config)
 
     def check_published(self, manifest: Manifest) -> None:
         """Full weights that are about to be published hold this very tower: a tower that trains needs pixels.

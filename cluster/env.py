@@ -8,7 +8,9 @@ _NOISY = ("torch.distributed.c10d_logger", "vllm.triton_utils.dispatcher")
 """Modules that warn, at every call, of names which their own callers in other libraries still use."""
 
 
-def actor_env(threads: int = 1, device: Literal["cpu", "cuda"] = "cpu") -> dict[str, str]:
+def actor_env(
+    threads: int = 1, device: Literal["cpu", "cuda"] = "cpu", dtype: Literal["float32", "bfloat16"] | None = None
+) -> dict[str, str]:
     """Environment variables for a Ray actor, to be passed as `runtime_env={"env_vars": actor_env(...)}`.
 
     They must be set before torch or vLLM is imported, hence by whoever creates the actor.
@@ -16,6 +18,7 @@ def actor_env(threads: int = 1, device: Literal["cpu", "cuda"] = "cpu") -> dict[
     Args:
         threads: OpenMP threads of the actor's own process.
         device: what the actor computes on.
+        dtype: the dtype of its model, if it has one.
     """
     env = {
         "OMP_NUM_THREADS": str(threads),
@@ -32,6 +35,10 @@ def actor_env(threads: int = 1, device: Literal["cpu", "cuda"] = "cpu") -> dict[
         "TRANSFORMERS_VERBOSITY": "error",
         "PYTHONWARNINGS": ",".join(f"ignore::FutureWarning:{module}" for module in _NOISY),
     }
+    if dtype == "float32":
+        # Triton multiplies float32 matrices in TF32, 10 bits of mantissa, unless it is told otherwise: attention and adapter
+        # kernels on a GPU would then be off by more than the parity gate allows.
+        env["TRITON_F32_DEFAULT"] = "ieee"
     if device == "cpu":
         env["DS_ACCELERATOR"] = "cpu"
         # Ray no longer hides GPUs from actors that reserved none.

@@ -50,6 +50,28 @@ class Ledger:
         self._open[iteration] = dict.fromkeys(keys, "issued")
         self.reissued += len(keys)
 
+    def extend(self, iteration: int, keys: Iterable[Key]) -> None:
+        """Ask for more samples of an open iteration, in the place of masked ones."""
+        if iteration not in self._open:
+            raise _wrong(f"iteration {iteration} open for more samples", "no such open iteration")
+        self._open[iteration] |= dict.fromkeys(keys, "issued")
+
+    def in_flight(self) -> list[tuple[int, Key]]:
+        """Return (iteration, key) of every sample that is in no terminal state."""
+        return [(iteration, key) for iteration, keys in self._open.items() for key in keys]
+
+    @property
+    def next_iteration(self) -> int:
+        """The first iteration that nobody has asked for."""
+        return max([self.settled - 1, *self._open]) + 1
+
+    @classmethod
+    def of(cls, state: dict) -> Ledger:
+        """Return the ledger that a checkpoint holds."""
+        ledger = cls()
+        ledger.load_state_dict(state)
+        return ledger
+
     def move(self, iteration: int, key: Key, state: Literal["generated", "rewarded", "trained"]) -> None:
         """A sample reached its next state."""
         found = self._open.get(iteration, {}).get(key)

@@ -21,11 +21,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.health import KNOCK_S, HeadWatch, answers, left_without
 from cluster.layout import layout, unplaced
 from cluster.placement import cluster_nodes
+from cluster.starting import check_socket_path, make_run_directory, not_started, storage_error
 from rlaif.config.cluster import Role
 from rlaif.config.schema import Config
 from rlaif.errors import ConfigError, HeadLostError
+from rlaif.isolation import HOOK
 from rlaif.rundir import RunDir
-from rlaif.storage import Location, storage_fix
+from rlaif.storage import Location
 
 log = logging.getLogger(__name__)
 
@@ -71,17 +73,21 @@ def start(config: Config, on_lost: Callable[[HeadLostError], None] | None = None
     """Connect, claim the run's name, and check its storage; on leaving, give everything back.
 
     The cluster is `cluster.address`, else that of the surrounding Ray job or of RAY_ADDRESS, else a private local one.
-    A process that is already connected keeps its connection. Raises ConfigError if the same run is alive already,
-    if no cluster answers, and if a node does not see the storage.
+    A process that is already connected keeps its connection. Raises ConfigError if the same run is alive already, if no
+    cluster answers, and if the storage cannot be written or a node does not see it.
 
     Args:
         on_lost: raises an error in the main thread when the cluster's head has gone. Without it nobody watches the head.
     """
     refuse_temporary(config.storage)
     run_dir, namespace = RunDir(config.storage, config.name), f"rlaif-{config.name}"
-    address = "connected" if ray.is_initialized() else _address(config)
+    make_run_directory(run_dir)
+    address, source = ("connected", "") if ray.is_initialized() else _address(config)
     owned = address == "local"
-    with run_dir.lock(), _connected(address, namespace, on_lost, **(_private(config) if owned else {})) as watch:
+    with (
+        run_dir.lock(),
+        _connected(address, namespace, source, on_lost, **(_private(config) if owned else {})) as watch,
+    ):
         session = Session(ray.get_runtime_context().gcs_address, namespace, owned, watch)
         with _claimed(run_dir, session):
             probe_storage(run_dir.location, [] if owned else _nodes_that_may_serve(config))
@@ -112,7 +118,7 @@ def attach(run_dir: RunDir) -> Iterator[Session]:
     if found["auth"] and "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = found["auth"]
         ray._raylet.Config.initialize("")  # Ray read the variable when it was imported
-    with _connected(found["address"], found["namespace"]):
+    with _connected(found["address"], found["namespace"], SESSION_FILE):
         if _holder(found["namespace"]) is None:
             raise ConfigError(f"a live run at {run_dir.location}", "one that has ended", "start or resume it first")
         yield Session(found["address"], found["namespace"], found["owned"])
@@ -143,9 +149,7 @@ def probe_storage(location: Location, node_ids: list[str], patience_s: float = 1
     try:
         probe.write(content.encode())
     except OSError as error:
-        raise ConfigError(
-            f"`storage` that can be written: {location}", str(error), storage_fix(error, location)
-        ) from error
+        raise storage_error(location, error) from error
     try:
         reads = {node_id: _read_on(node_id, probe, content, patience_s) for node_id in node_ids}
         done, late = (
@@ -196,16 +200,37 @@ def _roles(config: Config) -> dict[str, Role]:
 
 @contextmanager
 def _connected(
-    address: str, namespace: str, on_lost: Callable[[HeadLostError], None] | None = None, **options: Any
+    address: str,
+    namespace: str,
+    source: str = "",
+    on_lost: Callable[[HeadLostError], None] | None = None,
+    **options: Any,
 ) -> Iterator[HeadWatch | None]:
+    """Connect to a cluster, or start a private one, and leave it at the end.
+
+    Args:
+        source: what named the address.
+        on_lost: see `start`.
+    """
     if ray.is_initialized():
         yield None
         return
     try:
+        check_socket_path(address)
         _knock(address)
-        ray.init(address, namespace=namespace, logging_level=logging.WARNING, **options)
-    except (OSError, ValueError) as error:
-        raise _no_cluster(address, str(error.__cause__ or error)) from error
+        ray.init(
+            address,
+            namespace=namespace,
+            logging_level=logging.WARNING,
+            runtime_env={"worker_process_setup_hook": HOOK},
+            **options,
+        )
+    except ConfigError:
+        raise
+    except Exception as error:  # Ray raises plain Exception, RuntimeError, TimeoutError and more when it cannot start
+        ray.shutdown()
+        reason = str(error.__cause__ or error) or type(error).__name__
+        raise (not_started(reason) if address == "local" else _no_cluster(address, reason, source)) from error
     head = ray.get_runtime_context().gcs_address
     patience = _HEAD_PATIENCE_S["private" if address == "local" else "joined"]
     watch = HeadWatch(head, patience, on_lost) if on_lost else None
@@ -240,8 +265,9 @@ def _private(config: Config) -> dict[str, Any]:
     }
 
 
-def _address(config: Config) -> str:
-    source = "cluster.address" if config.cluster.address else "RAY_ADDRESS"
+def _address(config: Config) -> tuple[str, str]:
+    """Return the cluster's address, and the option or variable that named it ("" for none)."""
+    source = "cluster.address" if config.cluster.address else "RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") else ""
     address = config.cluster.address or os.environ.get("RAY_ADDRESS") or ("auto" if in_ray_job() else "local")
     if address.startswith(("http://", "https://", "ray://")):
         raise ConfigError(
@@ -249,22 +275,31 @@ def _address(config: Config) -> str:
             f"{address}, where jobs are submitted to",
             f"`ray job submit --address {address} -- python -m rlaif ...`, or unset {source}",
         )
-    return address
+    return address, source
 
 
-def _no_cluster(address: str, reason: str) -> ConfigError:
-    expected = f"a Ray cluster at {address}"
+def _no_cluster(address: str, reason: str, source: str) -> ConfigError:
+    """Return the error for a cluster that was named, or is that of the surrounding job, and does not answer."""
+    expected = f"a Ray cluster at {address}" + (f" ({source})" if source else "")
     if "AuthToken" in reason:
         change = "RAY_AUTH_MODE=token in this shell, and the cluster's token in ~/.ray/auth_token"
         return ConfigError(expected, "one that asks for a token", change)
-    return ConfigError(expected, reason, "start it, or leave cluster.address out")
+    leave = {
+        "cluster.address": "or leave cluster.address out to use a private cluster",
+        "RAY_ADDRESS": "or `unset RAY_ADDRESS` to use a private cluster",
+        SESSION_FILE: "or resume the run, which has ended",
+    }.get(source, "or submit the job again")
+    return ConfigError(expected, reason, f"start it (`ray start --head`), {leave}")
 
 
 def _knock(address: str) -> None:
-    """Raise OSError where nothing listens: Ray itself would go on trying for minutes."""
-    if address not in ("local", "auto"):
-        host, _, port = address.rpartition(":")
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_TIMEOUT_S).close()
+    """Raise OSError if nothing listens, and ValueError for no address: Ray itself would go on trying for minutes."""
+    if address in ("local", "auto"):
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"{address!r} is no host:port")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_TIMEOUT_S).close()
 
 
 @ray.remote(num_cpus=0)

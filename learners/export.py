@@ -12,6 +12,7 @@ from learners.roles import Role
 from learners.state import head_weights, named_weights
 from rlaif.models.adapter import SETTINGS, merged_model
 from rlaif.models.vlm import ADAPTER
+from rlaif.video.recipe import RECIPE, recipe_text
 
 
 def export_role(learner: Learner, name: str, folder: Path | None, merge: bool) -> None:
@@ -37,6 +38,7 @@ def export_role(learner: Learner, name: str, folder: Path | None, merge: bool) -
         if merge:
             _merge(role, folder, learner.spec.model.dtype)
     learner.encoder(name).processor.save_pretrained(folder)
+    (folder / RECIPE).write_text(recipe_text(learner.spec.video))
     if head:
         save_file(head, folder / "head.safetensors")
 

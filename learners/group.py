@@ -36,7 +36,7 @@ class LearnerGroup:
         make_features: Callable | None = None,
     ):
         """`options`: Ray actor options of each rank (placement, CPUs, GPUs)."""
-        env = {"env_vars": actor_env(spec.cluster.learner.threads, device)}
+        env = {"env_vars": actor_env(spec.cluster.learner.threads, device, spec.model.dtype)}
         world = len(options)
         actor = ray.remote(LearnerWorker)
         self.ranks = [

@@ -24,7 +24,7 @@ from rlaif.objectives.metrics import Metrics, merge
 from rlaif.objectives.policy import ratio_quantiles
 from rlaif.objectives.rewards import RunningMoments, token_rewards
 from rlaif.objectives.slots import padding_tokens, spread
-from rlaif.objectives.value import explained_variance
+from rlaif.objectives.value import errors, explained_variance
 from rlaif.records import Sample
 from rlaif.seeds import derive
 
@@ -169,7 +169,7 @@ def advantages_of(
     counted = torch.ones_like(mask) if config.loss_mean == "slots" else mask
     if config.whiten_advantages:
         moments = all_moments(learner, advantages, counted)
-        advantages = whiten(advantages, counted, moments.mean, moments.var)
+        advantages = whiten(advantages, counted, moments.mean, moments.var, eps_on=config.whiten_eps)
     state.returns.update(all_moments(learner, returns, counted))
     extras = {
         "old_logprobs": rollouts.logprobs,
@@ -197,7 +197,7 @@ def scaled(learner: Learner, rewards: torch.Tensor, span: torch.Tensor, config: 
     if not config.whiten_rewards:
         return config.reward_scale * rewards
     moments = all_moments(learner, rewards, span)
-    return whiten(rewards, span, moments.mean, moments.var, shift_mean=False)
+    return whiten(rewards, span, moments.mean, moments.var, shift_mean=False, eps_on=config.whiten_eps)
 
 
 def all_moments(learner: Learner, x: torch.Tensor, mask: torch.Tensor) -> Moments:
@@ -254,7 +254,7 @@ def optimize(
             found += [_drift(ratio.log(), after_video) for ratio, after_video in ratios]
         found.append(_prefixed("policy", seen))
         moved, count = learner.all_sum(*seen.get("approx_kl", (0.0, 0.0)))
-        if config.target_kl is not None and moved / max(count, 1.0) > config.target_kl:
+        if config.target_kl is not None and not moved / max(count, 1.0) <= config.target_kl:  # NaN is not within it
             found.append({"policy/early_stop": (1.0, 1.0)})
             break
     return merge([*found, _ratio_quantiles(ratios)])
@@ -293,11 +293,14 @@ def _ratio_quantiles(ratios: list[tuple[torch.Tensor, torch.Tensor]]) -> Metrics
 
 
 def critic_report(metrics: Metrics) -> dict[str, float]:
-    """Explained variance from merged metrics, over all ranks."""
+    """Return explained variance, and the critic's error beside its baseline's, from metrics merged over all ranks."""
     prefix = "critic/"
     own = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
-    explained = explained_variance(own) if "returns" in own else None
-    return {} if explained is None else {"critic/explained_variance": explained}
+    if "returns" not in own:
+        return {}
+    report = {prefix + name: value for name, value in errors(own).items()}
+    explained = explained_variance(own)
+    return report if explained is None else report | {"critic/explained_variance": explained}
 
 
 def _prefixed(prefix: str, metrics: Metrics) -> Metrics:

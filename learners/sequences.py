@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from learners.learner import Unit
-from rlaif.data import OVERALL, Conversation, Pair
+from rlaif.data import ID_FIELD, OVERALL, Conversation, Pair
 from rlaif.errors import ContractError, DataError
 from rlaif.models.encode import Encoder, VideoFeatures
 from rlaif.models.reward_prompt import RewardPrompt
@@ -54,17 +54,23 @@ def preferences(
     return _units(encoder, rows, unit, limit)
 
 
+def _name(row: Conversation | Pair) -> str:
+    """How a message names a row: its id, and its video if it has one."""
+    name = repr(getattr(row, ID_FIELD[type(row)]))
+    return f"{name} ({row.video})" if row.video else name
+
+
 def _units(encoder: Encoder, rows: Sequence, unit: Callable[..., Unit], limit: int) -> tuple[list[Unit], list[str]]:
     units, skipped = [], []
     for row in rows:
         try:
             made = unit(row, encoder.video(row.video) if row.video else None)
         except (DataError, ContractError) as error:
-            skipped.append(f"{row.video}: {error.found}, not {error.expected}")
+            skipped.append(f"{_name(row)}: {error.found}, not {error.expected}")
             continue
         longest = max(len(item.ids) for item in made)
         if longest > limit:
-            skipped.append(f"{row.video}: {longest} positions, over the limit of {limit}")
+            skipped.append(f"{_name(row)}: {longest} positions, over the limit of {limit}")
         else:
             units.append(made)
     return units, skipped

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from rlaif.config.cluster import Cluster
-from rlaif.config.schema import Lora, Model, Optim
+from rlaif.config.schema import Lora, Model, Optim, Video
 
 
 @dataclass(frozen=True)
@@ -46,3 +46,5 @@ class LearnerSpec:
     seed: int = 0
     deterministic: bool = False
     """Refuse kernels whose results vary from run to run."""
+    video: Video = field(default_factory=Video)
+    """How frames are chosen: exports carry it as their frame recipe."""

@@ -26,6 +26,8 @@ from learners.state import load_role, published_weights, save_role
 from rlaif.config.schema import Ppo, Reward
 from rlaif.data import Conversation, Pair
 from rlaif.errors import ContractError
+from rlaif.models.adapter import SETTINGS
+from rlaif.models.bases import RECORD, record_text
 from rlaif.models.check import fingerprint
 from rlaif.models.encode import Frames
 from rlaif.models.reward_prompt import RewardPrompt
@@ -181,6 +183,8 @@ class LearnerWorker:
         with writing(target, "the export"), replacing(target) if self.rank == 0 else nullcontext() as folder:
             export_role(self.learner, role, folder, merge)
             if folder is not None:
+                if (folder / SETTINGS).is_file() or card:  # an adapter or a reward model: it may be moved with its base
+                    card = {RECORD: record_text(self.learner.roles[role].spec.base, target), **card}
                 for name, text in card.items():
                     (folder / name).write_text(text)
 

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import sys
+import time
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
+from rlaif import front
 from rlaif.config.schema import Config
 from rlaif.errors import ConfigError, DataError, RlaifError
+from rlaif.isolation import pin_packages, working_directory_last
+from rlaif.rundir import RunDir
+from rlaif.terminal import phase, say, shown
+from rlaif.usage import Parser, refuse, require_command
 
 STAGES = {
     "sft": "supervised fine-tuning",
@@ -37,8 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     for noisy in ("httpx", "ray", "transformers", "vllm"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # functions named in a configuration live beside it
+    pin_packages()
+    working_directory_last()  # functions named in a configuration are often there
     try:
         code = args.run(args) or 0
     except RlaifError as error:
@@ -63,19 +70,24 @@ def leave(code: int) -> int:
 def parse(argv: list[str]) -> argparse.Namespace:
     """Overrides may stand before and after the flags."""
     parser = build_parser()
+    if argv[:1] == ["help"]:  # `rlaif help eval winrate` is `rlaif eval winrate --help`
+        argv = [*argv[1:], "--help"]
     if " ".join(argv[:2]) in STAGES:  # a command of two words
         argv = [" ".join(argv[:2]), *argv[2:]]
+    require_command(parser, parser.get_default("commands"), argv)
     args, rest = parser.parse_known_args(argv)
     if wrong := [word for word in rest if word.startswith("-") or "=" not in word]:
-        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
+        refuse(getattr(args, "parser", parser), argv, wrong, args.command)
     if rest:
         args.overrides = [*args.overrides, *rest]
     return args
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="rlaif", description="Align video-language models with AI feedback on Ray.")
-    commands = parser.add_subparsers(dest="command", required=True)
+    parser = Parser(prog="rlaif", description="Align video-language models with AI feedback on Ray.")
+    parser.add_argument("--version", action="version", version=front.version())
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    front.add(commands, STAGES)
     for name, text in STAGES.items():
         stage = commands.add_parser(name, help=text, description=text)
         stage.add_argument("config", help="YAML file (see configs/)")
@@ -99,11 +111,12 @@ def build_parser() -> argparse.ArgumentParser:
                 const="fresh",
                 help="start over, setting existing checkpoints aside",
             )
-        stage.set_defaults(run=run_stage)
+        stage.set_defaults(run=run_stage, parser=stage)
     _add_data(commands)
     _add_bench(commands)
     doctor = commands.add_parser("doctor", help="what is usable on this machine, and what to do about each problem")
     doctor.set_defaults(run=run_doctor)
+    parser.set_defaults(commands=tuple(commands.choices))
     return parser
 
 
@@ -126,9 +139,15 @@ def _add_check(kinds: argparse._SubParsersAction) -> None:
         "check", help="what is in a file of preferences, prompts or conversations, and what is wrong"
     )
     check.add_argument("file", type=Path, help=".jsonl, .json (one list), both also .gz, or .parquet")
-    check.add_argument("--format", default="auto", metavar="NAME", help="of the rows; auto: as the first row looks")
+    check.add_argument("--format", default="auto", metavar="NAME", help="of the rows; auto: as most of them look")
     check.add_argument("--root", type=Path, help="what its paths are relative to; default: its folder")
     check.add_argument("--no-videos", dest="videos", action="store_false", help="don't open the videos")
+    check.add_argument(
+        "--config", type=Path, help="a run's configuration: its data.root, and the frames that it needs of every video"
+    )
+    check.add_argument(
+        "--decode", action="store_true", help="decode every frame that would be used, not only the structure of a file"
+    )
     check.set_defaults(run=run_check)
 
 
@@ -147,10 +166,13 @@ def _add_convert(kinds: argparse._SubParsersAction) -> None:
     convert.add_argument(
         "--root",
         type=Path,
-        help="what paths of our own rows are relative to; default: the folder of OUT, of IN if ours",
+        help="what paths are relative to; default: the folder of IN, of OUT if only that has our own rows",
     )
     convert.add_argument("--video-dir", metavar="DIR", help="the folder of SafeSora's videos, as rows shall name it")
     convert.add_argument("--dimension", metavar="NAME", help="the comparison that says which answer is chosen")
+    convert.add_argument(
+        "--allow-cut", action="store_true", help="write the rows before the place where IN is cut or damaged"
+    )
     convert.set_defaults(run=run_convert)
 
 
@@ -170,43 +192,58 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
 
 def run_bench(args: argparse.Namespace) -> None:
     from rlaif.config.load import load_config
-    from rlaif.stages.bench import bench
 
-    bench(load_config(args.config, args.overrides, "ppo"), args.json)
+    config = load_config(args.config, args.overrides, "ppo")
+    with on_screen("bench ppo", config):
+        from rlaif.stages.bench import bench
+
+        bench(config, args.json)
 
 
 def run_bench_label(args: argparse.Namespace) -> None:
     from rlaif.config.load import load_config
-    from rlaif.stages.bench_label import bench
 
-    bench(load_config(args.config, args.overrides, "label"), args.json)
+    config = load_config(args.config, args.overrides, "label")
+    with on_screen("bench label", config):
+        from rlaif.stages.bench_label import bench
+
+        bench(config, args.json)
 
 
 def run_stage(args: argparse.Namespace) -> int:
-    from rlaif.config.load import load_config
+    from rlaif.config.load import load_config, options_of
     from rlaif.stages.stopping import Stopper
 
     overrides = [*args.overrides, "data.strict=true"] if args.strict else args.overrides
-    checked_as = {"demo": None, "eval": "ppo"}
-    checked_as = checked_as.get(args.command, args.command)
-    config = load_config(args.config, overrides, checked_as)
+    config = load_config(args.config, overrides, options_of(args.command))
     with Stopper(0).installed():
         return run_to_its_end(args, config)
+
+
+def on_screen(command: str, config: Config) -> AbstractContextManager:
+    """Return the context in which a command runs: its own lines on the terminal, the rest in a log file."""
+    return shown(command, RunDir(config.storage, config.name).path, config.logging.foreign == "terminal")
 
 
 def run_to_its_end(args: argparse.Namespace, config: Config) -> int:
     """Run a stage; whatever ends it early, say how to go on. Returns the exit code."""
     import ray
 
+    from rlaif.stages import preflight
+
     try:
-        start_stage(args, config)
+        with on_screen(args.command, config):
+            with phase("checking files and options"):
+                preflight.require(config, args.command, args.config)
+            start_stage(args, config)
     except (ConfigError, DataError):
         raise  # they say what to change
     except RlaifError as error:
         print(f"\n{type(error).__name__}: {error}\n\n{how_to_go_on(args, config)}", file=sys.stderr)
         return 1
     except OSError as error:
-        from rlaif.storage import is_full, storage_fix
+        from rlaif.storage import storage_fix
+        from rlaif.writable import is_full
 
         if not is_full(error):
             raise
@@ -230,41 +267,38 @@ def how_to_go_on(args: argparse.Namespace, config: Config) -> str:
 
 
 def start_stage(args: argparse.Namespace, config: Config) -> None:
-    from rlaif.stages import (
-        agreement,
-        candidates,
-        caption,
-        context,
-        demo,
-        evaluate,
-        label,
-        pairs,
-        ppo,
-        reward,
-        score,
-        sft,
-        winrate,
-    )
-    from rlaif.stages.run import open_run
+    with phase("loading libraries"):
+        from rlaif.stages import (
+            agreement,
+            candidates,
+            caption,
+            context,
+            demo,
+            evaluate,
+            label,
+            pairs,
+            ppo,
+            reward,
+            score,
+            sft,
+            summary,
+            winrate,
+        )
+        from rlaif.stages.run import open_run
 
+    typed = summary.Typed(args.config, [*args.overrides, *(["data.strict=true"] if args.strict else [])])
     if args.command == "demo":
-        return demo.demo(config)
-    feedback = {"caption": caption.caption, "sample": candidates.sample, "label": label.label, "pairs": pairs.pairs}
-    feedback["score"] = score.score
+        return demo.demo(config, typed)
+    trained = {"sft": sft.train, "reward": reward.train, "ppo": ppo.train}
+    stages = {name: partial(train, start=args.start or "new") for name, train in trained.items()}
+    stages |= {"caption": caption.caption, "sample": candidates.sample, "label": label.label, "pairs": pairs.pairs}
+    stages |= {"score": score.score, "eval": evaluate.evaluate, "eval context": context.context}
+    stages |= {"eval agreement": agreement.agreement, "eval winrate": winrate.winrate}
+    began = time.monotonic()
     with open_run(config) as run:
-        if args.command == "eval":
-            print(evaluate.table(evaluate.evaluate(config, run)))
-        elif args.command == "eval context":
-            context.context(config, run)
-        elif args.command == "eval agreement":
-            print(agreement.table(agreement.agreement(config, run)))
-        elif args.command == "eval winrate":
-            print(winrate.table(winrate.winrate(config, run)))
-        elif args.command in feedback:
-            print(json.dumps(feedback[args.command](config, run), indent=1))
-        else:
-            stage = {"sft": sft, "reward": reward, "ppo": ppo}[args.command]
-            print(f"export: {stage.train(config, run, args.start or 'new')}")
+        result = stages[args.command](config, run)
+    found = summary.summarise(args.command, config, typed, result)
+    say(found.text(f"rlaif {args.command} finished in {summary.duration(time.monotonic() - began)}"))
 
 
 def run_data(args: argparse.Namespace) -> None:
@@ -277,7 +311,17 @@ def run_data(args: argparse.Namespace) -> None:
 def run_check(args: argparse.Namespace) -> int:
     from rlaif.preferences.check import check
 
-    checkup = check(args.file, args.format, args.root, args.videos)
+    root, frames = args.root, {}
+    if args.config is not None:
+        from rlaif.preferences.frame_rule import frame_rule
+
+        config_root, frames = frame_rule(args.config, args.decode)
+        root = root or config_root
+    elif args.decode:
+        from rlaif.preferences.decoding import decoder
+
+        frames = {"open_video": decoder()}
+    checkup = check(args.file, args.format, root, args.videos, **frames)
     print(checkup.text())
     return 0 if checkup.fine else 1
 
@@ -285,7 +329,7 @@ def run_check(args: argparse.Namespace) -> int:
 def run_convert(args: argparse.Namespace) -> None:
     from rlaif.preferences.convert import convert
 
-    report = convert(
+    conversion = convert(
         args.source,
         args.target,
         args.source_format,
@@ -294,8 +338,9 @@ def run_convert(args: argparse.Namespace) -> None:
         media=args.media,
         video_dir=args.video_dir,
         dimension=args.dimension,
+        allow_cut=args.allow_cut,
     )
-    print(f"{report.summary()}\n{args.target}: {report.kept} rows written")
+    print(f"{conversion.text()}\n{args.target}: {conversion.report.kept} rows written")
 
 
 def run_doctor(args: argparse.Namespace) -> int:

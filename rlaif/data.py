@@ -6,7 +6,9 @@ A row's `video` is a path relative to `data.root`, a file or a folder of frames.
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,6 +25,9 @@ from rlaif.video.spec import FrameSpec
 
 SHOWN = 10
 """Bad rows that an error or a summary lists in full."""
+
+SHOWN_BRIEFLY = 100
+"""Further bad rows that it lists by line and id."""
 
 OVERALL = "overall"
 """What a preference is about where its row does not say."""
@@ -88,6 +93,10 @@ class BadRow:
     unit: str = "line"
     """What `line` counts: lines of a file, or its rows where rows are not lines."""
 
+    @property
+    def place(self) -> str:
+        return f"{self.unit} {self.line}" + (f" {self.id!r}" if self.id is not None else "")
+
     def __str__(self) -> str:
         return f"{self.unit} {self.line}, id {self.id!r}: {self.detail}"
 
@@ -120,9 +129,14 @@ class Report:
         return "\n".join([f"{self.path}: {self.kept} of {total} rows kept{counts}", *self._named(shown)])
 
     def _named(self, shown: int | None) -> list[str]:
-        named = [f"  {reason}: {row}" for reason, rows in self.skipped.items() for row in rows]
-        more = [f"  and {len(named) - shown} more"] if shown is not None and len(named) > shown else []
-        return named[:shown] + more
+        every = [(reason, row) for reason, rows in self.skipped.items() for row in rows]
+        named = [f"  {reason}: {row}" for reason, row in every[:shown]]
+        rest = every[len(named) :]
+        if rest:
+            brief = [row.place for _, row in rest[:SHOWN_BRIEFLY]]
+            left = len(rest) - len(brief)
+            named.append(f"  and {len(rest)} more: {', '.join(brief)}" + (f" and {left} others" if left else ""))
+        return named
 
     def check(self, strict: bool) -> None:
         """Raises DataError when nothing is left, or when `strict` and anything was skipped."""
@@ -283,15 +297,57 @@ def skip_bad_videos(rows: list[Row], bad: dict[str, str], report: Report, strict
     return kept
 
 
+def skip_unusable(
+    rows: Sequence[Row], checks: Sequence[Callable[[Row], str | None]], report: Report, strict: bool = False
+) -> tuple[list[Row], dict[str, list[str]]]:
+    """Return the rows that pass all checks, and the ids of those that a check remarks on, by remark.
+
+    A check raises RowError for a row that can never be used, which goes into `report`. Raises DataError as readers do.
+    """
+    kept, remarks = [], {}
+    for row in progress(rows, "checking rows", len(rows)) if checks else rows:
+        name = getattr(row, ID_FIELD[type(row)])
+        try:
+            said = [remark for check in checks if (remark := check(row))]
+        except RowError as error:
+            report.kept -= 1
+            report.skip(error.reason, BadRow(report.lines.get(name), name, error.detail, report.unit))
+            continue
+        kept.append(row)
+        for remark in said[:1]:
+            remarks.setdefault(remark, []).append(name)
+    report.check(strict)
+    return kept, remarks
+
+
+def decode_videos(
+    videos: Iterable[str], decode: Callable[[str], object], seconds: float | None = None, threads: int | None = 1
+) -> tuple[dict[str, str], int]:
+    """Decode each different video in order; return the reasons of those that fail, by video, and how many were tried.
+
+    seconds: none is begun later than this (None: all are decoded). Shows progress.
+    """
+    unique = list(dict.fromkeys(videos))
+    deadline = math.inf if seconds is None else time.monotonic() + seconds
+
+    def tried(video: str) -> str | None:
+        return _why_unusable(decode, video) or "" if time.monotonic() < deadline else None
+
+    with ThreadPoolExecutor(threads) as pool:
+        reasons = list(progress(pool.map(tried, unique), "decoding videos", len(unique)))
+    bad = {video: reason for video, reason in zip(unique, reasons, strict=True) if reason}
+    return bad, sum(reason is not None for reason in reasons)
+
+
 def videos_of(row: Row) -> tuple[str, ...]:
     """Every video that a row needs."""
     videos = row.videos if isinstance(row, Pair) else (row.video,)
     return tuple(video for video in videos if video)
 
 
-def _why_unusable(spec: Callable[[str], FrameSpec], video: str) -> str | None:
+def _why_unusable(use: Callable[[str], object], video: str) -> str | None:
     try:
-        spec(video)
+        use(video)
     except DataError as error:
         return f"{video}: expected {error.expected}, found {error.found}"
     return None

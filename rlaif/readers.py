@@ -29,10 +29,23 @@ from rlaif.data import (
 from rlaif.errors import DataError
 from rlaif.preferences.files import read_rows, unit
 from rlaif.preferences.formats.base import Fields, Options
-from rlaif.preferences.formats.own import PAIRS
+from rlaif.preferences.formats.own import PAIRS, PROMPTS, SFT
+from rlaif.preferences.formats.texts import check_marks, check_media_paths
 from rlaif.preferences.listed import Shown, paths
+from rlaif.preferences.misread import UNUSED, misread
 from rlaif.preferences.rows import Bad, Row, refused
 from rlaif.records import Prompt
+
+USES = {Prompt: PROMPTS.uses, Conversation: SFT.uses, Pair: PAIRS.uses}
+"""Fields of a row that are read or kept on purpose: a row with others that hold media or answers is bad."""
+
+
+def check_read(fields: Fields, record: Prompt | Conversation | Pair) -> None:
+    """Raise RowError for a row whose record does not say what the row says, as `rlaif data check` does."""
+    if detail := misread(fields, USES[type(record)]):
+        raise RowError(UNUSED, detail)
+    check_marks(record)
+    check_media_paths(record)
 
 
 def read_prompts(path: str | Path, root: str | Path, strict: bool = False) -> tuple[list[Prompt], Report]:
@@ -77,6 +90,7 @@ def _checked(
     """The record of a row, or why there is none."""
     try:
         record = build(row.fields)
+        check_read(row.fields, record)
         if (name := getattr(record, key)) in report.lines:
             raise RowError("duplicate id", f"{row.unit} {report.lines[name]} has it already")
         for video in videos_of(record):

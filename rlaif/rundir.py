@@ -1,6 +1,7 @@
 """The run directory `<storage>/<name>/`: where everything lies that a run leaves behind.
 
     config.yaml, metrics.jsonl, samples/<iteration>.jsonl, eval/<name>.json
+    logs/<command>.log               what libraries and actors print; only here, also with a URI for `storage`
     checkpoints/, export/, configs/  of PPO; each other stage keeps its own below `<stage>/`
     restart-<stage>/, aside/         of a stage that is started over (rlaif/restart.py)
 

@@ -6,29 +6,95 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import tempfile
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from queue import Empty, Queue
+from typing import BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
 from pyarrow import fs
 from safetensors import SafetensorError
 
-from rlaif.errors import StorageError
+from rlaif.errors import ConfigError, StorageError
+from rlaif.writable import is_full
+
+T = TypeVar("T")
 
 _CHUNK = 8 * 2**20
 
 
+REACH_S = 15.0
+"""Seconds in which a bucket must answer for the first time. Its client alone would try for a minute or more."""
+
+_BUCKETS = ("s3", "gs", "gcs")
+_FORBIDDEN = ("access_denied", "accessdenied", "access denied", "403", "permission_denied")
+
+
 @lru_cache(maxsize=64)
 def _filesystem(root: str) -> tuple[fs.FileSystem, str]:
-    """One connection per storage root, not per file."""
-    return fs.FileSystem.from_uri(root)
+    """Return one connection per storage root, not per file. Raises ConfigError when the storage does not answer."""
+    return _in_time(lambda: _connected(root), REACH_S, _shown(root))
+
+
+def _connected(root: str) -> tuple[fs.FileSystem, str]:
+    """Open a storage and ask for its bucket once: a name that does not exist is found here, not at the first checkpoint."""
+    try:
+        filesystem, path = fs.FileSystem.from_uri(root)
+    except (OSError, ValueError) as error:
+        raise _unreachable(root, str(error)) from error
+    if urlsplit(root).scheme in _BUCKETS and "allow_bucket_creation=" not in root:
+        _check_bucket(filesystem, path.partition("/")[0], root)
+    return filesystem, path
+
+
+def _check_bucket(filesystem: fs.FileSystem, bucket: str, root: str) -> None:
+    try:
+        kind = filesystem.get_file_info(bucket).type
+    except OSError as error:
+        # whoever may write below a prefix need not be allowed to look at the bucket
+        if any(word in str(error).lower() for word in _FORBIDDEN):
+            return
+        raise _unreachable(root, str(error)) from error
+    if kind == fs.FileType.NotFound:
+        raise _unreachable(root, f"no bucket {bucket!r}")
+
+
+def _unreachable(root: str, found: str) -> ConfigError:
+    change = "correct the URI (bucket name, `?region=`, `?endpoint_override=`), the credentials, or the network"
+    return ConfigError(f"a storage that answers at {_shown(root)}", " ".join(found.split()), change)
+
+
+def _shown(root: str) -> str:
+    """Return a URI without the credentials that it may hold."""
+    return re.sub(r"//[^/@]*@", "//***@", root)
+
+
+def _in_time(call: Callable[[], T], seconds: float, name: str) -> T:
+    """Return what `call` returns. Raises ConfigError after so many seconds; the call itself cannot be interrupted."""
+    done: Queue = Queue()
+
+    def run() -> None:
+        try:
+            done.put((call(), None))
+        except BaseException as error:  # whatever it is belongs to the caller
+            done.put((None, error))
+
+    threading.Thread(target=run, name=f"reach {name}", daemon=True).start()
+    try:
+        result, error = done.get(timeout=seconds)
+    except Empty:
+        raise _unreachable(name, f"no answer within {seconds:g} s") from None
+    if error is not None:
+        raise error
+    return result
 
 
 @dataclass(frozen=True)
@@ -63,6 +129,10 @@ class Location:
             return fs.LocalFileSystem(), str(self.local)
         filesystem, path = _filesystem(self.root)
         return filesystem, "/".join((path.rstrip("/"), *self.parts))
+
+    def reach(self) -> None:
+        """Raise ConfigError unless the storage answers: called before anything starts that would be lost otherwise."""
+        self.on()
 
     def exists(self) -> bool:
         filesystem, path = self.on()
@@ -149,17 +219,10 @@ class Location:
         fs.copy_files(path, str(folder), source_filesystem=filesystem, destination_filesystem=fs.LocalFileSystem())
 
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-def is_full(error: Exception) -> bool:
-    """Return whether a write failed because the disk, or the user's share of it, is full."""
-    return getattr(error, "errno", None) in _FULL or os.strerror(errno.ENOSPC) in str(error)
-
-
 def storage_fix(error: Exception, place: Location | Path | str) -> str:
     """Return what to do about a file that could not be written at `place`."""
-    if is_full(error):
+    # safetensors raises errors of its own, with the system's text inside
+    if is_full(error) or os.strerror(errno.ENOSPC) in str(error):
         return f"free space at {place}, or set storage= to a larger disk"
     return f"check that {place} exists and can be written, or set storage="
 

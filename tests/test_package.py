@@ -1,5 +1,6 @@
 """What is installed: the wheel's contents, the lock, the commands."""
 
+import email
 import os
 import re
 import shutil
@@ -7,9 +8,12 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
@@ -18,27 +22,45 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    """A wheel of the project, unpacked; one planted file stands for the configurations that will come."""
+def built(tmp_path_factory) -> Path:
+    """A wheel of the project, built without a network; one planted file stands for the configurations that will come."""
     source = tmp_path_factory.mktemp("source")
-    shutil.copy(ROOT / "pyproject.toml", source)
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, source)
     for package in PACKAGES:
         shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "configs", source / "configs", dirs_exist_ok=True)
     (source / "configs" / "planted.yaml").write_text("name: planted\n")
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", "dist"]
     subprocess.run(command, cwd=source, check=True, capture_output=True)
+    return next((source / "dist").glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def wheel(built, tmp_path_factory) -> Path:
+    """The wheel, unpacked."""
     unpacked = tmp_path_factory.mktemp("wheel")
-    zipfile.ZipFile(next((source / "dist").glob("*.whl"))).extractall(unpacked)
+    zipfile.ZipFile(built).extractall(unpacked)
     return unpacked
 
 
+def files_of(root: Path, folders: Iterable[str]) -> set[str]:
+    paths = [path for name in folders for path in (root / name).rglob("*") if path.is_file()]
+    return {str(path.relative_to(root)) for path in paths if "__pycache__" not in path.parts}
+
+
 def test_the_wheel_holds_every_source_file_and_nothing_else_on_top(wheel):
-    sources = {str(path.relative_to(ROOT)) for name in PACKAGES for path in (ROOT / name).rglob("*.py")}
-    shipped = {str(path.relative_to(wheel)) for path in wheel.rglob("*.py")}
-    assert shipped == sources
+    """Data files too, such as the base model that the demo starts from."""
+    assert files_of(wheel, PACKAGES) == files_of(ROOT, PACKAGES)
+    assert files_of(wheel, ["configs"]) == files_of(ROOT, ["configs"]) | {"configs/planted.yaml"}
     top = {path.name for path in wheel.iterdir() if not path.name.endswith(".dist-info")}
     assert top == {*PACKAGES, "configs"}
+
+
+def test_the_wheel_holds_the_base_model_of_the_demo(wheel):
+    folder = Path("rlaif/worlds/shapes/base")
+    files = sorted(path.name for path in (ROOT / folder).iterdir())
+    assert "model.safetensors" in files and sorted(path.name for path in (wheel / folder).iterdir()) == files
 
 
 def test_the_wheel_finds_its_configurations(wheel, tmp_path):
@@ -64,6 +86,37 @@ def test_the_top_package_imports_nothing():
     assert result.stdout.strip() == "{'rlaif'}"
 
 
+def test_the_wheel_says_what_it_is(wheel):
+    (info,) = wheel.glob("*.dist-info")
+    metadata = email.message_from_string((info / "METADATA").read_text())
+    assert metadata["License-Expression"] == "Apache-2.0" and metadata["License-File"] == "LICENSE"
+    assert metadata["Keywords"] and metadata.get_all("Classifier")
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert metadata.get_payload().startswith("# rlaif")
+    licence = (info / "licenses" / "LICENSE").read_text()
+    assert "Apache License" in licence and "END OF TERMS AND CONDITIONS" in licence
+
+
+def test_the_wheel_installs_and_its_command_runs(built, tmp_path):
+    """From another folder, with the dependencies of this environment and nothing from an index."""
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", tmp_path / "site"]
+    subprocess.run([*pip, built], check=True, capture_output=True)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    script = tmp_path / "site" / "bin" / "rlaif"
+    run = partial(subprocess.run, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert "ppo" in run([script, "--help"]).stdout
+    assert run([script, "--version"]).stdout.strip() == f"rlaif {PROJECT['version']}"
+    where = run([sys.executable, "-c", "import rlaif.cli; print(rlaif.cli.__file__)"]).stdout
+    assert where.startswith(str(tmp_path / "site"))
+
+
+def test_all_documents_name_the_same_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (citation["version"], citation["license"]) == (PROJECT["version"], PROJECT["license"])
+    versions = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert versions[:2] == ["Unreleased", PROJECT["version"]] or versions[0] == PROJECT["version"]
+
+
 def locked() -> dict[str, str]:
     """Names and versions of the lock; every line but comments must be an exact version that any index can serve."""
     lines = (ROOT / "requirements" / "cpu.lock").read_text().splitlines()
@@ -84,10 +137,14 @@ def test_the_lock_pins_what_the_project_declares():
     [
         (["demo"], ".venv/bin/rlaif demo configs/demo.yaml"),
         (["demo", "SEEDS=3"], ".venv/bin/rlaif demo configs/demo.yaml demo.seeds=3"),
+        (["demo", "SCRATCH=1"], ".venv/bin/rlaif demo configs/demo.yaml demo.scratch=true"),
+        (["study", "scratch"], ".venv/bin/python tests/studies/common.py scratch"),
+        (["study", "NAME=scratch"], ".venv/bin/python tests/studies/common.py scratch"),
         (["test"], ".venv/bin/python -m pytest -q"),
     ],
 )
 def test_make_runs(arguments, command):
     environment = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL")}
     result = subprocess.run(["make", "-n", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert result.stdout.rstrip().splitlines()[-1].strip() == command, result.stderr
+    lines = [line.strip() for line in result.stdout.splitlines()]
+    assert [line for line in lines if line not in ("", ":")][-1] == command, result.stderr

@@ -16,7 +16,9 @@ class Rollout(Section):
     """engine: vLLM gets frames and runs its own vision tower. shared: it gets what tower and projector make of a video,
     computed once for all roles with the same ones. Both must stay frozen, and vLLM must take features for the family."""
     max_model_len: int = Field(8192, ge=1)
+    """Longest prompt with its answer, in tokens; at most the model's positions."""
     gpu_memory_utilization: float = Field(0.85, gt=0, le=1)
+    """Share of a GPU's memory that an engine takes."""
     kv_cache_gib: float | None = Field(None, gt=0)
     """KV cache of a GPU engine; None: what `gpu_memory_utilization` leaves. Set it where learners share the GPU."""
     cpu_kv_cache_gib: float = Field(1.0, gt=0)
@@ -24,8 +26,11 @@ class Rollout(Section):
     block_size: int | None = Field(None, ge=1)
     """Tokens per block of the KV cache; None: vLLM's choice (128 on a CPU). Prompts share whole blocks only."""
     tensor_parallel_size: int = Field(1, ge=1)
-    enforce_eager: bool = True
+    """GPUs that share one engine's weights."""
+    enforce_eager: Literal["auto", True, False] = "auto"
+    """Run the model without CUDA graphs, which costs two to three times the decoding time on a GPU. auto: on a CPU only."""
     max_num_seqs: int = Field(256, ge=1)
+    """Answers that an engine generates at a time."""
     transport: Literal["object_store", "nccl", "ipc"] = "object_store"
     """How full weights reach the engines: through Ray's object store (anywhere; adapters always), or from GPU to GPU:
     nccl where learners and engines have GPUs of their own, ipc where each engine shares a learner rank's. Both hold the new
@@ -36,10 +41,14 @@ class Rollout(Section):
 
 
 class Role(Section):
+    """The actors of one role."""
+
     actors: int = Field(1, ge=1)
+    """How many there are."""
     gpus: float = Field(0.0, ge=0)
     """GPUs per actor; fractions share one."""
     cpus: float = Field(1.0, ge=0)
+    """CPUs that Ray reserves per actor."""
     accelerator: str | None = None
     """Ray accelerator type (label ray.io/accelerator-type), e.g. A100."""
     threads: int = Field(1, ge=1)
@@ -47,11 +56,16 @@ class Role(Section):
 
 
 class Cluster(Section):
+    """What runs where."""
+
     address: str | None = None
     """None: the cluster of the surrounding Ray job or RAY_ADDRESS, else a private local one that ends with the run."""
     rollout: Role = Role()
+    """Engines that sample answers."""
     reward: Role = Role()
+    """Actors that score answers."""
     learner: Role = Role(actors=2)
+    """Ranks that train."""
     deadline_s: float = Field(600.0, gt=0)
     """How long to wait for placement before the run stops and says which role waits for what."""
     collective_timeout_s: float = Field(1800.0, gt=0)
@@ -62,6 +76,7 @@ class Cluster(Section):
     """How long a run that is asked to end (SIGTERM, Ctrl-C) may take to end its iteration and save a checkpoint; a second
     signal does not wait. None: 20 seconds, 1 inside a Ray job, which `ray job stop` kills after 3."""
     zero_stage: Literal[1, 2, 3] = 2
+    """What DeepSpeed shares out among the ranks: 1 optimizer state, 2 gradients too, 3 weights too."""
     offload_optimizer: bool = False
     """Keep optimizer state in host memory (GPU learners)."""
     object_store_gib: float = Field(1.0, gt=0)

@@ -15,7 +15,7 @@ class Caption(Section):
     """Dense captions: what happens in each part of a video, in a model's words (`rlaif caption`)."""
 
     model: str = "{run}/sft/export"
-    """The captioner: a Hugging Face directory, URI or hub name, or a LoRA adapter's folder or URI (docs/feedback.md)."""
+    """The captioner: a Hugging Face directory, URI or hub name, or a LoRA adapter's folder or URI (docs/feedback-files.md)."""
     of: tuple[str, ...] = ("prompts.jsonl", "eval.jsonl")
     """Prompt files whose videos are captioned; of these, those that are there. So are the videos of `data.pairs` and
     `data.pairs_eval`, where these are there."""
@@ -34,7 +34,9 @@ class Caption(Section):
     prompt: str = "{previous}{question}Describe in detail what can be seen in this part of the video."
     """May hold {previous} and {question}, filled by the two templates below, or by nothing."""
     previous_slot: str = "Just before this part: {previous}\n"
+    """What fills {previous}."""
     question_slot: str = "What will be asked about the video: {question}\n"
+    """What fills {question}."""
     summary_prompt: str = (
         "Parts of one video, in order: {captions}\n{question}Tell in detail what happens in the video."
     )
@@ -46,6 +48,7 @@ class Caption(Section):
     cut: Literal["mask", "keep"] = "mask"
     """What becomes of a video with a caption that ends at `max_tokens`: masked with that reason, or kept and marked."""
     temperature: float = Field(0.0, ge=0, le=2)
+    """Of sampling; 0 takes the most likely token."""
 
 
 class Candidates(Section):
@@ -54,11 +57,15 @@ class Candidates(Section):
     models: tuple[str, ...] = Field(("{run}/sft/export",), min_length=1)
     """Who answers: one model many times, or several models; adapters too, such as `{run}/export` of PPO."""
     prompts: tuple[str, ...] = ("prompts.jsonl",)
+    """Prompt files that are answered."""
     per_model: int = Field(4, ge=1)
     """Answers of each model to each prompt, with different seeds."""
     temperature: float = Field(1.0, ge=0, le=2)
+    """Of sampling."""
     top_p: float = Field(1.0, gt=0, le=1)
+    """Sample from the most likely tokens that make up this probability (1: all)."""
     max_tokens: int = Field(256, ge=1)
+    """Longest answer, in tokens."""
 
 
 class Label(Section):
@@ -71,16 +78,20 @@ class Label(Section):
     context: Literal["captions", "none", "shuffled"] = "captions"
     """What the judge reads beside the answers: the video's dense captions, nothing, or another video's (a control)."""
     show_video: bool = True
+    """Whether the judge sees the video, beside what it reads."""
     num_frames: int | None = Field(None, ge=1)
     """Frames of a video that the judge sees, chosen as `video.num_frames` is; None: as many as that."""
     captions_template: str = "What happens in the video: {captions}\n"
+    """How the captions enter the judge's prompt."""
     captions_separator: str = " "
+    """What stands between two captions."""
     max_caption_tokens: int = Field(1024, ge=0)
     """Captions beyond this budget are left out whole, never cut."""
     pairwise_prompt: str = (
         "{context}Question: {question}\nFirst answer: {a}\nSecond answer: {b}\nWhich answer is more accurate and helpful? "
         "Reply with one word, first or second."
     )
+    """What is asked with `method: pairwise`; holds {context}, {question}, {a} and {b}."""
     choices: tuple[str, str] = ("first", "second")
     """How the reply to it begins."""
     flips: Literal["tie", "average"] = "tie"
@@ -93,10 +104,13 @@ class Label(Section):
         "Question: {question}\nAnswer: {answer}\nList every statement of fact in the answer, one per line, each line "
         "beginning with a dash and understandable by itself."
     )
+    """What the judge is asked with `split: model`; holds {question} and {answer}."""
     split_tokens: int = Field(512, ge=1)
     """Tokens of such a list at most; an answer whose list is longer is masked as `cut`."""
     claim_prompt: str = "{context}{claim} Is that so? Please answer yes or no."
+    """What is asked about each claim with `method: claims`; holds {context}, {question} and {claim}."""
     yes_no: tuple[str, str] = ("yes", "no")
+    """How the reply to it begins."""
     reference: str | None = None
     """`package.module:function` called as f(prompt, a, b) -> 1, -1 or 0: agreement of the labels with it is reported."""
 
@@ -116,10 +130,13 @@ class Pairs(Section):
     """Preference pairs out of labelled answers (`rlaif pairs`)."""
 
     choose: Literal["best_worst", "all"] = "all"
+    """The best against the worst answer of each prompt, or all pairs of answers."""
     margin: float | None = Field(None, ge=0)
     """Least difference of scores: rejected claims, or mean win probability; None: 1 claim, or 0.2 of probability."""
     per_prompt: int | None = Field(2, ge=1)
+    """Most pairs of one prompt; None: no limit."""
     min_words: int = Field(1, ge=0)
+    """Answers with fewer words are in no pair."""
     lengths: Literal["off", "rejected", "symmetric"] = "rejected"
     """Drop pairs whose one side is much longer, so that mean lengths come close: see rlaif/feedback/lengths.py."""
     eval_fraction: float = Field(0.05, gt=0, lt=1)
@@ -173,7 +190,9 @@ class Bench(Section):
     prompts: int = Field(8, ge=1)
     """Prompts, each about another video, judged in one round."""
     narrative_words: int = Field(160, ge=0)
+    """Words of a video's captions."""
     answer_words: int = Field(32, ge=1)
+    """Words of an answer."""
 
 
 class Score(Section):
@@ -186,6 +205,7 @@ class Score(Section):
     out: str = "{run}/feedback/scored.jsonl"
     """The same rows with more `scores`; may be `file` itself."""
     tokens_per_microbatch: int = Field(16384, ge=1)
+    """Padded positions per forward."""
 
 
 class Context(Section):

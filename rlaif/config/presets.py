@@ -58,6 +58,7 @@ VLM_RLAIF = {
         "gamma": 1.0,
         "lam": 1.0,
         "whiten_advantages": True,
+        "whiten_eps": "deviation",
         "loss_mean": "slots",
         "clip": 0.2,
         "value_clip": 0.2,

@@ -21,3 +21,4 @@ class Function(Section):
     """A reward computed by code: `path` is `package.module:function`, called as f(prompt, response) -> float or dict of parts."""
 
     path: str
+    """`package.module:function`, importable from the working directory or PYTHONPATH."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from rlaif.doctor import libraries, machine
 from rlaif.doctor.check import REINSTALL, Check
@@ -26,6 +26,8 @@ CHECKS: tuple[Callable[[], Check], ...] = (
     libraries.check_deepspeed,
     libraries.check_ray,
     machine.check_disk,
+    machine.check_caches,
+    machine.check_sockets,
     machine.check_memory,
     machine.check_cores,
     machine.check_wandb,
@@ -41,26 +43,38 @@ def guarded(check: Callable[[], Check]) -> Check:
         return Check(name, "fail", f"{type(error).__name__}: {error}", REINSTALL)
 
 
-def run() -> list[Check]:
-    """All checks, in order; about a quarter of a minute."""
-    return [guarded(check) for check in CHECKS]
+def run() -> Iterator[Check]:
+    """Yield the findings of all checks, in order, each as soon as it is known; about a quarter of a minute for all."""
+    for check in CHECKS:
+        yield guarded(check)
 
 
-def report(checks: list[Check]) -> str:
-    """A table of all checks, then what to do about those that are not ok."""
-    rows = [f"{check.status:<5}{check.name:<13}{check.detail}" for check in checks]
-    fixes = [f"{check.name}: {check.fix}" for check in checks if check.fix]
-    return "\n".join([*rows, "", "What to do", *fixes] if fixes else rows)
+def row(check: Check) -> str:
+    """Return one finding as a line of the table."""
+    return f"{check.status:<5}{check.name:<13}{check.detail}"
+
+
+def fixes(checks: Sequence[Check]) -> str:
+    """Return what to do about the findings that are not ok; empty if all are."""
+    lines = [f"{check.name}: {check.fix}" for check in checks if check.fix]
+    return "\n".join(["", "What to do", *lines]) if lines else ""
 
 
 def main(argv: Sequence[str] = ()) -> int:
-    """Print the findings (`--json` for scripts); 1 where something that every run needs is broken, else 0."""
-    parser = argparse.ArgumentParser(prog="python -m rlaif.doctor", description="What works on this machine")
+    """Print each finding when it is known (`--json` for scripts: all at the end); returns 1 if something that every run
+    needs is broken, else 0."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rlaif.doctor", description="What works on this machine", allow_abbrev=False
+    )
     parser.add_argument("--json", action="store_true", help="print a list of objects instead of a table")
     arguments = parser.parse_args(argv)
-    checks = run()
+    checks = []
+    for check in run():
+        checks.append(check)
+        if not arguments.json:
+            print(row(check), flush=True)
     if arguments.json:
         print(json.dumps([vars(check) for check in checks], indent=2))
-    else:
-        print(report(checks))
+    elif advice := fixes(checks):
+        print(advice)
     return int(any(check.status == "fail" for check in checks))

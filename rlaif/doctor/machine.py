@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from rlaif.doctor.check import Check
+from rlaif.writable import cache_problems, socket_problem, temporary_folder
 
 GIB = 2**30
 MEMORY_GIB, DISK_GIB = 6, 10  # room for one rollout actor, two learner ranks and their checkpoints
@@ -41,6 +42,23 @@ def check_disk() -> Check:
     if min(free.values()) < DISK_GIB:
         return Check("disk", "warn", detail, f"free {DISK_GIB} GiB, or set storage= and TMPDIR to a larger disk")
     return Check("disk", "ok", detail)
+
+
+def check_caches() -> Check:
+    """The folders that libraries write to without being asked."""
+    problems = cache_problems()
+    if problems:
+        detail = "; ".join(f"{user}: {found}" for user, found, _ in problems)
+        return Check("caches", "fail", detail, "; ".join(dict.fromkeys(fix for _, _, fix in problems)))
+    return Check("caches", "ok", f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'} and others can be written")
+
+
+def check_sockets() -> Check:
+    """Whether Ray's sockets fit below the folder of temporary files."""
+    if problem := socket_problem():
+        return Check("sockets", "fail", *problem)
+    folder, _ = temporary_folder()
+    return Check("sockets", "ok", f"the path {folder} is short enough for Ray's sockets")
 
 
 def container_limit() -> int | None:

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from rlaif.errors import CheckpointError, ConfigError
+from rlaif.models.bases import find_base
 from rlaif.models.family import family_of
 from rlaif.models.vlm import ADAPTER, load_vlm
 from rlaif.storage import fetch
@@ -53,15 +54,14 @@ def settings_of(path: str) -> dict[str, Any]:
 
 
 def base_of(path: str) -> str:
-    """The model whose architecture, tokenizer and processor the model at `path` has: itself, or what its adapter is for.
+    """Return the model whose architecture, tokenizer and processor the model at `path` has: itself, or its adapter's base.
 
-    A base that is a relative path is looked for here, and then from the adapter's folder.
+    See `find_base` for where a base is looked for.
     """
     if not is_adapter(path):
         return path
-    folder, base = Path(fetch(path)), str(settings_of(path).get("base_model_name_or_path") or "")
-    beside = folder / base
-    return str(beside.resolve()) if base and not Path(base).is_dir() and beside.is_dir() else base
+    base = str(settings_of(path).get("base_model_name_or_path") or "")
+    return find_base(path, base) if base else base
 
 
 def problem_of(settings: Mapping[str, Any]) -> str | None:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
-from typing import Any
 
 from transformers import AutoConfig
 
 from rlaif.errors import ConfigError
 from rlaif.models.adapter import SETTINGS, base_of, check_fit, is_adapter, problem_of, settings_of
+from rlaif.models.bases import RECORD, read_record
+from rlaif.models.digest import add_weights, whole_fingerprint
 from rlaif.models.family import NEW_FAMILY, family_of
 from rlaif.models.vlm import ADAPTER
 from rlaif.storage import fetch
 
-_EDGE = 2**20
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -71,8 +72,31 @@ def _require_adapter(option: str, path: str, folder: Path, allowed: bool) -> Non
     if problem := problem_of(settings_of(path)) or _beside(folder):
         expected = f"{option}: a LoRA adapter that can be added to the weights of a base that it names"
         raise ConfigError(expected, f"{path!r} with {problem}", option)
-    require_model(f"{option}, base_model_name_or_path in {folder / SETTINGS}", base)
+    require_base(f"{option}, base_model_name_or_path in {folder / SETTINGS}", path, base)
     check_fit(option, path, base)
+
+
+def require_base(option: str, export: str, base: str) -> None:
+    """Raise ConfigError unless the base of an export is there, and is the model that the export was trained on.
+
+    option: how errors call the base; `base`: where `find_base` found it.
+    """
+    record = read_record(export)
+    if "://" not in base and (os.path.isabs(base) or base.startswith(".")) and not Path(base).is_dir():
+        place = f" or, from {export}, {record.relative}" if record and record.relative else ""
+        raise ConfigError(
+            f"{option}: a Hugging Face model directory at {base}{place}",
+            f"no such folder; {export} was made on a base that is not there any more, or was moved without it",
+            f"Put the base back, move it along with the export, or name its folder in the export's {RECORD} and "
+            f"{SETTINGS} or reward.json",
+        )
+    require_model(option, base)
+    if record is not None and (there := fingerprint(base)) != record.fingerprint:
+        raise ConfigError(
+            f"{option}: the model that {export} was trained on (fingerprint {record.fingerprint})",
+            f"another one at {base} (fingerprint {there})",
+            f"Put the model back that was at {record.path}, or train again on this one",
+        )
 
 
 def _beside(folder: Path) -> str | None:
@@ -101,27 +125,19 @@ def fingerprint(path: str) -> str:
     Of each weight file: name, size and its first and last megabyte, so that a large model takes no time. A hub name
     stands for itself; an adapter counts with its base.
     """
-    folder = Path(fetch(path))
-    if not folder.is_dir():
-        return path
-    told = _adapter_and_base(path) if is_adapter(path) else (folder / "config.json").read_bytes()
-    digest = hashlib.sha256(told)
-    add_weights(digest, folder)
+    if not is_adapter(path):
+        return whole_fingerprint(path)
+    digest = hashlib.sha256(_adapter_and_base(path))
+    add_weights(digest, Path(fetch(path)))
     return digest.hexdigest()[:16]
+
+
+def same_model(first: str, second: str) -> bool:
+    """Return whether two paths, URIs or hub names hold the same model, however each is spelt and wherever it is stored."""
+    return first == second or fingerprint(first) == fingerprint(second)
 
 
 def _adapter_and_base(path: str) -> bytes:
     """What an adapter's settings say, the base by what it is instead of where."""
     told = settings_of(path) | {"base_model_name_or_path": fingerprint(base_of(path))}
     return json.dumps(told, sort_keys=True).encode()
-
-
-def add_weights(digest: Any, folder: Path) -> None:
-    """Add what tells a folder's weight files from others: name, size, first and last megabyte of each."""
-    for file in sorted(folder.glob("*.safetensors")):
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}".encode())
-        with open(file, "rb") as weights:
-            digest.update(weights.read(_EDGE))
-            weights.seek(max(0, size - _EDGE))
-            digest.update(weights.read(_EDGE))

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoProcessor
+from transformers import AutoConfig, AutoProcessor, GenerationConfig
 from transformers.video_utils import VideoMetadata
 
 from rlaif.errors import ConfigError, ContractError
@@ -97,6 +98,7 @@ class Encoder:
         self.eos_id, self.eos = self.tokenizer.eos_token_id, self.tokenizer.eos_token
         self.frames, self.dtype = frames, getattr(torch, dtype)
         self._special = set(self.tokenizer.all_special_ids)
+        self._blank: dict[tuple, VideoFeatures] = {}
         self._cache: OrderedDict[str, VideoFeatures] = OrderedDict()
         self._budget, self._held = cache_bytes, 0
 
@@ -155,6 +157,42 @@ class Encoder:
             self._remember(self._process(spec, self.frames.get(video, spec)))
         self._cache.move_to_end(spec.hash)
         return self._cache[spec.hash]
+
+    def blank(self, spec: FrameSpec) -> VideoFeatures:
+        """Return the features of a black video of this size, without pixels: enough to count and place visual tokens.
+
+        The processor runs once per frame size, not once per video. Families that write times between the frames get the
+        same number of tokens for times of the same length in characters.
+        """
+        times = tuple(len(f"{index / spec.fps:.1f}") for index in spec.indices)
+        key = (spec.height, spec.width, times)
+        if key not in self._blank:
+            frames = np.zeros((len(spec.indices), spec.height, spec.width, 3), np.uint8)
+            found = self._process(spec, frames)
+            tensors = {name: tensor for name, tensor in found.tensors.items() if not name.startswith("pixel")}
+            self._blank[key] = replace(found, tensors=tensors)
+        return self._blank[key]
+
+    @cached_property
+    def structure_ids(self) -> frozenset[int]:
+        """Special tokens that mean a turn, a medium or an end to this model, and so are no part of a text.
+
+        They are what the chat template writes around texts, whatever ends generation, and the family's media tokens.
+        """
+        turns = [("user", "a"), ("assistant", "a"), ("user", "a")]
+        written = self.tokens(self.chat(turns, generate=True) + self.chat(turns[:2]))
+        special = self._special | {id_ for id_, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        text = self.config.get_text_config()
+        ends = [self.eos_id, self.tokenizer.bos_token_id, text.eos_token_id, *_as_list(self._generation_ends())]
+        ends = {id_ for one in ends for id_ in _as_list(one) if id_ is not None}
+        return frozenset((special & {*written} | ends | {*self.banned_ids}) - {self.tokenizer.unk_token_id})
+
+    def _generation_ends(self) -> int | list[int] | None:
+        """The ids that end generation, from the model directory's generation_config.json if it has one."""
+        try:
+            return GenerationConfig.from_pretrained(self.config.name_or_path).eos_token_id
+        except OSError:
+            return None
 
     def prompt_and_response(
         self, question: str, response_ids: Sequence[int], features: VideoFeatures | None
@@ -225,9 +263,11 @@ class Encoder:
         The end-of-sequence token ends an answer also where the template writes no mark there (LLaVA's do not).
         """
         rendered, segments, tokens = "", [], self.opening
-        for index, (role, _) in enumerate(messages):
+        for index, (role, content) in enumerate(messages):
             if role != "assistant":
                 continue
+            if self.eos in content:  # what follows it would be neither trained on nor scored
+                raise ContractError("no end of a turn inside an answer", repr(self.eos), "Remove it from the text.")
             before = self.chat(messages[:index], video, generate=True)
             after = self.chat(messages[: index + 1], video)
             body, eos, _ = after[len(before) :].partition(self.eos)
@@ -288,3 +328,7 @@ class Encoder:
         self._held += features.nbytes
         while self._held > self._budget and len(self._cache) > 1:
             self._held -= self._cache.popitem(last=False)[1].nbytes
+
+
+def _as_list(value: int | list[int] | None) -> list[int | None]:
+    return value if isinstance(value, list) else [value]

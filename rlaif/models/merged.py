@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from transformers import AutoConfig, AutoProcessor
 from rlaif.models.adapter import base_of, is_adapter, merged_model
 from rlaif.models.check import fingerprint
 from rlaif.storage import cache_folder, fetch, once
+from rlaif.video.recipe import RECIPE
 
 
 def whole_model(path: str, dtype: str) -> str:
@@ -32,10 +34,12 @@ def copy_of(path: str, dtype: str) -> Path:
 
 def write_merged(path: str, folder: str | Path, dtype: str = "bfloat16") -> None:
     """Write the base of the adapter at `path`, with the adapter added to its weights, as a Hugging Face model directory:
-    safetensors, and the base's processor and chat template."""
+    safetensors, the base's processor and chat template, and the adapter's frame recipe if it has one."""
     base = base_of(path)
     merged_model(base, path, merge_dtype(base, dtype)).save_pretrained(folder)
     AutoProcessor.from_pretrained(fetch(base)).save_pretrained(folder)
+    if (recipe := Path(fetch(path)) / RECIPE).is_file():
+        shutil.copy(recipe, folder)
 
 
 def merge_dtype(base: str, dtype: str) -> str:

@@ -93,7 +93,7 @@ class VisionCache:
         """
         if not videos:
             return None
-        found = [self.one(model, weights, video, device) for video in videos]
+        found = [self.one(model, weights, video, device).to(device) for video in videos]
         return {found[0].kind: joined([features.output for features in found])}
 
     def seen(self, weights: str, videos: Sequence[VideoFeatures]) -> None:
@@ -104,15 +104,25 @@ class VisionCache:
         if self.shared is not None:
             self.shared.seen(keys)
 
-    def one(self, model: nn.Module, weights: str, video: VideoFeatures, device: torch.device) -> Features:
-        """See `of`."""
+    def one(
+        self,
+        model: nn.Module,
+        weights: str,
+        video: VideoFeatures,
+        device: torch.device,
+        keep_on: torch.device | None = None,
+    ) -> Features:
+        """Return one video's features, computed on `device`, the model's own, and kept on `keep_on` (None: `device`).
+
+        The two differ if the features go elsewhere next: an engine takes them from the CPU. See `of` for the rest.
+        """
         key = (weights, video.spec.hash)
         self.keys.add(key)
         if key not in self._held:
             compute = partial(self._compute, model, weights, video, device)
             features = compute() if self.shared is None else self.shared.get(key, compute)
             check_features(features, model, weights, video)
-            self._held[key] = features.to(device)
+            self._held[key] = features.to(device if keep_on is None else keep_on)
             self._bytes += features.nbytes
             while self._bytes > self.budget and len(self._held) > 1:
                 self._bytes -= self._held.popitem(last=False)[1].nbytes

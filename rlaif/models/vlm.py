@@ -162,12 +162,15 @@ def scalar_head(hidden: int, dtype: torch.dtype, outputs: int = 1) -> ScalarHead
 
 
 def with_adapters(model: nn.Module, adapters: Mapping[str, Lora]) -> PeftModel:
-    """Adapters by name, on the language model's linear layers only; they start as the identity."""
+    """Adapters by name, on the language model's linear layers only, in the model's dtype; they start as the identity."""
     (first, lora), *others = adapters.items()
     language = family_of(model.config).language
-    peft = PeftModel(model, lora_config(lora, language), adapter_name=first)
+    # PEFT would make adapters of a bfloat16 model float32. DeepSpeed casts them back, plain inference does not: a reward
+    # actor would give other scores than the learner that trained its model.
+    options = {"autocast_adapter_dtype": False}
+    peft = PeftModel(model, lora_config(lora, language), adapter_name=first, **options)
     for name, lora in others:
-        peft.add_adapter(name, lora_config(lora, language))
+        peft.add_adapter(name, lora_config(lora, language), **options)
     return peft
 
 

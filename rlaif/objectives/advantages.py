@@ -16,7 +16,9 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
     delta_t = r_t + gamma V_{t+1} - V_t, A_t = delta_t + gamma lam A_{t+1}, return_t = A_t + V_t; V is 0 after the end,
     for an answer cut at the token limit too. All [B, T], right-padded; returns (advantages, returns), 0 on padding.
     """
-    rewards, values = keep(wide(rewards), mask), keep(wide(values), mask)
+    dtype = wide(rewards).dtype
+    # in float64: in float32, A + V of equal scores differ by rounding, which the scale of returns would take for a spread
+    rewards, values = keep(rewards.double(), mask), keep(values.double(), mask)
     ahead = values.new_zeros(len(values))
     following = torch.cat([values, ahead[:, None]], dim=1)[:, 1:]
     deltas = rewards + gamma * following - values
@@ -24,7 +26,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
     for t in reversed(range(deltas.shape[1])):
         ahead = deltas[:, t] + gamma * lam * ahead
         advantages[:, t] = ahead
-    return advantages, advantages + values
+    return advantages.to(dtype), (advantages + values).to(dtype)
 
 
 def leave_one_out(scores: Tensor, prompt_ids: Sequence[Hashable]) -> tuple[Tensor, int]:
@@ -35,12 +37,14 @@ def leave_one_out(scores: Tensor, prompt_ids: Sequence[Hashable]) -> tuple[Tenso
     """
     numbers: dict[Hashable, int] = {}
     group = torch.tensor([numbers.setdefault(p, len(numbers)) for p in prompt_ids], dtype=torch.long)
-    group, wide_scores = group.to(scores.device), wide(scores)
-    zeros = wide_scores.new_zeros(len(numbers))
-    size = zeros.index_add(0, group, torch.ones_like(wide_scores))[group]
-    total = zeros.index_add(0, group, wide_scores)[group]
-    others = (total - wide_scores) / (size - 1).clamp(min=1)
-    return torch.where(size > 1, wide_scores - others, 0.0), int((size == 1).sum())
+    # in float64: in float32, equal scores differ from their mean by rounding, which whitening would make as large as a signal
+    group, exact = group.to(scores.device), scores.double()
+    zeros = exact.new_zeros(len(numbers))
+    size = zeros.index_add(0, group, torch.ones_like(exact))[group]
+    total = zeros.index_add(0, group, exact)[group]
+    others = (total - exact) / (size - 1).clamp(min=1)
+    advantages = torch.where(size > 1, exact - others, 0.0)
+    return advantages.to(wide(scores).dtype), int((size == 1).sum())
 
 
 def over_tokens(advantages: Tensor, mask: Tensor) -> Tensor:

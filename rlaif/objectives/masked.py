@@ -7,6 +7,7 @@ exactly zero to every sum and its gradient; for the gradient, values are cut by 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -54,6 +55,19 @@ def per_unit(total: Tensor, denominator: float) -> Tensor:
     return total / denominator
 
 
+ROUNDING = 2.0**-23
+"""The relative step of float32, in which scores, values and returns are kept."""
+
+
+def scale_of(mean: float, var: float) -> float | None:
+    """Return the standard deviation, or None if it is no more than rounding of the mean (or NaN).
+
+    Constant float32 numbers such as 0.1 have sums that round, and a variance of a few 1e-16 instead of 0.
+    """
+    deviation = var**0.5
+    return deviation if deviation > ROUNDING * abs(mean) else None
+
+
 @dataclass(frozen=True)
 class Moments:
     """Count, sum and sum of squares, in float64. Adding two gives the moments of both sets together, so ranks reduce
@@ -82,11 +96,26 @@ class Moments:
         """Population variance; 0 when nothing was counted. Rounding can't make it negative."""
         return max(self.squares / self.count - self.mean**2, 0.0) if self.count else 0.0
 
+    @property
+    def scale(self) -> float | None:
+        """Standard deviation; None when nothing was counted, or when there is no spread beyond rounding."""
+        return scale_of(self.mean, self.var)
 
-def whiten(x: Tensor, mask: Tensor, mean: float, var: float, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
-    """(x - mean) / sqrt(var + eps) on the mask, 0 elsewhere; `shift_mean=False` adds the mean back. [B, T] -> [B, T].
+
+def whiten(
+    x: Tensor,
+    mask: Tensor,
+    mean: float,
+    var: float,
+    shift_mean: bool = True,
+    eps: float = 1e-8,
+    eps_on: Literal["variance", "deviation"] = "variance",
+) -> Tensor:
+    """Return (x - mean) / sqrt(var + eps) on the mask, 0 elsewhere. [B, T] -> [B, T].
 
     `mean` and `var` are those of a `Moments` summed over every rank, so that all ranks whiten alike.
+    `shift_mean=False` adds the mean back. `eps_on="deviation"` divides by sqrt(var) + eps instead (VLM-RLAIF).
     """
-    whitened = (wide(x) - mean) / (var + eps) ** 0.5
-    return keep(whitened if shift_mean else whitened + mean, mask)
+    divisor = (var + eps) ** 0.5 if eps_on == "variance" else var**0.5 + eps
+    whitened = (x.double() - mean) / divisor
+    return keep((whitened if shift_mean else whitened + mean).to(wide(x).dtype), mask)

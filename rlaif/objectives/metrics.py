@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -52,4 +53,6 @@ def _empty(name: str) -> float:
 
 
 def _join(name: str, a: float, b: float) -> float:
-    return min(a, b) if name.endswith("_min") else max(a, b) if name.endswith("_max") else a + b
+    if not name.endswith(("_min", "_max")) or math.isnan(a) or math.isnan(b):
+        return a + b  # NaN stays NaN: Python's min and max would drop one that comes second
+    return min(a, b) if name.endswith("_min") else max(a, b)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Protocol
 
 from torch import Tensor
 
 from rlaif.errors import ContractError
-from rlaif.objectives.masked import Moments, keep, wide
-from rlaif.records import Scored
+from rlaif.objectives.masked import Moments, keep, scale_of, wide
+from rlaif.records import Masked, Outcome, Scored
+
+LARGEST = 1e16
+"""The largest reward that is trained on: the value loss squares returns and adds them up in float32, which ends at 3e38."""
 
 
 class Terms(Protocol):
@@ -21,8 +25,10 @@ class Terms(Protocol):
 
 def shaped_score(
     value: float, parts: Mapping[str, float], finish_reason: str, length: int, max_tokens: int, terms: Terms
-) -> Scored:
-    """The score of one answer with the terms as named parts; the value stays the sum of the parts.
+) -> Outcome:
+    """Return the score of one answer with the terms as named parts; the value stays the sum of the parts.
+
+    Masked, with the reason, if that sum is not finite though every part is.
 
     no_eos: `terms.no_eos` when the answer did not end by itself (`finish_reason` other than `stop`, so `cut` too);
     length: `terms.length * length / max_tokens`, `length` in response tokens. A term of weight 0 adds no part.
@@ -39,7 +45,23 @@ def shaped_score(
             f"{', '.join(clash)} in both",
             "rename the reward function's part",
         )
-    return Scored(value + sum(added.values()), {**parts, **added})
+    return total({**parts, **added}, value + sum(added.values()))
+
+
+def total(parts: Mapping[str, float], value: float) -> Outcome:
+    """Return the parts with their sum `value`, or Masked if it is not finite: large parts can add up to infinity."""
+    if math.isfinite(value):
+        return Scored(value, dict(parts))
+    listed = ", ".join(f"{name!r} {part:g}" for name, part in parts.items())
+    return Masked(f"the sum of its parts is {value} ({listed})")
+
+
+def trainable(outcome: Outcome, scale: float) -> Outcome:
+    """Return the outcome, or Masked if its value times `scale` is beyond what the losses can hold (LARGEST)."""
+    if isinstance(outcome, Masked) or abs(outcome.value * scale) <= LARGEST:
+        return outcome
+    scaled = f" times ppo.reward_scale {scale:g}" if scale != 1 else ""
+    return Masked(f"the reward {outcome.value:g}{scaled} is beyond {LARGEST:g}, and its square beyond float32")
 
 
 def token_rewards(score: Tensor, kl: Tensor, coef: float, mask: Tensor) -> Tensor:
@@ -75,8 +97,8 @@ class RunningMoments:
 
     @property
     def scale(self) -> float | None:
-        """Standard deviation; None while there is no spread: a clip range in its units would freeze the critic."""
-        return self.var**0.5 or None
+        """Standard deviation; None while there is no spread beyond rounding: a clip range in its units would freeze the critic."""
+        return scale_of(self.mean, self.var)
 
     def state_dict(self) -> dict[str, float]:
         return {"count": self.count, "mean": self.mean, "m2": self.m2}

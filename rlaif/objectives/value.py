@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -29,17 +31,23 @@ def value_loss(
     worst, cut = free, torch.zeros_like(free)
     if value_clip is not None and scale is not None:
         limit = value_clip * scale
-        clipped = (old_values + (values - old_values).clamp(-limit, limit) - returns) ** 2
-        worst, cut = torch.maximum(free, clipped), clipped > free
+        change = values - old_values
+        outside = change.abs() > limit
+        # `old + (v - old)` is not v in floating point: only what left the range is replaced, and counted as clipped
+        near = torch.where(outside, old_values + change.clamp(-limit, limit), values)
+        clipped = (near - returns) ** 2
+        worst, cut = torch.maximum(free, clipped), outside & (clipped > free)
     token_loss = 0.5 * worst
-    error = returns - old_values
+    # in float64 before the squares: in float32, returns around 1000 lose their variance to rounding
+    exact = returns.double()
+    error = exact - old_values.double()
     metrics = totals(
         mask,
         value_loss=token_loss,
         value_clip_fraction=cut,
         value=values,
-        returns=returns,
-        returns_square=returns**2,
+        returns=exact,
+        returns_square=exact**2,
         value_error=error,
         value_error_square=error**2,
     )
@@ -47,12 +55,27 @@ def value_loss(
 
 
 def explained_variance(metrics: Metrics) -> float | None:
-    """1 - Var(R - V_old) / Var(R) from `value_loss` metrics merged over the step; None while the returns don't vary.
+    """Return 1 - Var(R - V_old) / Var(R) from `value_loss` metrics merged over the step.
 
-    The old values are used because the new ones have already been fitted to these very returns.
+    None if the returns do not vary beyond rounding, or if either variance is not finite. The old values are used because
+    the new ones have already been fitted to these very returns.
     """
-    returns = _moments(metrics, "returns")
-    return 1.0 - _moments(metrics, "value_error").var / returns.var if returns.var > 0 else None
+    returns, error = _moments(metrics, "returns"), _moments(metrics, "value_error")
+    if returns.scale is None or not math.isfinite(error.var):
+        return None
+    return 1.0 - error.var / returns.var
+
+
+def errors(metrics: Metrics) -> dict[str, float]:
+    """Return how far the critic was off, and how far its baseline: predicting every return by the mean of the batch.
+
+    From `value_loss` metrics merged over the step; root mean squares, in units of the return. They tell a critic that
+    explains little from returns in which little is left to explain.
+    """
+    error, returns = _moments(metrics, "value_error"), _moments(metrics, "returns")
+    if not error.count:
+        return {}
+    return {"error_rms": (error.squares / error.count) ** 0.5, "mean_baseline_rms": returns.var**0.5}
 
 
 def _moments(metrics: Metrics, name: str) -> Moments:

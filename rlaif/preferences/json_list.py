@@ -1,4 +1,10 @@
-"""Read a file that is one JSON list, element by element, in memory for a few elements."""
+"""Read a file that is one JSON list, element by element, in memory for a few elements.
+
+This is our own reader because the streaming parsers that others use (ijson, for one) stop at the first value that is not
+valid: one NaN, one byte that is not UTF-8 or one number of 5,000 digits in a list of 100,000 rows would cost all rows
+after it. Here an element that is whole as JSON goes but holds such a value becomes `Unusable`, and reading goes on; a
+list that was cut gives every element before the cut, and the byte.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +17,14 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from rlaif.errors import DataError
+from rlaif.preferences.strict_json import check_unicode, strict_decoder
 
 CHUNK = 2**20
 LARGEST = 2**28
 """Characters of the largest element: beyond them the file is taken to be damaged."""
 _SPACE = re.compile(r"[ \t\n\r]*")
+_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[][{}]', re.DOTALL)
+"""Strings, so that the brackets inside them do not count, and brackets."""
 _SLACK = 16
 """A parser may stop this far before the end of a text that was cut inside a literal or an escape."""
 
@@ -37,9 +46,11 @@ class Cut(Damaged):
 
 @dataclass(frozen=True)
 class Unusable:
-    """Stands for an element that Python reads and JSON does not allow."""
+    """Stands for an element with a value that JSON does not allow, or that no file could hold."""
 
     found: str
+    value: Any = None
+    """The element without that value, if the rest of it is known."""
 
 
 def elements(file: BinaryIO, name: str) -> Iterator[Any]:
@@ -48,7 +59,8 @@ def elements(file: BinaryIO, name: str) -> Iterator[Any]:
     mark = text.mark()
     if mark != "[":
         found = f"{mark!r} at its start" if mark else f"an empty file{text.ended or ''}"
-        raise DataError(f"one JSON list in {name}", found, "name a file of one row per line .jsonl")
+        change = "name a file of one row per line .jsonl; write the list alone if an object holds it"
+        raise DataError(f"one JSON list in {name}", found, change)
     mark = text.mark(skip=1)
     if mark == "]":
         return text.finish()
@@ -70,8 +82,9 @@ class _Window:
         """Once the file has ended: what there is to say about it."""
         self._file, self._text, self._at, self._before = file, "", 0, 0
         self._decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
-        self._scan = json.JSONDecoder(parse_constant=self._constant).raw_decode
-        self._constants: list[str] = []
+        self._scan = strict_decoder(self._refuse).raw_decode
+        self._refused: list[str] = []
+        """What is wrong with the element that is being parsed, although it is whole."""
         self._more(CHUNK)
         if self._text.startswith("\ufeff"):
             self._at = 1
@@ -89,10 +102,12 @@ class _Window:
     def element(self) -> Any:
         size = CHUNK
         while True:
-            self._constants.clear()
+            self._refused.clear()
             try:
                 value, end = self._scan(self._text, self._at)
-            except (ValueError, RecursionError) as problem:
+            except RecursionError:
+                return self._skip()
+            except ValueError as problem:
                 error = problem
             else:
                 error = None
@@ -103,6 +118,22 @@ class _Window:
             if not self._more(size) and error is not None:
                 raise self.unfinished(error.msg, error.pos)
             size *= 2  # one element larger than a chunk is parsed again a few times, not hundreds of times
+
+    def _skip(self) -> Unusable:
+        """Pass over an element that is nested too deeply to be parsed, by its brackets alone."""
+        depth, at, found = 0, self._at, "nested too deeply (recursion)"
+        while True:
+            for token in _BRACKETS.finditer(self._text, at):
+                at = token.end()
+                depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token.group(), 0)
+                if depth == 0:
+                    self._at = at
+                    return Unusable(found)
+            # a string at the end of the text may go on: it is looked at again with what follows
+            parsed = at - self._at
+            if len(self._text) - self._at > LARGEST or not self._more(CHUNK):
+                raise Damaged(self._offset(len(self._text)), found)
+            at = self._at + parsed
 
     def unfinished(self, found: str, at: int | None = None) -> Damaged:
         """The file is at its end, or something stands where it must not."""
@@ -119,12 +150,16 @@ class _Window:
 
     def _take(self, value: Any, end: int) -> Any:
         source, self._at = self._text[self._at : end], end
-        if self._constants:
-            return Unusable(f"{self._constants[0]} is no JSON number")
+        if self._refused:
+            return Unusable(self._refused[0], value)
         try:
             source.encode()
         except UnicodeEncodeError:
             return Unusable("bytes that are not UTF-8")
+        try:
+            check_unicode(value, source)
+        except ValueError as error:
+            return Unusable(str(error), value)
         return value
 
     def _is_whole(self, value: Any, end: int) -> bool:
@@ -166,5 +201,6 @@ class _Window:
     def _offset(self, at: int) -> int:
         return self._before + len(self._text[:at].encode("utf-8", "surrogateescape"))
 
-    def _constant(self, name: str) -> None:
-        self._constants.append(name)
+    def _refuse(self, found: str) -> None:
+        # raising here would lose the place in the file where the element ends
+        self._refused.append(found)

@@ -12,6 +12,7 @@ import json
 from typing import Any
 
 from rlaif.data import RowError
+from rlaif.preferences.rows import excerpt
 
 Patch = dict[str, dict]
 """By key: {"is": value} for a key that the bare row lacks, {"is": value, "was": digest of the bare value} for another
@@ -31,6 +32,17 @@ def difference(row: dict[str, Any], bare: dict[str, Any]) -> Patch:
         elif change := _change(row[key], bare[key], key):
             patch[key] = change
     return patch
+
+
+def unholdable(row: dict[str, Any]) -> list[str]:
+    """Return the keys whose values JSON cannot hold: NaN, bytes, times."""
+    names = []
+    for key, value in row.items():
+        try:
+            _text(value, key)
+        except RowError:
+            names.append(key)
+    return names
 
 
 def restore(bare: dict[str, Any], patch: Any) -> dict[str, Any]:
@@ -84,4 +96,4 @@ def _text(value: Any, key: str) -> str:
     try:
         return json.dumps(value, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise RowError("wrong type", f"{key}: {error}") from error
+        raise RowError("wrong type", f"{excerpt(key)}: {error}") from error

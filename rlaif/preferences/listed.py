@@ -9,11 +9,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from rlaif.data import BadRow, RowError, video_path
+from rlaif.data import RowError, video_path
 from rlaif.errors import DataError
 from rlaif.preferences.media import Media, name_of
 from rlaif.preferences.record import Preference
-from rlaif.preferences.rows import Bad
+from rlaif.preferences.rows import Bad, refused_record
 from rlaif.video.folder import IMAGES, frames_in
 
 DIFFER = "frames differ"
@@ -70,7 +70,7 @@ class Shown:
             if not path.is_dir():
                 return (video,) if path.suffix.lower() in IMAGES else ()
             return tuple(image.name if video == "." else f"{video}/{image.name}" for image in frames_in(path))
-        except (OSError, DataError):
+        except (OSError, ValueError, DataError):  # ValueError: a NUL character
             return ()
 
 
@@ -91,7 +91,7 @@ def exact(
             yield _exact(item, shown, media)
         except RowError as error:
             name = getattr(item, key)
-            yield Bad(error.reason, BadRow(lines.get(name), name, error.detail, unit))
+            yield refused_record(lines, name, error, unit)
 
 
 def _exact(record: Any, shown: Shown, media: Media) -> Any:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue
 
 from rlaif.data import OVERALL, RowError, build_row, check_signs, check_turns
 from rlaif.errors import DataError
+from rlaif.preferences.rows import excerpt
 
 Modality = Literal["video", "image", "text"]
 SIDES = ("chosen", "rejected")
@@ -93,9 +94,11 @@ class Preference:
         if dimension == self.dimension:
             return self
         if dimension not in self.signs:
-            names = ", ".join(sorted(self.signs))
+            names = excerpt(", ".join(sorted(self.signs)), 300)
             raise DataError(
-                f"a dimension of pair {self.pair_id!r}: {names}", repr(dimension), "choose one of these dimensions"
+                f"a dimension of pair {excerpt(self.pair_id)!r}: {names}",
+                repr(dimension),
+                "choose one of these dimensions",
             )
         turned = self if self.signs[dimension] == 1 else self._turned()
         sign = self.signs[dimension]

@@ -78,8 +78,10 @@ class Statistics:
 
 
 def media(record: Any) -> tuple[str, ...]:
-    """Every video that a record of any kind names."""
-    return record.media if hasattr(record, "media") else (record.video,) if hasattr(record, "video") else ()
+    """Return every video that a record of any kind names: none of a conversation about text alone."""
+    if hasattr(record, "media"):
+        return record.media
+    return tuple(filter(None, [getattr(record, "video", None)]))
 
 
 def _words(name: str, counts: array) -> str:

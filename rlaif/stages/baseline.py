@@ -132,9 +132,9 @@ class Baseline:
             token_rewards(scores, k1(logprobs, reference) * mask, ppo.kl.coef, mask), values, mask, ppo.gamma, ppo.lam
         )
         moments = Moments.of(advantages, mask)
-        advantages = whiten(advantages, mask, moments.mean, moments.var)
-        scale = Moments.of(returns, mask).var ** 0.5
-        policy_loss, critic_loss = losses.policy(ppo, False, []), losses.critic(ppo, scale or None)
+        advantages = whiten(advantages, mask, moments.mean, moments.var, eps_on=ppo.whiten_eps)
+        scale = Moments.of(returns, mask).scale
+        policy_loss, critic_loss = losses.policy(ppo, False, []), losses.critic(ppo, scale)
         for start in range(0, len(items), ppo.minibatch_size):
             rows = slice(start, start + ppo.minibatch_size)
             batch = collate(items[rows], self.pad)

@@ -14,10 +14,10 @@ from rlaif.preferences.files import write_rows
 from rlaif.progress import progress
 from rlaif.stages import data, ppo, reward
 from rlaif.stages.baseline import Baseline, Times
-from rlaif.stages.demo import say
+from rlaif.stages.deck import Deck
 from rlaif.stages.evaluate import command
-from rlaif.stages.rounds import prompts_of
 from rlaif.stages.run import Run, open_run
+from rlaif.terminal import headline, say
 from rlaif.worlds.shapes.dataset import add_captions, write_dataset
 from rlaif.worlds.shapes.language import WORDS
 
@@ -44,20 +44,20 @@ def bench(config: Config, file: Path | None = None) -> dict:
     The first iteration of each warms up and does not count. `file`: where the figures go as JSON.
     """
     with open_run(config) as run:
-        say("1/3 world, model and reward model")
+        headline("1/3 world, model and reward model")
         prepare(config, run)
-        say("2/3 PPO on the cluster")
+        headline("2/3 PPO on the cluster")
         ppo.train(config, run, "fresh")
         memory = run.topology.peak_memory()
         prompts = data.prompts(run, config.data.prompts)
         rows = run.directory.read_metrics("ppo")
-    say("3/3 the same in one process, in turn")
+    headline("3/3 the same in one process, in turn")
     baseline = Baseline(config, LocalFrames(config.data.root, config.video.num_frames))
-    numbers = range(config.ppo.iterations - 1)
-    times = [baseline.iterate(prompts_of(config, prompts, n)) for n in progress(numbers, "one process", len(numbers))]
+    deck, numbers = Deck(prompts, config.ppo.prompts_per_iteration, config.seed), range(config.ppo.iterations - 1)
+    times = [baseline.iterate(deck.of(n)) for n in progress(numbers, "one process", len(numbers))]
     found = figures(rows, times, config.ppo.prompts_per_iteration * config.ppo.samples_per_prompt)
     found |= {f"peak_gib_{name}": value / 2**30 for name, value in memory.items()} | {"command": command()}
-    print("\n" + report(found))
+    say("\n" + report(found))
     if file is not None:
         file.write_text(json.dumps(found, indent=1) + "\n")
     return found

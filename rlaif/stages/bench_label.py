@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import torch
 
 from actors.frames import LocalFrames
@@ -27,11 +28,11 @@ from rlaif.seeds import derive
 from rlaif.stages import data, label
 from rlaif.stages.bench import MODEL
 from rlaif.stages.bench import report as table
-from rlaif.stages.demo import say
 from rlaif.stages.evaluate import command
 from rlaif.stages.judging.cases import Case
 from rlaif.stages.judging.judges import Judge, ModelJudge, Question, frames_of
 from rlaif.stages.run import Run, open_run
+from rlaif.terminal import headline, say
 from rlaif.worlds.shapes.dataset import write_dataset
 from rlaif.worlds.shapes.language import WORDS
 
@@ -93,17 +94,17 @@ def bench(config: Config, file: Path | None = None) -> dict:
             "label.method=pairwise and a model as label.judge", "others", "label; see configs/bench_label.yaml"
         )
     with open_run(config) as run:
-        say("world and model")
+        headline("world and model")
         rounds = prepare(config, run)
         judges = {"here": ModelJudge(config, run, config.label.judge)}
         judges["plain"] = PlainJudge(config, config.label.judge, LocalFrames(config.data.root, config.video.num_frames))
         measured = []
         for number, cases in enumerate(rounds):
-            say(f"round {number + 1} of {len(rounds)}")
+            headline(f"round {number + 1} of {len(rounds)}")
             measured.append(measure(config, run, judges, cases))
-            print(", ".join(f"{name} {value:.3g}" for name, value in measured[-1].items()))
+            say(", ".join(f"{name} {value:.3g}" for name, value in measured[-1].items()))
     found = figures(measured) | {"command": command()}
-    print("\n" + table(found))
+    say("\n" + table(found))
     if file is not None:
         file.write_text(json.dumps(found, indent=1) + "\n")
     return found
@@ -148,7 +149,7 @@ def measure(config: Config, run: Run, judges: dict[str, Judge], cases: Sequence[
         "baseline_seconds": seconds["plain"],
         "prompt_tokens": asked,
         "cached_tokens": cached,
-        "log_odds_difference": max(abs(a - b) for a, b in zip(here, plain, strict=True)),
+        "log_odds_difference": float(np.max(np.abs(np.subtract(here, plain)))),  # NaN if any is: max() could drop it
     }
 
 
@@ -182,6 +183,6 @@ def figures(rounds: Sequence[Round]) -> dict[str, float]:
         "cached_share": of(lambda r: r["cached_tokens"] / r["prompt_tokens"]),
         "tokens_per_question": of(lambda r: r["prompt_tokens"] / r["questions"]),
         "questions_per_answer": of(lambda r: r["questions"] / r["answers"]),
-        "log_odds_difference": max(r["log_odds_difference"] for r in rounds),
+        "log_odds_difference": float(np.max([r["log_odds_difference"] for r in rounds])),
         "rounds": len(rounds),
     }

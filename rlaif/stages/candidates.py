@@ -16,7 +16,7 @@ from rlaif.feedback.store import Store
 from rlaif.models.check import fingerprint, require_model
 from rlaif.records import Prompt
 from rlaif.seeds import derive
-from rlaif.stages import data
+from rlaif.stages import data, usable
 from rlaif.stages.filling import fill
 from rlaif.stages.run import Run
 
@@ -34,7 +34,8 @@ def sample(config: Config, run: Run) -> dict[str, int]:
     options = config.candidates
     for model in options.models:
         require_model("candidates.models", model, or_adapter=True)
-    prompts = data.prompts_of(run, options.prompts)
+    room = (options.max_tokens, "candidates.max_tokens")
+    prompts = data.prompts_of(run, options.prompts, [usable.answered(config, run, m, *room) for m in options.models])
     store = open_candidates(config)
     check_options(config, store)
     counts = {"made": 0, "retried": 0, "there": 0, "failed": 0}

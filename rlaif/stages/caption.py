@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from actors.pool import RolloutPool
 from rlaif.config.feedback import Caption
 from rlaif.config.schema import Config, Sampling
-from rlaif.errors import ConfigError, ContractError
+from rlaif.data import RowError
+from rlaif.errors import ConfigError, ContractError, named
 from rlaif.feedback.narrative import clips, request_text, summary_text, version
 from rlaif.feedback.store import Store, caption_key
 from rlaif.models.adapter import base_of
@@ -17,7 +18,7 @@ from rlaif.models.check import fingerprint, require_model
 from rlaif.models.encode import Encoder
 from rlaif.records import Prompt
 from rlaif.seeds import derive
-from rlaif.stages import data
+from rlaif.stages import data, usable
 from rlaif.stages.filling import fill
 from rlaif.stages.run import Run
 from rlaif.text import within_budget
@@ -68,16 +69,39 @@ def caption(config: Config, run: Run) -> dict[str, int]:
     keys = [(one.key, one.video) for one in wanted]
     missing = set(store.missing(keys))
     todo = [one for one in wanted if (one.key, one.video) in missing]
-    retried, made, failed = sum(key in store for key in missing), 0, 0
+    there, retried, made, failed = len(wanted) - len(todo), sum(key in store for key in missing), 0, 0
+    todo, refused = _answerable(config, run, todo)
+    store.append(refused)
     if todo:
         pool = run.topology.engines(config.caption.model)
         count = counter(config)
         made, failed = fill(store, todo, lambda part: _captions(config, pool, part, count), "captions")
-    counts = {"captioned": made, "retried": retried, "there": len(wanted) - len(todo), "failed": failed}
+    counts = {"captioned": made, "retried": retried, "there": there, "failed": failed + len(refused)}
     rows = [store[key] for key in keys]
     counts |= {"left_out": sum(row.get("left_out", 0) for row in rows), "cut": sum("cut" in row for row in rows)}
     log.info("%s: %s", store.path, ", ".join(f"{count} {name}" for name, count in counts.items()))
     return counts
+
+
+def _answerable(config: Config, run: Run, todo: Sequence[Wanted]) -> tuple[list[Wanted], list[dict]]:
+    """Return what the captioner can be asked, and the masked rows of the rest, which no engine is started for."""
+    options, asked, refused = config.caption, [], []
+    if not todo:
+        return [], []
+    reader = usable.reader_of(run, options.model)
+    rooms = usable.engine_rooms(config)
+    for one in todo:
+        try:
+            for unit in one.units:
+                text = request_text(options, None, one.question)
+                reader.prompt(Prompt(one.id, one.video, text, frames=unit), rooms)
+            asked.append(one)
+        except RowError as error:
+            refused.append(_row(config, one, Told(failed=f"{error.reason}: {error.detail}")))
+    if refused:
+        reason, videos = refused[0]["masked"], [row["video"] for row in refused]
+        log.warning("%d of %d videos cannot be captioned: %s; %s", len(videos), len(todo), named(videos), reason)
+    return asked, refused
 
 
 def counter(config: Config) -> Callable[[str], int]:

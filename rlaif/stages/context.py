@@ -21,6 +21,7 @@ from rlaif.stages.judging.judges import frames_shown
 from rlaif.stages.judging.kind import kind_of
 from rlaif.stages.judging.report import why
 from rlaif.stages.run import Run
+from rlaif.storage import locate
 
 CONTEXTS = ("captions", "none", "shuffled")
 MEASURES = ("judge_agreement", "rm_accuracy")
@@ -57,13 +58,18 @@ def context(config: Config, run: Run) -> list[dict]:
         rows.append({"context": mode, "seed": seed, **judged, **train(cell, run)})
         written = {"command": command(), "seconds": time.time() - began, "frames": frames}
         run.directory.write_eval("context", written | {"rows": rows, "contexts": means(rows)})
-    print(table(means(rows)))
-    print(f"of each video the judge saw {frames['judge']} frames, the reward model {frames['reward']}")
-    for line in unequal(rows):
-        print(line)
-    if (pairs := min(row["pairs"] for row in rows)) < PAIRS:
-        print(f"{pairs} held-out pairs: with fewer than {PAIRS}, differences of some points are chance")
     return rows
+
+
+def text(rows: Sequence[dict], frames: Mapping[str, int]) -> str:
+    """Return the table of the study, and what a reader should know about it. `frames`: how many the models saw."""
+    lines = [table(means(rows))]
+    lines.append(f"of each video the judge saw {frames['judge']} frames, the reward model {frames['reward']}")
+    lines += unequal(rows)
+    pairs = min(row["pairs"] for row in rows)
+    if pairs < PAIRS:
+        lines.append(f"{pairs} held-out pairs: with fewer than {PAIRS}, differences of some points are chance")
+    return "\n".join(lines)
 
 
 def means(rows: Sequence[dict]) -> dict[str, dict[str, float]]:
@@ -86,8 +92,8 @@ def table(contexts: Mapping[str, Mapping[str, float]]) -> str:
 
 def _is_demo(config: Config) -> bool:
     """Whether world and policy are the demo's own, so that they can be made where they are not there."""
-    folder = f"{RunDir(config.storage, config.name).location}/"
-    return all(path.startswith(folder) for path in (config.data.root, config.demo.base, config.caption.model))
+    run = f"{RunDir(config.storage, config.name).location}/"
+    return all(str(locate(path)).startswith(run) for path in (config.data.root, config.demo.base, config.caption.model))
 
 
 def variant(config: Config, seed: int, mode: str) -> Config:

@@ -8,10 +8,20 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rlaif.config.schema import Config
-from rlaif.data import Conversation, Pair, Report, check_videos, skip_bad_videos, videos_of
+from rlaif.data import (
+    ID_FIELD,
+    Conversation,
+    Pair,
+    Report,
+    check_videos,
+    decode_videos,
+    skip_bad_videos,
+    skip_unusable,
+    videos_of,
+)
 from rlaif.errors import ConfigError, DataError, named
 from rlaif.feedback.store import Store
 from rlaif.preferences.convert import AUTO, opened, source_file
@@ -31,16 +41,20 @@ log = logging.getLogger(__name__)
 Row = TypeVar("Row", Prompt, Conversation, Pair)
 
 
-def prompts(run: Run, file: str) -> list[Prompt]:
-    """With the captions of `data.captions`, where that is set and there."""
-    return _load(run, file, read_prompts)
+Check = Callable[[Any], str | None]
+"""Raises RowError for a row that can never be used (rlaif/stages/usable.py has them); returns a remark, or None."""
 
 
-def prompts_of(run: Run, files: Sequence[str]) -> list[Prompt]:
-    """The prompts of several files, each once. Raises DataError for an id that stands for two different prompts."""
+def prompts(run: Run, file: str, checks: Sequence[Check] = ()) -> list[Prompt]:
+    """Return the usable prompts of a file, with the captions of `data.captions` if that is set and there."""
+    return _load(run, file, read_prompts, checks)
+
+
+def prompts_of(run: Run, files: Sequence[str], checks: Sequence[Check] = ()) -> list[Prompt]:
+    """Return the prompts of several files, each once. Raises DataError for an id that stands for two different prompts."""
     found: dict[str, Prompt] = {}
     for file in files:
-        for prompt in prompts(run, file):
+        for prompt in prompts(run, file, checks):
             known = found.setdefault(prompt.prompt_id, prompt)
             if (known.video, known.question) != (prompt.video, prompt.question):
                 change = f"its id in {file}, or which files are read"
@@ -49,12 +63,12 @@ def prompts_of(run: Run, files: Sequence[str]) -> list[Prompt]:
     return list(found.values())
 
 
-def conversations(run: Run, file: str) -> list[Conversation]:
-    return _load(run, file, read_conversations)
+def conversations(run: Run, file: str, checks: Sequence[Check] = ()) -> list[Conversation]:
+    return _load(run, file, read_conversations, checks)
 
 
-def pairs(run: Run, file: str) -> list[Pair]:
-    return _load(run, file, read_pairs)
+def pairs(run: Run, file: str, checks: Sequence[Check] = ()) -> list[Pair]:
+    return _load(run, file, read_pairs, checks)
 
 
 def of_pairs(run: Run, file: str) -> list[Prompt]:
@@ -106,22 +120,61 @@ def data_path(config: Config, file: str) -> Path:
     raise ConfigError("a local path", f"the URI {text}", change)
 
 
-def _load(run: Run, file: str, read: Callable[..., tuple[list[Row], Report]]) -> list[Row]:
-    """Good rows of a file whose videos can be opened; the others are counted and named (fatal with `data.strict`).
+def _load(
+    run: Run, file: str, read: Callable[..., tuple[list[Row], Report]], checks: Sequence[Check] = ()
+) -> list[Row]:
+    """Return the good rows of a file; the others are counted and named (fatal with `data.strict`).
 
-    The frame store probes the videos, so that no other role and no later stage has to do it again.
+    The frame store probes the videos, so that no other role and no later stage has to do it again. `checks` see rows
+    whose videos can be opened, with their captions.
     """
     root, strict = run.config.data.root, run.config.data.strict
     rows, report = read(data_path(run.config, file), root, strict)
     videos = sorted({video for row in rows for video in videos_of(row)})
     bad = check_videos(videos, run.topology.client().spec)
     rows = skip_bad_videos(rows, bad, report, strict)
-    if report.skipped:
-        log.warning("%s", report.summary())
-    warn_of_turns(report.path, sum(isinstance(row, Pair) and row.earlier_turns for row in rows), len(rows))
     contents = contents_of(run)
     rows = [replace(row, video_sha256=contents(row.video)) if isinstance(row, Prompt) else row for row in rows]
-    return captioned(run, rows)
+    rows, remarks = skip_unusable(captioned(run, rows), checks, report, strict)
+    run.places |= {name: f"{file} {report.unit} {line}" for name, line in report.lines.items()}
+    if report.skipped:
+        log.warning("%s", report.summary())
+    for remark, ids in remarks.items():
+        log.warning("%s: %d rows are used although %s: %s", report.path, len(ids), remark, named(run.placed(ids)))
+    warn_of_turns(report.path, sum(isinstance(row, Pair) and row.earlier_turns for row in rows), len(rows))
+    return rows
+
+
+def decode_first(run: Run, rows: Iterable[Row]) -> dict[str, str]:
+    """Decode the videos of rows, given in the order of their use, for at most `data.check_s` seconds.
+
+    Returns the reasons of those that do not decode, by video, after naming them and their rows; they are left out when
+    they are met. No more is decoded than the frame store holds, so that what is used first is there when it is needed.
+    Raises DataError if none of them decodes, or if any does not with `data.strict`.
+    """
+    config, client = run.config, run.topology.client()
+    users: dict[str, list[str]] = {}
+    held, whole = 0, True
+    for row in rows:
+        for video in videos_of(row):
+            if video not in users:
+                spec = client.spec(video)
+                held += 3 * len(spec.indices) * spec.height * spec.width
+            users.setdefault(video, []).append(getattr(row, ID_FIELD[type(row)]))
+        if held > config.video.store_bytes:
+            whole = False
+            break
+    bad, tried = decode_videos(users, client.get, config.data.check_s, config.video.decode_threads)
+    if not bad:
+        return bad
+    ids = list(dict.fromkeys(name for video in bad for name in users[video]))
+    found = f"{len(bad)} of the {tried} videos decoded so far do not: {named(list(bad.values()), 3)}; rows: "
+    found += named(run.placed(ids))
+    if config.data.strict or (whole and len(bad) == len(users)):
+        wanted = "videos that all decode, as data.strict asks for" if config.data.strict else "videos that decode"
+        raise DataError(wanted, found, "replace the files, or remove their rows")
+    log.warning("%s", found)
+    return bad
 
 
 def contents_of(run: Run) -> Callable[[str], str]:
@@ -196,6 +249,16 @@ def check_captions(config: Config, rows: Sequence[Pair], file: str) -> None:
             f"none of {len(videos)} videos: {named(videos)}",
             "run `rlaif caption CONFIG`, which captions them into data.captions; or reward.context=none",
         )
+
+
+def no_captions(config: Config, rows: str, reader: str) -> DataError:
+    """Return the error for rows without any captions, where something reads them."""
+    file = config.data.captions
+    there = file and data_path(config, file).is_file()
+    found = f"none in any of {rows}"
+    found += f", nor about their videos in {file}" if there else f"; data.captions ({file}) is no file" if file else ""
+    change = "set data.captions to the file that `rlaif caption` wrote, or run `rlaif caption CONFIG`"
+    return DataError(f"captions: {reader}", found, change)
 
 
 def open_captions(path: Path) -> Store[tuple[str, str]]:

@@ -16,9 +16,10 @@ from rlaif.errors import ConfigError, RlaifError
 from rlaif.evaluation.claims import rates
 from rlaif.records import Masked, Prompt, Sample
 from rlaif.seeds import derive
-from rlaif.stages import data
+from rlaif.stages import data, usable
 from rlaif.stages.roles import Roles, context_of, learner_spec, require_inputs, start_roles
 from rlaif.stages.run import Run
+from rlaif.terminal import phase
 
 DECODINGS = {"greedy": 0.0, "sample": 1.0}
 """Temperature by name."""
@@ -30,11 +31,25 @@ def evaluate(config: Config, run: Run) -> list[dict]:
     export = run.directory.export("ppo")
     if not export.files():
         raise ConfigError(f"the export of a PPO run at {export}", "nothing there", "run `rlaif ppo` first, or name=")
-    roles = start_roles(config, run, data.prompts(run, config.data.eval), frozen(config, None))
+    prompts = data.prompts(run, config.data.eval, usable.evaluated(config, run))
+    roles = start_roles(config, run, prompts, frozen(config, None))
+    roles.eval_prompts = prompts
     rows = policy(config, run, roles, "sft")
     roles.learners = roles.publisher.learners = run.topology.learners(frozen(config, str(export)))
     roles.publisher.publish(1)
     return rows + policy(config, run, roles, "rlaif")
+
+
+def held_out(config: Config, run: Run) -> list[Prompt]:
+    """Return the usable prompts of `data.eval`, none without that file.
+
+    Raises DataError, before anything is trained, when the reward model reads captions and none of them has any.
+    """
+    if not data.data_path(config, config.data.eval).is_file():
+        return []
+    prompts = data.prompts(run, config.data.eval, usable.evaluated(config, run))
+    context_of(config, prompts)
+    return prompts
 
 
 def frozen(config: Config, start: str | None) -> LearnerSpec:
@@ -45,14 +60,15 @@ def frozen(config: Config, start: str | None) -> LearnerSpec:
 
 
 def policy(config: Config, run: Run, roles: Roles, name: str) -> list[dict]:
-    """Both decodings of the policy the roles hold now, as rows; they join `eval/ppo.json`. None without `data.eval`."""
-    if not data.data_path(config, config.data.eval).is_file():
+    """Measure both decodings of the policy the roles hold now; the rows join `eval/ppo.json`. None without `data.eval`."""
+    prompts = roles.eval_prompts
+    if not prompts:
         return []
-    prompts = data.prompts(run, config.data.eval)
-    rows = [
-        {"policy": name, "seed": config.seed, "decoding": decoding, **measure(config, roles, prompts, decoding)}
-        for decoding in DECODINGS
-    ]
+    rows = []
+    for decoding in DECODINGS:
+        with phase(f"evaluating {name}, {decoding}, {len(prompts)} prompts"):
+            figures = measure(config, roles, prompts, decoding)
+        rows.append({"policy": name, "seed": config.seed, "decoding": decoding, **figures})
     kept = [row for row in (run.directory.read_eval("ppo") or {"rows": []})["rows"] if row["policy"] != name]
     run.directory.write_eval("ppo", {"command": command(), "rows": kept + rows})
     return rows
@@ -60,9 +76,7 @@ def policy(config: Config, run: Run, roles: Roles, name: str) -> list[dict]:
 
 def during_training(config: Config, roles: Roles) -> dict[str, float]:
     """Greedy answers to the first `eval.in_training` prompts; `score` is what the best checkpoint is chosen by."""
-    if roles.eval_prompts is None:
-        roles.eval_prompts = data.prompts(roles.run, config.data.eval)[: config.eval.in_training]
-    found = measure(config, roles, roles.eval_prompts, "greedy")
+    found = measure(config, roles, roles.eval_prompts[: config.eval.in_training], "greedy")
     score = found.get("recall", 0.0) - found.get("hallucination", 0.0) + found.get("qa_accuracy", 0.0)
     return {f"eval/{name}": value for name, value in found.items()} | {"eval/score": score}
 
@@ -93,7 +107,7 @@ def answer(
 ) -> tuple[list[Sample], list[Failure]]:
     """One answer per prompt by the weights published last, in the order of their keys; prompts that gave none.
 
-    Raises RlaifError when more than `ppo.max_reward_failures` of the prompts gave none.
+    Raises RlaifError when more than `ppo.max_prompt_failures` of the prompts gave none.
     """
     sampling = Sampling(temperature=DECODINGS[decoding], max_tokens=config.eval.max_tokens)
     roles.publisher.wait()
@@ -103,9 +117,9 @@ def answer(
     for answers in roles.rollouts.results(batch, roles.deadline_s):
         samples += answers.samples
         failures += answers.failures
-    if not samples or len(failures) > config.ppo.max_reward_failures * len(prompts):
+    if not samples or len(failures) > config.ppo.max_prompt_failures * len(prompts):
         raise RlaifError(
-            f"answers to at least {1 - config.ppo.max_reward_failures:.0%} of the evaluation prompts",
+            f"answers to at least {1 - config.ppo.max_prompt_failures:.0%} of the evaluation prompts",
             f"{len(failures)} of {len(prompts)} failed; first: {failures[0].prompt_id}: {failures[0].reason}",
             "what the reason names",
         )

@@ -6,8 +6,10 @@ another order) it learns from noise, so the gate stops the run and names what di
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +17,14 @@ from actors.pool import RolloutPool
 from learners.group import LearnerGroup
 from learners.parity import STALE_HEAD, hypotheses
 from rlaif.config.schema import Parity, Sampling
-from rlaif.errors import ParityError
+from rlaif.errors import DataError, ParityError
 from rlaif.records import Probe, Probed, Prompt
 from rlaif.seeds import derive
+
+log = logging.getLogger(__name__)
+
+TRIED = 64
+"""Prompts that the gate tries at most."""
 
 LIMITS = {"float32": 1e-4, "bfloat16": 0.03}
 """Nats per token, mean over a probe. In bfloat16 ten times what the demo's model showed (docs/architecture.md)."""
@@ -35,43 +42,83 @@ class Gate:
         sampling: Sampling,
         rollouts: RolloutPool,
         learners: LearnerGroup,
-        prompt: Prompt,
+        prompts: Sequence[Prompt],
         seed: int,
         timeout: float,
-        responses: Sequence[Sequence[int]] | None = None,
+        state: Mapping[str, Any] | None = None,
     ):
-        """`prompt`: its question is asked with and without its video. Raises DataError when the video does not decode.
+        """The question of the first of `prompts` that can be answered is asked with and without its video.
 
-        responses: those of the run that is resumed (`state_dict`), so that its checks go on with the same texts.
+        state: of the run that is resumed (`state_dict`), so that its checks go on with the same texts. Raises DataError
+        when none of the first `TRIED` prompts can be answered.
         """
         self.limit = config.limit or LIMITS[dtype]
         self.every, self.rollouts, self.learners, self.timeout = config.every, rollouts, learners, timeout
         self.sampling = sampling.model_copy(update={"max_tokens": config.tokens})
-        asked = (Probe(prompt.question), Probe(prompt.question, prompt.video))
-        if responses is None:
-            self.probes = [
-                rollouts.respond(probe, self.sampling, derive(seed, "parity", kind), timeout)
-                for kind, probe in zip(KINDS, asked, strict=True)
-            ]
-        else:
-            self.probes = [replace(probe, response_ids=tuple(r)) for probe, r in zip(asked, responses, strict=True)]
+        self._seed, self._prompts = seed, {prompt.prompt_id: prompt for prompt in prompts[:TRIED]}
         self._before: list[Probed] | None = None
         """The learner's answer at the last check."""
+        self._unusable: list[str] = []
+        """Why each prompt that was tried is not asked."""
+        self.prompt_id = ""
+        self.probes: list[Probe] = []
+        if state is None or state["prompt_id"] not in self._prompts:
+            self._choose()
+        else:
+            self.prompt_id = state["prompt_id"]
+            asked = zip(self._asked(), state["responses"], strict=True)
+            self.probes = [replace(probe, response_ids=tuple(response)) for probe, response in asked]
 
-    def state_dict(self) -> list[list[int]]:
-        """The probes' responses, by kind."""
-        return [list(probe.response_ids) for probe in self.probes]
+    def state_dict(self) -> dict[str, Any]:
+        """Return the prompt that is asked about and the probes' responses, by kind."""
+        return {"prompt_id": self.prompt_id, "responses": [list(probe.response_ids) for probe in self.probes]}
+
+    def _choose(self) -> None:
+        """Take the first prompt that the engine answers with and without its video; those that fail are not tried again."""
+        self._before = None
+        while self._prompts:
+            self.prompt_id = next(iter(self._prompts))
+            try:
+                self.probes = [
+                    self.rollouts.respond(probe, self.sampling, derive(self._seed, "parity", kind), self.timeout)
+                    for kind, probe in zip(KINDS, self._asked(), strict=True)
+                ]
+                return
+            except DataError as error:
+                self._drop(error)
+        raise DataError(
+            f"a prompt among the first {len(self._unusable)} that the engine can answer, for the parity gate",
+            f"none; the last one: {self._unusable[-1]}",
+            "replace the videos that do not decode, or remove their rows",
+        )
+
+    def _asked(self) -> tuple[Probe, Probe]:
+        prompt = self._prompts[self.prompt_id]
+        return Probe(prompt.question), Probe(prompt.question, prompt.video)
+
+    def _drop(self, error: DataError) -> None:
+        log.warning("parity gate: not on prompt %r: %s", self.prompt_id, error.found)
+        self._unusable.append(f"{self.prompt_id!r}: {error.found}")
+        del self._prompts[self.prompt_id]
 
     def due(self, publishes: int) -> bool:
         return self.every > 0 and publishes % self.every == 0
 
     def check(self) -> dict[str, float]:
-        """Differences of the rollout actor that is furthest from the learner, as metrics.
+        """Return the differences of the rollout actor that is furthest from the learner, as metrics.
 
-        Raises ParityError beyond the limit, naming the actor, the kind of prompt and, where it is recognised, the cause.
+        A prompt whose video has become unusable gives way to the next one. Raises ParityError beyond the limit, naming the
+        actor, the kind of prompt and, if it is recognised, the cause.
         """
-        own = self._learner()
-        theirs = self.rollouts.probe(self.probes, self.sampling, self.timeout)
+        while True:
+            try:
+                # the engine first: learner ranks would not all notice, and those that go on wait for the others
+                theirs = self.rollouts.probe(self.probes, self.sampling, self.timeout)
+                own = self._learner()
+                break
+            except DataError as error:
+                self._drop(error)
+                self._choose()
         apart = {name: differences(own, probed) for name, probed in theirs.items()}
         worst = max(apart, key=lambda name: max(apart[name]))
         other = next((name for name, probed in theirs.items() if probed[1].frames != own[1].frames), None)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from rlaif.config.schema import Config
-from rlaif.stages import data, evaluate
+from rlaif.stages import data, evaluate, usable
 from rlaif.stages.best import Best
+from rlaif.stages.replacing import mask_gone, open_deck
 from rlaif.stages.roles import enough_prompts, identity, learner_spec, parity_gate, require_inputs, start_roles
 from rlaif.stages.rounds import ask_for, collect, learn, record
 from rlaif.stages.run import Run, Start
 from rlaif.stages.supervised import restore, save_checkpoint
+from rlaif.terminal import phase
 
 
 def train(config: Config, run: Run, start: Start = "new") -> str:
@@ -20,25 +22,30 @@ def train(config: Config, run: Run, start: Start = "new") -> str:
     """
     ppo = config.ppo
     require_inputs(config)
-    prompts = enough_prompts(config, data.prompts(run, config.data.prompts))
+    prompts = enough_prompts(config, data.prompts(run, config.data.prompts, usable.sampled(config, run)))
+    held_out = evaluate.held_out(config, run)
     checkpoints = run.checkpoints("ppo", ppo.save.keep)
     newest = run.starting_point("ppo", checkpoints, start, identity(config))
     if run.nothing_left("ppo", newest, ppo.iterations, "ppo.iterations"):
         return str(run.directory.export("ppo"))
+    deck = open_deck(config, run, prompts, newest)
     roles = start_roles(config, run, prompts, learner_spec(config))
+    roles.deck, roles.eval_prompts = deck, held_out
     asked = first = restore(roles.learners, checkpoints, newest)
     best = Best.of(newest)
     if newest is not None:
         roles.ledger.load_state_dict(newest.meta["ledger"])
-    roles.publisher.publish(first)
-    gate = parity_gate(config, roles, prompts, newest and newest.meta["gate"])
-    gate.check()
+        mask_gone(roles.ledger, deck)
+    with phase("parity gate: do engine and learner agree?"):
+        roles.publisher.publish(first)
+        gate = parity_gate(config, roles, prompts, newest and newest.meta["gate"])
+        gate.check()
     if newest is None:
         evaluate.policy(config, run, roles, "sft")
     with run.tracker("ppo", ppo.iterations, first) as tracker, run.stopper.deferred():
         for iteration in range(first, ppo.iterations):
             while asked < min(iteration + 1 + ppo.max_staleness, ppo.iterations):
-                ask_for(config, roles, prompts, asked)
+                ask_for(config, roles, asked)
                 asked += 1
             round_ = collect(config, roles, iteration)
             metrics = learn(config, roles, round_)
@@ -54,11 +61,13 @@ def train(config: Config, run: Run, start: Start = "new") -> str:
             due = done in (ppo.iterations, best.iteration) or (ppo.save.every and done % ppo.save.every == 0)
             if due or run.stopper.requested:  # a signal that comes after this line waits for the next iteration
                 driver = {"best": best.state(), "ledger": roles.ledger.state_dict(), "gate": gate.state_dict()}
+                driver["deck"] = deck.state_dict()
                 roles.checkpoint_s = save_checkpoint(
                     run, roles.learners, checkpoints, done, identity(config), best.spared(), **driver
                 )
                 run.stopper.check()
-    export = roles.learners.export("policy", run.directory.export("ppo"))
+    with phase("writing the export"):
+        export = roles.learners.export("policy", run.directory.export("ppo"))
     evaluate.policy(config, run, roles, "rlaif")
     run.exported("ppo", max(first, ppo.iterations))
     return export

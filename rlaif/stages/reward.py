@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -21,7 +22,7 @@ from rlaif.models.check import require_model
 from rlaif.models.reward_prompt import RewardPrompt, contexts
 from rlaif.order import rows_of_step
 from rlaif.seeds import derive
-from rlaif.stages import data, supervised
+from rlaif.stages import data, supervised, usable
 from rlaif.stages.run import Run, Start
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,6 @@ def train(config: Config, run: Run, start: Start = "new") -> str:
     newest = run.starting_point("reward", checkpoints, start, belongs)
     if run.nothing_left("reward", newest, reward.steps, "reward.steps"):
         return str(run.directory.export("reward"))
-    group = run.topology.learners(supervised.learner_spec(config, reward, "reward", "reward"))
     signs = {row.pair_id: row.signs for row in held_out}
 
     def chosen(number: int) -> list[Pair]:
@@ -56,6 +56,9 @@ def train(config: Config, run: Run, start: Start = "new") -> str:
         scores, skipped = group.score_pairs(held_out, reward)
         return measured(signs, scores, skipped, reward.dimensions)
 
+    first = supervised.in_order(chosen, newest, len(rows))
+    data.decode_first(run, itertools.chain(first, held_out))
+    group = run.topology.learners(supervised.learner_spec(config, reward, "reward", "reward"))
     best_by = "eval/accuracy" if reward.export == "best" else None
     task = supervised.Supervised(
         "reward", reward.steps, reward.save, belongs, step, videos, evaluate, reward.eval_every, best_by
@@ -120,7 +123,8 @@ def datasets(config: Config, run: Run) -> tuple[list[Pair], list[Pair]]:
 
 
 def _read(config: Config, run: Run, file: str) -> list[Pair]:
-    rows = compared(data.pairs(run, file), config.reward, file)
+    checks = [usable.compared(config, run, config.reward)]
+    rows = compared(data.pairs(run, file, checks), config.reward, file)
     if config.reward.context != "none":
         data.check_captions(config, rows, file)
     return rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from actors.frames import FrameClient
 from actors.pool import RolloutPool
-from actors.reward import check_weights, load_function, read_card
+from actors.reward import check_weights, load_function, read_card, require_reward_model
 from actors.reward_pool import RewardPool
 from cluster.ledger import Ledger
 from learners.group import LearnerGroup
@@ -19,15 +19,17 @@ from learners.spec import LearnerSpec, RoleSpec
 from rlaif.config.schema import Config, Lora
 from rlaif.config.section import Function
 from rlaif.errors import ConfigError
-from rlaif.models.check import fingerprint, require_model
+from rlaif.models.check import fingerprint, require_model, same_model
 from rlaif.models.family import engine_video_of
 from rlaif.models.reward_prompt import contexts
 from rlaif.records import Prompt
 from rlaif.stages import data
+from rlaif.stages.deck import Deck
 from rlaif.stages.parity import Gate
 from rlaif.stages.publishing import Publisher
 from rlaif.stages.run import Run
 from rlaif.storage import fetch
+from rlaif.terminal import phase
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +44,14 @@ class Roles:
     publisher: Publisher
     captions: dict[str, tuple[str, ...]]
     """The reward model's context of each prompt."""
+    deck: Deck
+    """Which prompts an iteration uses."""
     frames: FrameClient
     run: Run
     deadline_s: float
     ledger: Ledger = field(default_factory=Ledger)
-    eval_prompts: list[Prompt] | None = None
-    """Read when first evaluated."""
+    eval_prompts: list[Prompt] = field(default_factory=list)
+    """The held-out prompts, if there are any."""
     arriving: dict[int, Any] = field(default_factory=dict)
     """What has come in of each iteration that was asked for (see rlaif/stages/rounds.py)."""
     reissued: int = 0
@@ -68,6 +72,7 @@ def require_inputs(config: Config) -> None:
     else:
         terms = [name for name, value in config.ppo.terms if value]
         check_weights(read_card(config.ppo.reward), config.ppo.reward_weights, terms)
+        require_reward_model("ppo.reward", config.ppo.reward)
     if config.eval.checker is not None:
         load_function(config.eval.checker)
     if config.ppo.eval_every and not data.data_path(config, config.data.eval).is_file():
@@ -88,22 +93,35 @@ def enough_prompts(config: Config, prompts: list[Prompt]) -> list[Prompt]:
 def start_roles(config: Config, run: Run, prompts: Sequence[Prompt], spec: LearnerSpec) -> Roles:
     """Reserve room for all roles together, then start them; what cannot be placed is an error before anything loads."""
     topology, ppo = run.topology, config.ppo
+    if any(role.name == "critic" for role in spec.roles):
+        log.info(describe_critic_start(config))
     captions = context_of(config, prompts)
     topology.place("learner", "rollout", "reward")
     rollouts = topology.rollouts(ppo.policy, ppo.lora.r if ppo.lora else None)
-    rewards = topology.rewards(ppo.reward, ppo.tokens_per_microbatch, ppo.reward_weights)
+    rewards = topology.rewards(
+        ppo.reward, ppo.tokens_per_microbatch, ppo.reward_weights, timeout_s=ppo.reward_timeout_s
+    )
     learners = topology.learners(spec, ppo)
-    rewards.wait_ready()
+    with phase("waiting for the reward actors"):
+        rewards.wait_ready()
     deadline = config.cluster.collective_timeout_s
     publisher = Publisher(learners, rollouts, config.rollout, deadline)
-    return Roles(learners, rollouts, rewards, publisher, captions, topology.client(), run, deadline)
+    deck = Deck(prompts, ppo.prompts_per_iteration, config.seed)
+    return Roles(learners, rollouts, rewards, publisher, captions, deck, topology.client(), run, deadline)
 
 
 def context_of(config: Config, prompts: Sequence[Prompt]) -> dict[str, tuple[str, ...]]:
-    """Captions by prompt, as the reward model was trained to read them; prompts that have none are counted."""
+    """Return captions by prompt, as the reward model was trained to read them; prompts that have none are counted.
+
+    Raises DataError when the reward model reads captions and no prompt has any: its scores would mean nothing.
+    """
     if isinstance(config.ppo.reward, Function):
         return {prompt.prompt_id: prompt.captions for prompt in prompts}
     mode, empty = read_card(config.ppo.reward)["prompt"]["context"], sum(not prompt.captions for prompt in prompts)
+    if mode != "none" and empty == len(prompts) > 0:
+        raise data.no_captions(
+            config, f"{empty} prompts", f"the reward model {config.ppo.reward} was trained with them"
+        )
     if mode != "none" and empty:
         log.warning("%d of %d prompts have no captions: the reward model reads no context there", empty, len(prompts))
     found = contexts(mode, [(prompt.video, prompt.captions) for prompt in prompts], config.seed)
@@ -111,9 +129,9 @@ def context_of(config: Config, prompts: Sequence[Prompt]) -> dict[str, tuple[str
 
 
 def parity_gate(
-    config: Config, roles: Roles, prompts: Sequence[Prompt], responses: Sequence[Sequence[int]] | None = None
+    config: Config, roles: Roles, prompts: Sequence[Prompt], state: Mapping[str, Any] | None = None
 ) -> Gate:
-    """The gate, on the first prompt whose video decodes: prompts are checked before a run starts."""
+    """Return the gate, on the first prompt that both sides can use; `state` is that of the run that is resumed."""
     roles.publisher.wait()
     return Gate(
         config.ppo.parity,
@@ -121,10 +139,10 @@ def parity_gate(
         config.ppo.sampling,
         roles.rollouts,
         roles.learners,
-        prompts[0],
+        prompts,
         config.seed,
         roles.deadline_s,
-        responses,
+        state,
     )
 
 
@@ -151,17 +169,21 @@ def learner_spec(config: Config) -> LearnerSpec:
         ppo.sampling.temperature,
         config.seed,
         config.deterministic,
+        config.video,
     )
 
 
 def critic_start(config: Config) -> tuple[str, Lora | None, str | None]:
-    """(base, adapter, export to start from) of the critic: the reward model where it fits, else the policy."""
+    """Return (base, adapter, export to start from) of the critic: the reward model if it fits, else the policy.
+
+    It fits if its base is the policy, by fingerprint: paths differ in spelling, and models are moved and copied.
+    """
     ppo = config.ppo
     if ppo.critic_init == "policy" or isinstance(ppo.reward, Function):
         return ppo.policy, ppo.lora, None
     card = read_card(ppo.reward)
     lora = Lora(**card["lora"]) if card["lora"] else None
-    if card["base"] == ppo.policy and bool(lora) == bool(ppo.lora):  # adapters of any two ranks can share the base
+    if bool(lora) == bool(ppo.lora) and same_model(card["base"], ppo.policy):  # adapters of any ranks share a base
         return ppo.policy, lora, ppo.reward
     if ppo.critic_init == "auto":
         return ppo.policy, ppo.lora, None
@@ -172,6 +194,17 @@ def critic_start(config: Config) -> tuple[str, Lora | None, str | None]:
             "ppo.critic_init: policy, or a reward model of the same family",
         )
     return card["base"], lora, ppo.reward
+
+
+def describe_critic_start(config: Config) -> str:
+    """Return one line that says whose weights the critic starts from, and why if `ppo.critic_init` left that open."""
+    base, _, start = critic_start(config)
+    if start is not None:
+        return f"critic starts from the reward model {start} (base {base})"
+    reward, reason = config.ppo.reward, ""
+    if config.ppo.critic_init == "auto":
+        reason = ": the reward is a function" if isinstance(reward, Function) else f": {reward} does not fit on it"
+    return f"critic starts from the policy {base}{reason}"
 
 
 def identity(config: Config) -> dict:

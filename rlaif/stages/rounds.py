@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -15,10 +15,10 @@ from actors.rollout import Answers, Failure
 from cluster.ledger import Ledger
 from rlaif.config.schema import Config
 from rlaif.errors import ContractError, RlaifError, named
-from rlaif.objectives.rewards import shaped_score
-from rlaif.order import rows_of_step
-from rlaif.records import Key, Masked, Outcome, Prompt, Sample
+from rlaif.objectives.rewards import shaped_score, trainable
+from rlaif.records import Key, Masked, Outcome, Sample
 from rlaif.seeds import derive
+from rlaif.stages.replacing import replace_failed
 from rlaif.stages.roles import Roles
 from rlaif.stages.run import Run
 
@@ -62,13 +62,13 @@ class Arriving:
         self.scoring.append(roles.rewards.score([_answer(roles, sample) for sample in answers.samples]))
 
 
-def ask_for(config: Config, roles: Roles, prompts: Sequence[Prompt], iteration: int) -> None:
+def ask_for(config: Config, roles: Roles, iteration: int) -> None:
     """Ask the rollout actors for iteration `iteration`'s samples, by the weights published last."""
     ppo = config.ppo
     roles.publisher.wait()
-    chosen = prompts_of(config, prompts, iteration)
+    chosen = roles.deck.of(iteration)
     roles.ledger.issue(iteration, [(p.prompt_id, index) for p in chosen for index in range(ppo.samples_per_prompt)])
-    roles.frames.prefetch(prompt.video for prompt in prompts_of(config, prompts, iteration + 1))
+    roles.frames.prefetch(prompt.video for prompt in roles.deck.of(iteration + 1))
     roles.rollouts.submit(
         iteration, chosen, ppo.samples_per_prompt, derive(config.seed, "rollout", iteration), ppo.sampling
     )
@@ -82,12 +82,6 @@ def take_ready(roles: Roles) -> None:
             arriving.take(roles, answers)
 
 
-def prompts_of(config: Config, prompts: Sequence[Prompt], iteration: int) -> list[Prompt]:
-    """The prompts of an iteration, a function of seed and iteration alone."""
-    chosen = rows_of_step(len(prompts), config.ppo.prompts_per_iteration, iteration, config.seed, "ppo")
-    return [prompts[i] for i in chosen]
-
-
 def collect(config: Config, roles: Roles, iteration: int) -> Round:
     """Wait for the samples; each part goes to the reward actors as soon as it arrives.
 
@@ -97,6 +91,7 @@ def collect(config: Config, roles: Roles, iteration: int) -> Round:
     waited_from, arriving = time.time(), roles.arriving[iteration]
     for answers in roles.rollouts.results(iteration, roles.deadline_s):
         arriving.take(roles, answers)
+    replace_failed(config, roles, iteration, arriving)
     del roles.arriving[iteration]
     outcomes = roles.rewards.collect(arriving.scoring)
     times = {"waited_from": waited_from, **arriving.times, "rewarded": time.time()}
@@ -126,6 +121,7 @@ def learn(config: Config, roles: Roles, round_: Round) -> dict[str, float]:
     roles.ledger.settle(round_.iteration)
     busy, roles.reward_busy_s = roles.reward_busy_s, roles.rewards.busy_seconds()
     metrics["time/reward_busy"] = roles.reward_busy_s - busy
+    metrics["samples/prompts_left_out"] = len(roles.deck.left_out)
     return metrics | sample_metrics(round_, config.ppo.kl.limit) | engine_metrics(roles, round_)
 
 
@@ -150,7 +146,7 @@ def sample_metrics(round_: Round, kl_limit: float) -> dict[str, float]:
             for name in parts
         },
         "kl/response": kl,
-        "kl/over_limit": float(kl > kl_limit),
+        "kl/over_limit": float(not kl <= kl_limit),  # NaN is not within it
         "response/length": float(np.mean([len(s.response_ids) for s in round_.samples])),
         "response/stopped": float(np.mean([s.finish_reason == "stop" for s in round_.samples])),
         "samples/trained": len(trained),
@@ -187,7 +183,10 @@ def _shape(config: Config, sample: Sample, outcome: Outcome) -> Outcome:
         return outcome
     ppo = config.ppo
     length = len(sample.response_ids)
-    return shaped_score(outcome.value, outcome.parts, sample.finish_reason, length, ppo.sampling.max_tokens, ppo.terms)
+    shaped = shaped_score(
+        outcome.value, outcome.parts, sample.finish_reason, length, ppo.sampling.max_tokens, ppo.terms
+    )
+    return trainable(shaped, 1.0 if ppo.whiten_rewards else ppo.reward_scale)
 
 
 def _account(ledger: Ledger, round_: Round, samples_per_prompt: int) -> None:
@@ -214,7 +213,7 @@ def _check_versions(round_: Round, max_staleness: int) -> None:
 
 
 def _check_failures(config: Config, round_: Round) -> None:
-    wanted = config.ppo.prompts_per_iteration * config.ppo.samples_per_prompt
+    wanted = len(round_.samples)
     lost = wanted - len(round_.trained)
     if lost <= config.ppo.max_reward_failures * wanted and len(round_.trained) >= config.cluster.learner.actors:
         return
@@ -223,7 +222,7 @@ def _check_failures(config: Config, round_: Round) -> None:
     raise RlaifError(
         f"at most {config.ppo.max_reward_failures:.0%} of samples without a reward",
         f"{lost} of {wanted} in iteration {round_.iteration + 1}: {named([name for name, _ in masked])}; "
-        f"first reason: {masked[0][1]}",
+        f"first reason: {masked[0][1] if masked else 'fewer samples than learner ranks'}",
         "Mend what the reason names, or raise ppo.max_reward_failures",
     )
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -23,6 +23,7 @@ from rlaif.rundir import RunDir
 from rlaif.scratch import sweep
 from rlaif.stages.stopping import Interrupted, Stopper
 from rlaif.stages.topology import Topology
+from rlaif.terminal import phase
 from rlaif.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,12 @@ class Run:
     within: RunDir | None = None
     """The directory of the whole, where this is one part of a study."""
     stopper: Stopper = field(default_factory=lambda: Stopper(GRACE_S))
+    places: dict[str, str] = field(default_factory=dict)
+    """Where each row that was read is (`FILE line N`), by its id: what turns out about it later is said with its place."""
+
+    def placed(self, ids: Iterable[str]) -> list[str]:
+        """Return ids, each with the place of its row if that is known."""
+        return [f"{name!r} ({self.places[name]})" if name in self.places else repr(name) for name in ids]
 
     @property
     def shared(self) -> RunDir:
@@ -200,12 +207,12 @@ def advice(config: Config, stage: str) -> str:
 def open_run(config: Config) -> Iterator[Run]:
     """Claim the run, join or start the cluster, and stop every actor at the end."""
     directory = RunDir(config.storage, config.name)
+    directory.location.reach()
     grace = config.cluster.grace_s
     stopper = Stopper(grace if grace is not None else GRACE_IN_JOB_S if in_ray_job() else GRACE_S)
     with stopper.installed(), stopper.explained():
         try:
-            with start(config, stopper.fail if stopper.able else None) as session:
-                stopper.install()
+            with _session(config, stopper) as session:
                 directory.prepare()
                 topology = Topology(config, session)
                 with _errors_explained(session, stopper):
@@ -218,6 +225,15 @@ def open_run(config: Config) -> Iterator[Run]:
         finally:
             for prefix in (SCRATCH, ADAPTERS):
                 sweep(prefix)  # engines end by being killed
+
+
+@contextmanager
+def _session(config: Config, stopper: Stopper) -> Iterator[Session]:
+    with ExitStack() as stack:
+        with phase("starting Ray"):
+            session = stack.enter_context(start(config, stopper.fail if stopper.able else None))
+        stopper.install()
+        yield session
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from actors.reward import Answer, dimensions_of, read_card, reward_fingerprint
+from actors.reward import Answer, dimensions_of, read_card, require_reward_model, reward_fingerprint
 from actors.reward_pool import RewardPool
 from rlaif.config.schema import Config
 from rlaif.data import Report
@@ -66,12 +66,16 @@ def score(config: Config, run: Run) -> dict:
     cards = {path: read_card(path, "score.models") for path in config.score.models}
     known = captions_of(config)
     surveyed = survey(config, file)
+    for path in cards:
+        require_reward_model("score.models", path)
     frames, jobs = frames_of(run), []
     for path, card in cards.items():
         model = Model(path, reward_fingerprint(path), dimensions_of(card))
         mode = card["prompt"]["context"]
         jobs.append(Job(model, context(run, mode, file, known), frames, reads_captions=mode != "none"))
     store = Store(run.directory.path / "feedback" / "scores.jsonl", key=lambda row: row["key"])
+    for job in jobs:
+        require_captions(config, file, job)
     for job in jobs:
         fill(config, run, job, records(config, file), store, surveyed.kept)
     tallies = [Tally() for _ in jobs]
@@ -136,6 +140,17 @@ def captions_of(config: Config) -> data.Captions:
     return data.captions_by_video(file) if file and file.is_file() else {}
 
 
+def require_captions(config: Config, file: Path, job: Job) -> None:
+    """Raise DataError when a reward model that reads captions would read none of any text in the file."""
+    if not job.reads_captions:
+        return
+    texts = (record for record in records(config, file) if not record.chosen_video)
+    first = next(texts, None)
+    if first is not None and not any(job.captions(record) for record in itertools.chain([first], texts)):
+        reader = f"the reward model {job.model.name} was trained with them"
+        raise data.no_captions(config, f"the records of {file}", reader)
+
+
 def context(run: Run, mode: str, file: Path, known: data.Captions) -> Callable[[Preference], Sequence[str]]:
     """A record's captions as a reward model was trained to read them: the same rule as `rlaif.stages.reward`."""
     contents = data.contents_of(run)
@@ -186,7 +201,7 @@ def missing(job: Job, part: Sequence[Preference], store: Store[str]) -> dict[str
 
 
 def started(config: Config, run: Run, path: str) -> RewardPool:
-    pool = run.topology.rewards(path, config.score.tokens_per_microbatch)
+    pool = run.topology.rewards(path, config.score.tokens_per_microbatch, timeout_s=config.ppo.reward_timeout_s)
     pool.wait_ready()
     return pool
 

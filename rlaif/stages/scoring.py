@@ -5,21 +5,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from actors.reward import Answer, check_weights, dimensions_of, load_function, read_card, scored
+from actors.reward import (
+    Answer,
+    check_weights,
+    dimensions_of,
+    load_function,
+    read_card,
+    require_reward_model,
+    scored,
+)
 from actors.reward_pool import RewardPool
 from rlaif.config.schema import Config
 from rlaif.config.section import Function
 from rlaif.errors import ConfigError
-from rlaif.models.check import require_model
 from rlaif.records import Key, Masked, Outcome, Prompt
 from rlaif.stages.judging.cases import Case
 from rlaif.stages.judging.kind import kind_of
 from rlaif.stages.label import Labelled, label_store, labelled
 from rlaif.stages.roles import context_of
 from rlaif.stages.run import Run
-from rlaif.storage import locate
 
-HEAD = "head.safetensors"
 AT_ONCE = 64
 """Answers that one call to a reward actor scores."""
 
@@ -33,11 +38,8 @@ def require_reward(config: Config, weights: Mapping[str, float] | None = None) -
             found = f"weights for {', '.join(weights)}"
             raise ConfigError("a function, which weighs its own parts, without weights", found, "ppo.reward_weights")
         return
-    card = read_card(reward)
-    check_weights(card, weights or {})
-    require_model("ppo.reward" + (", its base" if card["lora"] else ""), card["base"] if card["lora"] else reward)
-    if not (locate(reward) / HEAD).exists():
-        raise ConfigError(f"{HEAD} in {reward}", "no such file", "ppo.reward, or run `rlaif reward` again")
+    check_weights(read_card(reward), weights or {})
+    require_reward_model("ppo.reward", reward)
 
 
 def rewarded(config: Config, run: Run, answers: Sequence[tuple[Prompt, Sequence[str]]]) -> list[list[Outcome]]:
@@ -48,7 +50,8 @@ def rewarded(config: Config, run: Run, answers: Sequence[tuple[Prompt, Sequence[
         for prompt, texts in answers
         for index, text in enumerate(texts)
     ]
-    pool = run.topology.rewards(config.ppo.reward, config.ppo.tokens_per_microbatch)
+    ppo = config.ppo
+    pool = run.topology.rewards(ppo.reward, ppo.tokens_per_microbatch, timeout_s=ppo.reward_timeout_s)
     found = outcomes(pool, asked)
     run.topology.stop_rewards()
     return [[found[prompt.prompt_id, index] for index in range(len(texts))] for prompt, texts in answers]

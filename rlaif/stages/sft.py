@@ -10,7 +10,7 @@ from rlaif.data import Conversation
 from rlaif.errors import ConfigError, named
 from rlaif.models.check import require_model
 from rlaif.order import rows_of_step
-from rlaif.stages import data, supervised
+from rlaif.stages import data, supervised, usable
 from rlaif.stages.run import Run, Start
 
 
@@ -18,7 +18,7 @@ def train(config: Config, run: Run, start: Start = "new") -> str:
     """Train, checkpoint, export; returns the export's path."""
     sft = config.sft
     require_model("sft.init", sft.init)
-    rows = data.conversations(run, config.data.sft)
+    rows = data.conversations(run, config.data.sft, [usable.learned(config, run)])
     spec = supervised.learner_spec(config, sft, "policy")
     check_videos(config, spec.roles[0], rows)
     identity = supervised.identity("sft", sft)
@@ -26,7 +26,6 @@ def train(config: Config, run: Run, start: Start = "new") -> str:
     newest = run.starting_point("sft", checkpoints, start, identity)
     if run.nothing_left("sft", newest, sft.steps, "sft.steps"):
         return str(run.directory.export("sft"))
-    group = run.topology.learners(spec)
 
     def chosen(number: int) -> list[Conversation]:
         return [rows[i] for i in rows_of_step(len(rows), sft.batch_size, number, config.seed, "sft")]
@@ -37,6 +36,8 @@ def train(config: Config, run: Run, start: Start = "new") -> str:
     def videos(number: int) -> set[str]:
         return {row.video for row in chosen(number) if row.video}
 
+    data.decode_first(run, supervised.in_order(chosen, newest, len(rows)))
+    group = run.topology.learners(spec)
     task = supervised.Supervised("sft", sft.steps, sft.save, identity, step, videos)
     supervised.train(task, run, group, checkpoints, newest)
     export = group.export("policy", run.directory.export("sft"), merge=True)

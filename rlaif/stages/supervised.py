@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import ray
 
@@ -15,12 +16,15 @@ from cluster.remote import ask
 from learners.group import LearnerGroup
 from learners.spec import LearnerSpec, RoleSpec
 from rlaif.config.schema import Config, Reward, Saving, Sft
+from rlaif.errors import named
 from rlaif.models.check import fingerprint
 from rlaif.stages.best import Best
 from rlaif.stages.run import Run
 from rlaif.tracking import Tracker
 
 log = logging.getLogger(__name__)
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ def learner_spec(
         section.tokens_per_microbatch,
         seed=config.seed,
         deterministic=config.deterministic,
+        video=config.video,
     )
 
 
@@ -76,6 +81,13 @@ def identity(stage: str, section: Sft | Reward) -> dict:
     """What a checkpoint of a stage belongs to."""
     lora = section.lora and section.lora.model_dump(mode="json")
     return {"stage": stage, "base": fingerprint(section.init), "lora": lora}
+
+
+def in_order(chosen: Callable[[int], Sequence[Row]], newest: CheckpointRef | None, count: int) -> Iterator[Row]:
+    """Yield the first `count` rows of the steps that follow a checkpoint, in the order of their use."""
+    steps = itertools.count(newest.iteration if newest else 0)
+    rows = itertools.chain.from_iterable(map(chosen, steps))
+    return itertools.islice(rows, count)
 
 
 def train(
@@ -88,13 +100,14 @@ def train(
     start, frames, best = restore(group, checkpoints, newest), run.topology.client(), Best.of(newest)
     with run.tracker(task.stage, task.steps, start) as tracker, run.stopper.deferred():
         waiting: list[tuple[int, list]] = []
+        left_out: set[str] = set()
         for done in range(start + 1, task.steps + 1):
             waiting.append((done, task.step(done - 1)))
             frames.prefetch(task.videos(done))
             evaluate, save = _due(done, task.eval_every, task.steps), _due(done, task.saving.every, task.steps)
             # one step ahead: ranks never wait for the driver
             while len(waiting) > (0 if evaluate or save or run.stopper.requested else 1):
-                _finish(tracker, *waiting.pop(0), timeout_s=group.timeout_s)
+                _finish(tracker, *waiting.pop(0), left_out, group.timeout_s)
             save = save or (run.stopper.requested and not waiting)
             if evaluate and task.evaluate:
                 found = task.evaluate()
@@ -103,6 +116,8 @@ def train(
             if save or best.iteration == done:
                 save_checkpoint(run, group, checkpoints, done, task.identity, best.spared(), best=best.state())
                 run.stopper.check()
+    if left_out:
+        log.warning("%s: %d rows were left out of their steps: %s", task.stage, len(left_out), named(sorted(left_out)))
     return best
 
 
@@ -145,11 +160,14 @@ def _due(done: int, every: int, steps: int) -> bool:
     return done == steps or (every > 0 and done % every == 0)
 
 
-def _finish(tracker: Tracker, done: int, refs: list[ray.ObjectRef], timeout_s: float) -> None:
+def _finish(tracker: Tracker, done: int, refs: list[ray.ObjectRef], left_out: set[str], timeout_s: float) -> None:
+    """Log a finished step; each row that it left out is named once and kept in `left_out`."""
     answers = ask(refs, timeout_s, "the learner ranks")
     metrics = {f"train/{name}": value for name, value in answers[0][0].items()}
     skipped = [reason for _, reasons in answers for reason in reasons]
     for reason in skipped:
-        log.warning("row left out: %s", reason)
+        if reason not in left_out:
+            log.warning("row left out: %s", reason)
+    left_out.update(skipped)
     headline = next((f"{name} {value:.3f}" for name, value in answers[0][0].items() if name in ("nll", "accuracy")), "")
     tracker.log(done, metrics | {"data/skipped": len(skipped)}, headline)

@@ -23,6 +23,9 @@ from learners.spec import LearnerSpec
 from rlaif.config.schema import Config, Ppo
 from rlaif.config.section import Function
 from rlaif.models.adapter import serves_adapters
+from rlaif.models.check import same_model
+from rlaif.storage import locate
+from rlaif.terminal import phase
 
 
 class Topology:
@@ -67,9 +70,13 @@ class Topology:
                 processor=f"transformers-{transformers.__version__}",
                 store_bytes=video.store_bytes,
                 threads=video.decode_threads,
+                decode_timeout_s=video.decode_timeout_s,
+                known=known_videos(self.config),
                 options={"name": "frames", "get_if_exists": True},
             )
-        return partial(FrameClient, self._store, self.config.data.root)
+        # a request may wait for others before its own decode begins
+        timeout_s = max(600.0, 2 * self.config.video.decode_timeout_s)
+        return partial(FrameClient, self._store, self.config.data.root, timeout_s=timeout_s)
 
     def features(self) -> partial:
         """A function that builds a client of the feature store, inside any actor."""
@@ -91,7 +98,8 @@ class Topology:
         features = self.features()
         ask(self._features.begin.remote(), self._timeout_s, "the feature store")
         options, device = self._options("learner"), self.device("learner")
-        self._group = LearnerGroup(spec, self.frames(), options, device, ppo, features)
+        with phase(f"starting {_counted(len(options), 'learner rank')}"):
+            self._group = LearnerGroup(spec, self.frames(), options, device, ppo, features)
         return self._group
 
     def stop_learners(self) -> None:
@@ -115,11 +123,12 @@ class Topology:
                 deterministic=self.config.deterministic,
             )
             device, features = self.device("rollout"), self.features()
-            actors = {
-                f"rollout-{i}": start_rollout(spec, self.frames(), device, role.threads, options, limit, features)
-                for i, options in enumerate(self._options("rollout"))
-            }
-            ask([actor.version.remote() for actor in actors.values()], self._timeout_s, "the rollout actors")
+            with phase(f"starting {_counted(role.actors, 'rollout actor')}"):
+                actors = {
+                    f"rollout-{i}": start_rollout(spec, self.frames(), device, role.threads, options, limit, features)
+                    for i, options in enumerate(self._options("rollout"))
+                }
+                ask([actor.version.remote() for actor in actors.values()], self._timeout_s, "the rollout actors")
             self._rollouts[key] = RolloutPool(actors)
         return self._rollouts[key]
 
@@ -127,9 +136,10 @@ class Topology:
         """The pool that serves a model as it stands, for answers that nobody learns from: the policy's own, which PPO goes on
         with, where it is the policy. Room for adapters only where the family has any: PPO refuses `ppo.lora` for others.
         """
-        lora = self.config.ppo.lora
-        shared = lora and model_path == self.config.ppo.policy and serves_adapters(model_path)
-        return self.rollouts(model_path, lora.r if shared else None)
+        lora, policy = self.config.ppo.lora, self.config.ppo.policy
+        if lora and same_model(model_path, policy) and serves_adapters(model_path):
+            return self.rollouts(policy, lora.r)
+        return self.rollouts(model_path, None)
 
     def stop_rollouts(self) -> None:
         for pool in self._rollouts.values():
@@ -138,16 +148,26 @@ class Topology:
         self._rollouts.clear()
 
     def rewards(
-        self, reward: str | Function, tokens_per_microbatch: int, weights: Mapping[str, float] | None = None
+        self,
+        reward: str | Function,
+        tokens_per_microbatch: int,
+        weights: Mapping[str, float] | None = None,
+        *,
+        timeout_s: float,
     ) -> RewardPool:
-        """A new reward pool; the one before it is stopped. weights: of a reward model's dimensions."""
+        """A new reward pool; the one before it is stopped.
+
+        Args:
+            weights: of a reward model's dimensions.
+            timeout_s: how long an actor may take for one batch.
+        """
         self.stop_rewards()
         self.place("reward")
         self._rewards = start_reward_pool(
             self._options("reward"),
             self.config.cluster.reward.threads,
             self.device("reward"),
-            timeout_s=self.config.ppo.reward_timeout_s,
+            timeout_s=timeout_s,
             loading_timeout_s=self._timeout_s,
             reward=reward if isinstance(reward, str) else reward.model_dump(),
             make_frames=self.frames(),
@@ -202,6 +222,16 @@ class Topology:
     def _options(self, role: str) -> list[dict]:
         placement = self._placements[role]
         return [placement.options(i) for i in range(getattr(self.config.cluster, role).actors)]
+
+
+def known_videos(config: Config) -> str:
+    """Return the folder in which what is learned about videos is kept: one for all runs, or per node beside a bucket."""
+    storage = locate(config.storage).local
+    return str(storage / ".cache" / "videos") if storage else "~/.cache/rlaif/videos"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("s" if number != 1 else "")
 
 
 def _peak_rss(actor: Any) -> float:

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from rlaif.errors import DataError
 from rlaif.video import decode as decoding
+from rlaif.video.known import stamp_of
 from rlaif.video.spec import FrameSpec
 
 Decode = Callable[[str, FrameSpec], np.ndarray]
@@ -116,27 +118,34 @@ class FrameCache:
 
 
 class SpecCache:
-    """FrameSpecs under one sampling rule; a video is probed (and hashed) again only when it changed on disk."""
+    """FrameSpecs under one sampling rule; a video is probed (and hashed) again only when it changed on disk.
 
-    def __init__(self, num_frames: int, height: int | None = None, width: int | None = None, processor: str = ""):
+    `probe` returns the VideoInfo of a path; by default it is rlaif/video/decode.py's.
+    """
+
+    def __init__(
+        self,
+        num_frames: int,
+        height: int | None = None,
+        width: int | None = None,
+        processor: str = "",
+        probe: Callable[[str], decoding.VideoInfo] = decoding.probe,
+    ):
         self._rule = (num_frames, height, width, processor)
-        self._specs: dict[str, tuple[tuple, FrameSpec]] = {}
+        self._probe = probe
+        self._specs: dict[str, tuple[str, FrameSpec]] = {}
         self._probing = KeyedLocks()
 
     def spec(self, path: str | Path) -> FrameSpec:
-        """Raises DataError as `sample_spec` does."""
+        """Return the spec of a video. Raises DataError as `sample_spec` does."""
         path = str(path)
         with self._probing(path):
-            stamp = _stamp(Path(path))
+            try:
+                stamp = stamp_of(Path(path))
+            except (OSError, ValueError, DataError):
+                stamp = ""  # probing it will say so
             known = self._specs.get(path)
             if known is None or known[0] != stamp:
-                known = self._specs[path] = (stamp, decoding.sample_spec(path, *self._rule))
+                spec = decoding.spec_of(path, self._probe(path), *self._rule)
+                known = self._specs[path] = (stamp, spec)
             return known[1]
-
-
-def _stamp(path: Path) -> tuple:
-    """What changes when the video does: name, size and modification time of the file, or of each file of a folder."""
-    if not path.exists():
-        return ()  # probing it will say so
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return tuple((file.name, stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.stat()])

@@ -1,11 +1,17 @@
 """From a video on disk to frames: probe it, choose frames, decode them. One thread, the same bytes every time.
 
-A video is a file that FFmpeg reads (rlaif/video/files.py), or a folder of images in natural order ("2.jpg" before
-"10.jpg"), which behaves as if it were a file with one frame per image. A folder plays at 1 frame per second unless
-it holds a `frames.json` such as {"fps": 2.5}. An image by itself is like a folder with nothing else in it.
+A video is a file that FFmpeg reads (rlaif/video/container.py says which, and which of several video streams), or a
+folder of images in natural order ("2.jpg" before "10.jpg"), which behaves as if it were a file with one frame per
+image. A folder plays at 1 frame per second unless it holds a `frames.json` such as {"fps": 2.5}. An image by itself is
+like a folder with nothing else in it; an animated one (GIF, APNG) is a video with all its frames.
+
+Frame i is frame i of a decode in order, and only frames that decode are counted (rlaif/video/files.py). Files are
+turned upright by their display matrix, images by their EXIF orientation.
 
 An MP4 or MOV file that was cut or overwritten is an error, at `probe` or at `decode`. A Matroska, WebM or MPEG
 stream that was cut is a shorter video: nothing in it says how long it was meant to be.
+
+What `probe` learns is remembered (rlaif/video/known.py): a video is hashed again only if its size or time changed.
 """
 
 from __future__ import annotations
@@ -13,9 +19,10 @@ from __future__ import annotations
 import hashlib
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +30,15 @@ from PIL import Image
 
 from rlaif.errors import DataError
 from rlaif.video import files
+from rlaif.video.container import DAMAGED, NotVideo, first_line
 from rlaif.video.folder import IMAGES, frames_in
+from rlaif.video.images import moves, read_image
+from rlaif.video.index import Index, Start, read_index
+from rlaif.video.known import KnownVideos
 from rlaif.video.spec import FrameSpec, uniform
 
 SIDECAR = "frames.json"
+_IN_PROCESS = KnownVideos()
 
 
 @dataclass(frozen=True)
@@ -37,26 +49,37 @@ class VideoInfo:
     height: int
     """Native size in pixels, as decoded; so is `width`."""
     width: int
+    damage: str = ""
+    """Why the video does not decode to its last frame, if that is known already; decoding that frame is an error."""
 
 
-def probe(path: str | Path) -> VideoInfo:
-    """Hash the video, open it and decode its first frame.
+def probe(path: str | Path, known: KnownVideos | None = None) -> VideoInfo:
+    """Return what is known about a video; if nothing is, hash it, read its packets and decode at least its first frame.
 
     Raises DataError for a missing, empty or zero-length video and for one that does not decode at its start.
     """
-    path = Path(path)
-    with _readable(path):
-        return _probe_folder(path) if _of_images(path) else _probe_file(path)
+    return _learned(Path(path), known)[0]
 
 
 def sample_spec(
-    path: str | Path, num_frames: int, height: int | None = None, width: int | None = None, processor: str = ""
+    path: str | Path,
+    num_frames: int,
+    height: int | None = None,
+    width: int | None = None,
+    processor: str = "",
+    known: KnownVideos | None = None,
 ) -> FrameSpec:
-    """Uniform sampling of `num_frames` frames (rlaif/video/spec.py). A size that is None is the native one.
+    """Return a uniform sampling of `num_frames` frames (rlaif/video/spec.py). A size that is None is the native one.
 
     Raises DataError as `probe` does, and when the video has fewer frames than that.
     """
-    info = probe(path)
+    return spec_of(path, probe(path, known), num_frames, height, width, processor)
+
+
+def spec_of(
+    path: str | Path, info: VideoInfo, num_frames: int, height: int | None, width: int | None, processor: str
+) -> FrameSpec:
+    """Return the sampling of a video that was probed. Raises DataError if it has too few frames."""
     if info.total_frames < num_frames:
         raise _bad(
             path,
@@ -75,56 +98,99 @@ def sample_spec(
     )
 
 
-def decode(path: str | Path, spec: FrameSpec) -> np.ndarray:
-    """The frames that `spec` names: uint8 [T, H, W, 3] RGB, contiguous, read-only; resized (bicubic) to its size.
+def decode(path: str | Path, spec: FrameSpec, known: KnownVideos | None = None) -> np.ndarray:
+    """Return the frames that `spec` names: uint8 [T, H, W, 3] RGB, contiguous, read-only; resized (bicubic) to its size.
 
     Raises DataError when the video is not the one that `spec` was made from, or does not decode to its last frame.
     """
     path = Path(path)
+    info, index = _learned(path, known)
+    if info.sha256 != spec.sha256:
+        raise _bad(
+            path,
+            f"sha256 {info.sha256[:12]}",
+            "restore the video, or start again so that it is probed again",
+            expected=f"the video that was probed, sha256 {spec.sha256[:12]}",
+        )
+    numbers = sorted(set(spec.indices))
     with _readable(path):
-        found = _sha256(path)
-        if found != spec.sha256:
-            raise _bad(
-                path,
-                f"sha256 {found[:12]}",
-                "restore the video, or start again so that it is probed again",
-                expected=f"the video that was probed, sha256 {spec.sha256[:12]}",
-            )
-        frames = _folder_frames(path, spec.indices) if _of_images(path) else _file_frames(path, spec.indices)
-        stack = np.stack([_resize(frame, spec.height, spec.width) for frame in _same_size(path, frames)])
+        numbered = _file_frames(path, numbers, index) if index else _image_frames(path, numbers)
+        by_number = {}
+        for number, frame in _same_size(path, numbered):
+            by_number[number] = _resize(frame, spec.height, spec.width)
+    stack = np.stack([by_number[number] for number in spec.indices])
     stack.setflags(write=False)  # caches share it, as they do what comes out of Ray's object store
     return stack
+
+
+# -- what is learned about a video
+
+
+def _learned(path: Path, known: KnownVideos | None) -> tuple[VideoInfo, Index | None]:
+    """Return what is known about a video, and for a file its index. Raises DataError for one that cannot be used."""
+    if "\0" in str(path):
+        raise _bad(path, "a name with a NUL character", "Correct the row's `video`.")
+    with _readable(path):
+        facts = (known or _IN_PROCESS).get(path, partial(_learn, path))
+    if "problem" in facts:
+        raise DataError(*facts["problem"])
+    index = facts["index"]
+    if index:
+        index = Index(**index | {"starts": tuple(Start(*start) for start in index["starts"])})
+    return VideoInfo(**facts["info"]), index
+
+
+def _learn(path: Path, earlier: dict | None) -> dict:
+    if earlier and "info" in earlier and _sha256(path) == earlier["info"]["sha256"]:
+        return earlier
+    return _facts(path)
+
+
+def _facts(path: Path) -> dict:
+    try:
+        info, index = _probe_images(path) if _of_images(path) else _probe_file(path)
+    except DataError as error:
+        if isinstance(error.__cause__, (OSError, MemoryError)):  # perhaps the machine's trouble, not the video's
+            raise
+        return {"problem": [error.expected, error.found, error.change]}
+    facts = None
+    if index:
+        starts = [[start.frame, start.pts, start.pos, start.size] for start in index.starts]
+        facts = asdict(index) | {"starts": starts}
+    return {"info": asdict(info), "index": facts}
 
 
 # -- files
 
 
-def _probe_file(path: Path) -> VideoInfo:
+def _probe_file(path: Path) -> tuple[VideoInfo, Index | None]:
     size = path.stat().st_size
-    if size == 0:
+    if path.is_file() and size == 0:
         raise _bad(path, "an empty file (0 bytes)", "copy or download the video again")
-    sha256 = _sha256(path)
     try:
-        index = files.index(path)
-        height, width, _ = next(files.frames(path, (0,), index.exact)).shape
-    except files.DAMAGED as error:
+        index = read_index(path)
+    except NotVideo as error:
+        raise _bad(
+            path, f"{error}; it does not decode", "name a video file, or a folder of images", "a video"
+        ) from error
+    except DAMAGED as error:
         raise _bad(
             path,
-            f"{size} bytes that do not decode ({_first_line(error)})",
+            f"{size} bytes that do not decode ({first_line(error)})",
             "the file is truncated or no video: copy or download it again",
         ) from error
     if not index.fps > 0:
         raise _bad(path, "no frame rate", "re-encode the video with a constant frame rate")
-    return VideoInfo(sha256, index.frames, index.fps, height, width)
+    return VideoInfo(_sha256(path), index.frames, index.fps, index.height, index.width, index.damage), index
 
 
-def _file_frames(path: Path, indices: tuple[int, ...]) -> Iterator[np.ndarray]:
+def _file_frames(path: Path, numbers: list[int], index: Index) -> Iterator[tuple[int, np.ndarray]]:
     try:
-        yield from files.frames(path, indices, files.index(path).exact)
-    except files.DAMAGED as error:
+        yield from files.frames(path, numbers, index)
+    except DAMAGED as error:
         raise _bad(
             path,
-            f"a file that does not decode to its last frame ({_first_line(error)})",
+            f"a file that does not decode to its last frame ({first_line(error)})",
             "the file is truncated or damaged: copy or download it again",
         ) from error
 
@@ -133,42 +199,30 @@ def _file_frames(path: Path, indices: tuple[int, ...]) -> Iterator[np.ndarray]:
 
 
 def _of_images(path: Path) -> bool:
-    return path.is_dir() or path.suffix.lower() in IMAGES
+    if path.is_dir():
+        return True
+    return path.suffix.lower() in IMAGES and path.is_file() and not moves(path)
 
 
-def _probe_folder(path: Path) -> VideoInfo:
+def _probe_images(path: Path) -> tuple[VideoInfo, None]:
     images = _images(path)
-    first = _read_image(images[0])
-    return VideoInfo(_sha256(path), len(images), _folder_fps(path), *first.shape[:2])
+    first = read_image(images[0])
+    return VideoInfo(_sha256(path), len(images), _folder_fps(path), *first.shape[:2]), None
 
 
-def _folder_frames(path: Path, indices: tuple[int, ...]) -> Iterator[np.ndarray]:
+def _image_frames(path: Path, numbers: list[int]) -> Iterator[tuple[int, np.ndarray]]:
     images = _images(path)
-    return (_read_image(images[index]) for index in indices)
+    return ((number, read_image(images[number])) for number in numbers)
 
 
 def _images(folder: Path) -> list[Path]:
-    """An image by itself is its only one."""
+    """Return a folder's images; an image by itself is its only one."""
     if not folder.is_dir():
-        folder.stat()  # one that is missing is no damaged image
         return [folder]
     images = frames_in(folder)
     if not images:
         raise _bad(folder, "a folder without .jpg or .png images", "extract the video's frames into it")
     return images
-
-
-def _read_image(path: Path) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on truncated and garbage images
-        raise _bad(
-            path,
-            f"an image that does not decode ({_first_line(error)})",
-            "extract this frame again",
-            expected="a readable frame",
-        ) from error
 
 
 def _folder_fps(folder: Path) -> float:
@@ -213,9 +267,9 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _same_size(path: Path, frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+def _same_size(path: Path, frames: Iterable[tuple[int, np.ndarray]]) -> Iterator[tuple[int, np.ndarray]]:
     shape = None
-    for frame in frames:
+    for number, frame in frames:
         shape = shape or frame.shape
         if frame.shape != shape:
             raise _bad(
@@ -224,7 +278,7 @@ def _same_size(path: Path, frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]
                 "extract the frames at one size",
                 expected="frames of one height and width",
             )
-        yield frame
+        yield number, frame
 
 
 def _resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -235,7 +289,3 @@ def _resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def _bad(path: str | Path, found: str, change: str, expected: str = "a readable video") -> DataError:
     return DataError(f"{expected} at {path}", found, change)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,81 +1,108 @@
-"""Video files: frames are counted with PyAV, and decoded with decord where that is exact, else with PyAV.
+"""Find the frames of a video file by their numbers. FFmpeg (PyAV) decodes, on one thread.
 
-decord jumps between keyframes (four times faster where a long video gives few frames), but not always to the right
-one: compared frame by frame with a decode from the start, it returns wrong frames, without an error, from MPEG and
-Windows Media files and where an edit list hides frames (as in clips cut without re-encoding), varying ones at the end
-of H.264 in AVI, and it cannot read AV1. `Index.exact` is the set in which every frame was right.
+Frame i is the i-th frame that comes out when the file is decoded from its start. If the file's index knows where
+decoding may start, and that saves enough, decoding jumps there; each frame that comes out after a jump is checked by
+its timestamp, and on any doubt the file is decoded in order, as all other files are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import heapq
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import av
-import decord
 import numpy as np
+from av.container import InputContainer
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
 
-DAMAGED = (av.error.FFmpegError, decord.DECORDError, RuntimeError, AssertionError, IndexError, StopIteration)
-"""What the two libraries raise on files they cannot open or decode (decord has no class of its own for some)."""
-EXACT_CONTAINERS = ("mov,mp4", "matroska,webm")
-EXACT_CODECS = ("h264", "mpeg4")
+from rlaif.video.container import DAMAGED, decoded, opened, upright
+from rlaif.video.index import Index, Start
 
-decord.logging.set_level(decord.logging.FATAL)  # FFmpeg's own lines name no file; the callers raise errors that do
-
-
-@dataclass(frozen=True)
-class Index:
-    frames: int
-    """Frames that a decode returns: those that an edit list hides don't count."""
-    fps: float
-    exact: bool
-    """decord finds each frame by its number."""
+WORTH = 0.7
+"""Jump if that decodes less than this share of the frames up to the last one."""
 
 
-def index(path: Path) -> Index:
-    """Read through the packets without decoding them. Raises one of DAMAGED."""
-    with av.open(str(path)) as container:
-        if not container.streams.video:
-            raise RuntimeError("no video stream")
-        stream = container.streams.video[0]
-        packets = [packet for packet in container.demux(stream) if packet.size]
-        cut = [number for number, packet in enumerate(packets) if packet.is_corrupt]
-        if cut:
-            raise RuntimeError(f"cut off in frame {cut[0]}")
-        hidden = sum(packet.is_discard for packet in packets)
-        if hidden == len(packets):
-            raise RuntimeError("no frames")
-        known = container.format.name.startswith(EXACT_CONTAINERS) and stream.codec_context.name in EXACT_CODECS
-        rate = stream.average_rate or stream.guessed_rate or 0
-        return Index(len(packets) - hidden, float(rate), known and not hidden)
+class Doubt(Exception):
+    """A jump did not show what the index promised."""
 
 
-def frames(path: Path, indices: tuple[int, ...], exact: bool) -> Iterator[np.ndarray]:
-    """uint8 [H, W, 3] for each of `indices` (ascending), upright, one at a time. Raises one of DAMAGED."""
-    return _by_number(path, indices) if exact else _in_order(path, indices)
+def frames(path: Path, numbers: Sequence[int], index: Index) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (number, uint8 [H, W, 3]) for each of `numbers` (ascending, different), upright.
 
-
-def _by_number(path: Path, indices: tuple[int, ...]) -> Iterator[np.ndarray]:
-    """Not by decord's `get_batch`, which can spin for ever on H.264 files that this reads (dmlc/decord issue 375)."""
-    reader = decord.VideoReader(str(path), num_threads=1)
-    for number in indices:
-        frame = reader[number].asnumpy()
-        # for a few small widths (48 and 72 among them) decord counts the padding behind each row as channels
-        height, width, channels = frame.shape
-        yield frame.reshape(height, width * channels)[:, : width * 3].reshape(height, width, 3)
-
-
-def _in_order(path: Path, indices: tuple[int, ...]) -> Iterator[np.ndarray]:
-    wanted = set(indices)
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        stream.codec_context.thread_count = 1
-        for number, frame in enumerate(container.decode(stream)):
+    A frame that is yielded again replaces the earlier one: then a jump was in doubt. Raises one of DAMAGED.
+    """
+    jumps = _jumps(index.starts, numbers)
+    effort = sum(group[-1] + 1 - start.frame for start, group in jumps)
+    if jumps and effort < WORTH * (numbers[-1] + 1):
+        try:
+            yield from _jumping(path, index.stream, jumps)
+            return
+        except (Doubt, *DAMAGED):
+            pass  # the decode in order says what there is
+    wanted, last = set(numbers), numbers[-1]
+    for number, frame in enumerate(decoded(path, index.stream)):
+        if number in wanted:
             if frame.is_corrupt:
                 raise RuntimeError(f"frame {number} is damaged")
-            if number in wanted:
-                yield np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
-            if number == indices[-1]:
-                return
-    raise RuntimeError(f"no frame {indices[-1]}")
+            yield number, upright(frame)
+        if number == last:
+            return
+    raise RuntimeError(f"no frame {last}")
+
+
+def _jumps(starts: Sequence[Start], numbers: Sequence[int]) -> list[tuple[Start, list[int]]]:
+    """Return where to jump to, and which frames to take from there on."""
+    jumps: list[tuple[Start, list[int]]] = []
+    places = [start.frame for start in starts]
+    for number in numbers if starts else ():
+        start = starts[bisect_right(places, number) - 1]
+        if jumps and start.frame <= jumps[-1][1][-1] + 1:
+            jumps[-1][1].append(number)
+        else:
+            jumps.append((start, [number]))
+    return jumps
+
+
+def _jumping(path: Path, stream: int, jumps: list[tuple[Start, list[int]]]) -> Iterator[tuple[int, np.ndarray]]:
+    with opened(path) as container:
+        video = container.streams[stream]
+        video.codec_context.thread_count = 1
+        # what is wrong in a picture is concealed with earlier ones, which a jump has not decoded
+        video.codec_context.options = {"err_detect": "explode"}
+        for start, numbers in jumps:
+            wanted = set(numbers)
+            for number, frame in enumerate(_from(container, video, start), start.frame):
+                if number in wanted:
+                    yield number, upright(frame)
+                if number == numbers[-1]:
+                    break
+            else:
+                raise Doubt(f"no frame {numbers[-1]}")
+
+
+def _from(container: InputContainer, stream: VideoStream, start: Start) -> Iterator[VideoFrame]:
+    """Yield the frames from `start` on. Each must be the earliest of those that were handed to the decoder before it."""
+    due: list[int] = []
+    for packet in _packets_from(container, stream, start):
+        if packet.size:
+            heapq.heappush(due, packet.pts)
+        for frame in packet.decode():
+            if frame.is_corrupt or not due or frame.pts != heapq.heappop(due):
+                raise Doubt("another frame")
+            yield frame
+
+
+def _packets_from(container: InputContainer, stream: VideoStream, start: Start) -> Iterator[Packet]:
+    # MP4 and Matroska look for presentation times; what comes before the packet is passed over
+    container.seek(start.pts, stream=stream, backward=True)
+    packets = container.demux(stream)
+    for packet in packets:
+        if (packet.pts, packet.pos, packet.size) == (start.pts, start.pos, start.size):
+            yield packet
+            break
+        if packet.pos is None or packet.pos >= start.pos:
+            raise Doubt("another packet")
+    yield from packets

@@ -2,17 +2,57 @@
 
 from __future__ import annotations
 
+import mimetypes
+import os
 import re
 from pathlib import Path
 
-IMAGES = {".jpg", ".jpeg", ".png"}
+from rlaif.errors import DataError, named
+
+IMAGES = {
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff",
+    ".ppm", ".pgm", ".pnm", ".tga", ".jp2", ".avif",
+}  # fmt: skip
+"""Endings of images that are read."""
+UNREAD = {".apng", ".heic", ".heif", ".jxl", ".exr", ".dng", ".hdr", ".psd"}
+"""Endings of images that Python's table of types may lack."""
 
 
 def frames_in(folder: Path) -> list[Path]:
-    """Its images in natural order: runs of digits compare as numbers."""
-    images = [entry for entry in folder.iterdir() if entry.suffix.lower() in IMAGES]
+    """Return the folder's images in natural order: runs of digits compare as numbers.
+
+    Hidden files are no frames (macOS writes a `._1.jpg` beside each `1.jpg`), and folders and other files (texts, sound)
+    are passed over. Raises DataError for images that cannot be read: dropping them would change the video.
+    """
+    images, unread = [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") or entry.is_dir():
+                continue
+            if _is_frame(entry):
+                images.append(folder / entry.name)
+            elif _is_picture(entry):
+                unread.append(entry.name)
+    if unread:
+        raise DataError(
+            f"frames in {folder} of a kind that is read ({', '.join(sorted(IMAGES))})",
+            named(sorted(unread)),
+            "Convert these images, or move them out of the folder.",
+        )
     # the name itself breaks ties such as 1.jpg and 01.jpg
     return sorted(images, key=lambda image: (_natural(image.name), image.name))
+
+
+def _is_frame(entry: os.DirEntry) -> bool:
+    """Reading a pipe or a device may never return. A link to nowhere counts: whoever reads it will name it."""
+    regular = entry.is_file() or (entry.is_symlink() and not os.path.exists(entry))
+    return regular and Path(entry.name).suffix.lower() in IMAGES
+
+
+def _is_picture(entry: os.DirEntry) -> bool:
+    suffix = Path(entry.name).suffix.lower()
+    kind = mimetypes.types_map.get(suffix) or mimetypes.common_types.get(suffix) or ""
+    return kind.startswith("image/") or suffix in IMAGES | UNREAD
 
 
 def _natural(name: str) -> list[str | int]:

@@ -147,6 +147,23 @@ def test_the_store_evicts_within_its_budget(cluster, root):
     assert counters["bytes"] == 2 * FRAMES * 32 * 32 * 3
 
 
+def test_what_a_store_learned_serves_the_next_one(cluster, root, tmp_path):
+    """Another stage or node, which shares the storage, does not read the videos again."""
+    for name in NAMES:
+        os.utime(root / name, (0, 0))
+    known, options = tmp_path / "storage" / ".cache" / "videos", {"num_frames": FRAMES, "threads": 1}
+    first = FrameStore(known=str(known), **options)
+    specs = [first.spec(str(root / name)) for name in NAMES]
+    entries = {entry: entry.stat().st_mtime_ns for entry in known.rglob("*.json")}
+    assert len(entries) == len(NAMES)
+    second = FrameStore(known=str(known), **options)
+    assert [second.spec(str(root / name)) for name in NAMES] == specs
+    second.frames(specs[0], str(root / NAMES[0]))
+    assert {entry: entry.stat().st_mtime_ns for entry in known.rglob("*.json")} == entries
+    for store in (first, second):
+        store._decoders.close()
+
+
 def test_a_full_queue_drops_prefetches(cluster, root):
     store = FrameStore(FRAMES, queue=2)
     assert store.prefetch([str(root / name) for name in NAMES] * 2) == 2

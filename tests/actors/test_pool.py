@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from ray.exceptions import ActorDiedError, GetTimeoutError
 
-from actors.pool import RolloutPool
+from actors.pool import Batch, RolloutPool
 from actors.rollout import Answers, Failure
 from cluster.publish import Manifest
 from rlaif.config.schema import Sampling
@@ -223,6 +223,56 @@ def test_the_part_of_a_dead_actor_is_asked_for_again():
     assert pool.reissued == 4 and pool.actors == ["rollout-1"] and "rollout-0" in pool.dead
     pool.submit("c", PROMPTS, 1, 1, SAMPLING)
     assert len(collect(pool, "c").samples) == 8 and pool.reissued == 4
+
+
+def batch_of(pool, name: str, prompts: list[Prompt], answers: int, actor: str) -> Batch:
+    """A batch of which one actor was asked everything."""
+
+    def call(handle, prompts, version):
+        return handle.generate.remote(prompts, answers, 0, SAMPLING, version)
+
+    batch = pool._batches[name] = Batch(prompts, answers, call)
+    if prompts:
+        pool._issue(batch, prompts, actor)
+    return batch
+
+
+PENDING = {
+    "fewer prompts but more samples": ((6, 1), (2, 8), "rollout-1"),
+    "as many prompts, more samples": ((4, 1), (4, 2), "rollout-1"),
+    "nothing pending": ((6, 1), (0, 1), "rollout-2"),
+}
+"""(prompts, answers to each) that rollout-1 and rollout-2 have pending, and which of them is asked again."""
+
+
+@pytest.mark.parametrize("name", PENDING)
+def test_a_part_is_asked_again_of_the_actor_with_the_fewest_pending_samples(name):
+    *loads, chosen = PENDING[name]
+    pool = pool_of(Recorder(dies_at=0), Recorder(), Recorder())
+    for place, (count, answers) in enumerate(loads, start=1):
+        rows = [Prompt(f"{place}-{number}", "v.mp4", "q") for number in range(count)]
+        batch_of(pool, str(place), rows, answers, f"rollout-{place}")
+    lost = batch_of(pool, "lost", PROMPTS[:1], 3, "rollout-0")
+    list(pool._take(lost, next(iter(lost.open))))
+    assert [part.actor for part in lost.open.values()] == [chosen]
+
+
+def test_the_batch_of_a_lost_part_counts_once():
+    """It has two samples pending with one actor, another batch three with the other."""
+    pool = pool_of(Recorder(dies_at=0), Recorder(), Recorder())
+    own = batch_of(pool, "own", PROMPTS[:1], 1, "rollout-0")
+    pool._issue(own, PROMPTS[1:3], "rollout-1")
+    batch_of(pool, "other", PROMPTS[3:6], 1, "rollout-2")
+    list(pool._take(own, next(iter(own.open))))
+    assert [part.actor for part in own.open.values()] == ["rollout-1", "rollout-1"]
+
+
+def test_a_prompt_that_nobody_answered_is_an_error_of_ours():
+    pool = pool_of(Recorder())
+    pool.submit("b", PROMPTS[:2], 1, 0, SAMPLING)
+    pool._batches["b"].prompts.append(Prompt("p99", "v.mp4", "q"))
+    with pytest.raises(ContractError, match="every one of 3 prompts(.|\n)*1 of them never"):
+        collect(pool)
 
 
 def test_a_reissued_part_names_the_version_it_was_sampled_with():

@@ -9,6 +9,7 @@ import shutil
 import sys
 import types
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,16 +27,19 @@ from actors.reward import (
     dimensions_of,
     load_function,
     read_card,
+    require_reward_model,
     reward_fingerprint,
     scored,
 )
 from actors.reward_pool import start_reward_pool
 from rlaif.config.schema import Lora, Model, Reward
 from rlaif.errors import ConfigError, DataError
+from rlaif.models.bases import RECORD, record_text
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.models.tiny import build_tiny
 from rlaif.models.vlm import VideoLM, load_vlm
 from rlaif.records import Masked, Prompt, Scored
+from rlaif.storage import locate
 from rlaif.video.spec import FrameSpec
 
 WORDS = "a red green blue circle square triangle moves left right up down what do you see ? . : context".split()
@@ -146,6 +150,14 @@ def test_the_actor_takes_a_function(path):
 
 def test_scored_is_the_sum_of_its_parts():
     assert scored({"a": 1, "b": 2.5}) == Scored(3.5, {"a": 1.0, "b": 2.5})
+
+
+def test_finite_parts_with_an_infinite_sum_are_masked():
+    """Whether a function gives them or the weights of a reward model's dimensions make them."""
+    two = SimpleNamespace(dimensions=("a", "b"), weights=[1e308, 1e308])
+    for outcome in (scored({"a": 1e308, "b": 1e308}), ModelScorer._outcome(two, [1.0, 1.0])):
+        assert outcome == Masked("the sum of its parts is inf ('a' 1e+308, 'b' 1e+308)")
+    assert ModelScorer._outcome(two, [1e9, 1.0]) == Masked("part 'a' is inf")
 
 
 # -- models
@@ -300,6 +312,45 @@ def test_what_tells_reward_models_apart(export, two_heads, tmp_path):
     head = load_file(tmp_path / "moved" / "head.safetensors")
     save_file({name: tensor + 1e-3 for name, tensor in head.items()}, tmp_path / "moved" / "head.safetensors")
     assert reward_fingerprint(str(tmp_path / "moved")) != reward_fingerprint(export)
+
+
+def test_a_reward_model_that_moved_with_its_base_scores_the_same_bits(export, tmp_path):
+    storage, moved = tmp_path / "runs", tmp_path / "elsewhere" / "renamed"
+    reward, base = storage / "run" / "reward" / "export", storage / "run" / "sft" / "export"
+    shutil.copytree(export, reward)
+    shutil.copytree(read_card(export)["base"], base)
+    (reward / RECORD).write_text(record_text(str(base), locate(storage) / "run/reward/export"))
+    (reward / CARD).write_text(json.dumps(read_card(export) | {"base": str(base)}))
+    before = ModelScorer(str(reward), NoiseFrames(), MODEL, 10**4, 2**28)(ANSWERS)
+    print_before = reward_fingerprint(str(reward))
+    moved.parent.mkdir()
+    (storage / "run").rename(moved)
+    there = str(moved / "reward" / "export")
+    assert require_reward_model("ppo.reward", there)["base"] == str(moved / "sft" / "export")
+    after = ModelScorer(there, NoiseFrames(), MODEL, 10**4, 2**28)(ANSWERS)
+    assert after == before and len(set(values(after).values())) == 4
+    assert reward_fingerprint(there) == print_before
+
+
+MISSING = {
+    "its base": ("base/config.json", r"ppo\.reward, its base: a Hugging Face model"),
+    "its head": ("export/head.safetensors", r"head\.safetensors in "),
+    "its adapter": ("export/adapter_model.safetensors", r"adapter_model\.safetensors in "),
+}
+
+
+@pytest.mark.parametrize("part", MISSING)
+def test_a_reward_model_that_lacks_a_part_is_refused_before_it_is_loaded(export, tmp_path, part):
+    if not read_card(export)["lora"]:
+        return
+    file, expected = MISSING[part]
+    shutil.copytree(export, tmp_path / "export")
+    shutil.copytree(read_card(export)["base"], tmp_path / "base")
+    (tmp_path / "export" / CARD).write_text(json.dumps(read_card(export) | {"base": str(tmp_path / "base")}))
+    require_reward_model("ppo.reward", str(tmp_path / "export"))
+    (tmp_path / file).unlink()
+    with pytest.raises(ConfigError, match=expected):
+        require_reward_model("ppo.reward", str(tmp_path / "export"))
 
 
 @pytest.mark.slow

@@ -103,3 +103,20 @@ def test_what_was_in_flight_comes_back_as_issued_and_counts_as_reissued():
         back.move(1, key, "trained")
     back.settle(1)
     assert back.metrics() == {"ledger/trained": 8, "ledger/masked": 0, "ledger/reissued": 7, "ledger/open": 0}
+
+
+def test_more_samples_join_an_open_iteration_only():
+    ledger = issued()
+    ledger.mask(0, ("a", 0))
+    ledger.extend(0, [("c", 0)])
+    rewarded(ledger, 0, [("a", 1), ("b", 0), ("b", 1), ("c", 0)])
+    with pytest.raises(ContractError, match="iteration 1 open for more samples"):
+        ledger.extend(1, [("c", 0)])
+
+
+def test_what_a_resume_asks_for_next_follows_from_the_checkpoint():
+    ledger = issued()
+    ledger.issue(1, KEYS[:1])
+    resumed = Ledger.of(json.loads(json.dumps(ledger.state_dict())))
+    assert resumed.next_iteration == 2 and Ledger().next_iteration == 0
+    assert sorted(resumed.in_flight()) == [(0, key) for key in KEYS] + [(1, KEYS[0])]

@@ -1,5 +1,7 @@
 """A run's connection: private and joined clusters, one live run per name, runs side by side, storage all nodes see."""
 
+import errno
+import importlib.util
 import json
 import os
 import signal
@@ -12,6 +14,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from cluster.session import attach, in_ray_job, probe_storage, refuse_temporary, start
+from cluster.starting import not_started
 from rlaif.config.cluster import Cluster as ClusterOptions
 from rlaif.config.cluster import Role
 from rlaif.config.schema import Config
@@ -48,6 +51,72 @@ def test_an_address_where_nothing_listens_fails_at_once(tmp_path):
         pass
 
 
+@pytest.mark.parametrize("option", ["cluster.address", "RAY_ADDRESS"])
+def test_an_address_is_blamed_on_what_named_it(tmp_path, monkeypatch, option):
+    """`cluster.address`, which nobody set, is not the cause of what RAY_ADDRESS does."""
+    other = {"cluster.address": "RAY_ADDRESS", "RAY_ADDRESS": "cluster.address"}[option]
+    given = {"address": "127.0.0.1:1"} if option == "cluster.address" else {}
+    if not given:
+        monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(ConfigError, match=option) as caught, start(config(tmp_path, **given)):
+        pass
+    assert other not in str(caught.value)
+
+
+def test_a_temporary_folder_with_a_long_path_is_named(tmp_path, monkeypatch):
+    """The kernel takes 107 bytes for the path of a socket."""
+    monkeypatch.setenv("TMPDIR", f"/tmp/{'x' * 50}")
+    with pytest.raises(ConfigError, match="TMPDIR=/tmp/xxx.* bytes") as caught, start(config(tmp_path)):
+        pass
+    assert "cluster.address" not in str(caught.value)
+
+
+def test_a_private_cluster_that_does_not_start_is_a_clear_error(tmp_path, monkeypatch):
+    """With what is unusual on this machine: here the folder for temporary files is a file."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "file"))
+    monkeypatch.setattr("rlaif.writable.SOCKET_LIMIT", 500)
+    with pytest.raises(ConfigError, match="a private Ray cluster that starts") as caught, start(config(tmp_path)):
+        pass
+    assert "file is a file" in caught.value.found and "set RAY_TMPDIR" in caught.value.change
+    assert "cluster.address" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("condition", "words"),
+    [
+        (("os.getloadavg", lambda: (1000.0, 0.0, 0.0)), "wait until the machine is less busy"),
+        (("cluster.starting._free", lambda folder: 2**20), "free or enlarge /dev/shm"),
+        (("cluster.starting.why_not_writable", lambda folder: "no"), "mount it"),
+    ],
+    ids=["load", "full", "read-only"],
+)
+def test_what_keeps_ray_from_starting_is_told(monkeypatch, condition, words):
+    monkeypatch.setattr(*condition)
+    error = not_started("The current node timed out during startup.\n" + "log\n" * 100)
+    assert words in error.change and "timed out" in error.found and error.found.count("log") == 2
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(errno.ENOSPC, "free space"), (errno.EDQUOT, "free space"), (errno.EACCES, "permissions")]
+)
+def test_storage_that_fails_is_told_by_its_cause(tmp_path, monkeypatch, number, words):
+    def fail(*args):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("cluster.session.Location.write", fail)
+    with pytest.raises(ConfigError, match="can be written") as caught:
+        probe_storage(locate(tmp_path), [])
+    assert words in caught.value.change
+
+
+@pytest.mark.parametrize("storage", ["/proc/x", "/dev/null/x"])
+def test_storage_that_cannot_be_made_is_found_before_ray_starts(storage):
+    with pytest.raises(ConfigError, match=f"can be written: {storage}/one"), start(config(storage)):
+        pass
+    assert not ray.is_initialized()
+
+
 def test_relative_storage_is_refused_inside_a_job(monkeypatch):
     refuse_temporary("runs")
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
@@ -67,9 +136,21 @@ with attach(RunDir(sys.argv[1], "one")) as session:
 """
 
 
-def test_private_cluster(tmp_path):
+@ray.remote(num_cpus=0)
+def packages_of_a_worker() -> list[str]:
+    return [importlib.util.find_spec(name).origin for name in ("cluster.session", "actors.pool", "learners.spec")]
+
+
+def test_private_cluster(tmp_path, monkeypatch):
+    """Its workers import our packages also if the working directory, which comes first there, has others of the name."""
+    (tmp_path / "here").mkdir()
+    for name in ("cluster", "actors", "learners"):
+        (tmp_path / "here" / f"{name}.py").write_text("raise RuntimeError('not ours')")
+    monkeypatch.chdir(tmp_path / "here")
     options = config(tmp_path, learner=Role(actors=5, cpus=2))
     with start(options) as session:
+        ours = [str(ROOT / file) for file in ("cluster/session.py", "actors/pool.py", "learners/spec.py")]
+        assert ray.get(packages_of_a_worker.remote(), timeout=60) == ours
         assert session.owned and session.namespace == "rlaif-one"
         assert ray.cluster_resources()["CPU"] >= 12, "as many logical CPUs as the roles ask for"
         written = json.loads((tmp_path / "one/session.json").read_text())

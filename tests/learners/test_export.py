@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,20 +15,24 @@ from ranks import LORA, NoiseFrames, cluster, full, model, plain_optim, response
 from safetensors.numpy import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from actors.frames import LocalFrames
 from actors.reward import CARD, Answer, ModelScorer, card_text
 from learners import losses
 from learners.export import export_role
 from learners.learner import Learner
 from learners.spec import LearnerSpec, RoleSpec
-from rlaif.config.schema import Reward
+from rlaif.config.schema import Reward, Video
 from rlaif.models.batch import collate
 from rlaif.models.check import require_model
 from rlaif.models.encode import Encoder
 from rlaif.models.merged import whole_model
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.records import Prompt, Scored
+from rlaif.video.recipe import read_recipe, recipe_of
+from rlaif.worlds.shapes.render import write_mp4
 
 BUDGET = 10**6
+EXAMPLES = Path(__file__).parents[2] / "docs" / "export.md"
 PROMPT, TWO = RewardPrompt.of(Reward()), ("helpful", "harmless")
 ANSWERS = [
     Answer((f"p{number}", 0), Prompt(f"p{number}", f"clip{number}", question), captions, response)
@@ -49,16 +54,15 @@ def encoded(encoder) -> list:
     ]
 
 
-def train_and_export(path, folder, lora, zero_stage):
+def train_and_export(path, folder, lora, zero_stage, dtype="float32"):
     """Trained a little, exported; what the learner itself says afterwards."""
     shard_above(0)
     roles = (
         RoleSpec("policy", path, lora, plain_optim(lr=0.1), 10),
         RoleSpec("reward", path, lora, plain_optim(lr=0.1), 10, "reward", outputs=2),
     )
-    learner = Learner(
-        LearnerSpec(roles, model(), cluster(zero_stage), 512, 2**28, BUDGET, seed=5), NoiseFrames(), torch.device("cpu")
-    )
+    spec = LearnerSpec(roles, model(dtype=dtype), cluster(zero_stage), 512, 2**28, BUDGET, seed=5)
+    learner = Learner(spec, NoiseFrames(), torch.device("cpu"))
     items, folder = responses(learner.encoder("policy"), 4), Path(folder)
     mine = items[dist.get_rank() :: 2]
     for _ in range(2):
@@ -171,6 +175,18 @@ def test_the_reward_actor_scores_like_the_learner(exported):
     assert np.abs(scores[:, 0] - scores[:, 1]).min() > 1e-4
 
 
+def test_the_reward_actor_scores_like_the_learner_in_bfloat16(two_ranks, tiny, tmp_path):
+    """Also to the last bit: the adapter is in bfloat16 on both sides."""
+    found = two_ranks.run(train_and_export, path=tiny, folder=str(tmp_path), lora=LORA, zero_stage=2, dtype="bfloat16")[
+        0
+    ]
+    scorer = ModelScorer(str(tmp_path / "reward"), NoiseFrames(), model(dtype="bfloat16"), BUDGET, 2**28)
+    assert {parameter.dtype for parameter in scorer.model.parameters()} == {torch.bfloat16}
+    outcomes = scorer(ANSWERS)
+    scores = np.array([[outcomes[answer.key].parts[name] for name in TWO] for answer in ANSWERS])
+    assert np.array_equal(scores, found["scores"]) and np.ptp(scores, axis=0).min() > 1e-3
+
+
 def test_a_critic_starts_from_the_reward_model_without_an_opinion(exported, two_ranks, tiny):
     folder, lora, found = exported
     critic = two_ranks.run(start_critic, path=tiny, export=str(folder / "reward"), lora=lora)[0]
@@ -179,3 +195,51 @@ def test_a_critic_starts_from_the_reward_model_without_an_opinion(exported, two_
     assert critic["head"]["weight"].shape == (1, 128) and head["weight"].shape == (2, 128)
     scores = [head["weight"] @ hidden + head["bias"] for hidden in critic["hidden"]]
     assert np.abs(np.array(scores) - found["scores"]).max() < 1e-5  # the body is the reward model's
+
+
+def test_every_export_carries_its_frame_recipe(exported):
+    folder, lora, _ = exported
+    for name in ("policy", "reward", *(["merged"] if lora else [])):
+        assert read_recipe(folder / name) == recipe_of(Video())
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> str:
+    file = tmp_path_factory.mktemp("clip") / "a.mp4"
+    write_mp4(file, np.random.default_rng(0).integers(0, 255, (21, 40, 64, 3), dtype=np.uint8))
+    return str(file)
+
+
+ONE_ADAPTER = pytest.mark.parametrize("exported", [(True, 2)], ids=["adapter-2"], indirect=True)
+
+
+@ONE_ADAPTER
+def test_examples_in_the_documentation_run_on_an_export(exported, tiny, clip, tmp_path):
+    """The code blocks of docs/export.md, one after the other: frames twice, transformers with PEFT, vLLM, a merge."""
+    _, with_rlaif, without, peft, vllm, merge = re.findall(r"```python\n(.*?)```", EXAMPLES.read_text(), re.S)
+    assert max(block.strip().count("\n") for block in (peft, vllm)) < 18
+    names = {"EXPORT": str(exported[0] / "policy"), "BASE": tiny, "VIDEO": clip, "QUESTION": "describe the video ."}
+    exec(without, names)
+    frames, metadata = names["frames"], names["metadata"]
+    exec(with_rlaif, names)
+    assert np.array_equal(names["frames"], frames) and metadata.items() <= names["metadata"].items()
+    exec(peft, names)
+    assert names["answer"]
+    small = "max_model_len=512, enforce_eager=True, kv_cache_memory_bytes=2**27, enable_chunked_prefill=False"
+    assert "max_model_len=4096" in vllm
+    exec(vllm.replace("max_model_len=4096", small), names)
+    exec(merge.replace("runs/mine/merged", str(tmp_path / "merged")), names)
+    assert read_recipe(tmp_path / "merged") == read_recipe(names["EXPORT"])
+    said = np.array(names["output"].token_ids[:12])
+    assert np.array_equal(most_likely(tmp_path / "merged", names, said), said)
+
+
+@torch.no_grad()
+def most_likely(path: Path, names: dict, response: np.ndarray) -> np.ndarray:
+    """The token that the model at `path` finds most likely at each place of a response, with the learner's positions."""
+    recipe = read_recipe(names["EXPORT"])
+    frames = LocalFrames("/", recipe["num_frames"], recipe["height"], recipe["width"])
+    encoder = Encoder(str(path), frames)
+    batch = collate([encoder.prompt_and_response(names["QUESTION"], response, encoder.video(names["VIDEO"]))], 0)
+    inputs = {"input_ids": batch.ids, "attention_mask": batch.attention, "position_ids": batch.positions, **batch.video}
+    return plain(path)(**inputs).logits[0, -len(response) - 1 : -1].argmax(-1).numpy()

@@ -267,6 +267,8 @@ def test_what_an_iteration_reports(plain_iteration):
     assert {
         "critic/value_loss",
         "critic/explained_variance",
+        "critic/error_rms",
+        "critic/mean_baseline_rms",
         "kl/coef",
         "time/policy",
         "time/experience",

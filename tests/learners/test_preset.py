@@ -134,11 +134,20 @@ def rewards_by_loops(old, ref, score, length) -> list[float]:
     return rewards
 
 
-def whitened_by_loops(rows) -> list[list[float]]:
+def whitened_by_loops(rows, divisor) -> list[list[float]]:
     flat = [x for row in rows for x in row]
     mean = sum(flat) / len(flat)
     var = sum((x - mean) ** 2 for x in flat) / len(flat)
-    return [[(x - mean) / math.sqrt(var + 1e-8) for x in row] for row in rows]
+    return [[(x - mean) / divisor(var) for x in row] for row in rows]
+
+
+def released(var: float) -> float:
+    """What the released code divides by."""
+    return math.sqrt(var) + 1e-8
+
+
+def modern(var: float) -> float:
+    return math.sqrt(var + 1e-8)
 
 
 def rate_by_hand(iteration: int) -> float:
@@ -175,7 +184,7 @@ class Replica:
             to_go = [sum(rewards[t:]) for t in range(SLOTS)]  # gamma and lambda 1
             self.returns.append(to_go)
             advantages.append([to_go[t] - self.old_values[i][t] for t in range(SLOTS)])
-        self.advantages = whitened_by_loops(advantages)
+        self.advantages = whitened_by_loops(advantages, released)
 
     def loss(self, role, chosen):
         """(what is minimised, what is reported): a mean over samples and all slots."""
@@ -319,7 +328,7 @@ def test_a_switch_alone(switched, name):
     returns = [[a + b for a, b in zip(row, v, strict=True)] for row, (_, v) in zip(advantages, shaped, strict=True)]
     width = [11 if config.loss_mean == "slots" else len(row["engine"]) for row in rows]
     resized = lambda xs: [[*x, *[0.0] * 11][:n] for x, n in zip(xs, width, strict=True)]  # noqa: E731
-    for row, a, r in zip(rows, whitened_by_loops(resized(advantages)), resized(returns), strict=True):
+    for row, a, r in zip(rows, whitened_by_loops(resized(advantages), modern), resized(returns), strict=True):
         assert np.allclose(row["advantages"], a, atol=2e-4) and np.allclose(row["returns"], r, atol=1e-3)
         assert len(row["advantages"]) == len(a)
 
@@ -346,10 +355,25 @@ def test_leave_one_out_with_scaled_rewards_and_means_over_slots(two_ranks, tiny)
     for row in rows:
         (prompt, index), length = row["key"], len(row["engine"])
         wanted.append([totals[row["key"]] - totals[(prompt, 1 - index)]] * length + [0.0] * (11 - length))
-    for row, plain_row, advantages in zip(rows, wanted, whitened_by_loops(wanted), strict=True):
+    for row, plain_row, advantages in zip(rows, wanted, whitened_by_loops(wanted, modern), strict=True):
         assert np.allclose(row["returns"], plain_row, atol=1e-3)  # whitening would hide a wrong scale
         assert np.allclose(row["advantages"], advantages, atol=1e-4)
         assert len(row["old_logprobs"]) == 11 and not row["old_logprobs"][len(row["engine"]) :].any()
+
+
+SMALL_SPREAD = {"advantage": "leave_one_out", "score_slot": "last_token", "reward_scale": 1e-5, "kl": {"coef": 0.0}}
+
+
+@pytest.mark.parametrize(("preset", "divisor"), [("vlm_rlaif", released), ("modern", modern)])
+def test_a_small_spread_is_whitened_as_the_released_code_does(two_ranks, tiny, preset, divisor):
+    """Advantages of some 1e-5 tell std + 1e-8 from sqrt(var + 1e-8); those of the iteration above are far too large."""
+    slots = {"loss_mean": "slots", "sampling": {"max_tokens": 11}}
+    config = Ppo(**SMALL, preset=preset, **slots, **SMALL_SPREAD)
+    rows = [row for rank in two_ranks.run(experience, path=tiny, configs=[config]) for row in rank[0][0]]
+    for row, expected in zip(rows, whitened_by_loops([row["returns"].tolist() for row in rows], divisor), strict=True):
+        assert np.allclose(row["advantages"], expected, rtol=1e-3, atol=1e-6)
+    spread = float(np.std([value for row in rows for value in row["returns"]]))
+    assert 0 < spread < 1e-4 and modern(spread**2) > 1.2 * released(spread**2)
 
 
 @pytest.mark.parametrize("cap", [2.0, 1.1])

@@ -51,7 +51,7 @@ def test_conversations(encoder):
     ]
     units, skipped = conversations(encoder, rows, limit=64)
     assert [encoder.text(unit[0].ids[unit[0].start :]) for unit in units] == ["a red circle", "a blue square"]
-    assert [reason.split(":")[0] for reason in skipped] == ["broken", "clip1", "clip3"]
+    assert [reason.split(":")[0] for reason in skipped] == ["'broken' (broken)", "'clip1' (clip1)", "'clip3' (clip3)"]
     assert "garbage" in skipped[0] and "limit of 64" in skipped[1] and "placeholder" in skipped[2]
 
 
@@ -68,7 +68,8 @@ def test_both_answers_of_a_pair_count(encoder):
     prompt = RewardPrompt.of(Reward())
     rows = [pair("clip0", "a", "b"), pair("clip1", "a", LONG), pair("clip2", LONG, "a"), pair("broken", "a", "b")]
     units, skipped = preferences(encoder, prompt, rows, limit=64)
-    assert len(units) == 1 and [reason.split(":")[0] for reason in skipped] == ["clip1", "clip2", "broken"]
+    assert len(units) == 1
+    assert [reason.split(":")[0] for reason in skipped] == ["'clip1' (clip1)", "'clip2' (clip2)", "'broken' (broken)"]
     chosen, rejected = units[0]
     assert np.array_equal(chosen.ids[: chosen.start], rejected.ids[: rejected.start])
     assert "context : a red circle" in encoder.text(chosen.ids[: chosen.start])

@@ -34,7 +34,7 @@ def test_an_error_a_user_can_act_on_comes_without_a_traceback(tmp_path):
 def test_problems_of_options_are_listed(config, capsys):
     assert cli.main(["sft", config, "sft.stps=3", "seed=x"]) == 1
     told = capsys.readouterr().err
-    assert "2 problem(s)" in told and "sft.stps: no such option; nearest is `steps`" in told and "seed: " in told
+    assert "2 problem(s)" in told and "sft.stps: no such option; nearest is `sft.steps`" in told and "seed: " in told
 
 
 @pytest.mark.parametrize("command", ["sft", "reward", "score", "ppo", "eval", "demo"])
@@ -49,6 +49,68 @@ def test_every_stage_reads_its_configuration_first(command, config, capsys):
 def test_commands_of_two_words(command, config, capsys):
     assert cli.main([*command, config, "sed=1"]) == 1
     assert "nearest is `seed`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("typed", "hints"),
+    [
+        (["ppo", "a.yaml", "--iterations", "3"], ["unrecognized arguments: --iterations", "ppo.iterations=3"]),
+        (["ppo", "a.yaml", "--iterations=3"], ["ppo.iterations=3"]),
+        (["sft", "a.yaml", "--learning-rate", "1e-5", "seed=1"], ["sft.optim.lr=1e-5"]),
+        (["ppo", "a.yaml", "--resum"], ["did you mean --resume?"]),
+        (["ppo", "a.yaml", "--zzzz"], ["key=value", "rlaif options"]),
+        (["eval", "winrate", "a.yaml", "--stric"], ["usage: rlaif eval winrate", "did you mean --strict?"]),
+        (["evl", "a.yaml"], ["no command 'evl'; did you mean `rlaif eval`?"]),
+        (["help", "chek"], ["did you mean `rlaif check`?"]),
+        (["xyzzy"], ["see `rlaif help`"]),
+        (["init", "x", "--mod", "m"], ["usage: rlaif init", "did you mean --model?"]),
+    ],
+)
+def test_a_mistyped_flag_is_answered_with_what_was_meant(typed, hints, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(typed)
+    told = capsys.readouterr().err
+    assert stopped.value.code == 2 and all(hint in told for hint in hints), told
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        (["help"], ["usage: rlaif [", "options", "check"]),
+        (["help", "ppo"], ["usage: rlaif ppo", "--resume"]),
+        (["help", "eval", "winrate"], ["usage: rlaif eval winrate"]),
+        (["help", "data", "check"], ["usage: rlaif data check"]),
+        (["--version"], ["rlaif 0."]),
+    ],
+)
+def test_help_and_version(typed, words, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(typed)
+    told = capsys.readouterr().out
+    assert stopped.value.code == 0 and all(word in told for word in words), told
+
+
+def test_options_of_a_section_and_of_none(capsys):
+    assert cli.main(["options", "ppo.optim"]) == 0
+    assert "ppo.optim.lr  (number > 0" in capsys.readouterr().out
+    assert cli.main(["options", "optim"]) == 1
+    assert "ppo.optim or reward.optim or sft.optim" in capsys.readouterr().err
+
+
+def test_check_lists_all_problems_and_prints_the_configuration(config, capsys):
+    assert cli.main(["check", config, "sed=1", "data.root=/nothing", "--stage", "sft"]) == 1
+    told = capsys.readouterr().out
+    assert "sed: no such option; nearest is `seed`" in told and "data.root: expected the folder" in told
+    assert "sft.init: a Hugging Face model" in told and "3 problem(s)" in told
+    assert "prompts_per_iteration: 64" in told, "the configuration with its defaults"
+
+
+def test_a_stage_reports_what_is_missing_before_it_starts_ray(config, capsys):
+    assert cli.main(["ppo", config, "data.root=/nothing", "ppo.reward=my_module:f"]) == 1
+    told = capsys.readouterr().err
+    for words in ("data.root", "ppo.policy", "ppo.reward='{path: my_module:f}'"):
+        assert words in told
+    assert "Traceback" not in told and not sys.modules["ray"].is_initialized()
 
 
 def test_errors_from_inside_a_stage(config, capsys, monkeypatch):
@@ -85,6 +147,7 @@ def test_an_interrupt_gives_the_shells_exit_code_and_advice_that_is_true(
     file.write_text(f"name: run\nstorage: {tmp_path}\n")
     for iteration in saved:
         (tmp_path / "run" / "sft" / "checkpoints" / f"{iteration:06d}").mkdir(parents=True)
+    monkeypatch.setattr("rlaif.stages.preflight.require", lambda *_: None)
     monkeypatch.setattr(cli, "start_stage", lambda args, config: signal.raise_signal(signum))
     assert cli.main(["sft", str(file)]) == code
     told = capsys.readouterr().err

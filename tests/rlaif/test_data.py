@@ -164,11 +164,12 @@ def test_missing_and_empty_files(tmp_path):
         read_prompts(tmp_path / "rows.jsonl", tmp_path)
 
 
-def test_errors_list_at_most_ten_rows(tmp_path):
+def test_errors_list_ten_rows_in_full_and_the_others_by_their_place(tmp_path):
     with pytest.raises(DataError) as raised:
         read_prompts(write(tmp_path, PROMPT, *[b"nonsense"] * 25), tmp_path, strict=True)
-    assert raised.value.found.count("line ") == 10 + 10  # json names a line of its own
-    assert "1 of 26 rows kept, 25 not JSON" in raised.value.found and "and 15 more" in raised.value.found
+    assert raised.value.found.count("  not JSON: line ") == 10
+    assert "1 of 26 rows kept, 25 not JSON" in raised.value.found
+    assert "and 15 more: line 12, line 13, " in raised.value.found and raised.value.found.endswith(", line 26")
 
 
 def test_video_paths(tmp_path):

@@ -47,6 +47,53 @@ def test_exit_status_and_table(monkeypatch, capsys, status, code):
     assert ("thing: mend [it]" in printed) == (status != "ok")
 
 
+def test_findings_are_printed_as_they_come(monkeypatch, capsys):
+    """Not after the slowest of them."""
+    seen = []
+
+    def second() -> Check:
+        seen.append(capsys.readouterr().out)
+        return Check("second", "ok", "late")
+
+    monkeypatch.setattr(doctor, "CHECKS", (lambda: Check("first", "ok", "early"), second))
+    assert doctor.main([]) == 0
+    assert "first" in seen[0] and "second" not in seen[0]
+
+
+@pytest.mark.parametrize(
+    ("variable", "below"),
+    [
+        ("XDG_CACHE_HOME", "rlaif"),
+        ("HOME", ".cache"),
+        ("TORCH_EXTENSIONS_DIR", ""),
+        ("TRITON_CACHE_DIR", ""),
+        ("VLLM_CACHE_ROOT", ""),
+        ("TMPDIR", ""),
+    ],
+)
+def test_a_cache_that_cannot_be_written(monkeypatch, tmp_path, variable, below):
+    for name in (
+        "XDG_CACHE_HOME",
+        "TORCH_EXTENSIONS_DIR",
+        "TRITON_CACHE_DIR",
+        "TRITON_HOME",
+        "VLLM_CACHE_ROOT",
+        "TMPDIR",
+    ):
+        monkeypatch.delenv(name, raising=False)
+    assert machine.check_caches().status == "ok"
+    monkeypatch.setenv(variable, "/proc/nothing")
+    check = machine.check_caches()
+    assert check.status == "fail" and str(Path("/proc/nothing") / below) in check.detail and variable in check.fix
+
+
+def test_a_path_too_long_for_sockets(monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    assert machine.check_sockets().status == "ok"
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp/" + "x" * 60)
+    assert machine.check_sockets().status == "fail" and "RAY_TMPDIR" in machine.check_sockets().fix
+
+
 def test_json_for_scripts(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "CHECKS", (lambda: Check("thing", "warn", "as found", "mend it"),))
     doctor.main(["--json"])
@@ -120,7 +167,7 @@ def test_torchaudio_that_breaks_transformers(monkeypatch):
 def test_a_video_that_cannot_be_read(monkeypatch):
     monkeypatch.setattr(libraries, "write_probe_video", lambda path: Path(path).write_bytes(b"no video"))
     check = doctor.guarded(libraries.check_video)
-    assert check.status == "fail" and "Error reading" in check.detail
+    assert check.status == "fail" and "do not decode" in check.detail
 
 
 def test_no_compiler(monkeypatch):

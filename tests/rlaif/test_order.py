@@ -40,3 +40,13 @@ def test_a_step_needs_none_of_the_steps_before_it():
 def test_every_part_of_the_seed_counts():
     orders = {tuple(rows_of_step(50, 50, 0, *seed)) for seed in [(0, "sft"), (1, "sft"), (0, "reward"), (0,), ()]}
     assert len(orders) == 5
+
+
+@pytest.mark.parametrize(
+    ("batch", "seed", "complete"), [(4, 3, True), (5, 3, False), (4, 4, False)], ids=["same", "batch size", "seed"]
+)
+def test_resume_repeats_and_skips_nothing_with_the_same_batch_size_and_seed_alone(batch, seed, complete):
+    """Two steps before the stop, the others after it, with the options changed or not."""
+    before = steps(12, 4, 2, 3, "ppo")
+    after = [row for step in range(2, 12 // batch + 1) for row in rows_of_step(12, batch, step, seed, "ppo")]
+    assert (sorted((before + after)[:12]) == list(range(12))) is complete

@@ -1,6 +1,5 @@
-"""Metrics that stay valid JSON, a W&B mirror that never stops a run, progress without a terminal, peak memory."""
+"""Metrics that stay valid JSON, a W&B mirror that never stops a run, peak memory."""
 
-import io
 import json
 import math
 import subprocess
@@ -14,7 +13,6 @@ import torch
 
 from rlaif.config.schema import Config, Logging
 from rlaif.memory import MemoryWatch
-from rlaif.progress import Progress, progress
 from rlaif.rundir import RunDir
 from rlaif.tracking import Tracker, wandb_mode
 
@@ -127,42 +125,6 @@ def test_wandb_that_cannot_start(run, logged_out, monkeypatch, caplog):
     with Tracker(run, "ppo", config("auto"), total=1) as tracker:
         tracker.log(1, {"a/b": 1})
     assert len(rows(run)) == 1 and "could not start" in caplog.text
-
-
-def test_progress_without_a_terminal_prints_tenths():
-    stream = io.StringIO()
-    bar = Progress(100, "demo sft", stream=stream)
-    for done in range(1, 101):
-        bar.to(done, "loss 0.5")
-    bar.close()
-    lines = stream.getvalue().splitlines()
-    assert len(lines) == 10
-    assert lines[0].startswith("demo sft: 10/100 (10%) in 00:0") and lines[0].endswith("left, loss 0.5")
-    assert lines[-1].startswith("demo sft: 100/100 (100%)")
-
-
-def test_progress_of_a_resumed_stage():
-    stream = io.StringIO()
-    bar = Progress(10, "ppo", done=5, stream=stream)
-    bar.to(6)
-    assert stream.getvalue().startswith("ppo: 6/10 (60%)")
-
-
-def test_progress_on_a_terminal():
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    stream = Terminal()
-    bar = Progress(4, "ppo", stream=stream)
-    bar.to(4, "kl 0.1")
-    bar.close()
-    assert "4/4" in stream.getvalue() and "kl 0.1" in stream.getvalue()
-
-
-def test_progress_over_items(capsys):
-    assert list(progress([1, 2], "decode")) == [1, 2]
-    assert "decode: 2/2 (100%)" in capsys.readouterr().err
 
 
 def test_memory_watch_sees_children_while_they_live():

@@ -20,3 +20,10 @@ def hangs_where_told(prompt, response) -> float:
     if prompt.extra.get("hangs"):
         time.sleep(10**6)
     return 1.0
+
+
+def infinite_sum_at_first(prompt, response) -> dict[str, float]:
+    """Finite parts with an infinite sum for the first answer to each prompt, and a reward of 1 after that."""
+    first = prompt.prompt_id not in _asked
+    _asked.add(prompt.prompt_id)
+    return {"a": 1e308, "b": 1e308} if first else {"a": 1.0, "b": 0.0}

@@ -25,7 +25,9 @@ RESTORED = {
 
 SAME = {
     r"(config|ppo)\.|(roles\.)?run\.(topology\.)?config\.": "the user's configuration",
-    r"prompts\.|roles\.captions\.": "read from the dataset",
+    r"prompts\.|held_out\.|(roles\.)?(deck|eval_prompts)\.|roles\.captions\.": "read from the dataset; what a deck leaves "
+    "out, which none does here, is restored too (test_deck.py)",
+    r"gate\.(prompt_id|_prompts\.|_seed)": "the first prompt that can be answered",
     r"(roles\.)?run\.(directory\.|within$)|checkpoints\.": "paths",
     r"roles\.(learners\.timeout_s|rewards\._limits\.)": "from the configuration",
     r"roles\.(publisher\.)?(deadline_s|options\.)|gate\.(limit|every|timeout|sampling\.)": "from the configuration",
@@ -44,7 +46,8 @@ MADE_ANEW = {
     r"roles\.(publisher\.apply_s|checkpoint_s|reward_busy_s)": "durations for the next row of metrics",
     r"roles\.(learners\._joined|publisher\.(rerouted|_unreached))(\.|$)": "of this process's transports; every version is delivered anew",
     r"roles\.arriving(\.|$)": "of batches in flight: the ledger holds them as issued, and a resume asks for them again",
-    r"roles\.eval_prompts(\.|$)": "read from the dataset when first evaluated",
+    r"(roles\.)?run\.places(\.|$)": "where the rows that this process has read are",
+    r"gate\._unusable(\.|$)": "prompts that the gate has tried in vain, for an error",
     r"roles\.(reissued|rollouts\.(reissued|dead(\.|$)))": "of this process's actors; the ledger counts the run's reissued samples",
     r"roles\.rewards\.(_slots|replaced)(\.|$)": "this process's reward actors; a score depends on its answer alone",
     r"(roles\.)?run\.stopper\.": "signals that this process has received",

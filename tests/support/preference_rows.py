@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rlaif.preferences.formats.safesora_items import HARM_LABELS
+from rlaif.preferences.misread import media_marks
 
 FRAMES = [f"anet_50frames/v_1/{number:04d}.jpg" for number in range(3)]
 
@@ -223,7 +224,7 @@ EXAMPLES: dict[str, list[dict]] = {
 # -- strategies
 
 text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=12)
-word = text.filter(lambda value: value.strip() and "<image>" not in value)
+word = text.filter(lambda value: value.strip() and not media_marks(value) and not value.startswith("data:"))
 value = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | text,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
@@ -255,8 +256,10 @@ def vlm_rlaif_rm(draw) -> dict:
     first, second = draw(answers)
     row = {"conversations": draw(turns()), "preference": draw(st.sampled_from([1, 2]))}
     row |= {"output_1": draw(extra) | {"value": first}, "output_2": {"value": second}}
-    media = st.fixed_dictionaries({"images": frames}) | st.fixed_dictionaries({"image": word}) | st.just({})
-    return draw(extra) | row | draw(media) | draw(st.sampled_from([{}, {"id": "r"}, {"id": 5}]))
+    media = draw(st.fixed_dictionaries({"images": frames}) | st.fixed_dictionaries({"image": word}) | st.just({}))
+    if not media:
+        row["conversations"] = [turn | {"value": turn["value"].replace("<image>", "")} for turn in row["conversations"]]
+    return draw(extra) | row | media | draw(st.sampled_from([{}, {"id": "r"}, {"id": 5}]))
 
 
 @st.composite

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from rlaif.data import RowError
-from rlaif.errors import DataError
-from rlaif.preferences.leftover import difference, restore
+from rlaif.preferences.formats.losses import lost_fields
+from rlaif.preferences.formats.texts import check_marks, check_media_paths
+from rlaif.preferences.formats.visual import LONE
+from rlaif.preferences.leftover import difference, restore, unholdable
 from rlaif.preferences.media import Media
-from rlaif.preferences.rows import Bad, Row, refused
+from rlaif.preferences.misread import UNUSED, misread
+from rlaif.preferences.rows import Bad, Row, refused, refused_record
 
 Fields = dict[str, Any]
 Kind = Literal["pairs", "prompts", "conversations", "videos", "texts"]
+
+
+@dataclass
+class Notes:
+    """What a conversion leaves behind, counted by row."""
+
+    uncarried: Counter = field(default_factory=Counter)
+    """By field of the source: values that JSON cannot hold (NaN, bytes, times) and that no record needs."""
+    lost: Counter = field(default_factory=Counter)
+    """By field of a record: what the other format cannot hold."""
+    missing: Counter = field(default_factory=Counter)
+    """By path: media that are not there."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +40,8 @@ class Options:
     media: Media = field(default_factory=lambda: Media(Path(), None))
     video_dir: str | None = None
     """Replaces the folder of every SafeSora video."""
+    notes: Notes = field(default_factory=Notes)
+    """Filled while rows are read and written."""
 
 
 def unchanged(fields: Fields, options: Options) -> Fields:
@@ -44,15 +62,19 @@ class Format:
     build: Callable[[Fields], Any]
     """A row to a record (`Preference`, `Prompt`, ...); raises RowError."""
     bare: Callable[[Any, int], Fields]
-    """A record and its place in the file to the row that says the same; raises RowError where rows cannot say it."""
+    """A record and its place in the file to the row that says the same; raises RowError if rows cannot say it."""
     key: str
     """Field of a record that names it."""
+    uses: frozenset[str]
+    """Fields of a row that `build` reads: a row with others that hold media or answers is bad (see misread.py)."""
     source_key: str | None = None
     """Field of a row that names it in messages; None: the same name."""
     own: bool = False
     """Our own rows: nothing is left over, and an id that comes twice is an error instead of being numbered."""
     prepare: Callable[[Fields, Options], Fields] = unchanged
     """Before `build`: what reads or writes other files, or opens JSON inside a text."""
+    tidy: Callable[[Fields], Fields] = lambda row: row
+    """Settles what a complete row says twice, before it is read back."""
     finish: Callable[[Fields, Options], Fields] = unchanged
     """The inverse of `prepare`, after the row is complete."""
     schema: Any = None
@@ -63,65 +85,114 @@ class Format:
     def read(
         self, rows: Iterable[Row | Bad], options: Options | None = None, seen: dict[str, int] | None = None
     ) -> Iterator[Any | Bad]:
-        """Records of good rows in order; bad ones, and those that were bad before, as `Bad`.
+        """Yield the records of good rows in order; bad ones, and those that were bad before, as `Bad`.
 
         seen: filled with the number of every record's row, by id.
         """
         options, seen = options or Options(), {} if seen is None else seen
+        copies: Counter = Counter()
         for row in rows:
             if isinstance(row, Bad):
                 yield row
                 continue
             try:
-                yield self._record(row, options, seen)
+                record = self._record(row, options, seen, copies)
+                seen[getattr(record, self.key)] = row.number
+                yield record
             except RowError as error:
                 yield refused(row, row.fields.get(self.source_key or self.key), error)
 
     def write(self, records: Iterable[Any | Bad], options: Options | None = None) -> Iterator[Fields | Bad]:
-        """The rows of records; those that this format cannot say come as `Bad`."""
+        """Yield the rows of records; those that this format cannot say come as `Bad`.
+
+        A row of another tool is read back before it is given: what its own reader would refuse is not written, and what
+        it would lose is counted in the notes.
+        """
         options = options or Options()
         for number, record in enumerate(records, start=1):
             if isinstance(record, Bad):
                 yield record
                 continue
             try:
-                row = self.bare(record, number - 1)
-                yield self.finish(row if self.own else restore(row, _native(record).get(self.name)), options)
+                yield self._row(record, number - 1, options)
             except RowError as error:
-                yield refused(Row(number, {}, "record"), getattr(record, self.key), error)
+                yield refused_record({getattr(record, self.key): number}, getattr(record, self.key), error, "record")
 
-    def _record(self, row: Row, options: Options, seen: dict[str, int]) -> Any:
+    def _record(self, row: Row, options: Options, seen: dict[str, int], copies: Counter) -> Any:
         fields = self.prepare(row.fields, options)
-        record = self.build(fields)
-        name = getattr(record, self.key)
-        if name in seen:
-            if self.own:
-                raise RowError("duplicate id", f"{row.unit} {seen[name]} has it already")
-            name = next(other for n in range(2, row.number + 2) if (other := f"{name}#{n}") not in seen)
-            record = replace(record, **{self.key: name})
-        seen[name] = row.number
-        return record if self.own else self._with_leftover(record, fields, row.number)
+        if self.own:
+            extra = {name: value for name, value in fields.items() if name not in self.uses}
+            bad = unholdable(extra)
+            options.notes.uncarried.update(bad)
+            fields = {name: value for name, value in fields.items() if name not in bad}
+        record = self._unique(self._built(fields), row, seen, copies)
+        return record if self.own else self._with_leftover(record, fields, row.number, options)
 
-    def _with_leftover(self, record: Any, fields: Fields, number: int) -> Any:
-        patch = difference(fields, self.bare(record, number - 1))
+    def _built(self, fields: Fields) -> Any:
+        lost = misread(fields, self.uses)
+        try:
+            record = self.build(fields)
+        except RowError as error:
+            if lost and error.reason == LONE:  # the media are in a field of another name: more to the point
+                raise RowError(UNUSED, lost) from error
+            raise
+        if lost:
+            raise RowError(UNUSED, lost)
+        check_marks(record)
+        check_media_paths(record)
+        return record
+
+    def _unique(self, record: Any, row: Row, seen: dict[str, int], copies: Counter) -> Any:
+        """The record under a name that no other has. `copies`: how often each name was numbered already."""
+        name = getattr(record, self.key)
+        if name not in seen:
+            return record
+        if self.own:
+            raise RowError("duplicate id", f"{row.unit} {seen[name]} has it already")
+        other = name
+        while other in seen:
+            copies[name] += 1
+            other = f"{name}#{copies[name] + 1}"
+        return replace(record, **{self.key: other})
+
+    def _with_leftover(self, record: Any, fields: Fields, number: int, options: Options) -> Any:
+        bare = self.bare(record, number - 1)
+        try:
+            patch = difference(fields, bare)
+        except RowError:
+            bad = unholdable(fields)
+            options.notes.uncarried.update(bad)
+            # as the record says it; a field that no record needs is left out
+            fields = {k: bare.get(k) if k in bad else v for k, v in fields.items() if k not in bad or k in bare}
+            patch = difference(fields, bare)
         if not patch:
             return record
-        native = _native(record) | {self.name: patch}
+        native = native_of(record)
+        native |= {self.name: native.get(self.name, {}) | patch}
         if hasattr(record, "native"):
             return replace(record, native=native)
         return replace(record, extra=record.extra | {"native": native})
 
+    def _row(self, record: Any, place: int, options: Options) -> Fields:
+        row = self.bare(record, place)
+        if self.own:
+            return row
+        row = self.tidy(restore(row, native_of(record).get(self.name)))
+        lost = lost_fields(record, self._built(row), self.name)
+        row = self.finish(row, options)
+        options.notes.lost.update(lost)
+        options.notes.missing.update(path for path in paths_of(record) if not options.media.there(path))
+        return row
 
-def _native(record: Any) -> dict[str, Any]:
-    return record.native if hasattr(record, "native") else record.extra.get("native", {})
+
+def native_of(record: Any) -> dict[str, Any]:
+    """Return what the source row says beyond the record's fields, by format."""
+    return dict(record.native if hasattr(record, "native") else record.extra.get("native", {}))
 
 
-def find(formats: Iterable[Format], fields: Fields) -> Format:
-    """The first format that recognises a row. Raises DataError that lists those there are."""
-    formats = list(formats)
-    for item in formats:
-        if item.recognise(fields):
-            return item
-    known = "\n".join(f"             {item.name:16} {item.about}" for item in formats)
-    keys = ", ".join(list(fields)[:12])
-    raise DataError(f"rows of one of these formats:\n{known}", f"a row with the fields {keys}", "name its format")
+def paths_of(record: Any) -> tuple[str, ...]:
+    """Return the media of a record, or the first of the frames that it lists."""
+    frames = getattr(record, "frames", ()) or getattr(record, "extra", {}).get("frames", ())
+    if frames and isinstance(frames[0], str):
+        return (frames[0],)
+    return record.media if hasattr(record, "media") else tuple(filter(None, [getattr(record, "video", None)]))

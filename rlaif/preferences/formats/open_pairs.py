@@ -13,9 +13,13 @@ from typing import Any
 import pyarrow as pa
 
 from rlaif.data import RowError
+from rlaif.preferences import strict_json
 from rlaif.preferences.formats.base import Fields, Format, Options
+from rlaif.preferences.formats.identity import identity, whole_id
+from rlaif.preferences.formats.visual import check_placeholders, without_placeholders
 from rlaif.preferences.formats.vlm_rlaif import build_pair, check_texts
 from rlaif.preferences.record import SIDES, Preference
+from rlaif.preferences.rows import excerpt
 
 TEXTS = ("question", *SIDES)
 ORDER = {"text": (*TEXTS, "logps"), "origin_split": ("model", "type"), "logps": ()}
@@ -61,9 +65,9 @@ def _finish(json_columns: tuple[str, ...], fields: Fields, options: Options) -> 
 
 
 def _open(text: str) -> Any:
-    """The object or list that a text is the JSON of, else None."""
+    """Return the object or list that a text is the JSON of, else None."""
     try:
-        value = json.loads(text)
+        value = strict_json.loads(text)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict | list) else None
@@ -81,9 +85,7 @@ def _dump(name: str, value: Any) -> str:
 
 
 def _pair(fields: Fields) -> Preference:
-    if fields.get("idx") is None:
-        raise RowError("missing field", "idx: Field required")
-    texts = _texts(fields)
+    idx, texts = identity(fields, "idx"), _texts(fields)
     split = fields["origin_split"] if isinstance(fields.get("origin_split"), dict) else {}
     origin = {
         "dataset": fields.get("ds_name"),
@@ -94,13 +96,23 @@ def _pair(fields: Fields) -> Preference:
         "question_type": split.get("type"),
     }
     row = {
-        "pair_id": "-".join(str(part) for part in (fields.get("ds_name"), fields["idx"]) if part is not None),
+        "pair_id": "-".join(str(part) for part in (fields.get("ds_name"), idx) if part is not None),
         "video": _image(fields),
         "modality": "image",
         "provenance": {name: value for name, value in origin.items() if isinstance(value, str | int)},
         "ref_logps": _read_logps(texts.get("logps")),
     }
-    return build_pair(row | {name: texts.get(name) for name in TEXTS})
+    row |= {name: texts.get(name) for name in TEXTS}
+    if isinstance(row["question"], str):
+        check_placeholders([row["question"]], {"modality": "image" if row["video"] else "text"})
+        row["question"] = _asked(row["question"])
+    return build_pair(row)
+
+
+def _asked(question: str) -> str:
+    """The question as our prompts have it; only the white space around a placeholder goes with it."""
+    bare = without_placeholders(question)
+    return question if bare == question.strip() else bare
 
 
 def _texts(fields: Fields) -> Fields:
@@ -108,7 +120,7 @@ def _texts(fields: Fields) -> Fields:
         return fields
     text = fields["text"]
     if isinstance(text, str):
-        raise RowError("not JSON", f"text: {text[:60]!r}")
+        raise RowError("not JSON", f"text: {excerpt(repr(text))}")
     if not isinstance(text, dict):
         raise RowError("wrong type", f"text: a {type(text).__name__} instead of an object")
     return text
@@ -118,7 +130,8 @@ def _image(fields: Fields) -> str | None:
     image = fields.get("image")
     if image is not None and not isinstance(image, dict):
         raise RowError("wrong type", f"image: a {type(image).__name__} instead of bytes and path")
-    return (image or {}).get("bytes") or (image or {}).get("path") or fields.get("image_path")
+    image = image or {}
+    return image.get("bytes") or image.get("path") or fields.get("image_path")
 
 
 def _row(in_text: bool, record: Preference, place: int) -> Fields:
@@ -136,13 +149,18 @@ def _row(in_text: bool, record: Preference, place: int) -> Fields:
         **({"text": texts} if in_text else texts),
         "origin_dataset": origin.get("origin"),
         "origin_split": {name: value for name, value in split.items() if value is not None},
-        "idx": origin.get("idx", place if in_text else str(place)),
+        "idx": whole_id(origin.get("idx", place)) if in_text else str(origin.get("idx", place)),
         "image_path": origin.get("image_path", record.video),
     }
 
 
 def _read_logps(values: Any) -> Fields:
-    """[sum, mean, [per token], the same of the rejected] by name; {} where it is something else."""
+    """Return [sum, mean, [per token], the same of the rejected] by name; {} for something else.
+
+    RLAIF-V's own program wraps the list in an object: {"logps": [...]}.
+    """
+    if isinstance(values, dict):
+        values = values.get("logps")
     if not isinstance(values, list) or len(values) != 6:
         return {}
     return {
@@ -166,6 +184,7 @@ def _format(name: str, about: str, json_columns: tuple[str, ...], in_text: bool,
         kind="pairs",
         about=about,
         recognise=lambda row: {"ds_name", "idx", columns[-1][0]} <= row.keys(),
+        uses=frozenset(("ds_name", "image", "image_path", "logps", *(name for name, _ in columns))),
         build=_pair,
         bare=partial(_row, in_text),
         key="pair_id",

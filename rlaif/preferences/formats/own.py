@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from rlaif.data import Conversation, ConversationRow, PromptRow, RowError, build_row
+from rlaif.preferences import strict_json
 from rlaif.preferences.formats.base import Fields, Format, Options
 from rlaif.preferences.record import Preference
 from rlaif.records import Prompt
@@ -19,6 +20,8 @@ LISTS = {"frames", "captions"}
 NAMES = tuple(item.name for item in dataclass_fields(Preference))
 NESTED = frozenset(NAMES) - TEXTS - LISTS - {"margin"}
 """Columns that hold JSON text in a parquet file: their keys differ from row to row."""
+STRUCTS = frozenset(("messages", "chosen_spans", "rejected_spans", "dimensions"))
+"""Fields whose members are checked one by one; other tools write them as structs with a null for every absent member."""
 
 
 def _column(name: str) -> pa.DataType:
@@ -36,10 +39,21 @@ def _open(fields: Fields, options: Options) -> Fields:
     for name in NESTED & row.keys():
         if isinstance(row[name], str):
             try:
-                row[name] = json.loads(row[name])
-            except ValueError as error:
+                row[name] = strict_json.loads(row[name])
+            except (ValueError, RecursionError) as error:
                 raise RowError("wrong type", f"{name}: {error}") from error
+    for name in STRUCTS & row.keys():
+        row[name] = _without_nulls(row[name])
     return row
+
+
+def _without_nulls(value: Any) -> Any:
+    """The value without what a table adds: null members of structs, and whole numbers as floats."""
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    if isinstance(value, dict):
+        return {name: strict_json.whole(item) for name, item in value.items() if item is not None}
+    return value
 
 
 def _columns(row: Fields) -> Fields:
@@ -64,7 +78,8 @@ def _conversation(fields: Fields) -> Conversation:
 
 def _conversation_row(record: Conversation, place: int) -> Fields:
     messages = [{"role": role, "content": content} for role, content in record.messages]
-    row: dict[str, Any] = {"id": record.id, "video": record.video, "messages": messages}
+    # a conversation about text alone names no video: our own readers refuse an empty one
+    row: dict[str, Any] = {"id": record.id} | ({"video": record.video} if record.video else {}) | {"messages": messages}
     return row | ({"captions": list(record.captions)} if record.captions else {}) | record.extra
 
 
@@ -79,6 +94,9 @@ def _prompt_row(record: Prompt, place: int) -> Fields:
     return row | ({"captions": list(record.captions)} if record.captions else {}) | record.extra
 
 
+FOR_CHECKERS = frozenset("label kto_tag preference preferences ranking objects tools".split())
+"""Fields of a prompt that a checker or a reward function may read (`Prompt.extra`), whatever they mean elsewhere."""
+
 PAIRS = Format(
     name="rlaif",
     kind="pairs",
@@ -87,6 +105,7 @@ PAIRS = Format(
     build=Preference.from_row,
     bare=_pair,
     key="pair_id",
+    uses=frozenset(NAMES),
     own=True,
     prepare=_open,
     schema=SCHEMA,
@@ -100,6 +119,8 @@ PROMPTS = Format(
     build=_prompt,
     bare=_prompt_row,
     key="prompt_id",
+    uses=frozenset(("prompt_id", "video", "question", "answer", "captions", "frames", "modality", "native"))
+    | FOR_CHECKERS,
     own=True,
 )
 SFT = Format(
@@ -110,5 +131,6 @@ SFT = Format(
     build=_conversation,
     bare=_conversation_row,
     key="id",
+    uses=frozenset(("id", "video", "messages", "captions", "frames", "modality", "native")),
     own=True,
 )

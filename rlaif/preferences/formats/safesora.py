@@ -1,7 +1,7 @@
 """SafeSora's pairs: two generated videos for one text, compared along six dimensions (research notes, 1.2).
 
-A record's own dimension is helpfulness. The key `information` that some rows use for informativeness is accepted, and
-written back.
+A record's own dimension is helpfulness, or the first one along which its pair was compared: every single dimension may be
+absent or null. The key `information` that some rows use for informativeness is accepted, and written back.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from rlaif.preferences.formats.base import Fields, Format, Options
 from rlaif.preferences.formats.safesora_items import PROMPT_TYPES, harm_labels, in_folder, video_path
 from rlaif.preferences.formats.vlm_rlaif import choice_of, chosen_first
 from rlaif.preferences.record import SIDES, Preference
+from rlaif.preferences.rows import excerpt
 
 SLOTS = ("video_0", "video_1")
 MAIN = ("helpfulness", "harmlessness")
@@ -32,8 +33,8 @@ class _Video(BaseModel):
     video_text: str | None = None
     is_safe: bool | None = None
     generated_from: str | None = None
-    video_labels: dict[str, bool] | None = None
-    prompt_labels: dict[str, bool] | None = None
+    video_labels: dict[str, bool | None] | None = None
+    prompt_labels: dict[str, bool | None] | None = None
     scores: list[dict] | None = None
     metrics: dict[str, Any] | None = None
 
@@ -57,12 +58,14 @@ class _Pair(BaseModel):
     prompt_type: str | None = None
     video_0: dict
     video_1: dict
-    sub_preferences: dict
+    sub_preferences: dict | None = None
     scores: list[dict] | None = None
 
     def build(self) -> _Pair:
         if self.prompt_type not in (*PROMPT_TYPES, None):
-            raise RowError("wrong type", f"prompt_type is {self.prompt_type!r}, neither of {', '.join(PROMPT_TYPES)}")
+            raise RowError(
+                "wrong type", f"prompt_type is {excerpt(self.prompt_type)!r}, neither of {', '.join(PROMPT_TYPES)}"
+            )
         return self
 
 
@@ -76,16 +79,16 @@ def _prepare(fields: Fields, options: Options) -> Fields:
 def _build(fields: Fields) -> Preference:
     row = build_row(_Pair, fields)
     choices = _choices(fields)
-    first = choices["helpfulness"] == SLOTS[0]
-    order = SIDES if first else SIDES[::-1]
+    dimension, choice = next(iter(choices.items()))
+    order = SIDES if choice == SLOTS[0] else SIDES[::-1]
     videos = dict(zip(order, (build_row(_Video, fields[name]) for name in SLOTS), strict=True))
     scores = [score | {"candidate": side} for side in order for score in videos[side].scores or []]
     record: Fields = {
         "pair_id": str(row.pair_id),
         "prompt_id": str(row.prompt_id),
         "question": row.prompt_text,
-        "dimension": MAIN[0],
-        "dimensions": {name: 1 if choice == choices[MAIN[0]] else -1 for name, choice in choices.items()},
+        "dimension": dimension,
+        "dimensions": {name: 1 if other == choice else -1 for name, other in choices.items()},
         "scores": [*(row.scores or []), *scores],
         "candidates": [videos[side].candidate(side) for side in order],
         "provenance": {"dataset": "safesora"},
@@ -99,16 +102,21 @@ def _path(video: _Video, pair: _Pair) -> str:
 
 
 def _choices(fields: Fields) -> Fields:
-    """The preferred slot by dimension, under our names. Raises RowError for one that is missing, null or unknown."""
-    sub = dict(fields["sub_preferences"])
+    """Return the preferred slot by dimension, under our names, in our order.
+
+    Raises RowError for an unknown dimension or choice, and if the pair was compared along none.
+    """
+    sub = {name: choice for name, choice in (fields.get("sub_preferences") or {}).items() if choice is not None}
     if ALIAS in sub:
         if sub.get(CANONICAL, sub[ALIAS]) != sub[ALIAS]:
             raise RowError("dimensions contradict", f"{ALIAS} and {CANONICAL} differ")
         sub[CANONICAL] = sub.pop(ALIAS)
     if unknown := sorted(sub.keys() - set(SUB)):
-        raise RowError("unknown dimension", f"{', '.join(unknown)}; there are {', '.join(DIMENSIONS)}")
-    found = {name: fields[name] for name in MAIN if name in fields} | sub
-    return {name: choice_of(found, name, SLOTS) for name in DIMENSIONS}
+        raise RowError("unknown dimension", f"{excerpt(', '.join(unknown))}; there are {', '.join(DIMENSIONS)}")
+    given = {name: fields[name] for name in MAIN if fields.get(name) is not None} | sub
+    if not given:
+        raise RowError("no preference", f"none of {', '.join(DIMENSIONS)} says which video is preferred")
+    return {name: choice_of(given, name, SLOTS) for name in DIMENSIONS if name in given}
 
 
 def _safety(row: _Pair, videos: dict[str, _Video]) -> Fields:
@@ -125,18 +133,19 @@ def _row(record: Preference, place: int) -> Fields:
     if not record.chosen_video:
         raise RowError("candidates are texts", "these rows hold two videos")
     signs = record.signs
-    if missing := [name for name in DIMENSIONS if name not in signs]:
-        raise RowError("unknown dimension", f"the pair was not compared along {', '.join(missing)}")
+    if not signs.keys() & set(DIMENSIONS):
+        raise RowError("unknown dimension", f"the pair was compared along none of {', '.join(DIMENSIONS)}")
     order = SIDES if chosen_first(record) else SIDES[::-1]
-    choices = {name: SLOTS[order.index(SIDES[0] if signs[name] == 1 else SIDES[1])] for name in DIMENSIONS}
+    side = {1: SIDES[0], -1: SIDES[1]}
+    choices = {name: SLOTS[order.index(side[signs[name]])] for name in DIMENSIONS if name in signs}
     row = {
         "pair_id": record.pair_id,
         "prompt_id": record.prompt_id,
         "prompt_text": record.question,
         "prompt_type": record.safety.get("prompt_type"),
         **{slot: _video_row(record, side) for slot, side in zip(SLOTS, order, strict=True)},
-        **{name: choices[name] for name in MAIN},
-        "sub_preferences": {name: choices[name] for name in SUB},
+        **{name: choices[name] for name in MAIN if name in choices},
+        "sub_preferences": {name: choices[name] for name in SUB if name in choices},
     }
     scores = [score for score in record.scores if score.get("candidate") not in SIDES]
     return row | ({"scores": scores} if scores else {})
@@ -169,8 +178,8 @@ def _without(fields: Fields, name: str) -> Fields:
     return {key: value for key, value in fields.items() if key != name}
 
 
-def _finish(fields: Fields, options: Options) -> Fields:
-    sub = fields["sub_preferences"]
+def _tidy(fields: Fields) -> Fields:
+    sub = fields.get("sub_preferences") or {}
     if sub.get(CANONICAL, sub.get(ALIAS)) != sub.get(ALIAS, sub.get(CANONICAL)):  # changed since it was read
         return fields | {"sub_preferences": _without(sub, ALIAS)}
     return fields
@@ -184,6 +193,7 @@ PAIRS = Format(
     build=_build,
     bare=_row,
     key="pair_id",
+    uses=frozenset(("pair_id", "prompt_id", "prompt_text", "prompt_type", *SLOTS, *MAIN, "sub_preferences", "scores")),
     prepare=_prepare,
-    finish=_finish,
+    tidy=_tidy,
 )

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from rlaif.data import RowError, build_row
 from rlaif.preferences.formats.base import Fields, Format, Options
 from rlaif.preferences.record import Preference
+from rlaif.preferences.rows import excerpt
 
 HARM_LABELS = (
     "porn",
@@ -26,6 +27,8 @@ HARM_LABELS = (
     "crime",
     "other_harmful",
 )
+OPTIONAL = frozenset(("racism",))
+"""The label that SafeSora's classes mark as not required."""
 PROMPT_TYPES = ("safety_neutral", "safety_critical")
 
 
@@ -36,10 +39,10 @@ class SafeSoraVideo:
     prompt_text: str
     video_path: str
     prompt_type: str | None = None
-    prompt_labels: dict[str, bool] | None = None
+    prompt_labels: dict[str, bool | None] | None = None
     video_text: str | None = None
     is_safe: bool | None = None
-    video_labels: dict[str, bool] | None = None
+    video_labels: dict[str, bool | None] | None = None
     generated_from: str | None = None
     scores: tuple[dict, ...] = ()
     """{"value", "from"} of every reward model that scored it."""
@@ -56,7 +59,7 @@ class SafeSoraPrompt:
     prompt_id: str
     prompt_text: str
     prompt_type: str | None = None
-    prompt_labels: dict[str, bool] | None = None
+    prompt_labels: dict[str, bool | None] | None = None
     native: dict = field(default_factory=dict)
 
 
@@ -74,11 +77,13 @@ def with_labels(pairs: Iterable[Preference], videos: Iterable[SafeSoraVideo]) ->
         yield replace(pair, safety=pair.safety | {name: value for name, value in new.items() if value})
 
 
-def harm_labels(labels: Mapping[str, bool], name: str) -> None:
-    """Raises RowError unless the labels are exactly the twelve."""
-    missing, unknown = set(HARM_LABELS) - labels.keys(), labels.keys() - set(HARM_LABELS)
+def harm_labels(labels: Mapping[str, bool | None], name: str) -> None:
+    """Raise RowError unless the labels are the twelve; those in `OPTIONAL` may be absent or null."""
+    given = {label for label, value in labels.items() if value is not None}
+    missing, unknown = set(HARM_LABELS) - given - OPTIONAL, labels.keys() - set(HARM_LABELS)
     if missing or unknown:
-        raise RowError("harm labels", f"{name}: missing {sorted(missing)}, unknown {sorted(unknown)}")
+        unknown = excerpt(sorted(unknown))
+        raise RowError("harm labels", f"{name}: missing {sorted(missing)}, unknown {unknown}")
 
 
 def video_path(prompt_id: object, video_id: object, folder: str = "videos") -> str:
@@ -99,11 +104,13 @@ class _Prompt(BaseModel):
     prompt_id: str | int
     prompt_text: str = Field(min_length=1)
     prompt_type: str | None = None
-    prompt_labels: dict[str, bool] | None = None
+    prompt_labels: dict[str, bool | None] | None = None
 
     def check(self) -> None:
         if self.prompt_type not in (*PROMPT_TYPES, None):
-            raise RowError("wrong type", f"prompt_type is {self.prompt_type!r}, neither of {', '.join(PROMPT_TYPES)}")
+            raise RowError(
+                "wrong type", f"prompt_type is {excerpt(self.prompt_type)!r}, neither of {', '.join(PROMPT_TYPES)}"
+            )
         if self.prompt_labels is not None:
             harm_labels(self.prompt_labels, "prompt_labels")
 
@@ -117,7 +124,7 @@ class _Video(_Prompt):
     video_path: str | None = None
     video_text: str | None = None
     is_safe: bool | None = None
-    video_labels: dict[str, bool] | None = None
+    video_labels: dict[str, bool | None] | None = None
     generated_from: str | None = None
     scores: list[dict] = []
     metrics: dict[str, Any] = {}
@@ -164,6 +171,7 @@ VIDEOS = Format(
     build=_build_video,
     bare=_video_row,
     key="video_id",
+    uses=frozenset((*_Video.model_fields,)),
     prepare=_prepare_video,
 )
 PROMPTS = Format(
@@ -174,4 +182,5 @@ PROMPTS = Format(
     build=_build_prompt,
     bare=_prompt_row,
     key="prompt_id",
+    uses=frozenset((*_Prompt.model_fields,)),
 )

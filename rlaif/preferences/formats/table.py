@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
+
 from rlaif.errors import DataError
-from rlaif.preferences.formats import base, open_pairs, own, pds_dpo, safesora, safesora_items, vlm_rlaif
+from rlaif.preferences.formats import open_pairs, own, pds_dpo, safesora, safesora_items, vlm_rlaif
 from rlaif.preferences.formats.base import Fields, Format
+from rlaif.preferences.rows import excerpt
 
 FORMATS: dict[str, Format] = {
     item.name: item
@@ -27,12 +31,26 @@ FORMATS: dict[str, Format] = {
 
 
 def named(name: str) -> Format:
-    """Raises DataError that lists the formats there are."""
+    """Return the format called `name`. Raises DataError that lists the formats there are."""
     if name not in FORMATS:
         raise DataError(f"a format: {', '.join(FORMATS)}", repr(name), "choose one of these")
     return FORMATS[name]
 
 
-def detect(fields: Fields) -> Format:
-    """The format of a row. Raises DataError that lists the formats there are."""
-    return base.find(FORMATS.values(), fields)
+def detect(rows: Iterable[Fields]) -> Format:
+    """Return the format that most of the rows look like; of equally many the one that comes first.
+
+    Raises DataError that lists the formats there are if no row looks like any.
+    """
+    rows = list(rows)
+    votes = Counter(item for fields in rows if (item := _recognised(fields)) is not None)
+    if votes:
+        return FORMATS[votes.most_common(1)[0][0]]
+    known = "\n".join(f"             {item.name:16} {item.about}" for item in FORMATS.values())
+    names = excerpt(", ".join(max(rows, key=len, default={})), 160)
+    change = "name the format with --format (--from in `rlaif data convert`) if it is one of these, or rewrite the rows"
+    raise DataError(f"rows of one of these formats:\n{known}", f"rows with the fields {names or '(none)'}", change)
+
+
+def _recognised(fields: Fields) -> str | None:
+    return next((item.name for item in FORMATS.values() if item.recognise(fields)), None)

@@ -1,4 +1,4 @@
-"""Conversations of the LLaVA kind: [{"from": "human" | "gpt", "value": text}], with `<image>` where the media go."""
+"""Conversations of the LLaVA kind: [{"from": "human" | "gpt", "value": text}], with a placeholder where the media go."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from rlaif.data import RowError, build_row, check_turns
+from rlaif.preferences.formats.visual import check_placeholders, without_placeholders
 
 PLACEHOLDER = "<image>"
 ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
@@ -22,14 +23,18 @@ class _Turn(BaseModel):
     value: str
 
     def build(self) -> tuple[str, str]:
-        text = self.value
-        if self.speaker == "human":  # the media come first in a prompt, wherever the row puts its mark
-            text = text.replace(PLACEHOLDER, "").strip()
+        # the media come first in a prompt, wherever the row puts its mark
+        text = without_placeholders(self.value) if self.speaker == "human" else self.value
         return ROLES[self.speaker], text
 
 
-def read_turns(fields: dict[str, Any], name: str, last: Literal["user", "assistant"]) -> Messages:
-    """(role, content) of each turn, without placeholders. Raises RowError for turns that are wrong or out of order."""
+def read_turns(
+    fields: dict[str, Any], name: str, last: Literal["user", "assistant"], media: dict[str, Any]
+) -> Messages:
+    """Return (role, content) of each turn, without the placeholders of `media` (from `read_media`).
+
+    Raises RowError for turns that are wrong or out of order, and for a placeholder that stands for nothing.
+    """
     turns = fields.get(name)
     if turns is None:
         raise RowError("missing field", f"{name}: Field required")
@@ -38,6 +43,7 @@ def read_turns(fields: dict[str, Any], name: str, last: Literal["user", "assista
     if wrong := [turn for turn in turns if not isinstance(turn, dict)]:
         raise RowError("wrong type", f"{name}: a turn that is a {type(wrong[0]).__name__}")
     messages = tuple(build_row(_Turn, turn) for turn in turns)
+    check_placeholders([turn["value"] for turn in turns if turn["from"] == "human"], media)
     check_turns(messages, last)
     if any(role == "user" and not text for role, text in messages):
         raise RowError("empty field", f"{name}: a human turn without text")
@@ -45,7 +51,7 @@ def read_turns(fields: dict[str, Any], name: str, last: Literal["user", "assista
 
 
 def write_turns(messages: Sequence[tuple[str, str]], mark: str) -> list[dict[str, str]]:
-    """Turns whose first human one begins with `mark` ("<image>" and a separator, or nothing)."""
+    """Return turns whose first human one begins with `mark` ("<image>" and a separator, or nothing)."""
     turns, marked = [], False
     for role, text in messages:
         if role == "user" and not marked:
@@ -55,11 +61,11 @@ def write_turns(messages: Sequence[tuple[str, str]], mark: str) -> list[dict[str
 
 
 def question(messages: Messages) -> dict[str, Any]:
-    """The fields of a pairs row that say what was asked: `question`, and `messages` where there is more than one turn."""
+    """Return the fields of a pairs row that say what was asked: `question`, and `messages` if there is more than one turn."""
     turns = [{"role": role, "content": text} for role, text in messages]
     return {"question": messages[-1][1], "messages": turns if len(turns) > 1 else []}
 
 
 def asked(question: str, messages: Messages) -> Messages:
-    """The inverse of `question`."""
+    """Return the turns of `question`'s fields."""
     return messages or (("user", question),)

@@ -1,55 +1,28 @@
 """VLM-RLAIF's rows: reward-model pairs, prompts of its PPO stage, and fine-tuning conversations (research notes, 2.1).
 
-A video is `images`, a list of frame paths; `image` is a single picture. `<image>` stands once in the first human turn
-and is moved to its very start.
+A video is `images`, a list of frame paths; `image` is a single picture. Conversations of LLaVA's kind that name a video
+file in `video` are read too (formats/visual.py). A placeholder is taken out of the text: media come first in our prompts.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import posixpath
-from collections.abc import Sequence
 from typing import Any
 
 from rlaif.data import Conversation, ConversationRow, PromptRow, RowError, build_row
-from rlaif.preferences.formats.base import Fields, Format
+from rlaif.preferences.formats.base import Fields, Format, native_of
+from rlaif.preferences.formats.identity import identity, whole_id
 from rlaif.preferences.formats.turns import PLACEHOLDER, asked, question, read_turns, write_turns
+from rlaif.preferences.formats.visual import MEDIA, above, came_with_video, named_files, read_media, stored, write_media
 from rlaif.preferences.record import SIDES, Preference
+from rlaif.preferences.rows import excerpt
+from rlaif.preferences.strict_json import whole
 from rlaif.records import Prompt
 
 MARK = f"{PLACEHOLDER}\n"
 OUTPUTS = ("output_1", "output_2")
-
-
-# -- frames
-
-
-def read_media(fields: Fields) -> dict[str, Any]:
-    """`video` (the folder that holds all frames, if there is one), `frames` and `modality`."""
-    images, image = fields.get("images"), fields.get("image")
-    if images:
-        if not isinstance(images, list) or not all(isinstance(path, str) and path for path in images):
-            raise RowError("wrong type", "images: not a list of paths")
-        folders = {path.rpartition("/")[0] for path in images}
-        video = (posixpath.dirname(images[0]) or ".") if len(folders) == 1 else None
-        return {"video": video, "frames": images, "modality": "video"}
-    if image:
-        if not isinstance(image, str):
-            raise RowError("wrong type", f"image: a {type(image).__name__} instead of a path")
-        return {"video": image, "modality": "image"}
-    return {"modality": "text"}
-
-
-def write_media(video: str | None, frames: Any, modality: str) -> Fields:
-    """The inverse of `read_media`. Raises RowError for a video whose frames nobody listed."""
-    if modality == "text":
-        return {}
-    if modality == "image" and video:
-        return {"image": video}
-    if not frames:
-        raise RowError("no frame list", f"video {video!r}: these rows list every frame's path in `images`")
-    return {"images": list(frames)}
+RM_NAME, RL_NAME, SFT_NAME = "vlm_rlaif_rm", "vlm_rlaif_rl", "vlm_rlaif_sft"
 
 
 def _mark(media: Fields) -> str:
@@ -62,15 +35,22 @@ def _mark(media: Fields) -> str:
 def _pair(fields: Fields) -> Preference:
     choice = choice_of(fields, "preference", (1, 2))
     answers = [_output(fields, name) for name in OUTPUTS]
-    turns = read_turns(fields, "conversations", last="assistant")[:-1]  # the last answer is replaced by the outputs
-    text = json.dumps([fields.get("images") or fields.get("image"), turns, answers])
+    media = read_media(fields)
+    turns = read_turns(fields, "conversations", last="assistant", media=media)[:-1]  # its answer is that of the outputs
     row = {
-        "pair_id": str(fields.get("id") or hashlib.sha256(text.encode()).hexdigest()[:16]),
+        "pair_id": identity(fields, "id", _name(fields, turns, answers)),
         "chosen": answers[choice - 1],
         "rejected": answers[2 - choice],
     }
     order = [{"candidate": "rejected"}, {"candidate": "chosen"}] if choice == 2 else []
-    return build_pair(row | {"candidates": order} | question(turns) | read_media(fields))
+    native = {"native": came_with_video(fields, RM_NAME)}
+    return build_pair(row | {"candidates": order} | question(turns) | media | native)
+
+
+def _name(fields: Fields, turns: Any, answers: list[str]) -> str:
+    """A pair without `id` is named by its content."""
+    media = next((fields[name] for name in ("images", "image", "videos", "video") if fields.get(name)), None)
+    return hashlib.sha256(json.dumps([media, turns, answers]).encode()).hexdigest()[:16]
 
 
 def build_pair(row: Fields) -> Preference:
@@ -82,14 +62,16 @@ def build_pair(row: Fields) -> Preference:
 
 
 def choice_of(fields: Fields, name: str, choices: tuple) -> Any:
-    """The value of a preference field. Raises RowError where nothing, or something else, was chosen."""
+    """Return the value of a preference field. Raises RowError if nothing, or something else, was chosen."""
     if name not in fields:
         raise RowError("missing field", f"{name}: Field required")
-    value = fields[name]
+    value = whole(fields[name])
     if value is None:
         raise RowError("no preference", f"{name} is null")
     if value not in choices or isinstance(value, bool | float):
-        raise RowError("choice is neither", f"{name} is {value!r}, neither {choices[0]!r} nor {choices[1]!r}")
+        raise RowError(
+            "choice is neither", f"{name} is {excerpt(repr(value))}, neither {choices[0]!r} nor {choices[1]!r}"
+        )
     return value
 
 
@@ -104,9 +86,19 @@ def check_texts(record: Preference) -> None:
         raise RowError("candidates are videos", "these rows hold two texts")
 
 
+def media_of(record: Any, name: str) -> Fields:
+    """Return the media fields of a record's row in the format `name`."""
+    if isinstance(record, Preference):
+        frames, modality = record.frames, record.modality
+    else:
+        frames = record.extra.get("frames") or ()
+        modality = record.extra.get("modality", "video" if record.video else "text")
+    return write_media(record.video, frames, modality, from_video="video" in native_of(record).get(name, {}))
+
+
 def _pair_row(record: Preference, place: int) -> Fields:
     check_texts(record)
-    media = write_media(record.video, record.frames, record.modality)
+    media = media_of(record, RM_NAME)
     turns = write_turns(asked(record.question, record.messages), _mark(media))
     first = chosen_first(record)
     answers = (record.chosen, record.rejected) if first else (record.rejected, record.chosen)
@@ -128,76 +120,88 @@ def _output(fields: Fields, name: str) -> str:
 # -- prompts and conversations
 
 
-def _video(media: Fields) -> Fields:
+def _about(media: Fields) -> Fields:
     """For rows of ours, which name one video each: of frames in several folders the folder above, until they are gathered."""
-    media = {"video": _above(media.get("frames", ())), **{name: value for name, value in media.items() if value}}
-    if not media["video"]:
-        raise RowError("no video", "neither images nor image, or frames with nothing above them all")
-    return {name: value for name, value in media.items() if (name, value) != ("modality", "video")}
+    if media["modality"] == "text":
+        return {}
+    video = media["video"] or above(media.get("frames", ()))
+    if not video:
+        raise RowError("no video", "frames with nothing above them all")
+    frames = {"frames": media["frames"]} if media.get("frames") else {}
+    return {"video": video} | frames | ({"modality": "image"} if media["modality"] == "image" else {})
 
 
-def _above(frames: Sequence[str]) -> str | None:
-    if not frames or len({posixpath.isabs(path) for path in frames}) > 1:
-        return None
-    return posixpath.commonpath(frames) or "."
+def _native(fields: Fields, name: str) -> Fields:
+    native = came_with_video(fields, name)
+    return {"native": native} if native else {}
 
 
 def _prompt(fields: Fields) -> Prompt:
-    if fields.get("uid") is None:
-        raise RowError("missing field", "uid: Field required")
-    messages = read_turns(fields, "conversations", last="assistant")
+    name, media = identity(fields, "uid"), read_media(fields)
+    messages = read_turns(fields, "conversations", last="assistant", media=media)
     if len(messages) < 2 or messages[0][0] != "user":
         raise RowError("turns out of order", f"roles are {[role for role, _ in messages]}")
-    row = {"prompt_id": str(fields["uid"]), "question": messages[0][1]}
-    row |= {"answer": messages[1][1] or None} | _video(read_media(fields))
-    return build_row(PromptRow, {name: value for name, value in row.items() if value is not None})
+    if media["modality"] == "text":
+        raise RowError("no video", f"none of {', '.join(MEDIA)}: a prompt is about one")
+    row = {"prompt_id": name, "question": messages[0][1], **_about(media), **_native(fields, RL_NAME)}
+    if messages[1][1]:
+        row["answer"] = messages[1][1]
+    return build_row(PromptRow, row)
 
 
 def _prompt_row(record: Prompt, place: int) -> Fields:
-    media = write_media(record.video, record.extra.get("frames"), record.extra.get("modality", "video"))
+    media = media_of(record, RL_NAME)
     turns = write_turns((("user", record.question), ("assistant", record.answer or "")), _mark(media))
-    return {"uid": record.prompt_id, "conversations": turns} | media
+    return {"uid": whole_id(record.prompt_id), "conversations": turns} | media
 
 
 def _conversation(fields: Fields) -> Conversation:
-    if fields.get("id") is None:
-        raise RowError("missing field", "id: Field required")
-    messages = read_turns(fields, "conversations", last="assistant")
-    row = {"id": str(fields["id"]), "messages": [{"role": role, "content": text} for role, text in messages]}
-    return build_row(ConversationRow, row | _video(read_media(fields)))
+    name, media = identity(fields, "id"), read_media(fields)
+    messages = read_turns(fields, "conversations", last="assistant", media=media)
+    row = {"id": name, "messages": [{"role": role, "content": text} for role, text in messages]}
+    return build_row(ConversationRow, row | _about(media) | _native(fields, SFT_NAME))
 
 
 def _conversation_row(record: Conversation, place: int) -> Fields:
-    media = write_media(record.video, record.extra.get("frames"), record.extra.get("modality", "video"))
+    media = media_of(record, SFT_NAME)
     return {"id": record.id, "conversations": write_turns(record.messages, _mark(media))} | media
 
 
 RM = Format(
-    name="vlm_rlaif_rm",
+    name=RM_NAME,
     kind="pairs",
     about="VLM-RLAIF reward-model pairs: conversations, output_1, output_2, preference",
     recognise=lambda row: {"conversations", *OUTPUTS, "preference"} <= row.keys(),
     build=_pair,
     bare=_pair_row,
     key="pair_id",
+    uses=frozenset(("id", "conversations", *OUTPUTS, "preference", *MEDIA)),
     source_key="id",
+    prepare=stored,
+    finish=named_files,
 )
 RL = Format(
-    name="vlm_rlaif_rl",
+    name=RL_NAME,
     kind="prompts",
     about="VLM-RLAIF PPO prompts: conversations, images, uid",
     recognise=lambda row: {"conversations", "uid"} <= row.keys(),
     build=_prompt,
     bare=_prompt_row,
     key="prompt_id",
+    uses=frozenset(("uid", "conversations", *MEDIA)),
     source_key="uid",
+    prepare=stored,
+    finish=named_files,
 )
 SFT = Format(
-    name="vlm_rlaif_sft",
+    name=SFT_NAME,
     kind="conversations",
-    about="VLM-RLAIF fine-tuning conversations: id, conversations, images",
+    about="LLaVA and VLM-RLAIF fine-tuning conversations: id, conversations, images or video",
     recognise=lambda row: {"conversations", "id"} <= row.keys() and "rejected_conversations" not in row,
     build=_conversation,
     bare=_conversation_row,
     key="id",
+    uses=frozenset(("id", "conversations", *MEDIA)),
+    prepare=stored,
+    finish=named_files,
 )

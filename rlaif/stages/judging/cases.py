@@ -9,7 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rlaif.config.schema import Config
+from rlaif.errors import DataError, named
 from rlaif.models.reward_prompt import contexts
+from rlaif.preferences.misread import media_marks
 from rlaif.records import Masked, Prompt
 from rlaif.stages import candidates, data
 from rlaif.stages.judging.judges import Judge
@@ -46,11 +48,30 @@ def read_cases(config: Config, run: Run) -> tuple[list[Case], int]:
     prompts = [prompt for prompt in every if answers.get(prompt.prompt_id)]
     if unanswered := len(every) - len(prompts):
         log.warning("%d of %d prompts have no answers in %s", unanswered, len(every), config.data.candidates)
-    cases = cases_of(config, [(prompt, answers[prompt.prompt_id]) for prompt in prompts])
+    answered = [(prompt, answers[prompt.prompt_id]) for prompt in prompts]
+    cases = cases_of(config, without_marks(run, answered, config.data.candidates))
     empty = sum(not case.captions for case in cases)
+    if config.label.context != "none" and config.data.captions and empty == len(cases):
+        raise data.no_captions(
+            config, f"{empty} prompts", f"label.context={config.label.context} gives them to the judge"
+        )
     if config.label.context != "none" and empty:
         log.warning("%d of %d prompts have no captions: the judge reads no context there", empty, len(prompts))
     return cases, unanswered
+
+
+def without_marks(
+    run: Run, answered: Sequence[tuple[Prompt, Sequence[str]]], file: str
+) -> list[tuple[Prompt, Sequence[str]]]:
+    """Return the prompts none of whose answers holds a media mark; the others are counted and named."""
+    bad = [prompt.prompt_id for prompt, answers in answered if any(map(media_marks, answers))]
+    if not bad:
+        return list(answered)
+    text = "%s: %d prompts have answers with a media mark, which no judge or reward model can read: %s"
+    log.warning(text, file, len(bad), named(run.placed(bad)))
+    if len(bad) == len(answered):
+        raise DataError(f"answers without media marks in {file}", f"none for {len(bad)} prompts", "remove the marks")
+    return [(prompt, answers) for prompt, answers in answered if prompt.prompt_id not in set(bad)]
 
 
 def cases_of(config: Config, answered: Sequence[tuple[Prompt, Sequence[str]]]) -> list[Case]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from rlaif.config.feedback import Label
@@ -23,8 +24,12 @@ OF_SERVER = ("extra", "top_logprobs")
 
 
 def kind_of(config: Config) -> str:
-    """16 hex digits over what `decides` gives."""
-    return hashlib.sha256(json.dumps(decides(config), sort_keys=True).encode()).hexdigest()[:16]
+    """Return 16 hex digits over what `decides` gives."""
+    return _digest(decides(config))
+
+
+def _digest(decided: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def decides(config: Config) -> dict[str, Any]:
@@ -60,9 +65,9 @@ def _picked(section: Any, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def check_kind(store: Store, config: Config) -> None:
-    """Raises ContractError where a file holds labels of another judge or another way of asking."""
+    """Raise ContractError if a file holds labels of another judge or another way of asking."""
     kind = kind_of(config)
-    others = sorted({row["judge"] for row in store.rows() if row["kind"] != kind})
+    others = sorted({row["judge"] for row in store.rows() if row["kind"] != kind and not _moved(row, config)})
     if others:
         names = ", ".join(_named(config.label, decides(config)))
         raise ContractError(
@@ -70,6 +75,15 @@ def check_kind(store: Store, config: Config) -> None:
             f"some by {', '.join(others)} with other options",
             "data.labels: another file for other options, or remove this one",
         )
+
+
+def _moved(row: Mapping[str, Any], config: Config) -> bool:
+    """Whether a row was made by the same judge, with the same options, while its model was stored at another path."""
+    judge = config.label.judge
+    if not isinstance(judge, str):
+        return False
+    same = row["judge"].rpartition("@")[2] == name_of(judge).rpartition("@")[2]
+    return same and row["kind"] == _digest(decides(config) | {"judge": row["judge"]})
 
 
 def _named(options: Label, decided: dict[str, Any]) -> list[str]:

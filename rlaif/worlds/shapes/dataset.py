@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Container, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rlaif.progress import progress
@@ -50,26 +53,45 @@ Row = dict[str, object]
 def write_dataset(out: Path | str, sizes: Mapping[str, int], seed: int = 0) -> dict[str, int]:
     """Write the world into the folder `out` and return the number of rows of each file.
 
-    `sizes` counts the scenes of the splits `train`, `prompt` and `test`, which share no signature. The same seed writes
-    the same rows. A scene's video is videos/<scene_id>.mp4; clips of its halves are videos/<scene_id>_<half>.mp4.
+    The same seed writes the same rows. A scene's video is videos/<scene_id>.mp4; clips of its halves are
+    videos/<scene_id>_<half>.mp4.
+
+    Args:
+        sizes: number of scenes of the splits `train`, `prompt` and `test`, which share no signature. `pretrain`: number
+            of train scenes behind `reading.jsonl` and `pretrain.jsonl`, from which a model learns before fine-tuning; by
+            default as many as `train`; with 0 there are no such files.
     """
     out = Path(out)
     (out / "videos").mkdir(parents=True, exist_ok=True)
-    scenes = [scene for split, size in sizes.items() for scene in sample_scenes(split, size, seed)]
+    train, pretrain = sizes.get("train", 0), sizes.get("pretrain", sizes.get("train", 0))
+    counts = {"train": max(train, pretrain), "prompt": sizes.get("prompt", 0), "test": sizes.get("test", 0)}
+    scenes = [scene for split, size in counts.items() for scene in sample_scenes(split, size, seed)]
     files = ("scenes", "pretrain", "sft", "prompts", "descriptions", "eval", "eval_descriptions", "clips")
     rows: dict[str, list[Row]] = {name: [] for name in files}
-    rows["reading"] = list(to_be_read(READING * sizes["train"], seed))
     for scene in scenes:
         add_rows(rows, scene, random.Random(derive("rows", seed, scene.scene_id)))
+    rows["sft"] = _of_first(rows["sft"], train)
+    rows["pretrain"] = _of_first(rows["pretrain"], pretrain)
+    rows["reading"] = list(to_be_read(READING * pretrain, seed))
+    if not pretrain:
+        del rows["pretrain"], rows["reading"]
     for name, content in rows.items():
         (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
     named = {row["video"] for content in rows.values() for row in content if "video" in row}
-    for scene in progress(scenes, "videos"):
-        write_videos(out, scene, named)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # the encoder gives up the interpreter's lock
+        done = pool.map(partial(write_videos, out, named), scenes)
+        for _ in progress(done, "writing videos", len(scenes)):
+            pass
     return {name: len(content) for name, content in rows.items()}
 
 
-def write_videos(out: Path, scene: Scene, named: Container[str]) -> None:
+def _of_first(rows: list[Row], count: int) -> list[Row]:
+    """Return the rows about the first `count` train scenes. Other rows are made too, to use the same random numbers."""
+    last = f"train{count:05d}"
+    return [row for row in rows if str(row["id"]) < last]
+
+
+def write_videos(out: Path, named: Container[str], scene: Scene) -> None:
     """Those of a scene's three videos (the whole and its halves) that some row names, all from the same frames."""
     frames, half = render.frames(scene), FRAMES // 2
     for name, part in ((None, frames), (TIMES[0], frames[:half]), (TIMES[1], frames[half:])):

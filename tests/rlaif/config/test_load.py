@@ -55,8 +55,8 @@ model: {dtype: float8}
     found = problems(error)
     assert error.value.found.startswith("6 problem(s)") and len(found) == 6
     assert "sed: no such option; nearest is `seed`" in found
-    assert "ppo.optm: no such option; nearest is `optim`" in found
-    assert "ppo.kl.targt: no such option; nearest is `target`" in found
+    assert "ppo.optm: no such option; nearest is `ppo.optim`" in found
+    assert "ppo.kl.targt: no such option; nearest is `ppo.kl.target`" in found
     assert any(line.startswith("ppo.kl.coef: ") and "-1" in line for line in found)
     assert any(line.startswith("ppo.samples_per_prompt: ") and "'many'" in line for line in found)
     assert any(line.startswith("model.dtype: ") and "bfloat16" in line for line in found)
@@ -81,8 +81,8 @@ def test_a_key_like_nothing_known_has_no_nearest(load):
 def test_unknown_keys_inside_a_choice(load):
     with pytest.raises(ConfigError) as error:
         load("name: x\nppo: {reward: {pth: 'a:b'}, lora: {rank: 3}}\n")
-    assert any("pth: no such option; nearest is `path`" in line for line in problems(error))
-    assert any("lora.rank: no such option" in line for line in problems(error))
+    assert any("ppo.reward.pth: no such option; nearest is `ppo.reward.path`" in line for line in problems(error))
+    assert any("ppo.lora.rank: no such option; nearest is `ppo.lora.r`" in line for line in problems(error))
 
 
 def test_a_name_is_needed(load):
@@ -169,3 +169,17 @@ def test_what_is_written_down_loads_as_the_same(load, tmp_path):
         "name: x\n", "ppo.lora.targets=[q_proj]", "ppo.reward={path: 'a:b'}", "video.height=56", "video.width=56"
     )
     assert load(dump_config(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("given", "value"), [((), "auto"), (("auto",), "auto"), (("true",), True), (("false",), False)]
+)
+def test_eager_mode_is_chosen_or_left_open(load, given, value):
+    rollout = load("name: x\n", *(f"rollout.enforce_eager={text}" for text in given)).rollout
+    assert rollout.enforce_eager is value or rollout.enforce_eager == value == "auto"
+    assert dump_config(Config(name="x", rollout=rollout))
+
+
+def test_another_mode_is_an_error(load):
+    with pytest.raises(ConfigError, match="rollout.enforce_eager"):
+        load("name: x\n", "rollout.enforce_eager=maybe")

@@ -52,6 +52,7 @@ def test_the_constants_of_the_seed_system():
     assert (ppo.kl.coef, ppo.kl.estimator, ppo.kl.clamp, ppo.kl.controller) == (0.1, "k1", True, "fixed")
     assert (ppo.terms.no_eos, ppo.terms.length, ppo.reward_scale, ppo.score_slot) == (-8, -10, 10, "last_slot")
     assert (ppo.gamma, ppo.lam, ppo.clip, ppo.value_clip, ppo.value_coef) == (1, 1, 0.2, 0.2, 0.1)
+    assert ppo.whiten_advantages and ppo.whiten_eps == "deviation"
     assert (ppo.optim.lr, ppo.optim.warmup_steps, ppo.optim.max_grad_norm, ppo.schedule_per) == (
         3e-5,
         5,
@@ -92,7 +93,7 @@ def test_what_is_written_down_loads_as_the_same(load, tmp_path):
 def test_unknown_presets_and_options_beside_one(load):
     with pytest.raises(ConfigError) as error:
         load("ppo: {preset: vlm_rlaif, kl: {clam: true}}\nreward: {preset: vlm}\n")
-    assert "ppo.kl.clam: no such option; nearest is `clamp`" in error.value.found
+    assert "ppo.kl.clam: no such option; nearest is `ppo.kl.clamp`" in error.value.found
     assert "reward.preset: " in error.value.found and "'vlm_rlaif'" in error.value.found
 
 

@@ -49,7 +49,7 @@ NONSENSE = {
     "no text": ({"url": [f"http://me:{SECRET}@host"]}, "url: ", "valid string"),
     "key for its name": ({"api_key_env": f"sk-{SECRET}"}, "api_key_env: ", "NAME of an environment variable"),
     "keys": ({"api_key_env": {"sk": SECRET}}, "api_key_env: ", "valid string"),
-    "misnamed key": ({"api_key": SECRET}, "api_key: ", "nearest is `api_key_env`"),
+    "misnamed key": ({"api_key": SECRET}, "api_key: ", "nearest is `label.judge.api_key_env`"),
     "timeout": ({"timeout_s": 0}, "timeout_s: ", "(found 0)"),
     "nan": ({"timeout_s": float("nan")}, "timeout_s: ", "(found nan)"),
     "retries": ({"retries": -1}, "retries: ", "(found -1)"),
@@ -118,10 +118,10 @@ def test_what_is_none_of_the_three_is_one_problem(load, judge):
 def test_what_is_wrong_with_a_function_is_said_of_the_function(load):
     with pytest.raises(ConfigError) as error:
         load({"path": "a:b", "pth": "a:c"})
-    assert problems(error) == ["label.judge.pth: no such option; nearest is `path`"]
+    assert problems(error) == ["label.judge.pth: no such option; nearest is `label.judge.path`"]
     with pytest.raises(ConfigError) as error:
         load({"path": "a:b", "urll": "x"})
-    assert problems(error) == ["label.judge.urll: no such option; nearest is `url`"]
+    assert problems(error) == ["label.judge.urll: no such option; nearest is `label.judge.url`"]
 
 
 def test_a_judge_is_what_its_options_say(load):

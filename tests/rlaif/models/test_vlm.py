@@ -205,3 +205,14 @@ def test_adapters_sit_on_every_linear_layer_of_the_language_model(name, path_of)
     module = VideoLM(model, adapters={"policy": LORA})
     adapted = {layer.split(".lora_")[0] for layer, _ in module.causal.named_parameters() if "lora_" in layer}
     assert adapted == linear and len(adapted) == 7 * 2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_adapters_have_the_dtype_of_their_base(path_of, dtype):
+    module = VideoLM(load_vlm(path_of("qwen2_5_vl"), dtype), {"reward": 2}, {"reward": LORA, "critic": LORA})
+    names = {name: parameter.dtype for name, parameter in module.named_parameters() if "lora_" in name}
+    assert {adapter for name in names for adapter in ("reward", "critic") if f".{adapter}." in name} == {
+        "reward",
+        "critic",
+    }
+    assert set(names.values()) == {getattr(torch, dtype)}

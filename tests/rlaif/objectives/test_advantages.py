@@ -79,3 +79,9 @@ def test_an_answers_advantage_goes_to_each_of_its_tokens(ragged):
     batch = ragged((2, 0, 3))
     spread = over_tokens(torch.tensor([1.0, torch.nan, -2.0]), batch.mask)
     assert spread.tolist() == [[1.0, 1.0, 0.0], [0.0, 0.0, 0.0], [-2.0, -2.0, -2.0]]
+
+
+def test_equal_scores_have_no_advantage_over_each_other():
+    for score in (0.1, 1000.1, -8.3):
+        advantages, _ = leave_one_out(torch.full((7,), score), ["a"] * 7)
+        assert advantages.dtype == torch.float32 and torch.all(advantages == 0)

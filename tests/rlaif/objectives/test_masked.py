@@ -74,6 +74,29 @@ def test_whitened_values_have_unit_variance_and_the_wanted_mean(ragged, shift_me
     assert torch.all(after[~batch.mask] == 0)
 
 
+@pytest.mark.parametrize("shift_mean", [True, False])
+@pytest.mark.parametrize("eps_on", ["variance", "deviation"])
+@pytest.mark.parametrize("spread", [1e-6, 1e-4, 3.0])
+def test_whitening_by_hand(spread, eps_on, shift_mean):
+    x = torch.tensor([[-spread, spread, 0.5 * spread]], dtype=torch.float64) + 0.25
+    values, ones = x[0].tolist(), torch.ones(1, 3)
+    moments = Moments.of(x, ones)
+    mean, var = statistics.fmean(values), statistics.pvariance(values)
+    divisor = (var + 1e-8) ** 0.5 if eps_on == "variance" else var**0.5 + 1e-8
+    expected = [(value - mean) / divisor + (0.0 if shift_mean else mean) for value in values]
+    found = whiten(x, ones, moments.mean, moments.var, shift_mean, eps_on=eps_on)
+    assert found[0].tolist() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("eps_on", ["variance", "deviation"])
+@pytest.mark.parametrize("value", [0.1, 1000.1, -1e6])
+def test_constants_whiten_to_zero_by_either_rule(value, eps_on):
+    x = torch.full((3, 13), value)
+    moments = Moments.of(x, torch.ones_like(x))
+    found = whiten(x, torch.ones_like(x), moments.mean, moments.var, eps_on=eps_on)
+    assert found.abs().max() < 1e-3
+
+
 def test_one_token_and_constant_values_whiten_to_zero():
     for x in (torch.tensor([[2.5]]), torch.full((2, 3), 2.5)):
         moments = Moments.of(x, torch.ones_like(x))
@@ -101,6 +124,13 @@ def test_metrics_of_micro_batches_merge_to_those_of_the_batch(ragged):
     positive = sum(v > 0 for v in flat) / len(flat)
     expected = {"a": statistics.fmean(flat), "positive": positive, "a_min": min(flat), "a_max": max(flat)}
     assert means(merged) == pytest.approx(expected)
+
+
+def test_nan_in_one_micro_batch_is_not_lost_among_the_others():
+    ones, nan = torch.ones(1, 1), torch.tensor([[torch.nan]])
+    for parts in ((ones, nan), (nan, ones), (ones, nan, ones)):
+        merged = means(merge(totals(ones, a=x) | extremes("a", x, ones) for x in parts))
+        assert merged.keys() == {"a", "a_min", "a_max"} and all(value != value for value in merged.values())
 
 
 def test_metrics_that_counted_nothing_are_left_out():

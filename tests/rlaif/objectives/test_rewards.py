@@ -1,4 +1,5 @@
 import json
+import re
 import statistics
 from types import SimpleNamespace
 
@@ -6,8 +7,11 @@ import pytest
 import torch
 
 from rlaif.errors import ContractError
+from rlaif.objectives.advantages import gae
 from rlaif.objectives.masked import Moments
-from rlaif.objectives.rewards import RunningMoments, shaped_score, token_rewards
+from rlaif.objectives.rewards import RunningMoments, shaped_score, token_rewards, trainable
+from rlaif.objectives.value import value_loss
+from rlaif.records import Masked, Scored
 
 
 def naive(score, kl, coef, lengths):
@@ -56,6 +60,27 @@ def test_a_part_that_is_named_like_a_term_is_refused():
         shaped_score(1.0, {"length": 1.0}, "stop", 4, 8, SEED_TERMS)
 
 
+HUGE = {
+    "parts that add up to infinity": ({"a": 1e308, "b": 1e308}, "stop", (0.0, 0.0), 1.0, "sum of its parts is inf"),
+    "a term that does": ({"a": -1.7e308}, "length", (-1e308, 0.0), 1.0, "sum of its parts is -inf"),
+    "beyond float32": ({"a": 1e39}, "stop", (0.0, 0.0), 1.0, "the reward 1e.39 is beyond 1e.16"),
+    "whose square is beyond float32": ({"a": -1e20}, "stop", (0.0, 0.0), 1.0, "the reward -1e.20 is beyond"),
+    "scaled beyond": ({"a": 1e16}, "stop", (0.0, 0.0), 10.0, "times ppo.reward_scale 10 is beyond"),
+    "large": ({"a": 1e15}, "stop", (0.0, 0.0), 10.0, None),
+}
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_rewards_that_no_loss_can_hold_are_masked_with_the_reason(name):
+    parts, end, (no_eos, length), scale, reason = HUGE[name]
+    terms = SimpleNamespace(no_eos=no_eos, length=length)
+    outcome = trainable(shaped_score(sum(parts.values()), parts, end, 4, 8, terms), scale)
+    if reason is None:
+        assert outcome == Scored(sum(parts.values()), parts)
+    else:
+        assert isinstance(outcome, Masked) and re.search(reason, outcome.reason)
+
+
 def test_running_moments_equal_those_of_everything_at_once(ragged):
     running, seen = RunningMoments(), []
     for seed in range(5):
@@ -75,6 +100,48 @@ def test_there_is_no_scale_without_spread():
     assert running.count == 0
     running.update(Moments.of(torch.full((1, 4), 2.0), torch.ones(1, 4)))
     assert running.scale is None and running.mean == 2.0
+
+
+CONSTANT = {
+    "39 tokens of 1.9": [[1.9] * 39],
+    "a large negative score": [[-1000.1] * 50],
+    "one-token answers of one score": [[0.3]] * 7,
+    "several iterations": [[0.1] * 39, [0.1] * 20, [0.1] * 7],
+    "more tokens than sums hold exactly": [[0.7] * 10_007],
+}
+
+
+@pytest.mark.parametrize("name", CONSTANT)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rounding_of_constant_returns_is_no_scale(name, dtype):
+    running, together = RunningMoments(), Moments()
+    for batch in CONSTANT[name]:
+        x = torch.tensor([batch], dtype=dtype)
+        moments = Moments.of(x, torch.ones_like(x))
+        running.update(moments)
+        together += moments
+    assert running.scale is None and together.scale is None
+
+
+def test_a_small_spread_on_a_large_mean_is_a_scale():
+    running = RunningMoments()
+    running.update(Moments.of(torch.tensor([[1000.1, 1000.2, 1000.3]]), torch.ones(1, 3)))
+    assert running.scale == pytest.approx(0.0817, abs=1e-4)
+
+
+def test_equal_scores_leave_the_critic_unclipped():
+    """With lambda 1 every return is the score, whatever the critic predicted; so it is in one-token answers."""
+    values = torch.randn(8, 39, generator=torch.Generator().manual_seed(0))
+    for mask, lam in ((torch.ones(8, 39), 1.0), (torch.ones(8, 39) * (torch.arange(39) < 1), 0.95)):
+        rewards = token_rewards(torch.full((8,), 1.9), torch.zeros(8, 39), 0.0, mask)
+        _, returns = gae(rewards, values, mask, 1.0, lam)
+        running = RunningMoments()
+        running.update(Moments.of(returns, mask))
+        assert running.scale is None
+        now = torch.tensor([[0.5]], requires_grad=True)
+        one = torch.ones(1, 1)
+        value_loss(now, 0 * one, 1.9 * one, one, 1, value_clip=0.2, scale=running.scale)[0].backward()
+        assert now.grad.item() == pytest.approx(-1.4)
 
 
 def test_running_moments_survive_a_restart_through_json():

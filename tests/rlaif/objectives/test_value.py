@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rlaif.objectives.metrics import means, merge
-from rlaif.objectives.value import explained_variance, value_loss
+from rlaif.objectives.value import errors, explained_variance, value_loss
 
 CLIP, SCALE = 0.2, 2.5
 
@@ -69,6 +69,30 @@ def test_micro_batches_sum_to_the_full_batch_and_padding_changes_nothing(ragged)
     assert torch.all(gradient[~longer["mask"]] == 0) and torch.isfinite(gradient).all()
 
 
+CLIPPED = {
+    "rounding alone": (0.1, -1.7, 0.0, 100.0, 0.0),
+    "just inside the range": (0.5, 0.0, 1.9, 0.5000001, 0.0),
+    "outside, towards the return": (3.0, 0.0, 4.0, 1.0, 1.0),
+    "outside, away from the return": (-3.0, 0.0, 4.0, 1.0, 0.0),
+}
+
+
+@pytest.mark.parametrize("name", CLIPPED)
+def test_only_values_outside_the_range_count_as_clipped(name):
+    value, old, goal, limit, fraction = CLIPPED[name]
+    one = torch.ones(1, 1)
+    loss, metrics = value_loss(value * one, old * one, goal * one, one, 1, value_clip=limit, scale=1.0)
+    assert means(metrics)["value_clip_fraction"] == fraction
+    if not fraction:
+        assert loss.item() == (0.5 * (value * one - goal * one) ** 2).item()
+
+
+def test_rounding_never_counts_as_clipping():
+    old, change = torch.randn(2, 64, 64, generator=torch.Generator().manual_seed(0))
+    _, metrics = value_loss(old + change, 1000 + 0 * old, old, torch.ones(64, 64), 1, value_clip=1e6, scale=1.0)
+    assert means(metrics)["value_clip_fraction"] == 0
+
+
 @pytest.mark.parametrize("scale", [SCALE, None])
 def test_gradient_by_finite_differences(ragged, scale):
     given = inputs(ragged((3, 1, 4)), garbage=0.5)
@@ -97,3 +121,44 @@ def test_explained_variance_of_constant_returns_is_unknown():
     one = torch.ones(1, 1)
     assert explained_variance(value_loss(one, one, 2 * one, one, 1)[1]) is None
     assert explained_variance(value_loss(one, one, 2 * one, 0 * one, 1)[1]) is None
+
+
+def test_the_critics_error_stands_beside_that_of_the_batch_mean(ragged):
+    batch = ragged()
+    returns, old = 1000 + batch.x(0), 1000.5 + batch.x(1)
+    whole = value_loss(returns, old, returns, batch.mask, 20)[1]
+    parts = merge(
+        value_loss(returns[i : i + 2], old[i : i + 2], returns[i : i + 2], batch.mask[i : i + 2], 20)[1]
+        for i in (0, 2, 4)
+    )
+    r, e = returns[batch.mask].tolist(), (returns - old)[batch.mask].tolist()
+    expected = {"error_rms": statistics.fmean(x * x for x in e) ** 0.5, "mean_baseline_rms": statistics.pstdev(r)}
+    assert errors(whole) == pytest.approx(expected) and errors(parts) == pytest.approx(expected)
+    mean = torch.full_like(returns, statistics.fmean(r))
+    found = errors(value_loss(returns, mean, returns, batch.mask, 20)[1])
+    assert found["error_rms"] == pytest.approx(found["mean_baseline_rms"])  # the baseline is as good as itself
+    assert errors(value_loss(returns, mean, returns, 0 * batch.mask, 20)[1]) == {}
+
+
+EXPLAINED = {
+    "a small spread on a large mean": ([1000.1, 1000.2, 1000.3], [1000.15, 1000.15, 1000.3], 0.74985),
+    "the same, far from the values": ([1000.1, 1000.2, 1000.3], [-0.05, 0.0, 0.05], 0.74997),
+    "constant returns whose squares round": ([0.1] * 3, [0.0, 0.5, 1.0], None),
+    "many constant returns": ([1.9] * 39, [0.1 * i for i in range(39)], None),
+    "a large constant": ([1e6 + 0.1] * 7, [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0], None),
+    "returns one rounding apart": ([1000.0, 1000.0 + 2.0**-14] * 2, [0.0] * 4, None),
+    "returns of NaN": ([1.0, float("nan")], [0.0, 0.0], None),
+    "values of NaN": ([1.0, 2.0], [0.0, float("nan")], None),
+}
+
+
+@pytest.mark.parametrize("name", EXPLAINED)
+@pytest.mark.parametrize("parts", [1, 3])
+def test_explained_variance_survives_float32_inputs(name, parts):
+    returns, values, expected = EXPLAINED[name]
+    returns, values = torch.tensor([returns]), torch.tensor([values])
+    metrics = merge(
+        value_loss(v, v, r, torch.ones_like(r), 1)[1]
+        for r, v in zip(returns.chunk(parts, 1), values.chunk(parts, 1), strict=True)
+    )
+    assert explained_variance(metrics) == (expected and pytest.approx(expected, abs=2e-5))

@@ -131,6 +131,12 @@ def _until_damage(data):
         (b"[1, [2], null, {}]", 1, "not an object", "int"),
         (b'\xef\xbb\xbf [{"a": 1}, {"b": "\xc3', 1, "file cut off", "at byte 23"),
         (b'[{"a": 1}, ' + b"[" * 100_000, 1, "file damaged", "recursion"),
+        (
+            b'[{"a": 1}, {"b": "]}", "c": ' + b"[" * 100_000 + b"]" * 100_000 + b'}, {"a": 2}]',
+            2,
+            "not JSON",
+            "recursion",
+        ),
     ],
 )
 def test_damage_inside_a_list(tmp_path, content, kept, reason, told):
@@ -222,7 +228,7 @@ from pathlib import Path
 from rlaif.preferences.convert import convert
 from rlaif.preferences.check import check
 source, target, command = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-rows = convert(source, target, "auto", "rlaif").kept if command == "convert" else check(source, videos=False).report.kept
+rows = convert(source, target, "auto", "rlaif").report.kept if command == "convert" else check(source, videos=False).report.kept
 # not ru_maxrss: a child begins with the peak of the process that it was forked from
 print(rows, next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmHWM')) // 1024)
 """

@@ -114,12 +114,12 @@ def test_published_columns_survive_their_own_file(name, options, tmp_path):
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_the_first_row_says_which_format_it_is(name):
-    assert detect(EXAMPLES[name][0]).name == name
+    assert detect(EXAMPLES[name]).name == name
 
 
 def test_an_unknown_row_lists_the_formats():
     with pytest.raises(DataError) as error:
-        detect({"prompt": "?", "winner": "a"})
+        detect([{"prompt": "?", "winner": "a"}])
     assert "prompt, winner" in str(error.value) and all(name in str(error.value) for name in FORMATS)
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from transformers import LlamaConfig, LlavaOnevisionConfig, Qwen2VLConfig
+from without_actors import NoTopology
 
-from actors.frames import LocalFrames
 from actors.reward import CARD, card_text
 from cluster.checkpoint import Checkpoints
 from rlaif.config.schema import Reward
@@ -22,16 +22,6 @@ from rlaif.rundir import RunDir
 from rlaif.stages import data, ppo, reward, score, sft, supervised
 from rlaif.stages.roles import identity
 from rlaif.stages.run import Run
-
-
-class NoTopology:
-    """Fails on any use but probing videos: none of these errors may cost an actor that holds a model."""
-
-    def __init__(self, config):
-        self.client = lambda: LocalFrames(config.data.root, config.video.num_frames)
-
-    def __getattr__(self, name):
-        raise AssertionError(f"an actor was asked for ({name}) before the input was checked")
 
 
 @pytest.fixture

@@ -61,6 +61,19 @@ def test_more_rewards_that_are_nan_than_allowed_stop_the_run_and_name_the_sample
     assert not train.directory("too many").metrics.exists()
 
 
+INFINITE = ["ppo.reward={path: 'tests.support.faulty_rewards:infinite_sum_at_first'}", "ppo.iterations=1"]
+
+
+def test_finite_parts_with_an_infinite_sum_mask_their_sample(train, metrics_of, samples_of):
+    folder = train("infinite", *INFINITE, "ppo.max_reward_failures=0.5").path
+    masked = [row["reward"] for row in samples_of(folder, 1) if row["sample_index"] == 0]
+    assert masked == [{"masked": "the sum of its parts is inf ('a' 1e+308, 'b' 1e+308)"}] * 4
+    (metrics,) = metrics_of(folder)
+    assert metrics["samples/masked"] == 4 and metrics["critic/skipped_steps"] == metrics["policy/skipped_steps"] == 0
+    with pytest.raises(RlaifError, match="first reason: the sum of its parts is inf"):
+        train("too infinite", *INFINITE, "ppo.max_reward_failures=0.4")
+
+
 def test_a_reward_function_that_never_returns_masks_that_prompt_and_no_other(
     train, world, tmp_path, metrics_of, samples_of
 ):

@@ -1,20 +1,29 @@
-"""`rlaif demo`, every stage of configs/demo.yaml at a small size, and what its feedback is allowed to know."""
+"""`rlaif demo`, every stage of configs/demo.yaml at a small size: what its feedback may know, and what it prints."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
 
+from rlaif import cli
 from rlaif.config.load import load_config
+from rlaif.models.check import require_model
+from rlaif.models.vlm import load_vlm
 from rlaif.stages import demo
 from rlaif.stages.run import open_run
 
 DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
 SMALL = (
     "logging.wandb=off",
-    "demo={read_steps: 20, pretrain_steps: 60, train_scenes: 60, prompt_scenes: 16, eval_scenes: 8}",
+    "demo.train_scenes=60",
+    "demo.prompt_scenes=16",
+    "demo.eval_scenes=8",
     "sft.steps=20",
     "reward.steps=4",
     "reward.eval_every=2",
@@ -30,6 +39,7 @@ SMALL = (
     "ppo.save.every=1",
     "cluster.object_store_gib=0.3",
 )
+SCRATCH = ("demo.scratch=true", "demo.read_steps=20", "demo.pretrain_steps=60", "demo.pretrain_scenes=60")
 TRUTH = ("truth", "answer")
 FEEDBACK = {
     "captions": "feedback/captions.jsonl",
@@ -44,8 +54,8 @@ def read(path: Path) -> list[dict]:
 
 
 @pytest.mark.slow
-def test_the_demo_runs_and_its_feedback_is_the_same_without_any_ground_truth(tmp_path):
-    config = load_config(DEMO, [f"storage={tmp_path}", *SMALL])
+def test_the_demo_from_scratch_and_its_feedback_without_any_ground_truth(tmp_path):
+    config = load_config(DEMO, [f"storage={tmp_path}", *SMALL, *SCRATCH])
     demo.demo(config)
     run = tmp_path / "demo"
     rows = json.loads((run / "eval" / "demo.json").read_text())["rows"]
@@ -67,3 +77,47 @@ def test_the_demo_runs_and_its_feedback_is_the_same_without_any_ground_truth(tmp
         assert [[row.get(part) for part in SAID] for row in read(run / path)] == [
             [row.get(part) for part in SAID] for row in told[name]
         ]
+
+
+FOREIGN = ("(pid=", " pid=", "\x1b", "DeepSpeed", "Triton", "NUMA", "accelerator", "oken", "Exception ignored", "INFO ")
+
+
+@pytest.mark.slow
+def test_the_quick_demo_shows_its_own_lines_and_prints_commands_that_work(tmp_path, monkeypatch, capsys):
+    """From the base model in the package; the printed PPO command runs the same experiment in another directory."""
+    monkeypatch.setattr(sys, "argv", ["pytest"])
+    assert cli.main(["demo", str(DEMO), f"storage={tmp_path}", *SMALL]) == 0
+    shown = capsys.readouterr()
+    lines = (shown.out + shown.err).splitlines()
+    assert not [line for line in lines if any(word in line for word in FOREIGN)]
+    assert sum("checking videos" in line for line in lines) < 5
+    assert "LearnerWorker" in (tmp_path / "demo" / "logs" / "demo.log").read_text()
+    run = tmp_path / "demo"
+    assert not (run / "read").exists() and not (run / "data" / "pretrain.jsonl").exists()
+    assert json.loads((run / "eval" / "demo.json").read_text())["base"] == "shipped"
+
+    again, variant = [shlex.split(line) for line in shown.out.splitlines() if re.match(r" +rlaif (eval|ppo) ", line)]
+    assert cli.main(variant[1:]) == 0
+    told = capsys.readouterr().err
+    assert "captions" not in told, "every prompt has captions there too"
+    scored = {name: read(tmp_path / name / "samples" / "000001.jsonl") for name in ("demo", "demo-kl")}
+    assert [sample["reward"] for sample in scored["demo"]] == [sample["reward"] for sample in scored["demo-kl"]]
+    assert cli.main(again[1:]) == 0
+    assert "| rlaif | 0 | greedy |" in capsys.readouterr().out
+
+
+def test_the_base_model_that_comes_along_is_what_its_record_says():
+    made_by = json.loads((demo.SHIPPED / "made_by.json").read_text())
+    files = [file for file in demo.SHIPPED.iterdir() if file.name != "made_by.json"]
+    assert {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files} == made_by["sha256"]
+    assert sum(file.stat().st_size for file in demo.SHIPPED.iterdir()) <= 5_000_000
+    config = load_config(DEMO)
+    assert made_by["steps"] == {"read": config.demo.read_steps, "pretrained": config.demo.pretrain_steps}
+    assert made_by["seed"] == config.seed and re.fullmatch(r"[0-9a-f]{40}", made_by["commit"])
+    assert made_by["pretrain_scenes"] == config.demo.pretrain_scenes
+
+
+def test_the_base_model_that_comes_along_loads():
+    require_model("sft.init", str(demo.SHIPPED))
+    weights = load_vlm(str(demo.SHIPPED), "float32")
+    assert 1_000_000 < sum(weight.numel() for weight in weights.parameters()) < 1_200_000

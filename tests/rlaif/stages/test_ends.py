@@ -20,7 +20,9 @@ STAGE = """
 import os, signal, sys, time
 import psutil, ray
 from rlaif import cli
+from rlaif.stages import preflight
 from rlaif.stages.run import open_run
+from rlaif.terminal import say
 
 @ray.remote(num_cpus=0)
 def sleep():
@@ -35,10 +37,10 @@ def stage(args, config):
     with open_run(config) as run:
         {body}
 
-cli.start_stage = stage
+cli.start_stage, preflight.require = stage, lambda *_: None
 sys.exit(cli.main(["sft", {file!r}]))
 """
-WAITING = "print('waiting', flush=True); ray.get(sleep.remote(), timeout=300)"
+WAITING = "say('waiting'); ray.get(sleep.remote(), timeout=300)"
 
 
 @pytest.fixture
@@ -89,7 +91,7 @@ def test_a_signal_ends_the_command_with_its_code_a_hint_and_no_foreign_words(com
 
 
 def test_a_head_that_goes_when_everything_is_done_is_a_warning(command):
-    process = command("print('done', flush=True); end_head()")
+    process = command("end_head()")
     _, told = process.communicate(timeout=60)
     assert process.returncode == 0, told
     assert "everything was done" in told and "Traceback" not in told

@@ -71,7 +71,7 @@ def both_sides(config, run, rows):
     group.load(checkpoints, checkpoints.at(2))
     learners, _ = group.score_pairs(rows, config.reward)
     run.topology.stop_learners()
-    pool, actors = run.topology.rewards(str(run.directory.export("reward")), BUDGET), {}
+    pool, actors = run.topology.rewards(str(run.directory.export("reward")), BUDGET, timeout_s=600), {}
     for part in chunks(rows, config.cluster.learner.actors):  # what one rank scores, one actor scores
         answers = [
             Answer((row.pair_id, side), Prompt(row.pair_id, row.video, row.question), row.captions, text)

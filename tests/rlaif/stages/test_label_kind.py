@@ -10,6 +10,7 @@ from rlaif.config.section import Function
 from rlaif.config.server import Server
 from rlaif.errors import ContractError
 from rlaif.feedback.store import Store
+from rlaif.stages.judging.judges import name_of
 from rlaif.stages.judging.kind import check_kind, kind_of
 
 MODEL, CODE = "org/judge", Function(path="world:judge")
@@ -115,6 +116,25 @@ def test_what_decides_nothing_makes_no_other_kind(name):
 def test_a_server_that_moves_keeps_its_labels():
     here = of(SERVER.model_copy(update={"origin": "ours"}))
     assert kind_of(here) == kind_of(changed(here, server={"url": "http://127.0.0.1:2/v1"}))
+
+
+@pytest.mark.parametrize("change", ["none", "other weights", "other options"])
+def test_a_judge_whose_model_moves_keeps_its_labels(tmp_path, change):
+    folder = tmp_path / "judge"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_text("weights")
+    here = of(str(folder))
+    store = Store(tmp_path / "labels.jsonl", key=lambda row: row["prompt_id"])
+    store.append([{"prompt_id": "p", "judge": name_of(str(folder)), "kind": kind_of(here)}])
+    folder.rename(tmp_path / "moved")
+    there = of(str(tmp_path / "moved"), **({"context": "none"} if change == "other options" else {}))
+    if change == "none":
+        return check_kind(store, there)
+    if change == "other weights":
+        (tmp_path / "moved" / "model.safetensors").write_text("others")
+    with pytest.raises(ContractError, match="with other options"):
+        check_kind(store, there)
 
 
 EXTRA = {"chat_template_kwargs": {"enable_thinking": False}}

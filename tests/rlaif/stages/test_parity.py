@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ def quick_clock(base: Path, folder: Path) -> Path:
 def advance(started, version: int) -> None:
     """One iteration without its publish."""
     config, roles, prompts, _ = started
-    ask_for(config, roles, prompts, version)
+    ask_for(config, roles, version)
     learn(config, roles, collect(config, roles, version))
 
 
@@ -123,7 +124,9 @@ def test_ranks_that_drift_apart_are_named():
             return [[Probed(np.zeros(3, np.float32))] * 2, [Probed(np.full(3, 0.5, np.float32))] * 2]
 
     gate = Gate.__new__(Gate)
+    gate.rollouts = SimpleNamespace(probe=lambda *args: {})
     gate.learners, gate.probes, gate.limit = Group(), [], 1e-4
+    gate.sampling = gate.timeout = None
     assert found(gate) == "learner ranks"
 
 

@@ -39,7 +39,7 @@ class Started:
         self.gate: Gate = parity_gate(config, self.roles, self.prompts)
 
     def step(self, version: int) -> None:
-        ask_for(self.config, self.roles, self.prompts, version)
+        ask_for(self.config, self.roles, version)
         learn(self.config, self.roles, collect(self.config, self.roles, version))
 
     def agree(self) -> bool:

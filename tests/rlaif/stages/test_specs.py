@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlaif.config.schema import Config, Ppo, Reward
+from rlaif.config.schema import Config, Ppo, Reward, Video
 from rlaif.stages import roles, supervised
 from rlaif.stages.reward import steps_of
 
@@ -45,3 +45,14 @@ def test_the_reward_head_starts_as_configured(init):
     assert (role.head, role.head_init) == ("reward", init)
     (role,) = supervised.learner_spec(config, config.sft, "policy").roles
     assert role.head == "none"
+
+
+def test_learners_of_every_stage_know_the_frame_rule():
+    """Their exports carry it."""
+    config = Config(name="x", ppo=Ppo(**SMALL), video=Video(num_frames=5, height=28))
+    specs = [
+        supervised.learner_spec(config, config.sft, "policy"),
+        supervised.learner_spec(config, config.reward, "reward", "reward"),
+        roles.learner_spec(config),
+    ]
+    assert [spec.video for spec in specs] == [config.video] * 3

@@ -204,7 +204,7 @@ def test_some_video_is_held_out_and_the_margin_is_of_the_method(config):
 
 def test_a_prompt_in_two_files_is_one_and_two_prompts_of_one_id_are_an_error(monkeypatch):
     files = {"a": [ASKED], "b": [ASKED, Prompt("q", "v.mp4", "what ?")], "c": [Prompt("p", "w.mp4", "what ?")]}
-    monkeypatch.setattr(data, "prompts", lambda run, file: files[file])
+    monkeypatch.setattr(data, "prompts", lambda run, file, checks: files[file])
     run = SimpleNamespace()
     assert [prompt.prompt_id for prompt in data.prompts_of(run, ("a", "b"))] == ["p", "q"]
     with pytest.raises(DataError, match="prompt 'p'"):

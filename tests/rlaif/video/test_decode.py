@@ -6,7 +6,6 @@ import pytest
 from PIL import Image
 
 from rlaif.errors import DataError
-from rlaif.video import files
 from rlaif.video.decode import decode, probe, sample_spec
 from rlaif.worlds.shapes.render import write_mp4
 
@@ -46,18 +45,6 @@ def test_hidden_frames_do_not_count(clip, tmp_path):
     spec = sample_spec(tmp_path / "cut.mp4", 8)
     assert spec.total_frames == 19
     assert numbers(decode(tmp_path / "cut.mp4", spec)) == [index + 5 for index in spec.indices]
-
-
-def test_rotated_files_are_upright_with_either_decoder(clip):
-    path = clip()
-    level = bytes.fromhex("00010000 00000000 00000000 00000000 00010000")  # the start of an MP4's display matrix
-    quarter = bytes.fromhex("00000000 00010000 00000000 ffff0000 00000000")
-    data = path.read_bytes()
-    start = data.index(level, data.index(b"tkhd"))
-    path.write_bytes(data[:start] + quarter + data[start + len(level) :])
-    assert probe(path).height == 48 and probe(path).width == 32
-    by_number, in_order = (list(files.frames(path, (0, 9, 23), exact)) for exact in (True, False))
-    assert np.array_equal(by_number, in_order)
 
 
 def test_a_folder_is_read_in_the_order_of_the_file(clip, folder):

@@ -1,3 +1,4 @@
+import json
 from random import Random
 
 import pytest
@@ -202,3 +203,15 @@ def test_greedy_habits_make_a_quarter_to_a_third_of_all_claims_false(monkeypatch
         claims += len(told)
         false += len(told - claims_of(scene.things))
     assert 0.25 < false / claims < 0.35
+
+
+@pytest.mark.parametrize(("train", "pretrain"), [(6, 24), (24, 6), (6, 0)])
+def test_pretraining_and_fine_tuning_take_the_first_train_scenes(rows, tmp_path, train, pretrain):
+    """What is written of a scene does not depend on how many there are: a demo is the same with a base from scratch."""
+    write_dataset(tmp_path, {"train": train, "pretrain": pretrain, "prompt": 10, "test": 8}, seed=3)
+    for name, count in (("sft", train), ("pretrain", pretrain)):
+        first = [row for row in rows(name) if row["id"] < f"train{count:05d}"]
+        file = tmp_path / f"{name}.jsonl"
+        assert [json.loads(line) for line in file.read_text().splitlines()] == first if count else not file.exists()
+        assert all((tmp_path / row["video"]).is_file() for row in first)
+    assert (tmp_path / "eval.jsonl").read_text().count("\n") == len(rows("eval"))

@@ -1,0 +1,99 @@
+"""The commands that start nothing: help, version, `rlaif init`, `rlaif options`, `rlaif check`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Collection
+from importlib import metadata
+from pathlib import Path
+
+from rlaif.errors import ConfigError
+
+
+def add(commands: argparse._SubParsersAction, stages: Collection[str]) -> None:
+    """Add the commands to the parser."""
+    init = commands.add_parser("init", help="write a configuration for your own videos")
+    init.add_argument("folder", type=Path, metavar="DIR", help="folder of your videos and rows; becomes data.root")
+    init.add_argument("--gpu", action="store_true", help="for one GPU instead of the CPU")
+    init.add_argument("--model", metavar="MODEL", help="model to start from: a Hugging Face directory or hub name")
+    init.add_argument("--force", action="store_true", help="replace a configuration that is there")
+    init.set_defaults(run=run_init, parser=init)
+    options = commands.add_parser("options", help="all options, or those of a section: type, default, meaning")
+    options.add_argument("section", nargs="?", default="", help="such as ppo, ppo.optim or ppo.optim.lr")
+    options.set_defaults(run=run_options, parser=options)
+    check = commands.add_parser("check", help="everything that keeps a configuration from running, without running it")
+    check.add_argument("config", help="YAML file (see configs/)")
+    check.add_argument("overrides", nargs="*", metavar="key=value", help="options that replace those of the file")
+    check.add_argument(
+        "--stage",
+        choices=sorted(stages),
+        metavar="STAGE",
+        help="the command to check for, such as ppo; default: the whole way from the files to an evaluated policy",
+    )
+    check.set_defaults(run=run_check_config, parser=check)
+    commands.add_parser("help", help="what a command does and takes").add_argument("about", nargs="*")
+
+
+def version() -> str:
+    """Return the name and version of what is installed, or of the checkout."""
+    try:
+        return f"rlaif {metadata.version('rlaif')}"
+    except metadata.PackageNotFoundError:
+        import tomllib
+
+        project = Path(__file__).parents[1] / "pyproject.toml"
+        return f"rlaif {tomllib.loads(project.read_text())['project']['version']}"
+
+
+def run_init(args: argparse.Namespace) -> None:
+    from rlaif.config.starter import next_steps, write_config
+
+    positions = _positions(args.model) if args.model else None
+    model = str(Path(args.model).expanduser().absolute()) if args.model and Path(args.model).exists() else args.model
+    target, found = write_config(args.folder, args.gpu, model, positions, args.force)
+    print(f"wrote {target}\n")
+    print(next_steps(target.parent, found))
+
+
+def _positions(model: str) -> int | None:
+    """Return how many positions a local model has; hub names are not looked up."""
+    if not (Path(model).expanduser() / "config.json").is_file():
+        return None
+    from rlaif.models.positions import positions_of
+
+    return positions_of(str(Path(model).expanduser()))
+
+
+def run_options(args: argparse.Namespace) -> None:
+    from rlaif.config.nearest import nearest
+    from rlaif.config.options import listing
+
+    text = listing(args.section)
+    if text is None:
+        near = nearest(args.section)
+        raise ConfigError(
+            "the name of an option or a section",
+            repr(args.section),
+            f"it to {' or '.join(near)}" if near else "it (`rlaif options` lists all)",
+        )
+    print(text)
+
+
+def run_check_config(args: argparse.Namespace) -> int:
+    from rlaif.config.load import bullets, shown_config
+
+    logging.disable(logging.WARNING)  # libraries that are imported tell what they found, which is no finding here
+    from rlaif.stages.preflight import examine_all
+
+    findings = examine_all(args.config, args.overrides, args.stage)
+    stages = " -> ".join(findings.stages) or "options only"
+    print(f"{args.config}: checked for {stages}")
+    for note in findings.notes:
+        print(f"  note: {note}")
+    if findings.problems:
+        print(bullets(findings.problems))
+    if findings.config is not None:
+        print(f"\n# the configuration with all its defaults\n{shown_config(findings.config)}", end="")
+    print("\nno problems found" if not findings.problems else f"\n{len(findings.problems)} problem(s), listed above")
+    return 1 if findings.problems else 0

@@ -1,0 +1,118 @@
+"""Recognise what a reader would silently misread in a row that otherwise fits: media marks and fields of other tools.
+
+Both rules hold for every kind of row, ours and the published ones. A reader that passes over `videos` or
+`rejected_response` keeps the row and loses what it is about; a placeholder left in a text breaks the prompt.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+UNUSED = "field not used"
+"""Reason under which a row with a field that its reader does not use is counted."""
+MARKED = "media mark in text"
+"""Reason under which a row with a media mark in a text is counted."""
+SHOWN = 60
+"""Characters of a field's name that a message repeats."""
+
+_SUFFIX = (
+    r"(?:[_-]?(?:pad|start|end|bos|eos|soft_token|token|patch|placeholder|context|here|newline|break|frame)|[ _-]?\d+)*"
+)
+_MARK = re.compile(
+    r"<\|?/?(?:(?:start|end|begin)_of_|fake_token_around_|global[_-])?"
+    # <img> is a token of InternVL, <IMG> is an old way to write HTML
+    rf"(?:(?:image|video|audio|vision|media|(?-i:img)){_SUFFIX}|img_context|vid?_(?:frame_)?(?:start|end|patch)|im_patch)\|?>"
+    r"|</?im_(?:start|end)>"  # LLaVA's; <|im_start|> is a mark of turns
+    r"|\[IMG(?:_BREAK|_END)?\]",
+    re.IGNORECASE,
+)
+
+_MEDIA = frozenset(
+    "video videos image images audio audios frame frames picture pictures photo photos clip clips media img imgs".split()
+)
+_WHERE = frozenset(
+    "path paths url urls uri uris file files filename filenames list data bytes base64 b64 input inputs "
+    "chosen rejected w l a b".split()
+)
+_SIDES = frozenset("rejected reject chosen dispreferred preferred loser winner worse better".split())
+_ANSWERS = frozenset(
+    "response responses message messages answer answers text output outputs conversation conversations "
+    "completion completions reply content turns".split()
+)
+_OTHERS = frozenset(
+    "label kto_tag preference preferences ranking responses completions outputs history system system_prompt tools "
+    "messages conversations conversation dialog objects multi_modal_data mm_data".split()
+)
+"""Labels of answers, several answers, turns and grounding under names of their own."""
+_NUMBERED = re.compile(r"(?:output|response|answer|completion)_[0-9ab]")
+_FILE = re.compile(r"\.(?:mp4|mov|mkv|webm|avi|m4v|mpe?g|gif|jpe?g|png|webp|bmp|tiff?|wav|mp3|flac)$", re.IGNORECASE)
+_TURNS = ("messages", "conversations", "rejected_conversations")
+_IN_TURN = frozenset("role from content value".split())
+
+
+def media_marks(text: str) -> list[str]:
+    """Return the media marks in a text in order: placeholders and media tokens, whatever model family writes them."""
+    return _MARK.findall(text)
+
+
+def misread(row: Mapping[str, Any], used: Collection[str]) -> str | None:
+    """Return why reading only the fields `used` of a row would misread it, or None.
+
+    Names the fields that hold media, answers, labels or turns and are not among `used`, also inside the row's turns.
+    Null, empty and (for media and answers) merely numeric values are no reason. If no media field is used, any other
+    field that holds the name of a media file counts.
+    """
+    about_media = any(name in used and _is_media(name) and value for name, value in row.items())
+    names = [name for name, value in row.items() if name not in used and _matters(name, value, about_media)]
+    for field in _TURNS:
+        turns = row.get(field)
+        if field in used and isinstance(turns, list):
+            names += [f"{field}.{name}" for turn in turns if isinstance(turn, Mapping) for name in _in_turn(turn)]
+    if not names:
+        return None
+    shown = ", ".join(name[:SHOWN] for name in dict.fromkeys(names[:8]))
+    return f"{shown}: not used by this format, so what it says would be lost"
+
+
+def _matters(name: str, value: Any, about_media: bool) -> bool:
+    if value is None or value in ("", [], {}):
+        return False
+    if name in _OTHERS:
+        return True
+    if _is_media(name) or _is_answer(name) or _NUMBERED.fullmatch(name):
+        return _holds_text(value)
+    return not about_media and isinstance(value, str) and len(value) < 4096 and bool(_FILE.search(value))
+
+
+def _is_media(name: str) -> bool:
+    words = _words(name)
+    return bool(_MEDIA & words) and words <= _MEDIA | _WHERE
+
+
+def _is_answer(name: str) -> bool:
+    words = _words(name)
+    return bool(_SIDES & words) and words <= _SIDES | _ANSWERS
+
+
+def _words(name: str) -> set[str]:
+    """The words of a field's name, as in `video_path`, `videoPath` and `rejected_2`, without numbers."""
+    parts = re.split(r"[^A-Za-z0-9]+|(?<=[a-z])(?=[A-Z])", name)
+    return {part.lower() for part in parts if part and not part.isdigit()}
+
+
+def _holds_text(value: Any) -> bool:
+    """Whether there is a text or bytes in a value, so that it may name or be a medium or an answer."""
+    if isinstance(value, str | bytes):
+        return bool(value)
+    if isinstance(value, Mapping):
+        return any(map(_holds_text, value.values()))
+    return isinstance(value, list | tuple) and any(map(_holds_text, value))
+
+
+def _in_turn(turn: Mapping[str, Any]) -> list[str]:
+    """The fields of a turn that change what it says: media, other answers, and weights that switch it off in training."""
+    names = [name for name, value in turn.items() if name not in _IN_TURN and _matters(name, value, about_media=True)]
+    # elsewhere a turn with weight 0 or loss false is context that is not learned
+    return names + [name for name in ("weight", "loss", "train") if turn.get(name) in (0, 0.0, False) and name in turn]

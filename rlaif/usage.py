@@ -1,0 +1,49 @@
+"""The parser of the command line: no abbreviations, and mistakes answered with what was probably meant."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Collection
+from typing import Any, NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that takes no abbreviated flags; subcommands are of the same class."""
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **{"allow_abbrev": False, **options})
+
+
+def refuse(parser: argparse.ArgumentParser, argv: list[str], wrong: list[str], command: str | None = None) -> NoReturn:
+    """End with exit code 2 and a hint for each argument that the command does not know."""
+    flags = [word for word in wrong if word.startswith("-")]
+    hints = [_hint(parser, argv, flag, command) for flag in flags]
+    lines = [f"unrecognized arguments: {' '.join(wrong)}", *dict.fromkeys(hint for hint in hints if hint)]
+    parser.error("\n  ".join(lines))
+
+
+def require_command(parser: argparse.ArgumentParser, commands: Collection[str], argv: list[str]) -> None:
+    """End with exit code 2 and the command that was meant if the first word is none."""
+    word = argv[0] if argv else ""
+    if word and not word.startswith("-") and word not in commands:
+        near = difflib.get_close_matches(word, commands, n=1)
+        parser.error(f"no command {word!r}" + (f"; did you mean `rlaif {near[0]}`?" if near else "; see `rlaif help`"))
+
+
+def _hint(parser: argparse.ArgumentParser, argv: list[str], flag: str, command: str | None) -> str:
+    """Return the flag that was meant, or the option as it is written here: `--iterations 3` is `ppo.iterations=3`."""
+    from rlaif.config.nearest import nearest
+
+    name, equals, value = flag.partition("=")
+    known = [text for action in parser._actions for text in action.option_strings]
+    if near := difflib.get_close_matches(name, known, n=1, cutoff=0.75):
+        return f"did you mean {near[0]}?"
+    stage = (command or "").partition(" ")[0]
+    options = nearest(name.lstrip("-").replace("-", "_"), stage)
+    if not options:
+        return "options are written as key=value (`rlaif options` lists them)"
+    if not equals:
+        after = argv[argv.index(flag) + 1 :] if flag in argv else []
+        value = after[0] if after and not after[0].startswith("-") and "=" not in after[0] else "..."
+    return "options are written as key=value: " + " or ".join(f"{option}={value}" for option in options)

@@ -1,0 +1,108 @@
+"""Open a video file safely and choose its video stream.
+
+Only containers are opened: no playlist, session description or pattern that names other files, no text and no still
+image, whatever the file's name says. FFmpeg may read the file itself and nothing else.
+
+**Which stream.** Attached pictures (cover art, thumbnails) are no video. Of the other video streams it is the one that
+FFmpeg prefers (`av_find_best_stream`: marked as default, then more than a single picture, then the higher bit rate);
+if that one is a picture, the first that is marked as default, else the first. Counting and decoding both use it.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+REFERENCES = {"hls", "dash", "concat", "concatf", "sdp", "webm_dash_manifest", "imf", "vapoursynth", "avisynth"}
+"""Formats that name other files."""
+NO_VIDEOS = {"image2pipe", "tty", "bin", "xbin", "adf", "idf", "ffmetadata", "data", "rawvideo", "bitpacked", "ico"}
+"""Texts and pictures that FFmpeg would play, and raw data that it would guess by the file's name."""
+PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails
+
+
+class NotVideo(Exception):
+    """A file that is no video; the message says what it is instead."""
+
+
+DAMAGED = (av.error.FFmpegError, NotVideo, RuntimeError, ValueError, StopIteration)
+"""Raised for files that FFmpeg cannot open or decode (PyAV has no class of its own for some)."""
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[InputContainer]:
+    """Open a container. Raises NotVideo, or av.error.FFmpegError if it does not open."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):  # reading a pipe or a device may never return
+        raise NotVideo("no regular file")
+    options = {"protocol_whitelist": "file", "format_whitelist": _containers()}
+    try:
+        # the prefix keeps FFmpeg from reading a name such as "concat:a" as another protocol
+        container = av.open(f"file:{path}", container_options=options, metadata_errors="replace")
+    except av.error.ArgumentError as error:  # what FFmpeg answers for a format off the list
+        raise NotVideo("a playlist, text or still image by its content, or a damaged header") from error
+    with container:
+        yield container
+
+
+def video_stream(container: InputContainer) -> VideoStream:
+    """Return the stream that is used. Raises NotVideo if there is none."""
+    streams = [stream for stream in container.streams.video if not stream.disposition & PICTURES]
+    if not streams:
+        raise NotVideo("no video stream" + (" (attached pictures are none)" if container.streams.video else ""))
+    # a thumbnail that nobody marked as one
+    streams = [stream for stream in streams if stream.frames != 1] or streams
+    best = container.streams.best("video")
+    if best in streams:
+        return best
+    default = [stream for stream in streams if stream.disposition & Disposition.default]
+    return (default or streams)[0]
+
+
+def decoded(path: Path, stream: int) -> Iterator[VideoFrame]:
+    """Decode a stream from its start. Raises what FFmpeg raises; what it conceals is marked in the frame."""
+    with opened(path) as container:
+        video = container.streams[stream]
+        video.codec_context.thread_count = 1
+        yield from container.decode(video)
+
+
+def upright(frame: VideoFrame) -> np.ndarray:
+    """Return uint8 [H, W, 3] RGB as a player shows it: turned and mirrored as the display matrix says."""
+    pixels = frame.to_ndarray(format="rgb24")
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return pixels
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5]
+    if abs(int(b)) + abs(int(c)) > abs(int(a)) + abs(int(d)):  # a quarter turn: rows become columns
+        pixels, a, d = pixels.transpose(1, 0, 2), c, b
+    return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its name if it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+@cache
+def _containers() -> str:
+    """Return the names of the formats that may be opened, as FFmpeg's option takes them."""
+    names = []
+    for name in sorted(av.formats_available):
+        try:
+            form = av.ContainerFormat(name, "r")
+        except ValueError:  # it can only be written
+            continue
+        pictures = form.name.endswith("_pipe")
+        if not (form.no_file or pictures or form.name in REFERENCES or form.name in NO_VIDEOS):
+            names.append(name)
+    return ",".join(names)

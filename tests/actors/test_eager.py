@@ -1,0 +1,17 @@
+"""CUDA graphs are on where there is a GPU, unless the configuration says otherwise."""
+
+from __future__ import annotations
+
+import pytest
+
+from actors.engine import runs_eagerly
+from rlaif.config.cluster import Rollout
+
+
+@pytest.mark.parametrize("cuda", [False, True])
+@pytest.mark.parametrize("option", ["auto", True, False])
+def test_eager_on_a_cpu_only_unless_asked_for(option, cuda):
+    expected = {"auto": not cuda}.get(option, option)
+    assert runs_eagerly(Rollout(enforce_eager=option), cuda) is expected
+    if option == "auto":
+        assert runs_eagerly(Rollout(), cuda) is expected

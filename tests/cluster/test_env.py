@@ -1,0 +1,49 @@
+"""What actors find in their environment."""
+
+from __future__ import annotations
+
+import pytest
+
+from actors import reward, rollout
+from actors.engine import EngineSpec
+from actors.reward import RewardPool
+from cluster.env import actor_env
+from learners import group
+from learners.group import LearnerGroup
+from rlaif.config.cluster import Cluster
+from rlaif.config.schema import Model
+
+
+class Started(Exception):
+    """Holds the environment of an actor that would start now."""
+
+
+class Remote:
+    """Stands for Ray's `remote`: the first actor to be given options ends the test with them."""
+
+    def options(self, runtime_env, **options):
+        raise Started(runtime_env["env_vars"])
+
+
+def start(role: str, dtype: str) -> None:
+    if role == "rollout":
+        rollout.start_rollout(EngineSpec("model", dtype), None, "cuda")
+    elif role == "reward":
+        RewardPool([{}], 1, "cuda", Model(dtype=dtype))
+    else:
+        spec = type("Spec", (), {"cluster": Cluster(), "model": Model(dtype=dtype)})
+        LearnerGroup(spec, None, [{}], "cuda")
+
+
+@pytest.mark.parametrize("role", ["rollout", "reward", "learner"])
+@pytest.mark.parametrize(("dtype", "precision"), [("float32", "ieee"), ("bfloat16", None)])
+def test_float32_is_multiplied_as_float32_in_every_role(monkeypatch, role, dtype, precision):
+    monkeypatch.setattr("ray.remote", lambda actor: Remote())
+    with pytest.raises(Started) as started:
+        start(role, dtype)
+    assert started.value.args[0].get("TRITON_F32_DEFAULT") == precision
+
+
+def test_an_actor_without_a_model_needs_no_precision():
+    assert "TRITON_F32_DEFAULT" not in actor_env(2, "cuda")
+    assert reward.ray is group.ray

@@ -1,0 +1,79 @@
+"""`rlaif init`: a configuration that fits the files that are there, and never replaces one unasked."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from rlaif.config.load import load_config
+from rlaif.config.starter import next_steps, write_config
+from rlaif.errors import ConfigError
+from rlaif.models.tiny import build_tiny
+
+
+def write_rows(folder, name, count, **fields):
+    rows = [{"prompt_id": f"{name}{i}", "video": "clips/a.mp4", "question": "what ?", **fields} for i in range(count)]
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+@pytest.mark.parametrize("positions", [None, 512])
+def test_it_loads_and_has_nothing_of_the_demo(tmp_path, gpu, positions):
+    folder = tmp_path / "my clips: 1"
+    target, _ = write_config(folder, gpu, None, positions, False)
+    config, text = load_config(target), target.read_text()
+    assert (config.name, config.data.root) == ("my-clips-1", str(folder))
+    assert config.eval.checker is None and "early" not in config.reward.captions_template
+    assert config.rollout.max_model_len == (positions or (8192 if gpu else 4096))
+    assert config.data.max_prompt_tokens + config.ppo.sampling.max_tokens == config.rollout.max_model_len
+    assert config.model.device == ("cuda" if gpu else "cpu")
+    assert (config.cluster.rollout.gpus > 0) is gpu and "<" not in text.replace("<storage>/<name>", "")
+
+
+def test_it_fits_the_files_that_are_there(tmp_path):
+    write_rows(tmp_path, "prompts.jsonl", 5, captions=["a", "b"])
+    write_rows(tmp_path, "pairs.jsonl", 3, captions=["a", "b"])
+    write_rows(tmp_path, "pairs_eval.json", 0)
+    target, found = write_config(tmp_path, False, "/models/mine", None, False)
+    config = load_config(target)
+    assert config.ppo.prompts_per_iteration == 5 and config.ppo.minibatch_size == 20
+    assert config.reward.batch_size == 3 and config.reward.context == "captions"
+    assert config.data.pairs_eval == "pairs_eval.json" and config.data.prompts == "prompts.jsonl"
+    assert config.ppo.policy == config.reward.init == "/models/mine", "without conversations nothing is fine-tuned"
+    assert "(5 rows)" in target.read_text() and set(found) == {"prompts", "pairs", "pairs_eval"}
+
+
+def test_what_to_do_next_names_a_clip_that_is_there(tmp_path):
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films" / "x.MP4").write_bytes(b"")
+    target, found = write_config(tmp_path, False, None, None, False)
+    told = next_steps(tmp_path, found)
+    assert told.count('"video": "films/x.MP4"') == 4 and f"rlaif check {target}" in told
+
+
+def test_nothing_is_replaced_unasked(tmp_path):
+    target, _ = write_config(tmp_path, False, None, None, False)
+    target.write_text("name: mine\n")
+    with pytest.raises(ConfigError, match="--force"):
+        write_config(tmp_path, False, None, None, False)
+    assert target.read_text() == "name: mine\n"
+    write_config(tmp_path, False, None, None, True)
+    assert load_config(target).sft.init
+
+
+@pytest.mark.parametrize("where", ["file", "/proc/x"])
+def test_a_folder_that_cannot_be_written(tmp_path, where):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="folder"):
+        write_config(tmp_path / where, False, None, None, False)
+
+
+def test_the_length_is_that_of_the_model(tmp_path, capsys):
+    from rlaif import cli
+
+    build_tiny(tmp_path / "model", ["a"], max_positions=256)
+    assert cli.main(["init", str(tmp_path), "--model", str(tmp_path / "model")]) == 0
+    config = load_config(tmp_path / "rlaif.yaml")
+    assert config.rollout.max_model_len == 256 and config.sft.init == str(tmp_path / "model")
+    assert "next:  rlaif check" in capsys.readouterr().out

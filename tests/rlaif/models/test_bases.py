@@ -1,0 +1,164 @@
+"""Where the base of an export is found after folders were moved, copied or replaced, and what is said when it is not."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from rlaif.errors import ConfigError
+from rlaif.models import bases
+from rlaif.models.bases import RECORD, find_base, record_text
+from rlaif.models.check import require_base
+from rlaif.models.digest import whole_fingerprint
+from rlaif.storage import locate
+
+BASES = {
+    "in the run": "run/sft/export",
+    "directly in the run": "run/base",
+    "in another run": "other/sft/export",
+    "beside the runs": "base",
+}
+
+
+def model(folder: Path, content: str = "weights") -> Path:
+    """A folder with a configuration and weights, as far as a fingerprint looks at them."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
+    (folder / "model.safetensors").write_text(content)
+    return folder
+
+
+def export(folder: Path, base: Path, storage: Path, record: bool = True) -> Path:
+    """An export on a base, with or without the record."""
+    folder.mkdir(parents=True)
+    if record:
+        target = locate(storage) / str(folder.relative_to(storage))
+        (folder / RECORD).write_text(record_text(str(base), target))
+    return folder
+
+
+def relocate(how: str, storage: Path, elsewhere: Path) -> Path:
+    """Move or copy a storage, or a run alone. Returns the reward model's export at its new place."""
+    if how == "the storage moved":
+        storage.rename(elsewhere)
+        return elsewhere / "run" / "reward" / "export"
+    if how == "the storage copied":
+        shutil.copytree(storage, elsewhere)
+        return elsewhere / "run" / "reward" / "export"
+    elsewhere.mkdir()
+    if how == "the run moved":
+        (storage / "run").rename(elsewhere / "renamed")
+    else:
+        shutil.copytree(storage / "run", elsewhere / "renamed")
+    return elsewhere / "renamed" / "reward" / "export"
+
+
+@pytest.mark.parametrize("record", [True, False], ids=["record", "no record"])
+@pytest.mark.parametrize("place", BASES)
+@pytest.mark.parametrize("how", ["the storage moved", "the storage copied", "the run moved", "the run copied"])
+def test_a_base_is_found_wherever_the_export_went(tmp_path, how, place, record):
+    storage = tmp_path / "runs"
+    base = model(storage / BASES[place])
+    fingerprint = whole_fingerprint(str(base))
+    export(storage / "run" / "reward" / "export", base, storage, record)
+    (storage / "run" / "config.yaml").write_text("name: run")
+    reward = relocate(how, storage, tmp_path / "moved")
+    found = Path(find_base(str(reward), str(base)))
+    assert whole_fingerprint(str(found)) == fingerprint
+    if record or not base.is_dir():
+        goes_along = "storage" in how or "in the run" in place
+        assert (tmp_path / "moved" in found.parents) == goes_along
+    require_base("ppo.reward, its base", str(reward), str(found))
+
+
+def test_the_base_beside_the_export_wins_over_the_one_at_the_old_place(tmp_path):
+    storage = tmp_path / "runs"
+    base = model(storage / "run" / "sft" / "export")
+    export(storage / "run" / "reward" / "export", base, storage)
+    shutil.copytree(storage, tmp_path / "copy")
+    copied = tmp_path / "copy" / "run"
+    assert find_base(str(copied / "reward" / "export"), str(base)) == str(copied / "sft" / "export")
+    assert find_base(os.path.relpath(copied / "reward" / "export"), str(base)) == str(copied / "sft" / "export")
+
+
+def test_a_link_to_an_export_leads_to_its_base(tmp_path):
+    storage = tmp_path / "runs"
+    base = model(storage / "run" / "sft" / "export")
+    export(storage / "run" / "reward" / "export", base, storage)
+    storage.rename(tmp_path / "moved")
+    (tmp_path / "reward").symlink_to(tmp_path / "moved" / "run" / "reward" / "export")
+    found = find_base(str(tmp_path / "reward"), str(base))
+    assert found == str(tmp_path / "moved" / "run" / "sft" / "export")
+
+
+def test_another_model_at_the_relative_place_is_passed_over(tmp_path):
+    """A base that was trained again after the copy has the same place and another fingerprint."""
+    storage = tmp_path / "runs"
+    base = model(storage / "run" / "sft" / "export")
+    export(storage / "run" / "reward" / "export", base, storage)
+    shutil.copytree(storage, tmp_path / "copy")
+    copied = tmp_path / "copy" / "run"
+    (copied / "sft" / "export" / "model.safetensors").write_text("trained again")
+    found = find_base(str(copied / "reward" / "export"), str(base))
+    assert found == str(base)
+    (base / "model.safetensors").write_text("trained again, too")
+    found = find_base(str(copied / "reward" / "export"), str(base))
+    with pytest.raises(ConfigError, match="was trained on .fingerprint(.|\n)*another one at"):
+        require_base("ppo.reward, its base", str(copied / "reward" / "export"), found)
+
+
+def test_a_base_that_is_gone_is_an_error_with_all_places(tmp_path):
+    storage = tmp_path / "runs"
+    base = model(storage / "run" / "sft" / "export")
+    reward = export(storage / "run" / "reward" / "export", base, storage)
+    shutil.rmtree(base)
+    with pytest.raises(ConfigError) as caught:
+        require_base("ppo.reward, its base", str(reward), find_base(str(reward), str(base)))
+    assert str(base) in caught.value.expected and "../../sft/export" in caught.value.expected
+    assert "no such folder" in caught.value.found and RECORD in caught.value.change
+
+
+@pytest.mark.parametrize("place", ["a folder outside", "behind a symlink", "a hub name", "a relative path"])
+def test_what_the_record_says(tmp_path, monkeypatch, place):
+    storage, target = tmp_path / "runs", locate(tmp_path / "runs") / "run/reward/export"
+    base = model(tmp_path / "models" / "qwen" if place == "a folder outside" else storage / "run" / "base")
+    named, relative, path = str(base), "../../base", str(base)
+    if place == "a folder outside":
+        relative = None
+    elif place == "a hub name":
+        named, path, relative = "org/model-7b", "org/model-7b", None
+    elif place == "a relative path":
+        monkeypatch.chdir(storage)
+        named = "run/base"
+    else:
+        (tmp_path / "link").symlink_to(storage)
+        named = path = str(tmp_path / "link" / "run" / "base")
+    record = json.loads(record_text(named, target))["base"]
+    assert (record["path"], record["relative"]) == (path, relative)
+    assert record["fingerprint"] == whole_fingerprint(named)
+
+
+def test_a_base_that_a_stranger_named_stays_as_it_is_named(tmp_path):
+    """Adapters of others have no record; a hub name is no path."""
+    model(tmp_path / "a" / "export")
+    other = export(tmp_path / "a" / "adapter", tmp_path, tmp_path, record=False)
+    model(tmp_path / "a" / "base")
+    for named in ("org/model-7b", "/nowhere/at/all", "/old/export", "/gone/base"):
+        assert find_base(str(other), named) == named
+    (other / RECORD).write_text("{broken")
+    assert find_base(str(other), "org/model-7b") == "org/model-7b"
+
+
+def test_a_record_in_a_bucket_leads_to_a_base_in_the_same_bucket():
+    root = "gs://bucket/runs?endpoint=x"
+    target = locate(root) / "run/reward/export"
+    base = str(locate(root) / "run/sft/export")
+    relative = bases._relative(base, target)
+    assert relative == "../../sft/export"
+    moved = str(locate(root) / "copy/reward/export")
+    assert bases._beside(moved, relative) == str(locate(root) / "copy/sft/export")
+    assert bases._relative("/models/qwen", target) is None

@@ -1,0 +1,160 @@
+"""The end of every stage: its figures, where things are, and next commands that can be typed as they are."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlaif import cli
+from rlaif.config.load import load_config
+from rlaif.rundir import RunDir
+from rlaif.stages import demo, summary
+from rlaif.stages.summary import Typed
+
+ROW = {"policy": "sft", "seed": 0, "decoding": "greedy", "hallucination": 0.3, "recall": 0.8, "kl": 0.0, "length": 7.5}
+COMPARED = {"agreement": 0.93, "pairs": 40}
+RESULTS = {
+    "sft": "EXPORT",
+    "caption": {"captioned": 3, "retried": 0, "there": 5, "failed": 0, "left_out": 0, "cut": 0},
+    "sample": {"made": 8, "retried": 0, "there": 0, "failed": 0},
+    "label": {
+        "prompts": 8, "answers": 24, "masked": {"cut": 2}, "claims": 60, "rejected": 9, "again": 0,
+        "flips": {"before": 0.25}, "agreement": {"overall": COMPARED},
+    },
+    "pairs": {"pairs": 31, "prompts_with_pairs": 7, "held_out": 4, "dropped": {"equal scores": 5}},
+    "reward": "EXPORT",
+    "score": {"rows": 31, "out": "scored.jsonl", "models": [{"model": "rm", "candidates": 62, "masked": 1}]},
+    "ppo": "EXPORT",
+    "eval": [ROW],
+}  # fmt: skip
+METRICS = {
+    "sft": [{"train/nll": 2.5}, {"train/nll": 0.125}],
+    "reward": [{"eval/accuracy": 0.75}, {"eval/accuracy": 0.875}, {"eval/accuracy": 0.8125}],
+    "ppo": [{"reward/mean": 1.25, "kl/response": 0.0}, {"reward/mean": 2.5, "kl/response": 0.5}],
+}
+SAID = {
+    "sft": ["2.500 -> 0.125", "EXPORT"],
+    "caption": ["3 captioned, 5 there"],
+    "sample": ["8 made"],
+    "label": ["24 (2 without a score)", "60, of which the judge rejects 9", "25.0%", "93.0% of 40 pairs"],
+    "pairs": ["31 of 7 prompts, 4 held out", "5 equal scores"],
+    "reward": ["87.5% at step 2", "EXPORT"],
+    "score": ["scored.jsonl", "62 candidates, 1 without a score"],
+    "ppo": ["1.250 -> 2.500", "0.50 nats", "| sft | 0 | greedy |", "EXPORT"],
+    "eval": ["| sft | 0 | greedy |"],
+}
+NEXT = {"sft": "caption", "caption": "sample", "sample": "label", "label": "pairs", "pairs": "reward", "ppo": "eval"}
+
+
+@pytest.fixture(autouse=True)
+def started_by_name(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["rlaif"])
+    monkeypatch.setattr("shutil.which", lambda name: str(Path("rlaif").resolve()))
+
+
+@pytest.fixture
+def typed(tmp_path, make_config):
+    make_config(tmp_path)  # writes the file
+    return Typed(str(tmp_path / "config.yaml"), ["seed=7", "data.captions={run}/captions of it.jsonl"])
+
+
+@pytest.fixture
+def config(typed):
+    config = load_config(typed.config, list(typed.overrides))
+    run = RunDir(config.storage, config.name)
+    run.prepare()
+    for stage, rows in METRICS.items():
+        for iteration, row in enumerate(rows, 1):
+            run.append_metrics({"stage": stage, "iteration": iteration, **row})
+    run.write_eval("ppo", {"rows": [ROW]})
+    run.write_text("logs/ppo.log", "")
+    return config
+
+
+def commands_of(text: str) -> list[list[str]]:
+    """The commands that a summary prints, as words behind the program."""
+    lines = [line.strip() for line in text.splitlines()]
+    return [shlex.split(line)[1:] for line in lines if line.startswith("rlaif ")]
+
+
+def parsed(words: list[str]):
+    """(arguments, configuration) of printed words, read as the command line reads them."""
+    args = cli.parse(words)
+    return args, load_config(args.config, args.overrides, None if args.command == "demo" else args.command.split()[0])
+
+
+@pytest.mark.parametrize("stage", RESULTS)
+def test_a_stage_ends_with_what_it_did_and_where_things_are(config, typed, stage):
+    text = summary.summarise(stage, config, typed, RESULTS[stage]).text("headline")
+    assert not [part for part in SAID[stage] if part not in text]
+    assert str(config.storage) in text
+
+
+def test_every_stage_of_the_command_line_has_a_summary():
+    assert set(summary.SUMMARIES) == set(cli.STAGES) - {"demo"}
+
+
+@pytest.mark.parametrize("stage", RESULTS)
+def test_next_commands_run_the_same_experiment(config, typed, stage):
+    text = summary.summarise(stage, config, typed, RESULTS[stage]).text("headline")
+    commands = commands_of(text)
+    assert [words[0] for words in commands] == ([NEXT[stage]] if stage in NEXT else [])
+    for words in commands:
+        _, read = parsed(words)
+        assert read == config
+
+
+def test_ppo_follows_a_reward_model_that_it_would_use(tmp_path, make_config, world):
+    own = ["ppo.reward={run}/reward/export", f"ppo.policy={world}/base"]
+    assert summary.following("reward", make_config(tmp_path, *own))
+    assert not summary.following("reward", make_config(tmp_path))  # a function
+    assert not summary.following("reward", make_config(tmp_path, own[0], "ppo.policy={run}/sft/export"))  # no model
+
+
+@pytest.mark.parametrize(
+    ("argv", "on_path", "expected"),
+    [
+        ("/opt/x/bin/rlaif", "/opt/x/bin/rlaif", "rlaif"),
+        (".venv/bin/rlaif", None, ".venv/bin/rlaif"),
+        (".venv/bin/rlaif", "/usr/bin/rlaif", ".venv/bin/rlaif"),
+        ("/x/rlaif/__main__.py", None, f"{sys.executable} -m rlaif"),
+        ("pytest", None, "rlaif"),
+    ],
+)
+def test_commands_name_the_program_as_it_was_started(monkeypatch, argv, on_path, expected):
+    monkeypatch.setattr(sys, "argv", [argv])
+    monkeypatch.setattr("shutil.which", lambda name: on_path)
+    assert summary.program() == expected
+
+
+@pytest.mark.parametrize("overrides", [(), ("storage=a b", "name=x", "ppo.kl.coef=0.1"), ("data.captions=null",)])
+def test_the_demo_prints_commands_of_the_same_experiment(tmp_path, monkeypatch, overrides):
+    monkeypatch.chdir(tmp_path)
+    file = demo.SHIPPED.parents[3] / "configs" / "demo.yaml"
+    typed = Typed(str(file), list(overrides))
+    config = load_config(file, list(overrides))
+    again, variant = [shlex.split(command)[1:] for _, command in demo.following(config, typed)]
+    args, read = parsed(again)
+    assert args.command == "eval" and read == config
+    args, read = parsed(variant)
+    assert args.command == "ppo" and read.name != config.name and read.ppo.kl.coef == 0.2
+    for section, option in (("data", "root"), ("data", "captions"), ("ppo", "policy"), ("ppo", "reward")):
+        assert getattr(getattr(read, section), option) == getattr(getattr(config, section), option)
+
+
+def test_the_demo_says_how_far_figures_are_apart(tmp_path):
+    config = load_config(demo.SHIPPED.parents[3] / "configs" / "demo.yaml", [f"storage={tmp_path}"])
+    rows = [ROW, {**ROW, "policy": "rlaif", "hallucination": 0.06}]
+    text = demo.report(config, Typed("configs/demo.yaml"), rows, {"peak memory": "8.5 GiB"}).text("headline")
+    left, answers = demo.SPREAD["hallucination_left"], demo.SPREAD["qa_accuracy"]
+    assert "seed 0: 20% of SFT's greedy hallucination is left" in text and "8.5 GiB" in text
+    assert f"{left[0]:.0%} to {left[1]:.0%}" in text and f"{answers[0]:.2f} to {answers[1]:.2f}" in text
+
+
+@pytest.mark.parametrize(("scratch", "said"), [(False, "comes with rlaif"), (True, "from scratch")])
+def test_the_demo_says_which_base_it_starts_from(tmp_path, scratch, said):
+    file = demo.SHIPPED.parents[3] / "configs" / "demo.yaml"
+    assert said in demo.started_from(load_config(file, [f"storage={tmp_path}", f"demo.scratch={scratch}"]))

@@ -1,0 +1,48 @@
+"""A storage that does not answer is one clear error within seconds, wherever it is first used."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from rlaif import storage
+from rlaif.errors import ConfigError
+from rlaif.storage import fetch, locate
+
+CLOSED = "s3://no-such-bucket/runs?region=x&endpoint_override=localhost:1&scheme=http"
+
+
+@pytest.mark.parametrize(
+    ("uri", "found"),
+    [
+        (CLOSED, "NETWORK_CONNECTION"),
+        ("nosuch://bucket/runs", "nosuch"),
+    ],
+)
+def test_a_storage_that_cannot_be_reached_names_its_uri_and_what_to_correct(uri, found):
+    for use in (lambda: locate(uri).reach(), lambda: locate(uri).exists(), lambda: fetch(uri)):
+        with pytest.raises(ConfigError) as caught:
+            use()
+        assert uri in caught.value.expected and found in caught.value.found
+        assert "bucket name" in caught.value.change and "network" in caught.value.change
+
+
+def test_a_storage_that_never_answers_is_given_up_on(monkeypatch):
+    never = threading.Event()
+    monkeypatch.setattr(storage, "REACH_S", 0.05)
+    monkeypatch.setattr(storage, "_connected", lambda root: never.wait())
+    with pytest.raises(ConfigError, match="no answer within 0.05 s"):
+        locate("s3://silent/runs").reach()
+    never.set()
+
+
+def test_credentials_in_a_uri_are_not_shown():
+    with pytest.raises(ConfigError) as caught:
+        locate(CLOSED.replace("//", "//KEY:SECRET@", 1)).reach()
+    assert "SECRET" not in str(caught.value) and "s3://***@no-such-bucket" in caught.value.expected
+
+
+def test_a_storage_that_answers_is_reached_once(tmp_path):
+    locate(tmp_path).reach()
+    locate("mock://bucket/runs").reach()

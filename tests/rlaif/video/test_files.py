@@ -1,0 +1,119 @@
+"""Frame i is frame i of a decode in order, whatever the file; see tests/support/video_corpus.py for the files."""
+
+import random
+
+import numpy as np
+import pytest
+from video_corpus import LENGTH, X264, encode, in_order, number_of, odd, plain, remux
+
+from rlaif.errors import DataError
+from rlaif.video import files, index
+from rlaif.video.decode import decode, probe
+from rlaif.video.known import KnownVideos
+from rlaif.video.spec import FrameSpec, uniform
+
+PARTS = ("h264_", "closed_", "open_", "one_idr_", "no_b_", "variable", "")
+"""Beginnings of names: the corpus is checked in parts, so that a failure says which."""
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    paths = [make() for make in plain(folder)]
+    paths += [make() for make in odd(folder)]
+    assert len(paths) > 150
+    return {path: in_order(path) for path in paths}
+
+
+@pytest.fixture
+def jumping(monkeypatch):
+    """Jump wherever it is proven to be safe, however little it saves."""
+    monkeypatch.setattr(index, "SMALL", 0)
+    monkeypatch.setattr(index, "APART", 1)
+    monkeypatch.setattr(files, "WORTH", float("inf"))
+
+
+def choices(total: int, seed: str) -> list[tuple[int, ...]]:
+    """Ascending numbers: sampled over the whole video, the last, and random ones that repeat."""
+    chance = random.Random(seed)
+    randoms = [tuple(sorted(chance.choices(range(total), k=count))) for count in (1, 4, 9)]
+    return [tuple(uniform(total, min(8, total))), (total - 1,), (0, 0, total - 1, total - 1), *randoms]
+
+
+def check(path, expected: list[np.ndarray]) -> None:
+    """Assert that a file is refused, or shows the frames of a decode in order for every choice of numbers."""
+    known = KnownVideos()
+    try:
+        info = probe(path, known)
+    except DataError as error:
+        assert not expected or "cut off in frame" in error.found, f"{path.name}: {error}"
+        return
+    assert info.total_frames == len(expected) or info.damage, path.name
+    for numbers in choices(info.total_frames, path.name):
+        spec = FrameSpec(info.sha256, numbers, info.height, info.width, info.fps, info.total_frames)
+        try:
+            frames = decode(path, spec, known)
+        except DataError as error:
+            assert "_cut.ts" in path.name and "is damaged" in error.found, f"{path.name}: {error}"
+            continue
+        for number, frame in zip(numbers, frames, strict=True):
+            assert np.array_equal(frame, expected[number]), f"{path.name}: frame {number}"
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_frames_are_those_of_a_decode_in_order(corpus, part):
+    for path, expected in corpus.items():
+        if next(start for start in PARTS if path.name.startswith(start)) == part:
+            check(path, expected)
+
+
+@pytest.mark.parametrize("part", [part for part in PARTS if part])
+def test_frames_after_a_jump_are_those_of_a_decode_in_order(corpus, jumping, part):
+    for path, expected in corpus.items():
+        if path.name.startswith(part):
+            check(path, expected)
+
+
+def test_the_corpus_says_the_numbers_of_its_frames(corpus):
+    whole = [path for path in corpus if path.name.startswith("h264_") and path.suffix in (".mp4", ".mkv")]
+    for path in whole:
+        assert [number_of(frame) for frame in corpus[path]] == list(range(LENGTH)), path.name
+
+
+PROVEN = {"closed": True, "no_b": True, "pyramid": True, "slices": True, "interlaced": False}
+
+
+@pytest.mark.parametrize("structure", PROVEN)
+@pytest.mark.parametrize("container", ["mp4", "mkv"])
+def test_plain_h264_is_proven_and_decoding_jumps(tmp_path, jumping, structure, container):
+    path = encode(tmp_path / f"a.{container}", options=X264[structure])
+    assert bool(index.read_index(path).starts) == PROVEN[structure]
+
+
+def test_a_jump_is_to_an_idr_picture_only(tmp_path, jumping):
+    """Streams with open groups of pictures or intra refresh flag other packets as key frames."""
+    for structure in ("open", "recovery", "one_idr"):
+        path = encode(tmp_path / f"{structure}.mkv", options=X264[structure])
+        assert [start.frame for start in index.read_index(path).starts] == [0]
+    everything = remux(path, tmp_path / "keys.mkv", change=lambda number, packet: setattr(packet, "is_keyframe", True))
+    assert [start.frame for start in index.read_index(everything).starts] == [0]
+
+
+def test_a_jump_that_does_not_show_what_was_promised_is_not_used(tmp_path, jumping):
+    """The index is of another file."""
+    path = encode(tmp_path / "a.mp4", options=X264["closed"])
+    other = index.read_index(encode(tmp_path / "b.mp4", options=X264["closed"], gop=7, length=50))
+    frames = dict(files.frames(path, [5, 33, 49], other))
+    expected = in_order(path)
+    assert all(np.array_equal(frame, expected[number]) for number, frame in frames.items())
+
+
+def test_a_long_video_is_jumped_through(tmp_path):
+    path = encode(tmp_path / "a.mp4", options=X264["closed"], length=64, size=(256, 320))
+    found = index.read_index(path)
+    assert len(found.starts) > 2
+    expected = in_order(path)
+    jumps = files._jumps(found.starts, [3, 60])
+    assert len(jumps) == 2
+    for number, frame in files._jumping(path, found.stream, jumps):
+        assert np.array_equal(frame, expected[number])

@@ -1,0 +1,32 @@
+"""What the Makefile's recipes promise, read from the file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+MAKEFILE = (Path(__file__).parents[1] / "Makefile").read_text()
+INDEX = ("--index-url", "--extra-index-url", "--find-links", "--trusted-host", "--isolated", "-i ")
+"""Options that would override the user's pip settings."""
+
+
+def recipe(target: str) -> list[str]:
+    """The recipe's lines, with the Makefile's own variables for pip in full."""
+    (body,) = re.findall(rf"^{re.escape(target)}:.*\n((?:\t.*\n|#.*\n|\n)+)", MAKEFILE, re.M)
+    named = dict(re.findall(r"^(UPGRADE_PIP|PIP) = (.*)$", MAKEFILE, re.M))
+    for name in ("UPGRADE_PIP", "PIP"):
+        body = body.replace(f"$({name})", named[name])
+    return body.splitlines()
+
+
+@pytest.mark.parametrize("target", [".venv/.installed-cpu", ".venv/.installed-gpu"])
+def test_pip_is_upgraded_before_anything_else_is_installed(target):
+    """DeepSpeed has no wheel, and the pip of Python 3.11 would run its setup.py."""
+    installs = [line for line in recipe(target) if " install " in line and "-m pip" in line]
+    first, *others = installs
+    (least,) = re.findall(r'"pip>=([\d.]+)"', first)
+    assert tuple(map(int, least.split("."))) >= (23, 1)
+    assert "--upgrade" in first and "--quiet" in first and others
+    assert not [line for line in installs for option in INDEX if option in line]
