@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
 
 from rlaif.errors import HeadLostError
+from rlaif.terminal import screen
 
 log = logging.getLogger(__name__)
 
@@ -82,8 +82,7 @@ class HeadWatch:
         if self.finished:
             log.warning("%s", left_without(self.address))
         else:
-            print(f"\n{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
+            screen().say(f"\n{type(error).__name__}: {error}", screen().err)
         os._exit(0 if self.finished else 1)
 
 

@@ -96,8 +96,8 @@ def test_a_resume_knows_the_best_and_goes_on_comparing(trained):
 def test_a_signal_ends_the_loop_with_a_checkpoint_of_the_step_that_was_under_way(trained, monkeypatch):
     stopper, usual = Stopper(60.0, lambda seconds, signum: SimpleNamespace(cancel=lambda: None)), supervised._finish
 
-    def finish(tracker, done, refs, timeout_s):
-        usual(tracker, done, refs, timeout_s)
+    def finish(tracker, done, *args):
+        usual(tracker, done, *args)
         if done == 2:
             stopper.receive(signal.SIGTERM)
 
