@@ -14,6 +14,10 @@ from actors.weights import EngineWeights
 from rlaif.config.cluster import Rollout
 from rlaif.config.schema import Sampling
 from rlaif.errors import ContractError
+from rlaif.scratch import Scratch
+
+SCRATCH = "rlaif-engine-"
+"""How the folders of engines' temporary files are called."""
 
 ADAPTER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM reserves adapter memory for; a smaller adapter fits into the next larger one."""
@@ -50,7 +54,9 @@ class Engine:
 
     def __init__(self, spec: EngineSpec):
         self.spec = spec
-        self.llm = _build_llm(spec)
+        self._files = Scratch(SCRATCH)
+        with self._files.holding():  # vLLM leaves a file there that it never removes
+            self.llm = _build_llm(spec)
         self.weights = EngineWeights(self.llm, Contents(spec.model_path, spec.dtype, spec.lora_rank, spec.lora_targets))
         if spec.adapter is not None:
             self.weights.serve(spec.adapter)

@@ -13,7 +13,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 
 from actors.rollout import Answers
 from cluster.publish import Manifest
-from cluster.remote import ask
+from cluster.remote import fetch_result
 from rlaif.config.schema import Sampling
 from rlaif.errors import ContractError, PlacementError
 from rlaif.records import Probe, Probed, Prompt
@@ -42,7 +42,7 @@ class RayCalls:
         return ready[0] if ready else None
 
     def get(self, ref: Any, timeout: float | None = None) -> Any:
-        return ask(ref, timeout)
+        return fetch_result(ref, timeout)
 
     def kill(self, actor: Any) -> None:
         ray.kill(actor)

@@ -12,11 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 
-from cluster.env import actor_env
-from cluster.remote import ask
 from rlaif.config.schema import Lora, Model
 from rlaif.data import OVERALL
 from rlaif.errors import ConfigError, ContractError, DataError
@@ -143,51 +140,18 @@ class RewardActor:
             if isinstance(reward, str)
             else FunctionScorer(reward["path"])
         )
-        self._busy_s = 0.0
 
     def score(self, answers: Sequence[Answer]) -> dict[Key, Outcome]:
         """One outcome per answer, by key."""
-        began = time.perf_counter()
-        outcomes = self.scorer(answers)
-        self._busy_s += time.perf_counter() - began
-        return outcomes
+        return self.scorer(answers)
 
-    def busy_seconds(self) -> float:
-        """Seconds spent scoring since the start."""
-        return self._busy_s
+    def score_timed(self, answers: Sequence[Answer]) -> tuple[dict[Key, Outcome], float]:
+        """Return the same and the seconds it took."""
+        began = time.perf_counter()
+        return self.score(answers), time.perf_counter() - began
 
     def ready(self) -> bool:
         return True
-
-
-class RewardPool:
-    """Reward actors side by side; each batch goes to the next one in turn."""
-
-    def __init__(self, options: Sequence[dict], threads: int, device: str, model: Model, **actor_args: Any):
-        env = {"env_vars": actor_env(threads, device, model.dtype)}
-        make = ray.remote(RewardActor)
-        self.actors = [
-            make.options(runtime_env=env, **choice).remote(threads=threads, model=model, **actor_args)
-            for choice in options
-        ]
-        self._turn = 0
-
-    def score(self, answers: Sequence[Answer]) -> ray.ObjectRef:
-        """A reference to {key: outcome}."""
-        self._turn += 1
-        return self.actors[self._turn % len(self.actors)].score.remote(list(answers))
-
-    def busy_seconds(self) -> float:
-        """Seconds that the busiest actor has spent scoring since the start."""
-        return max(ask([actor.busy_seconds.remote() for actor in self.actors]))
-
-    def wait_ready(self) -> None:
-        """Returns when every actor has loaded its model; an error while loading comes out here."""
-        ask([actor.ready.remote() for actor in self.actors])
-
-    def stop(self) -> None:
-        for actor in self.actors:
-            ray.kill(actor)
 
 
 def scored(result: float | dict[str, float]) -> Outcome:

@@ -19,6 +19,9 @@ from rlaif.models.check import fingerprint
 from rlaif.models.vlm import ADAPTER
 from rlaif.scratch import Scratch
 
+ADAPTERS = "rlaif-adapter-"
+"""How the folders of published adapters are called."""
+
 
 @dataclass(frozen=True)
 class Published:
@@ -47,7 +50,7 @@ class EngineWeights:
         """The LoRARequest that every answer is sampled with."""
         self._tower: dict[str, int] = {}
         """Checksums of vision tower and projector as published last; empty: as in the model directory."""
-        self._folder = Scratch("rlaif-adapter-") if contents.rank is not None else None
+        self._folder = Scratch(ADAPTERS) if contents.rank is not None else None
         self._asleep = False
 
     def check_version(self, version: int) -> None:

@@ -24,6 +24,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from cluster.staging import PARTS, Digests, Staging, check_written, damage, mib, storage_errors
+from rlaif.config.difference import differences, show
 from rlaif.errors import CheckpointError
 from rlaif.storage import Location, flush, locate
 
@@ -169,10 +170,8 @@ class Checkpoints:
         return source.local
 
     def rewind(self, iteration: int) -> None:
-        """Set aside every checkpoint beyond `iteration`: a resume from it writes those anew.
-
-        The next save deletes what was set aside.
-        """
+        """Retire every checkpoint beyond `iteration`: damaged ones, which a resume from it writes anew. The next save
+        deletes them."""
         for newer in [n for n in self.iterations() if n > iteration]:
             self._retire(newer)
         if self._folder(iteration).exists():
@@ -206,7 +205,7 @@ class Checkpoints:
         return CheckpointRef(iteration, folder, manifest["meta"], files, passed_over)
 
     def _vacate(self, iteration: int) -> None:
-        """Make room for a checkpoint whose folder exists: a damaged one is set aside, a good one is never replaced."""
+        """Make room for a checkpoint whose folder exists: a damaged one is retired, a good one is never replaced."""
         try:
             self.at(iteration)
         except CheckpointError:
@@ -226,7 +225,8 @@ class Checkpoints:
             raise CheckpointError(
                 f"{mib(nbytes)} free for checkpoint {iteration:06d} in {self.root}",
                 f"{mib(free)}",
-                "free some space, lower `save.keep`, or move `storage` to a larger disk; no checkpoint was touched",
+                f"free space at {self.root}, lower `save.keep`, or set storage= to a larger disk; "
+                "no checkpoint was touched",
             )
 
     def _point_to(self, iteration: int) -> None:
@@ -275,12 +275,32 @@ class Checkpoints:
 
 
 def check_identity(meta: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint of another model or data: every entry of `expected` must stand in its meta data."""
-    different = [key for key, value in expected.items() if meta.get(key) != value]
-    if different:
+    """Raise CheckpointError for a checkpoint of another model or data: every entry of `expected` must be in its meta data.
+
+    The error names the options that differ.
+    """
+    stage = str(expected.get("stage", "run"))
+    apart = differences({name: meta.get(name) for name in expected}, expected)
+    if apart:
         raise CheckpointError(
-            ", ".join(f"{key} {expected[key]!r}" for key in different),
-            ", ".join(f"{key} {meta.get(key)!r}" for key in different) + " in the checkpoint",
-            "resume with the configuration and the data (rows, captions, videos) that the checkpoint was made with, "
-            "or start a run of another name",
+            "the model and the data (rows, captions, videos) that the checkpoint was made with",
+            "; ".join(f"{_option(stage, c.option)}: checkpoint {show(c.before)}, now {show(c.now)}" for c in apart),
+            "Set these as they were, or start a run of another name (name=)",
         )
+
+
+def _option(stage: str, entry: str) -> str:
+    """Return the option that an entry of an identity comes from. Models and files are compared by their contents."""
+    entries = {
+        "stage": "stage",
+        "seed": "seed",
+        "base": f"{stage}.init (its contents)",
+        "policy": "ppo.policy (its contents)",
+        "critic": "critic (ppo.advantage)",
+        "critic.base": "the critic's base (ppo.critic_init, ppo.reward)",
+        "pairs": "data.pairs (its rows)",
+        "pairs_eval": "data.pairs_eval (its rows)",
+    }
+    if entry.startswith("critic.lora"):
+        return f"the critic's {entry.removeprefix('critic.')} (ppo.critic_init, ppo.reward, ppo.lora)"
+    return entries.get(entry, f"{stage}.{entry}")

@@ -1,26 +1,45 @@
-"""Waiting for actors: an error raised on purpose in an actor comes back as itself."""
+"""Waiting for actors, never for ever: an error raised on purpose in an actor comes back as itself."""
 
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import GetTimeoutError, RayTaskError
 
-from rlaif.errors import RlaifError
+from rlaif.errors import DeadlineError, RlaifError
+
+POLL_S = 0.5
+"""How often `meanwhile` is called."""
 
 
-def ask(refs: Any, timeout: float | None = None, meanwhile: Callable[[], None] | None = None) -> Any:
-    """`ray.get` that re-raises a RlaifError from an actor without Ray's wrapping.
+def ask(refs: Any, timeout_s: float = 3600.0, who: str = "actors", meanwhile: Callable[[], None] | None = None) -> Any:
+    """Return what actors answer. Raises DeadlineError, which names `who`, if that takes longer than `timeout_s`.
 
-    meanwhile: called about twice a second until the first of a list of references has ended.
+    Args:
+        meanwhile: called about twice a second until the first of a list of references has ended.
     """
-    while meanwhile is not None and not ray.wait(refs, timeout=0.5)[0]:
+    until = time.monotonic() + timeout_s
+    while meanwhile is not None and time.monotonic() < until and not ray.wait(refs, timeout=POLL_S)[0]:
         meanwhile()
     try:
-        return ray.get(refs, timeout=timeout)
+        return fetch_result(refs, max(0.0, until - time.monotonic()))
+    except GetTimeoutError as error:
+        raise DeadlineError(
+            f"an answer of {who} within {timeout_s:g} s",
+            "none",
+            "Look at the actors' logs. If they are only slow, raise cluster.learner_timeout_s (learners) or "
+            "cluster.collective_timeout_s (all others). Then resume the run",
+        ) from error
+
+
+def fetch_result(refs: Any, timeout_s: float | None) -> Any:
+    """`ray.get` that re-raises a RlaifError from an actor without Ray's wrapping. Raises GetTimeoutError."""
+    try:
+        return ray.get(refs, timeout=timeout_s)
     except RayTaskError as error:
         if isinstance(error.cause, RlaifError):
             raise error.cause from error

@@ -8,7 +8,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +18,13 @@ import ray
 from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.health import KNOCK_S, HeadWatch, answers, left_without
 from cluster.layout import layout, unplaced
 from cluster.placement import cluster_nodes
 from cluster.starting import check_socket_path, make_run_directory, not_started, storage_error
 from rlaif.config.cluster import Role
 from rlaif.config.schema import Config
-from rlaif.errors import ConfigError
+from rlaif.errors import ConfigError, HeadLostError
 from rlaif.isolation import HOOK
 from rlaif.rundir import RunDir
 from rlaif.storage import Location
@@ -38,6 +39,11 @@ _SPARE_CPUS = 2
 """Logical CPUs of a private cluster beyond the roles' own, for actors that are added and for small tasks."""
 _PROBE_TIMEOUT_S = 120.0
 _KNOCK_TIMEOUT_S = 15.0
+_HEAD_PATIENCE_S = {"private": 3.0, "joined": 20.0}
+"""How long a head may be silent. Nobody restarts a private one; another may come back where Ray's fault tolerance is on."""
+
+abandoned: list[str] = []
+"""Addresses of clusters that could not be left because their head had gone. Ray would wait for them at the exit."""
 
 
 @dataclass(frozen=True)
@@ -49,30 +55,55 @@ class Session:
     owned: bool
     """A private local cluster, which ends with the run and cannot grow."""
 
+    watch: HeadWatch | None = None
+    """Of the cluster's head, if anybody wants to know."""
+
+    def finished(self) -> None:
+        """Say that the work is done: a head that ends from here on is no failure of the run."""
+        if self.watch is not None:
+            self.watch.finished = True
+
+    def alive(self) -> bool:
+        """Return whether the cluster's head answers. If it does not, no call through Ray returns in time."""
+        return answers(self.address, KNOCK_S)
+
 
 @contextmanager
-def start(config: Config) -> Iterator[Session]:
+def start(config: Config, on_lost: Callable[[HeadLostError], None] | None = None) -> Iterator[Session]:
     """Connect, claim the run's name, and check its storage; on leaving, give everything back.
 
     The cluster is `cluster.address`, else that of the surrounding Ray job or of RAY_ADDRESS, else a private local one.
     A process that is already connected keeps its connection. Raises ConfigError if the same run is alive already, if no
     cluster answers, and if the storage cannot be written or a node does not see it.
+
+    Args:
+        on_lost: raises an error in the main thread when the cluster's head has gone. Without it nobody watches the head.
     """
     refuse_temporary(config.storage)
     run_dir, namespace = RunDir(config.storage, config.name), f"rlaif-{config.name}"
     make_run_directory(run_dir)
     address, source = ("connected", "") if ray.is_initialized() else _address(config)
     owned = address == "local"
-    with run_dir.lock(), _connected(address, namespace, source, **(_private(config) if owned else {})):
-        session = Session(ray.get_runtime_context().gcs_address, namespace, owned)
-        claim = _claim(run_dir, session)
-        try:
+    with (
+        run_dir.lock(),
+        _connected(address, namespace, source, on_lost, **(_private(config) if owned else {})) as watch,
+    ):
+        session = Session(ray.get_runtime_context().gcs_address, namespace, owned, watch)
+        with _claimed(run_dir, session):
             probe_storage(run_dir.location, [] if owned else _nodes_that_may_serve(config))
             run_dir.write_json(SESSION_FILE, _identity(session))
             yield session
-        finally:
+
+
+@contextmanager
+def _claimed(run_dir: RunDir, session: Session) -> Iterator[None]:
+    claim = _claim(run_dir, session)
+    try:
+        yield
+    finally:
+        (run_dir.location / SESSION_FILE).remove()
+        if session.alive():
             ray.kill(claim)
-            (run_dir.location / SESSION_FILE).remove()
 
 
 @contextmanager
@@ -124,7 +155,10 @@ def probe_storage(location: Location, node_ids: list[str], patience_s: float = 1
         done, late = (
             ray.wait(list(reads.values()), num_returns=len(reads), timeout=_PROBE_TIMEOUT_S) if reads else ([], [])
         )
-        found = {node_id: "no answer" if read in late else ray.get(read) for node_id, read in reads.items()}
+        found = {
+            node_id: "no answer" if read in late else ray.get(read, timeout=_PROBE_TIMEOUT_S)
+            for node_id, read in reads.items()
+        }
     finally:
         probe.remove()
     if blind := {node_id: problem for node_id, problem in found.items() if problem}:
@@ -165,10 +199,21 @@ def _roles(config: Config) -> dict[str, Role]:
 
 
 @contextmanager
-def _connected(address: str, namespace: str, source: str = "", **options: Any) -> Iterator[None]:
-    """Connect to a cluster, or start a private one, and leave it at the end. `source`: what named the address."""
+def _connected(
+    address: str,
+    namespace: str,
+    source: str = "",
+    on_lost: Callable[[HeadLostError], None] | None = None,
+    **options: Any,
+) -> Iterator[HeadWatch | None]:
+    """Connect to a cluster, or start a private one, and leave it at the end.
+
+    Args:
+        source: what named the address.
+        on_lost: see `start`.
+    """
     if ray.is_initialized():
-        yield
+        yield None
         return
     try:
         check_socket_path(address)
@@ -186,10 +231,25 @@ def _connected(address: str, namespace: str, source: str = "", **options: Any) -
         ray.shutdown()
         reason = str(error.__cause__ or error) or type(error).__name__
         raise (not_started(reason) if address == "local" else _no_cluster(address, reason, source)) from error
+    head = ray.get_runtime_context().gcs_address
+    patience = _HEAD_PATIENCE_S["private" if address == "local" else "joined"]
+    watch = HeadWatch(head, patience, on_lost) if on_lost else None
     try:
-        yield
+        yield watch
     finally:
+        _leave(head, watch)
+
+
+def _leave(head: str, watch: HeadWatch | None) -> None:
+    """Disconnect, unless that would wait for a head that has gone."""
+    if answers(head):
         ray.shutdown()
+    else:
+        abandoned.append(head)
+        if watch is None or watch.finished:
+            log.warning("%s", left_without(head))
+    if watch is not None:
+        watch.stop()
 
 
 def _private(config: Config) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from rlaif.errors import CheckpointError
-from rlaif.storage import Location, flush
+from rlaif.storage import Location, flush, storage_fix
 
 Digests = dict[str, tuple[int, str]]
 """(bytes, SHA-256) by path relative to the checkpoint."""
@@ -129,7 +129,7 @@ def storage_errors(location: Location, iteration: int, doing: str = "writing") -
         raise CheckpointError(
             f"storage that takes checkpoint {iteration:06d}" if doing == "writing" else f"readable {location}",
             f"{error} while {doing} {location}{free}",
-            "free space or fix the storage, then resume; older checkpoints are untouched",
+            f"{storage_fix(error, location)}; older checkpoints are untouched",
         ) from error
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from ray.exceptions import RayError
 
 from cluster.publish import Manifest
-from cluster.remote import ask
+from cluster.remote import fetch_result
 from rlaif.errors import ContractError, RlaifError
 
 log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ class Receivers:
         until = time.monotonic() + self.deadline_s  # of all together: several that hang cost no more than one
         for name, ref in refs.items():
             try:
-                answers[name] = ask(ref, max(0.0, until - time.monotonic()))
+                answers[name] = fetch_result(ref, max(0.0, until - time.monotonic()))
             except (RlaifError, RayError) as error:  # a refusal, a dead actor, the deadline, whatever vLLM raised
                 self.failed[name] = f"{method}: {_reason(error)}"
                 log.warning("rollout actor %s did not take the weights: %s", name, self.failed[name])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import ray
@@ -41,10 +42,12 @@ class LearnerGroup:
         self.ranks = [
             actor.options(runtime_env=env, **options[rank]).remote(spec, rank, world) for rank in range(world)
         ]
+        self.timeout_s = spec.cluster.learner_timeout_s
+        """How long one call may take."""
         self._joined: tuple | None = None
         """Role, backend and receivers of the transport that is open."""
-        address = ask(self.ranks[0].address.remote())
-        ask([rank.start.remote(address, make_frames, ppo, make_features) for rank in self.ranks])
+        address = self._ask(self.ranks[0].address.remote())
+        self._ask([rank.start.remote(address, make_frames, ppo, make_features) for rank in self.ranks])
 
     def step_conversations(self, rows: Sequence[Conversation], prompt_weight: float = 0.0) -> list[ray.ObjectRef]:
         """One SFT step; every reference resolves to (metrics over all ranks, rows left out)."""
@@ -65,7 +68,7 @@ class LearnerGroup:
     def score_pairs(self, rows: Sequence[Pair], config: Reward) -> tuple[dict[str, np.ndarray], list[str]]:
         """{pair_id: float64 [2, K]}, the scores of `chosen` and `rejected` by dimension, and why any pair has none."""
         parts = chunks(rows, len(self.ranks))
-        found = ask([rank.score_pairs.remote(part, config) for rank, part in zip(self.ranks, parts, strict=True)])
+        found = self._ask([rank.score_pairs.remote(part, config) for rank, part in zip(self.ranks, parts, strict=True)])
         scores = {pair_id: pair for part, _ in found for pair_id, pair in part.items()}
         return scores, [reason for _, skipped in found for reason in skipped]
 
@@ -85,23 +88,25 @@ class LearnerGroup:
             rank.train_ppo.remote([samples[i] for i in share], [scores[i] for i in share], config, seed)
             for rank, share in zip(self.ranks, shares, strict=True)
         ]
-        answers = ask(calls, meanwhile=meanwhile)
+        answers = self._ask(calls, meanwhile)
         return answers[0][0], {row["key"]: row for _, report in answers for row in report}
 
     def logprobs(self, role: str, rows: Sequence[tuple]) -> list:
         """Log-probs of given responses: rows of (video, question, response ids), in order."""
         parts = chunks(rows, len(self.ranks))
-        return sum(ask([rank.logprobs.remote(role, part) for rank, part in zip(self.ranks, parts, strict=True)]), [])
+        return sum(
+            self._ask([rank.logprobs.remote(role, part) for rank, part in zip(self.ranks, parts, strict=True)]), []
+        )
 
     def probe(self, role: str, probes: Sequence[Probe], hypothesis: str | None = None) -> list[list[Probed]]:
         """What every rank makes of the same probes, by rank: see `learners/parity.py`."""
-        return ask([rank.probe.remote(role, probes, hypothesis) for rank in self.ranks])
+        return self._ask([rank.probe.remote(role, probes, hypothesis) for rank in self.ranks])
 
     def publishable(
         self, role: str, version: int, bucket_bytes: int = 512 * 1024**2
     ) -> tuple[Manifest, list[ray.ObjectRef]]:
         """Manifest and bucket references of a role's newest weights."""
-        return ask([rank.publish.remote(role, version, bucket_bytes) for rank in self.ranks])[0]
+        return self._ask([rank.publish.remote(role, version, bucket_bytes) for rank in self.ranks])[0]
 
     def transfer(self, role: str, version: int, receivers: Receivers, bucket_bytes: int = 512 * 1024**2) -> Delivery:
         """Send a role's newest full weights over a transport between GPUs, and wait until they are in place.
@@ -110,30 +115,35 @@ class LearnerGroup:
         """
         members = (role, receivers.backend, tuple(receivers.actors))
         if self._joined != members:
-            self._joined, address = None, ask(self.ranks[0].address.remote())
-            opened = ask([rank.open_transfer.remote(role, receivers, address, bucket_bytes) for rank in self.ranks])
+            self._joined, address = None, self._ask(self.ranks[0].address.remote())
+            opened = self._ask(
+                [rank.open_transfer.remote(role, receivers, address, bucket_bytes) for rank in self.ranks]
+            )
             if opened[0] is not None:
                 return opened[0]
-        delivery = ask([rank.transfer.remote(version) for rank in self.ranks])[0]
+        delivery = self._ask([rank.transfer.remote(version) for rank in self.ranks])[0]
         self._joined = members if delivery.receipts else None
         return delivery
 
     def save(self, staging: Staging) -> dict:
         """Write all trained roles into a checkpoint in the making; returns the scalar state for its meta data."""
-        return ask([rank.save.remote(staging) for rank in self.ranks])[0]
+        return self._ask([rank.save.remote(staging) for rank in self.ranks])[0]
 
     def load(self, checkpoints: Checkpoints, ref: CheckpointRef) -> None:
         """Continue from a checkpoint; its meta data hold the scalar state under `learner`."""
-        ask([rank.load.remote(checkpoints, ref, ref.meta["learner"]) for rank in self.ranks])
+        self._ask([rank.load.remote(checkpoints, ref, ref.meta["learner"]) for rank in self.ranks])
 
     def export(self, role: str, target: Location, merge: bool = False, card: dict[str, str] | None = None) -> str:
         """Write a role to the storage as transformers, PEFT and vLLM load it; returns its path or URI."""
-        ask([rank.export.remote(role, target, merge, card or {}) for rank in self.ranks])
+        self._ask([rank.export.remote(role, target, merge, card or {}) for rank in self.ranks])
         return str(target)
 
     def stop(self) -> None:
         for rank in self.ranks:
             ray.kill(rank)
+
+    def _ask(self, refs: Any, meanwhile: Callable[[], None] | None = None) -> Any:
+        return ask(refs, self.timeout_s, "the learner ranks", meanwhile)
 
     def _deal(self, rows: Sequence, lengths: Sequence[int]) -> list[list]:
         return [[rows[i] for i in hand] for hand in deal(lengths, len(self.ranks))]

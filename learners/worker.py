@@ -34,7 +34,7 @@ from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.models.vision import Shared
 from rlaif.objectives.metrics import Metrics, means
 from rlaif.records import Probe, Probed, Sample
-from rlaif.storage import Location, replacing
+from rlaif.storage import Location, replacing, writing
 
 
 class LearnerWorker:
@@ -180,7 +180,7 @@ class LearnerWorker:
 
     def export(self, role: str, target: Location, merge: bool, card: dict[str, str]) -> None:
         """Write a role's export to the storage; `card`: further files by name. An older export stays until it is complete."""
-        with replacing(target) if self.rank == 0 else nullcontext() as folder:
+        with writing(target, "the export"), replacing(target) if self.rank == 0 else nullcontext() as folder:
             export_role(self.learner, role, folder, merge)
             if folder is not None:
                 if (folder / SETTINGS).is_file() or card:  # an adapter or a reward model: it may be moved with its base

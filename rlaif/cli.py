@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 import time
 from contextlib import AbstractContextManager
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from rlaif import front
 from rlaif.config.schema import Config
-from rlaif.errors import RlaifError
+from rlaif.errors import ConfigError, DataError, RlaifError
 from rlaif.isolation import pin_packages, working_directory_last
 from rlaif.rundir import RunDir
 from rlaif.terminal import phase, say, shown
@@ -46,14 +47,24 @@ def main(argv: list[str] | None = None) -> int:
     pin_packages()
     working_directory_last()  # functions named in a configuration are often there
     try:
-        return args.run(args) or 0
+        code = args.run(args) or 0
     except RlaifError as error:
         print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        goes_on = "; --resume continues from the last checkpoint" if args.command in RESUMED else ""
-        print(f"\ninterrupted{goes_on}", file=sys.stderr)
-        return 130
+        code = 1
+    except KeyboardInterrupt as error:
+        print("\ninterrupted", file=sys.stderr)
+        code = getattr(error, "exit_code", 130)
+    return leave(code)
+
+
+def leave(code: int) -> int:
+    """Return the exit code, or end here if a cluster has been abandoned: at the exit Ray would wait for its head."""
+    session = sys.modules.get("cluster.session")
+    if session is not None and session.abandoned:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -201,27 +212,12 @@ def run_bench_label(args: argparse.Namespace) -> None:
 
 def run_stage(args: argparse.Namespace) -> int:
     from rlaif.config.load import load_config, options_of
+    from rlaif.stages.stopping import Stopper
 
     overrides = [*args.overrides, "data.strict=true"] if args.strict else args.overrides
     config = load_config(args.config, overrides, options_of(args.command))
-    try:
-        with on_screen(args.command, config):
-            check_files(args, config)
-            start_stage(args, config)
-    except Exception as error:
-        if not _actor_failed(error):
-            raise
-        # printed here: inside of `on_screen` it would end in the log file
-        goes_on = "--resume continues from the last checkpoint" if args.command in RESUMED else "start it again"
-        print(f"\n{error}\n\nan actor failed; {goes_on}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def _actor_failed(error: Exception) -> bool:
-    import ray
-
-    return isinstance(error, (ray.exceptions.RayActorError, ray.exceptions.RayTaskError))
+    with Stopper(0).installed():
+        return run_to_its_end(args, config)
 
 
 def on_screen(command: str, config: Config) -> AbstractContextManager:
@@ -235,6 +231,50 @@ def check_files(args: argparse.Namespace, config: Config) -> None:
         from rlaif.stages import preflight
 
         preflight.require(config, args.command, args.config)
+
+
+def run_to_its_end(args: argparse.Namespace, config: Config) -> int:
+    """Run a stage; whatever ends it early, say how to go on. Returns the exit code."""
+    try:
+        with on_screen(args.command, config):
+            check_files(args, config)
+            start_stage(args, config)
+    except (ConfigError, DataError):
+        raise  # they say what to change
+    except RlaifError as error:
+        print(f"\n{type(error).__name__}: {error}\n\n{how_to_go_on(args, config)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as error:
+        print(f"\ninterrupted; {how_to_go_on(args, config)}", file=sys.stderr)
+        return getattr(error, "exit_code", 130)
+    except Exception as error:
+        reason = _reason(error, config)
+        if reason is None:
+            raise
+        print(f"\n{reason}\n\n{how_to_go_on(args, config)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _reason(error: Exception, config: Config) -> str | None:
+    """Return what a full disk or a failed actor means for the user; None for errors that need their traceback."""
+    import ray
+
+    from rlaif.storage import storage_fix
+    from rlaif.writable import is_full
+
+    if isinstance(error, OSError) and is_full(error):
+        return f"{error}: {storage_fix(error, error.filename or config.storage)}"
+    if isinstance(error, (ray.exceptions.RayActorError, ray.exceptions.RayTaskError)):
+        return f"{error}\n\nan actor failed"
+    return None
+
+
+def how_to_go_on(args: argparse.Namespace, config: Config) -> str:
+    """Return what to type after a stage that ended early."""
+    from rlaif.stages.run import advice
+
+    return advice(config, args.command) if args.command in RESUMED else "the same command starts again"
 
 
 def start_stage(args: argparse.Namespace, config: Config) -> None:

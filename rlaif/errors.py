@@ -52,5 +52,17 @@ class PlacementError(RlaifError):
     """The cluster cannot hold what the run asks for."""
 
 
-class CheckpointError(RlaifError):
+class StorageError(RlaifError):
+    """A file of the run that cannot be written."""
+
+
+class CheckpointError(StorageError):
     """A checkpoint that cannot be written or loaded."""
+
+
+class DeadlineError(RlaifError):
+    """An actor that did not answer in time."""
+
+
+class HeadLostError(RlaifError):
+    """A cluster whose head no longer answers: nothing that goes through Ray can succeed."""

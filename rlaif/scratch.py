@@ -7,6 +7,8 @@ import os
 import shutil
 import tempfile
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -19,13 +21,27 @@ class Scratch:
 
     def __init__(self, prefix: str):
         root = Path(tempfile.gettempdir())
-        for lock in root.glob(f"{prefix}*.lock"):
-            _remove_abandoned(lock)
+        sweep(prefix)
         lock, handle = _locked(root, prefix)
         self.path = lock.with_suffix("")
         self.path.mkdir(mode=0o700)
         self.close = weakref.finalize(self, _remove, lock, handle)
         """Remove it now."""
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Let libraries that make temporary files of their own make them in this folder, until the end of the block."""
+        before, tempfile.tempdir = tempfile.tempdir, str(self.path)
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
+
+
+def sweep(prefix: str) -> None:
+    """Remove the folders that killed processes of this node have left behind."""
+    for lock in Path(tempfile.gettempdir()).glob(f"{prefix}*.lock"):
+        _remove_abandoned(lock)
 
 
 def _locked(root: Path, prefix: str) -> tuple[Path, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -20,8 +21,10 @@ from typing import BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
 from pyarrow import fs
+from safetensors import SafetensorError
 
-from rlaif.errors import ConfigError
+from rlaif.errors import ConfigError, StorageError
+from rlaif.writable import is_full
 
 T = TypeVar("T")
 
@@ -185,6 +188,24 @@ class Location:
         elif kind != fs.FileType.NotFound:
             filesystem.delete_file(path)
 
+    def move_to(self, target: Location) -> None:
+        """Move this file or tree within its storage; do nothing if it is missing.
+
+        One rename on a file system. A bucket cannot rename, so everything is copied before anything is deleted.
+        """
+        if not self.exists():
+            return
+        if self.local:
+            target.local.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(self.local, target.local)
+            flush(target.local.parent)
+            return
+        (filesystem, path), (_, new) = self.on(), target.on()
+        if filesystem.get_file_info(path).type == fs.FileType.Directory:
+            filesystem.create_dir(new, recursive=True)
+        fs.copy_files(path, new, source_filesystem=filesystem, destination_filesystem=filesystem)
+        self.remove()
+
     def upload(self, folder: Path) -> None:
         """Copy everything in a local folder into this one."""
         filesystem, path = self.on()
@@ -196,6 +217,24 @@ class Location:
         filesystem, path = self.on()
         folder.mkdir(parents=True, exist_ok=True)
         fs.copy_files(path, str(folder), source_filesystem=filesystem, destination_filesystem=fs.LocalFileSystem())
+
+
+def storage_fix(error: Exception, place: Location | Path | str) -> str:
+    """Return what to do about a file that could not be written at `place`."""
+    # safetensors raises errors of its own, with the system's text inside
+    if is_full(error) or os.strerror(errno.ENOSPC) in str(error):
+        return f"free space at {place}, or set storage= to a larger disk"
+    return f"check that {place} exists and can be written, or set storage="
+
+
+@contextmanager
+def writing(place: Location, what: str) -> Iterator[None]:
+    """Turn a failure of the storage (full, over quota, read-only, gone) into a StorageError that says what to do."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise StorageError(f"storage that takes {what}", f"{reason}: {place}", storage_fix(error, place)) from error
 
 
 def locate(text: str | Path | Location) -> Location:

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from rlaif.config.schema import Config
 from rlaif.progress import Progress
-from rlaif.rundir import RunDir
+from rlaif.rundir import WANDB_IDS, RunDir
 
 log = logging.getLogger(__name__)
 
@@ -131,11 +131,12 @@ def _in_netrc() -> bool:
 
 
 def _run_id(run_dir: RunDir, stage: str) -> str:
-    """One W&B run per stage of a run, the same one after a resume."""
-    ids = run_dir.read_json("wandb_id.json") or {}
+    """One W&B run per stage of a run, the same one after a resume and another one for a new start."""
+    file = run_dir.of_stage(stage, WANDB_IDS)
+    ids = run_dir.read_json(file) or {}
     if stage not in ids:
         ids[stage] = uuid.uuid4().hex[:8]
-        run_dir.write_json("wandb_id.json", ids)
+        run_dir.write_json(file, ids)
     return ids[stage]
 
 

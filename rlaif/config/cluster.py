@@ -70,6 +70,11 @@ class Cluster(Section):
     """How long to wait for placement before the run stops and says which role waits for what."""
     collective_timeout_s: float = Field(1800.0, gt=0)
     """How long learner ranks wait for each other, and the run for a rollout actor's answers or its receipt of weights."""
+    learner_timeout_s: float = Field(14400.0, gt=0)
+    """How long one call to the learner ranks may take: loading, an update on all samples, a checkpoint, an export."""
+    grace_s: float | None = Field(None, ge=0)
+    """How long a run that is asked to end (SIGTERM, Ctrl-C) may take to end its iteration and save a checkpoint; a second
+    signal does not wait. None: 20 seconds, 1 inside a Ray job, which `ray job stop` kills after 3."""
     zero_stage: Literal[1, 2, 3] = 2
     """What DeepSpeed shares out among the ranks: 1 optimizer state, 2 gradients too, 3 weights too."""
     offload_optimizer: bool = False

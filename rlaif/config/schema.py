@@ -376,6 +376,9 @@ class Ppo(Section):
     max_prompt_failures: float = Field(0.5, ge=0, le=1)
     """A prompt that turns out to be unusable is replaced by another one and left out from then on. The run stops when this
     share of all prompts is exceeded."""
+    reward_timeout_s: float = Field(900.0, gt=0)
+    """How long a reward actor may take for one batch of answers. One that takes longer is replaced, what it was scoring is
+    asked once more prompt by prompt, and answers to a prompt that takes too long again have no reward."""
     eval_every: int = Field(0, ge=0)
     """Evaluate every this many iterations on `eval.in_training` prompts and keep the best checkpoint (0: never)."""
     save: Saving = Saving(every=10)

@@ -10,7 +10,6 @@ import numpy as np
 
 from actors.reward import Answer, load_function
 from actors.rollout import Failure
-from cluster.remote import ask
 from learners.spec import LearnerSpec
 from rlaif.config.schema import Config, Sampling
 from rlaif.errors import ConfigError, RlaifError
@@ -70,7 +69,7 @@ def policy(config: Config, run: Run, roles: Roles, name: str) -> list[dict]:
         with phase(f"evaluating {name}, {decoding}, {len(prompts)} prompts"):
             figures = measure(config, roles, prompts, decoding)
         rows.append({"policy": name, "seed": config.seed, "decoding": decoding, **figures})
-    kept = [row for row in (run.directory.read_json("eval/ppo.json") or {"rows": []})["rows"] if row["policy"] != name]
+    kept = [row for row in (run.directory.read_eval("ppo") or {"rows": []})["rows"] if row["policy"] != name]
     run.directory.write_eval("ppo", {"command": command(), "rows": kept + rows})
     return rows
 
@@ -90,7 +89,7 @@ def measure(config: Config, roles: Roles, prompts: Sequence[Prompt], decoding: s
     found = rates(answers, load_function(config.eval.checker)) if config.eval.checker else {}
     captions = context_of(config, prompts)
     asked = [Answer(s.key, s.prompt, captions[s.prompt.prompt_id], s.response) for s in samples]
-    outcomes = ask(roles.rewards.score(asked)).values()
+    outcomes = roles.rewards.collect([roles.rewards.score(asked)]).values()
     scores = [outcome.value for outcome in outcomes if not isinstance(outcome, Masked)]
     lengths = [len(s.response_ids) for s in samples]
     return found | {

@@ -26,6 +26,8 @@ def train(config: Config, run: Run, start: Start = "new") -> str:
     held_out = evaluate.held_out(config, run)
     checkpoints = run.checkpoints("ppo", ppo.save.keep)
     newest = run.starting_point("ppo", checkpoints, start, identity(config))
+    if run.nothing_left("ppo", newest, ppo.iterations, "ppo.iterations"):
+        return str(run.directory.export("ppo"))
     deck = open_deck(config, run, prompts, newest)
     roles = start_roles(config, run, prompts, learner_spec(config))
     roles.deck, roles.eval_prompts = deck, held_out
@@ -40,7 +42,7 @@ def train(config: Config, run: Run, start: Start = "new") -> str:
         gate.check()
     if newest is None:
         evaluate.policy(config, run, roles, "sft")
-    with run.tracker("ppo", ppo.iterations, first) as tracker:
+    with run.tracker("ppo", ppo.iterations, first) as tracker, run.stopper.deferred():
         for iteration in range(first, ppo.iterations):
             while asked < min(iteration + 1 + ppo.max_staleness, ppo.iterations):
                 ask_for(config, roles, asked)
@@ -56,13 +58,16 @@ def train(config: Config, run: Run, start: Start = "new") -> str:
             best = best.after(done, metrics)
             record(run, round_)
             tracker.log(done, metrics, f"reward {metrics['reward/mean']:.2f} kl {metrics['kl/response']:.2f}")
-            if done in (ppo.iterations, best.iteration) or (ppo.save.every and done % ppo.save.every == 0):
+            due = done in (ppo.iterations, best.iteration) or (ppo.save.every and done % ppo.save.every == 0)
+            if due or run.stopper.requested:  # a signal that comes after this line waits for the next iteration
                 driver = {"best": best.state(), "ledger": roles.ledger.state_dict(), "gate": gate.state_dict()}
                 driver["deck"] = deck.state_dict()
                 roles.checkpoint_s = save_checkpoint(
                     run, roles.learners, checkpoints, done, identity(config), best.spared(), **driver
                 )
+                run.stopper.check()
     with phase("writing the export"):
         export = roles.learners.export("policy", run.directory.export("ppo"))
     evaluate.policy(config, run, roles, "rlaif")
+    run.exported("ppo", max(first, ppo.iterations))
     return export

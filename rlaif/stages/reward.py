@@ -39,6 +39,8 @@ def train(config: Config, run: Run, start: Start = "new") -> str:
     belongs = identity(reward, config.seed, rows, held_out)
     checkpoints = run.checkpoints("reward", reward.save.keep)
     newest = run.starting_point("reward", checkpoints, start, belongs)
+    if run.nothing_left("reward", newest, reward.steps, "reward.steps"):
+        return str(run.directory.export("reward"))
     signs = {row.pair_id: row.signs for row in held_out}
 
     def chosen(number: int) -> list[Pair]:
@@ -69,6 +71,7 @@ def train(config: Config, run: Run, start: Start = "new") -> str:
         log.warning("exporting the last step: no held-out pair says which step is best (data.pairs_eval)")
     card = {CARD: card_text(reward.init, reward.lora, RewardPrompt.of(reward), reward.dimensions)}
     export = group.export("reward", run.directory.export("reward"), card=card)
+    run.exported("reward", max(reward.steps, newest.iteration if newest else 0))
     run.topology.stop_learners()
     return export
 

@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoTokenizer
 
 from actors.frames import FrameClient
 from actors.pool import RolloutPool
-from actors.reward import RewardPool, check_weights, load_function, read_card, require_reward_model
+from actors.reward import check_weights, load_function, read_card, require_reward_model
+from actors.reward_pool import RewardPool
 from cluster.ledger import Ledger
 from learners.group import LearnerGroup
 from learners.spec import LearnerSpec, RoleSpec
@@ -97,7 +98,9 @@ def start_roles(config: Config, run: Run, prompts: Sequence[Prompt], spec: Learn
     captions = context_of(config, prompts)
     topology.place("learner", "rollout", "reward")
     rollouts = topology.rollouts(ppo.policy, ppo.lora.r if ppo.lora else None)
-    rewards = topology.rewards(ppo.reward, ppo.tokens_per_microbatch, ppo.reward_weights)
+    rewards = topology.rewards(
+        ppo.reward, ppo.tokens_per_microbatch, ppo.reward_weights, timeout_s=ppo.reward_timeout_s
+    )
     learners = topology.learners(spec, ppo)
     with phase("waiting for the reward actors"):
         rewards.wait_ready()

@@ -6,14 +6,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from actors.reward import Answer
+from actors.reward_pool import Scoring
 from actors.rollout import Answers, Failure
 from cluster.ledger import Ledger
-from cluster.remote import ask
 from rlaif.config.schema import Config
 from rlaif.errors import ContractError, RlaifError, named
 from rlaif.objectives.rewards import shaped_score, trainable
@@ -50,8 +49,8 @@ class Arriving:
 
     samples: list[Sample] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
-    scoring: list[Any] = field(default_factory=list)
-    """References to {key: outcome}."""
+    scoring: list[Scoring] = field(default_factory=list)
+    """Batches that the reward actors score."""
     times: dict[str, float] = field(default_factory=dict)
 
     def take(self, roles: Roles, answers: Answers) -> None:
@@ -94,7 +93,7 @@ def collect(config: Config, roles: Roles, iteration: int) -> Round:
         arriving.take(roles, answers)
     replace_failed(config, roles, iteration, arriving)
     del roles.arriving[iteration]
-    outcomes = {key: outcome for part in ask(arriving.scoring) for key, outcome in part.items()}
+    outcomes = roles.rewards.collect(arriving.scoring)
     times = {"waited_from": waited_from, **arriving.times, "rewarded": time.time()}
     samples = sorted(arriving.samples, key=lambda sample: sample.key)
     shaped = {sample.key: _shape(config, sample, outcomes[sample.key]) for sample in samples}
@@ -224,7 +223,7 @@ def _check_failures(config: Config, round_: Round) -> None:
         f"at most {config.ppo.max_reward_failures:.0%} of samples without a reward",
         f"{lost} of {wanted} in iteration {round_.iteration + 1}: {named([name for name, _ in masked])}; "
         f"first reason: {masked[0][1] if masked else 'fewer samples than learner ranks'}",
-        "what the reason names, or ppo.max_reward_failures; --resume continues from the last checkpoint",
+        "Mend what the reason names, or raise ppo.max_reward_failures",
     )
 
 

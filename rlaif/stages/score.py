@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from actors.reward import Answer, RewardPool, dimensions_of, read_card, require_reward_model, reward_fingerprint
+from actors.reward import Answer, dimensions_of, read_card, require_reward_model, reward_fingerprint
+from actors.reward_pool import RewardPool
 from rlaif.config.schema import Config
 from rlaif.data import Report
 from rlaif.errors import DataError
@@ -200,7 +201,7 @@ def missing(job: Job, part: Sequence[Preference], store: Store[str]) -> dict[str
 
 
 def started(config: Config, run: Run, path: str) -> RewardPool:
-    pool = run.topology.rewards(path, config.score.tokens_per_microbatch)
+    pool = run.topology.rewards(path, config.score.tokens_per_microbatch, timeout_s=config.ppo.reward_timeout_s)
     pool.wait_ready()
     return pool
 

@@ -3,12 +3,10 @@ a judge."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 
 from actors.reward import (
     Answer,
-    RewardPool,
     check_weights,
     dimensions_of,
     load_function,
@@ -16,10 +14,10 @@ from actors.reward import (
     require_reward_model,
     scored,
 )
-from cluster.remote import ask
+from actors.reward_pool import RewardPool
 from rlaif.config.schema import Config
 from rlaif.config.section import Function
-from rlaif.errors import ConfigError, ContractError
+from rlaif.errors import ConfigError
 from rlaif.records import Key, Masked, Outcome, Prompt
 from rlaif.stages.judging.cases import Case
 from rlaif.stages.judging.kind import kind_of
@@ -52,7 +50,8 @@ def rewarded(config: Config, run: Run, answers: Sequence[tuple[Prompt, Sequence[
         for prompt, texts in answers
         for index, text in enumerate(texts)
     ]
-    pool = run.topology.rewards(config.ppo.reward, config.ppo.tokens_per_microbatch)
+    ppo = config.ppo
+    pool = run.topology.rewards(ppo.reward, ppo.tokens_per_microbatch, timeout_s=ppo.reward_timeout_s)
     found = outcomes(pool, asked)
     run.topology.stop_rewards()
     return [[found[prompt.prompt_id, index] for index in range(len(texts))] for prompt, texts in answers]
@@ -76,12 +75,8 @@ def _weighted(outcome: Outcome, factors: Sequence[float]) -> Outcome:
 
 
 def outcomes(pool: RewardPool, asked: Sequence[Answer]) -> dict[Key, Outcome]:
-    """One outcome per answer, shared out to all reward actors. Raises ContractError where the actors give more or fewer."""
-    calls = [pool.score(asked[start : start + AT_ONCE]) for start in range(0, len(asked), AT_ONCE)]
-    found = dict(itertools.chain.from_iterable(part.items() for part in ask(calls)))
-    if found.keys() != {answer.key for answer in asked}:
-        raise ContractError(f"{len(asked)} scores for as many answers", f"{len(found)}", "the reward actors' log")
-    return found
+    """Return one outcome per answer, shared out to all reward actors."""
+    return pool.collect([pool.score(asked[start : start + AT_ONCE]) for start in range(0, len(asked), AT_ONCE)])
 
 
 def judged(config: Config, run: Run, cases: Sequence[Case], name: str) -> Labelled:

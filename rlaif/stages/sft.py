@@ -24,6 +24,8 @@ def train(config: Config, run: Run, start: Start = "new") -> str:
     identity = supervised.identity("sft", sft)
     checkpoints = run.checkpoints("sft", sft.save.keep)
     newest = run.starting_point("sft", checkpoints, start, identity)
+    if run.nothing_left("sft", newest, sft.steps, "sft.steps"):
+        return str(run.directory.export("sft"))
 
     def chosen(number: int) -> list[Conversation]:
         return [rows[i] for i in rows_of_step(len(rows), sft.batch_size, number, config.seed, "sft")]
@@ -39,6 +41,7 @@ def train(config: Config, run: Run, start: Start = "new") -> str:
     task = supervised.Supervised("sft", sft.steps, sft.save, identity, step, videos)
     supervised.train(task, run, group, checkpoints, newest)
     export = group.export("policy", run.directory.export("sft"), merge=True)
+    run.exported("sft", max(sft.steps, newest.iteration if newest else 0))
     run.topology.stop_learners()
     return export
 

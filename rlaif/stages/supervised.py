@@ -98,21 +98,24 @@ def train(
     With `task.best_by` the best evaluation's checkpoint is there at the end; returns which one it is.
     """
     start, frames, best = restore(group, checkpoints, newest), run.topology.client(), Best.of(newest)
-    with run.tracker(task.stage, task.steps, start) as tracker:
+    with run.tracker(task.stage, task.steps, start) as tracker, run.stopper.deferred():
         waiting: list[tuple[int, list]] = []
         left_out: set[str] = set()
         for done in range(start + 1, task.steps + 1):
             waiting.append((done, task.step(done - 1)))
             frames.prefetch(task.videos(done))
             evaluate, save = _due(done, task.eval_every, task.steps), _due(done, task.saving.every, task.steps)
-            while len(waiting) > (0 if evaluate or save else 1):  # one step ahead: ranks never wait for the driver
-                _finish(tracker, *waiting.pop(0), left_out)
+            # one step ahead: ranks never wait for the driver
+            while len(waiting) > (0 if evaluate or save or run.stopper.requested else 1):
+                _finish(tracker, *waiting.pop(0), left_out, group.timeout_s)
+            save = save or (run.stopper.requested and not waiting)
             if evaluate and task.evaluate:
                 found = task.evaluate()
                 best = best.after(done, found, task.best_by) if task.best_by else best
                 tracker.log(done, found)
             if save or best.iteration == done:
                 save_checkpoint(run, group, checkpoints, done, task.identity, best.spared(), best=best.state())
+                run.stopper.check()
     if left_out:
         log.warning("%s: %d rows were left out of their steps: %s", task.stage, len(left_out), named(sorted(left_out)))
     return best
@@ -145,10 +148,11 @@ def save_checkpoint(
     staging = checkpoints.begin(done)
     try:
         state = group.save(staging)
-        checkpoints.commit(staging, {"identity": identity, "learner": state, **meta}, protect)
+        checkpoints.commit(staging, {"identity": identity, "learner": state, **run.record(), **meta}, protect)
     except BaseException:
         checkpoints.abort(staging)
         raise
+    run.saved(identity["stage"], checkpoints)
     return time.perf_counter() - began
 
 
@@ -156,9 +160,9 @@ def _due(done: int, every: int, steps: int) -> bool:
     return done == steps or (every > 0 and done % every == 0)
 
 
-def _finish(tracker: Tracker, done: int, refs: list[ray.ObjectRef], left_out: set[str]) -> None:
+def _finish(tracker: Tracker, done: int, refs: list[ray.ObjectRef], left_out: set[str], timeout_s: float) -> None:
     """Log a finished step; each row that it left out is named once and kept in `left_out`."""
-    answers = ask(refs)
+    answers = ask(refs, timeout_s, "the learner ranks")
     metrics = {f"train/{name}": value for name, value in answers[0][0].items()}
     skipped = [reason for _, reasons in answers for reason in reasons]
     for reason in skipped:

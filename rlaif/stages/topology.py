@@ -13,7 +13,7 @@ from actors.engine import EngineSpec
 from actors.features import FeatureClient, start_feature_store
 from actors.frames import FrameClient, start_frame_store
 from actors.pool import RolloutPool
-from actors.reward import RewardPool
+from actors.reward_pool import RewardPool, start_reward_pool
 from actors.rollout import start_rollout
 from cluster.placement import Placement, place, remove
 from cluster.remote import ask
@@ -40,6 +40,10 @@ class Topology:
         self._rollouts: dict[tuple, RolloutPool] = {}
         self._group: LearnerGroup | None = None
         self._rewards: RewardPool | None = None
+
+    @property
+    def _timeout_s(self) -> float:
+        return self.config.cluster.collective_timeout_s
 
     def device(self, role: str) -> str:
         """What a role computes on: a role that reserves no GPU does not touch one."""
@@ -92,7 +96,7 @@ class Topology:
         self.stop_learners()
         self.place("learner")
         features = self.features()
-        ask(self._features.begin.remote())
+        ask(self._features.begin.remote(), self._timeout_s, "the feature store")
         options, device = self._options("learner"), self.device("learner")
         with phase(f"starting {_counted(len(options), 'learner rank')}"):
             self._group = LearnerGroup(spec, self.frames(), options, device, ppo, features)
@@ -124,7 +128,7 @@ class Topology:
                     f"rollout-{i}": start_rollout(spec, self.frames(), device, role.threads, options, limit, features)
                     for i, options in enumerate(self._options("rollout"))
                 }
-                ask([actor.version.remote() for actor in actors.values()])
+                ask([actor.version.remote() for actor in actors.values()], self._timeout_s, "the rollout actors")
             self._rollouts[key] = RolloutPool(actors)
         return self._rollouts[key]
 
@@ -144,15 +148,27 @@ class Topology:
         self._rollouts.clear()
 
     def rewards(
-        self, reward: str | Function, tokens_per_microbatch: int, weights: Mapping[str, float] | None = None
+        self,
+        reward: str | Function,
+        tokens_per_microbatch: int,
+        weights: Mapping[str, float] | None = None,
+        *,
+        timeout_s: float,
     ) -> RewardPool:
-        """A new reward pool; the one before it is stopped. weights: of a reward model's dimensions."""
+        """A new reward pool; the one before it is stopped.
+
+        Args:
+            weights: of a reward model's dimensions.
+            timeout_s: how long an actor may take for one batch.
+        """
         self.stop_rewards()
         self.place("reward")
-        self._rewards = RewardPool(
+        self._rewards = start_reward_pool(
             self._options("reward"),
             self.config.cluster.reward.threads,
             self.device("reward"),
+            timeout_s=timeout_s,
+            loading_timeout_s=self._timeout_s,
             reward=reward if isinstance(reward, str) else reward.model_dump(),
             make_frames=self.frames(),
             model=self.config.model,
@@ -174,16 +190,18 @@ class Topology:
 
     def feature_counters(self) -> dict[str, float]:
         """Passes through vision towers in all processes, since the learners were started."""
-        return {f"vision/{name}": float(value) for name, value in ask(self._features.counters.remote()).items()}
+        counters = ask(self._features.counters.remote(), self._timeout_s, "the feature store")
+        return {f"vision/{name}": float(value) for name, value in counters.items()}
 
     def peak_memory(self) -> dict[str, float]:
         """Largest resident bytes that a process of each role has had so far."""
         groups = {"frames": [self._store] if self._store is not None else []}
         groups["learner"] = self._group.ranks if self._group else []
-        groups["reward"] = self._rewards.actors if self._rewards else []
+        groups["reward"] = self._rewards.handles if self._rewards else []
         groups["rollout"] = [actor for pool in self._rollouts.values() for actor in pool.handles.values()]
         peaks = {
-            role: ask([actor.__ray_call__.remote(_peak_rss) for actor in actors]) for role, actors in groups.items()
+            role: ask([actor.__ray_call__.remote(_peak_rss) for actor in actors], self._timeout_s, role)
+            for role, actors in groups.items()
         }
         return {role: max(found) for role, found in peaks.items() if found}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -130,6 +131,13 @@ def full(world):
 @pytest.fixture(scope="module")
 def adapted(world):
     return Engine(EngineSpec(world.path, "float32", 4, ROLLOUT, banned_ids=world.banned))
+
+
+def test_temporary_files_of_vllm_are_in_a_folder_that_goes_with_the_engine(full):
+    folder = full._files.path
+    assert folder.parent == Path(tempfile.gettempdir()) and [path.name[:10] for path in folder.iterdir()] == [
+        "vllm_dist_"
+    ]
 
 
 def send(engine, model, version, keep=lambda name: True):

@@ -22,7 +22,6 @@ from actors.reward import (
     FunctionScorer,
     ModelScorer,
     RewardActor,
-    RewardPool,
     card_text,
     check_weights,
     dimensions_of,
@@ -32,6 +31,7 @@ from actors.reward import (
     reward_fingerprint,
     scored,
 )
+from actors.reward_pool import start_reward_pool
 from rlaif.config.schema import Lora, Model, Reward
 from rlaif.errors import ConfigError, DataError
 from rlaif.models.bases import RECORD, record_text
@@ -356,10 +356,12 @@ def test_a_reward_model_that_lacks_a_part_is_refused_before_it_is_loaded(export,
 @pytest.mark.slow
 def test_a_pool_in_ray(ray_session, export):
     """Two actors, answers by key; they load the same model."""
-    pool = RewardPool(
+    pool = start_reward_pool(
         [{"num_cpus": 0}] * 2,
         1,
         "cpu",
+        timeout_s=600,
+        loading_timeout_s=600,
         reward=export,
         make_frames=NoiseFrames,
         model=MODEL,
@@ -367,6 +369,6 @@ def test_a_pool_in_ray(ray_session, export):
         cache_bytes=2**28,
     )
     pool.wait_ready()
-    first, second = ray_session.get([pool.score(ANSWERS), pool.score(ANSWERS)])
+    first, second = (pool.collect([batch]) for batch in (pool.score(ANSWERS), pool.score(ANSWERS)))
     assert values(first) == pytest.approx(values(second), abs=1e-6) and first.keys() == {a.key for a in ANSWERS}
     pool.stop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -170,13 +171,22 @@ def test_what_nobody_foresaw_keeps_its_traceback(config, monkeypatch):
         cli.main(["ppo", config])
 
 
-def test_an_interrupt(config, capsys, monkeypatch):
-    def fail(args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(cli, "run_stage", fail)
-    assert cli.main(["ppo", config]) == 130
-    assert "--resume" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("saved", "advice"), [([], "the same command"), ([3], "--resume continues from the checkpoint of iteration 3")]
+)
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_gives_the_shells_exit_code_and_advice_that_is_true(
+    tmp_path, capsys, monkeypatch, signum, code, saved, advice
+):
+    file = tmp_path / "run.yaml"
+    file.write_text(f"name: run\nstorage: {tmp_path}\n")
+    for iteration in saved:
+        (tmp_path / "run" / "sft" / "checkpoints" / f"{iteration:06d}").mkdir(parents=True)
+    monkeypatch.setattr("rlaif.stages.preflight.require", lambda *_: None)
+    monkeypatch.setattr(cli, "start_stage", lambda args, config: signal.raise_signal(signum))
+    assert cli.main(["sft", str(file)]) == code
+    told = capsys.readouterr().err
+    assert advice in told and ("--resume" in told) == bool(saved)
 
 
 @pytest.mark.parametrize(

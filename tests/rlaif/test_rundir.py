@@ -1,7 +1,10 @@
 """The run directory on a file system and in a bucket: paths, atomic files, locks, and what a resume cuts back."""
 
+import errno
 import json
 import multiprocessing
+import os
+import resource
 import uuid
 from pathlib import Path
 
@@ -9,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
-from rlaif.errors import ConfigError
+from rlaif.errors import ConfigError, StorageError
 from rlaif.rundir import RunDir, dumps
 from rlaif.storage import fetch, locate, replacing
 
@@ -77,6 +80,47 @@ def test_config_samples_eval(run):
     run.write_eval("final", {"f1": 0.5, "command": "rlaif eval"})
     assert json.loads((run.path / "eval/final.json").read_text()) == {"f1": 0.5, "command": "rlaif eval"}
     assert not [path for path in run.path.rglob(".*")], "nothing half-written stays"
+
+
+def full(*args, **kwargs):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda run: run.write_config({"name": "first"}),
+        lambda run: run.keep_config("ppo", 3, {"name": "first"}),
+        lambda run: run.write_samples(1, [{"prompt_id": "p"}]),
+        lambda run: run.write_eval("ppo", {"rows": []}),
+        lambda run: run.append_metrics({"stage": "ppo", "iteration": 1}),
+    ],
+)
+def test_a_full_disk_is_named_with_what_helps(run, monkeypatch, write):
+    (run.path / "metrics.jsonl").symlink_to("/dev/full")
+    monkeypatch.setattr("rlaif.storage.os.fsync", full)
+    with pytest.raises(StorageError, match="No space left on device") as caught:
+        write(run)
+    assert f"free space at {run.path}" in caught.value.change and "set storage=" in caught.value.change
+
+
+def test_a_storage_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="the run directory") as caught, RunDir(tmp_path / "file", "a").lock():
+        pass
+    assert "free space" not in caught.value.change and "set storage=" in caught.value.change
+
+
+def test_a_row_that_fits_only_in_part_leaves_no_part(run):
+    run.append_metrics({"stage": "ppo", "iteration": 1})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (run.metrics.stat().st_size + 10, hard))
+    try:
+        with pytest.raises(StorageError, match="another row of metrics"):
+            run.append_metrics({"stage": "ppo", "iteration": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [row["iteration"] for row in rows(run.metrics)] == [1]
 
 
 def test_dumps_is_plain_json():

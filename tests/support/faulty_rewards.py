@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 _asked: set[str] = set()
 
@@ -12,6 +13,13 @@ def nan_at_first(prompt, response) -> float:
     first = prompt.prompt_id not in _asked
     _asked.add(prompt.prompt_id)
     return math.nan if first else 1.0
+
+
+def hangs_where_told(prompt, response) -> float:
+    """1, but never returns for a row with `"hangs": true`."""
+    if prompt.extra.get("hangs"):
+        time.sleep(10**6)
+    return 1.0
 
 
 def infinite_sum_at_first(prompt, response) -> dict[str, float]:

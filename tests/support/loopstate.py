@@ -29,6 +29,7 @@ SAME = {
     "out, which none does here, is restored too (test_deck.py)",
     r"gate\.(prompt_id|_prompts\.|_seed)": "the first prompt that can be answered",
     r"(roles\.)?run\.(directory\.|within$)|checkpoints\.": "paths",
+    r"roles\.(learners\.timeout_s|rewards\._limits\.)": "from the configuration",
     r"roles\.(publisher\.)?(deadline_s|options\.)|gate\.(limit|every|timeout|sampling\.)": "from the configuration",
     r"tracker\.(run_dir\.|stage|_bar\.(desc|_stream))": "paths and names",
 }
@@ -39,7 +40,7 @@ CHANGED = r".*\bppo\.iterations"
 
 MADE_ANEW = {
     r"start|newest(\.|$)|first": "how this process began",
-    r"iteration|done|round_\.|metrics\.|driver\.": "of one iteration; written to metrics.jsonl, samples/ and the checkpoint",
+    r"iteration|done|due|round_\.|metrics\.|driver\.": "of one iteration; written to metrics.jsonl, samples/ and the checkpoint",
     r"gate\._before(\.|$)": "log-probs at the last check, to tell two causes apart in an error; the first check makes them",
     r"tracker\._(synced|bar\.|mirror)": "progress on the screen; the W&B run's id lies in wandb_id.json",
     r"roles\.(publisher\.apply_s|checkpoint_s|reward_busy_s)": "durations for the next row of metrics",
@@ -48,7 +49,8 @@ MADE_ANEW = {
     r"(roles\.)?run\.places(\.|$)": "where the rows that this process has read are",
     r"gate\._unusable(\.|$)": "prompts that the gate has tried in vain, for an error",
     r"roles\.(reissued|rollouts\.(reissued|dead(\.|$)))": "of this process's actors; the ledger counts the run's reissued samples",
-    r"roles\.rewards\._turn": "which reward actor is next: a score depends on its answer alone",
+    r"roles\.rewards\.(_slots|replaced)(\.|$)": "this process's reward actors; a score depends on its answer alone",
+    r"(roles\.)?run\.stopper\.": "signals that this process has received",
     r"roles\.frames\.": "probed and decoded again where they are needed",
     r"(roles\.)?run\.(topology\.)?session\.": "this process's cluster",
     r"roles\.run\.topology\._(placements|store|features|rollouts|group|rewards)(\.|$)": "this process's actors",

@@ -74,6 +74,28 @@ def test_finite_parts_with_an_infinite_sum_mask_their_sample(train, metrics_of, 
         train("too infinite", *INFINITE, "ppo.max_reward_failures=0.4")
 
 
+def test_a_reward_function_that_never_returns_masks_that_prompt_and_no_other(
+    train, world, tmp_path, metrics_of, samples_of
+):
+    prompts = [json.loads(line) for line in (world / "data" / "prompts.jsonl").read_text().splitlines()][:4]
+    prompts[1]["hangs"] = True
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
+    hangs = ["ppo.reward={path: 'tests.support.faulty_rewards:hangs_where_told'}", "ppo.reward_timeout_s=10"]
+    files = [f"data.prompts={tmp_path}/prompts.jsonl", "data.eval=none.jsonl"]
+    folder = train("hangs", *hangs, *files, "ppo.iterations=1", "ppo.max_reward_failures=0.25").path
+    rows = samples_of(folder, 1)
+    assert len(rows) == 8
+    for row in rows:
+        if row["prompt_id"] == prompts[1]["prompt_id"]:
+            assert (
+                "did not score a batch within 10 s" in row["reward"]["masked"] and "2 times" in row["reward"]["masked"]
+            )
+        else:
+            assert row["reward"] == {"value": 1.0, "score": 1.0}
+    (metrics,) = metrics_of(folder)
+    assert metrics["samples/masked"] == 2 and metrics["ledger/masked"] == 2 and metrics["ledger/open"] == 0
+
+
 def test_a_reward_function_that_raises_stops_the_run_with_its_error(train):
     with pytest.raises(RlaifError, match="(?s)without a reward.*first reason: builtins:divmod: TypeError"):
         train("raises", "ppo.reward={path: 'builtins:divmod'}", "ppo.advantage=leave_one_out")

@@ -11,7 +11,6 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from actors.reward import Answer, read_card
-from cluster.remote import ask
 from rlaif.data import Pair
 from rlaif.errors import DataError
 from rlaif.models.packing import chunks
@@ -72,14 +71,14 @@ def both_sides(config, run, rows):
     group.load(checkpoints, checkpoints.at(2))
     learners, _ = group.score_pairs(rows, config.reward)
     run.topology.stop_learners()
-    pool, actors = run.topology.rewards(str(run.directory.export("reward")), BUDGET), {}
+    pool, actors = run.topology.rewards(str(run.directory.export("reward")), BUDGET, timeout_s=600), {}
     for part in chunks(rows, config.cluster.learner.actors):  # what one rank scores, one actor scores
         answers = [
             Answer((row.pair_id, side), Prompt(row.pair_id, row.video, row.question), row.captions, text)
             for row in part
             for side, text in enumerate((row.chosen, row.rejected))
         ]
-        actors |= ask(pool.score(answers))
+        actors |= pool.collect([pool.score(answers)])
     run.topology.stop_rewards()
     return learners, actors
 

@@ -105,3 +105,17 @@ def test_a_job_runs_to_its_end_and_one_that_would_lose_its_files_is_refused(head
     assert finished.returncode == 0, finished.stdout[-3000:]
     assert [row["iteration"] for row in metrics_of(folder)] == [1]
     assert (folder / "export" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_a_job_that_is_stopped_says_how_to_go_on(head, make_config, tmp_path):
+    make_config(tmp_path)
+    config, folder = tmp_path / "config.yaml", tmp_path / "runs" / "run"
+    command = [BIN / "ray", "job", "submit", "--no-wait", "--submission-id", "stopped", "--working-dir", ".", "--"]
+    command += ["python", "-m", "rlaif", "ppo", str(config), "ppo.iterations=500", "ppo.advantage=leave_one_out"]
+    subprocess.run(command, env=head, cwd=ROOT, check=True, capture_output=True, timeout=400)
+    wait_until((folder / "checkpoints" / "latest.json").exists, 300, "the first checkpoint")
+    subprocess.run([BIN / "ray", "job", "stop", "stopped"], env=head, check=True, capture_output=True, timeout=60)
+    told = subprocess.run([BIN / "ray", "job", "logs", "stopped"], env=head, capture_output=True, text=True).stdout
+    assert "interrupted; --resume continues from the checkpoint of iteration" in told
+    assert "*** SIGTERM" not in told

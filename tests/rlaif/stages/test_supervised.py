@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -13,12 +14,14 @@ from rlaif.config.schema import Saving
 from rlaif.stages import supervised
 from rlaif.stages.best import Best
 from rlaif.stages.reward import measured
+from rlaif.stages.stopping import Interrupted, Stopper
 
 
 class Group:
     """A learner that counts its steps."""
 
     steps = 0
+    timeout_s = 1.0
 
     def save(self, staging) -> dict:
         with staging.writer() as folder:
@@ -32,16 +35,19 @@ class Group:
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
     """trained(accuracies by step, from a checkpoint or not, options) -> (what `train` returns, checkpoints, rows logged)."""
-    monkeypatch.setattr(supervised, "ask", lambda refs: refs)
+    monkeypatch.setattr(supervised, "ask", lambda refs, timeout_s, who: refs)
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
 
-    def train(accuracies, newest=None, **options):
+    def train(accuracies, newest=None, stopper=None, every=2, **options):
         group, rows = Group(), {}
         tracker = SimpleNamespace(log=lambda done, values, note="": rows.setdefault(done, {}).update(values))
         run = SimpleNamespace(
             topology=SimpleNamespace(client=lambda: SimpleNamespace(prefetch=lambda videos: None)),
             directory=SimpleNamespace(sync=lambda: None),
             tracker=lambda *_: nullcontext(tracker),
+            record=dict,
+            saved=lambda stage, checkpoints: None,
+            stopper=stopper or Stopper(1.0),
         )
         given = iter(accuracies)
 
@@ -55,10 +61,18 @@ def trained(tmp_path, monkeypatch):
         options = {"best_by": "eval/accuracy", "eval_every": 1} | options
         steps = len(accuracies) + (newest.iteration if newest else 0)
         task = supervised.Supervised(
-            "reward", steps, Saving(every=2, keep=1), {}, step, lambda number: (), evaluate, **options
+            "reward",
+            steps,
+            Saving(every=every, keep=1),
+            {"stage": "reward"},
+            step,
+            lambda number: (),
+            evaluate,
+            **options,
         )
         return supervised.train(task, run, group, checkpoints, newest), checkpoints, rows
 
+    train.folder = tmp_path
     return train
 
 
@@ -77,6 +91,20 @@ def test_a_resume_knows_the_best_and_goes_on_comparing(trained):
     assert best == Best(7, 0.9) and checkpoints.iterations() == [7, 8]
     best, checkpoints, _ = trained([], checkpoints.latest())  # finished: what is left is to export it
     assert best == Best(7, 0.9) and checkpoints.at(7).iteration == 7
+
+
+def test_a_signal_ends_the_loop_with_a_checkpoint_of_the_step_that_was_under_way(trained, monkeypatch):
+    stopper, usual = Stopper(60.0, lambda seconds, signum: SimpleNamespace(cancel=lambda: None)), supervised._finish
+
+    def finish(tracker, done, *args):
+        usual(tracker, done, *args)
+        if done == 2:
+            stopper.receive(signal.SIGTERM)
+
+    monkeypatch.setattr(supervised, "_finish", finish)
+    with pytest.raises(Interrupted):
+        trained([0.5] * 8, stopper=stopper, every=0, eval_every=0)
+    assert Checkpoints(trained.folder / "checkpoints").iterations() == [3]  # the loop is a step ahead of its metrics
 
 
 def test_without_a_metric_the_newest_are_kept(trained):

@@ -1,0 +1,89 @@
+"""Options that differ between a checkpoint and the run that resumes it: which are named, refused, or said to have an effect."""
+
+from __future__ import annotations
+
+import pytest
+
+from rlaif.config.difference import Change, decides_order, differences, is_fixed, resumed_with
+from rlaif.config.schema import Config
+
+
+def dumped(**options) -> dict:
+    return Config(name="run", storage="/runs", **options).model_dump(mode="json")
+
+
+def changed(stage: str, before: dict, now: dict, directories=("/runs/run", "/runs/run")) -> list[str]:
+    return [str(change) for change in resumed_with(stage, before, now, directories)]
+
+
+@pytest.mark.parametrize(
+    ("stage", "before", "now", "told"),
+    [
+        (
+            "ppo",
+            {"ppo": {"optim": {"lr": 1e-5}}},
+            {"ppo": {"optim": {"lr": 2e-5}}},
+            ["ppo.optim.lr: 1e-05 -> 2e-05"],
+        ),
+        ("sft", {"seed": 1}, {"seed": 2}, ["seed: 1 -> 2"]),
+        ("ppo", {"cluster": {"learner": {"actors": 2}}}, {}, []),
+        ("ppo", {"cluster": {"learner": {"actors": 4}}}, {}, ["cluster.learner.actors: 4 -> 2"]),
+        ("ppo", {"sft": {"steps": 3}, "data": {"sft": "a"}}, {"reward": {"steps": 5}}, []),
+        ("reward", {"data": {"pairs": "a.jsonl"}}, {"data": {"pairs": "b.jsonl"}}, ["data.pairs: a.jsonl -> b.jsonl"]),
+        ("ppo", {"ppo": {"lora": {"r": 4}}}, {"ppo": {"lora": {"r": 8}}}, ["ppo.lora.r: 4 -> 8"]),
+        ("ppo", {"ppo": {"reward_weights": {"a": 1.0}}}, {}, ['ppo.reward_weights: {"a": 1.0} -> {}']),
+        (
+            "ppo",
+            {"ppo": {"reward": "/model"}},
+            {"ppo": {"reward": {"path": "a:b"}}},
+            ['ppo.reward: /model -> {"path": "a:b"}'],
+        ),
+        ("ppo", {"cluster": {"address": "a:1"}}, {"cluster": {"address": "b:2"}}, []),
+    ],
+)
+def test_what_the_stage_reads_and_differs_is_named(stage, before, now, told):
+    found = changed(stage, dumped(**before), dumped(**now))
+    assert found == told
+
+
+def test_an_adapter_that_is_switched_off_is_one_difference():
+    (change,) = differences({"lora": {"r": 4, "alpha": 8}}, {"lora": None})
+    assert (change.option, change.before, change.now) == ("lora", {"r": 4, "alpha": 8}, None)
+    assert differences({"lora": None}, {"lora": {"r": 4}}) == [Change("lora", None, {"r": 4})]
+    assert differences({"lora": None, "a": {}}, {"lora": None, "a": {}}) == []
+
+
+def test_a_run_that_was_moved_has_no_differences():
+    before = dumped(data={"root": "/runs/run/data"}, ppo={"policy": "/runs/run/sft/export"})
+    now = dumped(data={"root": "/new/run/data"}, ppo={"policy": "/new/run/sft/export"})
+    assert changed("ppo", before, now, ("/runs/run", "/new/run")) == []
+    assert len(changed("ppo", before, now, ("/elsewhere", "/new/run"))) == 2
+
+
+def test_options_that_one_side_does_not_know_have_their_defaults_there():
+    before = dumped()
+    del before["ppo"]["reward_timeout_s"]
+    before["ppo"]["of_an_older_version"] = 1
+    assert changed("ppo", before, dumped()) == []
+
+
+@pytest.mark.parametrize(
+    ("stage", "option", "fixed", "order"),
+    [
+        ("ppo", "ppo.lora", True, False),
+        ("ppo", "ppo.lora.r", True, False),
+        ("ppo", "model.train_vision", True, False),
+        ("sft", "sft.train_projector", True, False),
+        ("reward", "reward.dimensions", True, False),
+        ("ppo", "ppo.advantage", True, False),
+        ("ppo", "ppo.optim.lr", False, False),
+        ("ppo", "cluster.learner.actors", False, False),
+        ("ppo", "ppo.prompts_per_iteration", False, True),
+        ("sft", "sft.batch_size", False, True),
+        ("ppo", "seed", False, True),
+        ("ppo", "eval.seed", False, False),
+        ("ppo", "data.prompts", False, True),
+    ],
+)
+def test_what_may_not_change_and_what_decides_the_rows(stage, option, fixed, order):
+    assert (is_fixed(stage, option), decides_order(option)) == (fixed, order)

@@ -1,0 +1,118 @@
+"""How a command ends when it is told to, or when its cluster's head goes: exit code, last words, and in time.
+
+The command line is the real one, in a process of its own with a private cluster; the stage is replaced by a few lines.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[3]
+
+STAGE = """
+import os, signal, sys, time
+import psutil, ray
+from rlaif import cli
+from rlaif.stages import preflight
+from rlaif.stages.run import open_run
+from rlaif.terminal import say
+
+@ray.remote(num_cpus=0)
+def sleep():
+    time.sleep(600)
+
+def end_head():
+    for process in psutil.Process().children():
+        if "gcs_server" in process.name():
+            process.kill()
+
+def stage(args, config):
+    with open_run(config) as run:
+        {body}
+
+cli.start_stage, preflight.require = stage, lambda *_: None
+sys.exit(cli.main(["sft", {file!r}]))
+"""
+WAITING = "say('waiting'); ray.get(sleep.remote(), timeout=300)"
+
+
+@pytest.fixture
+def command(tmp_path):
+    """command(body) starts the command; the body runs where a stage would."""
+    file = tmp_path / "run.yaml"
+    file.write_text(f"name: run\nstorage: {tmp_path}\ncluster: {{object_store_gib: 0.1}}\n")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    started = []
+
+    def start(body: str, file: Path = file) -> subprocess.Popen:
+        script = STAGE.format(body=body, file=str(file))
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        environment["PYTHONPATH"] = str(ROOT)
+        started.append(
+            subprocess.Popen([sys.executable, "-c", script], env=environment, start_new_session=True, **pipes)
+        )
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+def wait_for(process: subprocess.Popen, word: str) -> None:
+    for line in process.stdout:
+        if line == f"{word}\n":
+            return
+    raise AssertionError(process.stderr.read())
+
+
+@pytest.mark.parametrize(
+    ("signum", "whole_group", "code"),
+    [
+        (signal.SIGTERM, False, 143),
+        pytest.param(signal.SIGINT, True, 130, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, True, 143, marks=pytest.mark.slow),  # as schedulers send it
+    ],
+)
+def test_a_signal_ends_the_command_with_its_code_a_hint_and_no_foreign_words(command, signum, whole_group, code):
+    process = command(WAITING)
+    wait_for(process, "waiting")
+    (os.killpg if whole_group else os.kill)(process.pid, signum)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == code, told
+    assert "interrupted; nothing was saved yet: the same command starts again" in told
+    assert "***" not in told and "Traceback" not in told
+
+
+def test_a_head_that_goes_when_everything_is_done_is_a_warning(command):
+    process = command("end_head()")
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 0, told
+    assert "everything was done" in told and "Traceback" not in told
+
+
+@pytest.mark.slow
+def test_a_head_that_goes_before_is_an_error_within_seconds(command):
+    process = command("end_head(); " + WAITING)
+    wait_for(process, "waiting")
+    _, told = process.communicate(timeout=40)
+    assert process.returncode == 1, told
+    assert "HeadLostError: expected a cluster whose head answers" in told and "Traceback" not in told
+    assert "the same command starts again" in told
+
+
+@pytest.mark.slow
+def test_a_head_that_goes_after_a_whole_run_costs_nothing(command, make_config, tmp_path):
+    config = make_config(tmp_path, "ppo.iterations=1", "ppo.advantage=leave_one_out", "data.eval=none.jsonl")
+    file = tmp_path / "resolved.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    process = command("from rlaif.stages import ppo; ppo.train(config, run); end_head()", file)
+    _, told = process.communicate(timeout=600)
+    assert process.returncode == 0 and "everything was done" in told, told[-3000:]
+    assert (tmp_path / "runs" / "run" / "export" / "adapter_model.safetensors").is_file()

@@ -1,0 +1,82 @@
+"""When a signal ends a run: the state machine, without processes."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from rlaif.stages.stopping import Interrupted, Stopper
+
+
+class Timer:
+    def __init__(self):
+        self.asked, self.cancelled = [], False
+
+    def __call__(self, seconds, signum):
+        self.asked.append((seconds, signum))
+        return self
+
+    def cancel(self):
+        self.cancelled = True
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_outside_a_loop_a_signal_ends_the_run_at_once(signum, code):
+    stopper = Stopper(20.0, Timer())
+    with pytest.raises(Interrupted) as caught:
+        stopper.receive(signum)
+    assert caught.value.exit_code == code and isinstance(caught.value, KeyboardInterrupt)
+
+
+def test_inside_a_loop_the_first_waits_for_the_checkpoint_and_the_second_does_not(caplog):
+    timer = Timer()
+    stopper = Stopper(20.0, timer)
+    with pytest.raises(Interrupted), stopper.deferred():
+        stopper.check()
+        stopper.receive(signal.SIGTERM)
+        assert stopper.requested == signal.SIGTERM and timer.asked == [(20.0, signal.SIGTERM)]
+        assert "saving a checkpoint after this iteration" in caplog.text
+        with pytest.raises(Interrupted):
+            stopper.receive(signal.SIGTERM)
+        stopper.check()
+    assert timer.cancelled
+
+
+def test_an_error_from_another_thread_comes_instead_of_the_interrupt():
+    stopper = Stopper(20.0, Timer())
+    with pytest.raises(RuntimeError, match="the head"), stopper.installed(), stopper.explained():
+        stopper.fail(RuntimeError("the head"))
+        signal.pause()
+
+
+def test_what_a_library_makes_of_an_interrupt_is_put_right():
+    """Ray's calls raise a plain KeyboardInterrupt, whatever the handler has raised."""
+    stopper = Stopper(20.0, Timer())
+    with pytest.raises(Interrupted) as caught, stopper.explained():
+        with pytest.raises(Interrupted):
+            stopper.receive(signal.SIGTERM)
+        raise KeyboardInterrupt
+    assert caught.value.exit_code == 143
+
+
+def test_handlers_are_given_back_and_taken_again_after_somebody_else(monkeypatch):
+    def other(signum, frame):
+        raise AssertionError
+
+    before = signal.getsignal(signal.SIGTERM)
+    stopper = Stopper(20.0, Timer())
+    with stopper.installed():
+        signal.signal(signal.SIGTERM, other)
+        stopper.install()
+        with pytest.raises(Interrupted):
+            signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_the_reminder_sends_the_signal_again():
+    stopper = Stopper(0.05)
+    with stopper.installed(), stopper.deferred(), pytest.raises(Interrupted):
+        signal.raise_signal(signal.SIGTERM)
+        while True:
+            signal.pause()
