@@ -91,7 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name, text in STAGES.items():
         stage = commands.add_parser(name, help=text, description=text)
         stage.add_argument("config", help="YAML file (see configs/)")
-        stage.add_argument("overrides", nargs="*", metavar="key=value", help="options that replace those of the file")
+        stage.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="options that replace those of the file")
         stage.add_argument(
             "--strict", action="store_true", help="a bad row or video is fatal instead of counted and skipped"
         )
@@ -180,12 +180,12 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
     kinds = commands.add_parser("bench", help="where the time goes").add_subparsers(dest="bench", required=True)
     ppo = kinds.add_parser("ppo", help="a PPO iteration, and the same in a single process")
     ppo.add_argument("config", help="YAML file (see configs/bench.yaml)")
-    ppo.add_argument("overrides", nargs="*", metavar="key=value", help="options that replace those of the file")
+    ppo.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="options that replace those of the file")
     ppo.add_argument("--json", type=Path, help="file to write the figures to")
     ppo.set_defaults(run=run_bench)
     label = kinds.add_parser("label", help="answers judged per second, and the same with transformers")
     label.add_argument("config", help="YAML file (see configs/bench_label.yaml)")
-    label.add_argument("overrides", nargs="*", metavar="key=value", help="options that replace those of the file")
+    label.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="options that replace those of the file")
     label.add_argument("--json", type=Path, help="file to write the figures to")
     label.set_defaults(run=run_bench_label)
 

@@ -24,7 +24,7 @@ def add(commands: argparse._SubParsersAction, stages: Collection[str]) -> None:
     options.set_defaults(run=run_options, parser=options)
     check = commands.add_parser("check", help="everything that keeps a configuration from running, without running it")
     check.add_argument("config", help="YAML file (see configs/)")
-    check.add_argument("overrides", nargs="*", metavar="key=value", help="options that replace those of the file")
+    check.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="options that replace those of the file")
     check.add_argument(
         "--stage",
         choices=sorted(stages),
@@ -48,12 +48,13 @@ def version() -> str:
 
 def run_init(args: argparse.Namespace) -> None:
     from rlaif.config.starter import next_steps, write_config
+    from rlaif.stages.summary import program
 
     positions = _positions(args.model) if args.model else None
     model = str(Path(args.model).expanduser().absolute()) if args.model and Path(args.model).exists() else args.model
     target, found = write_config(args.folder, args.gpu, model, positions, args.force)
     print(f"wrote {target}\n")
-    print(next_steps(target.parent, found))
+    print(next_steps(target.parent, found, program()))
 
 
 def _positions(model: str) -> int | None:
@@ -85,15 +86,17 @@ def run_check_config(args: argparse.Namespace) -> int:
 
     logging.disable(logging.WARNING)  # libraries that are imported tell what they found, which is no finding here
     from rlaif.stages.preflight import examine_all
+    from rlaif.stages.summary import Typed
 
     findings = examine_all(args.config, args.overrides, args.stage)
+    # The configuration is long, so it comes first: what was found must be in sight when the command ends.
+    if findings.config is not None:
+        print(f"# the configuration with all its defaults\n{shown_config(findings.config)}")
     stages = " -> ".join(findings.stages) or "options only"
     print(f"{args.config}: checked for {stages}")
     for note in findings.notes:
         print(f"  note: {note}")
-    if findings.problems:
-        print(bullets(findings.problems))
-    if findings.config is not None:
-        print(f"\n# the configuration with all its defaults\n{shown_config(findings.config)}", end="")
-    print("\nno problems found" if not findings.problems else f"\n{len(findings.problems)} problem(s), listed above")
+    print(bullets(findings.problems) if findings.problems else "no problems found")
+    if findings.stages and not findings.problems:
+        print(f"next:  {Typed(args.config, args.overrides).command(findings.stages[0])}")
     return 1 if findings.problems else 0

@@ -29,6 +29,8 @@ READERS = {
 EXPORTING = ("sft", "reward", "ppo")
 """Stages whose exports later stages start from."""
 
+MOVED = "data.root; if you moved the folder with its runs in it, storage too"
+
 
 @dataclass
 class Inquiry:
@@ -115,7 +117,7 @@ class Inquiry:
         root = locate(self.config.data.root)
         if root.local is None or root.local.is_dir():
             return True
-        self.problem(f"data.root: expected the folder of your files\n      found  no folder at {root}")
+        self.problem(f"data.root: expected the folder of your files\n      found  no folder at {root}\n      change {MOVED}")
         return False
 
     def _note_skipped(self, option: str, report: Report) -> None:
