@@ -225,38 +225,49 @@ def on_screen(command: str, config: Config) -> AbstractContextManager:
     return shown(command, RunDir(config.storage, config.name).path, config.logging.foreign == "terminal")
 
 
+def check_files(args: argparse.Namespace, config: Config) -> None:
+    """Raise ConfigError for every file and option that would stop the stage, before Ray starts."""
+    with phase("checking files and options"):
+        from rlaif.stages import preflight
+
+        preflight.require(config, args.command, args.config)
+
+
 def run_to_its_end(args: argparse.Namespace, config: Config) -> int:
     """Run a stage; whatever ends it early, say how to go on. Returns the exit code."""
-    import ray
-
-    from rlaif.stages import preflight
-
     try:
         with on_screen(args.command, config):
-            with phase("checking files and options"):
-                preflight.require(config, args.command, args.config)
+            check_files(args, config)
             start_stage(args, config)
     except (ConfigError, DataError):
         raise  # they say what to change
     except RlaifError as error:
         print(f"\n{type(error).__name__}: {error}\n\n{how_to_go_on(args, config)}", file=sys.stderr)
         return 1
-    except OSError as error:
-        from rlaif.storage import storage_fix
-        from rlaif.writable import is_full
-
-        if not is_full(error):
-            raise
-        place = error.filename or config.storage
-        print(f"\n{error}: {storage_fix(error, place)}\n\n{how_to_go_on(args, config)}", file=sys.stderr)
-        return 1
-    except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as error:
-        print(f"\n{error}\n\nan actor failed; {how_to_go_on(args, config)}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt as error:
         print(f"\ninterrupted; {how_to_go_on(args, config)}", file=sys.stderr)
         return getattr(error, "exit_code", 130)
+    except Exception as error:
+        reason = _reason(error, config)
+        if reason is None:
+            raise
+        print(f"\n{reason}\n\n{how_to_go_on(args, config)}", file=sys.stderr)
+        return 1
     return 0
+
+
+def _reason(error: Exception, config: Config) -> str | None:
+    """Return what a full disk or a failed actor means for the user; None for errors that need their traceback."""
+    import ray
+
+    from rlaif.storage import storage_fix
+    from rlaif.writable import is_full
+
+    if isinstance(error, OSError) and is_full(error):
+        return f"{error}: {storage_fix(error, error.filename or config.storage)}"
+    if isinstance(error, (ray.exceptions.RayActorError, ray.exceptions.RayTaskError)):
+        return f"{error}\n\nan actor failed"
+    return None
 
 
 def how_to_go_on(args: argparse.Namespace, config: Config) -> str:
@@ -281,6 +292,7 @@ def start_stage(args: argparse.Namespace, config: Config) -> None:
             reward,
             score,
             sft,
+            summaries,
             summary,
             winrate,
         )
@@ -290,14 +302,15 @@ def start_stage(args: argparse.Namespace, config: Config) -> None:
     if args.command == "demo":
         return demo.demo(config, typed)
     trained = {"sft": sft.train, "reward": reward.train, "ppo": ppo.train}
-    stages = {name: partial(train, start=args.start or "new") for name, train in trained.items()}
+    begin = getattr(args, "start", None) or "new"  # only stages with checkpoints have the option
+    stages = {name: partial(train, start=begin) for name, train in trained.items()}
     stages |= {"caption": caption.caption, "sample": candidates.sample, "label": label.label, "pairs": pairs.pairs}
     stages |= {"score": score.score, "eval": evaluate.evaluate, "eval context": context.context}
     stages |= {"eval agreement": agreement.agreement, "eval winrate": winrate.winrate}
     began = time.monotonic()
     with open_run(config) as run:
         result = stages[args.command](config, run)
-    found = summary.summarise(args.command, config, typed, result)
+    found = summaries.summarise(args.command, config, typed, result)
     say(found.text(f"rlaif {args.command} finished in {summary.duration(time.monotonic() - began)}"))
 
 

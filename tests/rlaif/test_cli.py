@@ -127,6 +127,41 @@ def test_errors_from_inside_a_stage(config, capsys, monkeypatch):
     ]
 
 
+def test_an_actor_that_failed_is_told_on_the_terminal(config, capfd, monkeypatch, tmp_path):
+    import ray
+
+    def fail(args, config):
+        raise ray.exceptions.RayActorError("the actor died")
+
+    monkeypatch.setattr(cli, "check_files", lambda *_: None)
+    monkeypatch.setattr(cli, "start_stage", fail)
+    assert cli.main(["ppo", config]) == 1
+    shown = capfd.readouterr().err
+    assert "an actor failed; --resume" in shown and f"log: {tmp_path}/runs/x/logs/ppo.log" in shown
+
+
+@pytest.mark.parametrize("command", cli.STAGES)
+def test_every_command_reaches_its_stage_and_ends_with_its_summary(command, config, capsys, monkeypatch):
+    from contextlib import nullcontext
+    from importlib import import_module
+
+    from rlaif.stages import run, summaries, summary
+
+    modules = {
+        "sample": "candidates",
+        "eval": "evaluate",
+        **{name: name.split()[-1] for name in cli.STAGES if " " in name},
+    }
+    module = import_module(f"rlaif.stages.{modules.get(command, command)}")
+    name = "train" if command in cli.RESUMED else "sample" if command == "sample" else module.__name__.split(".")[-1]
+    monkeypatch.setattr(module, name, lambda *args, **options: "done")
+    monkeypatch.setattr(cli, "check_files", lambda *_: None)
+    monkeypatch.setattr(run, "open_run", lambda config: nullcontext())
+    monkeypatch.setattr(summaries, "summarise", lambda *args: summary.Summary({"result": args[-1]}))
+    assert cli.main([*command.split(), config]) == 0
+    assert command == "demo" or "done" in capsys.readouterr().out
+
+
 def test_what_nobody_foresaw_keeps_its_traceback(config, monkeypatch):
     def fail(args):
         raise RuntimeError("a bug")

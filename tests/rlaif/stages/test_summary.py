@@ -11,7 +11,7 @@ import pytest
 from rlaif import cli
 from rlaif.config.load import load_config
 from rlaif.rundir import RunDir
-from rlaif.stages import demo, summary
+from rlaif.stages import demo, summaries, summary
 from rlaif.stages.summary import Typed
 
 ROW = {"policy": "sft", "seed": 0, "decoding": "greedy", "hallucination": 0.3, "recall": 0.8, "kl": 0.0, "length": 7.5}
@@ -88,18 +88,18 @@ def parsed(words: list[str]):
 
 @pytest.mark.parametrize("stage", RESULTS)
 def test_a_stage_ends_with_what_it_did_and_where_things_are(config, typed, stage):
-    text = summary.summarise(stage, config, typed, RESULTS[stage]).text("headline")
+    text = summaries.summarise(stage, config, typed, RESULTS[stage]).text("headline")
     assert not [part for part in SAID[stage] if part not in text]
     assert str(config.storage) in text
 
 
 def test_every_stage_of_the_command_line_has_a_summary():
-    assert set(summary.SUMMARIES) == set(cli.STAGES) - {"demo"}
+    assert set(summaries.SUMMARIES) == set(cli.STAGES) - {"demo"}
 
 
 @pytest.mark.parametrize("stage", RESULTS)
 def test_next_commands_run_the_same_experiment(config, typed, stage):
-    text = summary.summarise(stage, config, typed, RESULTS[stage]).text("headline")
+    text = summaries.summarise(stage, config, typed, RESULTS[stage]).text("headline")
     commands = commands_of(text)
     assert [words[0] for words in commands] == ([NEXT[stage]] if stage in NEXT else [])
     for words in commands:
@@ -109,9 +109,9 @@ def test_next_commands_run_the_same_experiment(config, typed, stage):
 
 def test_ppo_follows_a_reward_model_that_it_would_use(tmp_path, make_config, world):
     own = ["ppo.reward={run}/reward/export", f"ppo.policy={world}/base"]
-    assert summary.following("reward", make_config(tmp_path, *own))
-    assert not summary.following("reward", make_config(tmp_path))  # a function
-    assert not summary.following("reward", make_config(tmp_path, own[0], "ppo.policy={run}/sft/export"))  # no model
+    assert summaries.following("reward", make_config(tmp_path, *own))
+    assert not summaries.following("reward", make_config(tmp_path))  # a function
+    assert not summaries.following("reward", make_config(tmp_path, own[0], "ppo.policy={run}/sft/export"))  # no model
 
 
 @pytest.mark.parametrize(
