@@ -29,7 +29,9 @@ def require_command(parser: argparse.ArgumentParser, commands: Collection[str], 
     if not word:
         parser.error("no command; `rlaif help` lists them")
     if word.startswith("-") and word not in ("-h", "--help", "--version"):
-        parser.error(f"expected a command, found {word!r}; flags follow the command, and `rlaif help` lists the commands")
+        parser.error(
+            f"expected a command, found {word!r}; flags follow the command, and `rlaif help` lists the commands"
+        )
     if not word.startswith("-") and word not in commands:
         near = difflib.get_close_matches(word, commands, n=1)
         parser.error(f"no command {word!r}" + (f"; did you mean `rlaif {near[0]}`?" if near else "; see `rlaif help`"))

@@ -153,8 +153,9 @@ def next_steps(folder: Path, found: dict[str, Found], program: str = "rlaif") ->
         if kind not in found:
             lines.append(f"  {kind + '.jsonl':<15} {json.dumps(row | {'video': video})}")
     missing = ["Still to be written, one JSON object per line (`eval.jsonl` is optional):", *lines, ""] if lines else []
-    config = shlex.quote(str(folder / NAME))
-    return "\n".join([*missing, f"next:  {program} check {config}", f"       {program} options ppo    (a section's options: type, default, meaning)"])
+    check = f"{program} check {shlex.quote(str(folder / NAME))}"
+    options = f"{program} options ppo    (a section's options: type, default, meaning)"
+    return "\n".join([*missing, f"next:  {check}", f"       {options}"])
 
 
 EXAMPLES = {

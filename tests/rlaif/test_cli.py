@@ -138,7 +138,11 @@ def test_an_actor_that_failed_is_told_on_the_terminal(config, capfd, monkeypatch
     monkeypatch.setattr(cli, "start_stage", fail)
     assert cli.main(["ppo", config]) == 1
     shown = capfd.readouterr().err
-    assert "an actor failed; --resume" in shown and f"log: {tmp_path}/runs/x/logs/ppo.log" in shown
+    assert (
+        "an actor failed" in shown
+        and "the same command starts again" in shown
+        and f"log: {tmp_path}/runs/x/logs/ppo.log" in shown
+    )
 
 
 @pytest.mark.parametrize("command", cli.STAGES)
@@ -212,6 +216,19 @@ def test_what_is_missing_is_named_and_nothing_else(arguments, message, capsys):
     with pytest.raises(SystemExit):
         cli.main(arguments)
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("typed", ["options", "options ppo.kl"])
+def test_output_may_be_cut_by_its_reader(typed, unbuffered):
+    """As by `| head`: no traceback, however little is printed."""
+    words = [sys.executable, "-m", "rlaif", *typed.split()]
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    result = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, text=True, env=environment)
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (141, "")
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,9 @@ class Inquiry:
         root = locate(self.config.data.root)
         if root.local is None or root.local.is_dir():
             return True
-        self.problem(f"data.root: expected the folder of your files\n      found  no folder at {root}\n      change {MOVED}")
+        self.problem(
+            f"data.root: expected the folder of your files\n      found  no folder at {root}\n      change {MOVED}"
+        )
         return False
 
     def _note_skipped(self, option: str, report: Report) -> None:
