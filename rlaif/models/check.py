@@ -34,10 +34,9 @@ def require_model(option: str, path: str, served_adapter: str | None = None, or_
             return _require_adapter(option, path, folder, or_adapter)
         config = AutoConfig.from_pretrained(str(folder) if folder.is_dir() else path)
     except (OSError, ValueError, KeyError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
             f"{option}: a Hugging Face model directory, URI or hub name",
-            f"{path!r}: {first_line}",
+            f"{path!r}: {_reason(path, error)}",
             f"{option}, or run the stage that makes it first; {NEW_FAMILY}"
             if "does not recognize this architecture" in str(error)
             else f"{option}, or run the stage that makes it first",
@@ -50,6 +49,13 @@ def require_model(option: str, path: str, served_adapter: str | None = None, or_
             f"{served_adapter}=null, or {option}",
         )
     _require_safetensors(option, path, folder)
+
+
+def _reason(path: str, error: Exception) -> str:
+    """Return why a model cannot be read. transformers takes a folder that is missing for a name of the hub."""
+    if Path(path).is_absolute() and not Path(path).exists():
+        return "no such folder"
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _require_adapter(option: str, path: str, folder: Path, allowed: bool) -> None:

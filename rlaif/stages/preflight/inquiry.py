@@ -103,7 +103,9 @@ class Inquiry:
             return None
         if not path.is_file():
             found = f"{path} is a folder" if path.is_dir() else f"no file at {path}"
-            self.problem(f"{option}: expected {purpose}\n      found  {found}")
+            self.problem(
+                f"{option}: expected {purpose}\n      found  {found}\n      change {option}, or write the file"
+            )
             return None
         result = self.attempt(option, read, path, self.config.data.root, self.config.data.strict)
         if result is None:

@@ -78,6 +78,8 @@ def test_problems_of_all_kinds_are_found_together(problems, world, tmp_path):
         "ppo.minibatch_size (3) must divide",
         f"data.prompts: expected prompts for `rlaif ppo`\n      found  no file at {world}/data/typo.jsonl",
         "ppo.policy: a Hugging Face model directory",
+        "'/nothing': no such folder",
+        "change data.prompts, or write the file",
         "ppo.reward: expected a function as `package.module:name`",
         "eval.checker: expected a function as `package.module:name`",
         "no file at",
