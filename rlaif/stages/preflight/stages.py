@@ -60,7 +60,7 @@ def ppo(inquiry: Inquiry) -> None:
         inquiry.problem(
             f"ppo.prompts_per_iteration: expected at most the {len(rows)} usable prompts of data.prompts\n"
             f"      found  {config.ppo.prompts_per_iteration}\n"
-            f"      change ppo.prompts_per_iteration={len(rows)}, or add prompts"
+            f"      fix    Set ppo.prompts_per_iteration={len(rows)}, or add prompts"
         )
     if config.ppo.eval_every or inquiry.has_file("eval"):
         inquiry.rows("eval")
@@ -75,7 +75,7 @@ def evaluate(inquiry: Inquiry) -> None:
         inquiry.problem(
             f"name: expected the export of a PPO run at {inquiry.export('ppo')}\n"
             "      found  nothing there\n"
-            "      change run `rlaif ppo` first, or set name to the run that has one"
+            "      fix    Run `rlaif ppo` first, or set name to the run that has one"
         )
 
 
@@ -182,7 +182,9 @@ def _needs_file(inquiry: Inquiry, option: str, file: str, command: str | None = 
 def _require_file(config: Config, option: str, file: str, command: str | None) -> None:
     path = data_path(config, file)
     if not path.is_file():
-        fix = f"run `{command}` first, or set {option}" if command else f"{option}, or data.root ({config.data.root})"
+        fix = (
+            f"run `{command}` first, or set {option}" if command else f"Set {option}, or data.root ({config.data.root})"
+        )
         raise ConfigError(f"{option}: a file", f"no file at {path}", fix)
 
 
