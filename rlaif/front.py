@@ -83,10 +83,14 @@ def run_options(args: argparse.Namespace) -> None:
 def run_check_config(args: argparse.Namespace) -> int:
     from rlaif.config.load import bullets, shown_config
 
-    logging.disable(logging.WARNING)  # libraries that are imported tell what they found, which is no finding here
-    from rlaif.stages.preflight import examine_all
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # libraries log what they find while they are imported, which is no finding here
+    try:
+        from rlaif.stages.preflight import examine_all
 
-    findings = examine_all(args.config, args.overrides, args.stage)
+        findings = examine_all(args.config, args.overrides, args.stage)
+    finally:
+        logging.disable(before)
     stages = " -> ".join(findings.stages) or "options only"
     print(f"{args.config}: checked for {stages}")
     for note in findings.notes:

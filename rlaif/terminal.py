@@ -25,6 +25,8 @@ from typing import Protocol, TextIO
 
 from rlaif.errors import ConfigError
 
+log = logging.getLogger(__name__)
+
 EVERY_S = 20.0
 """Seconds between the lines of a running activity: less than the 30 promised, because threads and steps can be late."""
 SHORT_S = 2.0
@@ -62,7 +64,10 @@ class Screen:
         with self._lock:
             if self.live and self._activities:
                 self._activities[-1][0].hide()
-            print(text, file=stream or self.out, flush=True)
+            try:
+                print(text, file=stream or self.out, flush=True)
+            except BrokenPipeError:  # `rlaif ... | head`: whoever read the lines has gone, the work goes on
+                log.info("not shown, the reader has gone: %s", text)
             if self.live and self._activities:
                 self._activities[-1][0].show()
 
@@ -151,9 +156,9 @@ def phase(text: str) -> Iterator[None]:
 @contextmanager
 def shown(command: str, run: Path, foreign: bool = False) -> Iterator[Screen]:
     """Show one command that works on the run directory `run`; its log is `logs/<command>.log` there."""
-    log = run / "logs" / f"{command.replace(' ', '-')}.log"
-    with quiet(log, foreign) as where:
-        where.say(f"rlaif {command}: run directory {run} (log: {log.relative_to(run)})", where.err)
+    file = run / "logs" / f"{command.replace(' ', '-')}.log"
+    with quiet(file, foreign) as where:
+        where.say(f"rlaif {command}: run directory {run} (log: {file.relative_to(run)})", where.err)
         whole = Phase(f"rlaif {command}: working", where)  # what is shown between two phases
         where.begin(whole)
         try:

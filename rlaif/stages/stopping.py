@@ -85,10 +85,10 @@ class Stopper:
         try:
             yield
         except KeyboardInterrupt as error:
+            if self.requested is not None:  # first: a signal to a whole process group ends the cluster's head as well
+                raise Interrupted(self.requested) from error
             if self.error is not None:
                 raise self.error from error
-            if self.requested is not None:
-                raise Interrupted(self.requested) from error
             raise
 
     @contextmanager
