@@ -14,6 +14,8 @@ from rlaif.errors import RlaifError
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("rlaif", "actors", "learners", "cluster")
 ERRORS = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, RlaifError)}
+PLACES = {name: 2 for name in ERRORS} | {"wrong": 3}
+"""Which argument the fix is: of every error of ours, and of what collects problems before a start."""
 VERBS = set(
     """add append change check choose collect convert copy correct give free leave let load look lower mend merge move
     name open pin publish put raise re-encode relax remove rename repair replace report resume run send set start train
@@ -22,7 +24,7 @@ VERBS = set(
 
 
 def fixes(source: str) -> list[tuple[int, str]]:
-    """Return (line, text) of the third argument of every error of ours, as far as it is written out in the file.
+    """Return (line, text) of the fix of every error of ours, as far as it is written out in the file.
 
     `{}` stands for what is filled in. Names are followed to what is assigned to them.
     """
@@ -31,9 +33,12 @@ def fixes(source: str) -> list[tuple[int, str]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             assigned[node.targets[0].id].append(node.value)
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and len(node.args) >= 3]
-    ours = [call for call in calls if ast.unparse(call.func).split(".")[-1] in ERRORS]
-    return [(call.lineno, text) for call in ours for text in texts(call.args[2], assigned)]
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            place = PLACES.get(ast.unparse(node.func).split(".")[-1], len(node.args))
+            found += [(node.lineno, text) for fix in node.args[place : place + 1] for text in texts(fix, assigned)]
+    return found
 
 
 def texts(node: ast.expr, assigned: dict[str, list[ast.expr]]) -> list[str]:
