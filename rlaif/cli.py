@@ -17,7 +17,7 @@ from rlaif.errors import ConfigError, DataError, RlaifError
 from rlaif.isolation import pin_packages, working_directory_last
 from rlaif.rundir import RunDir
 from rlaif.terminal import phase, reader_left, say, shown
-from rlaif.usage import Parser, refuse, require_command
+from rlaif.usage import Parser, flags_of, refuse, require_command
 
 STAGES = {
     "sft": "supervised fine-tuning",
@@ -82,7 +82,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     require_command(parser, parser.get_default("commands"), argv)
     args, rest = parser.parse_known_args(argv)
     if wrong := [word for word in rest if word.startswith("-") or "=" not in word]:
-        refuse(getattr(args, "parser", parser), argv, wrong, args.command)
+        refuse(getattr(args, "parser", parser), argv, wrong, args.command, flags_of(parser.get_default("parsers")))
     if rest:
         args.overrides = [*args.overrides, *rest]
     return args
@@ -123,7 +123,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_bench(commands)
     doctor = commands.add_parser("doctor", help="what is usable on this machine, and what to do about each problem")
     doctor.set_defaults(run=run_doctor)
-    parser.set_defaults(commands=tuple(commands.choices))
+    parser.set_defaults(commands=tuple(commands.choices), parsers=dict(commands.choices))
     return parser
 
 
@@ -240,7 +240,10 @@ def check_files(args: argparse.Namespace, config: Config) -> None:
     """Raise ConfigError for every file and option that would stop the stage, before Ray starts."""
     with phase("checking files and options"):
         from rlaif.stages import preflight
+        from rlaif.stages.run import check_start
 
+        if args.command in RESUMED:
+            check_start(config, args.command, args.start or "new")
         preflight.require(config, args.command, args.config)
 
 

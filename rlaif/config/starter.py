@@ -43,11 +43,13 @@ def write_config(folder: Path, gpu: bool, model: str | None, positions: int | No
     folder = Path(folder).expanduser().absolute()
     target = folder / NAME
     if folder.exists() and not folder.is_dir():
-        raise ConfigError("a folder to write a configuration into", f"the file {folder}", "the path")
+        raise ConfigError("a folder to write a configuration into", f"the file {folder}", "Give the path of a folder")
     if target.exists() and not force:
-        raise ConfigError(f"no {NAME} in {folder}", "one that is there", "add --force to replace it, or the folder")
+        raise ConfigError(
+            f"no {NAME} in {folder}", "one that is there", "Add --force to replace it, or give another folder"
+        )
     if reason := why_not_writable(folder):
-        raise ConfigError("a folder that can be written", reason, "the path")
+        raise ConfigError("a folder that can be written", reason, "Give the path of a folder that you may write to")
     found = look(folder)
     folder.mkdir(parents=True, exist_ok=True)
     target.write_text(render(folder, found, gpu, model or (GPU_MODEL if gpu else CPU_MODEL), positions))

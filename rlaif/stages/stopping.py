@@ -59,7 +59,7 @@ class Stopper:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """A loop that saves a checkpoint when `requested` is set, then calls `check`."""
+        """Wrap a loop that saves a checkpoint when `requested` is set, then calls `check`."""
         self._deferring = True
         try:
             yield
@@ -67,6 +67,7 @@ class Stopper:
             self._deferring = False
             if self._timer is not None:
                 self._timer.cancel()
+        self.check()  # of a signal that came after the loop's last checkpoint
 
     def check(self) -> None:
         """Raise Interrupted if a signal has come."""

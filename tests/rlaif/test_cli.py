@@ -27,7 +27,7 @@ def test_an_error_a_user_can_act_on_comes_without_a_traceback(tmp_path):
     )
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert "ConfigError: expected a YAML configuration file" in result.stderr
-    assert f"no file at {tmp_path}/none.yaml" in result.stderr and "change" in result.stderr
+    assert f"no file at {tmp_path}/none.yaml" in result.stderr and "\n  fix      " in result.stderr
     assert result.stdout == ""
 
 
@@ -58,6 +58,7 @@ def test_commands_of_two_words(command, config, capsys):
         (["ppo", "a.yaml", "--iterations=3"], ["ppo.iterations=3"]),
         (["sft", "a.yaml", "--learning-rate", "1e-5", "seed=1"], ["sft.optim.lr=1e-5"]),
         (["ppo", "a.yaml", "--resum"], ["did you mean --resume?"]),
+        (["caption", "a.yaml", "--resume"], ["--resume is for sft, reward, ppo"]),
         (["ppo", "a.yaml", "--zzzz"], ["key=value", "rlaif options"]),
         (["eval", "winrate", "a.yaml", "--stric"], ["usage: rlaif eval winrate", "did you mean --strict?"]),
         (["evl", "a.yaml"], ["no command 'evl'; did you mean `rlaif eval`?"]),
@@ -116,7 +117,7 @@ def test_a_stage_reports_what_is_missing_before_it_starts_ray(config, capsys):
 
 def test_errors_from_inside_a_stage(config, capsys, monkeypatch):
     def fail(args):
-        raise CheckpointError("a complete checkpoint", "half of one", "storage")
+        raise CheckpointError("a complete checkpoint", "half of one", "check storage")
 
     monkeypatch.setattr(cli, "run_stage", fail)
     assert cli.main(["ppo", config]) == 1
@@ -124,7 +125,7 @@ def test_errors_from_inside_a_stage(config, capsys, monkeypatch):
     assert told.strip().splitlines() == [
         "CheckpointError: expected a complete checkpoint",
         "  found    half of one",
-        "  change   storage",
+        "  fix      check storage",
     ]
 
 
@@ -165,6 +166,13 @@ def test_every_command_reaches_its_stage_and_ends_with_its_summary(command, conf
     monkeypatch.setattr(summaries, "summarise", lambda *args: summary.Summary({"result": args[-1]}))
     assert cli.main([*command.split(), config]) == 0
     assert command == "demo" or "done" in capsys.readouterr().out
+
+
+def test_output_that_nobody_reads_any_more_ends_the_command_without_a_traceback():
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-m", "rlaif", "options"], **options)
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == ("", 141)
 
 
 def test_what_nobody_foresaw_keeps_its_traceback(config, monkeypatch):

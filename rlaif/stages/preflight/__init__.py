@@ -60,7 +60,7 @@ def look_into(config: Config, stages: Sequence[str]) -> Inquiry:
     inquiry.attempt("storage", _check_storage, inquiry)
     for user, found, fix in cache_problems():
         inquiry.problem(
-            f"cache of {user}: expected a folder that can be written\n      found  {found}\n      change {fix}"
+            f"cache of {user}: expected a folder that can be written\n      found  {found}\n      fix    {fix}"
         )
     return inquiry
 
@@ -70,11 +70,11 @@ def _check_storage(inquiry: Inquiry) -> None:
     location = RunDir(config.storage, config.name).location
     location.on()  # a URI that no file system is known for
     if location.local and (reason := why_not_writable(location.local)):
-        raise ConfigError(f"storage: a folder that can be written, for {location}", reason, "storage=FOLDER")
+        raise ConfigError(f"storage: a folder that can be written, for {location}", reason, "Set storage=FOLDER")
 
 
 def require(config: Config, stage: str, source: str) -> None:
     """Raise ConfigError, listing every problem, unless a stage can start."""
     inquiry = look_into(config, [stage])
     if inquiry.problems:
-        raise ConfigError(f"a run that can start ({source})", bullets(inquiry.problems), "what is named above")
+        raise ConfigError(f"a run that can start ({source})", bullets(inquiry.problems), "Change what is named above")
