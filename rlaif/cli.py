@@ -16,7 +16,7 @@ from rlaif.config.schema import Config
 from rlaif.errors import ConfigError, DataError, RlaifError
 from rlaif.isolation import pin_packages, working_directory_last
 from rlaif.rundir import RunDir
-from rlaif.terminal import phase, say, shown
+from rlaif.terminal import phase, reader_left, say, shown
 from rlaif.usage import Parser, flags_of, refuse, require_command
 
 STAGES = {
@@ -49,9 +49,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         code = args.run(args) or 0
         sys.stdout.flush()
-    except BrokenPipeError:  # whatever reads the output, such as `| head`, has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 141  # what the shell reports of a program that SIGPIPE ended
+    except BrokenPipeError:
+        if not reader_left():
+            raise
+        code = 141  # what a shell reports for SIGPIPE
     except RlaifError as error:
         print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
         code = 1
@@ -95,7 +96,9 @@ def build_parser() -> argparse.ArgumentParser:
     for name, text in STAGES.items():
         stage = commands.add_parser(name, help=text, description=text)
         stage.add_argument("config", help="YAML file (see configs/)")
-        stage.add_argument("overrides", nargs="*", metavar="key=value", help="options that replace those of the file")
+        stage.add_argument(
+            "overrides", nargs="*", default=[], metavar="key=value", help="options that replace those of the file"
+        )
         stage.add_argument(
             "--strict", action="store_true", help="a bad row or video is fatal instead of counted and skipped"
         )
@@ -184,12 +187,16 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
     kinds = commands.add_parser("bench", help="where the time goes").add_subparsers(dest="bench", required=True)
     ppo = kinds.add_parser("ppo", help="a PPO iteration, and the same in a single process")
     ppo.add_argument("config", help="YAML file (see configs/bench.yaml)")
-    ppo.add_argument("overrides", nargs="*", metavar="key=value", help="options that replace those of the file")
+    ppo.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="options that replace those of the file"
+    )
     ppo.add_argument("--json", type=Path, help="file to write the figures to")
     ppo.set_defaults(run=run_bench)
     label = kinds.add_parser("label", help="answers judged per second, and the same with transformers")
     label.add_argument("config", help="YAML file (see configs/bench_label.yaml)")
-    label.add_argument("overrides", nargs="*", metavar="key=value", help="options that replace those of the file")
+    label.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="options that replace those of the file"
+    )
     label.add_argument("--json", type=Path, help="file to write the figures to")
     label.set_defaults(run=run_bench_label)
 

@@ -15,6 +15,7 @@ import atexit
 import logging
 import os
 import re
+import select
 import sys
 import threading
 import time
@@ -133,6 +134,17 @@ def screen() -> Screen:
 def say(text: str = "") -> None:
     """Write a line of the command itself. In a stage, `print` would end in the log file."""
     screen().say(text)
+
+
+def reader_left() -> bool:
+    """Return whether nobody reads standard output any more, as after `rlaif options | head`; the rest is then dropped."""
+    pipe = select.poll()
+    pipe.register(sys.stdout.fileno(), 0)  # errors are reported without being asked for
+    if not any(event & select.POLLERR for _, event in pipe.poll(0)):
+        return False
+    # the interpreter flushes once more at its exit, and would print the error then
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def headline(text: str) -> None:

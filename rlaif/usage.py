@@ -39,7 +39,13 @@ def refuse(
 def require_command(parser: argparse.ArgumentParser, commands: Collection[str], argv: list[str]) -> None:
     """End with exit code 2 and the command that was meant if the first word is none."""
     word = argv[0] if argv else ""
-    if word and not word.startswith("-") and word not in commands:
+    if not word:
+        parser.error("no command; `rlaif help` lists them")
+    if word.startswith("-") and word not in ("-h", "--help", "--version"):
+        parser.error(
+            f"expected a command, found {word!r}; flags follow the command, and `rlaif help` lists the commands"
+        )
+    if not word.startswith("-") and word not in commands:
         near = difflib.get_close_matches(word, commands, n=1)
         parser.error(f"no command {word!r}" + (f"; did you mean `rlaif {near[0]}`?" if near else "; see `rlaif help`"))
 

@@ -143,8 +143,11 @@ WHAT = {
 MISSING = {kind: "not there yet" for kind in WHAT} | {"pairs_eval": "a part of `pairs` is held out instead"}
 
 
-def next_steps(folder: Path, found: dict[str, Found]) -> str:
-    """Return what to do after `rlaif init`: the rows that are missing, with a clip that is there, and the commands."""
+def next_steps(folder: Path, found: dict[str, Found], program: str = "rlaif") -> str:
+    """Return what to do after `rlaif init`: the rows that are missing, with a clip that is there, and the commands.
+
+    `program` is the command line that runs rlaif, as the user started it.
+    """
     clip = next((p for p in sorted(folder.rglob("*")) if p.suffix.lower() in VIDEOS and "runs" not in p.parts), None)
     video = str(clip.relative_to(folder)) if clip else "clips/a.mp4"
     lines = []
@@ -152,8 +155,9 @@ def next_steps(folder: Path, found: dict[str, Found]) -> str:
         if kind not in found:
             lines.append(f"  {kind + '.jsonl':<15} {json.dumps(row | {'video': video})}")
     missing = ["Still to be written, one JSON object per line (`eval.jsonl` is optional):", *lines, ""] if lines else []
-    config = shlex.quote(str(folder / NAME))
-    return "\n".join([*missing, f"next:  rlaif check {config}", f"       rlaif options ppo    (all options of {NAME})"])
+    check = f"{program} check {shlex.quote(str(folder / NAME))}"
+    options = f"{program} options ppo    (a section's options: type, default, meaning)"
+    return "\n".join([*missing, f"next:  {check}", f"       {options}"])
 
 
 EXAMPLES = {

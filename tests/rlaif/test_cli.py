@@ -101,6 +101,7 @@ def test_options_of_a_section_and_of_none(capsys):
 def test_check_lists_all_problems_and_prints_the_configuration(config, capsys):
     assert cli.main(["check", config, "sed=1", "data.root=/nothing", "--stage", "sft"]) == 1
     told = capsys.readouterr().out
+    assert "3 problem(s)" in told.rpartition("\n\n")[2], "findings are in sight at the end"
     assert "sed: no such option; nearest is `seed`" in told and "data.root: expected the folder" in told
     assert "sft.init: a Hugging Face model" in told and "3 problem(s)" in told
     assert "prompts_per_iteration: 64" in told, "the configuration with its defaults"
@@ -205,6 +206,34 @@ def test_wrong_usage(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main(arguments)
     assert stopped.value.code == 2 and "usage: rlaif" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no command; `rlaif help` lists them"),
+        (["--resume", "ppo", "a.yaml"], "expected a command, found '--resume'"),
+        (["check"], "required: config\n"),
+        (["ppo"], "required: config\n"),
+    ],
+)
+def test_what_is_missing_is_named_and_nothing_else(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("typed", ["options", "options ppo.kl"])
+def test_output_may_be_cut_by_its_reader(typed, unbuffered):
+    """As by `| head`: no traceback, however little is printed."""
+    words = [sys.executable, "-m", "rlaif", *typed.split()]
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    result = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, text=True, env=environment)
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (141, "")
 
 
 @pytest.mark.parametrize(

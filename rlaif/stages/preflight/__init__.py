@@ -11,7 +11,7 @@ from rlaif.config.load import bullets, examine, options_of, read_yaml
 from rlaif.config.schema import Config
 from rlaif.errors import ConfigError
 from rlaif.rundir import RunDir
-from rlaif.stages.preflight.inquiry import Inquiry
+from rlaif.stages.preflight.inquiry import EXPORTING, Inquiry
 from rlaif.stages.preflight.stages import CHECKS, chain
 from rlaif.writable import cache_problems, why_not_writable
 
@@ -23,6 +23,14 @@ class Findings:
     stages: tuple[str, ...]
     problems: list[str]
     notes: list[str]
+
+    def next_stage(self) -> str | None:
+        """Return the first stage whose result is not there yet; None without options to check stages for."""
+        if self.config is None:
+            return None
+        run = RunDir(self.config.storage, self.config.name)
+        missing = [stage for stage in self.stages if stage not in EXPORTING or not run.export(stage).exists()]
+        return (missing or self.stages)[0]
 
 
 def examine_all(path: str, overrides: Sequence[str] = (), stage: str | None = None) -> Findings:

@@ -29,6 +29,8 @@ READERS = {
 EXPORTING = ("sft", "reward", "ppo")
 """Stages whose exports later stages start from."""
 
+MOVED = "Set data.root to that folder; if you moved the folder with its runs in it, set storage too"
+
 
 @dataclass
 class Inquiry:
@@ -120,7 +122,7 @@ class Inquiry:
         root = locate(self.config.data.root)
         if root.local is None or root.local.is_dir():
             return True
-        self.wrong("data.root", "the folder of your files", f"no folder at {root}", "Set data.root to that folder")
+        self.wrong("data.root", "the folder of your files", f"no folder at {root}", MOVED)
         return False
 
     def _note_skipped(self, option: str, report: Report) -> None:
