@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -127,18 +128,15 @@ def test_a_family_whose_features_vllm_does_not_take_is_named(offline, tmp_path):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (lambda of: {"lora": None}, r"ppo\.lora: checkpoint null, now"),
-        (lambda of: {"lora": of["lora"] | {"r": 8}}, r"ppo\.lora\.r: checkpoint 8, now 4"),
-        (
-            lambda of: {"lora": of["lora"] | {"targets": ["q_proj"]}},
-            r'ppo\.lora\.targets: checkpoint \["q_proj"\], now',
-        ),
-        (lambda of: {"policy": "0123456789abcdef"}, r"ppo\.policy \(its contents\): checkpoint 0123456789abcdef, now"),
+        (lambda of: {"lora": None}, "ppo.lora: checkpoint null, now {"),
+        (lambda of: {"lora": of["lora"] | {"r": 8}}, "ppo.lora.r: checkpoint 8, now 4"),
+        (lambda of: {"lora": of["lora"] | {"targets": ["q_proj"]}}, 'ppo.lora.targets: checkpoint ["q_proj"], now'),
+        (lambda of: {"policy": "0123456789abcdef"}, "ppo.policy (its contents): checkpoint 0123456789abcdef"),
         (
             lambda of: {"critic": of["critic"] | {"base": "0123456789abcdef"}},
-            "the critic's base .*0123456789abcdef, now",
+            "ppo.reward): checkpoint 0123456789abcdef",
         ),
-        (lambda of: {"advantage": "leave_one_out"}, r"ppo\.advantage: checkpoint leave_one_out, now gae"),
+        (lambda of: {"advantage": "leave_one_out"}, "ppo.advantage: checkpoint leave_one_out, now gae"),
     ],
     ids=["full weights", "rank", "targets", "base", "critic's base", "no critic"],
 )
@@ -148,19 +146,22 @@ def test_a_checkpoint_of_another_model_is_refused_and_kept(offline, tmp_path, ch
     checkpoints = Checkpoints(run.directory.checkpoints("ppo"))
     other = {"identity": own | change(own), "learner": {}}
     checkpoints.save(3, lambda folder: (folder / "x.json").write_text("{}"), other)
-    with pytest.raises(CheckpointError, match=named) as caught:
+    with pytest.raises(CheckpointError, match=re.escape(named)) as caught:
         ppo.train(config, run, "resume")
     assert "Set these as they were" in caught.value.change
     assert checkpoints.latest().iteration == 3
 
 
-REFUSED = {
+TOLD = {
     "template": (("reward.prompt_template='{question}{context}'",), ["reward.prompt_template"]),
     "captions": (("reward.captions_template='{captions}'",), ["reward.captions_template"]),
     "separator": (("reward.captions_separator=/",), ["reward.captions_separator"]),
     "turn": (("reward.evaluation_turn=Good?",), ["reward.evaluation_turn"]),
     "budget": (("reward.max_caption_tokens=7",), ["reward.max_caption_tokens"]),
-    "context": (("reward.context=none",), ["reward.context", "data.pairs (its rows)", "data.pairs_eval (its rows)"]),
+    "context": (
+        ("reward.context=none",),
+        ["reward.context", "data.pairs (its rows)", "data.pairs_eval (its rows)"],
+    ),
     "regulariser": (("reward.centering=squared",), ["reward.centering"]),
     "its weight": (("reward.centering_coef=0.5",), ["reward.centering_coef"]),
     "margin": (("reward.margin=record",), ["reward.margin"]),
@@ -170,9 +171,10 @@ REFUSED = {
     "batch": (("reward.batch_size=2",), ["reward.batch_size"]),
     "held-out pairs": (("data.pairs_eval=fewer.jsonl",), ["data.pairs_eval (its rows)"]),
 }
+"""What is changed, and the options that the refusal names."""
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", TOLD)
 def test_a_reward_model_is_not_resumed_as_another_one(offline, world, tmp_path, name):
     shutil.copytree(world / "data", tmp_path / "data")
     plain = (f"data.root={tmp_path}/data", "data.pairs_eval=pairs.jsonl")
@@ -182,10 +184,10 @@ def test_a_reward_model_is_not_resumed_as_another_one(offline, world, tmp_path, 
     checkpoints = run.checkpoints("reward", 2)
     meta = {"identity": reward.identity(config.reward, config.seed, *reward.datasets(config, run)), "learner": {}}
     checkpoints.save(3, lambda folder: (folder / "x.json").write_text("{}"), meta)
-    overrides, options = REFUSED[name]
+    overrides, named = TOLD[name]
     with pytest.raises(CheckpointError) as caught:
         reward.train(*offline(*plain, *overrides), "resume")
-    assert [part.split(": checkpoint ")[0] for part in caught.value.found.split("; ")] == options
+    assert re.findall(r"(?:^|; )([^;]+?): checkpoint ", caught.value.found) == named
     assert checkpoints.latest().iteration == 3
 
 

@@ -110,13 +110,13 @@ def test_problems_of_all_kinds_are_found_together(problems, world, tmp_path):
         ("sft", "data.root=/nothing", "data.root: expected the folder of your files"),
         ("sft", "data.sft=../data", "is a folder"),
         ("sft", "storage=nothing://bucket/x", "nothing://bucket/x"),
-        ("score", "score.models=[/nothing]", "score.models, or train one first"),
+        ("score", "score.models=[/nothing]", "score.models to a reward model, or train one first"),
         ("caption", "caption.model=/nothing", "caption.model: a Hugging Face"),
         ("sample", "candidates.models=[/nothing]", "candidates.models: a Hugging Face"),
         ("pairs", "name=y", "run `rlaif label` first"),
         ("eval winrate", "name=y", "run `rlaif sample` first"),
         ("eval agreement", "name=y", "data.pairs_eval: expected the preferences"),
-        ("eval context", "name=y", "label.reference to compare with"),
+        ("eval context", "name=y", "label.reference: expected code that knows"),
     ],
 )
 def test_what_a_stage_lacks_is_named_by_its_option(
