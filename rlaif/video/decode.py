@@ -177,7 +177,8 @@ def _probe_file(path: Path) -> tuple[VideoInfo, Index | None]:
         raise _bad(
             path,
             f"{size} bytes that do not decode ({first_line(error)})",
-            "the file is truncated or no video: copy or download it again",
+            "the file is no video, is damaged, or begins in the middle of a recording: copy or download it again, or "
+            "re-encode it with ffmpeg",
         ) from error
     if not index.fps > 0:
         raise _bad(path, "no frame rate", "re-encode the video with a constant frame rate")
@@ -230,8 +231,13 @@ def _folder_fps(folder: Path) -> float:
     if not sidecar.exists():
         return 1.0
     try:
-        fps = float(json.loads(sidecar.read_text())["fps"])
-    except (ValueError, KeyError, TypeError) as error:
+        if not sidecar.is_file():  # reading a pipe may never return
+            raise ValueError("no regular file")
+        fps = json.loads(sidecar.read_text())["fps"]
+        if isinstance(fps, bool):
+            raise TypeError(f"{fps} is no number")
+        fps = float(fps)
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise _bad(
             sidecar,
             f"{type(error).__name__}: {error}",
@@ -275,7 +281,7 @@ def _same_size(path: Path, frames: Iterable[tuple[int, np.ndarray]]) -> Iterator
             raise _bad(
                 path,
                 f"frames of {shape[:2]} and {frame.shape[:2]}",
-                "extract the frames at one size",
+                "extract the frames at one size" if path.is_dir() else "re-encode the video at one size",
                 expected="frames of one height and width",
             )
         yield number, frame
