@@ -44,8 +44,9 @@ demo: $(STAMP)
 doctor: $(STAMP)
 	@.venv/bin/python -m rlaif.doctor
 
+# Two processes, since tests that start actors wait a third of their time; each takes whole files, whose tests share actors.
 test: $(STAMP)
-	@$(PYTEST)
+	@$(PYTEST) -n 2 --dist loadfile --durations 10
 
 test-slow: $(STAMP)
 	@$(PYTEST) -m "slow and not gpu" --timeout 3600

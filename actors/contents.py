@@ -48,7 +48,7 @@ class Contents:
             raise ContractError(
                 f"an adapter of rank {self.rank}, which this engine was started for",
                 f"one of rank {rank} (version {manifest.version})",
-                "ppo.lora.r alike for learners and rollout actors: one run has one configuration",
+                "Give learners and rollout actors one configuration, with one ppo.lora.r",
             )
         if problem := self._problem({name: (info.shape, info.dtype) for name, info in manifest.tensors.items()}):
             raise ContractError(

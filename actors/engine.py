@@ -55,6 +55,7 @@ class Engine:
     def __init__(self, spec: EngineSpec):
         self.spec = spec
         self._files = Scratch(SCRATCH)
+        _keep_compiled()
         with self._files.holding():  # vLLM leaves a file there that it never removes
             self.llm = _build_llm(spec)
         self.weights = EngineWeights(self.llm, Contents(spec.model_path, spec.dtype, spec.lora_rank, spec.lora_targets))
@@ -249,6 +250,16 @@ def _group_logprobs(output: Any, tokens: Sequence[Sequence[int]]) -> np.ndarray:
 def runs_eagerly(rollout: Rollout, cuda: bool) -> bool:
     """Return whether vLLM runs the model without CUDA graphs; `cuda`: whether this process sees a GPU."""
     return not cuda if rollout.enforce_eager == "auto" else rollout.enforce_eager
+
+
+def _keep_compiled() -> None:
+    """Let torch's compiler keep its results where all engines of the node find them.
+
+    Its cache is in the temporary folder at its first use. In the engine's own one every engine would compile for 20 s.
+    """
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    cache_dir()  # writes the folder into the environment, where it stays
 
 
 def _build_llm(spec: EngineSpec) -> Any:

@@ -20,14 +20,17 @@ from rlaif.records import Probe, Probed, Prompt
 
 log = logging.getLogger(__name__)
 
+PATIENCE_S = 3600.0
+"""Deadline of a wait for which the caller gives none."""
+
 
 class Calls(Protocol):
     """How the pool waits for what it asked actors to do."""
 
-    def first(self, refs: list[Any], timeout: float | None) -> Any | None:
+    def first(self, refs: list[Any], timeout: float) -> Any | None:
         """One finished ref, or None at the timeout."""
 
-    def get(self, ref: Any, timeout: float | None = None) -> Any:
+    def get(self, ref: Any, timeout: float) -> Any:
         """Its result. Raises RayActorError for a dead actor, GetTimeoutError, or the actor's own error."""
 
     def kill(self, actor: Any) -> None:
@@ -37,11 +40,11 @@ class Calls(Protocol):
 class RayCalls:
     """The real thing."""
 
-    def first(self, refs: list[Any], timeout: float | None) -> Any | None:
+    def first(self, refs: list[Any], timeout: float) -> Any | None:
         ready, _ = ray.wait(refs, num_returns=1, timeout=timeout)
         return ready[0] if ready else None
 
-    def get(self, ref: Any, timeout: float | None = None) -> Any:
+    def get(self, ref: Any, timeout: float) -> Any:
         return fetch_result(ref, timeout)
 
     def kill(self, actor: Any) -> None:
@@ -77,7 +80,7 @@ class Weights:
     manifest: Manifest
     buckets: Sequence[Any] | None
     """None: they came from GPU to GPU."""
-    timeout: float | None = None
+    timeout: float = PATIENCE_S
     refs: dict[str, Any] = field(default_factory=dict)
     receipts: dict[str, Any] = field(default_factory=dict)
     """Of actors that hold them already."""
@@ -145,13 +148,17 @@ class RolloutPool:
     ) -> None:
         ordered = sorted(prompts, key=lambda prompt: prompt.prompt_id)
         if batch_id in self._batches or len({prompt.prompt_id for prompt in ordered}) != len(ordered):
-            raise ContractError("new batches of different prompts", f"a repetition in batch {batch_id!r}", "the caller")
+            raise ContractError(
+                "new batches of different prompts",
+                f"a repetition in batch {batch_id!r}",
+                "Give every batch an id of its own and each prompt once",
+            )
         batch = self._batches[batch_id] = Batch(ordered, n, call)
         shares = min(len(self._live()) * parts, len(ordered))
         for index, share in enumerate(shares_of(ordered, shares)):
             self._issue(batch, share, self.actors[index % len(self._actors)])
 
-    def results(self, batch_id: Any, timeout: float | None = None) -> Iterator[Answers]:
+    def results(self, batch_id: Any, timeout: float = PATIENCE_S) -> Iterator[Answers]:
         """The answers of a batch, part by part as they finish. Order is not by key: sort where it matters.
 
         Raises:
@@ -183,10 +190,12 @@ class RolloutPool:
         """A finished part, or nothing where its actor died and others were asked."""
         part = batch.open.pop(ref)
         try:
-            answers = self._calls.get(ref)
+            answers = self._calls.get(ref, PATIENCE_S)  # they are there, perhaps on another node
         except RayActorError as error:
             self._bury(part.actor, error)
             return self._reissue(batch, part)
+        except GetTimeoutError:
+            raise self._too_late({part.actor}, PATIENCE_S) from None
         _check(part, batch.n, answers)
         batch.done += [prompt.prompt_id for prompt in part.prompts]
         yield answers
@@ -212,7 +221,7 @@ class RolloutPool:
 
     # -------------------------------------------------------------- publishing
 
-    def publish(self, manifest: Manifest, buckets: Sequence[Any], timeout: float | None = None) -> None:
+    def publish(self, manifest: Manifest, buckets: Sequence[Any], timeout: float = PATIENCE_S) -> None:
         """Queue new weights behind what every actor still has to answer; returns at once.
 
         Actors that have this version already (`delivered`) are left out. `timeout`: seconds an actor waits for the buckets
@@ -233,7 +242,7 @@ class RolloutPool:
         self._weights = Weights(manifest, None, receipts=dict(receipts))
         self.version = manifest.version
 
-    def committed(self, timeout: float | None = None) -> dict[str, Any]:
+    def committed(self, timeout: float = PATIENCE_S) -> dict[str, Any]:
         """Wait until the weights published last are in place everywhere: receipts by actor.
 
         An actor that refuses them (a damaged transfer) gets them once more. One that refuses again or does not answer
@@ -261,7 +270,7 @@ class RolloutPool:
         self._live()
         return receipts
 
-    def _receipt(self, name: str, timeout: float | None) -> Any:
+    def _receipt(self, name: str, timeout: float) -> Any:
         try:
             return self._calls.get(self._weights.refs[name], timeout)
         except ContractError:
@@ -278,14 +287,14 @@ class RolloutPool:
         ref = self._actors[name].publish.remote(weights.manifest, weights.buckets, weights.timeout)
         self._weights.refs[name] = ref
 
-    def sleep(self, level: int, timeout: float | None = None) -> None:
+    def sleep(self, level: int, timeout: float = PATIENCE_S) -> None:
         """Leave the GPUs to others; each actor wakes by itself when it is next used. See `EngineWeights.sleep`."""
         for name, ref in {name: actor.sleep.remote(level) for name, actor in self._actors.items()}.items():
             self._collected(name, ref, timeout)
 
     # ----------------------------------------------------------------- probing
 
-    def respond(self, probe: Probe, sampling: Sampling, seed: int, timeout: float | None = None) -> Probe:
+    def respond(self, probe: Probe, sampling: Sampling, seed: int, timeout: float = PATIENCE_S) -> Probe:
         """The probe with a response sampled by one of the actors from the weights published last."""
         while True:
             name = self._live()[0]
@@ -294,7 +303,7 @@ class RolloutPool:
                 return found
 
     def probe(
-        self, probes: Sequence[Probe], sampling: Sampling, timeout: float | None = None, fresh: bool = False
+        self, probes: Sequence[Probe], sampling: Sampling, timeout: float = PATIENCE_S, fresh: bool = False
     ) -> dict[str, list[Probed]]:
         """What every live actor makes of the probes with the weights published last, by its name."""
         refs = {name: self._actors[name].probe.remote(probes, sampling, self.version, fresh) for name in self._live()}
@@ -302,7 +311,7 @@ class RolloutPool:
         self._live()
         return {name: probed for name, probed in found.items() if probed is not None}
 
-    def _collected(self, name: str, ref: Any, timeout: float | None) -> Any | None:
+    def _collected(self, name: str, ref: Any, timeout: float) -> Any | None:
         """An actor's answer; None for an actor that died, PlacementError for one that does not answer in time."""
         try:
             return self._calls.get(ref, timeout)
@@ -351,15 +360,15 @@ class RolloutPool:
         if not self._actors:
             gone = "; ".join(f"{name}: {reason}" for name, reason in self.dead.items())
             raise PlacementError(
-                "at least one rollout actor", f"none alive ({gone})", "the actors' logs; then resume the run"
+                "at least one rollout actor", f"none alive ({gone})", "Look at the actors' logs, then resume the run"
             )
         return list(self._actors)
 
-    def _too_late(self, names: set[str], timeout: float | None) -> PlacementError:
+    def _too_late(self, names: set[str], timeout: float) -> PlacementError:
         return PlacementError(
             f"an answer within {timeout:g} s",
             f"none from rollout actor {', '.join(sorted(names))}",
-            "raise the deadline if the actor is only slow; else look at its log and resume the run",
+            "Raise cluster.collective_timeout_s if the actor is only slow; else look at its log and resume the run",
         )
 
 
@@ -389,5 +398,5 @@ def _check(part: Part, n: int, answers: Answers) -> None:
         raise ContractError(
             f"{n} samples or one failure per prompt asked for",
             f"{found[wrong[0]]} for prompt {wrong[0]!r} from rollout actor {part.actor!r}",
-            "report this with the actor's log",
+            "Report this with the actor's log",
         )

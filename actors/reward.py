@@ -178,7 +178,7 @@ def read_card(export: str, option: str = "ppo.reward") -> dict:
         raise ConfigError(
             f"a reward model exported by `rlaif reward` at {export}",
             f"no {CARD} there",
-            f"{option}, or train one first",
+            f"Set {option} to a reward model, or train one first",
         )
     card = json.loads(location.read())
     return card | {"base": find_base(export, card["base"])}
@@ -196,7 +196,11 @@ def require_reward_model(option: str, export: str) -> dict:
         require_model(option, export)
     for name in (HEAD, ADAPTER) if card["lora"] else (HEAD,):
         if not (locate(export) / name).exists():
-            raise ConfigError(f"{option}: {name} in {export}", "no such file", f"{option}, or run `rlaif reward` again")
+            raise ConfigError(
+                f"{option}: {name} in {export}",
+                "no such file",
+                f"Set {option} to another reward model, or run `rlaif reward` again",
+            )
     return card
 
 
@@ -228,13 +232,13 @@ def check_weights(card: Mapping[str, Any], weights: Mapping[str, float], taken: 
         raise ConfigError(
             f"a weight for each dimension of the reward model: {', '.join(dimensions)}",
             f"weights for {', '.join(weights)}",
-            "ppo.reward_weights (0 leaves a dimension out), or leave it empty: each counts 1",
+            "Correct ppo.reward_weights (0 leaves a dimension out), or leave it empty: each counts 1",
         )
     if len(dimensions) > 1 and (clash := sorted(set(dimensions) & set(taken))):
         raise ConfigError(
             f"parts of the reward with different names beside ppo.terms.{clash[0]}",
             f"a dimension {clash[0]!r} of the reward model",
-            f"ppo.terms.{clash[0]}=0, or train the dimension under another name",
+            f"Set ppo.terms.{clash[0]}=0, or train the dimension under another name",
         )
 
 
@@ -257,5 +261,5 @@ def load_function(path: str) -> Callable:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
-            "a function as `package.module:name`", f"{path!r} ({error})", "the path, or PYTHONPATH"
+            "a function as `package.module:name`", f"{path!r} ({error})", "Correct the path, or set PYTHONPATH"
         ) from error

@@ -240,5 +240,7 @@ def _by_prompt(answers: Iterable[Answer]) -> list[list[Answer]]:
 def _checked(part: _Part, outcomes: dict[Key, Outcome]) -> dict[Key, Outcome]:
     asked = {answer.key for answer in part.answers}
     if outcomes.keys() != asked:
-        raise ContractError(f"{len(asked)} scores for as many answers", f"{len(outcomes)}", "the reward actors' log")
+        raise ContractError(
+            f"{len(asked)} scores for as many answers", f"{len(outcomes)}", "Report this with the reward actors' logs"
+        )
     return outcomes

@@ -25,6 +25,9 @@ from rlaif.records import Choice, Probe, Probed, Prompt, Sample
 from rlaif.seeds import derive
 from rlaif.video.spec import frames_digest
 
+ARRIVAL_S = 3600.0
+"""How long published weights may take to arrive if the driver does not say."""
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -188,7 +191,7 @@ class RolloutActor:
     def _digest(self, video: str) -> str:
         return frames_digest(self._frames.get(video, self._frames.spec(video)))
 
-    def publish(self, manifest: Manifest, buckets: Sequence[Any], timeout: float | None = None) -> Published:
+    def publish(self, manifest: Manifest, buckets: Sequence[Any], timeout: float = ARRIVAL_S) -> Published:
         """Fetch, verify and apply one version of the weights; `buckets` are references into the object store.
 
         Raises:
@@ -235,7 +238,7 @@ class RolloutActor:
         return found | {"prompt_tokens": self._engine.prompt_tokens, "cached_tokens": self._engine.cached_tokens}
 
 
-def _fetched(number: int, bucket: Any, timeout: float | None) -> Any:
+def _fetched(number: int, bucket: Any, timeout: float) -> Any:
     import ray
 
     try:
@@ -243,8 +246,8 @@ def _fetched(number: int, bucket: Any, timeout: float | None) -> Any:
     except (ray.exceptions.GetTimeoutError, ray.exceptions.ObjectLostError) as error:
         raise ContractError(
             f"bucket {number} of the published weights",
-            f"{type(error).__name__} after waiting at most {timeout or float('inf'):g} s",
-            "publish again; if it repeats, the learner's node or the network between the two",
+            f"{type(error).__name__} after waiting at most {timeout:g} s",
+            "Publish again; if it repeats, look at the learner's node and the network between the two",
         ) from error
 
 

@@ -59,5 +59,5 @@ class FrozenTower:
             raise ContractError(
                 "the published vision tower and projector to be those that the handed features come from",
                 f"{apart[0]!r} differs ({len(apart)} tensors in all) in version {manifest.version}",
-                "rollout.vision: engine where they train",
+                "Set rollout.vision=engine if they train",
             )

@@ -216,5 +216,5 @@ def _not_loaded(what: str, error: Exception | str) -> ContractError:
     return ContractError(
         f"{what} that vLLM can load",
         str(error),
-        "names, shapes and adapter targets must be those of the model directory that the engine was started with",
+        "Publish names, shapes and adapter targets of the model directory that the engine was started with",
     )

@@ -36,7 +36,7 @@ def ask(refs: Any, timeout_s: float = 3600.0, who: str = "actors", meanwhile: Ca
         ) from error
 
 
-def fetch_result(refs: Any, timeout_s: float | None) -> Any:
+def fetch_result(refs: Any, timeout_s: float) -> Any:
     """`ray.get` that re-raises a RlaifError from an actor without Ray's wrapping. Raises GetTimeoutError."""
     try:
         return ray.get(refs, timeout=timeout_s)

@@ -135,7 +135,7 @@ def refuse_temporary(storage: str) -> None:
         raise ConfigError(
             "`storage` to be an absolute path that every node sees, or a URI, inside a Ray job",
             f"the relative path {storage!r}, below the job's temporary working directory",
-            "storage=/path/on/a/shared/file/system or storage=s3://bucket/runs",
+            "Set storage=/path/on/a/shared/file/system or storage=s3://bucket/runs",
         )
 
 
@@ -273,7 +273,7 @@ def _address(config: Config) -> tuple[str, str]:
         raise ConfigError(
             f"{source} to be host:port of the cluster's head, or `auto` on one of its nodes",
             f"{address}, where jobs are submitted to",
-            f"`ray job submit --address {address} -- python -m rlaif ...`, or unset {source}",
+            f"Run `ray job submit --address {address} -- python -m rlaif ...`, or unset {source}",
         )
     return address, source
 
@@ -282,7 +282,7 @@ def _no_cluster(address: str, reason: str, source: str) -> ConfigError:
     """Return the error for a cluster that was named, or is that of the surrounding job, and does not answer."""
     expected = f"a Ray cluster at {address}" + (f" ({source})" if source else "")
     if "AuthToken" in reason:
-        change = "RAY_AUTH_MODE=token in this shell, and the cluster's token in ~/.ray/auth_token"
+        change = "Set RAY_AUTH_MODE=token in this shell, and write the cluster's token to ~/.ray/auth_token"
         return ConfigError(expected, "one that asks for a token", change)
     leave = {
         "cluster.address": "or leave cluster.address out to use a private cluster",

@@ -16,8 +16,8 @@ from rlaif.config.schema import Config
 from rlaif.errors import ConfigError, DataError, RlaifError
 from rlaif.isolation import pin_packages, working_directory_last
 from rlaif.rundir import RunDir
-from rlaif.terminal import phase, say, shown
-from rlaif.usage import Parser, refuse, require_command
+from rlaif.terminal import phase, reader_left, say, shown
+from rlaif.usage import Parser, flags_of, refuse, require_command
 
 STAGES = {
     "sft": "supervised fine-tuning",
@@ -48,6 +48,11 @@ def main(argv: list[str] | None = None) -> int:
     working_directory_last()  # functions named in a configuration are often there
     try:
         code = args.run(args) or 0
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not reader_left():
+            raise
+        code = 141  # what a shell reports for SIGPIPE
     except RlaifError as error:
         print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
         code = 1
@@ -77,7 +82,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     require_command(parser, parser.get_default("commands"), argv)
     args, rest = parser.parse_known_args(argv)
     if wrong := [word for word in rest if word.startswith("-") or "=" not in word]:
-        refuse(getattr(args, "parser", parser), argv, wrong, args.command)
+        refuse(getattr(args, "parser", parser), argv, wrong, args.command, flags_of(parser.get_default("parsers")))
     if rest:
         args.overrides = [*args.overrides, *rest]
     return args
@@ -91,7 +96,9 @@ def build_parser() -> argparse.ArgumentParser:
     for name, text in STAGES.items():
         stage = commands.add_parser(name, help=text, description=text)
         stage.add_argument("config", help="YAML file (see configs/)")
-        stage.add_argument("overrides", nargs="*", metavar="key=value", help="options that replace those of the file")
+        stage.add_argument(
+            "overrides", nargs="*", default=[], metavar="key=value", help="options that replace those of the file"
+        )
         stage.add_argument(
             "--strict", action="store_true", help="a bad row or video is fatal instead of counted and skipped"
         )
@@ -116,7 +123,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_bench(commands)
     doctor = commands.add_parser("doctor", help="what is usable on this machine, and what to do about each problem")
     doctor.set_defaults(run=run_doctor)
-    parser.set_defaults(commands=tuple(commands.choices))
+    parser.set_defaults(commands=tuple(commands.choices), parsers=dict(commands.choices))
     return parser
 
 
@@ -180,12 +187,16 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
     kinds = commands.add_parser("bench", help="where the time goes").add_subparsers(dest="bench", required=True)
     ppo = kinds.add_parser("ppo", help="a PPO iteration, and the same in a single process")
     ppo.add_argument("config", help="YAML file (see configs/bench.yaml)")
-    ppo.add_argument("overrides", nargs="*", metavar="key=value", help="options that replace those of the file")
+    ppo.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="options that replace those of the file"
+    )
     ppo.add_argument("--json", type=Path, help="file to write the figures to")
     ppo.set_defaults(run=run_bench)
     label = kinds.add_parser("label", help="answers judged per second, and the same with transformers")
     label.add_argument("config", help="YAML file (see configs/bench_label.yaml)")
-    label.add_argument("overrides", nargs="*", metavar="key=value", help="options that replace those of the file")
+    label.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="options that replace those of the file"
+    )
     label.add_argument("--json", type=Path, help="file to write the figures to")
     label.set_defaults(run=run_bench_label)
 
@@ -229,7 +240,10 @@ def check_files(args: argparse.Namespace, config: Config) -> None:
     """Raise ConfigError for every file and option that would stop the stage, before Ray starts."""
     with phase("checking files and options"):
         from rlaif.stages import preflight
+        from rlaif.stages.run import check_start
 
+        if args.command in RESUMED:
+            check_start(config, args.command, args.start or "new")
         preflight.require(config, args.command, args.config)
 
 

@@ -1,4 +1,4 @@
-"""Errors a user can act on: what was expected, what was found, what to change."""
+"""Errors a user can act on: what was expected, what was found, and what to do, as an imperative sentence."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class RlaifError(Exception):
 
     def __init__(self, expected: str, found: str, change: str):
         self.expected, self.found, self.change = expected, found, change
-        super().__init__(f"expected {expected}\n  found    {found}\n  change   {change}")
+        super().__init__(f"expected {expected}\n  found    {found}\n  fix      {change}")
 
     def __reduce__(self):  # Ray and pickle rebuild exceptions from args; ours takes three
         return type(self), (self.expected, self.found, self.change)

@@ -7,8 +7,12 @@ import logging
 from collections.abc import Collection
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rlaif.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rlaif.stages.preflight import Findings
 
 
 def add(commands: argparse._SubParsersAction, stages: Collection[str]) -> None:
@@ -24,7 +28,9 @@ def add(commands: argparse._SubParsersAction, stages: Collection[str]) -> None:
     options.set_defaults(run=run_options, parser=options)
     check = commands.add_parser("check", help="everything that keeps a configuration from running, without running it")
     check.add_argument("config", help="YAML file (see configs/)")
-    check.add_argument("overrides", nargs="*", metavar="key=value", help="options that replace those of the file")
+    check.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="options that replace those of the file"
+    )
     check.add_argument(
         "--stage",
         choices=sorted(stages),
@@ -48,12 +54,13 @@ def version() -> str:
 
 def run_init(args: argparse.Namespace) -> None:
     from rlaif.config.starter import next_steps, write_config
+    from rlaif.stages.summary import program
 
     positions = _positions(args.model) if args.model else None
     model = str(Path(args.model).expanduser().absolute()) if args.model and Path(args.model).exists() else args.model
     target, found = write_config(args.folder, args.gpu, model, positions, args.force)
     print(f"wrote {target}\n")
-    print(next_steps(target.parent, found))
+    print(next_steps(target.parent, found, program()))
 
 
 def _positions(model: str) -> int | None:
@@ -75,25 +82,34 @@ def run_options(args: argparse.Namespace) -> None:
         raise ConfigError(
             "the name of an option or a section",
             repr(args.section),
-            f"it to {' or '.join(near)}" if near else "it (`rlaif options` lists all)",
+            f"Type {' or '.join(near)}" if near else "Run `rlaif options`, which lists all",
         )
     print(text)
 
 
 def run_check_config(args: argparse.Namespace) -> int:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # libraries log what they find while they are imported, which is no finding here
+    try:
+        from rlaif.stages.preflight import examine_all
+
+        findings = examine_all(args.config, args.overrides, args.stage)
+    finally:
+        logging.disable(before)
+    _print_findings(findings, args)
+    return 1 if findings.problems else 0
+
+
+def _print_findings(findings: Findings, args: argparse.Namespace) -> None:
     from rlaif.config.load import bullets, shown_config
+    from rlaif.stages.summary import Typed
 
-    logging.disable(logging.WARNING)  # libraries that are imported tell what they found, which is no finding here
-    from rlaif.stages.preflight import examine_all
-
-    findings = examine_all(args.config, args.overrides, args.stage)
-    stages = " -> ".join(findings.stages) or "options only"
-    print(f"{args.config}: checked for {stages}")
+    # The configuration is long, so it comes first: what was found must be in sight when the command ends.
+    if findings.config is not None:
+        print(f"# the configuration with all its defaults\n{shown_config(findings.config)}")
+    print(f"{args.config}: checked for {' -> '.join(findings.stages) or 'options only'}")
     for note in findings.notes:
         print(f"  note: {note}")
-    if findings.problems:
-        print(bullets(findings.problems))
-    if findings.config is not None:
-        print(f"\n# the configuration with all its defaults\n{shown_config(findings.config)}", end="")
-    print("\nno problems found" if not findings.problems else f"\n{len(findings.problems)} problem(s), listed above")
-    return 1 if findings.problems else 0
+    print(bullets(findings.problems) if findings.problems else "no problems found")
+    if not findings.problems and (stage := findings.next_stage()):
+        print(f"next:  {Typed(args.config, args.overrides).command(stage)}")

@@ -72,7 +72,10 @@ class Restart:
         if new := self.directory.read_json(f"{self.directory.restart_folder(self.stage)}/{WANDB_IDS}"):
             self.directory.write_json(WANDB_IDS, (self.directory.read_json(WANDB_IDS) or {}) | new)
         self.directory.sync()
-        self.discard()  # last: while the journal is there, the steps above are repeated
+        # While the journal is there, the steps above are repeated, and they need the new rows of metrics. So it goes
+        # before the rest of the folder, whose files are deleted in no particular order.
+        (self.folder / _JOURNAL).remove()
+        self.discard()
         return aside
 
     def _items(self) -> list[str]:

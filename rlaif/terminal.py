@@ -15,6 +15,7 @@ import atexit
 import logging
 import os
 import re
+import select
 import sys
 import threading
 import time
@@ -24,6 +25,8 @@ from pathlib import Path
 from typing import Protocol, TextIO
 
 from rlaif.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 EVERY_S = 20.0
 """Seconds between the lines of a running activity: less than the 30 promised, because threads and steps can be late."""
@@ -62,7 +65,10 @@ class Screen:
         with self._lock:
             if self.live and self._activities:
                 self._activities[-1][0].hide()
-            print(text, file=stream or self.out, flush=True)
+            try:
+                print(text, file=stream or self.out, flush=True)
+            except BrokenPipeError:  # `rlaif ... | head`: whoever read the lines has gone, the work goes on
+                log.info("not shown, the reader has gone: %s", text)
             if self.live and self._activities:
                 self._activities[-1][0].show()
 
@@ -130,6 +136,17 @@ def say(text: str = "") -> None:
     screen().say(text)
 
 
+def reader_left() -> bool:
+    """Return whether nobody reads standard output any more, as after `rlaif options | head`; the rest is then dropped."""
+    pipe = select.poll()
+    pipe.register(sys.stdout.fileno(), 0)  # errors are reported without being asked for
+    if not any(event & select.POLLERR for _, event in pipe.poll(0)):
+        return False
+    # the interpreter flushes once more at its exit, and would print the error then
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
+
+
 def headline(text: str) -> None:
     """Begin a part of a command that has several."""
     say(f"\n== {text}")
@@ -151,9 +168,9 @@ def phase(text: str) -> Iterator[None]:
 @contextmanager
 def shown(command: str, run: Path, foreign: bool = False) -> Iterator[Screen]:
     """Show one command that works on the run directory `run`; its log is `logs/<command>.log` there."""
-    log = run / "logs" / f"{command.replace(' ', '-')}.log"
-    with quiet(log, foreign) as where:
-        where.say(f"rlaif {command}: run directory {run} (log: {log.relative_to(run)})", where.err)
+    file = run / "logs" / f"{command.replace(' ', '-')}.log"
+    with quiet(file, foreign) as where:
+        where.say(f"rlaif {command}: run directory {run} (log: {file.relative_to(run)})", where.err)
         whole = Phase(f"rlaif {command}: working", where)  # what is shown between two phases
         where.begin(whole)
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, NoReturn
 
 
@@ -15,10 +15,23 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **{"allow_abbrev": False, **options})
 
 
-def refuse(parser: argparse.ArgumentParser, argv: list[str], wrong: list[str], command: str | None = None) -> NoReturn:
-    """End with exit code 2 and a hint for each argument that the command does not know."""
+def refuse(
+    parser: argparse.ArgumentParser,
+    argv: list[str],
+    wrong: list[str],
+    command: str | None = None,
+    others: Mapping[str, Collection[str]] | None = None,
+) -> NoReturn:
+    """End with exit code 2 and a hint for each argument that the command does not know.
+
+    Args:
+        others: the commands that have a flag, by its name.
+    """
     flags = [word for word in wrong if word.startswith("-")]
-    hints = [_hint(parser, argv, flag, command) for flag in flags]
+    hints = []
+    for flag in flags:
+        having = (others or {}).get(flag)
+        hints.append(f"{flag} is for {', '.join(having)}" if having else _hint(parser, argv, flag, command))
     lines = [f"unrecognized arguments: {' '.join(wrong)}", *dict.fromkeys(hint for hint in hints if hint)]
     parser.error("\n  ".join(lines))
 
@@ -26,9 +39,25 @@ def refuse(parser: argparse.ArgumentParser, argv: list[str], wrong: list[str], c
 def require_command(parser: argparse.ArgumentParser, commands: Collection[str], argv: list[str]) -> None:
     """End with exit code 2 and the command that was meant if the first word is none."""
     word = argv[0] if argv else ""
-    if word and not word.startswith("-") and word not in commands:
+    if not word:
+        parser.error("no command; `rlaif help` lists them")
+    if word.startswith("-") and word not in ("-h", "--help", "--version"):
+        parser.error(
+            f"expected a command, found {word!r}; flags follow the command, and `rlaif help` lists the commands"
+        )
+    if not word.startswith("-") and word not in commands:
         near = difflib.get_close_matches(word, commands, n=1)
         parser.error(f"no command {word!r}" + (f"; did you mean `rlaif {near[0]}`?" if near else "; see `rlaif help`"))
+
+
+def flags_of(commands: Mapping[str, argparse.ArgumentParser]) -> dict[str, list[str]]:
+    """Return the commands that have each flag; those that nearly all have are left out."""
+    having: dict[str, list[str]] = {}
+    for name, parser in commands.items():
+        for action in parser._actions:
+            for flag in action.option_strings:
+                having.setdefault(flag, []).append(name)
+    return {flag: names for flag, names in having.items() if len(names) <= len(commands) // 2}
 
 
 def _hint(parser: argparse.ArgumentParser, argv: list[str], flag: str, command: str | None) -> str:

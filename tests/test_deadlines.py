@@ -49,6 +49,31 @@ def test_every_wait_on_a_remote_call_has_a_deadline():
     assert {name: lines for name, lines in found.items() if lines and name not in OTHER_MEANINGS} == {}
 
 
+def endless_defaults(source: str) -> list[str]:
+    """Return the parameters that name a deadline and may be None: whoever leaves them out waits for ever."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef):
+            positional = node.args.posonlyargs + node.args.args
+            pairs = [*zip(reversed(positional), reversed(node.args.defaults), strict=False)]
+            pairs += [*zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)]
+            found += [f"{node.lineno}: {node.name}({name.arg})" for name, value in pairs if _may_be_none(name, value)]
+    return found
+
+
+def _may_be_none(name: ast.arg, value: ast.expr | None) -> bool:
+    names_a_deadline = name.arg in ("timeout", "timeout_s", "deadline_s", "patience_s")
+    return names_a_deadline and isinstance(value, ast.Constant) and value.value is None
+
+
+def test_no_deadline_is_none_when_it_is_left_out():
+    files = [file for package in ("actors", "learners", "cluster") for file in (ROOT / package).rglob("*.py")]
+    found = {str(file.relative_to(ROOT)): endless_defaults(file.read_text()) for file in files}
+    assert {name: lines for name, lines in found.items() if lines} == {}
+    assert endless_defaults("def f(ref, timeout=None): ...") and endless_defaults("def f(*, timeout_s=None): ...")
+    assert not endless_defaults("def f(ref, other=None, timeout=5): ...")
+
+
 @pytest.mark.parametrize(
     "line",
     [

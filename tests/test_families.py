@@ -22,7 +22,7 @@ from learners.roles import Role
 from learners.spec import RoleSpec
 from learners.state import published_weights
 from rlaif.config.cluster import Rollout
-from rlaif.config.schema import Lora, Sampling
+from rlaif.config.schema import Lora, Sampling, Video
 from rlaif.errors import ConfigError
 from rlaif.models.batch import collate
 from rlaif.models.encode import Encoder
@@ -174,7 +174,7 @@ def test_an_export_has_the_names_that_vllm_loads_and_transformers_reads_it_back(
     learner = SimpleNamespace(
         roles={"policy": role},
         encoder=lambda name: Encoder(path),
-        spec=SimpleNamespace(model=SimpleNamespace(dtype="float32")),
+        spec=SimpleNamespace(model=SimpleNamespace(dtype="float32"), video=Video()),
     )
     export_role(learner, "policy", tmp_path / "export", merge=lora is not None)
     names = [set(load_file(folder / "model.safetensors")) for folder in (tmp_path / "start", tmp_path / "export")]

@@ -40,6 +40,7 @@ def test_a_new_configuration_passes_the_check_once_the_files_are_there(tmp_path,
     assert cli.main(["check", str(tmp_path / "written.yaml")]) == 0
     told = capsys.readouterr().out
     assert "sft -> reward -> ppo -> eval" in told and "no problems found" in told
+    assert told.rstrip().splitlines()[-1] == f"next:  rlaif sft {tmp_path / 'written.yaml'}"
 
 
 @pytest.mark.slow

@@ -34,7 +34,9 @@ def load_config(path: str | Path, overrides: list[str] = (), stage: str | None =
     """
     config, problems = examine(path, overrides, stage)
     if problems or config is None:
-        raise ConfigError(f"a configuration that can run ({path})", bullets(problems), "the options named above")
+        raise ConfigError(
+            f"a configuration that can run ({path})", bullets(problems), "Correct the options named above"
+        )
     return config
 
 
@@ -114,16 +116,18 @@ def read_yaml(path: Path) -> dict:
         raise ConfigError(
             "a YAML configuration file",
             f"no file at {path}",
-            "the path (see configs/ for examples, or write one with `rlaif init DIR`)",
+            "Correct the path (configs/ has examples), or write a configuration with `rlaif init DIR`",
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         found = getattr(error, "strerror", None) or "bytes that are no text"
-        raise ConfigError("a YAML configuration file", f"{path}: {found}", "the path") from None
+        raise ConfigError("a YAML configuration file", f"{path}: {found}", "Correct the path") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"valid YAML in {path}", _problem(error), "the line named above") from None
+        raise ConfigError(f"valid YAML in {path}", _problem(error), "Correct the line named above") from None
     if not isinstance(raw, dict):
         raise ConfigError(
-            f"a mapping of options in {path}", type(raw).__name__, "the file's top level to `key: value` lines"
+            f"a mapping of options in {path}",
+            type(raw).__name__,
+            "Write `key: value` lines at the top level of the file",
         )
     return raw
 
@@ -136,9 +140,9 @@ def _a_folder(path: Path) -> ConfigError:
     )
     found = f"the run directory {path}" if is_run else f"the folder {path}"
     if is_run:
-        change = f"the path: {path / 'config.yaml'} is the configuration that this run was started with"
+        change = f"Give the path {path / 'config.yaml'}, the configuration that this run was started with"
     else:
-        change = f"the path: {path / inside[0]}" if inside else "the path (`rlaif init DIR` writes a configuration)"
+        change = f"Give the path {path / inside[0]}" if inside else "Write a configuration with `rlaif init DIR`"
     return ConfigError("a YAML configuration file", found, change)
 
 
@@ -151,12 +155,14 @@ def _problem(error: yaml.YAMLError) -> str:
 def _apply(raw: dict, override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
-        raise ConfigError("overrides as key.sub=value", repr(override), "the argument")
+        raise ConfigError("overrides as key.sub=value", repr(override), "Write the argument as key=value")
     try:
         # a path below the run directory is text, though YAML would read its brace as a mapping
         parsed = value if value.startswith("{run}") else yaml.safe_load(value) if value else None
     except yaml.YAMLError as error:
-        raise ConfigError(f"a YAML value for {key}", _problem(error), "the argument (quote it for the shell)") from None
+        raise ConfigError(
+            f"a YAML value for {key}", _problem(error), "Correct the argument (quote it for the shell)"
+        ) from None
     *parents, last = key.split(".")
     node = raw
     for parent in parents:

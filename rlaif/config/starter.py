@@ -43,11 +43,13 @@ def write_config(folder: Path, gpu: bool, model: str | None, positions: int | No
     folder = Path(folder).expanduser().absolute()
     target = folder / NAME
     if folder.exists() and not folder.is_dir():
-        raise ConfigError("a folder to write a configuration into", f"the file {folder}", "the path")
+        raise ConfigError("a folder to write a configuration into", f"the file {folder}", "Give the path of a folder")
     if target.exists() and not force:
-        raise ConfigError(f"no {NAME} in {folder}", "one that is there", "add --force to replace it, or the folder")
+        raise ConfigError(
+            f"no {NAME} in {folder}", "one that is there", "Add --force to replace it, or give another folder"
+        )
     if reason := why_not_writable(folder):
-        raise ConfigError("a folder that can be written", reason, "the path")
+        raise ConfigError("a folder that can be written", reason, "Give the path of a folder that you may write to")
     found = look(folder)
     folder.mkdir(parents=True, exist_ok=True)
     target.write_text(render(folder, found, gpu, model or (GPU_MODEL if gpu else CPU_MODEL), positions))
@@ -141,8 +143,11 @@ WHAT = {
 MISSING = {kind: "not there yet" for kind in WHAT} | {"pairs_eval": "a part of `pairs` is held out instead"}
 
 
-def next_steps(folder: Path, found: dict[str, Found]) -> str:
-    """Return what to do after `rlaif init`: the rows that are missing, with a clip that is there, and the commands."""
+def next_steps(folder: Path, found: dict[str, Found], program: str = "rlaif") -> str:
+    """Return what to do after `rlaif init`: the rows that are missing, with a clip that is there, and the commands.
+
+    `program` is the command line that runs rlaif, as the user started it.
+    """
     clip = next((p for p in sorted(folder.rglob("*")) if p.suffix.lower() in VIDEOS and "runs" not in p.parts), None)
     video = str(clip.relative_to(folder)) if clip else "clips/a.mp4"
     lines = []
@@ -150,8 +155,9 @@ def next_steps(folder: Path, found: dict[str, Found]) -> str:
         if kind not in found:
             lines.append(f"  {kind + '.jsonl':<15} {json.dumps(row | {'video': video})}")
     missing = ["Still to be written, one JSON object per line (`eval.jsonl` is optional):", *lines, ""] if lines else []
-    config = shlex.quote(str(folder / NAME))
-    return "\n".join([*missing, f"next:  rlaif check {config}", f"       rlaif options ppo    (all options of {NAME})"])
+    check = f"{program} check {shlex.quote(str(folder / NAME))}"
+    options = f"{program} options ppo    (a section's options: type, default, meaning)"
+    return "\n".join([*missing, f"next:  {check}", f"       {options}"])
 
 
 EXAMPLES = {

@@ -29,7 +29,7 @@ CPU = Machine(
     title="on the CPU: good for trying the whole path with a small model and few rows",
     model_options="{dtype: float32, device: cpu}",
     video="{num_frames: 8}",
-    sft_lora="null",
+    sft_lora="{r: 8, alpha: 16}",
     sft_rate="1.0e-4",
     ppo_lora="{r: 8, alpha: 16}",
     rate="1.0e-4",
@@ -86,7 +86,7 @@ model: <model_options>
 # 1. rlaif sft: imitate your conversations
 sft:
   init: <model>
-  lora: <sft_lora>
+  lora: <sft_lora>        # an adapter, merged into the export; null trains all weights, in about four times the memory
   steps: <sft_steps>
   batch_size: <sft_batch>
   optim: {lr: <sft_rate>}

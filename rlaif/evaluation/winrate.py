@@ -94,7 +94,11 @@ def win_matrix(scores: Scores, models: Sequence[str] | None = None) -> WinMatrix
     """
     names = tuple(sorted(scores) if models is None else models)
     if unknown := [name for name in names if name not in scores]:
-        raise DataError(f"scores of {', '.join(names)}", f"none of {', '.join(unknown)}", "the scores, or the models")
+        raise DataError(
+            f"scores of {', '.join(names)}",
+            f"none of {', '.join(unknown)}",
+            "Correct the scores, or choose other models",
+        )
     prompts = sorted({prompt for name in names for prompt in scores[name]})
     table = np.array([[_number(scores[name].get(prompt)) for prompt in prompts] for name in names])
     table = table.reshape(len(names), len(prompts))

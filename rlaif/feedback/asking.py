@@ -41,7 +41,7 @@ class Ask:
     def __post_init__(self) -> None:
         if "" in self.choices or len({choice.strip() for choice in self.choices}) < len(self.choices):
             raise ContractError(
-                "choices that differ by more than spaces", repr(self.choices), f"the choices of {self.key!r}"
+                "choices that differ by more than spaces", repr(self.choices), f"Change the choices of {self.key!r}"
             )
 
 
@@ -68,7 +68,7 @@ def media_type(image: bytes) -> str:
     for magic, name in MAGIC.items():
         if image.startswith(magic):
             return name
-    raise ContractError("a PNG or JPEG file", f"{len(image)} bytes that begin with {image[:8]!r}", "use encode_frames")
+    raise ContractError("a PNG or JPEG file", f"{len(image)} bytes that begin with {image[:8]!r}", "Use encode_frames")
 
 
 def messages(turns: Sequence[Turn]) -> list[dict]:

@@ -119,7 +119,11 @@ class Answers:
         return self._folder / key[:2] / f"{key}.json"
 
     def _unusable(self, error: OSError) -> ConfigError:
-        return ConfigError(f"a folder for answers at {self._folder}", str(error), "cache, or who may write there")
+        return ConfigError(
+            f"a folder for answers at {self._folder}",
+            str(error),
+            "Set cache to a folder that can be written, or change its permissions",
+        )
 
 
 class _Run:
@@ -160,7 +164,7 @@ class _Run:
             raise ContractError(
                 f"at most {self.server.max_images} images in a question",
                 f"{images} in {ask.key!r}",
-                "fewer frames, or max_images (and the server's own limit)",
+                "Use fewer frames, or raise max_images (and the server's own limit)",
             )
         asked = canonical(
             self.server.origin or self.server.address, self.options.sampling(ask.seed, bool(ask.choices)), ask.turns

@@ -59,7 +59,7 @@ def balance(chosen: Sequence[int], rejected: Sequence[int], mode: Mode) -> tuple
     No pair is dropped where no ratio of the grid does better than that, and some pair is always left.
     """
     if mode not in ("off", "rejected", "symmetric"):
-        raise ConfigError("lengths: off, rejected or symmetric", repr(mode), "lengths")
+        raise ConfigError("lengths: off, rejected or symmetric", repr(mode), "Set lengths to one of these")
     won, lost = np.asarray(chosen, float), np.asarray(rejected, float)
     before = lengths(won, lost)
     everything = np.ones(len(won), bool)

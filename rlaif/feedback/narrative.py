@@ -26,7 +26,7 @@ def clips(total_frames: int, options: Caption) -> list[list[int]]:
     frame: `count` evenly spaced frames, without the video's first and last where there are `count + 2` or more.
     """
     if total_frames < 1:
-        raise DataError("a video of at least one frame", f"{total_frames}", "the video")
+        raise DataError("a video of at least one frame", f"{total_frames}", "Replace the video, or remove its rows")
     count = min(options.count, total_frames)
     if options.unit == "clip":
         edges = [part * total_frames // count for part in range(count + 1)]
@@ -76,7 +76,9 @@ def _question(options: Caption, question: str) -> str:
         return ""
     if not question.strip():
         raise ContractError(
-            "a question, as captions are conditioned on it", "none", "give it, or caption.conditioned: false"
+            "a question, as captions are conditioned on it",
+            "none",
+            "Give the question, or set caption.conditioned: false",
         )
     return fill(options.question_slot, question=question)
 

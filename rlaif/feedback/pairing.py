@@ -73,10 +73,12 @@ class PairOptions:
 
     def __post_init__(self) -> None:
         if self.choose not in ("best_worst", "all"):
-            raise ConfigError("choose: best_worst or all", repr(self.choose), "choose")
+            raise ConfigError("choose: best_worst or all", repr(self.choose), "Set choose to one of these")
         if not self.margin >= 0 or self.min_words < 0 or (self.per_prompt is not None and self.per_prompt < 1):
             found = f"margin {self.margin}, min_words {self.min_words}, per_prompt {self.per_prompt}"
-            raise ConfigError("margin and min_words of 0 or more, per_prompt of 1 or more", found, "the pair options")
+            raise ConfigError(
+                "margin and min_words of 0 or more, per_prompt of 1 or more", found, "Correct these options"
+            )
 
 
 @dataclass(frozen=True)
@@ -144,10 +146,12 @@ def _check(candidates: Sequence[Candidate]) -> None:
     for before, one in itertools.pairwise(candidates):
         if (one.prompt_id, one.sample_index) == (before.prompt_id, before.sample_index):
             found = f"prompt {one.prompt_id!r}, sample {one.sample_index} twice"
-            raise ContractError("each candidate once", found, "what collects the candidates")
+            raise ContractError("each candidate once", found, "Collect each candidate once")
         if one.prompt_id == before.prompt_id and (one.video, one.question) != (before.video, before.question):
             found = f"{before.video!r}, {before.question!r} and {one.video!r}, {one.question!r}"
-            raise ContractError(f"one video and question in prompt {one.prompt_id!r}", found, "the prompt ids")
+            raise ContractError(
+                f"one video and question in prompt {one.prompt_id!r}", found, "Give different prompts different ids"
+            )
 
 
 def _unusable(one: Candidate, options: PairOptions) -> str | None:

@@ -38,7 +38,9 @@ class Store(Generic[K]):
         """`unfinished`: rows that count as `missing` all the same; a later row of the key takes such a row's place."""
         place = locate(location)
         if not place.local:
-            change = "a path on a file system, such as below RunDir.path; copy the file to the bucket when it is done"
+            change = (
+                "Give a path on a file system, such as below RunDir.path; copy the file to the bucket when it is done"
+            )
             raise ConfigError("a store that can be appended to", str(place), change)
         self.path, self.torn = place.local, 0
         self._key, self._unfinished = key, unfinished
@@ -111,7 +113,11 @@ class Store(Generic[K]):
     def _check_unchanged(self, size: int) -> None:
         if size != self._found:
             found = f"{size} bytes, not the {self._found} of before"
-            raise ContractError(f"nobody else writing to {self.path}", found, "one process per store; open it again")
+            raise ContractError(
+                f"nobody else writing to {self.path}",
+                found,
+                "Open a store in one process at a time, and open it again after another has written",
+            )
 
     def _load(self) -> int:
         """Read the file; returns how many of its bytes are whole rows."""
@@ -167,7 +173,7 @@ def caption_key(video_sha256: str, frames_hash: str, captioner: str, prompt_vers
     """
     parts = {"video": video_sha256, "frames": frames_hash, "captioner": captioner, "prompt": prompt_version}
     if empty := [name for name, part in parts.items() if not part]:
-        raise ContractError("a caption key without empty parts", f"no {', '.join(empty)}", "what makes the key")
+        raise ContractError("a caption key without empty parts", f"no {', '.join(empty)}", "Give every part of the key")
     return hashlib.sha256(json.dumps([*parts.values(), question]).encode()).hexdigest()[:32]
 
 

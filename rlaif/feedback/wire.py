@@ -99,7 +99,7 @@ async def _exchange(
     raise ConfigError(
         f"a certificate for {server.address} that this machine trusts",
         certificate,
-        "the server's certificate, or SSL_CERT_FILE for an authority of your own",
+        "Correct the server's certificate, or set SSL_CERT_FILE for an authority of your own",
     )
 
 
@@ -132,13 +132,13 @@ def _refused(server: Server, status: int, wait_s: float | None, data: bytes) -> 
         raise ConfigError(
             f"the model {server.model!r} at {server.address}",
             f"404: {message(data)}",
-            f"model, to a name that {server.address}/models lists; or url, which mostly ends in /v1",
+            f"Set model to a name that {server.address}/models lists, or correct url, which mostly ends in /v1",
         )
     if 300 <= status < 400:
         raise ConfigError(
             f"an answer from {server.address}",
             f"a redirect ({status}), which is not followed",
-            "url, to the address that the server itself has",
+            "Set url to the address that the server itself has",
         )
     reason = f"{status}: {message(data)}"
     if status in TRANSIENT or status >= 500:
@@ -153,9 +153,9 @@ def _no_access(server: Server, status: int) -> NoReturn:
     raise ConfigError(
         f"access to {server.model!r} at {server.address}",
         f"{status} with " + (f"the key in the environment variable {name}" if name else "no API key"),
-        f"the value of {name}, or the account behind it"
+        f"Correct the value of {name}, or the account behind it"
         if name
-        else "api_key_env, to the NAME of a variable with a key",
+        else "Set api_key_env to the NAME of a variable with a key",
     )
 
 

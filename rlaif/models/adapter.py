@@ -165,5 +165,5 @@ def _misfit(option: str, path: str, problem: str) -> ConfigError:
     return ConfigError(
         f"{option}: an adapter that fits the model it names as its base",
         f"{path!r}: {problem}",
-        f"the adapter, or base_model_name_or_path in its {SETTINGS}",
+        f"Use another adapter, or correct base_model_name_or_path in its {SETTINGS}",
     )

@@ -30,6 +30,8 @@ def require_model(option: str, path: str, served_adapter: str | None = None, or_
     """
     try:
         folder = Path(fetch(path))
+        if _reads_like_a_folder(path) and not folder.expanduser().exists():
+            raise FileNotFoundError("no such folder")  # transformers would take the path for a hub name, and say so
         if is_adapter(path):
             return _require_adapter(option, path, folder, or_adapter)
         config = AutoConfig.from_pretrained(str(folder) if folder.is_dir() else path)
@@ -38,18 +40,23 @@ def require_model(option: str, path: str, served_adapter: str | None = None, or_
         raise ConfigError(
             f"{option}: a Hugging Face model directory, URI or hub name",
             f"{path!r}: {first_line}",
-            f"{option}, or run the stage that makes it first; {NEW_FAMILY}"
+            f"Set {option} to a model, or run the stage that makes it first; {NEW_FAMILY}"
             if "does not recognize this architecture" in str(error)
-            else f"{option}, or run the stage that makes it first",
+            else f"Set {option} to a model, or run the stage that makes it first",
         ) from error
     family = family_of(config)
     if served_adapter is not None and not family.adapters:
         raise ConfigError(
             f"{served_adapter} null (full weights) for a {family.model_type} policy: vLLM serves no adapters for it",
             f"an adapter in {served_adapter}",
-            f"{served_adapter}=null, or {option}",
+            f"Set {served_adapter}=null, or set {option} to a model of another family",
         )
     _require_safetensors(option, path, folder)
+
+
+def _reads_like_a_folder(path: str) -> bool:
+    """Say whether a path cannot be a hub name or a URI."""
+    return "://" not in path and (os.path.isabs(path) or path.startswith((".", "~")))
 
 
 def _require_adapter(option: str, path: str, folder: Path, allowed: bool) -> None:
@@ -59,7 +66,7 @@ def _require_adapter(option: str, path: str, folder: Path, allowed: bool) -> Non
         raise ConfigError(
             f"{option}: a whole model",
             f"{path!r}, an adapter on {base!r}",
-            f'{option}, after merging it: python -c "from rlaif.models.merged import write_merged; '
+            f'Merge it, and set {option} to the result: python -c "from rlaif.models.merged import write_merged; '
             f"write_merged({path!r}, 'FOLDER')\"",
         )
     if not (folder / ADAPTER).is_file():
@@ -67,11 +74,11 @@ def _require_adapter(option: str, path: str, folder: Path, allowed: bool) -> Non
         raise ConfigError(
             f"{option}: {ADAPTER} in the adapter's folder",
             f"{path!r} with {others}; a pickled adapter could run code",
-            f"{option}, or convert it where you trust it: PeftModel.save_pretrained(...) writes safetensors",
+            f"Set {option} to another adapter, or convert this one where you trust it: PeftModel.save_pretrained(...) writes safetensors",
         )
     if problem := problem_of(settings_of(path)) or _beside(folder):
         expected = f"{option}: a LoRA adapter that can be added to the weights of a base that it names"
-        raise ConfigError(expected, f"{path!r} with {problem}", option)
+        raise ConfigError(expected, f"{path!r} with {problem}", f"Set {option} to another adapter")
     require_base(f"{option}, base_model_name_or_path in {folder / SETTINGS}", path, base)
     check_fit(option, path, base)
 
@@ -82,7 +89,7 @@ def require_base(option: str, export: str, base: str) -> None:
     option: how errors call the base; `base`: where `find_base` found it.
     """
     record = read_record(export)
-    if "://" not in base and (os.path.isabs(base) or base.startswith(".")) and not Path(base).is_dir():
+    if _reads_like_a_folder(base) and not Path(base).is_dir():
         place = f" or, from {export}, {record.relative}" if record and record.relative else ""
         raise ConfigError(
             f"{option}: a Hugging Face model directory at {base}{place}",
@@ -115,7 +122,8 @@ def _require_safetensors(option: str, path: str, folder: Path) -> None:
         raise ConfigError(
             f"{option}: weights in *.safetensors files",
             f"{path!r} with {', '.join(others[:3])}, which would have to be unpickled",
-            f"{option}, or convert it where you trust it: from_pretrained(...).save_pretrained(...) writes safetensors",
+            f"Set {option} to another model, or convert this one where you trust it: "
+            "from_pretrained(...).save_pretrained(...) writes safetensors",
         )
 
 

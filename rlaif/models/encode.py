@@ -127,7 +127,11 @@ class Encoder:
         names = {name.replace("▁", " ").replace("Ġ", " "): id_ for name, id_ in self.tokenizer.get_vocab().items()}
         found = [names[name] for name in (f" {token}", token) if name in names]
         if not found:
-            raise ConfigError("the text of one token of the policy's vocabulary", repr(token), "sampling.truncate_at")
+            raise ConfigError(
+                "the text of one token of the policy's vocabulary",
+                repr(token),
+                "Set sampling.truncate_at to text that the tokenizer has",
+            )
         return found
 
     def spellings(self, word: str) -> list[int]:
@@ -137,7 +141,9 @@ class Encoder:
         found = sorted(id_ for id_, name in names.items() if name.strip().casefold() == wanted)
         if not found:
             raise ConfigError(
-                "a word that is one token of the judge's vocabulary", repr(word), "label.choices, label.yes_no"
+                "a word that is one token of the judge's vocabulary",
+                repr(word),
+                "Set label.choices and label.yes_no to other words",
             )
         return found
 
@@ -246,7 +252,7 @@ class Encoder:
         found = self.marks(ids)
         if len(found) != 1:
             raise ContractError(
-                "one video placeholder in the prompt", f"{len(found)}", "the question (it may not contain media tokens)"
+                "one video placeholder in the prompt", f"{len(found)}", "Remove media tokens from the question"
             )
         at = found[0]
         return np.concatenate([ids[:at], features.expansion, ids[at + 1 :]]).astype(np.int64)
@@ -277,12 +283,12 @@ class Encoder:
                 raise ConfigError(
                     "a chat template that appends turns and ends each answer with the end-of-sequence token or nothing",
                     f"{after!r}",
-                    "the chat template or eos_token in the model directory",
+                    "Correct the chat template or eos_token in the model directory",
                 )
             segments += [(tokens(before[len(rendered) :]), 0.0), (self.tokens(body) + [self.eos_id], 1.0)]
             rendered, tokens = before + body + eos, self.tokens
         if not segments:
-            raise ConfigError("at least one assistant turn", "none", "the conversation")
+            raise ConfigError("at least one assistant turn", "none", "Correct the conversation")
         if messages[-1][0] == "user":  # a turn that asks for a verdict: read where the answer would begin
             segments.append((self.tokens(self._opened(messages, video, reply_begins)[len(rendered) :]), 0.0))
         return segments
@@ -293,7 +299,9 @@ class Encoder:
             return self.chat(messages, video, generate=True)
         before, found, _ = self.chat([*messages, ("assistant", reply_begins)], video).rpartition(reply_begins)
         if not found:
-            raise ConfigError("a chat template that keeps a reply as it is", repr(reply_begins), "reward.verdict")
+            raise ConfigError(
+                "a chat template that keeps a reply as it is", repr(reply_begins), "Set reward.verdict to another text"
+            )
         return before + found
 
     def _check_text(self, ids: list[int]) -> None:
@@ -301,7 +309,9 @@ class Encoder:
         found = [token for token in self.banned_ids if token in ids]
         if found:
             name = self.tokenizer.convert_ids_to_tokens(found[0])
-            raise ContractError("no media placeholder in a text after the video", repr(name), "the text of that turn")
+            raise ContractError(
+                "no media placeholder in a text after the video", repr(name), "Correct the text of that turn"
+            )
 
     def _process(self, spec: FrameSpec, frames: np.ndarray) -> VideoFeatures:
         output = self.processor(

@@ -180,7 +180,7 @@ def family_of(config: PretrainedConfig) -> Family:
         raise ConfigError(
             f"a video-language family that is known here ({', '.join(sorted(FAMILIES))})",
             f"model_type {config.model_type!r}",
-            f"the model path; or {NEW_FAMILY}",
+            f"Set the option to a model of a known family; {NEW_FAMILY}",
         )
     return FAMILIES[config.model_type]
 
@@ -193,7 +193,7 @@ def engine_video_of(config: PretrainedConfig) -> EngineVideo:
         raise ConfigError(
             f"rollout.vision: engine for a {config.model_type} policy: vLLM takes features of videos for {able} only",
             "rollout.vision: shared",
-            "rollout.vision: engine, or another ppo.policy",
+            "Set rollout.vision=engine, or ppo.policy to another model",
         )
     return found
 
@@ -217,7 +217,11 @@ def _ids_of(path: str, marks: tuple[str, ...]) -> tuple[int, ...]:
     if not marks:
         return ()
     if not path:
-        raise ConfigError("a configuration read from a model directory", "one made in memory", "from_pretrained(path)")
+        raise ConfigError(
+            "a configuration read from a model directory",
+            "one made in memory",
+            "Load the configuration with from_pretrained(path)",
+        )
     tokenizer = AutoTokenizer.from_pretrained(path)
     return tuple(token_id(tokenizer, mark) for mark in marks)
 
@@ -226,5 +230,7 @@ def token_id(tokenizer, mark: str) -> int:
     """Id of a media token. Raises ConfigError where the tokenizer does not know it as one token."""
     found = tokenizer.convert_tokens_to_ids(mark)
     if found is None or found == tokenizer.unk_token_id:
-        raise ConfigError(f"a tokenizer with the token {mark!r}", "none", "the tokenizer in the model directory")
+        raise ConfigError(
+            f"a tokenizer with the token {mark!r}", "none", "Correct the tokenizer in the model directory"
+        )
     return int(found)

@@ -207,7 +207,7 @@ def load_adapter(module: VideoLM, adapter: str, export: str | Path) -> None:
         raise CheckpointError(
             f"an adapter of {len(wanted)} tensors, {odd!r} as {wanted.get(odd, 'none of them')}",
             f"{len(found)} tensors in {export}, {odd!r} as {found.get(odd, 'none of them')}",
-            "rank and targets of the adapter, or its base, as they were when it was written",
+            "Set rank and targets of the adapter, and its base, as they were when it was written",
         )
     set_peft_model_state_dict(module.model, tensors, adapter_name=adapter)
 

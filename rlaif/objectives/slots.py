@@ -18,7 +18,9 @@ from rlaif.errors import ContractError
 def padding_tokens(length: int, total: int) -> int:
     """How many padding tokens behind an answer of `length` tokens make all of its `total` slots' values known: 0 to 2."""
     if length > total:
-        raise ContractError(f"answers of at most {total} tokens (ppo.sampling.max_tokens)", f"{length}", "that option")
+        raise ContractError(
+            f"answers of at most {total} tokens (ppo.sampling.max_tokens)", f"{length}", "Raise that option"
+        )
     return min(total - length, 2)
 
 

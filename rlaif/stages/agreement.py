@@ -37,7 +37,9 @@ def agreement(config: Config, run: Run) -> dict:
     of `agreement.dimensions`.
     """
     if config.data.pairs_eval is None:
-        raise ConfigError("data.pairs_eval, the preferences to compare with", "none", "data.pairs_eval")
+        raise ConfigError(
+            "data.pairs_eval, the preferences to compare with", "none", "Set data.pairs_eval to a file of pairs"
+        )
     if config.agreement.by == "reward":
         require_reward(config)
     records, report = read(config, run)
@@ -65,7 +67,7 @@ def check_dimensions(config: Config, records: Sequence[Preference]) -> None:
         raise DataError(
             f"pairs that are compared in {', '.join(missing)} in {config.data.pairs_eval}",
             f"the dimensions {', '.join(there)}",
-            "agreement.dimensions",
+            "Correct agreement.dimensions",
         )
 
 
@@ -173,7 +175,7 @@ def check_judge(config: Config, records: Sequence[Preference]) -> None:
         return
     if not label.show_video:
         raise ConfigError(
-            f"a judge that sees the videos of {videos} pairs", "label.show_video=false", "label.show_video"
+            f"a judge that sees the videos of {videos} pairs", "label.show_video=false", "Set label.show_video=true"
         )
     if label.method == "claims":
         return
@@ -181,13 +183,13 @@ def check_judge(config: Config, records: Sequence[Preference]) -> None:
         raise ConfigError(
             f"a judge that can be shown two videos at once, for {videos} pairs of videos",
             f"{label.judge}, a model on the rollout actors, which read one",
-            "label.method=claims, which asks about each video by itself; a server as label.judge; or agreement.by=reward",
+            "Set label.method=claims, which asks about each video by itself, label.judge to a server, or agreement.by=reward",
         )
     if (images := 2 * frames_shown(config)) > label.judge.max_images:
         raise ConfigError(
             f"at most {label.judge.max_images} images in a question (label.judge.max_images)",
             f"{images}: two videos of {frames_shown(config)} frames each",
-            "that, or label.num_frames (video.num_frames where it is null), and the server's own limit",
+            "Raise it (and the server's own limit), or lower label.num_frames (if it is null, video.num_frames)",
         )
 
 

@@ -27,7 +27,11 @@ def read(config: Config, run: Run) -> tuple[list[Preference], Report]:
     report = Report(str(path), unit=unit(path))
     form, rows = opened(path, AUTO, report)
     if form.kind != "pairs":
-        raise DataError("preference pairs in data.pairs_eval", f"{form.kind} ({form.name})", "data.pairs_eval")
+        raise DataError(
+            "preference pairs in data.pairs_eval",
+            f"{form.kind} ({form.name})",
+            "Set data.pairs_eval to a file of pairs",
+        )
     found = list(good(data.read_media(config, form, rows, report), report))
     named = {video for record in found for video in record.media}
     bad = check_videos(sorted(named), run.topology.client().spec)

@@ -91,7 +91,9 @@ def bench(config: Config, file: Path | None = None) -> dict:
     """
     if config.label.method != "pairwise" or not isinstance(config.label.judge, str):
         raise ConfigError(
-            "label.method=pairwise and a model as label.judge", "others", "label; see configs/bench_label.yaml"
+            "label.method=pairwise and a model as label.judge",
+            "others",
+            "Set both options as in configs/bench_label.yaml",
         )
     with open_run(config) as run:
         headline("world and model")

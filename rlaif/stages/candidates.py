@@ -93,7 +93,7 @@ def check_options(config: Config, store: Store[Key]) -> None:
             raise ContractError(
                 f"answers in {store.path} that were sampled with {wanted}",
                 f"some with {row['sampling']}",
-                "data.candidates: another file for other options of `candidates`, or remove this one",
+                "Set data.candidates to another file for other options of `candidates`, or remove this one",
             )
 
 
@@ -137,7 +137,9 @@ def _rows_of(config: Config, prompts: Sequence[Prompt]) -> tuple[dict[str, list[
         found.setdefault(row["prompt_id"], []).append(row)
     if not found:
         others = f"none; {len(rows)} of other models, weights, questions or video files" if rows else "none"
-        raise DataError(f"answers in {store.path}", others, "rlaif sample, candidates.models, or data.candidates")
+        raise DataError(
+            f"answers in {store.path}", others, "Run `rlaif sample`, or set candidates.models or data.candidates"
+        )
     return found, len(rows) - len(own)
 
 

@@ -61,7 +61,9 @@ def caption(config: Config, run: Run) -> dict[str, int]:
     (they had failed before), were there, or failed; how many captions were left out of summaries, and videos with cut ones.
     """
     if config.data.captions is None:
-        raise ConfigError("data.captions, the file to write captions to", "none", "data.captions, e.g. captions.jsonl")
+        raise ConfigError(
+            "data.captions, the file to write captions to", "none", "Set data.captions, e.g. to captions.jsonl"
+        )
     require_model("caption.model", config.caption.model, or_adapter=True)
     store = data.open_captions(data.data_path(config, config.data.captions))
     check_kind(config, store)
@@ -120,7 +122,7 @@ def check_kind(config: Config, store: Store) -> None:
             raise ContractError(
                 f"captions in {store.path} by {config.caption.model} as it is, with the prompts of `caption` as they are",
                 f"some by {row['model']} with other weights or prompts",
-                "data.captions: another file, or remove this one",
+                "Set data.captions to another file, or remove this one",
             )
 
 
@@ -148,7 +150,7 @@ def asked_about(config: Config, run: Run) -> list[Prompt]:
         raise ConfigError(
             "a prompt file among caption.of, or preferences in data.pairs or data.pairs_eval",
             f"none of {', '.join([*config.caption.of, *named])}",
-            "caption.of, data.pairs, data.root",
+            "Correct caption.of, data.pairs or data.root",
         )
     return [*data.prompts_of(run, files), *(prompt for file in pairs for prompt in data.of_pairs(run, file))]
 

@@ -38,7 +38,7 @@ def context(config: Config, run: Run) -> list[dict]:
     """
     if config.label.reference is None or config.data.captions is None:
         raise ConfigError(
-            "label.reference to compare with, and data.captions", "not both", "label.reference, data.captions"
+            "label.reference to compare with, and data.captions", "not both", "Set label.reference and data.captions"
         )
     began, rows, study = time.time(), [], config.context
     if _is_demo(config) and not Path(config.caption.model).exists():
@@ -142,7 +142,7 @@ def judge(config: Config, run: Run) -> dict:
     decided = list(decided_pairs(outside, read_cases(outside, run)[0]))
     if not decided:
         raise DataError(
-            "held-out answers that the reference tells apart", "none", "eval.descriptions, candidates.per_model"
+            "held-out answers that the reference tells apart", "none", "Raise eval.descriptions or candidates.per_model"
         )
     pairs.write(Path(config.data.pairs_eval), decided)
     figures = {"judge_agreement": judged["agreement"], "judge_pairs": judged["pairs"]}
@@ -164,7 +164,7 @@ def complete(report: dict) -> dict:
     if report["again"]:
         found = f"{report['again']} of {report['prompts']} prompts without one, wholly or in part: {why(report)[0]}"
         raise ContractError(
-            "verdicts on every prompt", found, "what stopped them, then run this again: what is there is kept"
+            "verdicts on every prompt", found, "Mend what stopped them, then run this again: what is there is kept"
         )
     return report
 
@@ -176,7 +176,9 @@ def train(config: Config, run: Run) -> dict:
     last = run.directory.read_metrics("reward")[-1]
     if "eval/accuracy" not in last:
         raise DataError(
-            "held-out pairs that the reward model can read", "none", "their videos, or data.max_prompt_tokens"
+            "held-out pairs that the reward model can read",
+            "none",
+            "Replace their videos, or raise data.max_prompt_tokens",
         )
     return {"rm_accuracy": last["eval/accuracy"], "rm_pairs": int(last["eval/pairs"])}
 

@@ -57,7 +57,7 @@ def prompts_of(run: Run, files: Sequence[str], checks: Sequence[Check] = ()) -> 
         for prompt in prompts(run, file, checks):
             known = found.setdefault(prompt.prompt_id, prompt)
             if (known.video, known.question) != (prompt.video, prompt.question):
-                change = f"its id in {file}, or which files are read"
+                change = f"Change its id in {file}, or read other files"
                 two = f"{known.video!r}, {known.question!r} and {prompt.video!r}, {prompt.question!r}"
                 raise DataError(f"one video and question for prompt {prompt.prompt_id!r}", two, change)
     return list(found.values())
@@ -83,7 +83,11 @@ def of_pairs(run: Run, file: str) -> list[Prompt]:
         return []  # `rlaif pairs` may have held all of them out
     form, rows = opened(path, AUTO, report)
     if form.kind != "pairs":
-        raise DataError(f"preference pairs in {path}", f"{form.kind} ({form.name})", "data.pairs, data.pairs_eval")
+        raise DataError(
+            f"preference pairs in {path}",
+            f"{form.kind} ({form.name})",
+            "Set data.pairs and data.pairs_eval to files of pairs",
+        )
     found, earlier = [], 0
     for r in good(read_media(config, form, rows, report), report):
         earlier += len(r.messages) > 1
@@ -116,7 +120,7 @@ def data_path(config: Config, file: str) -> Path:
         return place.local
     option = next((f"data.{name}" for name, value in config.data if value == file), "the option that names it")
     option = option if "://" in file else "data.root"
-    change = f"{option}: a folder or file on a file system that every node sees; copy what is in the bucket there"
+    change = f"Set {option} to a folder or file on a file system that every node sees; copy what is in the bucket there"
     raise ConfigError("a local path", f"the URI {text}", change)
 
 
@@ -247,7 +251,7 @@ def check_captions(config: Config, rows: Sequence[Pair], file: str) -> None:
         raise DataError(
             f"captions of the videos in {file}, which reward.context={config.reward.context} reads",
             f"none of {len(videos)} videos: {named(videos)}",
-            "run `rlaif caption CONFIG`, which captions them into data.captions; or reward.context=none",
+            "Run `rlaif caption CONFIG`, which captions them into data.captions, or set reward.context=none",
         )
 
 
@@ -275,7 +279,9 @@ def captions_by_video(path: Path) -> Captions:
     kinds = sorted({(row["model"], row.get("captioner", ""), row["version"]) for row in rows})
     if len(kinds) > 1:
         found = "; ".join(f"{model} (weights {print_}) with prompt version {asked}" for model, print_, asked in kinds)
-        raise DataError(f"captions by one model and prompt in {path}", found, "another file for each: data.captions")
+        raise DataError(
+            f"captions by one model and prompt in {path}", found, "Set data.captions to another file for each"
+        )
     found: Captions = {}
     for row in rows:
         if "masked" not in row:

@@ -30,7 +30,11 @@ def evaluate(config: Config, run: Run) -> list[dict]:
     require_inputs(config)
     export = run.directory.export("ppo")
     if not export.files():
-        raise ConfigError(f"the export of a PPO run at {export}", "nothing there", "run `rlaif ppo` first, or name=")
+        raise ConfigError(
+            f"the export of a PPO run at {export}",
+            "nothing there",
+            "Run `rlaif ppo` first, or set name= to a run that has one",
+        )
     prompts = data.prompts(run, config.data.eval, usable.evaluated(config, run))
     roles = start_roles(config, run, prompts, frozen(config, None))
     roles.eval_prompts = prompts
@@ -121,7 +125,7 @@ def answer(
         raise RlaifError(
             f"answers to at least {1 - config.ppo.max_prompt_failures:.0%} of the evaluation prompts",
             f"{len(failures)} of {len(prompts)} failed; first: {failures[0].prompt_id}: {failures[0].reason}",
-            "what the reason names",
+            "Mend what the reason names, or raise ppo.max_prompt_failures",
         )
     return sorted(samples, key=lambda sample: sample.key), failures
 

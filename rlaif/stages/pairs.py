@@ -39,13 +39,15 @@ def pairs(config: Config, run: Run) -> dict:
         raise DataError(
             f"a label in {store.path} for every prompt that has answers",
             f"none for {len(missing)} of {len(cases)}, such as {missing[0][0]!r}",
-            "rlaif label, which goes on where it stopped",
+            "Run `rlaif label`, which goes on where it stopped",
         )
     if again := store.missing([case.key for case in cases]):
         log.warning("%d of %d prompts still wait for the judge: `rlaif label` asks again", len(again), len(cases))
     built = build(_candidates(cases, store), options_of(config), config.seed)
     if not built.pairs:
-        raise DataError("preference pairs", f"none of {built.considered}: {built.dropped}", "the options of `pairs`")
+        raise DataError(
+            "preference pairs", f"none of {built.considered}: {built.dropped}", "Relax the options of `pairs`"
+        )
     by_prompt = {case.prompt.prompt_id: case for case in cases}
     judges = {row["prompt_id"]: {"model": row["judge"], "kind": row["kind"]} for row in store.rows()}
     origins = candidates.origins(config, [case.prompt for case in cases])
@@ -81,7 +83,7 @@ def check_target(path: Path) -> None:
         raise ConfigError(
             f"no file at {path}, or one that `rlaif pairs` wrote",
             f"rows of another origin, or with scores, such as {fields.get('pair_id')!r}",
-            "data.pairs or data.pairs_eval: another file to write to",
+            "Set data.pairs or data.pairs_eval to another file to write to",
         )
 
 

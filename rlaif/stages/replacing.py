@@ -116,5 +116,5 @@ def _check_share(config: Config, deck: Deck) -> None:
     raise DataError(
         f"at most {most:.0%} of the prompts unusable (ppo.max_prompt_failures)",
         f"{len(deck.left_out)} of {len(deck.order)}: {named(list(deck.left_out))}; first reason, of {name!r}: {why.reason}",
-        "see to what the reason names, or set ppo.max_prompt_failures; --resume continues from the last checkpoint",
+        "Mend what the reason names, or raise ppo.max_prompt_failures; --resume continues from the last checkpoint",
     )

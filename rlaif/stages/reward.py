@@ -140,7 +140,7 @@ def compared(rows: list[Pair], reward: Reward, file: str) -> list[Pair]:
         raise DataError(
             f"pairs in {file} that were compared in {', '.join(unknown)}",
             f"none of {len(rows)}; there are {', '.join(f'{name} ({count})' for name, count in there.most_common())}",
-            "reward.dimensions, or the file",
+            "Set reward.dimensions, or use another file",
         )
     for name in reward.dimensions:
         if without := len(rows) - there[name]:
@@ -148,7 +148,9 @@ def compared(rows: list[Pair], reward: Reward, file: str) -> list[Pair]:
     below = [row.pair_id for row in rows if (row.margin or 0) < 0]
     if reward.margin == "record" and below:
         found = f"below 0 in {named(below)} of {file}"
-        raise DataError("margins that say how much better `chosen` is", found, "the rows, or reward.margin=none")
+        raise DataError(
+            "margins that say how much better `chosen` is", found, "Correct the rows, or set reward.margin=none"
+        )
     return [row for row in rows if not row.signs.keys().isdisjoint(reward.dimensions)]
 
 
@@ -161,7 +163,7 @@ def hold_out(rows: list[Pair], fraction: float, seed: int) -> tuple[list[Pair], 
     groups = sorted({about(row) for row in rows}, key=lambda group: derive(seed, "hold out", group))
     chosen = set(groups[: max(1, round(len(groups) * fraction))])
     if len(chosen) == len(groups):
-        raise DataError("pairs on at least two videos", f"{len(groups)}", "more pairs, or data.pairs_eval")
+        raise DataError("pairs on at least two videos", f"{len(groups)}", "Give more pairs, or set data.pairs_eval")
     return [row for row in rows if about(row) not in chosen], [row for row in rows if about(row) in chosen]
 
 

@@ -29,7 +29,7 @@ from rlaif.stages.parity import Gate
 from rlaif.stages.publishing import Publisher
 from rlaif.stages.run import Run
 from rlaif.storage import fetch
-from rlaif.terminal import phase
+from rlaif.terminal import phase, say
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,11 @@ def require_inputs(config: Config) -> None:
     if config.eval.checker is not None:
         load_function(config.eval.checker)
     if config.ppo.eval_every and not data.data_path(config, config.data.eval).is_file():
-        raise ConfigError("data.eval, for ppo.eval_every", f"no file {config.data.eval}", "either option")
+        raise ConfigError(
+            "data.eval, for ppo.eval_every",
+            f"no file {config.data.eval}",
+            "Set data.eval to a file, or ppo.eval_every=0",
+        )
 
 
 def enough_prompts(config: Config, prompts: list[Prompt]) -> list[Prompt]:
@@ -85,7 +89,7 @@ def enough_prompts(config: Config, prompts: list[Prompt]) -> list[Prompt]:
         raise ConfigError(
             f"ppo.prompts_per_iteration of at most the {len(prompts)} usable prompts",
             f"{config.ppo.prompts_per_iteration}",
-            "ppo.prompts_per_iteration, or more prompts",
+            "Lower ppo.prompts_per_iteration, or give more prompts",
         )
     return prompts
 
@@ -94,7 +98,7 @@ def start_roles(config: Config, run: Run, prompts: Sequence[Prompt], spec: Learn
     """Reserve room for all roles together, then start them; what cannot be placed is an error before anything loads."""
     topology, ppo = run.topology, config.ppo
     if any(role.name == "critic" for role in spec.roles):
-        log.info(describe_critic_start(config))
+        say(describe_critic_start(config))
     captions = context_of(config, prompts)
     topology.place("learner", "rollout", "reward")
     rollouts = topology.rollouts(ppo.policy, ppo.lora.r if ppo.lora else None)
@@ -191,7 +195,7 @@ def critic_start(config: Config) -> tuple[str, Lora | None, str | None]:
         raise ConfigError(
             "a critic that reads the policy's tokens",
             f"another vocabulary in {card['base']}",
-            "ppo.critic_init: policy, or a reward model of the same family",
+            "Set ppo.critic_init=policy, or ppo.reward to a reward model of the same family",
         )
     return card["base"], lora, ppo.reward
 

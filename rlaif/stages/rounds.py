@@ -208,7 +208,7 @@ def _check_versions(round_: Round, max_staleness: int) -> None:
             raise ContractError(
                 f"samples of iteration {round_.iteration} from a policy at most {max_staleness} versions old",
                 f"version {sample.policy_version} for {sample.key}",
-                "report this; or raise ppo.max_staleness",
+                "Report this; or raise ppo.max_staleness",
             )
 
 

@@ -70,7 +70,7 @@ class Run:
         """The checkpoint to continue from, or None for step 0. Work that is already there is never overwritten unasked.
 
         Raises ConfigError if a stage has checkpoints and the user asked for neither `--resume` nor `--fresh`,
-        CheckpointError if they belong to another model. Both come before any actor starts.
+        CheckpointError if they belong to another model. Both come before any model is loaded.
         """
         finish_restart(self.directory, stage)
         latest = checkpoints.latest()
@@ -81,14 +81,10 @@ class Run:
             raise CheckpointError(
                 f"a complete checkpoint of stage {stage}",
                 f"only damaged ones in {checkpoints.root}",
-                "the storage; or add --fresh to start over",
+                "Repair the storage, or add --fresh to start over",
             )
         elif latest is not None and start == "new":
-            raise ConfigError(
-                f"a run named {self.config.name!r} without checkpoints of stage {stage}",
-                f"one that has done {latest.iteration} iterations, in {checkpoints.root}",
-                "add --resume to continue it, --fresh to start it over, or give this run another name=",
-            )
+            raise already_begun(self.config, stage, latest)
         elif latest is not None:
             self._compare(stage, latest)
             check_identity(latest.meta["identity"], identity)
@@ -146,10 +142,7 @@ class Run:
 
     def _compare(self, stage: str, latest: CheckpointRef) -> None:
         """Report options that are not those of the checkpoint. Raises CheckpointError for one that may not change."""
-        if "config" not in latest.meta:  # written by an earlier version
-            return
-        directories = latest.meta["directory"], str(self.directory.location)
-        changes = resumed_with(stage, latest.meta["config"], self.config.model_dump(mode="json"), directories)
+        changes = changes_since(self.config, self.directory, stage, latest)
         refuse_fixed(stage, changes)
         if not changes:
             return
@@ -161,6 +154,38 @@ class Run:
         )
         if order := [change.option for change in changes if decides_order(change.option)]:
             log.warning("with another %s, rows may be repeated or skipped from here on", ", ".join(order))
+
+
+def check_start(config: Config, stage: str, start: Start) -> None:
+    """Raise what `Run.starting_point` would raise about earlier checkpoints, as far as their manifests tell.
+
+    The command line calls this before Ray starts.
+    """
+    directory = RunDir(config.storage, config.name)
+    directory.location.reach()
+    places = (Restart(directory, stage).checkpoints, directory.checkpoints(stage))
+    newest = next(filter(None, (Checkpoints(place).newest() for place in places)), None)
+    if newest is not None and start == "new":
+        raise already_begun(config, stage, newest)
+    if newest is not None and start == "resume":
+        refuse_fixed(stage, changes_since(config, directory, stage, newest))
+
+
+def already_begun(config: Config, stage: str, newest: CheckpointRef) -> ConfigError:
+    """Return the error for a stage that has checkpoints, when the user has not said what to do with them."""
+    return ConfigError(
+        f"a run named {config.name!r} without checkpoints of stage {stage}",
+        f"one that has done {newest.iteration} iterations, in {newest.location}",
+        "Add --resume to continue it, --fresh to start it over, or give this run another name=",
+    )
+
+
+def changes_since(config: Config, directory: RunDir, stage: str, newest: CheckpointRef) -> list[Change]:
+    """Return the options that are not those of a checkpoint; none if an earlier version wrote it without them."""
+    if "config" not in newest.meta:
+        return []
+    directories = newest.meta["directory"], str(directory.location)
+    return resumed_with(stage, newest.meta["config"], config.model_dump(mode="json"), directories)
 
 
 def refuse_fixed(stage: str, changes: Sequence[Change]) -> None:

@@ -114,7 +114,9 @@ def survey(config: Config, file: Path) -> Report:
         log.warning("%s", report.summary())
         if file.resolve() == paths(config)[1].resolve():
             raise DataError(
-                f"only good rows in {file}, which is to be replaced by its good ones", report.summary(), "score.out"
+                f"only good rows in {file}, which is to be replaced by its good ones",
+                report.summary(),
+                "Set score.out to another file",
             )
     return report
 

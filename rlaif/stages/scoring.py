@@ -36,7 +36,9 @@ def require_reward(config: Config, weights: Mapping[str, float] | None = None) -
         load_function(reward.path)
         if weights:
             found = f"weights for {', '.join(weights)}"
-            raise ConfigError("a function, which weighs its own parts, without weights", found, "ppo.reward_weights")
+            raise ConfigError(
+                "a function, which weighs its own parts, without weights", found, "Leave ppo.reward_weights empty"
+            )
         return
     check_weights(read_card(reward), weights or {})
     require_reward_model("ppo.reward", reward)

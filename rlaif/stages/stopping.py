@@ -59,7 +59,7 @@ class Stopper:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """A loop that saves a checkpoint when `requested` is set, then calls `check`."""
+        """Wrap a loop that saves a checkpoint when `requested` is set, then calls `check`."""
         self._deferring = True
         try:
             yield
@@ -67,6 +67,7 @@ class Stopper:
             self._deferring = False
             if self._timer is not None:
                 self._timer.cancel()
+        self.check()  # of a signal that came after the loop's last checkpoint
 
     def check(self) -> None:
         """Raise Interrupted if a signal has come."""
@@ -84,10 +85,10 @@ class Stopper:
         try:
             yield
         except KeyboardInterrupt as error:
+            if self.requested is not None:  # first: a signal to a whole process group ends the cluster's head as well
+                raise Interrupted(self.requested) from error
             if self.error is not None:
                 raise self.error from error
-            if self.requested is not None:
-                raise Interrupted(self.requested) from error
             raise
 
     @contextmanager

@@ -46,7 +46,9 @@ def winrate(config: Config, run: Run) -> dict:
     answers = first_answers(config, names, prompts)
     asked = [prompt for prompt in prompts if len(answers[prompt.prompt_id]) > 1]
     if not asked:
-        raise DataError("prompts that two of the models have answered", "none", "rlaif sample, for the same prompts")
+        raise DataError(
+            "prompts that two of the models have answered", "none", "Run `rlaif sample` for the same prompts"
+        )
     measure = {"reward": by_reward, "judge": by_judge}[config.winrate.by]
     name, rates, masked, spent = measure(config, run, asked, answers, list(names))
     found = {"command": command(), "by": name, **rates.to_json(), "paths": dict(names), "masked": masked, **spent}
@@ -65,7 +67,7 @@ def models_of(config: Config) -> dict[str, str]:
         raise ConfigError(
             "two models or more to compare",
             ", ".join(named.values()) or "none",
-            "winrate.models, e.g. {sft: FOLDER, rlaif: FOLDER}, or candidates.models",
+            "Set winrate.models, e.g. {sft: FOLDER, rlaif: FOLDER}, or candidates.models",
         )
     for name, model in named.items():
         require_model(f"winrate.models.{name}", model, or_adapter=True)
@@ -87,7 +89,7 @@ def first_answers(config: Config, names: Mapping[str, str], prompts: Sequence[Pr
     store, wanted = open_candidates(config), {prompt.prompt_id: asked_of(prompt) for prompt in prompts}
     by_print = {fingerprint(model): name for name, model in names.items()}
     if len(by_print) < len(names):
-        raise ConfigError("models that differ", f"the same weights twice in {dict(names)}", "winrate.models")
+        raise ConfigError("models that differ", f"the same weights twice in {dict(names)}", "Correct winrate.models")
     answers: dict[str, dict[str, str]] = {prompt_id: {} for prompt_id in wanted}
     for row in store.rows():
         own = row.get("asked") in (None, wanted.get(row["prompt_id"]))
@@ -98,7 +100,7 @@ def first_answers(config: Config, names: Mapping[str, str], prompts: Sequence[Pr
         raise DataError(
             f"answers of every model in {store.path}",
             f"none of {', '.join(silent)} to the {len(prompts)} prompts",
-            "rlaif sample with candidates.models and candidates.prompts that hold them, or data.candidates",
+            "Run `rlaif sample` with candidates.models and candidates.prompts that hold them, or set data.candidates",
         )
     return answers
 

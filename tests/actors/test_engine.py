@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -138,6 +139,10 @@ def test_temporary_files_of_vllm_are_in_a_folder_that_goes_with_the_engine(full)
     assert folder.parent == Path(tempfile.gettempdir()) and [path.name[:10] for path in folder.iterdir()] == [
         "vllm_dist_"
     ]
+
+
+def test_what_torch_compiles_outlives_the_engine(full):
+    assert Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]).parent == full._files.path.parent
 
 
 def send(engine, model, version, keep=lambda name: True):

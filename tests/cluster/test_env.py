@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from actors import reward, rollout
+from actors import reward_pool, rollout
 from actors.engine import EngineSpec
-from actors.reward import RewardPool
+from actors.reward_pool import start_reward_pool
 from cluster.env import actor_env
 from learners import group
 from learners.group import LearnerGroup
@@ -29,7 +29,7 @@ def start(role: str, dtype: str) -> None:
     if role == "rollout":
         rollout.start_rollout(EngineSpec("model", dtype), None, "cuda")
     elif role == "reward":
-        RewardPool([{}], 1, "cuda", Model(dtype=dtype))
+        start_reward_pool([{}], 1, "cuda", timeout_s=1, loading_timeout_s=1, model=Model(dtype=dtype))
     else:
         spec = type("Spec", (), {"cluster": Cluster(), "model": Model(dtype=dtype)})
         LearnerGroup(spec, None, [{}], "cuda")
@@ -46,4 +46,4 @@ def test_float32_is_multiplied_as_float32_in_every_role(monkeypatch, role, dtype
 
 def test_an_actor_without_a_model_needs_no_precision():
     assert "TRITON_F32_DEFAULT" not in actor_env(2, "cuda")
-    assert reward.ray is group.ray
+    assert reward_pool.ray is group.ray

@@ -66,4 +66,5 @@ if __name__ == "__main__":
     from rlaif.models.tiny import build_tiny
 
     words = write_files(Path(sys.argv[1]))
-    build_tiny(Path(sys.argv[2]), sorted(words), seed=0)
+    # a short context makes for short answers and little memory
+    build_tiny(Path(sys.argv[2]), sorted(words), seed=0, max_positions=256)

@@ -27,7 +27,7 @@ def test_an_error_a_user_can_act_on_comes_without_a_traceback(tmp_path):
     )
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert "ConfigError: expected a YAML configuration file" in result.stderr
-    assert f"no file at {tmp_path}/none.yaml" in result.stderr and "change" in result.stderr
+    assert f"no file at {tmp_path}/none.yaml" in result.stderr and "\n  fix      " in result.stderr
     assert result.stdout == ""
 
 
@@ -58,6 +58,7 @@ def test_commands_of_two_words(command, config, capsys):
         (["ppo", "a.yaml", "--iterations=3"], ["ppo.iterations=3"]),
         (["sft", "a.yaml", "--learning-rate", "1e-5", "seed=1"], ["sft.optim.lr=1e-5"]),
         (["ppo", "a.yaml", "--resum"], ["did you mean --resume?"]),
+        (["caption", "a.yaml", "--resume"], ["--resume is for sft, reward, ppo"]),
         (["ppo", "a.yaml", "--zzzz"], ["key=value", "rlaif options"]),
         (["eval", "winrate", "a.yaml", "--stric"], ["usage: rlaif eval winrate", "did you mean --strict?"]),
         (["evl", "a.yaml"], ["no command 'evl'; did you mean `rlaif eval`?"]),
@@ -100,6 +101,7 @@ def test_options_of_a_section_and_of_none(capsys):
 def test_check_lists_all_problems_and_prints_the_configuration(config, capsys):
     assert cli.main(["check", config, "sed=1", "data.root=/nothing", "--stage", "sft"]) == 1
     told = capsys.readouterr().out
+    assert "3 problem(s)" in told.rpartition("\n\n")[2], "findings are in sight at the end"
     assert "sed: no such option; nearest is `seed`" in told and "data.root: expected the folder" in told
     assert "sft.init: a Hugging Face model" in told and "3 problem(s)" in told
     assert "prompts_per_iteration: 64" in told, "the configuration with its defaults"
@@ -115,7 +117,7 @@ def test_a_stage_reports_what_is_missing_before_it_starts_ray(config, capsys):
 
 def test_errors_from_inside_a_stage(config, capsys, monkeypatch):
     def fail(args):
-        raise CheckpointError("a complete checkpoint", "half of one", "storage")
+        raise CheckpointError("a complete checkpoint", "half of one", "check storage")
 
     monkeypatch.setattr(cli, "run_stage", fail)
     assert cli.main(["ppo", config]) == 1
@@ -123,7 +125,7 @@ def test_errors_from_inside_a_stage(config, capsys, monkeypatch):
     assert told.strip().splitlines() == [
         "CheckpointError: expected a complete checkpoint",
         "  found    half of one",
-        "  change   storage",
+        "  fix      check storage",
     ]
 
 
@@ -137,7 +139,11 @@ def test_an_actor_that_failed_is_told_on_the_terminal(config, capfd, monkeypatch
     monkeypatch.setattr(cli, "start_stage", fail)
     assert cli.main(["ppo", config]) == 1
     shown = capfd.readouterr().err
-    assert "an actor failed; --resume" in shown and f"log: {tmp_path}/runs/x/logs/ppo.log" in shown
+    assert (
+        "an actor failed" in shown
+        and "the same command starts again" in shown
+        and f"log: {tmp_path}/runs/x/logs/ppo.log" in shown
+    )
 
 
 @pytest.mark.parametrize("command", cli.STAGES)
@@ -160,6 +166,13 @@ def test_every_command_reaches_its_stage_and_ends_with_its_summary(command, conf
     monkeypatch.setattr(summaries, "summarise", lambda *args: summary.Summary({"result": args[-1]}))
     assert cli.main([*command.split(), config]) == 0
     assert command == "demo" or "done" in capsys.readouterr().out
+
+
+def test_output_that_nobody_reads_any_more_ends_the_command_without_a_traceback():
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-m", "rlaif", "options"], **options)
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == ("", 141)
 
 
 def test_what_nobody_foresaw_keeps_its_traceback(config, monkeypatch):
@@ -196,6 +209,34 @@ def test_wrong_usage(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main(arguments)
     assert stopped.value.code == 2 and "usage: rlaif" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no command; `rlaif help` lists them"),
+        (["--resume", "ppo", "a.yaml"], "expected a command, found '--resume'"),
+        (["check"], "required: config\n"),
+        (["ppo"], "required: config\n"),
+    ],
+)
+def test_what_is_missing_is_named_and_nothing_else(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("typed", ["options", "options ppo.kl"])
+def test_output_may_be_cut_by_its_reader(typed, unbuffered):
+    """As by `| head`: no traceback, however little is printed."""
+    words = [sys.executable, "-m", "rlaif", *typed.split()]
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    result = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, text=True, env=environment)
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (141, "")
 
 
 @pytest.mark.parametrize(

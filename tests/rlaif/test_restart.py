@@ -222,6 +222,27 @@ def test_a_move_that_is_killed_at_any_step_is_completed_by_a_resume(storage, mon
     assert step > 10
 
 
+def test_a_deletion_that_was_killed_half_way_costs_no_rows(storage, monkeypatch):
+    """A folder is deleted file by file: the rows of metrics may go before the journal that asks for them."""
+    finished(storage, "ppo")
+    process = Process(storage, "ppo", "fresh")
+    process.iterate(1, 2, 2, save=False)
+    usual = Location.remove
+
+    def partly(location):
+        if location.name == "restart-ppo":
+            usual(location / "metrics.jsonl")
+            raise Killed
+        usual(location)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Location, "remove", partly)
+        with pytest.raises(Killed):
+            process.save(2, 2)
+    assert Process(storage, "ppo", "resume").number == 2
+    check_completed(storage)
+
+
 @pytest.mark.parametrize("start", ["fresh", "new"])
 def test_a_move_that_was_killed_is_completed_however_the_next_process_starts(tmp_path, monkeypatch, start):
     storage = str(tmp_path)

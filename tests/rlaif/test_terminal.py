@@ -285,3 +285,17 @@ def test_what_runs_inside_a_command_does_not_print():
         names = [(call.lineno, call.func.id) for call in calls if isinstance(call.func, ast.Name)]
         printing += [f"{file.relative_to(root)}:{line}" for line, name in names if name == "print"]
     assert files and printing == []
+
+
+def test_a_command_goes_on_when_the_reader_of_its_lines_has_gone(tmp_path):
+    """As in `rlaif ppo CONFIG 2>&1 | head`."""
+    script = "import logging\nfrom pathlib import Path\nfrom rlaif.terminal import quiet, say\n"
+    script += "logging.basicConfig(level=logging.INFO)\n"
+    script += f"with quiet(Path({str(tmp_path / 'x.log')!r})):\n"
+    script += f"    [say('line') for _ in range(3)]\n    Path({str(tmp_path / 'end')!r}).touch()\n"
+    read, write = os.pipe()
+    os.close(read)
+    subprocess.run([sys.executable, "-c", script], stdout=write, stderr=write, timeout=60)
+    os.close(write)
+    assert (tmp_path / "end").exists()
+    assert "the reader has gone: line" in (tmp_path / "x.log").read_text()

@@ -7,7 +7,7 @@ from actors.reward import FunctionScorer, ModelScorer
 
 
 class Rewards:
-    """A reward pool in this process; what it returns are not references but the outcomes themselves."""
+    """A reward pool in this process; it scores at once."""
 
     def __init__(self, config, reward, frames, tokens, weights):
         self.calls = 0
@@ -24,6 +24,9 @@ class Rewards:
         self.calls += 1
         return self.scorer(answers)
 
+    def collect(self, batches):
+        return {key: outcome for batch in batches for key, outcome in batch.items()}
+
 
 class NoActors:
     def __init__(self, config):
@@ -32,7 +35,7 @@ class NoActors:
     def client(self):
         return LocalFrames(self.config.data.root, self.config.video.num_frames)
 
-    def rewards(self, reward, tokens, weights=None):
+    def rewards(self, reward, tokens, weights=None, *, timeout_s):
         self.pool = Rewards(self.config, reward, self.client(), tokens, weights)
         return self.pool
 

@@ -73,7 +73,7 @@ def check_kind(store: Store, config: Config) -> None:
         raise ContractError(
             f"labels in {store.path} that were made with the options as they are now ({names})",
             f"some by {', '.join(others)} with other options",
-            "data.labels: another file for other options, or remove this one",
+            "Set data.labels to another file for other options, or remove this one",
         )
 
 

@@ -11,7 +11,7 @@ from rlaif.config.load import bullets, examine, options_of, read_yaml
 from rlaif.config.schema import Config
 from rlaif.errors import ConfigError
 from rlaif.rundir import RunDir
-from rlaif.stages.preflight.inquiry import Inquiry
+from rlaif.stages.preflight.inquiry import EXPORTING, Inquiry
 from rlaif.stages.preflight.stages import CHECKS, chain
 from rlaif.writable import cache_problems, why_not_writable
 
@@ -23,6 +23,14 @@ class Findings:
     stages: tuple[str, ...]
     problems: list[str]
     notes: list[str]
+
+    def next_stage(self) -> str | None:
+        """Return the first stage whose result is not there yet; None without options to check stages for."""
+        if self.config is None:
+            return None
+        run = RunDir(self.config.storage, self.config.name)
+        missing = [stage for stage in self.stages if stage not in EXPORTING or not run.export(stage).exists()]
+        return (missing or self.stages)[0]
 
 
 def examine_all(path: str, overrides: Sequence[str] = (), stage: str | None = None) -> Findings:
@@ -52,7 +60,7 @@ def look_into(config: Config, stages: Sequence[str]) -> Inquiry:
     inquiry.attempt("storage", _check_storage, inquiry)
     for user, found, fix in cache_problems():
         inquiry.problem(
-            f"cache of {user}: expected a folder that can be written\n      found  {found}\n      change {fix}"
+            f"cache of {user}: expected a folder that can be written\n      found  {found}\n      fix    {fix}"
         )
     return inquiry
 
@@ -62,11 +70,11 @@ def _check_storage(inquiry: Inquiry) -> None:
     location = RunDir(config.storage, config.name).location
     location.on()  # a URI that no file system is known for
     if location.local and (reason := why_not_writable(location.local)):
-        raise ConfigError(f"storage: a folder that can be written, for {location}", reason, "storage=FOLDER")
+        raise ConfigError(f"storage: a folder that can be written, for {location}", reason, "Set storage=FOLDER")
 
 
 def require(config: Config, stage: str, source: str) -> None:
     """Raise ConfigError, listing every problem, unless a stage can start."""
     inquiry = look_into(config, [stage])
     if inquiry.problems:
-        raise ConfigError(f"a run that can start ({source})", bullets(inquiry.problems), "what is named above")
+        raise ConfigError(f"a run that can start ({source})", bullets(inquiry.problems), "Change what is named above")

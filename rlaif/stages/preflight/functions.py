@@ -31,7 +31,7 @@ def require_braces(option: str, path: str) -> None:
         raise ConfigError(
             f"{option}: the path of a model, or a function in braces",
             f"{path!r}, which reads like a function",
-            f"{option}='{{path: {path}}}'",
+            f"Write {option}='{{path: {path}}}'",
         )
 
 
@@ -51,10 +51,11 @@ def _resolve(option: str, path: str) -> Callable:
         if isinstance(error, KeyboardInterrupt):
             raise
         found = f"{path!r}: importing it raised {type(error).__name__}: {error}"
-        raise ConfigError(f"{option}: a function as `package.module:name`", found, "the module") from error
+        raise ConfigError(f"{option}: a function as `package.module:name`", found, "Correct the module") from error
     if not callable(found):
         kind = type(found).__name__
-        raise ConfigError(f"{option}: a function as `package.module:name`", f"{path!r}, a {kind}", option)
+        change = f"Set {option} to a function"
+        raise ConfigError(f"{option}: a function as `package.module:name`", f"{path!r}, a {kind}", change)
     return found
 
 
@@ -75,7 +76,7 @@ def dry_call(option: str, path: str, prompt: Prompt) -> None:
         raise ConfigError(
             f"{option}: a number, or a dict of named numbers, for prompt {prompt.prompt_id!r}",
             outcome.reason,
-            "the function: it is called as f(prompt, response)",
+            "Correct the function: it is called as f(prompt, response)",
         )
 
 
@@ -98,7 +99,7 @@ def _dry_check(option: str, path: str, function: Callable, prompt: Prompt) -> No
         raise ConfigError(
             f"{option}: a dict of counts for prompt {prompt.prompt_id!r}",
             f"{path}: {type(error).__name__}: {error}",
-            "the function: it is called as f(prompt, response); or leave eval.checker out",
+            "Correct the function (it is called as f(prompt, response)), or leave eval.checker out",
         ) from error
 
 
@@ -124,5 +125,9 @@ def within_deadline(option: str, path: str, call: Callable[[], Any], seconds: fl
         raise errors[0]
     if not result:
         found = f"{path} has not returned after {seconds:g} s" if thread.is_alive() else f"{path} ended its thread"
-        raise ConfigError(f"{option}: a function that returns", found, "the function, or load what it needs on import")
+        raise ConfigError(
+            f"{option}: a function that returns",
+            found,
+            "Correct the function, or load what it needs when it is imported",
+        )
     return result[0]

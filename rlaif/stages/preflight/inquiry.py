@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from rlaif.config.schema import Config
 from rlaif.data import Report
-from rlaif.errors import RlaifError
+from rlaif.errors import ConfigError, RlaifError
 from rlaif.readers import read_conversations, read_pairs, read_prompts
 from rlaif.rundir import RunDir
 from rlaif.stages.data import data_path
@@ -29,6 +29,8 @@ READERS = {
 EXPORTING = ("sft", "reward", "ppo")
 """Stages whose exports later stages start from."""
 
+MOVED = "Set data.root to that folder; if you moved the folder with its runs in it, set storage too"
+
 
 @dataclass
 class Inquiry:
@@ -45,6 +47,10 @@ class Inquiry:
         """Add a problem, once."""
         if text not in self.problems:
             self.problems.append(text)
+
+    def wrong(self, option: str, expected: str, found: str, fix: str) -> None:
+        """Add a problem of `option`, written like an error."""
+        self.problem(told(option, ConfigError(expected, found, fix)))
 
     def note(self, text: str) -> None:
         """Add something that a user should know and that stops nothing."""
@@ -101,7 +107,7 @@ class Inquiry:
             return None
         if not path.is_file():
             found = f"{path} is a folder" if path.is_dir() else f"no file at {path}"
-            self.problem(f"{option}: expected {purpose}\n      found  {found}")
+            self.wrong(option, purpose, found, f"Put the file there, or set {option} to the file that you have")
             return None
         result = self.attempt(option, read, path, self.config.data.root, self.config.data.strict)
         if result is None:
@@ -115,7 +121,7 @@ class Inquiry:
         root = locate(self.config.data.root)
         if root.local is None or root.local.is_dir():
             return True
-        self.problem(f"data.root: expected the folder of your files\n      found  no folder at {root}")
+        self.wrong("data.root", "the folder of your files", f"no folder at {root}", MOVED)
         return False
 
     def _note_skipped(self, option: str, report: Report) -> None:
@@ -126,7 +132,7 @@ class Inquiry:
 def told(option: str, error: RlaifError) -> str:
     """Return an error as a problem of `option`."""
     name = "" if option in error.expected else f"{option}: "
-    return f"{name}expected {error.expected}\n      found  {_indented(error.found)}\n      change {_indented(error.change)}"
+    return f"{name}expected {error.expected}\n      found  {_indented(error.found)}\n      fix    {_indented(error.change)}"
 
 
 def _indented(text: str) -> str:

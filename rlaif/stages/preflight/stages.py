@@ -57,10 +57,11 @@ def ppo(inquiry: Inquiry) -> None:
     _policy_and_reward(inquiry)
     rows = inquiry.rows("prompts")
     if rows and len(rows) < config.ppo.prompts_per_iteration:
-        inquiry.problem(
-            f"ppo.prompts_per_iteration: expected at most the {len(rows)} usable prompts of data.prompts\n"
-            f"      found  {config.ppo.prompts_per_iteration}\n"
-            f"      change ppo.prompts_per_iteration={len(rows)}, or add prompts"
+        inquiry.wrong(
+            "ppo.prompts_per_iteration",
+            f"at most the {len(rows)} usable prompts of data.prompts",
+            f"{config.ppo.prompts_per_iteration}",
+            f"Set ppo.prompts_per_iteration={len(rows)}, or add prompts",
         )
     if config.ppo.eval_every or inquiry.has_file("eval"):
         inquiry.rows("eval")
@@ -72,10 +73,11 @@ def evaluate(inquiry: Inquiry) -> None:
     _policy_and_reward(inquiry)
     inquiry.rows("eval")
     if "ppo" not in inquiry.pending and not inquiry.attempt("name", inquiry.export("ppo").files):
-        inquiry.problem(
-            f"name: expected the export of a PPO run at {inquiry.export('ppo')}\n"
-            "      found  nothing there\n"
-            "      change run `rlaif ppo` first, or set name to the run that has one"
+        inquiry.wrong(
+            "name",
+            f"the export of a PPO run at {inquiry.export('ppo')}",
+            "nothing there",
+            "Run `rlaif ppo` first, or set name to the run that has one",
         )
 
 
@@ -89,7 +91,7 @@ def caption(inquiry: Inquiry) -> None:
     config = inquiry.config
     check_model(inquiry, "caption.model", config.caption.model, adapter=True)
     if config.data.captions is None:
-        inquiry.problem("data.captions: expected the file to write captions to, e.g. captions.jsonl; found none")
+        inquiry.wrong("data.captions", "the file to write captions to", "none", "Set data.captions=captions.jsonl")
 
 
 def sample(inquiry: Inquiry) -> None:
@@ -123,7 +125,9 @@ def agreement(inquiry: Inquiry) -> None:
     config = inquiry.config
     _by_reward_or_judge(inquiry, config.agreement.by)
     if config.data.pairs_eval is None:
-        inquiry.problem("data.pairs_eval: expected the preferences to compare with; found none")
+        inquiry.wrong(
+            "data.pairs_eval", "the preferences to compare with", "none", "Set data.pairs_eval to a file of pairs"
+        )
     else:
         _needs_file(inquiry, "data.pairs_eval", config.data.pairs_eval)
 
@@ -137,8 +141,17 @@ def winrate(inquiry: Inquiry) -> None:
 
 def context(inquiry: Inquiry) -> None:
     _judged(inquiry)
-    if inquiry.config.label.reference is None or inquiry.config.data.captions is None:
-        inquiry.problem("eval context: expected label.reference to compare with, and data.captions; found not both")
+    if inquiry.config.label.reference is None:
+        inquiry.wrong(
+            "label.reference",
+            "code that knows which of two answers is truer",
+            "none",
+            "Set label.reference to a function",
+        )
+    if inquiry.config.data.captions is None:
+        inquiry.wrong(
+            "data.captions", "the captions that are the context", "none", "Run `rlaif caption` and set data.captions"
+        )
 
 
 def demo(inquiry: Inquiry) -> None:
@@ -182,7 +195,9 @@ def _needs_file(inquiry: Inquiry, option: str, file: str, command: str | None = 
 def _require_file(config: Config, option: str, file: str, command: str | None) -> None:
     path = data_path(config, file)
     if not path.is_file():
-        fix = f"run `{command}` first, or set {option}" if command else f"{option}, or data.root ({config.data.root})"
+        fix = (
+            f"run `{command}` first, or set {option}" if command else f"Set {option}, or data.root ({config.data.root})"
+        )
         raise ConfigError(f"{option}: a file", f"no file at {path}", fix)
 
 

@@ -50,6 +50,8 @@ def test_what_to_do_next_names_a_clip_that_is_there(tmp_path):
     target, found = write_config(tmp_path, False, None, None, False)
     told = next_steps(tmp_path, found)
     assert told.count('"video": "films/x.MP4"') == 4 and f"rlaif check {target}" in told
+    told = next_steps(tmp_path, found, ".venv/bin/rlaif")
+    assert f".venv/bin/rlaif check {target}" in told and ".venv/bin/rlaif options" in told
 
 
 def test_nothing_is_replaced_unasked(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from rlaif.errors import ConfigError
 from rlaif.models import bases
 from rlaif.models.bases import RECORD, find_base, record_text
-from rlaif.models.check import require_base
+from rlaif.models.check import require_base, require_model
 from rlaif.models.digest import whole_fingerprint
 from rlaif.storage import locate
 
@@ -109,6 +109,13 @@ def test_another_model_at_the_relative_place_is_passed_over(tmp_path):
     found = find_base(str(copied / "reward" / "export"), str(base))
     with pytest.raises(ConfigError, match="was trained on .fingerprint(.|\n)*another one at"):
         require_base("ppo.reward, its base", str(copied / "reward" / "export"), found)
+
+
+@pytest.mark.parametrize("path", ["/nowhere/model", "./nowhere", "~/nowhere"])
+def test_a_model_folder_that_is_missing_is_not_taken_for_a_hub_name(path):
+    with pytest.raises(ConfigError) as caught:
+        require_model("ppo.policy", path)
+    assert caught.value.found == f"{path!r}: no such folder"
 
 
 def test_a_base_that_is_gone_is_an_error_with_all_places(tmp_path):

@@ -157,7 +157,7 @@ def test_safesora_is_compared_along_what_is_there(world, capsys):
 def test_a_file_that_is_something_else_says_what(world, capsys, name, content, told):
     (world / name).write_bytes(content)
     code, _, err = data(capsys, "check", world / name)
-    assert code == 1 and told in err and "change" in err
+    assert code == 1 and told in err and "fix" in err
 
 
 def test_whole_numbers_may_be_floats(world, capsys):

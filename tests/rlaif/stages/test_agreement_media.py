@@ -22,7 +22,7 @@ from rlaif.preferences.files import write_rows
 from rlaif.preferences.formats.table import FORMATS
 from rlaif.records import Prompt
 from rlaif.rundir import RunDir
-from rlaif.stages import agreement, data, scoring
+from rlaif.stages import agreement, data
 from rlaif.stages.run import Run
 
 DIMENSIONS = ("helpfulness", "harmlessness")
@@ -32,7 +32,6 @@ BY_CODE = ("agreement.by=judge", "label.judge={path: 'opinions:later'}", "label.
 @pytest.fixture
 def offline(tmp_path, make_config, monkeypatch):
     """offline(file, *overrides) -> (config, run) that starts no actor; `file` is what it compares with."""
-    monkeypatch.setattr(scoring, "ask", lambda calls: calls)
 
     def make(file: str, *overrides: str):
         config = make_config(tmp_path, f"data.root={tmp_path}/root", f"data.pairs_eval={file}", *overrides)

@@ -30,7 +30,6 @@ from rlaif.worlds.shapes.language import WORDS
 @pytest.fixture
 def offline(tmp_path, make_config, monkeypatch):
     """offline(*overrides) -> (config, run) that starts no actor."""
-    monkeypatch.setattr(scoring, "ask", lambda calls: calls)
 
     def make(*overrides: str):
         plain = ("candidates.prompts=[descriptions.jsonl]", "data.pairs_eval={run}/held_out.jsonl")

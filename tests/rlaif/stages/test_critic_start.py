@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,7 +13,14 @@ from rlaif.config.schema import Lora, Reward
 from rlaif.errors import ConfigError
 from rlaif.models.bases import RECORD, record_text
 from rlaif.models.reward_prompt import RewardPrompt
-from rlaif.stages.roles import critic_start, describe_critic_start, identity, require_inputs
+from rlaif.stages.roles import (
+    critic_start,
+    describe_critic_start,
+    identity,
+    learner_spec,
+    require_inputs,
+    start_roles,
+)
 from rlaif.storage import locate
 
 ADAPTER = Lora(r=8)
@@ -63,6 +71,21 @@ def test_another_base_or_a_function_starts_the_critic_from_the_policy(make_confi
         config = make_config(tmp_path, *chosen)
         assert critic_start(config) == (str(policy), config.ppo.lora, None), number
         assert describe_critic_start(config).startswith(f"critic starts from the policy {policy}: ")
+
+
+class Full(Exception):
+    """There is no room for actors here."""
+
+
+def test_a_run_prints_what_the_critic_starts_from(make_config, world, tmp_path, capsys):
+    def place(*roles):
+        raise Full
+
+    reward = reward_on(tmp_path / "reward", world / "base")
+    config = make_config(tmp_path, f"ppo.reward={reward}")
+    with pytest.raises(Full):
+        start_roles(config, SimpleNamespace(topology=SimpleNamespace(place=place)), [], learner_spec(config))
+    assert f"critic starts from the reward model {reward}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("record", [True, False], ids=["record", "no record"])

@@ -98,13 +98,25 @@ def test_a_head_that_goes_when_everything_is_done_is_a_warning(command):
 
 
 @pytest.mark.slow
-def test_a_head_that_goes_before_is_an_error_within_seconds(command):
-    process = command("end_head(); " + WAITING)
+@pytest.mark.parametrize(
+    ("body", "advised"),
+    [
+        (
+            "ref = sleep.remote(); ray.wait([ref], timeout=2); end_head(); say('waiting'); ray.get(ref, timeout=300)",
+            True,
+        ),
+        # a call that asks the head does not return, and the process is ended under it
+        ("end_head(); say('waiting'); ray.get(sleep.remote(), timeout=300)", False),
+    ],
+    ids=["waiting for an actor", "inside a call to the head"],
+)
+def test_a_head_that_goes_before_is_an_error_within_seconds(command, body, advised):
+    process = command(body)
     wait_for(process, "waiting")
     _, told = process.communicate(timeout=40)
     assert process.returncode == 1, told
     assert "HeadLostError: expected a cluster whose head answers" in told and "Traceback" not in told
-    assert "the same command starts again" in told
+    assert ("the same command starts again" in told) == advised
 
 
 @pytest.mark.slow

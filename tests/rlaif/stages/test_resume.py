@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -144,15 +146,14 @@ def test_with_a_batch_in_flight_no_prompt_is_lost_or_doubled(make_config, tmp_pa
 
 @pytest.mark.slow
 def test_sigterm_saves_a_checkpoint_and_a_new_start_that_is_killed_costs_nothing(
-    make_config, tmp_path, metrics_of, monkeypatch
+    make_config, tmp_path, metrics_of, monkeypatch, request
 ):
-    temporary = tmp_path / "tmp"
-    temporary.mkdir()
+    temporary = Path(tempfile.mkdtemp(prefix="rl-", dir="/tmp"))  # Ray's sockets need a short path
+    request.addfinalizer(partial(shutil.rmtree, temporary, ignore_errors=True))
     config = make_config(
         tmp_path, "ppo.advantage=leave_one_out", "ppo.save={every: 0, keep: 2}", "data.eval=none.jsonl"
     )
     folder, file = Path(config.storage) / config.name, write(config, tmp_path)
-    monkeypatch.setenv("RAY_TMPDIR", "/tmp")  # sockets need a short path
     monkeypatch.setenv("TMPDIR", str(temporary))
     process = start(file, "ppo.iterations=500")
     wait_until(process, partial(has_row, folder / "metrics.jsonl", 1))

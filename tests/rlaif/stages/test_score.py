@@ -21,7 +21,7 @@ from rlaif.preferences.files import read_rows
 from rlaif.preferences.formats.own import PAIRS
 from rlaif.preferences.record import Preference
 from rlaif.rundir import RunDir
-from rlaif.stages import score, scoring
+from rlaif.stages import score
 from rlaif.stages.run import Run
 
 TWO = ("helpfulness", "harmlessness")
@@ -51,7 +51,6 @@ def reward_model(folder: Path, base: str, dimensions: tuple[str, ...], options: 
 def scoring_run(tmp_path, make_config, monkeypatch):
     """scoring_run(name, models, file, out) -> (report, records of `out`, run): a job in a run of its own, so that it knows
     nothing but what its file says; with `run`, in that one."""
-    monkeypatch.setattr(scoring, "ask", lambda calls: calls)
 
     def job(name: str, models: list[str], file: str, out: str, run: Run | None = None):
         options = [f"name={name}", f"score.models=[{', '.join(models)}]", f"score.file={file}", f"score.out={out}"]

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from rlaif.config.schema import Config
-from rlaif.errors import CheckpointError
+from rlaif.errors import CheckpointError, ConfigError
 from rlaif.rundir import RunDir
-from rlaif.stages.run import Run, advice
+from rlaif.stages.run import Run, advice, check_start
 
 LORA = {"r": 4, "alpha": 4}
 
@@ -89,6 +89,24 @@ def test_another_model_is_refused_by_the_option_that_names_it(tmp_path, before, 
     with pytest.raises(CheckpointError) as caught:
         begin(opened(tmp_path), "resume", identity=now)
     assert told in caught.value.found
+
+
+def test_what_a_start_cannot_do_with_earlier_checkpoints_is_found_from_their_manifests(tmp_path):
+    run = opened(tmp_path, ppo={"lora": LORA})
+    for start in ("new", "fresh", "resume"):
+        check_start(run.config, "ppo", start)  # there are none
+    save(run, 1)
+    with pytest.raises(ConfigError, match="one that has done 1 iterations"):
+        check_start(run.config, "ppo", "new")
+    for stage, start in (("ppo", "fresh"), ("ppo", "resume"), ("sft", "new")):
+        check_start(run.config, stage, start)
+    other = opened(tmp_path, ppo={"lora": LORA | {"r": 8}})
+    with pytest.raises(CheckpointError, match="ppo.lora.r: checkpoint 4, now 8"):
+        check_start(other.config, "ppo", "resume")
+    check_start(other.config, "ppo", "fresh")
+    begin(other, "fresh")  # a new start without a checkpoint leaves the earlier ones in force
+    with pytest.raises(ConfigError, match="--fresh to start it over"):
+        check_start(other.config, "ppo", "new")
 
 
 def test_a_resume_with_nothing_left_says_so_and_what_to_type(tmp_path, caplog):

@@ -43,6 +43,15 @@ def test_inside_a_loop_the_first_waits_for_the_checkpoint_and_the_second_does_no
     assert timer.cancelled
 
 
+def test_a_signal_after_the_last_checkpoint_of_a_loop_is_not_forgotten():
+    timer = Timer()
+    stopper = Stopper(20.0, timer)
+    with pytest.raises(Interrupted) as caught, stopper.deferred():
+        stopper.check()
+        stopper.receive(signal.SIGINT)
+    assert caught.value.exit_code == 130 and timer.cancelled
+
+
 def test_an_error_from_another_thread_comes_instead_of_the_interrupt():
     stopper = Stopper(20.0, Timer())
     with pytest.raises(RuntimeError, match="the head"), stopper.installed(), stopper.explained():
@@ -76,7 +85,7 @@ def test_handlers_are_given_back_and_taken_again_after_somebody_else(monkeypatch
 
 def test_the_reminder_sends_the_signal_again():
     stopper = Stopper(0.05)
-    with stopper.installed(), stopper.deferred(), pytest.raises(Interrupted):
+    with pytest.raises(Interrupted), stopper.installed(), stopper.deferred():
         signal.raise_signal(signal.SIGTERM)
         while True:
             signal.pause()
