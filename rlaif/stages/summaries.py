@@ -10,6 +10,7 @@ from rlaif.config.section import Function
 from rlaif.rundir import MAIN_STAGE, RunDir
 from rlaif.stages import agreement, evaluate, winrate
 from rlaif.stages import context as context_stage
+from rlaif.stages.data import data_path
 from rlaif.stages.summary import Summary, Typed
 from rlaif.storage import locate
 
@@ -28,8 +29,9 @@ def following(stage: str, config: Config) -> list[tuple[str, str, Sequence[str]]
     """Return (what it does, stage, options) of the stages that can follow, given what this run's options point to."""
     run = RunDir(config.storage, config.name)
     feedback = ("sample answers that a judge can compare", "sample", ())
+    captions = ("caption the videos", "caption", ())
     choices: dict[str, list[tuple[str, str, Sequence[str]]]] = {
-        "sft": [("caption the videos", "caption", ())] if config.data.captions else [feedback],
+        "sft": [*_uses_of_sft(config, run), captions if config.data.captions else feedback],
         "caption": [feedback],
         "sample": [("have the judge label the answers", "label", ())],
         "label": [("make preference pairs of the labels", "pairs", ())],
@@ -40,6 +42,17 @@ def following(stage: str, config: Config) -> list[tuple[str, str, Sequence[str]]
     if uses_reward and _exists(config.ppo.policy):
         choices["reward"] = [("align the policy with this reward model", "ppo", ())]
     return choices.get(stage, [])
+
+
+def _uses_of_sft(config: Config, run: RunDir) -> list[tuple[str, str, Sequence[str]]]:
+    """Return the training stages that start from this run's fine-tuned model and have their data."""
+    export = run.export("sft")
+    if isinstance(config.ppo.reward, Function):
+        step = ("align the model with the reward function", "ppo", ())
+        return [step] if _same(config.ppo.policy, export) else []
+    with_pairs = data_path(config, config.data.pairs).is_file()
+    step = ("train a reward model on the pairs", "reward", ())
+    return [step] if with_pairs and _same(config.reward.init, export) else []
 
 
 def _same(path: str, location: Any) -> bool:

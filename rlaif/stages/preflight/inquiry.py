@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 READERS = {
     "sft": (read_conversations, "conversations for `rlaif sft`"),
     "pairs": (read_pairs, "preference pairs for `rlaif reward`; `rlaif pairs` makes them of a judge's labels"),
-    "pairs_eval": (read_pairs, "held-out preference pairs, or data.pairs_eval=null to hold some of data.pairs out"),
+    "pairs_eval": (read_pairs, "held-out preference pairs, or null to hold out some of data.pairs"),
     "prompts": (read_prompts, "prompts for `rlaif ppo`"),
     "eval": (read_prompts, "held-out prompts for `rlaif eval`, in the form of data.prompts"),
 }

@@ -352,6 +352,9 @@ class Lengths:
         self.asked += answers
         return {a.key: Masked("bad") if "gone" in a.prompt.video else Scored(1.0, {"score": 1.0}) for a in answers}
 
+    def collect(self, batches):
+        return {key: outcome for batch in batches for key, outcome in batch.items()}
+
 
 def test_scores_go_by_what_a_video_shows_not_by_where_it_lies(scripted, monkeypatch):
     config, run = scripted()

@@ -114,6 +114,21 @@ def test_ppo_follows_a_reward_model_that_it_would_use(tmp_path, make_config, wor
     assert not summaries.following("reward", make_config(tmp_path, own[0], "ppo.policy={run}/sft/export"))  # no model
 
 
+def test_a_reward_model_follows_fine_tuning_if_pairs_are_there(tmp_path, make_config):
+    """The way of one's own videos: a file of pairs, or a function, beside what a judge can do."""
+
+    def after_sft() -> list[str]:
+        return [stage for _, stage, _ in summaries.following("sft", make_config(tmp_path, *own))]
+
+    own = ["reward.init={run}/sft/export", "ppo.policy={run}/sft/export", "data.captions=null"]
+    own += ["ppo.reward={run}/reward/export", f"data.pairs={tmp_path}/pairs.jsonl"]
+    assert after_sft() == ["sample"]
+    (tmp_path / "pairs.jsonl").write_text("")
+    assert after_sft() == ["reward", "sample"]
+    own[4] = "ppo.reward={path: 'rlaif.worlds.shapes.checker:reward'}"
+    assert after_sft() == ["ppo", "sample"]
+
+
 @pytest.mark.parametrize(
     ("argv", "on_path", "expected"),
     [
