@@ -441,7 +441,11 @@ def test_images_inside_a_file_of_pairs_are_captioned(scripted):
             "prompts.jsonl",
             r"URI s3://bucket/data/prompts.jsonl(.|\n)*Set data\.root to a folder",
         ),
-        ("data.prompts=gs://bucket/p.jsonl", None, r"URI gs://bucket/p.jsonl(.|\n)*Set data\.prompts to a folder or file"),
+        (
+            "data.prompts=gs://bucket/p.jsonl",
+            None,
+            r"URI gs://bucket/p.jsonl(.|\n)*Set data\.prompts to a folder or file",
+        ),
         ("storage=s3://bucket/runs", None, r"URI s3://bucket/runs/run/data/prompts.jsonl"),
     ],
 )
