@@ -177,7 +177,7 @@ def shortage(requests: Requests, waiting: Sequence[Bundle], nodes: Sequence[Node
     return PlacementError(
         "room for " + "; ".join(f"{name}: {role.actors} x ({_needs(role)})" for name, role in requests.items()),
         "\n           ".join([f"no room for {', '.join(waits)}: {why}", *shown]),
-        ", or ".join([*changes, last]),
+        ("Set " if changes else "") + ", or ".join([*changes, last]),
     )
 
 

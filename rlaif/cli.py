@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rlaif import front
 from rlaif.config.schema import Config
-from rlaif.errors import ConfigError, DataError, RlaifError
+from rlaif.errors import CheckpointError, ConfigError, DataError, RlaifError
 from rlaif.isolation import pin_packages, working_directory_last
 from rlaif.rundir import RunDir
 from rlaif.terminal import phase, reader_left, say, shown
@@ -253,7 +253,7 @@ def run_to_its_end(args: argparse.Namespace, config: Config) -> int:
         with on_screen(args.command, config):
             check_files(args, config)
             start_stage(args, config)
-    except (ConfigError, DataError):
+    except (CheckpointError, ConfigError, DataError):
         raise  # they say what to change
     except RlaifError as error:
         print(f"\n{type(error).__name__}: {error}\n\n{how_to_go_on(args, config)}", file=sys.stderr)

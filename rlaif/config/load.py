@@ -101,11 +101,6 @@ def _uri_without_secrets(uri: str) -> str:
     return f"{scheme}://{host}{slash}{path}{mark}{'&'.join(kept)}"
 
 
-def dump_config(config: Config) -> str:
-    """The resolved configuration as YAML."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
 def read_yaml(path: Path) -> dict:
     """Return the mapping in a configuration file. Raises ConfigError if there is none."""
     if path.is_dir():

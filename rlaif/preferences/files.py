@@ -50,6 +50,8 @@ def read_rows(path: str | Path, meter: Meter | None = None) -> Iterator[Row | Ba
     name says.
     """
     path, ending = Path(path), kind(path)
+    if path.exists() and not path.is_file():  # reading a pipe or a device may never return
+        raise DataError(f"a regular file of rows at {path}", "a pipe, device or folder", "write the rows to a file")
     if ending == ".parquet":
         from rlaif.preferences.parquet import read_parquet
 
@@ -154,6 +156,8 @@ def write_rows(path: str | Path, rows: Iterable[dict[str, Any]], schema: Any = N
     schema: of a .parquet file (pyarrow.Schema; columns that it lacks are inferred from the first rows).
     """
     path, ending = Path(path), kind(path)
+    if path.exists() and not path.is_file():  # reading a pipe or a device may never return
+        raise DataError(f"a regular file of rows at {path}", "a pipe, device or folder", "write the rows to a file")
     if ending == ".parquet":
         from rlaif.preferences.parquet import write_parquet
 

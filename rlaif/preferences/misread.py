@@ -43,13 +43,18 @@ _ANSWERS = frozenset(
 )
 _OTHERS = frozenset(
     "label kto_tag preference preferences ranking responses completions outputs history system system_prompt tools "
-    "messages conversations conversation dialog objects multi_modal_data mm_data".split()
+    "messages conversations conversation dialog objects multi_modal_data mm_data candidates video_start video_end".split()
 )
-"""Labels of answers, several answers, turns and grounding under names of their own."""
+"""Labels of answers, several answers, turns, grounding and the part of a video that is meant, under names of their own."""
 _NUMBERED = re.compile(r"(?:output|response|answer|completion)_[0-9ab]")
 _FILE = re.compile(r"\.(?:mp4|mov|mkv|webm|avi|m4v|mpe?g|gif|jpe?g|png|webp|bmp|tiff?|wav|mp3|flac)$", re.IGNORECASE)
 _TURNS = ("messages", "conversations", "rejected_conversations")
 _IN_TURN = frozenset("role from content value".split())
+_PARTS = frozenset(
+    "tool_calls tool_call_id function_call reasoning reasoning_content thinking thinking_blocks refusal".split()
+)
+"""What a turn says beside its text, as APIs of chat models return it."""
+_SWITCHES = ("weight", "loss", "train", "loss_scale", "loss_weight")
 
 
 def media_marks(text: str) -> list[str]:
@@ -114,5 +119,6 @@ def _holds_text(value: Any) -> bool:
 def _in_turn(turn: Mapping[str, Any]) -> list[str]:
     """The fields of a turn that change what it says: media, other answers, and weights that switch it off in training."""
     names = [name for name, value in turn.items() if name not in _IN_TURN and _matters(name, value, about_media=True)]
+    names += [name for name in turn if name in _PARTS and _holds_text(turn[name])]
     # elsewhere a turn with weight 0 or loss false is context that is not learned
-    return names + [name for name in ("weight", "loss", "train") if turn.get(name) in (0, 0.0, False) and name in turn]
+    return names + [name for name in _SWITCHES if turn.get(name) in (0, 0.0, False) and name in turn]

@@ -86,8 +86,10 @@ class Run:
         elif latest is not None and start == "new":
             raise already_begun(self.config, stage, latest)
         elif latest is not None:
-            self._compare(stage, latest)
+            changes = changes_since(self.config, self.directory, stage, latest)
+            refuse_fixed(stage, changes)
             check_identity(latest.meta["identity"], identity)
+            report_changes(stage, latest.iteration, changes)
         elif start == "resume":
             log.warning("%s: nothing to resume in %s; starting from the beginning", stage, checkpoints.root)
         iteration = latest.iteration if latest else 0
@@ -140,21 +142,6 @@ class Run:
             self.directory.location / ASIDE,
         )
 
-    def _compare(self, stage: str, latest: CheckpointRef) -> None:
-        """Report options that are not those of the checkpoint. Raises CheckpointError for one that may not change."""
-        changes = changes_since(self.config, self.directory, stage, latest)
-        refuse_fixed(stage, changes)
-        if not changes:
-            return
-        log.warning(
-            "%s goes on from iteration %d with other options than its checkpoint: %s",
-            stage,
-            latest.iteration,
-            "; ".join(map(str, changes)),
-        )
-        if order := [change.option for change in changes if decides_order(change.option)]:
-            log.warning("with another %s, rows may be repeated or skipped from here on", ", ".join(order))
-
 
 def check_start(config: Config, stage: str, start: Start) -> None:
     """Raise what `Run.starting_point` would raise about earlier checkpoints, as far as their manifests tell.
@@ -186,6 +173,15 @@ def changes_since(config: Config, directory: RunDir, stage: str, newest: Checkpo
         return []
     directories = newest.meta["directory"], str(directory.location)
     return resumed_with(stage, newest.meta["config"], config.model_dump(mode="json"), directories)
+
+
+def report_changes(stage: str, iteration: int, changes: Sequence[Change]) -> None:
+    """Warn of options that are not those of the checkpoint, which a resume follows from here on."""
+    if changes:
+        text = "%s goes on from iteration %d with other options than its checkpoint: %s"
+        log.warning(text, stage, iteration, "; ".join(map(str, changes)))
+    if order := [change.option for change in changes if decides_order(change.option)]:
+        log.warning("with another %s, rows may be repeated or skipped from here on", ", ".join(order))
 
 
 def refuse_fixed(stage: str, changes: Sequence[Change]) -> None:

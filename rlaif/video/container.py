@@ -10,6 +10,7 @@ if that one is a picture, the first that is marked as default, else the first. C
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ REFERENCES = {"hls", "dash", "concat", "concatf", "sdp", "webm_dash_manifest", "
 """Formats that name other files."""
 NO_VIDEOS = {"image2pipe", "tty", "bin", "xbin", "adf", "idf", "ffmetadata", "data", "rawvideo", "bitpacked", "ico"}
 """Texts and pictures that FFmpeg would play, and raw data that it would guess by the file's name."""
+THREADS = min(4, os.cpu_count() or 1)
+"""Of one decoder. More help little, and each holds frames of its own."""
 PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails
 
 
@@ -68,11 +71,18 @@ def video_stream(container: InputContainer) -> VideoStream:
     return (default or streams)[0]
 
 
-def decoded(path: Path, stream: int) -> Iterator[VideoFrame]:
-    """Decode a stream from its start. Raises what FFmpeg raises; what it conceals is marked in the frame."""
+def decoded(path: Path, stream: int, threads: int = 1) -> Iterator[VideoFrame]:
+    """Decode a stream from its start. Raises what FFmpeg raises; what it conceals is marked in the frame.
+
+    Several threads give the same frames as one for streams without errors. With an error they do not: what is concealed
+    depends on which thread is ahead, so they raise for what one thread would conceal, and may miss frames at the end.
+    """
     with opened(path) as container:
         video = container.streams[stream]
-        video.codec_context.thread_count = 1
+        video.codec_context.thread_count = threads
+        if threads > 1:
+            video.codec_context.thread_type = "AUTO"
+            video.codec_context.options = {"err_detect": "explode"}
         yield from container.decode(video)
 
 

@@ -1,4 +1,4 @@
-"""From a video on disk to frames: probe it, choose frames, decode them. One thread, the same bytes every time.
+"""From a video on disk to frames: probe it, choose frames, decode them. The same bytes every time.
 
 A video is a file that FFmpeg reads (rlaif/video/container.py says which, and which of several video streams), or a
 folder of images in natural order ("2.jpg" before "10.jpg"), which behaves as if it were a file with one frame per
@@ -116,7 +116,7 @@ def decode(path: str | Path, spec: FrameSpec, known: KnownVideos | None = None) 
     with _readable(path):
         numbered = _file_frames(path, numbers, index) if index else _image_frames(path, numbers)
         by_number = {}
-        for number, frame in _same_size(path, numbered):
+        for number, frame in _same_size(path, numbered, (info.height, info.width)):
             by_number[number] = _resize(frame, spec.height, spec.width)
     stack = np.stack([by_number[number] for number in spec.indices])
     stack.setflags(write=False)  # caches share it, as they do what comes out of Ray's object store
@@ -177,7 +177,8 @@ def _probe_file(path: Path) -> tuple[VideoInfo, Index | None]:
         raise _bad(
             path,
             f"{size} bytes that do not decode ({first_line(error)})",
-            "the file is truncated or no video: copy or download it again",
+            "the file is no video, is damaged, or begins in the middle of a recording: copy or download it again, or "
+            "re-encode it with ffmpeg",
         ) from error
     if not index.fps > 0:
         raise _bad(path, "no frame rate", "re-encode the video with a constant frame rate")
@@ -230,8 +231,13 @@ def _folder_fps(folder: Path) -> float:
     if not sidecar.exists():
         return 1.0
     try:
-        fps = float(json.loads(sidecar.read_text())["fps"])
-    except (ValueError, KeyError, TypeError) as error:
+        if not sidecar.is_file():  # reading a pipe may never return
+            raise ValueError("no regular file")
+        fps = json.loads(sidecar.read_text())["fps"]
+        if isinstance(fps, bool):
+            raise TypeError(f"{fps} is no number")
+        fps = float(fps)
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise _bad(
             sidecar,
             f"{type(error).__name__}: {error}",
@@ -267,15 +273,16 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _same_size(path: Path, frames: Iterable[tuple[int, np.ndarray]]) -> Iterator[tuple[int, np.ndarray]]:
-    shape = None
+def _same_size(
+    path: Path, frames: Iterable[tuple[int, np.ndarray]], size: tuple[int, int]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the frames; raise DataError for one that has another size than the video's first."""
     for number, frame in frames:
-        shape = shape or frame.shape
-        if frame.shape != shape:
+        if frame.shape[:2] != size:
             raise _bad(
                 path,
-                f"frames of {shape[:2]} and {frame.shape[:2]}",
-                "extract the frames at one size",
+                f"frames of {size} and {frame.shape[:2]}",
+                "extract the frames at one size" if path.is_dir() else "re-encode the video at one size",
                 expected="frames of one height and width",
             )
         yield number, frame

@@ -1,4 +1,4 @@
-"""Find the frames of a video file by their numbers. FFmpeg (PyAV) decodes, on one thread.
+"""Find the frames of a video file by their numbers. FFmpeg (PyAV) decodes, on one thread unless the file is sound.
 
 Frame i is the i-th frame that comes out when the file is decoded from its start. If the file's index knows where
 decoding may start, and that saves enough, decoding jumps there; each frame that comes out after a jump is checked by
@@ -18,6 +18,7 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from rlaif.video import container as containers
 from rlaif.video.container import DAMAGED, decoded, opened, upright
 from rlaif.video.index import Index, Start
 
@@ -32,7 +33,7 @@ class Doubt(Exception):
 def frames(path: Path, numbers: Sequence[int], index: Index) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (number, uint8 [H, W, 3]) for each of `numbers` (ascending, different), upright.
 
-    A frame that is yielded again replaces the earlier one: then a jump was in doubt. Raises one of DAMAGED.
+    A frame that is yielded again replaces the earlier one: then a jump or a thread was in doubt. Raises one of DAMAGED.
     """
     jumps = _jumps(index.starts, numbers)
     effort = sum(group[-1] + 1 - start.frame for start, group in jumps)
@@ -42,8 +43,18 @@ def frames(path: Path, numbers: Sequence[int], index: Index) -> Iterator[tuple[i
             return
         except (Doubt, *DAMAGED):
             pass  # the decode in order says what there is
+    if index.sound and containers.THREADS > 1:
+        try:
+            yield from _in_order(path, index.stream, numbers, containers.THREADS)
+            return
+        except DAMAGED:
+            pass  # one thread says what there is
+    yield from _in_order(path, index.stream, numbers, 1)
+
+
+def _in_order(path: Path, stream: int, numbers: Sequence[int], threads: int) -> Iterator[tuple[int, np.ndarray]]:
     wanted, last = set(numbers), numbers[-1]
-    for number, frame in enumerate(decoded(path, index.stream)):
+    for number, frame in enumerate(decoded(path, stream, threads)):
         if number in wanted:
             if frame.is_corrupt:
                 raise RuntimeError(f"frame {number} is damaged")

@@ -16,6 +16,7 @@ import av
 from av.packet import Packet
 from av.video.stream import VideoStream
 
+from rlaif.video import container as containers
 from rlaif.video.container import DAMAGED, decoded, first_line, opened, upright, video_stream
 from rlaif.video.h264 import Picture, Pictures, Unproven
 
@@ -51,6 +52,8 @@ class Index:
     """Where decoding may start; empty if nothing proves where."""
     damage: str = ""
     """Why the file does not decode to its last frame, if that is known."""
+    sound: bool = False
+    """Whether decoding it on several threads showed no error and a frame for each packet: then threads may decode it."""
 
 
 def read_index(path: Path) -> Index:
@@ -67,9 +70,25 @@ def read_index(path: Path) -> Index:
         number = stream.index
         pixels = table.packets * stream.codec_context.width * stream.codec_context.height
     if not starts or pixels <= SMALL:
-        return _counted(path, number, fps, table.packets - table.hidden)
+        shown = table.packets - table.hidden
+        several = containers.THREADS > 1 and pixels > SMALL
+        return (several and _sound(path, number, fps, shown)) or _counted(path, number, fps, shown)
     first = upright(next(decoded(path, number)))
     return Index(number, table.packets, fps, *first.shape[:2], starts)
+
+
+def _sound(path: Path, stream: int, fps: float, expected: int) -> Index | None:
+    """Count frames on several threads. Returns None unless all `expected` ones decode without any error."""
+    shape, count = (), 0
+    try:
+        for frame in decoded(path, stream, containers.THREADS):
+            shape = shape or upright(frame).shape
+            count += 1
+            if frame.is_corrupt or count > expected:
+                return None
+    except DAMAGED:
+        return None
+    return Index(stream, count, fps, *shape[:2], sound=True) if count == expected else None
 
 
 def _counted(path: Path, stream: int, fps: float, expected: int) -> Index:

@@ -25,7 +25,7 @@ from rlaif.video.folder import frames_in
 
 log = logging.getLogger(__name__)
 
-VERSION = f"1, av {av.__version__}, FFmpeg {av.ffmpeg_version_info}"
+VERSION = f"2, av {av.__version__}, FFmpeg {av.ffmpeg_version_info}"
 RACE_NS = 2 * 10**9
 """A file that is written twice within one tick of its file system's clock keeps its time: what was read so soon after
 a change is read again later."""

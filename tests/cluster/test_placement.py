@@ -111,7 +111,7 @@ def test_shortage_names_roles_nodes_and_changes_that_fit():
 def test_suggested_changes_fit(requests, change):
     nodes = [machine(4)]
     error = shortage(requests, unplaced(layout(requests), nodes), nodes, busy=False)
-    assert change in error.change.split(", or ")
+    assert change in error.change.removeprefix("Set ").split(", or ")
     changed = dict(requests)
     for override in change.split():
         path, value = override.split("=")

@@ -156,7 +156,9 @@ def test_private_cluster(tmp_path, monkeypatch):
         written = json.loads((tmp_path / "one/session.json").read_text())
         assert (written["address"], written["namespace"], written["pid"]) == (session.address, "rlaif-one", os.getpid())
         shell = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-        joined = subprocess.run([sys.executable, "-c", JOIN, str(tmp_path)], env={**shell, "PYTHONPATH": str(ROOT)})
+        joined = subprocess.run(
+            [sys.executable, "-P", "-c", JOIN, str(tmp_path)], env={**shell, "PYTHONPATH": str(ROOT)}
+        )
         assert joined.returncode == 0, "another shell finds the run and its actors"
     assert not ray.is_initialized()
     assert sorted(p.name for p in (tmp_path / "one").iterdir()) == [".lock"]

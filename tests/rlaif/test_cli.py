@@ -139,11 +139,8 @@ def test_an_actor_that_failed_is_told_on_the_terminal(config, capfd, monkeypatch
     monkeypatch.setattr(cli, "start_stage", fail)
     assert cli.main(["ppo", config]) == 1
     shown = capfd.readouterr().err
-    assert (
-        "an actor failed" in shown
-        and "the same command starts again" in shown
-        and f"log: {tmp_path}/runs/x/logs/ppo.log" in shown
-    )
+    assert "an actor failed\n\nnothing was saved yet: the same command starts again" in shown
+    assert f"log: {tmp_path}/runs/x/logs/ppo.log" in shown
 
 
 @pytest.mark.parametrize("command", cli.STAGES)

@@ -50,7 +50,8 @@ class Inquiry:
 
     def wrong(self, option: str, expected: str, found: str, fix: str) -> None:
         """Add a problem of `option`, written like an error."""
-        self.problem(told(option, ConfigError(expected, found, fix)))
+        text = told(option, ConfigError(expected, found, fix))
+        self.problem(text if text.startswith(option) else f"{option}: {text}")
 
     def note(self, text: str) -> None:
         """Add something that a user should know and that stops nothing."""

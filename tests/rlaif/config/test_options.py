@@ -90,7 +90,7 @@ def test_a_folder_is_named_with_the_configuration_inside(tmp_path, file):
     with pytest.raises(ConfigError, match="the folder .*(.|\n)*config.yaml"):
         load_config(tmp_path)
     (tmp_path / "metrics.jsonl").write_text("")
-    with pytest.raises(ConfigError, match="the run directory .*(.|\n)*config.yaml is the configuration"):
+    with pytest.raises(ConfigError, match="the run directory .*(.|\n)*config.yaml, the configuration that this run"):
         load_config(tmp_path)
 
 

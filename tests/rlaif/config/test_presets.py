@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rlaif.config.checks import problems_of
-from rlaif.config.load import dump_config, load_config
+from rlaif.config.load import load_config, shown_config
 from rlaif.config.presets import PRESETS
 from rlaif.config.schema import Config, Kl, Lora, Ppo, Reward
 from rlaif.errors import ConfigError
@@ -86,7 +86,7 @@ def test_a_group_made_in_code_is_taken_whole():
 def test_what_is_written_down_loads_as_the_same(load, tmp_path):
     config = load("ppo: {preset: vlm_rlaif, clip: 0.3}\nreward: {preset: vlm_rlaif, verdict: so}\n")
     written = tmp_path / "again.yaml"
-    written.write_text(dump_config(config))
+    written.write_text(shown_config(config))
     assert load_config(written) == config
 
 

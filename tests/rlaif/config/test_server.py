@@ -8,7 +8,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from rlaif.config.load import dump_config, load_config
+from rlaif.config.load import load_config
 from rlaif.config.section import Function
 from rlaif.config.server import Server
 from rlaif.errors import ConfigError
@@ -130,7 +130,7 @@ def test_a_judge_is_what_its_options_say(load):
     given = GOOD | {"api_key_env": "JUDGE_KEY", "cost_budget": 1.0, "price_per_million": [2, 8], "extra": {"top_p": 1}}
     config = load(given)
     assert config.label.judge == Server(**given)
-    assert load(yaml.safe_load(dump_config(config))["label"]["judge"]) == config
+    assert load(config.model_dump(mode="json")["label"]["judge"]) == config
     assert load("org/model", "label.judge.url=http://h/v1", "label.judge.model=m").label.judge.timeout_s == 60
 
 

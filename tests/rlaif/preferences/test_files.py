@@ -1,6 +1,7 @@
 import gzip
 import io
 import json
+import os
 import random
 import subprocess
 import sys
@@ -269,3 +270,10 @@ def test_a_large_list_is_read_in_little_memory(large):
     assert done.returncode == 0, done.stderr
     rows, mebibytes = map(int, done.stdout.split())
     assert rows == 100_000 and mebibytes < 512
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.parquet", "rows.jsonl.gz"])
+def test_a_pipe_is_not_read(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(DataError, match="regular file"):
+        list(read_rows(tmp_path / name))

@@ -34,6 +34,11 @@ MISREAD = [
     ({"messages": [TURN | {"images": ["a.jpg"]}]}, "messages.images"),
     ({"messages": [TURN | {"weight": 0}]}, "messages.weight"),
     ({"messages": [TURN | {"loss": False}]}, "messages.loss"),
+    ({"messages": [TURN | {"loss_scale": 0.0}]}, "messages.loss_scale"),
+    ({"messages": [TURN | {"tool_calls": [{"function": {"name": "look"}}]}]}, "messages.tool_calls"),
+    ({"messages": [TURN | {"reasoning_content": "A man, so..."}]}, "messages.reasoning_content"),
+    ({"candidates": ["Yes.", "No."]}, "candidates"),
+    ({"video_start": 1.0, "video_end": 2.0}, "video_start, video_end"),
     ({"file_name": "clips/v.mp4"}, "file_name"),
 ]
 FINE = [
@@ -44,6 +49,7 @@ FINE = [
     {"videos": [], "images": None, "audio": "", "rejected": None, "label": None, "system": ""},
     {"video": "v.mp4", "original": "download/v.mp4"},
     {"messages": [TURN | {"weight": 1, "name": "user-1", "loss": True, "images": None}]},
+    {"messages": [TURN | {"tool_calls": None, "refusal": None, "reasoning_content": "", "loss_scale": 1.0}]},
 ]
 
 

@@ -128,12 +128,15 @@ def test_a_family_whose_features_vllm_does_not_take_is_named(offline, tmp_path):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (lambda of: {"lora": None}, "lora"),
-        (lambda of: {"lora": of["lora"] | {"r": 8}}, "'r': 8"),
-        (lambda of: {"lora": of["lora"] | {"targets": ["q_proj"]}}, r"'targets': \['q_proj'\]"),
-        (lambda of: {"policy": "0123456789abcdef"}, "policy '0123456789abcdef'"),
-        (lambda of: {"critic": of["critic"] | {"base": "0123456789abcdef"}}, "critic .*0123456789abcdef"),
-        (lambda of: {"advantage": "leave_one_out"}, "leave_one_out"),
+        (lambda of: {"lora": None}, "ppo.lora: checkpoint null, now {"),
+        (lambda of: {"lora": of["lora"] | {"r": 8}}, "ppo.lora.r: checkpoint 8, now 4"),
+        (lambda of: {"lora": of["lora"] | {"targets": ["q_proj"]}}, 'ppo.lora.targets: checkpoint ["q_proj"], now'),
+        (lambda of: {"policy": "0123456789abcdef"}, "ppo.policy (its contents): checkpoint 0123456789abcdef"),
+        (
+            lambda of: {"critic": of["critic"] | {"base": "0123456789abcdef"}},
+            "ppo.reward): checkpoint 0123456789abcdef",
+        ),
+        (lambda of: {"advantage": "leave_one_out"}, "ppo.advantage: checkpoint leave_one_out, now gae"),
     ],
     ids=["full weights", "rank", "targets", "base", "critic's base", "no critic"],
 )
@@ -143,28 +146,32 @@ def test_a_checkpoint_of_another_model_is_refused_and_kept(offline, tmp_path, ch
     checkpoints = Checkpoints(run.directory.checkpoints("ppo"))
     other = {"identity": own | change(own), "learner": {}}
     checkpoints.save(3, lambda folder: (folder / "x.json").write_text("{}"), other)
-    with pytest.raises(CheckpointError, match=named) as caught:
+    with pytest.raises(CheckpointError, match=re.escape(named)) as caught:
         ppo.train(config, run, "resume")
-    assert "in the checkpoint" in caught.value.found and "resume with the configuration" in caught.value.change
+    assert "Set these as they were" in caught.value.change
     assert checkpoints.latest().iteration == 3
 
 
 TOLD = {
-    "template": (("reward.prompt_template='{question}{context}'",), r"prompt_template '\{question\}\{context\}'"),
-    "captions": (("reward.captions_template='{captions}'",), r"captions_template '\{captions\}'"),
-    "separator": (("reward.captions_separator=/",), "captions_separator '/'"),
-    "turn": (("reward.evaluation_turn=Good?",), r"evaluation_turn 'Good\?'"),
-    "budget": (("reward.max_caption_tokens=7",), "max_caption_tokens 7"),
-    "context": (("reward.context=none",), "context 'none', pairs '[0-9a-f]{16}', pairs_eval '[0-9a-f]{16}'"),
-    "regulariser": (("reward.centering=squared",), "centering 'squared'"),
-    "its weight": (("reward.centering_coef=0.5",), "centering_coef 0.5"),
-    "margin": (("reward.margin=record",), "margin 'record'"),
-    "rank": (("reward.lora={r: 8, alpha: 4}",), "lora .*'r': 8.*"),
-    "pairs": (("data.pairs=fewer.jsonl", "data.pairs_eval=pairs.jsonl"), "pairs '[0-9a-f]{16}'"),
-    "seed": (("seed=9",), "seed 9"),
-    "batch": (("reward.batch_size=2",), "batch_size 2"),
-    "held-out pairs": (("data.pairs_eval=fewer.jsonl",), "pairs_eval '[0-9a-f]{16}'"),
+    "template": (("reward.prompt_template='{question}{context}'",), ["reward.prompt_template"]),
+    "captions": (("reward.captions_template='{captions}'",), ["reward.captions_template"]),
+    "separator": (("reward.captions_separator=/",), ["reward.captions_separator"]),
+    "turn": (("reward.evaluation_turn=Good?",), ["reward.evaluation_turn"]),
+    "budget": (("reward.max_caption_tokens=7",), ["reward.max_caption_tokens"]),
+    "context": (
+        ("reward.context=none",),
+        ["reward.context", "data.pairs (its rows)", "data.pairs_eval (its rows)"],
+    ),
+    "regulariser": (("reward.centering=squared",), ["reward.centering"]),
+    "its weight": (("reward.centering_coef=0.5",), ["reward.centering_coef"]),
+    "margin": (("reward.margin=record",), ["reward.margin"]),
+    "rank": (("reward.lora={r: 8, alpha: 4}",), ["reward.lora.r"]),
+    "pairs": (("data.pairs=fewer.jsonl", "data.pairs_eval=pairs.jsonl"), ["data.pairs (its rows)"]),
+    "seed": (("seed=9",), ["seed"]),
+    "batch": (("reward.batch_size=2",), ["reward.batch_size"]),
+    "held-out pairs": (("data.pairs_eval=fewer.jsonl",), ["data.pairs_eval (its rows)"]),
 }
+"""What is changed, and the options that the refusal names."""
 
 
 @pytest.mark.parametrize("name", TOLD)
@@ -180,8 +187,8 @@ def test_a_reward_model_is_not_resumed_as_another_one(offline, world, tmp_path, 
     overrides, named = TOLD[name]
     with pytest.raises(CheckpointError) as caught:
         reward.train(*offline(*plain, *overrides), "resume")
-    assert re.fullmatch(named, caught.value.expected), caught.value.expected
-    assert "in the checkpoint" in caught.value.found and checkpoints.latest().iteration == 3
+    assert re.findall(r"(?:^|; )([^;]+?): checkpoint ", caught.value.found) == named
+    assert checkpoints.latest().iteration == 3
 
 
 def test_what_a_reward_models_checkpoint_does_not_depend_on(offline, world, tmp_path):

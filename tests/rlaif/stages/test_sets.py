@@ -352,13 +352,15 @@ class Lengths:
         self.asked += answers
         return {a.key: Masked("bad") if "gone" in a.prompt.video else Scored(1.0, {"score": 1.0}) for a in answers}
 
+    def collect(self, batches):
+        return {key: outcome for batch in batches for key, outcome in batch.items()}
+
 
 def test_scores_go_by_what_a_video_shows_not_by_where_it_lies(scripted, monkeypatch):
     config, run = scripted()
     one, other = videos(config)
     root = Path(config.data.root)
     shutil.copy(root / one, root / "copy.mp4")
-    monkeypatch.setattr("rlaif.stages.scoring.ask", lambda calls: calls)
     pool = Lengths()
     monkeypatch.setattr(score, "started", lambda config, run, path: pool)
     run.topology.stop_rewards = lambda: None
@@ -437,9 +439,13 @@ def test_images_inside_a_file_of_pairs_are_captioned(scripted):
         (
             "data.root=s3://bucket/data",
             "prompts.jsonl",
-            r"URI s3://bucket/data/prompts.jsonl(.|\n)*data\.root: a folder",
+            r"URI s3://bucket/data/prompts.jsonl(.|\n)*Set data\.root to a folder",
         ),
-        ("data.prompts=gs://bucket/p.jsonl", None, r"URI gs://bucket/p.jsonl(.|\n)*data\.prompts: a folder or file"),
+        (
+            "data.prompts=gs://bucket/p.jsonl",
+            None,
+            r"URI gs://bucket/p.jsonl(.|\n)*Set data\.prompts to a folder or file",
+        ),
         ("storage=s3://bucket/runs", None, r"URI s3://bucket/runs/run/data/prompts.jsonl"),
     ],
 )

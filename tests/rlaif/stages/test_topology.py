@@ -13,8 +13,10 @@ def asked(tmp_path, make_config, monkeypatch):
     """asked(family, *overrides) -> what `engines` asks for: the policy's engine, then another model's; adapter ranks."""
 
     def ask(family: str, *overrides: str) -> list[int | None]:
-        for name in ("policy", "other"):
-            BUILDERS[family](False)[1].save_pretrained(tmp_path / family / name)
+        for name, bos in (("policy", 1), ("other", 2)):  # two models, not two copies of one
+            settings = BUILDERS[family](False)[1]
+            settings.bos_token_id = bos
+            settings.save_pretrained(tmp_path / family / name)
         policy, other = (str(tmp_path / family / name) for name in ("policy", "other"))
         topology = Topology(make_config(tmp_path, f"ppo.policy={policy}", *overrides), None)
         monkeypatch.setattr(topology, "rollouts", lambda path, rank: (path, rank))

@@ -7,7 +7,7 @@ import pytest
 from video_corpus import LENGTH, X264, encode, in_order, number_of, odd, plain, remux
 
 from rlaif.errors import DataError
-from rlaif.video import files, index
+from rlaif.video import container, files, index
 from rlaif.video.decode import decode, probe
 from rlaif.video.known import KnownVideos
 from rlaif.video.spec import FrameSpec, uniform
@@ -27,7 +27,8 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture
 def jumping(monkeypatch):
-    """Jump wherever it is proven to be safe, however little it saves."""
+    """Jump wherever it is proven to be safe, however little it saves, and decode sound files on several threads."""
+    monkeypatch.setattr(container, "THREADS", 4)
     monkeypatch.setattr(index, "SMALL", 0)
     monkeypatch.setattr(index, "APART", 1)
     monkeypatch.setattr(files, "WORTH", float("inf"))
@@ -67,10 +68,10 @@ def test_frames_are_those_of_a_decode_in_order(corpus, part):
             check(path, expected)
 
 
-@pytest.mark.parametrize("part", [part for part in PARTS if part])
-def test_frames_after_a_jump_are_those_of_a_decode_in_order(corpus, jumping, part):
+@pytest.mark.parametrize("part", PARTS)
+def test_frames_after_a_jump_and_of_several_threads_are_those_of_a_decode_in_order(corpus, jumping, part):
     for path, expected in corpus.items():
-        if path.name.startswith(part):
+        if next(start for start in PARTS if path.name.startswith(start)) == part:
             check(path, expected)
 
 
@@ -117,3 +118,25 @@ def test_a_long_video_is_jumped_through(tmp_path):
     assert len(jumps) == 2
     for number, frame in files._jumping(path, found.stream, jumps):
         assert np.array_equal(frame, expected[number])
+
+
+def test_threads_decode_what_has_no_error_only(tmp_path, jumping):
+    whole = encode(tmp_path / "whole.mkv", "mpeg4", {"bf": "2"})
+    assert index.read_index(whole).sound
+    data = bytearray(whole.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 300] = bytes(300)
+    (tmp_path / "damaged.mkv").write_bytes(data)
+    assert not index.read_index(tmp_path / "damaged.mkv").sound
+    check(tmp_path / "damaged.mkv", in_order(tmp_path / "damaged.mkv"))
+
+
+@pytest.mark.parametrize("numbers", [(LENGTH + 5,), (3, LENGTH + 5)])
+def test_a_frame_of_another_size_is_never_stretched(tmp_path, numbers):
+    """Two streams joined into one, as adaptive streaming does."""
+    first = encode(tmp_path / "a.h264").read_bytes()
+    second = encode(tmp_path / "b.h264", size=(64, 112)).read_bytes()
+    (tmp_path / "joined.h264").write_bytes(first + second)
+    info = probe(tmp_path / "joined.h264")
+    spec = FrameSpec(info.sha256, numbers, info.height, info.width, info.fps, info.total_frames)
+    with pytest.raises(DataError, match="re-encode the video at one size"):
+        decode(tmp_path / "joined.h264", spec)
