@@ -255,8 +255,10 @@ def runs_eagerly(rollout: Rollout, cuda: bool) -> bool:
 def _keep_compiled() -> None:
     """Let torch's compiler keep its results where all engines of the node find them.
 
-    Its cache is in the temporary folder at its first use. In the engine's own one every engine would compile for 20 s.
+    It takes the temporary folder of the moment, headers when it is imported and the rest at its first use. In the engine's
+    own folder every engine would compile for 20 s.
     """
+    import torch._inductor.codecache  # noqa: F401
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     cache_dir()  # writes the folder into the environment, where it stays
