@@ -152,7 +152,7 @@ def test_a_published_tower_must_be_the_one_that_features_come_from(ray_session, 
     for version, tensors in ((1, other), (2, state)):
         manifest, buckets = pack(tensors.items(), 1 << 20, version=version, put=ray_session.put)
         if version == 1:
-            with pytest.raises(ContractError, match="merger.mlp.0.weight(.|\n)*rollout.vision: engine"):
+            with pytest.raises(ContractError, match="merger.mlp.0.weight(.|\n)*Set rollout.vision=engine"):
                 ask(handed.publish.remote(manifest, buckets))
         else:
             assert ask(handed.publish.remote(manifest, buckets)).version == 2
