@@ -46,7 +46,7 @@ doctor: $(STAMP)
 
 # Two processes, since tests that start actors wait a third of their time; each takes whole files, whose tests share actors.
 test: $(STAMP)
-	@$(PYTEST) -n 2 --dist loadfile --durations 10
+	@$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder --durations 10
 
 test-slow: $(STAMP)
 	@$(PYTEST) -m "slow and not gpu" --timeout 3600

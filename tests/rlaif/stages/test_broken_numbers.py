@@ -64,6 +64,7 @@ def test_more_rewards_that_are_nan_than_allowed_stop_the_run_and_name_the_sample
 INFINITE = ["ppo.reward={path: 'tests.support.faulty_rewards:infinite_sum_at_first'}", "ppo.iterations=1"]
 
 
+@pytest.mark.slow
 def test_finite_parts_with_an_infinite_sum_mask_their_sample(train, metrics_of, samples_of):
     folder = train("infinite", *INFINITE, "ppo.max_reward_failures=0.5").path
     masked = [row["reward"] for row in samples_of(folder, 1) if row["sample_index"] == 0]

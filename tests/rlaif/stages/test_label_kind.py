@@ -78,7 +78,9 @@ def test_what_decides_a_verdict_makes_another_kind(name, tmp_path):
     store.append([{"prompt_id": "p", "judge": "somebody", "kind": kind_of(config)}])
     before = store.path.read_bytes()
     check_kind(store, config)
-    with pytest.raises(ContractError, match=r"some by somebody with other options(.|\n)*Set data\.labels to another file"):
+    with pytest.raises(
+        ContractError, match=r"some by somebody with other options(.|\n)*Set data\.labels to another file"
+    ):
         check_kind(store, other)
     assert store.path.read_bytes() == before
 
