@@ -53,7 +53,7 @@ class Run:
 
     @property
     def shared(self) -> RunDir:
-        """Where lies what all parts of a study have in common, such as what a judge's server was paid for."""
+        """Return the directory shared by all parts of a study (for example the judge's spending record)."""
         return self.within or self.directory
 
     def checkpoints(self, stage: str, keep: int) -> Checkpoints:
