@@ -9,24 +9,21 @@ import os
 import re
 import shutil
 import tempfile
-import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from queue import Empty, Queue
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO
 from urllib.parse import urlsplit
 
 from pyarrow import fs
 from safetensors import SafetensorError
 
+from rlaif.deadline import Late, within
 from rlaif.errors import ConfigError, StorageError
 from rlaif.writable import is_full
-
-T = TypeVar("T")
 
 _CHUNK = 8 * 2**20
 
@@ -41,7 +38,10 @@ _FORBIDDEN = ("access_denied", "accessdenied", "access denied", "403", "permissi
 @lru_cache(maxsize=64)
 def _filesystem(root: str) -> tuple[fs.FileSystem, str]:
     """Return one connection per storage root, not per file. Raises ConfigError when the storage does not answer."""
-    return _in_time(lambda: _connected(root), REACH_S, _shown(root))
+    try:
+        return within(lambda: _connected(root), REACH_S, f"reach {_shown(root)}")
+    except Late as error:
+        raise _unreachable(root, str(error)) from None
 
 
 def _connected(root: str) -> tuple[fs.FileSystem, str]:
@@ -68,33 +68,13 @@ def _check_bucket(filesystem: fs.FileSystem, bucket: str, root: str) -> None:
 
 
 def _unreachable(root: str, found: str) -> ConfigError:
-    change = "correct the URI (bucket name, `?region=`, `?endpoint_override=`), the credentials, or the network"
+    change = "Correct the URI (bucket name, `?region=`, `?endpoint_override=`), the credentials, or the network"
     return ConfigError(f"a storage that answers at {_shown(root)}", " ".join(found.split()), change)
 
 
 def _shown(root: str) -> str:
     """Return a URI without the credentials that it may hold."""
     return re.sub(r"//[^/@]*@", "//***@", root)
-
-
-def _in_time(call: Callable[[], T], seconds: float, name: str) -> T:
-    """Return what `call` returns. Raises ConfigError after so many seconds; the call itself cannot be interrupted."""
-    done: Queue = Queue()
-
-    def run() -> None:
-        try:
-            done.put((call(), None))
-        except BaseException as error:  # whatever it is belongs to the caller
-            done.put((None, error))
-
-    threading.Thread(target=run, name=f"reach {name}", daemon=True).start()
-    try:
-        result, error = done.get(timeout=seconds)
-    except Empty:
-        raise _unreachable(name, f"no answer within {seconds:g} s") from None
-    if error is not None:
-        raise error
-    return result
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Callable
 from typing import Any
 
 from actors.reward import Answer, FunctionScorer, load_function
 from rlaif.config.section import Function
+from rlaif.deadline import Late, within
 from rlaif.errors import ConfigError
 from rlaif.evaluation.claims import rates
 from rlaif.records import Masked, Prompt
@@ -103,31 +103,16 @@ def _dry_check(option: str, path: str, function: Callable, prompt: Prompt) -> No
         ) from error
 
 
-def within_deadline(option: str, path: str, call: Callable[[], Any], seconds: float | None = None) -> Any:
-    """Return what a call returns, or raise what it raises; ConfigError if it has not returned in time.
-
-    It runs in a thread that is left behind then: Python cannot stop it, and the process is about to end.
-    """
-    seconds = DRY_CALL_S if seconds is None else seconds
-    result: list[Any] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            result.append(call())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, daemon=True, name=f"dry call of {path}")
-    thread.start()
-    thread.join(seconds)
-    if errors and isinstance(errors[0], Exception):
-        raise errors[0]
-    if not result:
-        found = f"{path} has not returned after {seconds:g} s" if thread.is_alive() else f"{path} ended its thread"
-        raise ConfigError(
-            f"{option}: a function that returns",
-            found,
-            "Correct the function, or load what it needs when it is imported",
-        )
-    return result[0]
+def within_deadline(option: str, path: str, call: Callable[[], Any]) -> Any:
+    """Return what a dry call returns, or raise what it raises; ConfigError if it has not returned in time or exits."""
+    try:
+        return within(call, DRY_CALL_S, f"dry call of {path}")
+    except Late:
+        found = f"{path} has not returned after {DRY_CALL_S:g} s"
+    except SystemExit:
+        found = f"{path} ended its thread"
+    raise ConfigError(
+        f"{option}: a function that returns",
+        found,
+        "Correct the function, or load what it needs when it is imported",
+    )
