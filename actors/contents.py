@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Mapping
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText
+import transformers
 
 from cluster.publish import Manifest
 from rlaif.errors import ContractError
@@ -24,9 +24,9 @@ class Contents:
 
     def __init__(self, model_path: str, dtype: str, lora_rank: int | None, lora_targets: Collection[str] | None = None):
         """lora_targets: modules that the adapter must have, all of them; None: any that the model has."""
-        config = AutoConfig.from_pretrained(model_path)
+        config = transformers.AutoConfig.from_pretrained(model_path)
         with torch.device("meta"):  # names and shapes only
-            model = AutoModelForImageTextToText.from_config(config)
+            model = transformers.AutoModelForImageTextToText.from_config(config)
         self.path, self.rank, family = model_path, lora_rank, family_of(config)
         self._dtypes = {dtype} if lora_rank is None else {dtype, "float32"}  # PEFT keeps adapters in float32
         shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

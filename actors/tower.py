@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from transformers import AutoConfig
+import transformers
 
 from cluster.publish import Manifest
 from rlaif.errors import ContractError
@@ -23,7 +23,7 @@ class FrozenTower:
 
     def __init__(self, path: str, dtype: str, shared: Shared | None = None):
         """Raises ConfigError for a family whose features vLLM does not take."""
-        self._as_engine_takes_it = engine_video_of(AutoConfig.from_pretrained(fetch(path)))
+        self._as_engine_takes_it = engine_video_of(transformers.AutoConfig.from_pretrained(fetch(path)))
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = load_tower(path, dtype).to(self.device)
         self.key = tower_key(self.model)

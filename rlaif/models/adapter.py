@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from peft import LoraConfig, PeftModel, set_peft_model_state_dict
 from peft.tuners.lora import Linear
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText
 
 from rlaif.errors import CheckpointError, ConfigError
 from rlaif.models.bases import find_base
@@ -80,7 +80,7 @@ def problem_of(settings: Mapping[str, Any]) -> str | None:
 
 def serves_adapters(path: str) -> bool:
     """Whether vLLM has LoRA for the family of the model at `path`."""
-    return family_of(AutoConfig.from_pretrained(fetch(base_of(path)))).adapters
+    return family_of(transformers.AutoConfig.from_pretrained(fetch(base_of(path)))).adapters
 
 
 def plain_rank(path: str) -> int | None:
@@ -88,7 +88,7 @@ def plain_rank(path: str) -> int | None:
     model, all of one rank and scale. None for others, for a family without adapters, and for whole models."""
     if not is_adapter(path):
         return None
-    settings, family = settings_of(path), family_of(AutoConfig.from_pretrained(fetch(base_of(path))))
+    settings, family = settings_of(path), family_of(transformers.AutoConfig.from_pretrained(fetch(base_of(path))))
     odd = settings.get("bias", "none") != "none" or any(settings.get(name) for name in NOT_PLAIN)
     layer = re.compile(rf"base_model\.model\.{re.escape(family.language)}\.layers\.\d+\..*_proj\.lora_[AB]\.weight")
     with safe_open(Path(fetch(path)) / ADAPTER, framework="pt") as tensors:
@@ -99,9 +99,9 @@ def plain_rank(path: str) -> int | None:
 def check_fit(option: str, path: str, base: str) -> None:
     """Raises ConfigError, naming the option, unless every tensor of the adapter has its place in the base, and none is
     missing. No weight of the base is read."""
-    config = AutoConfig.from_pretrained(fetch(base))
+    config = transformers.AutoConfig.from_pretrained(fetch(base))
     with torch.device("meta"):  # names and shapes only
-        model = AutoModelForImageTextToText.from_config(config)
+        model = transformers.AutoModelForImageTextToText.from_config(config)
     attach(model, path, option)
 
 

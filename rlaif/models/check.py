@@ -7,7 +7,7 @@ import json
 import os
 from pathlib import Path
 
-from transformers import AutoConfig
+import transformers
 
 from rlaif.errors import ConfigError
 from rlaif.models.adapter import SETTINGS, base_of, check_fit, is_adapter, problem_of, settings_of
@@ -34,7 +34,7 @@ def require_model(option: str, path: str, served_adapter: str | None = None, or_
             raise FileNotFoundError("no such folder")  # transformers would take the path for a hub name, and say so
         if is_adapter(path):
             return _require_adapter(option, path, folder, or_adapter)
-        config = AutoConfig.from_pretrained(str(folder) if folder.is_dir() else path)
+        config = transformers.AutoConfig.from_pretrained(str(folder) if folder.is_dir() else path)
     except (OSError, ValueError, KeyError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(

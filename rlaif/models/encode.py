@@ -10,8 +10,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoProcessor, GenerationConfig
-from transformers.video_utils import VideoMetadata
+import transformers
 
 from rlaif.errors import ConfigError, ContractError
 from rlaif.models.family import family_of, media_token_ids, token_id, visual_token_id
@@ -88,9 +87,9 @@ class Encoder:
     ):
         """`dtype` is what the models compute in: the engine rounds times to it, which can move a position by one."""
         model_path = fetch(model_path)
-        self.config = AutoConfig.from_pretrained(model_path)
+        self.config = transformers.AutoConfig.from_pretrained(model_path)
         self.family = family_of(self.config)
-        self.processor = AutoProcessor.from_pretrained(model_path)
+        self.processor = transformers.AutoProcessor.from_pretrained(model_path)
         self.tokenizer = self.processor.tokenizer
         self.visual_id = visual_token_id(self.config)
         self.placeholder_id = token_id(self.tokenizer, self.family.placeholder)
@@ -196,7 +195,7 @@ class Encoder:
     def _generation_ends(self) -> int | list[int] | None:
         """The ids that end generation, from the model directory's generation_config.json if it has one."""
         try:
-            return GenerationConfig.from_pretrained(self.config.name_or_path).eos_token_id
+            return transformers.GenerationConfig.from_pretrained(self.config.name_or_path).eos_token_id
         except OSError:
             return None
 
@@ -317,7 +316,7 @@ class Encoder:
         output = self.processor(
             text=[self.family.placeholder],
             videos=[np.array(frames)],  # a copy: views of the object store are read-only
-            video_metadata=[VideoMetadata(**spec.metadata())],
+            video_metadata=[transformers.video_utils.VideoMetadata(**spec.metadata())],
             do_sample_frames=False,
             add_special_tokens=False,
             return_tensors="pt",  # InternVL's processor cannot return arrays

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, PretrainedConfig
+import transformers
+from transformers import PretrainedConfig
 from transformers.utils import ModelOutput
 
 from rlaif.errors import ConfigError
@@ -222,7 +223,7 @@ def _ids_of(path: str, marks: tuple[str, ...]) -> tuple[int, ...]:
             "one made in memory",
             "Load the configuration with from_pretrained(path)",
         )
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
     return tuple(token_id(tokenizer, mark) for mark in marks)
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoProcessor
+import transformers
 
 from rlaif.models.adapter import base_of, is_adapter, merged_model
 from rlaif.models.check import fingerprint
@@ -37,13 +37,13 @@ def write_merged(path: str, folder: str | Path, dtype: str = "bfloat16") -> None
     safetensors, the base's processor and chat template, and the adapter's frame recipe if it has one."""
     base = base_of(path)
     merged_model(base, path, merge_dtype(base, dtype)).save_pretrained(folder)
-    AutoProcessor.from_pretrained(fetch(base)).save_pretrained(folder)
+    transformers.AutoProcessor.from_pretrained(fetch(base)).save_pretrained(folder)
     if (recipe := Path(fetch(path)) / RECIPE).is_file():
         shutil.copy(recipe, folder)
 
 
 def merge_dtype(base: str, dtype: str) -> str:
     """What holds both the base's weights as they are and what the model will compute in: `float32` for two that differ."""
-    config = AutoConfig.from_pretrained(fetch(base))
+    config = transformers.AutoConfig.from_pretrained(fetch(base))
     own = config.dtype or config.get_text_config().dtype or torch.float32
     return str(torch.promote_types(own, getattr(torch, dtype))).removeprefix("torch.")

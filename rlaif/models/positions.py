@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from transformers import AutoConfig
+import transformers
 
 from rlaif.models.adapter import base_of
 from rlaif.storage import fetch
@@ -13,7 +13,7 @@ _PLAIN = (None, "default", "mrope")
 
 def positions_of(path: str) -> int | None:
     """Return how many positions a model has; None if it does not say, or can be served with more."""
-    text = AutoConfig.from_pretrained(fetch(base_of(path))).get_text_config()
+    text = transformers.AutoConfig.from_pretrained(fetch(base_of(path))).get_text_config()
     rope = getattr(text, "rope_parameters", None) or {}
     kind = rope.get("rope_type") if isinstance(rope, dict) else "unknown"
     return getattr(text, "max_position_embeddings", None) if kind in _PLAIN else None

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+import transformers
 from peft import LoraConfig, PeftModel, set_peft_model_state_dict
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoModelForImageTextToText
 
 from rlaif.config.schema import Lora
 from rlaif.errors import CheckpointError
@@ -125,7 +125,7 @@ class VideoLM(nn.Module):
 
 def load_vlm(path: str, dtype: str, attention: str = "sdpa") -> nn.Module:
     """A causal video VLM from a directory, URI or hub name, on the CPU, in `dtype`; safetensors only: nothing unpickles."""
-    model = AutoModelForImageTextToText.from_pretrained(
+    model = transformers.AutoModelForImageTextToText.from_pretrained(
         fetch(path), dtype=getattr(torch, dtype), attn_implementation=attention, use_safetensors=True
     )
     model.config.use_cache = False
@@ -135,10 +135,10 @@ def load_vlm(path: str, dtype: str, attention: str = "sdpa") -> nn.Module:
 def load_tower(path: str, dtype: str, attention: str = "sdpa") -> nn.Module:
     """What `load_vlm` loads, without its language model and output head: vision tower and projector alone."""
     path = fetch(path)
-    config = AutoConfig.from_pretrained(path)
+    config = transformers.AutoConfig.from_pretrained(path)
     text, language = config.get_text_config(), family_of(config).language
     text.layer_types, text.num_hidden_layers = [], 0  # its layers are never read from the files
-    model = AutoModelForImageTextToText.from_pretrained(
+    model = transformers.AutoModelForImageTextToText.from_pretrained(
         path, config=config, dtype=getattr(torch, dtype), attn_implementation=attention
     )
     model.set_submodule(language, nn.Identity())

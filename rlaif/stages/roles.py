@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer
+import transformers
 
 from actors.frames import FrameClient
 from actors.pool import RolloutPool
@@ -66,7 +66,7 @@ def require_inputs(config: Config) -> None:
     """Policy, reward, checker and evaluation file exist and load; ConfigError naming the option otherwise."""
     require_model("ppo.policy", config.ppo.policy, "ppo.lora" if config.ppo.lora else None)
     if config.rollout.vision == "shared":
-        engine_video_of(AutoConfig.from_pretrained(fetch(config.ppo.policy)))
+        engine_video_of(transformers.AutoConfig.from_pretrained(fetch(config.ppo.policy)))
     if isinstance(config.ppo.reward, Function):
         load_function(config.ppo.reward.path)
     else:
@@ -191,13 +191,17 @@ def critic_start(config: Config) -> tuple[str, Lora | None, str | None]:
         return ppo.policy, lora, ppo.reward
     if ppo.critic_init == "auto":
         return ppo.policy, ppo.lora, None
-    if AutoTokenizer.from_pretrained(card["base"]).get_vocab() != AutoTokenizer.from_pretrained(ppo.policy).get_vocab():
+    if vocabulary(card["base"]) != vocabulary(ppo.policy):
         raise ConfigError(
             "a critic that reads the policy's tokens",
             f"another vocabulary in {card['base']}",
             "Set ppo.critic_init=policy, or ppo.reward to a reward model of the same family",
         )
     return card["base"], lora, ppo.reward
+
+
+def vocabulary(path: str) -> dict[str, int]:
+    return transformers.AutoTokenizer.from_pretrained(path).get_vocab()
 
 
 def describe_critic_start(config: Config) -> str:

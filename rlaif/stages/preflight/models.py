@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from transformers import AutoConfig
+import transformers
 
 from actors.reward import check_weights, read_card, require_reward_model
 from rlaif.config.section import Function
@@ -43,7 +43,7 @@ def check_policy(inquiry: Inquiry) -> None:
 
 def _fits_engine(inquiry: Inquiry, path: str) -> None:
     rollout = inquiry.config.rollout
-    config = AutoConfig.from_pretrained(fetch(path))
+    config = transformers.AutoConfig.from_pretrained(fetch(path))
     if rollout.vision == "shared":
         engine_video_of(config)
     positions = positions_of(path)

@@ -32,6 +32,7 @@ def end_head():
     for process in psutil.Process().children():
         if "gcs_server" in process.name():
             process.kill()
+            process.wait(timeout=10)  # its port answers until then
 
 def stage(args, config):
     with open_run(config) as run:
