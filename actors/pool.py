@@ -166,12 +166,14 @@ class RolloutPool:
             ContractError: an actor's answers are not those asked for.
         """
         batch = self._batches[batch_id]
-        while batch.open:
-            ref = self._calls.first(list(batch.open), timeout)
-            if ref is None:
-                raise self._too_late({part.actor for part in batch.open.values()}, timeout)
-            yield from self._take(batch, ref)
-        del self._batches[batch_id]
+        try:
+            while batch.open:
+                ref = self._calls.first(list(batch.open), timeout)
+                if ref is None:
+                    raise self._too_late({part.actor for part in batch.open.values()}, timeout)
+                yield from self._take(batch, ref)
+        finally:  # also where an actor's error ends the batch: its id is free again
+            del self._batches[batch_id]
         answered, expected = sorted(batch.done), [prompt.prompt_id for prompt in batch.prompts]
         if answered != expected:
             raise ContractError(

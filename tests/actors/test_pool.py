@@ -384,6 +384,16 @@ def test_answers_that_were_not_asked_for_are_errors(wrong, named):
         collect(pool)
 
 
+def test_a_batch_that_an_actor_refused_is_over_and_its_name_is_free():
+    pool = pool_of(Recorder(version=3))
+    pool.submit("b", PROMPTS, 1, 0, SAMPLING)
+    with pytest.raises(ContractError, match="version 3"):
+        collect(pool)
+    pool.version = 3
+    pool.submit("b", PROMPTS, 1, 0, SAMPLING)
+    assert len(collect(pool).samples) == len(PROMPTS)
+
+
 def test_repeated_prompts_and_batches_are_errors():
     pool = pool_of(Recorder())
     with pytest.raises(ContractError, match="repetition"):

@@ -288,6 +288,7 @@ def test_two_publishes_at_once_and_the_first_of_them_broken(ray_session, actor, 
     assert len(samples) == 6 and {s.policy_version for s in samples} == {before + 3}
 
 
+@pytest.mark.slow
 def test_bytes_that_change_on_the_way_to_one_actor_are_sent_to_it_again(ray_session, actor, fellows, model):
     pool = RolloutPool({"left": actor, "right": fellows[0]}, 0)
     ask(fellows[0].__ray_call__.remote(_flip_once))
@@ -317,6 +318,7 @@ def _flip_once(body) -> None:
     ray.get = get
 
 
+@pytest.mark.slow
 def test_a_receiver_that_is_killed_and_one_that_hangs_in_a_publish(ray_session, actor, fellows, model):
     """The one that is left finishes the version, and answers what the other two owed."""
 

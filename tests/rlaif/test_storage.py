@@ -14,16 +14,16 @@ CLOSED = "s3://no-such-bucket/runs?region=x&endpoint_override=localhost:1&scheme
 
 
 @pytest.mark.parametrize(
-    ("uri", "found"),
+    ("uri", "found", "uses"),
     [
-        (CLOSED, "NETWORK_CONNECTION"),
-        ("nosuch://bucket/runs", "nosuch"),
+        (CLOSED, "NETWORK_CONNECTION", [fetch]),
+        ("nosuch://bucket/runs", "nosuch", [fetch, lambda uri: locate(uri).reach(), lambda uri: locate(uri).exists()]),
     ],
 )
-def test_a_storage_that_cannot_be_reached_names_its_uri_and_what_to_correct(uri, found):
-    for use in (lambda: locate(uri).reach(), lambda: locate(uri).exists(), lambda: fetch(uri)):
+def test_a_storage_that_cannot_be_reached_names_its_uri_and_what_to_correct(uri, found, uses):
+    for use in uses:
         with pytest.raises(ConfigError) as caught:
-            use()
+            use(uri)
         assert uri in caught.value.expected and found in caught.value.found
         assert "bucket name" in caught.value.change and "network" in caught.value.change
 

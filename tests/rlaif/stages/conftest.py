@@ -36,7 +36,7 @@ ppo:
 rollout: {{max_model_len: 256, cpu_kv_cache_gib: 0.1}}
 eval: {{max_tokens: 12}}
 logging: {{wandb: off}}
-cluster: {{object_store_gib: 0.3}}
+cluster: {{object_store_gib: 0.3, learner: {{actors: 1}}}}
 """
 
 

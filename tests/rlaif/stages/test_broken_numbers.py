@@ -81,7 +81,7 @@ def test_a_reward_function_that_never_returns_masks_that_prompt_and_no_other(
     prompts = [json.loads(line) for line in (world / "data" / "prompts.jsonl").read_text().splitlines()][:4]
     prompts[1]["hangs"] = True
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
-    hangs = ["ppo.reward={path: 'tests.support.faulty_rewards:hangs_where_told'}", "ppo.reward_timeout_s=10"]
+    hangs = ["ppo.reward={path: 'tests.support.faulty_rewards:hangs_where_told'}", "ppo.reward_timeout_s=5"]
     files = [f"data.prompts={tmp_path}/prompts.jsonl", "data.eval=none.jsonl"]
     folder = train("hangs", *hangs, *files, "ppo.iterations=1", "ppo.max_reward_failures=0.25").path
     rows = samples_of(folder, 1)
@@ -89,7 +89,7 @@ def test_a_reward_function_that_never_returns_masks_that_prompt_and_no_other(
     for row in rows:
         if row["prompt_id"] == prompts[1]["prompt_id"]:
             assert (
-                "did not score a batch within 10 s" in row["reward"]["masked"] and "2 times" in row["reward"]["masked"]
+                "did not score a batch within 5 s" in row["reward"]["masked"] and "2 times" in row["reward"]["masked"]
             )
         else:
             assert row["reward"] == {"value": 1.0, "score": 1.0}

@@ -299,6 +299,7 @@ def test_a_judge_without_the_words_is_refused(fed):
         label.label(strange, run)
 
 
+@pytest.mark.slow
 def test_policies_win_against_each_other_on_the_reward_actors(fed, world, tmp_path):
     """The scene's checker as a reward on real reward actors; the second model is an adapter on the first, as PPO exports
     it, and has its own answers."""

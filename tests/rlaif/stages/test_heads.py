@@ -46,22 +46,23 @@ def compared_world(world, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(compared_world, make_config, tmp_path_factory):
-    """(config, accuracies by step that the evaluations gave, scores of the learners, of the actors, reports of `rlaif score`)."""
+    """(config, run, scores of the learners, of the actors, reports of `rlaif score`)."""
     folder = tmp_path_factory.mktemp("heads")
     root, _ = compared_world
     options = [f"data.root={root}", f"reward.dimensions=[{', '.join(TWO)}]", "reward.margin=record"]
     options += ["reward.steps=4", "reward.eval_every=1", "reward.save.keep=1", "reward.eval_fraction=0.5"]
     options += [f"reward.tokens_per_microbatch={BUDGET}", "score.file=to_score.jsonl", "reward.optim.lr=1.0e-2"]
+    options += ["cluster.learner.actors=2"]
     config = make_config(folder, *options)
     given = iter([0.25, 0.75, 0.5, 0.75, 0.5])
-    with pytest.MonkeyPatch.context() as patch, open_run(config) as run:
-        usual = reward.agreements
-        patch.setattr(reward, "agreements", lambda found: usual(found) | {"accuracy": next(given)})
-        reward.train(config, run)
+    with open_run(config) as run:
+        with pytest.MonkeyPatch.context() as patch:
+            usual = reward.agreements
+            patch.setattr(reward, "agreements", lambda found: usual(found) | {"accuracy": next(given)})
+            reward.train(config, run)
         rows = reward.with_context(compared(reward.data.pairs(run, "pairs.jsonl"), config.reward, "pairs"), config)
         learners, actors = both_sides(config, run, rows)
-        reports = [score.score(config, run), score.score(config, run)]
-    return config, folder / "runs" / "run", learners, actors, reports
+        yield config, run, learners, actors, [score.score(config, run), score.score(config, run)]
 
 
 def both_sides(config, run, rows):
@@ -84,7 +85,8 @@ def both_sides(config, run, rows):
 
 
 def test_the_best_step_is_exported_and_its_checkpoint_kept(trained, metrics_of):
-    config, folder, *_ = trained
+    config, run, *_ = trained
+    folder = run.directory.path
     rows = [row for row in metrics_of(folder, "reward") if "eval/accuracy" in row]
     assert [row["eval/accuracy"] for row in rows] == [0.25, 0.75, 0.5, 0.75]
     kept = sorted(path.name for path in (folder / "reward" / "checkpoints").iterdir() if path.name.isdigit())
@@ -104,7 +106,7 @@ def of_checkpoint(folder, step) -> dict:
 
 
 def test_metrics_are_there_by_dimension(trained, metrics_of):
-    rows = metrics_of(trained[1], "reward")
+    rows = metrics_of(trained[1].directory.path, "reward")
     evaluated = [row for row in rows if "eval/accuracy" in row][-1]
     for name in TWO:
         for metric in ("accuracy", "log_loss", "calibration_error", "score_min", "score_max", "pairs"):
@@ -122,7 +124,7 @@ def test_learners_and_reward_actors_give_the_same_bits(trained):
 
 
 def test_every_candidate_of_every_row_gets_its_scores(trained, compared_world):
-    config, folder, learners, _, (report, _) = trained
+    config, run, learners, _, (report, _) = trained
     found = list(PAIRS.read(read_rows(config.score.out)))
     assert [record.pair_id for record in found] == [*[row["pair_id"] for row in compared_world[1]], "lost"]
     (told,) = report["models"]
@@ -134,7 +136,7 @@ def test_every_candidate_of_every_row_gets_its_scores(trained, compared_world):
         2,
     )
     assert {entry["pair_id"] for entry in told["first"]} == {"lost"} and "gone.mp4" in told["first"][0]["reason"]
-    assert json.loads((folder / "eval" / "score.json").read_text())["rows"] == len(found)
+    assert json.loads((run.directory.path / "eval" / "score.json").read_text())["rows"] == len(found)
     for record in found[:-1]:
         told = {(s["candidate"], s["dimension"]): s["value"] for s in record.scores}
         assert len(told) == len(record.scores) == 4 and {s["from"] for s in record.scores} == set(config.score.models)
@@ -170,7 +172,7 @@ def entries(config) -> dict[tuple, dict]:
 def test_two_models_score_a_file_in_one_job_and_one_after_the_other(trained, compared_world, make_config, tmp_path):
     """On reward actors: those of a model are stopped before the next one's start."""
     first, folder = trained[0], tmp_path / "twin"
-    (model,), twin = first.score.models, twin_of(trained[1] / "reward" / "export", folder)
+    (model,), twin = first.score.models, twin_of(trained[1].directory.export("reward"), folder)
     file, out = compared_world[0] / "pairs.jsonl", tmp_path / "both.jsonl"
     options = [f"data.root={compared_world[0]}", f"score.tokens_per_microbatch={BUDGET}"]
     both = make_config(tmp_path, *options, f"score.models=[{model}, {twin}]", f"score.file={file}", f"score.out={out}")
@@ -198,12 +200,16 @@ def test_two_models_score_a_file_in_one_job_and_one_after_the_other(trained, com
 @pytest.fixture(scope="module")
 def aligned(trained, make_config, tmp_path_factory):
     """An iteration of PPO against both dimensions, one of them upside down, with a critic that starts from the model."""
-    folder, reward_model = tmp_path_factory.mktemp("aligned"), trained[1] / "reward" / "export"
-    options = [f"ppo.reward={reward_model}", "ppo.reward_weights={helpfulness: 0.5, harmlessness: -2}"]
+    folder, run = tmp_path_factory.mktemp("aligned"), trained[1]
+    options = [
+        f"ppo.reward={run.directory.export('reward')}",
+        "ppo.reward_weights={helpfulness: 0.5, harmlessness: -2}",
+    ]
     config = make_config(folder, *options, "ppo.iterations=1", "ppo.critic_init=reward")
-    with open_run(config) as run:
-        ppo.train(config, run)
-    return config, folder / "runs" / "run"
+    directory = RunDir(config.storage, config.name)
+    directory.prepare()
+    ppo.train(config, replace(run, config=config, directory=directory))
+    return config, directory.path
 
 
 def test_ppo_learns_from_the_weighted_sum_of_named_parts(aligned, metrics_of, samples_of):

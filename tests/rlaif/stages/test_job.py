@@ -96,11 +96,16 @@ def test_a_job_with_two_rollout_actors_runs_is_killed_and_comes_back(
     assert (folder / "export" / "adapter_model.safetensors").is_file()
 
 
-def test_a_job_runs_to_its_end_and_one_that_would_lose_its_files_is_refused(head, make_config, tmp_path, metrics_of):
+def test_a_job_that_would_lose_its_files_is_refused(head, make_config, tmp_path):
+    make_config(tmp_path)
+    refused = submit(head, tmp_path / "config.yaml", "storage=runs", wait=True)
+    assert refused.returncode != 0 and "absolute" in refused.stdout
+
+
+@pytest.mark.slow
+def test_a_job_runs_to_its_end(head, make_config, tmp_path, metrics_of):
     make_config(tmp_path)
     config, folder = tmp_path / "config.yaml", tmp_path / "runs" / "run"
-    refused = submit(head, config, "storage=runs", wait=True)
-    assert refused.returncode != 0 and "absolute" in refused.stdout
     finished = submit(head, config, "ppo.iterations=1", wait=True)
     assert finished.returncode == 0, finished.stdout[-3000:]
     assert [row["iteration"] for row in metrics_of(folder)] == [1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,10 +44,10 @@ def late(world, make_config, tmp_path_factory):
     overrides = [f"data.root={folder}/data", f"seed={seed}", f"ppo.prompts_per_iteration={PER_ITERATION}"]
     # checked before the run, both would be left out at once; so they break as files do that nobody had time to decode
     overrides += ["data.check_s=0", "ppo.minibatch_size=4", "ppo.advantage=leave_one_out", "ppo.save.keep=9"]
-    for start, iterations in (("new", 3), ("resume", 4)):
-        config = make_config(folder, *overrides, f"ppo.iterations={iterations}")
-        with open_run(config) as run:
-            ppo.train(config, run, start)
+    config, longer = (make_config(folder, *overrides, f"ppo.iterations={number}") for number in (3, 4))
+    with open_run(config) as run:
+        ppo.train(config, run)
+        ppo.train(longer, replace(run, config=longer), "resume")
     return folder / "runs" / "run", broken, count
 
 

@@ -23,7 +23,10 @@ from rlaif.stages.rounds import ask_for, collect, learn
 from rlaif.stages.run import open_run
 
 
-@pytest.fixture(scope="module", params=["{r: 4, alpha: 4}", "null"], ids=["lora", "full"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param("{r: 4, alpha: 4}", id="lora", marks=pytest.mark.slow), pytest.param("null", id="full")],
+)
 def started(request, world, make_config, tmp_path_factory):
     """(config, roles, prompts, gate) of a run that trains adapters, or full weights with the tower."""
     full, folder = request.param == "null", tmp_path_factory.mktemp("parity")

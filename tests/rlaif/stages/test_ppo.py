@@ -31,7 +31,7 @@ def trained(held, make_config, tmp_path_factory):
     """Two iterations with a reward model, a critic that starts from it, and adapters; resumed for a third."""
     folder = tmp_path_factory.mktemp("trained")
     overrides = ["ppo.reward={run}/reward/export", "eval.checker=rlaif.worlds.shapes.checker:check"]
-    overrides += ["ppo.eval_every=2", "ppo.kl.controller=adaptive", "rollout.vision=shared"]
+    overrides += ["ppo.eval_every=2", "ppo.kl.controller=adaptive", "rollout.vision=shared", "cluster.learner.actors=2"]
     config = make_config(folder, *overrides)
     longer = make_config(folder, *overrides, "ppo.iterations=3")
     with pytest.MonkeyPatch.context() as patch:
@@ -39,9 +39,9 @@ def trained(held, make_config, tmp_path_factory):
         with open_run(config) as run:
             reward.train(config, run)
             ppo.train(config, run)
-        for part in ("", "checkpoints/000002", "checkpoints", "reward/export", "export"):
-            bombs.plant(folder / "runs" / "run" / part, folder / "executed")
-        with open_run(longer) as run:
+            for part in ("", "checkpoints/000002", "checkpoints", "reward/export", "export"):
+                bombs.plant(folder / "runs" / "run" / part, folder / "executed")
+            run.config = run.topology.config = longer
             with pytest.raises(ConfigError, match="--resume"):
                 ppo.train(longer, run)
             ppo.train(longer, run, "resume")
@@ -117,6 +117,7 @@ def test_plain_peft_loads_the_export(trained, world):
     assert not torch.equal(merged.model.language_model.layers[0].self_attn.q_proj.weight, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", ["{r: 4, alpha: 4}", "null"])
 def test_the_engine_uses_the_new_policy(make_config, tmp_path, lora, metrics_of):
     """After updates and publishes, engine and learner agree on sampled tokens; adapters and full weights."""

@@ -64,6 +64,7 @@ def test_problems_of_all_kinds_are_found_together(problems, world, tmp_path):
         "ppo",
         "iterations=3",
         "ppo.minibatch_size=3",
+        "cluster.learner.actors=2",
         "data.prompts=typo.jsonl",
         "ppo.policy=/nothing",
         "ppo.reward={path: 'no_module:f'}",

@@ -23,7 +23,7 @@ from rlaif.stages.run import open_run
 
 ROOT = Path(__file__).parents[3]
 EXACT = ["deterministic=true", "ppo.iterations=4", "ppo.kl.controller=adaptive", "ppo.epochs=2"]
-EXACT += ["ppo.save.every=2", "ppo.parity.every=1"]
+EXACT += ["ppo.save.every=2", "ppo.parity.every=1", "cluster.learner.actors=2"]
 OF_A_PROCESS = ("time/", "timeline/", "frames/", "vision/")
 """Metrics that count or time what one process has done since it began."""
 PACE = 1.0
@@ -194,7 +194,13 @@ def stop_after(step: int, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(supervised, "_finish", finish)
 
 
-REWARD = ["deterministic=true", "reward.steps=4", "reward.save={every: 2, keep: 2}", "reward.eval_every=2"]
+REWARD = [
+    "deterministic=true",
+    "cluster.learner.actors=2",
+    "reward.steps=4",
+    "reward.save={every: 2, keep: 2}",
+    "reward.eval_every=2",
+]
 REWARD += ["reward.eval_fraction=0.5", "reward.optim={lr: 1.0e-2, schedule: cosine, warmup_steps: 2}"]
 
 
