@@ -225,6 +225,7 @@ EXAMPLES: dict[str, list[dict]] = {
 
 text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=12)
 word = text.filter(lambda value: value.strip() and not media_marks(value) and not value.startswith("data:"))
+file = word.filter(lambda name: not {"", ".", ".."} & {*name.split("/")})  # no folder that is there on any machine
 value = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | text,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
@@ -256,7 +257,7 @@ def vlm_rlaif_rm(draw) -> dict:
     first, second = draw(answers)
     row = {"conversations": draw(turns()), "preference": draw(st.sampled_from([1, 2]))}
     row |= {"output_1": draw(extra) | {"value": first}, "output_2": {"value": second}}
-    media = draw(st.fixed_dictionaries({"images": frames}) | st.fixed_dictionaries({"image": word}) | st.just({}))
+    media = draw(st.fixed_dictionaries({"images": frames}) | st.fixed_dictionaries({"image": file}) | st.just({}))
     if not media:
         row["conversations"] = [turn | {"value": turn["value"].replace("<image>", "")} for turn in row["conversations"]]
     return draw(extra) | row | media | draw(st.sampled_from([{}, {"id": "r"}, {"id": 5}]))
@@ -279,7 +280,7 @@ def pds_dpo(draw) -> dict:
     chosen, rejected = draw(answers)
     asked = draw(turns(word, 2))[:-1]
     row = {"conversations": [*asked, gpt(chosen)], "rejected_conversations": [*asked, gpt(rejected)]}
-    return draw(extra) | row | {"id": draw(word), "image": draw(word)}
+    return draw(extra) | row | {"id": draw(word), "image": draw(file)}
 
 
 @st.composite
