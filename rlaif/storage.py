@@ -37,11 +37,26 @@ _FORBIDDEN = ("access_denied", "accessdenied", "access denied", "403", "permissi
 
 @lru_cache(maxsize=64)
 def _filesystem(root: str) -> tuple[fs.FileSystem, str]:
-    """Return one connection per storage root, not per file. Raises ConfigError when the storage does not answer."""
+    """Return one connection per storage root, not per file.
+
+    Raises ConfigError when the storage does not answer, and for a URI with a password in it.
+    """
+    if _holds_password(root):
+        raise ConfigError(
+            "a storage URI without credentials: it goes into the run's files and logs",
+            _shown(root),
+            "Remove them, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your storage's client reads",
+        )
     try:
         return within(lambda: _connected(root), REACH_S, f"reach {_shown(root)}")
     except Late as error:
         raise _unreachable(root, str(error)) from None
+
+
+def _holds_password(root: str) -> bool:
+    """Return whether a URI names more than user, host and port. A `/` inside a secret ends what URIs count as the host."""
+    user, _, host = urlsplit(root).netloc.rpartition("@")
+    return ":" in user or not re.fullmatch(r"(\[.*\]|[^:]*)(:\d*)?", host)
 
 
 def _connected(root: str) -> tuple[fs.FileSystem, str]:
@@ -69,12 +84,12 @@ def _check_bucket(filesystem: fs.FileSystem, bucket: str, root: str) -> None:
 
 def _unreachable(root: str, found: str) -> ConfigError:
     change = "Correct the URI (bucket name, `?region=`, `?endpoint_override=`), the credentials, or the network"
-    return ConfigError(f"a storage that answers at {_shown(root)}", " ".join(found.split()), change)
+    return ConfigError(f"a storage that answers at {_shown(root)}", _shown(" ".join(found.split())), change)
 
 
 def _shown(root: str) -> str:
-    """Return a URI without the credentials that it may hold."""
-    return re.sub(r"//[^/@]*@", "//***@", root)
+    """Return a URI, or a text with URIs in it, without the credentials that they may hold."""
+    return re.sub(r"//([^/@\s]*|[^@\s]+:[^@\s]+)@", "//***@", root)
 
 
 @dataclass(frozen=True)

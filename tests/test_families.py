@@ -33,6 +33,8 @@ QUESTION = "what do you see ?"
 ROLLOUT = Rollout(max_model_len=768, cpu_kv_cache_gib=0.05, max_num_seqs=8)
 SAMPLING = Sampling(max_tokens=10)
 LORA = Lora(r=4, alpha=8)
+FAST = ("qwen2_5_vl", "llava_next_video")
+"""Families whose adapters are tried every time."""
 WITH_ADAPTERS = [name for name in BUILDERS if FAMILIES[name].adapters]
 
 
@@ -127,7 +129,10 @@ def world(request, tmp_path_factory):
     yield from start(*request.param, tmp_path_factory.mktemp("model"))
 
 
-@pytest.fixture(scope="module", params=WITH_ADAPTERS)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[pytest.mark.slow] * (name not in FAST)) for name in WITH_ADAPTERS],
+)
 def adapted(request, tmp_path_factory):
     yield from start(request.param, False, tmp_path_factory.mktemp("model"), LORA.r)
 

@@ -37,10 +37,19 @@ def test_a_storage_that_never_answers_is_given_up_on(monkeypatch):
     never.set()
 
 
-def test_credentials_in_a_uri_are_not_shown():
+@pytest.mark.parametrize("secret", ["KEY:hidden", "KEY:a/hidden"])
+def test_a_uri_with_a_secret_is_refused_without_showing_it(secret):
+    """It would be in the run's configuration, its logs and every checkpoint."""
+    with pytest.raises(ConfigError, match="without credentials") as caught:
+        locate(f"s3://{secret}@bucket/runs?region=x").reach()
+    assert "hidden" not in str(caught.value) and "s3://***@bucket" in caught.value.found
+    assert "AWS_SECRET_ACCESS_KEY" in caught.value.change
+
+
+def test_a_user_is_no_secret_and_what_the_client_says_of_a_uri_is_cleared_of_it():
     with pytest.raises(ConfigError) as caught:
-        locate(CLOSED.replace("//", "//KEY:SECRET@", 1)).reach()
-    assert "SECRET" not in str(caught.value) and "s3://***@no-such-bucket" in caught.value.expected
+        locate("nosuch://USER@[::1]:9000/runs").reach()
+    assert "USER" not in str(caught.value) and "nosuch://***@[::1]:9000" in caught.value.expected
 
 
 def test_a_storage_that_answers_is_reached_once(tmp_path):

@@ -23,7 +23,7 @@ def train(make_config, tmp_path_factory):
     with open_run(make_config(folder)) as shared:
 
         def train(name: str, *overrides: str, start="new") -> RunDir:
-            config = make_config(folder, f"name={name}", *overrides)
+            config = make_config(folder, f"name={name}", "data.eval=none.jsonl", *overrides)
             directory = RunDir(config.storage, name)
             directory.prepare()
             ppo.train(config, Run(config, directory, shared.session, shared.topology), start)
@@ -82,7 +82,7 @@ def test_a_reward_function_that_never_returns_masks_that_prompt_and_no_other(
     prompts[1]["hangs"] = True
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
     hangs = ["ppo.reward={path: 'tests.support.faulty_rewards:hangs_where_told'}", "ppo.reward_timeout_s=5"]
-    files = [f"data.prompts={tmp_path}/prompts.jsonl", "data.eval=none.jsonl"]
+    files = [f"data.prompts={tmp_path}/prompts.jsonl"]
     folder = train("hangs", *hangs, *files, "ppo.iterations=1", "ppo.max_reward_failures=0.25").path
     rows = samples_of(folder, 1)
     assert len(rows) == 8

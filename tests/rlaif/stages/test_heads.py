@@ -212,6 +212,7 @@ def aligned(trained, make_config, tmp_path_factory):
     return config, directory.path
 
 
+@pytest.mark.slow
 def test_ppo_learns_from_the_weighted_sum_of_named_parts(aligned, metrics_of, samples_of):
     config, folder = aligned
     (metrics,) = metrics_of(folder)

@@ -43,7 +43,13 @@ def late(world, make_config, tmp_path_factory):
     seed, broken, count = file_with_odd_prompts(world, folder / "data")
     overrides = [f"data.root={folder}/data", f"seed={seed}", f"ppo.prompts_per_iteration={PER_ITERATION}"]
     # checked before the run, both would be left out at once; so they break as files do that nobody had time to decode
-    overrides += ["data.check_s=0", "ppo.minibatch_size=4", "ppo.advantage=leave_one_out", "ppo.save.keep=9"]
+    overrides += [
+        "data.check_s=0",
+        "ppo.minibatch_size=4",
+        "ppo.advantage=leave_one_out",
+        "ppo.save.keep=9",
+        "data.eval=none.jsonl",
+    ]
     config, longer = (make_config(folder, *overrides, f"ppo.iterations={number}") for number in (3, 4))
     with open_run(config) as run:
         ppo.train(config, run)

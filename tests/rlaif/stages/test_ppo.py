@@ -140,7 +140,8 @@ def test_the_engine_uses_the_new_policy(make_config, tmp_path, lora, metrics_of)
 
 
 def test_one_version_of_staleness_overlaps_rollout_and_update(make_config, tmp_path, metrics_of, samples_of):
-    config = make_config(tmp_path, "ppo.max_staleness=1", "ppo.iterations=4", "ppo.advantage=leave_one_out")
+    options = ["ppo.max_staleness=1", "ppo.iterations=4", "ppo.advantage=leave_one_out", "data.eval=none.jsonl"]
+    config = make_config(tmp_path, *options)
     with open_run(config) as run:
         ppo.train(config, run)
     folder = tmp_path / "runs" / "run"
