@@ -45,11 +45,13 @@ doctor: $(STAMP)
 	@.venv/bin/python -m rlaif.doctor
 
 # Two processes, since tests that start actors wait a third of their time; each takes whole files, whose tests share actors.
+IN_TWO := -n 2 --dist loadfile --no-loadscope-reorder --durations 10
+
 test: $(STAMP)
-	@$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder --durations 10
+	@$(PYTEST) $(IN_TWO)
 
 test-slow: $(STAMP)
-	@$(PYTEST) -m "slow and not gpu" --timeout 3600
+	@$(PYTEST) $(IN_TWO) -m "slow and not gpu" --timeout 3600
 
 test-gpu: $(STAMP)
 	@$(PYTEST) -m gpu --timeout 3600

@@ -10,7 +10,8 @@ import ray
 import transformers
 
 from actors.engine import EngineSpec
-from actors.features import FeatureClient, start_feature_store
+from actors.feature_store import start_feature_store
+from actors.features import FeatureClient
 from actors.frames import FrameClient, start_frame_store
 from actors.pool import RolloutPool
 from actors.reward_pool import RewardPool, start_reward_pool

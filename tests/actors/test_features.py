@@ -13,7 +13,8 @@ import ray
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from actors.features import FeatureClient, FeatureStore, start_feature_store
+from actors.feature_store import FeatureStore, start_feature_store
+from actors.features import FeatureClient
 from rlaif.models.vision import Features
 
 KEY, OTHER = ("tower", "video"), ("tower", "another video")

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from actors.engine import EngineSpec
-from actors.features import FeatureClient, start_feature_store
+from actors.feature_store import start_feature_store
+from actors.features import FeatureClient
 from actors.frames import FrameClient, LocalFrames, start_frame_store
 from actors.pool import RolloutPool
 from actors.rollout import start_rollout

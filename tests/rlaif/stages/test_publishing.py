@@ -19,6 +19,8 @@ from rlaif.stages.roles import enough_prompts, learner_spec, parity_gate, start_
 from rlaif.stages.rounds import ask_for, collect, learn
 from rlaif.stages.run import open_run
 
+pytestmark = pytest.mark.slow
+
 LAYER = "model.language_model.layers.0.mlp.up_proj.weight"
 
 
