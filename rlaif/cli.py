@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -185,50 +186,43 @@ def _add_convert(kinds: argparse._SubParsersAction) -> None:
 
 def _add_bench(commands: argparse._SubParsersAction) -> None:
     kinds = commands.add_parser("bench", help="where the time goes").add_subparsers(dest="bench", required=True)
-    ppo = kinds.add_parser("ppo", help="a PPO iteration, and the same in a single process")
-    ppo.add_argument("config", help="YAML file (see configs/bench.yaml)")
-    ppo.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="options that replace those of the file"
-    )
-    ppo.add_argument("--json", type=Path, help="file to write the figures to")
-    ppo.set_defaults(run=run_bench)
-    label = kinds.add_parser("label", help="answers judged per second, and the same with transformers")
-    label.add_argument("config", help="YAML file (see configs/bench_label.yaml)")
-    label.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="options that replace those of the file"
-    )
-    label.add_argument("--json", type=Path, help="file to write the figures to")
-    label.set_defaults(run=run_bench_label)
+    for kind, file, text in (
+        ("ppo", "bench.yaml", "a PPO iteration, and the same in a single process"),
+        ("label", "bench_label.yaml", "answers judged per second, and the same with transformers"),
+    ):
+        bench = kinds.add_parser(kind, help=text)
+        bench.add_argument("config", help=f"YAML file (see configs/{file})")
+        bench.add_argument(
+            "overrides", nargs="*", default=[], metavar="key=value", help="options that replace those of the file"
+        )
+        bench.add_argument("--json", type=Path, help="file to write the figures to")
+        bench.set_defaults(run=run_bench)
 
 
-def run_bench(args: argparse.Namespace) -> None:
+def run_bench(args: argparse.Namespace) -> int:
     from rlaif.config.load import load_config
 
-    config = load_config(args.config, args.overrides, "ppo")
-    with on_screen("bench ppo", config):
-        from rlaif.stages.bench import bench
+    config = load_config(args.config, args.overrides, args.bench)
 
-        bench(config, args.json)
+    def measure() -> None:
+        from rlaif.stages import bench, bench_label
 
+        {"ppo": bench, "label": bench_label}[args.bench].bench(config, args.json)
 
-def run_bench_label(args: argparse.Namespace) -> None:
-    from rlaif.config.load import load_config
-
-    config = load_config(args.config, args.overrides, "label")
-    with on_screen("bench label", config):
-        from rlaif.stages.bench_label import bench
-
-        bench(config, args.json)
+    return run_to_its_end(f"bench {args.bench}", config, measure)
 
 
 def run_stage(args: argparse.Namespace) -> int:
     from rlaif.config.load import load_config, options_of
-    from rlaif.stages.stopping import Stopper
 
     overrides = [*args.overrides, "data.strict=true"] if args.strict else args.overrides
     config = load_config(args.config, overrides, options_of(args.command))
-    with Stopper(0).installed():
-        return run_to_its_end(args, config)
+
+    def stage() -> None:
+        check_files(args, config)
+        start_stage(args, config)
+
+    return run_to_its_end(args.command, config, stage)
 
 
 def on_screen(command: str, config: Config) -> AbstractContextManager:
@@ -247,25 +241,26 @@ def check_files(args: argparse.Namespace, config: Config) -> None:
         preflight.require(config, args.command, args.config)
 
 
-def run_to_its_end(args: argparse.Namespace, config: Config) -> int:
-    """Run a stage; whatever ends it early, say how to go on. Returns the exit code."""
+def run_to_its_end(command: str, config: Config, work: Callable[[], None]) -> int:
+    """Run what a command is for; whatever ends it early, say how to go on. Returns the exit code."""
+    from rlaif.stages.stopping import Stopper
+
     try:
-        with on_screen(args.command, config):
-            check_files(args, config)
-            start_stage(args, config)
+        with Stopper(0).installed(), on_screen(command, config):
+            work()
     except (CheckpointError, ConfigError, DataError):
         raise  # they say what to change
     except RlaifError as error:
-        print(f"\n{type(error).__name__}: {error}\n\n{how_to_go_on(args, config)}", file=sys.stderr)
+        print(f"\n{type(error).__name__}: {error}\n\n{how_to_go_on(command, config)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
-        print(f"\ninterrupted; {how_to_go_on(args, config)}", file=sys.stderr)
+        print(f"\ninterrupted; {how_to_go_on(command, config)}", file=sys.stderr)
         return getattr(error, "exit_code", 130)
     except Exception as error:
         reason = _reason(error, config)
         if reason is None:
             raise
-        print(f"\n{reason}\n\n{how_to_go_on(args, config)}", file=sys.stderr)
+        print(f"\n{reason}\n\n{how_to_go_on(command, config)}", file=sys.stderr)
         return 1
     return 0
 
@@ -284,11 +279,11 @@ def _reason(error: Exception, config: Config) -> str | None:
     return None
 
 
-def how_to_go_on(args: argparse.Namespace, config: Config) -> str:
+def how_to_go_on(command: str, config: Config) -> str:
     """Return what to type after a stage that ended early."""
     from rlaif.stages.run import advice
 
-    return advice(config, args.command) if args.command in RESUMED else "the same command starts again"
+    return advice(config, command) if command in RESUMED else "the same command starts again"
 
 
 def start_stage(args: argparse.Namespace, config: Config) -> None:

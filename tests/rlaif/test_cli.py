@@ -143,6 +143,21 @@ def test_an_actor_that_failed_is_told_on_the_terminal(config, capfd, monkeypatch
     assert f"log: {tmp_path}/runs/x/logs/ppo.log" in shown
 
 
+@pytest.mark.parametrize("kind", ["ppo", "label"])
+def test_a_benchmark_whose_actor_failed_ends_like_a_stage(kind, config, capfd, monkeypatch):
+    import ray
+
+    from rlaif.stages import bench, bench_label
+
+    def fail(config, json):
+        raise ray.exceptions.RayActorError("the actor died")
+
+    monkeypatch.setattr({"ppo": bench, "label": bench_label}[kind], "bench", fail)
+    assert cli.main(["bench", kind, config]) == 1
+    shown = capfd.readouterr().err
+    assert "an actor failed\n\nthe same command starts again" in shown and "Traceback" not in shown
+
+
 @pytest.mark.parametrize("command", cli.STAGES)
 def test_every_command_reaches_its_stage_and_ends_with_its_summary(command, config, capsys, monkeypatch):
     from contextlib import nullcontext
