@@ -111,6 +111,9 @@ class Label(Section):
     """What is asked about each claim with `method: claims`; holds {context}, {question} and {claim}."""
     yes_no: tuple[str, str] = ("yes", "no")
     """How the reply to it begins."""
+    reject_at: float = Field(0.5, ge=0.5, lt=1)
+    """A claim is rejected where the judge gives `no` at least this share of the probability of yes and no together. Above
+    0.5, claims that it is unsure of are not held against an answer."""
     reference: str | None = None
     """`package.module:function` called as f(prompt, a, b) -> 1, -1 or 0: agreement of the labels with it is reported."""
 

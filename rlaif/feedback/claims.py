@@ -85,9 +85,10 @@ class ClaimScore:
         return not self.evidence
 
 
-def judge_claim(tokens: Tokens, yes: str, no: str) -> Judged | Masked:
-    """The verdict from the first token of the reply; p is summed over the variants of each word, a tie is a rejection.
+def judge_claim(tokens: Tokens, yes: str, no: str, reject_at: float = 0.5) -> Judged | Masked:
+    """The verdict from the first token of the reply; p is summed over the variants of each word.
 
+    The claim is rejected where p(no) is at least `reject_at` of p(yes) + p(no); with 0.5, RLAIF-V's rule, a tie is one.
     A word that is not among the listed tokens counts as probability 0. Masked where neither is, or where a log-prob is
     not finite.
     """
@@ -95,7 +96,8 @@ def judge_claim(tokens: Tokens, yes: str, no: str) -> Judged | Masked:
     if isinstance(found, Masked):
         return found
     log_yes, log_no = (-math.inf if found[word] is None else found[word] for word in (yes, no))
-    return Judged(math.exp(log_yes), math.exp(log_no), log_yes > log_no)
+    accepted = log_no - log_yes < math.log(reject_at) - math.log1p(-reject_at)
+    return Judged(math.exp(log_yes), math.exp(log_no), accepted)
 
 
 def score(claims: dict[str, int], judgements: Sequence[Judged | Masked]) -> ClaimScore | Masked:

@@ -27,7 +27,7 @@ def by_claims(config: Config, judge: Judge, cases: Sequence[Case]) -> list[dict]
             questions[key] = Question(key, text, case.prompt.video if options.show_video else "")
     found = judge.choose(list(questions.values()), options.yes_no)
     read = {
-        key: tokens if isinstance(tokens, Masked) else claims.judge_claim(tokens, *options.yes_no)
+        key: tokens if isinstance(tokens, Masked) else claims.judge_claim(tokens, *options.yes_no, options.reject_at)
         for key, tokens in found.items()
     }
     rows = []

@@ -51,6 +51,8 @@ def _asked(config: Config) -> dict[str, Any]:
     found = _picked(options, ("context", "show_video", *OF_METHOD[options.method]))
     if options.method == "claims" and options.split == "model":
         found |= _picked(options, ("split_prompt", "split_tokens"))
+    if options.method == "claims" and options.reject_at != 0.5:  # labels from before the option are of its default
+        found |= _picked(options, ("reject_at",))
     if options.context != "none":
         found |= _picked(options, OF_CONTEXT)
     if options.show_video:

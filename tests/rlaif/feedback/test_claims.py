@@ -81,6 +81,13 @@ def test_a_claim_is_accepted_where_yes_is_likelier(listed, accepted):
     assert judge_claim(tokens(**listed), *WORDS).accepted is accepted
 
 
+@pytest.mark.parametrize(("no", "accepted"), [(0.30, True), (0.69, True), (0.71, False), (1.0, False)])
+def test_a_claim_that_the_judge_is_unsure_of_is_rejected_from_a_share_on(no, accepted):
+    """Of yes and no alone: what else the judge might have said does not count."""
+    listed = {"yes": (1 - no) / 2, "no": no / 2}
+    assert judge_claim(tokens(**{word: p for word, p in listed.items() if p}), *WORDS, 0.7).accepted is accepted
+
+
 def test_probabilities_are_evidence():
     judged = judge_claim(tokens(yes=0.2, Yes=0.3, _no=0.1), *WORDS)
     assert (judged.p_yes, judged.p_no) == pytest.approx((0.5, 0.1))

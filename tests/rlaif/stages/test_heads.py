@@ -172,7 +172,7 @@ def entries(config) -> dict[tuple, dict]:
 def test_two_models_score_a_file_in_one_job_and_one_after_the_other(trained, compared_world, make_config, tmp_path):
     """On reward actors: those of a model are stopped before the next one's start."""
     first, folder = trained[0], tmp_path / "twin"
-    (model,), twin = first.score.models, twin_of(trained[1].directory.export("reward"), folder)
+    (model,), twin = first.score.models, twin_of(trained[1].directory.path / "reward" / "export", folder)
     file, out = compared_world[0] / "pairs.jsonl", tmp_path / "both.jsonl"
     options = [f"data.root={compared_world[0]}", f"score.tokens_per_microbatch={BUDGET}"]
     both = make_config(tmp_path, *options, f"score.models=[{model}, {twin}]", f"score.file={file}", f"score.out={out}")

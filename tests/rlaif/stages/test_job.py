@@ -58,7 +58,11 @@ def submit(env: dict, config: Path, *arguments: str, wait: bool) -> subprocess.C
     """As the README prints it."""
     command = [BIN / "ray", "job", "submit", *([] if wait else ["--no-wait"]), "--working-dir", ".", "--"]
     command += ["python", "-m", "rlaif", "ppo", str(config), *arguments]
-    return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=400)
+    result = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=400)
+    if "No available agent" in result.stderr:  # the dashboard is up, and the agent of the node not yet
+        time.sleep(2)
+        return submit(env, config, *arguments, wait=wait)
+    return result
 
 
 def listening(port: int) -> bool:
