@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -104,3 +106,11 @@ class Masked:
 
 
 Outcome = Scored | Masked
+
+
+def total(parts: Mapping[str, float], value: float) -> Outcome:
+    """Return the parts with their sum `value`, or Masked if it is not finite: large parts can add up to infinity."""
+    if math.isfinite(value):
+        return Scored(value, dict(parts))
+    listed = ", ".join(f"{name!r} {part:g}" for name, part in parts.items())
+    return Masked(f"the sum of its parts is {value} ({listed})")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from rlaif.errors import ContractError
 from rlaif.objectives.masked import Moments, keep, scale_of, wide
-from rlaif.records import Masked, Outcome, Scored
+from rlaif.records import Masked, Outcome, total
 
 LARGEST = 1e16
 """The largest reward that is trained on: the value loss squares returns and adds them up in float32, which ends at 3e38."""
@@ -46,14 +45,6 @@ def shaped_score(
             "rename the reward function's part",
         )
     return total({**parts, **added}, value + sum(added.values()))
-
-
-def total(parts: Mapping[str, float], value: float) -> Outcome:
-    """Return the parts with their sum `value`, or Masked if it is not finite: large parts can add up to infinity."""
-    if math.isfinite(value):
-        return Scored(value, dict(parts))
-    listed = ", ".join(f"{name!r} {part:g}" for name, part in parts.items())
-    return Masked(f"the sum of its parts is {value} ({listed})")
 
 
 def trainable(outcome: Outcome, scale: float) -> Outcome:

@@ -11,7 +11,7 @@ import transformers
 
 from actors.frames import FrameClient
 from actors.pool import RolloutPool
-from actors.reward import check_weights, load_function, read_card, require_reward_model
+from actors.reward import load_function
 from actors.reward_pool import RewardPool
 from cluster.ledger import Ledger
 from learners.group import LearnerGroup
@@ -21,6 +21,7 @@ from rlaif.config.section import Function
 from rlaif.errors import ConfigError
 from rlaif.models.check import fingerprint, require_model, same_model
 from rlaif.models.family import engine_video_of
+from rlaif.models.reward_card import check_weights, read_card, require_reward_model
 from rlaif.models.reward_prompt import contexts
 from rlaif.records import Prompt
 from rlaif.stages import data

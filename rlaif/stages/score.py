@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from actors.reward import Answer, dimensions_of, read_card, require_reward_model, reward_fingerprint
+from actors.reward import Answer
 from actors.reward_pool import RewardPool
 from rlaif.config.schema import Config
 from rlaif.data import Report
 from rlaif.errors import DataError
 from rlaif.feedback.scoring import Item, Model, Tally, added, items, unreadable
 from rlaif.feedback.store import Store
+from rlaif.models.reward_card import dimensions_of, read_card, require_reward_model, reward_fingerprint
 from rlaif.models.reward_prompt import contexts
 from rlaif.preferences.files import kind, read_rows, unit, write_rows
 from rlaif.preferences.formats.own import PAIRS

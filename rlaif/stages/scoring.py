@@ -5,19 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from actors.reward import (
-    Answer,
-    check_weights,
-    dimensions_of,
-    load_function,
-    read_card,
-    require_reward_model,
-    scored,
-)
+from actors.reward import Answer, load_function, scored
 from actors.reward_pool import RewardPool
 from rlaif.config.schema import Config
 from rlaif.config.section import Function
 from rlaif.errors import ConfigError
+from rlaif.models.reward_card import check_weights, dimensions_of, read_card, require_reward_model
 from rlaif.records import Key, Masked, Outcome, Prompt
 from rlaif.stages.judging.cases import Case
 from rlaif.stages.judging.kind import kind_of

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from actors.reward import read_card
 from rlaif.config.schema import Config, Reward
 from rlaif.config.section import Function
 from rlaif.data import Conversation, Pair
 from rlaif.models.adapter import base_of
 from rlaif.models.encode import Encoder
+from rlaif.models.reward_card import read_card
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.models.usable import Reader, Room
 from rlaif.records import Prompt

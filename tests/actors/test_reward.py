@@ -16,25 +16,21 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from actors.reward import (
-    CARD,
-    Answer,
-    FunctionScorer,
-    ModelScorer,
-    RewardActor,
-    card_text,
-    check_weights,
-    dimensions_of,
-    load_function,
-    read_card,
-    require_reward_model,
-    reward_fingerprint,
-    scored,
-)
+from actors.reward import Answer, FunctionScorer, RewardActor, load_function, scored
+from actors.reward_model import ModelScorer
 from actors.reward_pool import start_reward_pool
 from rlaif.config.schema import Lora, Model, Reward
 from rlaif.errors import ConfigError, DataError
 from rlaif.models.bases import RECORD, record_text
+from rlaif.models.reward_card import (
+    CARD,
+    card_text,
+    check_weights,
+    dimensions_of,
+    read_card,
+    require_reward_model,
+    reward_fingerprint,
+)
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.models.tiny import build_tiny
 from rlaif.models.vlm import VideoLM, load_vlm

@@ -95,7 +95,7 @@ def largest(a, b) -> float:
         {"zero_stage": 2, "dtype": "bfloat16"},
         {"zero_stage": 2, "lora": None},
         {"zero_stage": 2, "lora": None, "optim": APART, "projector": True},
-        {"zero_stage": 3, "lora": None, "optim": APART, "projector": True},
+        pytest.param({"zero_stage": 3, "lora": None, "optim": APART, "projector": True}, marks=pytest.mark.slow),
     ],
     ids=lambda settings: "-".join(str(getattr(value, "projector_lr", value)) for value in settings.values()),
 )

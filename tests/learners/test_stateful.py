@@ -100,7 +100,9 @@ DROPOUT = LORA.model_copy(update={"dropout": 0.2})
 
 
 @pytest.mark.parametrize(
-    "lora, zero_stage", [(DROPOUT, 2), (None, 2), (LORA, 3)], ids=["lora-dropout", "full", "lora-zero3"]
+    "lora, zero_stage",
+    [(DROPOUT, 2), pytest.param(None, 2, marks=pytest.mark.slow), (LORA, 3)],
+    ids=["lora-dropout", "full", "lora-zero3"],
 )
 def test_a_checkpoint_holds_everything_that_an_iteration_changes(two_ranks, tiny, tmp_path, lora, zero_stage):
     for missing, untrained, later in two_ranks.run(

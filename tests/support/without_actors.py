@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from actors.frames import LocalFrames
-from actors.reward import FunctionScorer, ModelScorer
+from actors.reward import FunctionScorer
+from actors.reward_model import ModelScorer
 
 
 class Rewards:

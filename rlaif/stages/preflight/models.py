@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import transformers
 
-from actors.reward import check_weights, read_card, require_reward_model
 from rlaif.config.section import Function
 from rlaif.config.server import Server
 from rlaif.errors import ConfigError
@@ -12,6 +11,7 @@ from rlaif.feedback.wire import api_key
 from rlaif.models.check import require_model
 from rlaif.models.family import engine_video_of
 from rlaif.models.positions import positions_of
+from rlaif.models.reward_card import check_weights, read_card, require_reward_model
 from rlaif.stages.preflight.functions import check_function, check_reward_function, require_braces
 from rlaif.stages.preflight.inquiry import Inquiry
 from rlaif.storage import fetch

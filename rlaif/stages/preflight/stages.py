@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from actors.reward import require_reward_model
 from learners.spec import RoleSpec
 from rlaif.config.schema import Config
 from rlaif.config.section import Function
 from rlaif.errors import ConfigError
+from rlaif.models.reward_card import require_reward_model
 from rlaif.stages import sft as sft_stage
 from rlaif.stages.data import check_captions, data_path
 from rlaif.stages.preflight.functions import check_checker, check_function

@@ -14,9 +14,11 @@ from safetensors.torch import save_file
 from without_actors import NoActors
 
 from actors.frames import LocalFrames
-from actors.reward import CARD, Answer, ModelScorer, card_text
+from actors.reward import Answer
+from actors.reward_model import ModelScorer
 from rlaif.config.schema import Reward
 from rlaif.errors import ConfigError, DataError
+from rlaif.models.reward_card import CARD, card_text
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.preferences.files import write_rows
 from rlaif.preferences.formats.table import FORMATS

@@ -75,6 +75,7 @@ def test_finite_parts_with_an_infinite_sum_mask_their_sample(train, metrics_of, 
         train("too infinite", *INFINITE, "ppo.max_reward_failures=0.4")
 
 
+@pytest.mark.slow
 def test_a_reward_function_that_never_returns_masks_that_prompt_and_no_other(
     train, world, tmp_path, metrics_of, samples_of
 ):

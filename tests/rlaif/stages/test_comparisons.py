@@ -12,11 +12,13 @@ import pytest
 from adapters import write_adapter
 from without_actors import NoActors
 
-from actors.reward import CARD, ModelScorer, card_text, scored
+from actors.reward import scored
+from actors.reward_model import ModelScorer
 from rlaif.config.load import load_config
 from rlaif.config.schema import Lora, Reward
 from rlaif.errors import ConfigError, DataError
 from rlaif.models.check import fingerprint
+from rlaif.models.reward_card import CARD, card_text
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.models.tiny import build_tiny
 from rlaif.records import Masked

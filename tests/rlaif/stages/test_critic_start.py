@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from actors.reward import CARD, card_text
 from rlaif.config.schema import Lora, Reward
 from rlaif.errors import ConfigError
 from rlaif.models.bases import RECORD, record_text
+from rlaif.models.reward_card import CARD, card_text
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.stages.roles import (
     critic_start,

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from actors.reward import Answer, read_card
+from actors.reward import Answer
 from rlaif.data import Pair
 from rlaif.errors import DataError
 from rlaif.models.packing import chunks
+from rlaif.models.reward_card import read_card
 from rlaif.preferences.files import read_rows
 from rlaif.preferences.formats.own import PAIRS
 from rlaif.records import Prompt
@@ -52,7 +53,6 @@ def trained(compared_world, make_config, tmp_path_factory):
     options = [f"data.root={root}", f"reward.dimensions=[{', '.join(TWO)}]", "reward.margin=record"]
     options += ["reward.steps=4", "reward.eval_every=1", "reward.save.keep=1", "reward.eval_fraction=0.5"]
     options += [f"reward.tokens_per_microbatch={BUDGET}", "score.file=to_score.jsonl", "reward.optim.lr=1.0e-2"]
-    options += ["cluster.learner.actors=2"]
     config = make_config(folder, *options)
     given = iter([0.25, 0.75, 0.5, 0.75, 0.5])
     with open_run(config) as run:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from actors.reward import read_card
 from rlaif.config.schema import Config
 from rlaif.models.adapter import base_of
 from rlaif.models.bases import RECORD
+from rlaif.models.reward_card import read_card
 from rlaif.rundir import RunDir
 from rlaif.stages import evaluate, ppo, reward
 from rlaif.stages.run import Run, open_run

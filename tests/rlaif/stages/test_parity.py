@@ -25,7 +25,7 @@ from rlaif.stages.run import open_run
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param("{r: 4, alpha: 4}", id="lora", marks=pytest.mark.slow), pytest.param("null", id="full")],
+    params=[pytest.param("{r: 4, alpha: 4}", id="lora"), pytest.param("null", id="full")],
 )
 def started(request, world, make_config, tmp_path_factory):
     """(config, roles, prompts, gate) of a run that trains adapters, or full weights with the tower."""
@@ -68,6 +68,7 @@ def everywhere(actors, function) -> None:
     ask([actor.__ray_call__.remote(function) for actor in actors])
 
 
+@pytest.mark.slow
 def test_both_sides_agree_and_every_planted_mismatch_is_named(started):
     config, roles, prompts, gate = started
     full = config.ppo.lora is None

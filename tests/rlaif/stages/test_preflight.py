@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import ray
 
-from actors.reward import CARD, card_text
 from rlaif.config.schema import Lora, Reward
 from rlaif.errors import ConfigError
+from rlaif.models.reward_card import CARD, card_text
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.stages import preflight
 from rlaif.stages.preflight import examine_all, functions
