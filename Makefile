@@ -23,6 +23,10 @@ endif
 PIP = .venv/bin/python -m pip --disable-pip-version-check
 # The pip that comes with Python 3.11 (23.0.1) runs DeepSpeed's setup.py beside a torch for GPUs, which fails without nvcc.
 UPGRADE_PIP = $(PIP) install --quiet --upgrade "pip>=23.1"
+# pip would compile every file of every package, one after another, for over a minute: a fifth of them is ever imported. What
+# does not import here (a library for another driver, say) is for 'make doctor' to explain.
+COMPILE = env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -c "import rlaif.cli, rlaif.stages.demo, learners.worker, \
+	vllm.v1.engine.llm_engine, vllm.v1.worker.cpu_worker" > /dev/null 2>&1 || true
 PYTEST = .venv/bin/python -m pytest -q
 TORCH := $(shell sed -n 's/^torch==//p' $(LOCK))
 
@@ -101,15 +105,16 @@ clean:
 	echo "Installing into .venv (a few minutes, once) ..."
 	$(UPGRADE_PIP)
 	case "$$(uname -s)" in Linux) torch="$(TORCH)+cpu" ;; *) torch="$(TORCH)" ;; esac
-	$(PIP) install --quiet --constraint $(LOCK) "torch==$$torch" || {
+	$(PIP) install --quiet --no-compile --constraint $(LOCK) "torch==$$torch" || {
 	    echo "pip could not install torch $$torch: the CPU build comes from PyTorch's own CPU wheel index," \
 	         "so set PIP_EXTRA_INDEX_URL to that index's address (PyTorch's installation page shows it for pip, CPU)" \
 	         "and run make again." >&2
 	    exit 1
 	}
-	$(PIP) install --quiet --constraint $(LOCK) --editable ".[cpu,dev]"
+	$(PIP) install --quiet --no-compile --constraint $(LOCK) --editable ".[cpu,dev]"
 	$(PIP) uninstall --quiet --yes torchaudio torchcodec
 	.venv/bin/python -m rlaif.torchvision_shim install
+	$(COMPILE)
 	touch $@
 	echo "Installed in $$((SECONDS - started)) s. 'make doctor' checks this machine."
 
@@ -117,6 +122,7 @@ clean:
 	@started=$$SECONDS
 	echo "Installing into .venv (a few minutes, once) ..."
 	$(UPGRADE_PIP)
-	$(PIP) install --quiet --editable ".[gpu,dev]"
+	$(PIP) install --quiet --no-compile --editable ".[gpu,dev]"
+	$(COMPILE)
 	touch $@
 	echo "Installed in $$((SECONDS - started)) s. 'make doctor' checks this machine."

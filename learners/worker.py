@@ -37,6 +37,20 @@ from rlaif.records import Probe, Probed, Sample
 from rlaif.storage import Location, replacing, writing
 
 
+def join_ranks(device: torch.device, timeout: timedelta) -> None:
+    """Join the process group that the environment names (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT).
+
+    Args:
+        timeout: of every collective.
+    """
+    import deepspeed
+
+    if device.type == "cpu":
+        # DeepSpeed would take half a minute to build a collective that only its inference engine calls
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", timeout=timeout, verbose=False)
+
+
 class LearnerWorker:
     """Methods come in two kinds: those every rank must be called for together (collective), and `address`."""
 
@@ -57,8 +71,6 @@ class LearnerWorker:
         make_features: Callable[[], Shared] | None = None,
     ) -> None:
         """Join the process group and build networks and engines."""
-        import deepspeed
-
         device = _device(self.spec.model.device)
         torch.set_num_threads(max(1, self.spec.cluster.learner.threads))
         settings = {
@@ -72,8 +84,7 @@ class LearnerWorker:
         if self.spec.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
             torch.use_deterministic_algorithms(True)
-        timeout = timedelta(seconds=self.spec.cluster.collective_timeout_s)
-        deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", timeout=timeout, verbose=False)
+        join_ranks(device, timedelta(seconds=self.spec.cluster.collective_timeout_s))
         self.learner = Learner(self.spec, make_frames(), device, make_features() if make_features else None)
         self.ppo_state = PpoState.of(ppo) if ppo else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -30,3 +31,10 @@ def test_pip_is_upgraded_before_anything_else_is_installed(target):
     assert tuple(map(int, least.split("."))) >= (23, 1)
     assert "--upgrade" in first and "--quiet" in first and others
     assert not [line for line in installs for option in INDEX if option in line]
+
+
+def test_what_is_compiled_after_an_installation_exists():
+    """The recipe passes over what does not import, so that a renamed module would go unnoticed."""
+    (line,) = re.findall(r'^COMPILE = .* -c "import ((?:.|\n)*?)"', MAKEFILE, re.M)
+    modules = [name.strip() for name in line.replace("\\\n", " ").split(",")]
+    assert len(modules) > 3 and all(importlib.util.find_spec(name) for name in modules)

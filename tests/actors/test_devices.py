@@ -118,6 +118,8 @@ def reward_vision(key):
     scorer.model, scorer._encode, scorer._outcome = model, lambda answer: item, lambda values: values
     scorer.encoder = SimpleNamespace(tokenizer=SimpleNamespace(pad_token_id=0))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("actors.reward_model.collate", lambda items, pad, device, vision: vision if device == META else None)
+        patch.setattr(
+            "actors.reward_model.collate", lambda items, pad, device, vision: vision if device == META else None
+        )
         scorer([SimpleNamespace(key=("p", 0))])
     return batches[0]

@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -90,11 +91,12 @@ def serve(pipe: Connection, rank: int, world: int, port: int) -> None:
     """A rank's life: join the group, then run what comes through the pipe."""
     settings = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in settings.items()} | actor_env())
-    import deepspeed
     import torch
 
+    from learners.worker import join_ranks
+
     torch.set_num_threads(1)
-    deepspeed.init_distributed("gloo", verbose=False)
+    join_ranks(torch.device("cpu"), timedelta(minutes=30))
     modules: dict[str, Any] = {}
     while True:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import deepspeed
 import numpy as np
 import pytest
 import torch
@@ -439,3 +440,11 @@ def test_a_reward_head_starts_as_asked_for(two_ranks, tiny):
 def test_learning_rate_without_warmup_or_with_nothing_but_warmup():
     assert learning_rate(Optim(lr=1.0, schedule="linear"), 0, 4) == 1.0
     assert learning_rate(Optim(lr=1.0, schedule="cosine", warmup_steps=4), 3, 4) == 1.0
+
+
+def collective_built() -> bool:
+    return deepspeed.comm.comm.cdb.shm_comm_op is not None
+
+
+def test_no_collective_is_built_that_training_never_calls(two_ranks):
+    assert two_ranks.run(collective_built) == [False, False]
