@@ -222,15 +222,23 @@ def _describe(item: dict, stage: str | None) -> str:
     if item["type"] == "extra_forbidden":
         return f"{path}: no such option{hint(path, stage)}"
     where = ".".join(str(part) for part in item["loc"])
-    return f"{where}: {item['msg'].removeprefix('Value error, ')}{_found(item)}{_mapping_or_text(item, path)}"
+    return f"{where}: {item['msg'].removeprefix('Value error, ')}{_found(item)}{_meant_as_text(item, path)}"
 
 
-def _mapping_or_text(item: dict, path: str) -> str:
-    """Return the hint for a function in braces where its bare path is expected."""
+def _meant_as_text(item: dict, path: str) -> str:
+    """Return the hint for a text that YAML takes for something else: a function in braces, a bare number, date or `off`."""
     value = item["input"]
-    if item["type"] == "string_type" and isinstance(value, dict) and list(value) == ["path"]:
-        return f"; write {path}={value['path']}, without braces"
-    return ""
+    if item["type"] != "string_type" or value is None:
+        return ""
+    if isinstance(value, dict):
+        return f"; write {path}={value['path']}, without braces" if list(value) == ["path"] else ""
+    if isinstance(value, list):
+        return ""
+    quoted = f'{path.rpartition(".")[2]}: "..."'
+    kind = (
+        "number" if type(value) in (int, float) else "truth value" if isinstance(value, bool) else type(value).__name__
+    )
+    return f"; YAML reads that as a {kind}: quote it ({quoted} in a file, '{path}=\"...\"' in a shell)"
 
 
 def _found(item: dict) -> str:

@@ -183,3 +183,20 @@ def test_eager_mode_is_chosen_or_left_open(load, given, value):
 def test_another_mode_is_an_error(load):
     with pytest.raises(ConfigError, match="rollout.enforce_eager"):
         load("name: x\n", "rollout.enforce_eager=maybe")
+
+
+@pytest.mark.parametrize(
+    ("typed", "kind"), [("off", "truth value"), ("007", "number"), ("1e5", None), ("2024-01-01", "date")]
+)
+def test_a_name_that_yaml_reads_as_something_else_is_told_to_be_quoted(tmp_path, typed, kind):
+    file = tmp_path / "c.yaml"
+    file.write_text(f"name: {typed}\n")
+    for path, overrides in ((file, []), (CONFIGS[0].with_name("demo.yaml"), [f"name={typed}"])):
+        if kind is None:  # YAML 1.1 wants a dot and a sign in it
+            assert load_config(path, overrides).name == typed
+            continue
+        with pytest.raises(ConfigError) as caught:
+            load_config(path, overrides)
+        assert f"YAML reads that as a {kind}: quote it (name:" in caught.value.found
+    file.write_text(f'name: "{typed}"\n')
+    assert load_config(file).name == load_config(file, [f'name="{typed}"']).name == typed
