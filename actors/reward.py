@@ -6,32 +6,17 @@ Nothing here loads torch until a reward model is: an actor with a function is up
 from __future__ import annotations
 
 import importlib
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rlaif.config.schema import Model
 from rlaif.errors import ConfigError
-from rlaif.records import Key, Masked, Outcome, Prompt, total
+from rlaif.records import Answer, Key, Masked, Outcome, scored
 
 if TYPE_CHECKING:
     from rlaif.models.encode import Frames
     from rlaif.models.vision import Shared
-
-SCORE = "score"
-"""The part of a reward that has no other name."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One answer to be scored, with the captions that are its context."""
-
-    key: Key
-    prompt: Prompt
-    captions: tuple[str, ...]
-    response: str
 
 
 class FunctionScorer:
@@ -86,20 +71,6 @@ class RewardActor:
 
     def ready(self) -> bool:
         return True
-
-
-def scored(result: float | dict[str, float]) -> Outcome:
-    """Return the outcome of a number, or of named parts that add up to one.
-
-    Masked, with the reason: a part or a sum that is not finite, and no parts at all.
-    """
-    parts = (
-        {name: float(value) for name, value in result.items()} if isinstance(result, dict) else {SCORE: float(result)}
-    )
-    bad = [name for name, value in parts.items() if not math.isfinite(value)]
-    if bad or not parts:
-        return Masked(f"part {bad[0]!r} is {parts[bad[0]]}" if bad else "no parts")
-    return total(parts, sum(parts.values()))
 
 
 def load_function(path: str) -> Callable:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from actors.reward import SCORE, Answer, scored
 from rlaif.config.schema import Lora, Model
 from rlaif.errors import ContractError, DataError
 from rlaif.models.batch import collate
@@ -17,7 +16,7 @@ from rlaif.models.reward_card import HEAD, dimensions_of, read_card
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.models.vision import Shared, VisionCache, tower_key
 from rlaif.models.vlm import VideoLM, load_adapter, load_vlm
-from rlaif.records import Key, Masked, Outcome
+from rlaif.records import SCORE, Answer, Key, Masked, Outcome, scored
 from rlaif.storage import fetch
 from rlaif.tensors import load_tensors
 

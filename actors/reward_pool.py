@@ -14,11 +14,11 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 
 from actors.pool import Calls, RayCalls
-from actors.reward import Answer, RewardActor
+from actors.reward import RewardActor
 from cluster.env import actor_env
 from rlaif.config.schema import Model
 from rlaif.errors import ContractError, DeadlineError
-from rlaif.records import Key, Masked, Outcome
+from rlaif.records import Answer, Key, Masked, Outcome
 
 log = logging.getLogger(__name__)
 

@@ -82,7 +82,7 @@ def run_options(args: argparse.Namespace) -> None:
         raise ConfigError(
             "the name of an option or a section",
             repr(args.section),
-            f"Type {' or '.join(near)}" if near else "Run `rlaif options`, which lists all",
+            f"Type {' or '.join(near)}; `rlaif options` lists all" if near else "Run `rlaif options`, which lists all",
         )
     print(text)
 

@@ -11,6 +11,9 @@ import numpy as np
 Key = tuple[str, int]
 """(prompt_id, sample_index)."""
 
+SCORE = "score"
+"""The part of a reward that has no other name."""
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -56,6 +59,16 @@ class Sample:
     @property
     def key(self) -> Key:
         return (self.prompt.prompt_id, self.sample_index)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer to be scored, with the captions that are its context."""
+
+    key: Key
+    prompt: Prompt
+    captions: tuple[str, ...]
+    response: str
 
 
 @dataclass(frozen=True)
@@ -114,3 +127,17 @@ def total(parts: Mapping[str, float], value: float) -> Outcome:
         return Scored(value, dict(parts))
     listed = ", ".join(f"{name!r} {part:g}" for name, part in parts.items())
     return Masked(f"the sum of its parts is {value} ({listed})")
+
+
+def scored(result: float | dict[str, float]) -> Outcome:
+    """Return the outcome of a number, or of named parts that add up to one.
+
+    Masked, with the reason: a part or a sum that is not finite, and no parts at all.
+    """
+    parts = (
+        {name: float(value) for name, value in result.items()} if isinstance(result, dict) else {SCORE: float(result)}
+    )
+    bad = [name for name, value in parts.items() if not math.isfinite(value)]
+    if bad or not parts:
+        return Masked(f"part {bad[0]!r} is {parts[bad[0]]}" if bad else "no parts")
+    return total(parts, sum(parts.values()))

@@ -8,13 +8,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from actors.reward import Answer, load_function
+from actors.reward import load_function
 from actors.rollout import Failure
 from learners.spec import LearnerSpec
 from rlaif.config.schema import Config, Sampling
 from rlaif.errors import ConfigError, RlaifError
 from rlaif.evaluation.claims import rates
-from rlaif.records import Masked, Prompt, Sample
+from rlaif.records import Answer, Masked, Prompt, Sample
 from rlaif.seeds import derive
 from rlaif.stages import data, usable
 from rlaif.stages.roles import Roles, context_of, learner_spec, require_inputs, start_roles

@@ -15,12 +15,12 @@ from rlaif.errors import DataError, named
 from rlaif.records import Prompt
 from rlaif.seeds import derive
 from rlaif.stages import data
+from rlaif.stages.arriving import Arriving
 from rlaif.stages.deck import Deck
 from rlaif.stages.run import Run
 
 if TYPE_CHECKING:
     from rlaif.stages.roles import Roles
-    from rlaif.stages.rounds import Arriving
 
 log = logging.getLogger(__name__)
 

@@ -54,7 +54,7 @@ class Roles:
     eval_prompts: list[Prompt] = field(default_factory=list)
     """The held-out prompts, if there are any."""
     arriving: dict[int, Any] = field(default_factory=dict)
-    """What has come in of each iteration that was asked for (see rlaif/stages/rounds.py)."""
+    """What has come in of each iteration that was asked for (rlaif/stages/arriving.py)."""
     reissued: int = 0
     """Prompts asked for again, as far as the ledger counts them."""
     checkpoint_s: float = 0.0

@@ -9,15 +9,14 @@ from functools import partial
 
 import numpy as np
 
-from actors.reward import Answer
-from actors.reward_pool import Scoring
-from actors.rollout import Answers, Failure
+from actors.rollout import Failure
 from cluster.ledger import Ledger
 from rlaif.config.schema import Config
 from rlaif.errors import ContractError, RlaifError, named
 from rlaif.objectives.rewards import shaped_score, trainable
 from rlaif.records import Key, Masked, Outcome, Sample
 from rlaif.seeds import derive
+from rlaif.stages.arriving import Arriving
 from rlaif.stages.replacing import replace_failed
 from rlaif.stages.roles import Roles
 from rlaif.stages.run import Run
@@ -41,25 +40,6 @@ class Round:
     @property
     def trained(self) -> list[Sample]:
         return [sample for sample in self.samples if not isinstance(self.outcomes[sample.key], Masked)]
-
-
-@dataclass
-class Arriving:
-    """An iteration's samples as they come in; each part goes to the reward actors at once."""
-
-    samples: list[Sample] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
-    scoring: list[Scoring] = field(default_factory=list)
-    """Batches that the reward actors score."""
-    times: dict[str, float] = field(default_factory=dict)
-
-    def take(self, roles: Roles, answers: Answers) -> None:
-        self.samples += answers.samples
-        self.failures += answers.failures
-        times = self.times
-        times["rollout_began"] = min(times.get("rollout_began", answers.began), answers.began)
-        times["rollout_ended"] = max(times.get("rollout_ended", answers.ended), answers.ended)
-        self.scoring.append(roles.rewards.score([_answer(roles, sample) for sample in answers.samples]))
 
 
 def ask_for(config: Config, roles: Roles, iteration: int) -> None:
@@ -172,10 +152,6 @@ def engine_metrics(roles: Roles, round_: Round) -> dict[str, float]:
         **roles.run.topology.frame_counters(),
         **roles.run.topology.feature_counters(),
     }
-
-
-def _answer(roles: Roles, sample: Sample) -> Answer:
-    return Answer(sample.key, sample.prompt, roles.captions[sample.prompt.prompt_id], sample.response)
 
 
 def _shape(config: Config, sample: Sample, outcome: Outcome) -> Outcome:

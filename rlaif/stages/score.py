@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from actors.reward import Answer
 from actors.reward_pool import RewardPool
 from rlaif.config.schema import Config
 from rlaif.data import Report
@@ -25,7 +24,7 @@ from rlaif.preferences.media import Media
 from rlaif.preferences.record import Preference
 from rlaif.preferences.rows import good
 from rlaif.progress import Progress
-from rlaif.records import Key, Masked, Outcome, Prompt
+from rlaif.records import Answer, Key, Masked, Outcome, Prompt
 from rlaif.stages import data
 from rlaif.stages.evaluate import command
 from rlaif.stages.run import Run

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from actors.reward import Answer, load_function, scored
+from actors.reward import load_function
 from actors.reward_pool import RewardPool
 from rlaif.config.schema import Config
 from rlaif.config.section import Function
 from rlaif.errors import ConfigError
 from rlaif.models.reward_card import check_weights, dimensions_of, read_card, require_reward_model
-from rlaif.records import Key, Masked, Outcome, Prompt
+from rlaif.records import Answer, Key, Masked, Outcome, Prompt, scored
 from rlaif.stages.judging.cases import Case
 from rlaif.stages.judging.kind import kind_of
 from rlaif.stages.label import Labelled, label_store, labelled

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from actors.reward import Answer, FunctionScorer, RewardActor, load_function, scored
+from actors.reward import FunctionScorer, RewardActor, load_function
 from actors.reward_model import ModelScorer
 from actors.reward_pool import start_reward_pool
 from rlaif.config.schema import Lora, Model, Reward
@@ -34,7 +34,7 @@ from rlaif.models.reward_card import (
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.models.tiny import build_tiny
 from rlaif.models.vlm import VideoLM, load_vlm
-from rlaif.records import Masked, Prompt, Scored
+from rlaif.records import Answer, Masked, Prompt, Scored, scored
 from rlaif.storage import locate
 from rlaif.video.spec import FrameSpec
 

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 import pytest
 from ray.exceptions import ActorDiedError, GetTimeoutError
 
-from actors.reward import Answer
 from actors.reward_pool import RewardPool
 from rlaif.errors import ContractError, DeadlineError
-from rlaif.records import Masked, Prompt, Scored
+from rlaif.records import Answer, Masked, Prompt, Scored
 
 LIMIT, LOADING = 10.0, 100.0
 

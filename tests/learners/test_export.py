@@ -16,7 +16,6 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from actors.frames import LocalFrames
-from actors.reward import Answer
 from actors.reward_model import ModelScorer
 from learners import losses
 from learners.export import export_role
@@ -29,7 +28,7 @@ from rlaif.models.encode import Encoder
 from rlaif.models.merged import whole_model
 from rlaif.models.reward_card import CARD, card_text
 from rlaif.models.reward_prompt import RewardPrompt
-from rlaif.records import Prompt, Scored
+from rlaif.records import Answer, Prompt, Scored
 from rlaif.video.recipe import read_recipe, recipe_of
 from rlaif.worlds.shapes.render import write_mp4
 

@@ -6,12 +6,12 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from actors.reward import Answer, FunctionScorer, load_function
+from actors.reward import FunctionScorer, load_function
 from rlaif.config.section import Function
 from rlaif.deadline import Late, within
 from rlaif.errors import ConfigError
 from rlaif.evaluation.claims import rates
-from rlaif.records import Masked, Prompt
+from rlaif.records import Answer, Masked, Prompt
 from rlaif.stages.preflight.inquiry import Inquiry
 
 DRY_CALL_S = 120.0

@@ -14,7 +14,6 @@ from safetensors.torch import save_file
 from without_actors import NoActors
 
 from actors.frames import LocalFrames
-from actors.reward import Answer
 from actors.reward_model import ModelScorer
 from rlaif.config.schema import Reward
 from rlaif.errors import ConfigError, DataError
@@ -22,7 +21,7 @@ from rlaif.models.reward_card import CARD, card_text
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.preferences.files import write_rows
 from rlaif.preferences.formats.table import FORMATS
-from rlaif.records import Prompt
+from rlaif.records import Answer, Prompt
 from rlaif.rundir import RunDir
 from rlaif.stages import agreement, data
 from rlaif.stages.run import Run

@@ -106,6 +106,7 @@ def test_a_reward_function_that_raises_stops_the_run_with_its_error(train):
 EXPLODES = ["ppo.critic_optim.lr=1.0e+30", "ppo.critic_optim.max_skipped_steps=1", "ppo.iterations=5"]
 
 
+@pytest.mark.slow
 def test_a_learning_rate_that_makes_the_loss_infinite_is_counted_then_stops_the_run(train, metrics_of, world):
     with pytest.raises(NumericsError, match="2 steps in a row") as caught:
         train("explodes", *EXPLODES)

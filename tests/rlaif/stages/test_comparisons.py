@@ -12,7 +12,6 @@ import pytest
 from adapters import write_adapter
 from without_actors import NoActors
 
-from actors.reward import scored
 from actors.reward_model import ModelScorer
 from rlaif.config.load import load_config
 from rlaif.config.schema import Lora, Reward
@@ -21,7 +20,7 @@ from rlaif.models.check import fingerprint
 from rlaif.models.reward_card import CARD, card_text
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.models.tiny import build_tiny
-from rlaif.records import Masked
+from rlaif.records import Masked, scored
 from rlaif.rundir import RunDir
 from rlaif.stages import agreement, caption, data, scoring, winrate
 from rlaif.stages.judging.judges import make_judge

@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from actors.reward import Answer
 from rlaif.data import Pair
 from rlaif.errors import DataError
 from rlaif.models.packing import chunks
 from rlaif.models.reward_card import read_card
 from rlaif.preferences.files import read_rows
 from rlaif.preferences.formats.own import PAIRS
-from rlaif.records import Prompt
+from rlaif.records import Answer, Prompt
 from rlaif.rundir import RunDir
 from rlaif.stages import ppo, reward, score, supervised
 from rlaif.stages.reward import compared, hold_out

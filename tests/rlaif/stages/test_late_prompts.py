@@ -16,6 +16,8 @@ from rlaif.rundir import RunDir
 from rlaif.stages import ppo
 from rlaif.stages.run import open_run
 
+pytestmark = pytest.mark.slow
+
 PER_ITERATION, SECOND = 2, 1
 
 
