@@ -117,6 +117,7 @@ def handed(ray_session, root, model, features):
     return start_rollout(spec, frames, options={"num_cpus": 0}, make_features=partial(FeatureClient, features))
 
 
+@pytest.mark.slow
 def test_handed_features_give_the_answers_of_pixels_and_are_computed_once(actor, handed, features, root, model):
     pixels, shared = (ask(one.generate.remote(prompts(), 4, 0, SAMPLING, 0)) for one in (actor, handed))
     assert [f.prompt_id for f in shared.failures] == [f.prompt_id for f in pixels.failures]

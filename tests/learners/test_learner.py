@@ -119,7 +119,7 @@ def shared(two_ranks, tiny):
     return get
 
 
-SETTINGS = [(2, False, 10**6), (2, True, 60), (3, True, 150)]
+SETTINGS = [(2, False, 10**6), (2, True, 60), pytest.param(3, True, 150, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize(("zero_stage", "checkpointing", "budget"), SETTINGS)

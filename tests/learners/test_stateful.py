@@ -101,7 +101,7 @@ DROPOUT = LORA.model_copy(update={"dropout": 0.2})
 
 @pytest.mark.parametrize(
     "lora, zero_stage",
-    [(DROPOUT, 2), pytest.param(None, 2, marks=pytest.mark.slow), (LORA, 3)],
+    [(DROPOUT, 2), pytest.param(None, 2, marks=pytest.mark.slow), pytest.param(LORA, 3, marks=pytest.mark.slow)],
     ids=["lora-dropout", "full", "lora-zero3"],
 )
 def test_a_checkpoint_holds_everything_that_an_iteration_changes(two_ranks, tiny, tmp_path, lora, zero_stage):

@@ -91,6 +91,7 @@ def test_a_signal_ends_the_command_with_its_code_a_hint_and_no_foreign_words(com
     assert "***" not in told and "Traceback" not in told
 
 
+@pytest.mark.slow
 def test_a_head_that_goes_when_everything_is_done_is_a_warning(command):
     process = command("end_head()")
     _, told = process.communicate(timeout=60)
