@@ -84,6 +84,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     args, rest = parser.parse_known_args(argv)
     if wrong := [word for word in rest if word.startswith("-") or "=" not in word]:
         refuse(getattr(args, "parser", parser), argv, wrong, args.command, flags_of(parser.get_default("parsers")))
+    if rest and not hasattr(args, "overrides"):
+        getattr(args, "parser", parser).error(
+            f"`rlaif {args.command}` takes no options as key=value, found {rest[0]!r}"
+        )
     if rest:
         args.overrides = [*args.overrides, *rest]
     return args
@@ -326,6 +330,10 @@ def start_stage(args: argparse.Namespace, config: Config) -> None:
 def run_data(args: argparse.Namespace) -> None:
     from rlaif.worlds.shapes.dataset import write_dataset
 
+    rows = sorted(file.name for file in args.out.glob("*.jsonl"))
+    if rows and "scenes.jsonl" not in rows:
+        change = "Give a new folder as --out: files of these names would be replaced"
+        raise DataError("a folder without rows, or with those of a world of shapes", f"{rows[0]} in {args.out}", change)
     counts = write_dataset(args.out, {"train": args.train, "prompt": args.prompts, "test": args.test}, args.seed)
     print(f"{args.out}: " + ", ".join(f"{count} rows in {name}.jsonl" for name, count in counts.items()))
 

@@ -233,12 +233,18 @@ def writing(place: Location, what: str) -> Iterator[None]:
 
 
 def locate(text: str | Path | Location) -> Location:
-    """The location that a path (made absolute here) or URI names."""
+    """The location that a path (made absolute here) or URI names. Raises ConfigError for a URI that names no place."""
     if isinstance(text, Location):
         return text
     text = str(text)
     if text.startswith("file://"):
+        if urlsplit(text).netloc not in ("", "localhost"):
+            raise ConfigError(
+                "three slashes in the URI of a local folder", text, "Write file:///path, or just the path"
+            )
         text = urlsplit(text).path
+    elif "://" in text and not text.partition("://")[2].strip("/"):
+        raise ConfigError("a bucket in a URI", text, "Write s3://bucket/folder")
     return Location(text if "://" in text else os.path.abspath(os.path.expanduser(text)))
 
 

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from rlaif.config import strict_yaml
 from rlaif.config.checks import problems_of
 from rlaif.config.nearest import hint
 from rlaif.config.options import sections_of
@@ -106,7 +107,7 @@ def read_yaml(path: Path) -> dict:
     if path.is_dir():
         raise _a_folder(path)
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = strict_yaml.load(path.read_text())
     except FileNotFoundError:
         raise ConfigError(
             "a YAML configuration file",
@@ -153,7 +154,7 @@ def _apply(raw: dict, override: str) -> None:
         raise ConfigError("overrides as key.sub=value", repr(override), "Write the argument as key=value")
     try:
         # a path below the run directory is text, though YAML would read its brace as a mapping
-        parsed = value if value.startswith("{run}") else yaml.safe_load(value) if value else None
+        parsed = value if value.startswith("{run}") else strict_yaml.load(value) if value else None
     except yaml.YAMLError as error:
         raise ConfigError(
             f"a YAML value for {key}", _problem(error), "Correct the argument (quote it for the shell)"
@@ -226,7 +227,7 @@ def _describe(item: dict, stage: str | None) -> str:
 
 
 def _meant_as_text(item: dict, path: str) -> str:
-    """Return the hint for a text that YAML takes for something else: a function in braces, a bare number, date or `off`."""
+    """Return the hint for a text that YAML takes for something else: a function in braces, a bare number or `off`."""
     value = item["input"]
     if item["type"] != "string_type" or value is None:
         return ""
@@ -235,9 +236,7 @@ def _meant_as_text(item: dict, path: str) -> str:
     if isinstance(value, list):
         return ""
     quoted = f'{path.rpartition(".")[2]}: "..."'
-    kind = (
-        "number" if type(value) in (int, float) else "truth value" if isinstance(value, bool) else type(value).__name__
-    )
+    kind = "truth value" if isinstance(value, bool) else "number"
     return f"; YAML reads that as a {kind}: quote it ({quoted} in a file, '{path}=\"...\"' in a shell)"
 
 

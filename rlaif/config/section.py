@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Any, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 
 def off(value: object) -> object:
@@ -14,7 +16,17 @@ class Section(BaseModel):
     """A frozen group of options; unknown keys are errors."""
 
     # what was found may be a secret in the wrong place; rlaif/config/load.py shows it where it is none
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True, allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_values_are_no_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and (kinds := _kinds(cls.model_fields[info.field_name].annotation)) & {int, float}:
+            if not kinds & {bool, "off"}:
+                raise ValueError("Input should be a number")
+        return value
 
 
 class Function(Section):
@@ -22,3 +34,8 @@ class Function(Section):
 
     path: str
     """`package.module:function`, importable from the working directory or PYTHONPATH."""
+
+
+def _kinds(annotation: Any) -> set:
+    """Return the types and literals that an annotation is made of."""
+    return set().union(*map(_kinds, parts)) if (parts := get_args(annotation)) else {annotation}

@@ -84,7 +84,7 @@ def render(folder: Path, found: dict[str, Found], gpu: bool, model: str, positio
     starts_from_sft = "sft" in found or "prompts" not in found
     without_pairs = "pairs" not in found and "prompts" in found
     values = {
-        "name": re.sub(r"[^A-Za-z0-9_-]+", "-", folder.name).strip("-") or "mine",
+        "name": _text(re.sub(r"[^A-Za-z0-9_-]+", "-", folder.name).strip("-") or "mine"),
         "storage": _text(folder / "runs"),
         "root": _text(folder),
         "model": _text(model),

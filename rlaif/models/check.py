@@ -32,6 +32,8 @@ def require_model(option: str, path: str, served_adapter: str | None = None, or_
         folder = Path(fetch(path))
         if _reads_like_a_folder(path) and not folder.expanduser().exists():
             raise FileNotFoundError("no such folder")  # transformers would take the path for a hub name, and say so
+        if folder.is_file():
+            raise NotADirectoryError("a file, not the folder of a model")
         if is_adapter(path):
             return _require_adapter(option, path, folder, or_adapter)
         config = transformers.AutoConfig.from_pretrained(str(folder) if folder.is_dir() else path)

@@ -118,6 +118,7 @@ def convert(
     check_folder("media", media, exists=False)
     source, wanted = source_file(source), table.named(target_format)
     check_target(target)
+    onto_itself = target.exists() and target.samefile(source)
     report = Report(str(source))
     found, rows = opened(source, source_format, report)
     _check_kinds(found, wanted, dimension)
@@ -132,7 +133,7 @@ def convert(
             records = _counted_apart(records, conversion, Shown(options.media.root))
     if dimension is not None:
         records = _along(records, dimension, report, unit(source))
-    _write(target, wanted, wanted.write(records, options), conversion, allow_cut)
+    _write(target, wanted, _all_of(wanted.write(records, options), target, onto_itself), conversion, allow_cut)
     return conversion
 
 
@@ -149,6 +150,15 @@ def _write(target: Path, wanted: Format, rows: Iterable[dict | Bad], conversion:
         raise DataError(
             "a file that can be written as OUT", f"{target}: {error}", "give another path as OUT"
         ) from error
+
+
+def _all_of(rows: Iterable[dict | Bad], target: Path, onto_itself: bool) -> Iterator[dict | Bad]:
+    """Yield the rows; raise DataError for one that cannot be converted, if the file that has it would be replaced."""
+    for row in rows:
+        if onto_itself and isinstance(row, Bad):
+            found = f"{row.reason}: {row.row}, which would be gone"
+            raise DataError(f"only good rows in {target}, which is IN and OUT", found, "name another file as OUT")
+        yield row
 
 
 def _check_kinds(found: Format, wanted: Format, dimension: str | None) -> None:

@@ -16,7 +16,7 @@ from rlaif.stages import data, ppo, reward
 from rlaif.stages.baseline import Baseline, Times
 from rlaif.stages.deck import Deck
 from rlaif.stages.evaluate import command
-from rlaif.stages.run import Run, open_run
+from rlaif.stages.run import Run, open_run, require_below_run
 from rlaif.terminal import headline, say
 from rlaif.worlds.shapes.dataset import add_captions, write_dataset
 from rlaif.worlds.shapes.language import WORDS
@@ -43,6 +43,8 @@ def bench(config: Config, file: Path | None = None) -> dict:
 
     The first iteration of each warms up and does not count. `file`: where the figures go as JSON.
     """
+    written = {"data.root": config.data.root, "ppo.policy": config.ppo.policy}
+    require_below_run(config, "configs/bench.yaml", **written)
     with open_run(config) as run:
         headline("1/3 world, model and reward model")
         prepare(config, run)

@@ -31,7 +31,7 @@ from rlaif.stages.bench import report as table
 from rlaif.stages.evaluate import command
 from rlaif.stages.judging.cases import Case
 from rlaif.stages.judging.judges import Judge, ModelJudge, Question, frames_of
-from rlaif.stages.run import Run, open_run
+from rlaif.stages.run import Run, open_run, require_below_run
 from rlaif.terminal import headline, say
 from rlaif.worlds.shapes.dataset import write_dataset
 from rlaif.worlds.shapes.language import WORDS
@@ -95,6 +95,8 @@ def bench(config: Config, file: Path | None = None) -> dict:
             "others",
             "Set both options as in configs/bench_label.yaml",
         )
+    written = {"data.root": config.data.root, "label.judge": config.label.judge}
+    require_below_run(config, "configs/bench_label.yaml", **written)
     with open_run(config) as run:
         headline("world and model")
         rounds = prepare(config, run)

@@ -10,14 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from rlaif.config.schema import Config
-from rlaif.errors import ConfigError
 from rlaif.memory import MemoryWatch
 from rlaif.models.tiny import build_tiny
 from rlaif.rundir import RunDir
 from rlaif.stages import candidates, caption, label, pairs, ppo, reward, sft
 from rlaif.stages.data import data_path
 from rlaif.stages.evaluate import command, table
-from rlaif.stages.run import Run, open_run
+from rlaif.stages.run import Run, open_run, require_below_run
 from rlaif.stages.summary import Summary, Typed, duration
 from rlaif.storage import locate, replacing
 from rlaif.terminal import headline, phase, say
@@ -119,12 +118,7 @@ def opened(config: Config, run: Run) -> Run:
 
 def prepare(config: Config) -> None:
     """Write the dataset and the untrained model below the run directory, so that no user's data are replaced."""
-    run = str(RunDir(config.storage, config.name).location)
-    for option, path in (("data.root", config.data.root), ("demo.base", config.demo.base)):
-        if not path.startswith(run + "/"):
-            raise ConfigError(
-                f"{option} below the demo's run directory, {run}", path, f"leave {option} as in configs/demo.yaml"
-            )
+    require_below_run(config, "configs/demo.yaml", **{"data.root": config.data.root, "demo.base": config.demo.base})
     set_aside(config)
     sizes = {"train": config.demo.train_scenes, "prompt": config.demo.prompt_scenes, "test": config.demo.eval_scenes}
     sizes["pretrain"] = config.demo.pretrain_scenes if config.demo.scratch else 0

@@ -272,3 +272,14 @@ def _errors_explained(session: Session, stopper: Stopper) -> Iterator[None]:
         if isinstance(error, RayError) and not session.alive():
             raise head_lost(session.address) from error
         raise
+
+
+def require_below_run(config: Config, example: str, **written: str) -> None:
+    """Raise ConfigError for an option of paths that a command writes to, unless it is below the run directory.
+
+    Otherwise the command would replace files of the user. `example`: the configuration that has them right.
+    """
+    run = str(RunDir(config.storage, config.name).location)
+    for option, path in written.items():
+        if not path.startswith(run + "/"):
+            raise ConfigError(f"{option} below the run directory, {run}", path, f"Leave {option} as in {example}")

@@ -79,11 +79,33 @@ def decoded(path: Path, stream: int, threads: int = 1) -> Iterator[VideoFrame]:
     """
     with opened(path) as container:
         video = container.streams[stream]
-        video.codec_context.thread_count = threads
-        if threads > 1:
+        silent = video.codec_context.name == "ffv1"
+        video.codec_context.thread_count = 1 if silent else threads
+        if threads > 1 and not silent:
             video.codec_context.thread_type = "AUTO"
             video.codec_context.options = {"err_detect": "explode"}
-        yield from container.decode(video)
+        frames = container.decode(video)
+        yield from _up_to_a_logged_error(frames) if silent else frames
+
+
+def _up_to_a_logged_error(frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
+    """Raise RuntimeError where the decoder logs an error.
+
+    FFV1's decoder reports a damaged slice in its log alone, and shows whatever its memory held in that place.
+    """
+    level = av.logging.get_level()
+    while True:
+        av.logging.set_level(av.logging.ERROR)
+        try:
+            with av.logging.Capture() as logged:  # of this thread, in which the decoder runs
+                frame = next(frames, None)
+        finally:
+            av.logging.set_level(level)
+        if errors := [text.strip() for severity, _, text in logged if severity <= av.logging.ERROR]:
+            raise RuntimeError(errors[0])
+        if frame is None:
+            return
+        yield frame
 
 
 def upright(frame: VideoFrame) -> np.ndarray:

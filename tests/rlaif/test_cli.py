@@ -279,3 +279,20 @@ def test_data_shapes(tmp_path, capsys):
         rows = [json.loads(line) for line in (out / f"{name}.jsonl").read_text().splitlines()]
         assert rows and f"{len(rows)} rows in {name}.jsonl" in told
         assert all(os.path.getsize(out / row["video"]) > 0 for row in rows)
+
+
+@pytest.mark.parametrize("typed", [["init", "DIR"], ["doctor"], ["options", "ppo"], ["data", "check", "FILE"]])
+def test_options_of_a_command_that_has_none(typed, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*(word.replace("DIR", f"{tmp_path}/new") for word in typed), "ppo.iterations=3"])
+    assert stopped.value.code == 2 and "takes no options as key=value" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_world_of_shapes_replaces_no_rows_but_its_own(tmp_path, capsys):
+    (tmp_path / "prompts.jsonl").write_text("mine")
+    sizes = ["--train", "1", "--prompts", "1", "--test", "1"]
+    assert cli.main(["data", "shapes", "--out", str(tmp_path), *sizes]) == 1
+    assert "prompts.jsonl" in capsys.readouterr().err and (tmp_path / "prompts.jsonl").read_text() == "mine"
+    for _ in range(2):
+        assert cli.main(["data", "shapes", "--out", str(tmp_path / "own"), *sizes]) == 0

@@ -55,3 +55,9 @@ def test_a_user_is_no_secret_and_what_the_client_says_of_a_uri_is_cleared_of_it(
 def test_a_storage_that_answers_is_reached_once(tmp_path):
     locate(tmp_path).reach()
     locate("mock://bucket/runs").reach()
+
+
+@pytest.mark.parametrize("uri", ["s3://", "file://tmp/runs"])
+def test_a_uri_that_names_no_place(uri):
+    with pytest.raises(ConfigError, match="in a URI|in the URI"):
+        locate(uri)

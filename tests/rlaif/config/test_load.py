@@ -186,13 +186,21 @@ def test_another_mode_is_an_error(load):
 
 
 @pytest.mark.parametrize(
-    ("typed", "kind"), [("off", "truth value"), ("007", "number"), ("1e5", None), ("2024-01-01", "date")]
+    ("typed", "kind"),
+    [
+        ("off", "truth value"),
+        ("12", "number"),
+        ("1e5", None),
+        ("007", None),
+        ("2024-01-01", None),
+        ("2024-13-45", None),
+    ],
 )
 def test_a_name_that_yaml_reads_as_something_else_is_told_to_be_quoted(tmp_path, typed, kind):
     file = tmp_path / "c.yaml"
     file.write_text(f"name: {typed}\n")
     for path, overrides in ((file, []), (CONFIGS[0].with_name("demo.yaml"), [f"name={typed}"])):
-        if kind is None:  # YAML 1.1 wants a dot and a sign in it
+        if kind is None:
             assert load_config(path, overrides).name == typed
             continue
         with pytest.raises(ConfigError) as caught:
@@ -200,3 +208,42 @@ def test_a_name_that_yaml_reads_as_something_else_is_told_to_be_quoted(tmp_path,
         assert f"YAML reads that as a {kind}: quote it (name:" in caught.value.found
     file.write_text(f'name: "{typed}"\n')
     assert load_config(file).name == load_config(file, [f'name="{typed}"']).name == typed
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("name: x\nseed: 0\nseed: 7\n", "`seed` for the second time (the first is in line 2) in line 3"),
+        ("name: x\nppo: {clip: 0.1}\nppo: {iterations: 3}\n", "`ppo` for the second time (the first is in line 2)"),
+        ("name: x\nsft: {steps: 1, steps: 2}\n", "`steps` for the second time"),
+        ("name: !!int abc\n", "a value that does not fit its tag"),
+        ("name: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
+    ],
+)
+def test_what_yaml_would_take_silently_or_not_at_all(tmp_path, text, told):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="valid YAML") as caught:
+        load_config(tmp_path / "c.yaml")
+    assert told in caught.value.found
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "ppo.optim.lr=.inf",
+        "ppo.kl.coef=.nan",
+        "ppo.target_kl=.nan",
+        "ppo.optim.lr=true",
+        "ppo.iterations=yes",
+        "seed=1:30",
+        "seed=0b11",
+    ],
+)
+def test_what_is_no_finite_number_is_none(load, override):
+    with pytest.raises(ConfigError, match=override.partition("=")[0]) as caught:
+        load("name: x\n", override)
+    assert "number" in str(caught.value) or "integer" in str(caught.value)
+
+
+def test_a_leading_zero_is_no_octal_number(load):
+    assert load("name: x\nseed: 017\n").seed == 17

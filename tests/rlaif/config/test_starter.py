@@ -79,3 +79,9 @@ def test_the_length_is_that_of_the_model(tmp_path, capsys):
     config = load_config(tmp_path / "rlaif.yaml")
     assert config.rollout.max_model_len == 256 and config.sft.init == str(tmp_path / "model")
     assert "next:  rlaif check" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["123", "true", "2024-01-01"])
+def test_a_folder_whose_name_yaml_would_misread(tmp_path, name):
+    write_config(tmp_path / name, False, None, None, False)
+    assert load_config(tmp_path / name / "rlaif.yaml").name == name

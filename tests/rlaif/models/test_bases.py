@@ -169,3 +169,9 @@ def test_a_record_in_a_bucket_leads_to_a_base_in_the_same_bucket():
     moved = str(locate(root) / "copy/reward/export")
     assert bases._beside(moved, relative) == str(locate(root) / "copy/sft/export")
     assert bases._relative("/models/qwen", target) is None
+
+
+def test_a_file_is_no_model(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2_vl"}')
+    with pytest.raises(ConfigError, match="a file, not the folder of a model"):
+        require_model("sft.init", str(tmp_path / "config.json"))

@@ -285,3 +285,11 @@ def test_a_file_may_be_converted_onto_itself(world, capsys):
     write_rows(world / "a.jsonl", PAIRS)
     assert run(capsys, "convert", world / "a.jsonl", world / "a.jsonl", "--to", "rlaif")[0] == 0
     assert rows_of(world / "a.jsonl") == PAIRS
+
+
+def test_a_file_with_a_bad_row_is_not_converted_onto_itself(world, capsys):
+    write_rows(world / "a.jsonl", [*PAIRS, {"pair_id": "bad"}])
+    before = (world / "a.jsonl").read_bytes()
+    code, _, err = run(capsys, "convert", world / "a.jsonl", world / "a.jsonl", "--to", "rlaif")
+    assert code == 1 and "which would be gone" in err and "'bad'" in err
+    assert (world / "a.jsonl").read_bytes() == before

@@ -62,3 +62,15 @@ def test_the_benchmark_runs_and_writes_its_keys(tmp_path, monkeypatch, capsys):
     assert set(KEYS) <= found.keys() and all(found[key] > 0 for key in KEYS if key != "idle_share")
     assert found["vision_passes_per_key"] == 1.0 and found["decodes_per_video"] == 1.0
     assert "| rollout_speedup |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"), [("ppo", "data.root"), ("ppo", "ppo.policy"), ("label", "data.root"), ("label", "label.judge")]
+)
+def test_a_benchmark_writes_nothing_outside_its_run_directory(tmp_path, capsys, kind, option):
+    (tmp_path / "prompts.jsonl").write_text("mine")
+    config = "configs/bench.yaml" if kind == "ppo" else "configs/bench_label.yaml"
+    assert main(["bench", kind, config, f"storage={tmp_path}/runs", f"{option}={tmp_path}"]) == 1
+    assert f"{option} below the run directory" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} <= {"prompts.jsonl", "runs"}
+    assert (tmp_path / "prompts.jsonl").read_text() == "mine"

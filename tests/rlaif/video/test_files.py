@@ -130,6 +130,23 @@ def test_threads_decode_what_has_no_error_only(tmp_path, jumping):
     check(tmp_path / "damaged.mkv", in_order(tmp_path / "damaged.mkv"))
 
 
+def test_damage_that_the_decoder_only_logs_is_damage(tmp_path, jumping):
+    """FFV1 checks its slices, logs what is wrong, and shows what was in memory."""
+    data = bytearray(encode(tmp_path / "whole.mkv", "ffv1").read_bytes())
+    assert not probe(tmp_path / "whole.mkv").damage
+    data[len(data) // 2 : len(data) // 2 + 30] = bytes(30)
+    (tmp_path / "damaged.mkv").write_bytes(data)
+    info = probe(tmp_path / "damaged.mkv")
+    assert "CRC mismatch" in info.damage
+    size = {"height": info.height, "width": info.width, "fps": info.fps, "total_frames": info.total_frames}
+    assert np.array_equal(
+        decode(tmp_path / "damaged.mkv", FrameSpec(info.sha256, (0, 3), **size)),
+        decode(tmp_path / "whole.mkv", FrameSpec(probe(tmp_path / "whole.mkv").sha256, (0, 3), **size)),
+    )
+    with pytest.raises(DataError, match="does not decode to its last frame"):
+        decode(tmp_path / "damaged.mkv", FrameSpec(info.sha256, (3, LENGTH - 1), **size))
+
+
 @pytest.mark.parametrize("numbers", [(LENGTH + 5,), (3, LENGTH + 5)])
 def test_a_frame_of_another_size_is_never_stretched(tmp_path, numbers):
     """Two streams joined into one, as adaptive streaming does."""
