@@ -1,4 +1,4 @@
-"""The run directory `<storage>/<name>/`: where everything lies that a run leaves behind.
+"""The run directory `<storage>/<name>/`: what a run leaves behind.
 
     config.yaml, metrics.jsonl, samples/<iteration>.jsonl, eval/<name>.json
     logs/<command>.log               what libraries and actors print; only here, also with a URI for `storage`
@@ -34,7 +34,7 @@ from rlaif.storage import Location, cache_folder, locate, replace_file, writing
 log = logging.getLogger(__name__)
 
 MAIN_STAGE = "ppo"
-"""The stage whose checkpoints, samples and export lie at the top of the run directory."""
+"""The stage whose checkpoints, samples and export are at the top of the run directory."""
 
 WANDB_IDS = "wandb_id.json"
 """The W&B run of each stage."""
@@ -67,7 +67,7 @@ class RunDir:
         return self.stage(stage) / "checkpoints"
 
     def export(self, stage: str) -> Location:
-        """Where a stage's export lies."""
+        """Return the folder of a stage's export."""
         return self.stage(stage) / "export"
 
     def restart_folder(self, stage: str) -> str:

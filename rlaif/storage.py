@@ -134,7 +134,7 @@ class Location:
         return filesystem.get_file_info(path).type != fs.FileType.NotFound
 
     def children(self) -> list[str]:
-        """Sorted names of what lies directly in this folder; empty where the folder is missing."""
+        """Return the sorted names of what is directly in this folder; nothing if the folder is missing."""
         filesystem, path = self.on()
         return sorted(info.base_name for info in filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True)))
 
@@ -281,7 +281,7 @@ def flush(path: Path) -> None:
 
 
 def cache_folder() -> Path:
-    """This user's folder on this node for copies of what lies in a bucket, and for adapters merged into their bases."""
+    """This user's folder on this node for copies of what is in a bucket, and for adapters merged into their bases."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlaif"
 
 

@@ -33,8 +33,12 @@ def _divides(small_name: str, small: int, large_name: str, large: int) -> list[s
 
 def _run(config: Config) -> list[str]:
     problems = []
-    if not config.name or config.name.startswith("/") or ".." in config.name.split("/"):
+    parts = config.name.split("/")
+    if {"", ".", ".."} & set(parts) or not config.name.isprintable() or max(map(len, parts)) > 200:
         problems.append(f"name: {config.name!r} must be a plain directory name")
+    for option, path in (("storage", config.storage), ("data.root", config.data.root)):
+        if "$" in path:
+            problems.append(f"{option}: {path!r} has a shell variable, which is not expanded in a file: write the path")
     if (config.video.height is None) != (config.video.width is None):
         problems.append("video.height and video.width must be set together")
     return problems

@@ -30,8 +30,9 @@ def require_model(option: str, path: str, served_adapter: str | None = None, or_
     """
     try:
         folder = Path(fetch(path))
-        if _reads_like_a_folder(path) and not folder.expanduser().exists():
-            raise FileNotFoundError("no such folder")  # transformers would take the path for a hub name, and say so
+        if _reads_like_a_folder(path) and not folder.exists():  # transformers would take the path for a hub name
+            tilde = "; `~` is not expanded here: write the whole path" if path.startswith("~") else ""
+            raise FileNotFoundError("no such folder" + tilde)
         if folder.is_file():
             raise NotADirectoryError("a file, not the folder of a model")
         if is_adapter(path):

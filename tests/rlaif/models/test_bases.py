@@ -115,7 +115,8 @@ def test_another_model_at_the_relative_place_is_passed_over(tmp_path):
 def test_a_model_folder_that_is_missing_is_not_taken_for_a_hub_name(path):
     with pytest.raises(ConfigError) as caught:
         require_model("ppo.policy", path)
-    assert caught.value.found == f"{path!r}: no such folder"
+    assert caught.value.found.startswith(f"{path!r}: no such folder")
+    assert ("write the whole path" in caught.value.found) == path.startswith("~")
 
 
 def test_a_base_that_is_gone_is_an_error_with_all_places(tmp_path):

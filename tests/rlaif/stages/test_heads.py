@@ -179,9 +179,10 @@ def test_two_models_score_a_file_in_one_job_and_one_after_the_other(trained, com
         tmp_path, *options, "name=second", f"score.models=[{twin}]", f"score.file={first.score.out}",
         f"score.out={tmp_path}/second.jsonl",
     )  # fmt: skip
-    with open_run(both) as run:
-        report = score.score(both, run)
-        later = score.score(second, replace(run, config=second, directory=RunDir(second.storage, second.name)))
+    report, later = (
+        score.score(config, replace(trained[1], config=config, directory=RunDir(config.storage, config.name)))
+        for config in (both, second)
+    )
     number = 2 * len(compared_world[1])
     assert [(told["scored"], told["there"], told["masked"]) for told in report["models"]] == [(number, 0, 0)] * 2
     told = entries(both)
