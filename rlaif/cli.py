@@ -49,7 +49,8 @@ def main(argv: list[str] | None = None) -> int:
     working_directory_last()  # functions named in a configuration are often there
     try:
         code = args.run(args) or 0
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it is closed: `>&-`
+            sys.stdout.flush()
     except BrokenPipeError:
         if not reader_left():
             raise
@@ -334,7 +335,14 @@ def run_data(args: argparse.Namespace) -> None:
     if rows and "scenes.jsonl" not in rows:
         change = "Give a new folder as --out: files of these names would be replaced"
         raise DataError("a folder without rows, or with those of a world of shapes", f"{rows[0]} in {args.out}", change)
-    counts = write_dataset(args.out, {"train": args.train, "prompt": args.prompts, "test": args.test}, args.seed)
+    sizes = {"train": args.train, "prompt": args.prompts, "test": args.test}
+    if low := [f"--{name.replace('prompt', 'prompts')} {size}" for name, size in sizes.items() if size < 0]:
+        raise DataError("numbers of scenes of at least 0", ", ".join(low), "Correct these numbers")
+    try:
+        counts = write_dataset(args.out, sizes, args.seed)
+    except OSError as error:
+        found, change = f"{args.out}: {error.strerror or error}", "Give a folder that you may write to as --out"
+        raise DataError("a folder that takes the dataset", found, change) from error
     print(f"{args.out}: " + ", ".join(f"{count} rows in {name}.jsonl" for name, count in counts.items()))
 
 

@@ -67,7 +67,21 @@ def examine(
     config = resolved.model_copy(update={"data": resolved.data.model_copy(update={"root": root})})
     # a default that stands in for an unreadable option says nothing about how the user's options fit together
     misfits = [problem for problem in problems_of(config, stage) if not any(_names(problem, path) for path in wrong)]
-    return config, problems + misfits
+    return config, problems + misfits + _of_another_run(Path(path), overrides, config)
+
+
+def _of_another_run(path: Path, overrides: Sequence[str], config: Config) -> list[str]:
+    """Return the problem of a run directory's own configuration that leads to another one: the run was moved or copied."""
+    folder, names = path.absolute().parent, Path(config.name).parts
+    named = any(override.startswith(("storage=", "name=")) for override in overrides)
+    if path.name != "config.yaml" or named or not (folder / ".lock").exists():
+        return []
+    run = RunDir(config.storage, config.name).location
+    if run.local is None or run.local.resolve() == folder.resolve():
+        return []
+    there = folder.parts[-len(names) :] == names
+    here = f"storage={folder.parents[len(names) - 1]}" if there else f"storage={folder.parent} name={folder.name}"
+    return [f"storage: {path} leads to {run}, not to the run directory that it is in: add {here}"]
 
 
 def _names(problem: str, path: str) -> bool:

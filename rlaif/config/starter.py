@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from dataclasses import dataclass, replace
@@ -42,18 +43,27 @@ def write_config(folder: Path, gpu: bool, model: str | None, positions: int | No
     """
     folder = Path(folder).expanduser().absolute()
     target = folder / NAME
+    if len(os.fsencode(folder.name)) > 255:
+        raise ConfigError("a folder with a name of at most 255 bytes", folder.name, "Give a shorter name")
     if folder.exists() and not folder.is_dir():
         raise ConfigError("a folder to write a configuration into", f"the file {folder}", "Give the path of a folder")
-    if target.exists() and not force:
+    if target.is_dir():
+        raise ConfigError(f"a file, or nothing, at {target}", "a folder", "Give another folder, or move that one")
+    if os.path.lexists(target) and not force:
         raise ConfigError(
             f"no {NAME} in {folder}", "one that is there", "Add --force to replace it, or give another folder"
         )
     if reason := why_not_writable(folder):
         raise ConfigError("a folder that can be written", reason, "Give the path of a folder that you may write to")
-    found = look(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    target.write_text(render(folder, found, gpu, model or (GPU_MODEL if gpu else CPU_MODEL), positions))
-    return target, found
+    rows = look(folder)
+    text = render(folder, rows, gpu, model or (GPU_MODEL if gpu else CPU_MODEL), positions)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        target.write_text(text)
+    except OSError as error:
+        found, change = f"{target}: {error.strerror or error}", "Give the path of a folder that you may write to"
+        raise ConfigError("a folder that can be written", found, change) from error
+    return target, rows
 
 
 def look(folder: Path) -> dict[str, Found]:

@@ -247,3 +247,18 @@ def test_what_is_no_finite_number_is_none(load, override):
 
 def test_a_leading_zero_is_no_octal_number(load):
     assert load("name: x\nseed: 017\n").seed == 17
+
+
+@pytest.mark.parametrize(("folder", "told"), [("b/mine", "add storage={root}/b"), ("b/other", "name=other")])
+def test_the_configuration_of_a_copied_run_does_not_lead_to_the_original(tmp_path, folder, told):
+    text = f"name: mine\nstorage: {tmp_path}/a\n"
+    for place in ("a/mine", folder):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / ".lock").touch()
+        (tmp_path / place / "config.yaml").write_text(text)
+    assert load_config(tmp_path / "a" / "mine" / "config.yaml").name == "mine"
+    with pytest.raises(ConfigError, match="not to the run directory that it is in") as caught:
+        load_config(tmp_path / folder / "config.yaml")
+    assert told.format(root=tmp_path) in caught.value.found
+    assert load_config(tmp_path / folder / "config.yaml", [f"storage={tmp_path}/b"]).storage == f"{tmp_path}/b"
+    assert load_config(tmp_path / folder / "config.yaml", ["name=new"]).name == "new"

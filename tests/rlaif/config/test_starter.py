@@ -81,6 +81,17 @@ def test_the_length_is_that_of_the_model(tmp_path, capsys):
     assert "next:  rlaif check" in capsys.readouterr().out
 
 
+def test_what_is_at_the_place_of_the_configuration(tmp_path):
+    (tmp_path / "a" / "rlaif.yaml").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="a folder"):
+        write_config(tmp_path / "a", False, None, None, True)
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "deeper")
+    with pytest.raises(ConfigError):
+        write_config(tmp_path / "link", False, None, None, False)
+    with pytest.raises(ConfigError):
+        write_config(tmp_path / ("long" * 80), False, None, None, False)
+
+
 @pytest.mark.parametrize("name", ["123", "true", "2024-01-01"])
 def test_a_folder_whose_name_yaml_would_misread(tmp_path, name):
     write_config(tmp_path / name, False, None, None, False)
