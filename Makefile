@@ -48,14 +48,15 @@ demo: $(STAMP)
 doctor: $(STAMP)
 	@.venv/bin/python -m rlaif.doctor
 
-# Two processes, since tests that start actors wait a third of their time; each takes whole files, whose tests share actors.
-IN_TWO := -n 2 --dist loadfile --no-loadscope-reorder --durations 10
+# Tests that start actors wait a third of their time, hence more processes than cores; each takes whole files, whose tests share
+# actors. Slow tests hold larger models, hence fewer.
+SHARED := --dist loadfile --no-loadscope-reorder --durations 10
 
 test: $(STAMP)
-	@$(PYTEST) $(IN_TWO)
+	@$(PYTEST) -n 3 $(SHARED)
 
 test-slow: $(STAMP)
-	@$(PYTEST) $(IN_TWO) -m "slow and not gpu" --timeout 3600
+	@$(PYTEST) -n 2 $(SHARED) -m "slow and not gpu" --timeout 3600
 
 test-gpu: $(STAMP)
 	@$(PYTEST) -m gpu --timeout 3600

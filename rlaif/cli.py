@@ -138,9 +138,9 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
     kinds = data.add_subparsers(dest="data", required=True)
     shapes = kinds.add_parser("shapes", help="videos of moving shapes, with conversations, prompts and ground truth")
     shapes.add_argument("--out", type=Path, required=True, help="folder to write to")
-    shapes.add_argument("--train", type=int, default=2000, help="scenes for supervised fine-tuning")
-    shapes.add_argument("--prompts", type=int, default=512, help="scenes for PPO prompts")
-    shapes.add_argument("--test", type=int, default=256, help="held-out scenes")
+    shapes.add_argument("--train", type=_count, default=2000, help="scenes for supervised fine-tuning")
+    shapes.add_argument("--prompts", type=_count, default=512, help="scenes for PPO prompts")
+    shapes.add_argument("--test", type=_count, default=256, help="held-out scenes")
     shapes.add_argument("--seed", type=int, default=0)
     shapes.set_defaults(run=run_data)
     _add_check(kinds)
@@ -328,16 +328,17 @@ def start_stage(args: argparse.Namespace, config: Config) -> None:
     say(found.text(f"rlaif {args.command} finished in {summary.duration(time.monotonic() - began)}"))
 
 
+def _count(text: str) -> int:
+    """Return a number of scenes. Raises argparse.ArgumentTypeError, which becomes a usage error."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, found {text!r}")
+    return int(text)
+
+
 def run_data(args: argparse.Namespace) -> None:
     from rlaif.worlds.shapes.dataset import write_dataset
 
-    rows = sorted(file.name for file in args.out.glob("*.jsonl"))
-    if rows and "scenes.jsonl" not in rows:
-        change = "Give a new folder as --out: files of these names would be replaced"
-        raise DataError("a folder without rows, or with those of a world of shapes", f"{rows[0]} in {args.out}", change)
     sizes = {"train": args.train, "prompt": args.prompts, "test": args.test}
-    if low := [f"--{name.replace('prompt', 'prompts')} {size}" for name, size in sizes.items() if size < 0]:
-        raise DataError("numbers of scenes of at least 0", ", ".join(low), "Correct these numbers")
     try:
         counts = write_dataset(args.out, sizes, args.seed)
     except OSError as error:

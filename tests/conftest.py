@@ -17,5 +17,5 @@ for name, value in actor_env().items():
 
 
 def pytest_collection_modifyitems(items):
-    """Start with the long files: with two processes, many quick ones at the end keep both busy."""
+    """Start with the long files: many quick ones at the end keep all processes busy."""
     items.sort(key=lambda item: not any(item.path.is_relative_to(path) for path in LONG))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from rlaif.config.schema import Config, Reward
@@ -34,7 +35,11 @@ def _divides(small_name: str, small: int, large_name: str, large: int) -> list[s
 def _run(config: Config) -> list[str]:
     problems = []
     parts = config.name.split("/")
-    if {"", ".", ".."} & set(parts) or not config.name.isprintable() or max(map(len, parts)) > 200:
+    if (
+        {"", ".", ".."} & set(parts)
+        or not config.name.isprintable()
+        or max(len(os.fsencode(part)) for part in parts) > 200
+    ):
         problems.append(f"name: {config.name!r} must be a plain directory name")
     for option, path in (("storage", config.storage), ("data.root", config.data.root)):
         if "$" in path:

@@ -71,7 +71,7 @@ def examine(
 
 
 def _of_another_run(path: Path, overrides: Sequence[str], config: Config) -> list[str]:
-    """Return the problem of a run directory's own configuration that leads to another one: the run was moved or copied."""
+    """Return the problem of a `config.yaml` in a moved or copied run directory, which still names the original."""
     folder, names = path.absolute().parent, Path(config.name).parts
     named = any(override.startswith(("storage=", "name=")) for override in overrides)
     if path.name != "config.yaml" or named or not (folder / ".lock").exists():
@@ -81,7 +81,7 @@ def _of_another_run(path: Path, overrides: Sequence[str], config: Config) -> lis
         return []
     there = folder.parts[-len(names) :] == names
     here = f"storage={folder.parents[len(names) - 1]}" if there else f"storage={folder.parent} name={folder.name}"
-    return [f"storage: {path} leads to {run}, not to the run directory that it is in: add {here}"]
+    return [f"storage: {path} is in a moved or copied run directory and still names {run}: add {here}"]
 
 
 def _names(problem: str, path: str) -> bool:

@@ -23,9 +23,9 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _truth_values_are_no_numbers(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and (kinds := _kinds(cls.model_fields[info.field_name].annotation)) & {int, float}:
-            if not kinds & {bool, "off"}:
-                raise ValueError("Input should be a number")
+        kinds = _kinds(cls.model_fields[info.field_name].annotation)
+        if kinds & {int, float} and not kinds & {bool, "off"} and _holds_truth_value(value):
+            raise ValueError("Input should be a number, not a truth value")
         return value
 
 
@@ -34,6 +34,11 @@ class Function(Section):
 
     path: str
     """`package.module:function`, importable from the working directory or PYTHONPATH."""
+
+
+def _holds_truth_value(value: Any) -> bool:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else (value,)
+    return any(isinstance(part, bool) for part in parts)
 
 
 def _kinds(annotation: Any) -> set:

@@ -1,4 +1,4 @@
-"""YAML of configurations: a key may stand once, and only what looks like a number or a truth value is one."""
+"""YAML for configurations: duplicate keys are errors, and octal numbers, sexagesimal numbers and dates are text."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import yaml
 
 
 def load(text: str) -> Any:
-    """Return what a YAML text holds. Raises yaml.YAMLError, with its place, for everything that is none.
+    """Parse a YAML document. Raises yaml.YAMLError if it is not valid or has a duplicate key.
 
-    YAML 1.1 reads `017` as 15, `1:30` as 90, and `2024-01-01` as a date: here they are text.
+    PyYAML follows YAML 1.1, which reads `017` as 15 and `1:30` as 90, and keeps the last of two equal keys.
     """
     try:
         loader = _Loader(text)
@@ -33,8 +33,8 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode) or key.value == "<<":
                 continue
             if key.value in lines:
-                found = f"`{key.value}` for the second time (the first is in line {lines[key.value]})"
-                raise yaml.constructor.ConstructorError(None, None, found, key.start_mark)
+                problem = f"duplicate key `{key.value}` (the first is in line {lines[key.value]})"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
             lines[key.value] = key.start_mark.line + 1
         return super().construct_mapping(node, deep)
 

@@ -133,7 +133,7 @@ def convert(
             records = _counted_apart(records, conversion, Shown(options.media.root))
     if dimension is not None:
         records = _along(records, dimension, report, unit(source))
-    _write(target, wanted, _all_of(wanted.write(records, options), target, onto_itself), conversion, allow_cut)
+    _write(target, wanted, _refuse_bad(wanted.write(records, options), target, onto_itself), conversion, allow_cut)
     return conversion
 
 
@@ -152,8 +152,8 @@ def _write(target: Path, wanted: Format, rows: Iterable[dict | Bad], conversion:
         ) from error
 
 
-def _all_of(rows: Iterable[dict | Bad], target: Path, onto_itself: bool) -> Iterator[dict | Bad]:
-    """Yield the rows; raise DataError for one that cannot be converted, if the file that has it would be replaced."""
+def _refuse_bad(rows: Iterable[dict | Bad], target: Path, onto_itself: bool) -> Iterator[dict | Bad]:
+    """Yield the rows; raise DataError for a bad one if the file that holds it would be replaced."""
     for row in rows:
         if onto_itself and isinstance(row, Bad):
             found = f"{row.reason}: {row.row}, which would be gone"

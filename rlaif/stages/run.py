@@ -275,9 +275,10 @@ def _errors_explained(session: Session, stopper: Stopper) -> Iterator[None]:
 
 
 def require_below_run(config: Config, example: str, **written: str) -> None:
-    """Raise ConfigError for an option of paths that a command writes to, unless it is below the run directory.
+    """Raise ConfigError unless every path that a command writes to is below the run directory.
 
-    Otherwise the command would replace files of the user. `example`: the configuration that has them right.
+    Elsewhere the command would replace the user's files. `written`: paths by option; `example`: a configuration that
+    sets them correctly.
     """
     run = str(RunDir(config.storage, config.name).location)
     for option, path in written.items():

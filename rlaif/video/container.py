@@ -89,7 +89,7 @@ def decoded(path: Path, stream: int, threads: int = 1) -> Iterator[VideoFrame]:
 
 
 def _up_to_a_logged_error(frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
-    """Raise RuntimeError where the decoder logs an error.
+    """Yield frames until the decoder logs an error; then raise RuntimeError.
 
     FFV1's decoder reports a damaged slice in its log alone, and shows whatever its memory held in that place.
     """

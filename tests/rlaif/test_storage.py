@@ -58,6 +58,6 @@ def test_a_storage_that_answers_is_reached_once(tmp_path):
 
 
 @pytest.mark.parametrize("uri", ["s3://", "file://tmp/runs"])
-def test_a_uri_that_names_no_place(uri):
+def test_a_uri_without_a_bucket_or_an_absolute_path_is_refused(uri):
     with pytest.raises(ConfigError, match="in a URI|in the URI"):
         locate(uri)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from rlaif.errors import DataError
 from rlaif.progress import progress
 from rlaif.seeds import derive
 from rlaif.worlds.shapes import render
@@ -49,6 +50,9 @@ PROMPT_QA, EVAL_QA = 0.25, 2
 
 Row = dict[str, object]
 
+FILES = ("scenes", "pretrain", "sft", "prompts", "descriptions", "eval", "eval_descriptions", "clips", "reading")
+"""Names of the files of rows, each with `.jsonl`."""
+
 
 def write_dataset(out: Path | str, sizes: Mapping[str, int], seed: int = 0) -> dict[str, int]:
     """Write the world into the folder `out` and return the number of rows of each file.
@@ -60,14 +64,16 @@ def write_dataset(out: Path | str, sizes: Mapping[str, int], seed: int = 0) -> d
         sizes: number of scenes of the splits `train`, `prompt` and `test`, which share no signature. `pretrain`: number
             of train scenes behind `reading.jsonl` and `pretrain.jsonl`, from which a model learns before fine-tuning; by
             default as many as `train`; with 0 there are no such files.
+
+    Raises DataError if a file would be replaced that no world of shapes has written.
     """
     out = Path(out)
+    _require_own(out)
     (out / "videos").mkdir(parents=True, exist_ok=True)
     train, pretrain = sizes.get("train", 0), sizes.get("pretrain", sizes.get("train", 0))
     counts = {"train": max(train, pretrain), "prompt": sizes.get("prompt", 0), "test": sizes.get("test", 0)}
     scenes = [scene for split, size in counts.items() for scene in sample_scenes(split, size, seed)]
-    files = ("scenes", "pretrain", "sft", "prompts", "descriptions", "eval", "eval_descriptions", "clips")
-    rows: dict[str, list[Row]] = {name: [] for name in files}
+    rows: dict[str, list[Row]] = {name: [] for name in FILES if name != "reading"}
     for scene in scenes:
         add_rows(rows, scene, random.Random(derive("rows", seed, scene.scene_id)))
     rows["sft"] = _of_first(rows["sft"], train)
@@ -83,6 +89,14 @@ def write_dataset(out: Path | str, sizes: Mapping[str, int], seed: int = 0) -> d
         for _ in progress(done, "writing videos", len(scenes)):
             pass
     return {name: len(content) for name, content in rows.items()}
+
+
+def _require_own(out: Path) -> None:
+    """Raise DataError if the folder has files of these names and none of scenes: then the files are the user's."""
+    there = [f"{name}.jsonl" for name in FILES if (out / f"{name}.jsonl").exists()]
+    if there and "scenes.jsonl" not in there:
+        change = "Give a new folder: files of these names would be replaced"
+        raise DataError("a folder without rows, or with a world of shapes", f"{', '.join(there)} in {out}", change)
 
 
 def _of_first(rows: list[Row], count: int) -> list[Row]:

@@ -213,14 +213,14 @@ def test_a_name_that_yaml_reads_as_something_else_is_told_to_be_quoted(tmp_path,
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("name: x\nseed: 0\nseed: 7\n", "`seed` for the second time (the first is in line 2) in line 3"),
-        ("name: x\nppo: {clip: 0.1}\nppo: {iterations: 3}\n", "`ppo` for the second time (the first is in line 2)"),
-        ("name: x\nsft: {steps: 1, steps: 2}\n", "`steps` for the second time"),
+        ("name: x\nseed: 0\nseed: 7\n", "duplicate key `seed` (the first is in line 2) in line 3"),
+        ("name: x\nppo: {clip: 0.1}\nppo: {iterations: 3}\n", "duplicate key `ppo` (the first is in line 2)"),
+        ("name: x\nsft: {steps: 1, steps: 2}\n", "duplicate key `steps`"),
         ("name: !!int abc\n", "a value that does not fit its tag"),
         ("name: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
     ],
 )
-def test_what_yaml_would_take_silently_or_not_at_all(tmp_path, text, told):
+def test_ambiguous_or_broken_yaml_is_refused(tmp_path, text, told):
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(ConfigError, match="valid YAML") as caught:
         load_config(tmp_path / "c.yaml")
@@ -235,11 +235,13 @@ def test_what_yaml_would_take_silently_or_not_at_all(tmp_path, text, told):
         "ppo.target_kl=.nan",
         "ppo.optim.lr=true",
         "ppo.iterations=yes",
+        "ppo.reward_weights={a: true}",
+        "ppo.reward_weights={a: .nan}",
         "seed=1:30",
         "seed=0b11",
     ],
 )
-def test_what_is_no_finite_number_is_none(load, override):
+def test_a_number_must_be_finite_and_no_truth_value(load, override):
     with pytest.raises(ConfigError, match=override.partition("=")[0]) as caught:
         load("name: x\n", override)
     assert "number" in str(caught.value) or "integer" in str(caught.value)
@@ -257,7 +259,7 @@ def test_the_configuration_of_a_copied_run_does_not_lead_to_the_original(tmp_pat
         (tmp_path / place / ".lock").touch()
         (tmp_path / place / "config.yaml").write_text(text)
     assert load_config(tmp_path / "a" / "mine" / "config.yaml").name == "mine"
-    with pytest.raises(ConfigError, match="not to the run directory that it is in") as caught:
+    with pytest.raises(ConfigError, match="a moved or copied run directory") as caught:
         load_config(tmp_path / folder / "config.yaml")
     assert told.format(root=tmp_path) in caught.value.found
     assert load_config(tmp_path / folder / "config.yaml", [f"storage={tmp_path}/b"]).storage == f"{tmp_path}/b"

@@ -81,7 +81,7 @@ def test_the_length_is_that_of_the_model(tmp_path, capsys):
     assert "next:  rlaif check" in capsys.readouterr().out
 
 
-def test_what_is_at_the_place_of_the_configuration(tmp_path):
+def test_a_place_that_cannot_take_a_configuration_is_an_error(tmp_path):
     (tmp_path / "a" / "rlaif.yaml").mkdir(parents=True)
     with pytest.raises(ConfigError, match="a folder"):
         write_config(tmp_path / "a", False, None, None, True)
