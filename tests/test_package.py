@@ -140,7 +140,7 @@ def test_the_lock_pins_what_the_project_declares():
         (["demo", "SCRATCH=1"], ".venv/bin/rlaif demo configs/demo.yaml demo.scratch=true"),
         (["study", "scratch"], ".venv/bin/python tests/studies/common.py scratch"),
         (["study", "NAME=scratch"], ".venv/bin/python tests/studies/common.py scratch"),
-        (["test"], ".venv/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations 10"),
+        (["test"], ".venv/bin/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder --durations 10"),
     ],
 )
 def test_make_runs(arguments, command):
