@@ -17,8 +17,9 @@ from rlaif.config.schema import Config
 from rlaif.errors import CheckpointError, ConfigError, DataError, RlaifError
 from rlaif.isolation import pin_packages, working_directory_last
 from rlaif.rundir import RunDir
-from rlaif.terminal import phase, reader_left, say, shown
+from rlaif.terminal import drop_output, phase, reader_left, say, shown
 from rlaif.usage import Parser, flags_of, refuse, require_command
+from rlaif.writable import is_full
 
 STAGES = {
     "sft": "supervised fine-tuning",
@@ -58,10 +59,22 @@ def main(argv: list[str] | None = None) -> int:
     except RlaifError as error:
         print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
         code = 1
+    except OSError as error:
+        if not is_full(error):
+            raise
+        print(f"\nRlaifError: {no_space(error)}", file=sys.stderr)
+        drop_output()
+        code = 1
     except KeyboardInterrupt as error:
         print("\ninterrupted", file=sys.stderr)
         code = getattr(error, "exit_code", 130)
     return leave(code)
+
+
+def no_space(error: OSError) -> RlaifError:
+    """Return the error for a disk that is full, which may be the one that standard output is written to."""
+    found = f"{error.strerror}: {error.filename or 'standard output, or a file of this command'}"
+    return RlaifError("free disk space", found, "Free space on that disk, or write to another one")
 
 
 def leave(code: int) -> int:
@@ -275,7 +288,6 @@ def _reason(error: Exception, config: Config) -> str | None:
     import ray
 
     from rlaif.storage import storage_fix
-    from rlaif.writable import is_full
 
     if isinstance(error, OSError) and is_full(error):
         return f"{error}: {storage_fix(error, error.filename or config.storage)}"

@@ -142,9 +142,13 @@ def reader_left() -> bool:
     pipe.register(sys.stdout.fileno(), 0)  # errors are reported without being asked for
     if not any(event & select.POLLERR for _, event in pipe.poll(0)):
         return False
-    # the interpreter flushes once more at its exit, and would print the error then
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    drop_output()
     return True
+
+
+def drop_output() -> None:
+    """Send the rest of standard output nowhere: the interpreter flushes once more at its exit, and would fail then."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def headline(text: str) -> None:

@@ -251,6 +251,16 @@ def test_output_may_be_cut_by_its_reader(typed, unbuffered):
     assert (result.returncode, result.stderr) == (141, "")
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has this device")
+@pytest.mark.parametrize("typed", ["options", "options ppo.kl", "check configs/demo.yaml"])
+def test_a_full_disk_behind_standard_output_is_an_error_without_traceback(typed):
+    with open("/dev/full", "w") as full:
+        words = [sys.executable, "-m", "rlaif", *typed.split()]
+        result = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert result.returncode == 1
+    assert result.stderr.strip().startswith("RlaifError: expected free disk space") and "Traceback" not in result.stderr
+
+
 @pytest.mark.parametrize(
     ("flags", "start", "strict"),
     [([], None, False), (["--resume"], "resume", False), (["--fresh", "--strict"], "fresh", True)],
