@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from rlaif.errors import DataError
 from rlaif.progress import progress
@@ -45,6 +45,8 @@ class Conversation:
     captions: tuple[str, ...] = ()
     extra: dict = field(default_factory=dict)
     """Every other field of the row, untouched."""
+    turn_fields: tuple[dict, ...] = ()
+    """Every other field of each turn, untouched; () if no turn has any."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,19 @@ class _Row(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
     video: Text
+    native: dict[str, dict] = {}
+    """By format: what the row said there (rlaif/preferences/leftover.py)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, fields: dict) -> dict:
+        """Take a null in a field of the form for an absent field: tables have one in every gap."""
+        return {name: value for name, value in fields.items() if value is not None or name not in cls.model_fields}
+
+    @property
+    def others(self) -> dict:
+        """Every field of the row that its form does not name, and `native`."""
+        return self.model_extra | ({"native": self.native} if self.native else {})
 
 
 class PromptRow(_Row):
@@ -165,11 +180,11 @@ class PromptRow(_Row):
     captions: list[str] = []
 
     def build(self) -> Prompt:
-        return Prompt(self.prompt_id, self.video, self.question, self.answer, tuple(self.captions), self.model_extra)
+        return Prompt(self.prompt_id, self.video, self.question, self.answer, tuple(self.captions), self.others)
 
 
 class _Message(BaseModel):
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(strict=True, extra="allow")
 
     role: Literal["system", "user", "assistant"]
     content: Text
@@ -184,7 +199,9 @@ class ConversationRow(_Row):
     def build(self) -> Conversation:
         messages = tuple((message.role, message.content) for message in self.messages)
         check_turns(messages, last="assistant")
-        return Conversation(self.id, self.video or "", messages, tuple(self.captions), self.model_extra)
+        more = tuple(message.model_extra for message in self.messages)
+        turn_fields = more if any(more) else ()
+        return Conversation(self.id, self.video or "", messages, tuple(self.captions), self.others, turn_fields)
 
 
 class PairRow(_Row):
@@ -353,12 +370,23 @@ def _why_unusable(use: Callable[[str], object], video: str) -> str | None:
     return None
 
 
-def build_row(form: type[BaseModel], fields: dict):
-    """What a row form builds from `fields`. Raises RowError that names every problem and counts by the first."""
+def build_row(form: type[BaseModel], fields: dict, within: str = ""):
+    """Return what a row form builds from `fields`, which are a part of the row called `within` in messages.
+
+    Raises RowError that names every problem and counts by the first.
+    """
     try:
         return form.model_validate(fields).build()
     except ValidationError as error:
         problems = error.errors(include_url=False)
         reasons = {"missing": "missing field", "string_too_short": "empty field"}
-        detail = "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in problems)
+        detail = "; ".join(dict.fromkeys(f"{within}{_found(problem)}" for problem in problems))
         raise RowError(reasons.get(problems[0]["type"], "wrong type"), detail) from error
+
+
+def _found(problem: dict) -> str:
+    """Return the place and the kind of a problem that pydantic reports; one for both members of `str | int`."""
+    place = [str(part) for part in problem["loc"]]
+    if len(place) > 1 and place[-1] in ("str", "int"):
+        return f"{'.'.join(place[:-1])}: Input should be a text or a whole number"
+    return f"{'.'.join(place)}: {problem['msg']}"

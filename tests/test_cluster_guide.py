@@ -102,7 +102,7 @@ def test_the_lines_of_the_guide_run_a_job(checkout, tmp_path):
         stdout=subprocess.DEVNULL,
     )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         wait_for(dashboard)
         job = line("job submit").replace("HEAD:8265", f"127.0.0.1:{dashboard}")
         job = re.sub(r"ppo configs/\S+ storage=\S+", f"sft job.yaml storage={tmp_path}/runs", job)

@@ -98,7 +98,7 @@ def check(
     images = Checked(root, None, decode=videos)
     items = found.read(rows, Options(images, notes=notes), report.lines)
     checkup = Checkup(found, report, notes)
-    named = list(_counted(good(items, report), checkup, images if videos else None, least))
+    named = list(_counted(good(items, report), checkup, images, videos, least))
     if videos:
         _check_media(checkup, named, root, unit(path), open_video or _probe)
     return checkup
@@ -114,25 +114,25 @@ Named = tuple[str, tuple[str, ...], RowError | None]
 """(id, videos, what is wrong with its frames) of a record."""
 
 
-def _counted(items: Iterable[Any], checkup: Checkup, images: Checked | None, least: int) -> Iterator[Named]:
+def _counted(items: Iterable[Any], checkup: Checkup, images: Checked, videos: bool, least: int) -> Iterator[Named]:
     listing = lru_cache(maxsize=256)(_listing)
-    shown = None if images is None else Shown(images.root)
+    shown = Shown(images.root)
     for record in items:
         checkup.statistics.add(record)
         name = getattr(record, checkup.format.key)
-        problem = None if images is None else _problem(record, images, listing, shown, least)
+        problem = _problem(record, images, listing, shown, least) if videos else None
         if problem and problem.reason == DIFFER and not checkup.format.own:
             checkup.to_gather += 1
             yield name, (), _gathered(record, images)  # the video that it is about is not there yet
         else:
-            yield name, tuple(video for video in media(record) if not Checked.holds(video)), problem
+            yield name, tuple(video for video in media(record) if not images.holds(video)), problem
 
 
 def _gathered(record: Any, images: Checked) -> RowError | None:
     """What `rlaif data convert --media` will say about the frames of a record."""
     try:
         for frame in listed(record):
-            if not Checked.holds(frame):
+            if not images.holds(frame):
                 images.frame(frame)
     except RowError as error:
         return error
@@ -143,10 +143,10 @@ def _problem(
     record: Any, images: Checked, listing: Callable[[Path], frozenset[str]], shown: Shown, least: int
 ) -> RowError | None:
     """What is wrong with the frames that a record lists."""
-    if least > 1 and any(map(Checked.holds, media(record))):
+    if least > 1 and any(map(images.holds, media(record))):
         return RowError(UNUSABLE, f"an image inside the file is one frame, and {least} are needed")
     frames = listed(record)
-    missing = [frame for frame in frames if not Checked.holds(frame) and not _is_there(images.root, frame, listing)]
+    missing = [frame for frame in frames if not images.holds(frame) and not _is_there(images.root, frame, listing)]
     if missing:
         return RowError("frame missing", f"{excerpt(missing[0])}, the first of {len(missing)}")
     try:

@@ -32,6 +32,8 @@ class Conversion:
     notes: Notes
     target: str
     """Name of the format that was written."""
+    beside_source: bool = False
+    """The missing media are where `source` is, which is not what paths were taken to be relative to."""
     apart: int = 0
     """Rows of ours that list frames which no video shows."""
 
@@ -42,7 +44,8 @@ class Conversion:
             lines.append(f"{self.target} does not hold {_counts(self.notes.lost)}")
         if missing := self.notes.missing:
             shown = named([excerpt(path) for path in missing])
-            lines.append(f"{sum(missing.values()):,} media that rows name are not there: {shown}")
+            hint = "; the first is beside IN: add --root with the folder of IN" if self.beside_source else ""
+            lines.append(f"{sum(missing.values()):,} media that rows name are not there: {shown}{hint}")
         if self.apart:
             lines.append(
                 f"{self.apart:,} rows list frames that no video shows: they are left out when the file is read, "
@@ -134,6 +137,8 @@ def convert(
     if dimension is not None:
         records = _along(records, dimension, report, unit(source))
     _write(target, wanted, _refuse_bad(wanted.write(records, options), target, onto_itself), conversion, allow_cut)
+    missing = next(iter(options.notes.missing), None)
+    conversion.beside_source = missing is not None and root is None and Media(source.parent, None).there(missing)
     return conversion
 
 
@@ -145,7 +150,8 @@ def _write(target: Path, wanted: Format, rows: Iterable[dict | Bad], conversion:
         columns = (row if isinstance(row, Bad) else wanted.columns(row) for row in rows)
         schema, rows = fitting(columns, schema, target, conversion.notes.lost)
     try:
-        write_rows(target, _checked(good(rows, conversion.report), conversion.report, allow_cut), schema)
+        # of a link, the file that it leads to is replaced
+        write_rows(target.resolve(), _checked(good(rows, conversion.report), conversion.report, allow_cut), schema)
     except OSError as error:
         raise DataError(
             "a file that can be written as OUT", f"{target}: {error}", "give another path as OUT"

@@ -24,6 +24,20 @@ CUT = "file cut off"
 DAMAGED = "file damaged"
 ENDED = frozenset((CUT, DAMAGED))
 """Reasons after which nothing more of a file was read."""
+FOREIGN = (
+    (b"\x1f\x8b", "a gzip file", "let its name end in .gz"),
+    (b"PAR1", "a parquet file", "let its name end in .parquet"),
+    (b"PK\x03\x04", "a zip file", "unpack it: unzip FILE"),
+    (b"BZh", "a bzip2 file", "unpack it: bunzip2 FILE"),
+    (b"\x28\xb5\x2f\xfd", "a Zstandard file", "unpack it: unzstd FILE"),
+    (b"\xfd7zXZ", "an xz file", "unpack it: unxz FILE"),
+    (
+        b"ARROW1",
+        "an Arrow file",
+        "write it as .parquet: pyarrow.parquet.write_table(pyarrow.feather.read_table(FILE), NEW)",
+    ),
+)
+"""(first bytes, what has them, what to do) of files that are no text."""
 LEVEL = 6
 """Of gzip."""
 
@@ -64,7 +78,7 @@ def _read_text(path: Path, parse: Callable[[BinaryIO, Path], Iterator[Row | Bad]
     try:
         with path.open("rb") as raw:
             if not packed:
-                _check_content(raw.peek(4), path)
+                _check_content(raw.peek(8), path)
             size = os.fstat(raw.fileno()).st_size
             with meter, gzip.GzipFile(fileobj=raw) if packed else nullcontext(raw) as file:
                 for row in parse(file, path):
@@ -76,9 +90,9 @@ def _read_text(path: Path, parse: Callable[[BinaryIO, Path], Iterator[Row | Bad]
 
 def _check_content(start: bytes, path: Path) -> None:
     """Raise DataError for a file that is no UTF-8 text, by its first bytes."""
-    for magic, found, ending in ((b"\x1f\x8b", "a gzip file", ".gz"), (b"PAR1", "a parquet file", ".parquet")):
+    for magic, found, change in FOREIGN:
         if start.startswith(magic):
-            raise DataError(f"text in {path}", found, f"let its name end in {ending}")
+            raise DataError(f"text in {path}", found, change)
     if start.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\x00" in start[:4]:
         change = "convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW"
         raise DataError(f"UTF-8 text in {path}", "not UTF-8 but UTF-16 or UTF-32", change)
@@ -110,7 +124,13 @@ def _line_rows(file: BinaryIO, path: Path) -> Iterator[Row | Bad]:
 
 
 def _check_no_list(line: bytes, path: Path) -> None:
-    """Raise DataError if a first line begins a JSON list of rows; a list of anything else is one bad row."""
+    """Raise DataError if a first line begins a JSON list of rows, or an object that goes on in the next line.
+
+    A list of anything else is one bad row.
+    """
+    if line.removeprefix(codecs.BOM_UTF8).strip() == b"{":
+        change = "write each object in one line: jq -c . FILE > NEW"
+        raise DataError(f"one JSON object per line in {path}", "an object over several lines", change)
     if not line.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
         return
     try:
@@ -127,10 +147,32 @@ def _line(line: bytes, number: int, offset: int) -> Row | Bad:
         text = line.decode("utf-8-sig")
         value, problem = strict_json.parse(text)
     except (ValueError, RecursionError) as error:
-        whole = line.endswith(b"\n") or not isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
-        reason, found = ("not JSON", str(error)) if whole else (CUT, f"at byte {offset + len(line):,}: {error}")
-        return refused(Row(number, {}), None, RowError(reason, found))
+        if not line.endswith(b"\n") and _is_cut(error):
+            problem = RowError(CUT, f"at byte {offset + len(line):,}: {error}")
+        else:
+            problem = RowError("not JSON", f"{error}{_advice(error, line)}")
+        return refused(Row(number, {}), None, problem)
     return _row(json_list.Unusable(problem, value) if problem else value, number, "line")
+
+
+def _is_cut(error: Exception) -> bool:
+    """Return whether the text, which is the end of a file, would be JSON with something behind it."""
+    if isinstance(error, UnicodeDecodeError):
+        return error.end == len(error.object)
+    if not isinstance(error, json.JSONDecodeError):
+        return False
+    rest = error.doc[error.pos :].rstrip()
+    in_literal = any(word.startswith(rest) for word in ("true", "false", "null", "-"))
+    in_escape = error.msg.startswith("Invalid \\") and len(rest) < len("\\uXXXX")
+    return in_literal or in_escape or error.msg.startswith("Unterminated string")
+
+
+def _advice(error: Exception, line: bytes) -> str:
+    if not isinstance(error, json.JSONDecodeError) or not error.msg.startswith("Extra data"):
+        return ""
+    if b"\r" in line.strip():
+        return "; the lines of this file end in a carriage return alone: let them end in a line feed"
+    return "; write one object per line"
 
 
 def _row(value: Any, number: int, unit: str) -> Row | Bad:

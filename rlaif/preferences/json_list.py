@@ -59,7 +59,9 @@ def elements(file: BinaryIO, name: str) -> Iterator[Any]:
     mark = text.mark()
     if mark != "[":
         found = f"{mark!r} at its start" if mark else f"an empty file{text.ended or ''}"
-        change = "name a file of one row per line .jsonl; write the list alone if an object holds it"
+        change = "Name a file of one row per line .jsonl. If an object holds the list, write the list alone"
+        if not mark:
+            change = "Give a file with rows in it"
         raise DataError(f"one JSON list in {name}", found, change)
     mark = text.mark(skip=1)
     if mark == "]":

@@ -19,6 +19,9 @@ Patch = dict[str, dict]
 value, {"was": digest} for a key that the source lacks, {"in": patch} for an object, {"at": patch, "of": length} for a
 list of the same length."""
 
+SPELLED = "spelled:"
+"""Before a column's name: its JSON text as the source wrote it."""
+
 
 def difference(row: dict[str, Any], bare: dict[str, Any]) -> Patch:
     """The patch that makes `row` of `bare`. Raises RowError for a value that JSON cannot hold."""

@@ -186,13 +186,15 @@ class Checked(Media):
     def __init__(self, root: Path, folder: Path | None, decode: bool = True):
         super().__init__(root, folder)
         self.decode = decode
+        self._names: set[str] = set()
 
     def put(self, data: bytes) -> str:
         if self.decode:
             check_image(io.BytesIO(data), f"image of {len(data)} bytes")
-        return f"sha256:{hashlib.sha256(data).hexdigest()}"
+        name = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        self._names.add(name)
+        return name
 
-    @staticmethod
-    def holds(video: str) -> bool:
-        """Whether `video` is an image that was opened already."""
-        return video.startswith("sha256:")
+    def holds(self, video: str) -> bool:
+        """Return whether `video` is an image inside the file, which has been opened already."""
+        return video in self._names

@@ -6,6 +6,7 @@ Both rules hold for every kind of row, ours and the published ones. A reader tha
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -18,12 +19,15 @@ SHOWN = 60
 """Characters of a field's name that a message repeats."""
 
 _SUFFIX = (
-    r"(?:[_-]?(?:pad|start|end|bos|eos|soft_token|token|patch|placeholder|context|here|newline|break|frame)|[ _-]?\d+)*"
+    r"(?:[_-]?(?:pad|start|end|bos|eos|soft_token|token|patch|placeholder|context|content|feature|here|newline|break|frame|url)"
+    r"|[ _:-]?\d++)*"
 )
 _MARK = re.compile(
     r"<\|?/?(?:(?:start|end|begin)_of_|fake_token_around_|global[_-])?"
     # <img> is a token of InternVL, <IMG> is an old way to write HTML
-    rf"(?:(?:image|video|audio|vision|media|(?-i:img)){_SUFFIX}|img_context|vid?_(?:frame_)?(?:start|end|patch)|im_patch)\|?>"
+    rf"(?:(?:images?|videos?|vid|audio|speech|sound|vision|media|frames?|(?-i:img)){_SUFFIX}|img_context"
+    r"|vid?_(?:frame_)?(?:start|end|patch)|im_patch)(?:\s+src=[^<>]*)?\s*/?\|?>"
+    r"|<__media__>"  # llama.cpp's
     r"|</?im_(?:start|end)>"  # LLaVA's; <|im_start|> is a mark of turns
     r"|\[IMG(?:_BREAK|_END)?\]",
     re.IGNORECASE,
@@ -39,14 +43,16 @@ _WHERE = frozenset(
 _SIDES = frozenset("rejected reject chosen dispreferred preferred loser winner worse better".split())
 _ANSWERS = frozenset(
     "response responses message messages answer answers text output outputs conversation conversations "
-    "completion completions reply content turns".split()
+    "completion completions reply content turns list".split()
 )
 _OTHERS = frozenset(
-    "label kto_tag preference preferences ranking responses completions outputs history system system_prompt tools "
-    "messages conversations conversation dialog objects multi_modal_data mm_data candidates video_start video_end".split()
+    "label kto_tag kto_label preference preferences ranking responses completions outputs history system system_prompt "
+    "system_message tools messages conversations conversation dialog objects multi_modal_data multimodal_data mm_data "
+    "mm_inputs candidates video_start video_end".split()
 )
 """Labels of answers, several answers, turns, grounding and the part of a video that is meant, under names of their own."""
-_NUMBERED = re.compile(r"(?:output|response|answer|completion)_[0-9ab]")
+_NUMBERED = re.compile(r"(?:output|response|answer|completion)(?:_?\d+|_[a-z])")
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _FILE = re.compile(r"\.(?:mp4|mov|mkv|webm|avi|m4v|mpe?g|gif|jpe?g|png|webp|bmp|tiff?|wav|mp3|flac)$", re.IGNORECASE)
 _TURNS = ("messages", "conversations", "rejected_conversations")
 _IN_TURN = frozenset("role from content value".split())
@@ -82,13 +88,14 @@ def misread(row: Mapping[str, Any], used: Collection[str]) -> str | None:
 
 
 def _matters(name: str, value: Any, about_media: bool) -> bool:
-    if value is None or value in ("", [], {}):
+    if value is None or value in ("", [], {}) or (isinstance(value, float) and math.isnan(value)):
         return False
+    name = _CAMEL.sub("_", name).lower()
     if name in _OTHERS:
         return True
     if _is_media(name) or _is_answer(name) or _NUMBERED.fullmatch(name):
-        return _holds_text(value)
-    return not about_media and isinstance(value, str) and len(value) < 4096 and bool(_FILE.search(value))
+        return holds_text(value)
+    return not about_media and _names_file(value)
 
 
 def _is_media(name: str) -> bool:
@@ -102,23 +109,33 @@ def _is_answer(name: str) -> bool:
 
 
 def _words(name: str) -> set[str]:
-    """The words of a field's name, as in `video_path`, `videoPath` and `rejected_2`, without numbers."""
-    parts = re.split(r"[^A-Za-z0-9]+|(?<=[a-z])(?=[A-Z])", name)
-    return {part.lower() for part in parts if part and not part.isdigit()}
+    """Return the words of a field's name, as in `video_path`, `videoPath`, `rejected_2` and `image2`, without numbers."""
+    parts = re.split(r"[^A-Za-z0-9]+", _CAMEL.sub("_", name))
+    words = {part.lower().rstrip("0123456789") for part in parts}
+    return words - {""}
 
 
-def _holds_text(value: Any) -> bool:
-    """Whether there is a text or bytes in a value, so that it may name or be a medium or an answer."""
+def holds_text(value: Any) -> bool:
+    """Return whether there is a text or bytes in a value, so that it may name or be a medium or an answer."""
     if isinstance(value, str | bytes):
         return bool(value)
     if isinstance(value, Mapping):
-        return any(map(_holds_text, value.values()))
-    return isinstance(value, list | tuple) and any(map(_holds_text, value))
+        return any(map(holds_text, value.values()))
+    return isinstance(value, list | tuple) and any(map(holds_text, value))
+
+
+def _names_file(value: Any) -> bool:
+    """Return whether a value is the name of a media file, or holds one."""
+    if isinstance(value, str):
+        return len(value) < 4096 and bool(_FILE.search(value))
+    if isinstance(value, Mapping):
+        return any(map(_names_file, value.values()))
+    return isinstance(value, list | tuple) and any(map(_names_file, value))
 
 
 def _in_turn(turn: Mapping[str, Any]) -> list[str]:
     """The fields of a turn that change what it says: media, other answers, and weights that switch it off in training."""
     names = [name for name, value in turn.items() if name not in _IN_TURN and _matters(name, value, about_media=True)]
-    names += [name for name in turn if name in _PARTS and _holds_text(turn[name])]
+    names += [name for name in turn if name in _PARTS and holds_text(turn[name])]
     # elsewhere a turn with weight 0 or loss false is context that is not learned
     return names + [name for name in _SWITCHES if turn.get(name) in (0, 0.0, False) and name in turn]

@@ -239,7 +239,7 @@ class _PreferenceRow(_Strict):
     provenance: dict[str, JsonValue] = {}
     safety: dict[str, JsonValue] = {}
     ref_logps: dict[str, JsonValue] = {}
-    native: dict[str, JsonValue] = {}
+    native: dict[str, dict[str, JsonValue]] = {}
 
     def build(self) -> Preference:
         self._check_media()

@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 from rlaif.data import RowError
 from rlaif.preferences.formats.losses import lost_fields
-from rlaif.preferences.formats.texts import check_marks, check_media_paths
+from rlaif.preferences.formats.texts import check_marks, check_media_paths, frames_of
 from rlaif.preferences.formats.visual import LONE
 from rlaif.preferences.leftover import difference, restore, unholdable
 from rlaif.preferences.media import Media
 from rlaif.preferences.misread import UNUSED, misread
-from rlaif.preferences.rows import Bad, Row, refused, refused_record
+from rlaif.preferences.rows import Bad, Row, excerpt, refused, refused_record
 
 Fields = dict[str, Any]
 Kind = Literal["pairs", "prompts", "conversations", "videos", "texts"]
@@ -121,8 +121,9 @@ class Format:
     def _record(self, row: Row, options: Options, seen: dict[str, int], copies: Counter) -> Any:
         fields = self.prepare(row.fields, options)
         if self.own:
-            extra = {name: value for name, value in fields.items() if name not in self.uses}
-            bad = unholdable(extra)
+            bad = unholdable(fields)
+            if used := [name for name in bad if name in self.uses]:
+                raise RowError("wrong type", f"{used[0]}: a value that JSON cannot hold: {excerpt(fields[used[0]])}")
             options.notes.uncarried.update(bad)
             fields = {name: value for name, value in fields.items() if name not in bad}
         record = self._unique(self._built(fields), row, seen, copies)
@@ -176,6 +177,7 @@ class Format:
     def _row(self, record: Any, place: int, options: Options) -> Fields:
         row = self.bare(record, place)
         if self.own:
+            options.notes.missing.update(path for path in paths_of(record) if not options.media.there(path))
             return row
         row = self.tidy(restore(row, native_of(record).get(self.name)))
         lost = lost_fields(record, self._built(row), self.name)
@@ -192,7 +194,7 @@ def native_of(record: Any) -> dict[str, Any]:
 
 def paths_of(record: Any) -> tuple[str, ...]:
     """Return the media of a record, or the first of the frames that it lists."""
-    frames = getattr(record, "frames", ()) or getattr(record, "extra", {}).get("frames", ())
-    if frames and isinstance(frames[0], str):
+    frames = frames_of(record)
+    if frames:
         return (frames[0],)
     return record.media if hasattr(record, "media") else tuple(filter(None, [getattr(record, "video", None)]))

@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from rlaif.data import OVERALL
+from rlaif.preferences.leftover import SPELLED
 from rlaif.preferences.record import Preference
 
 ADDED = ("video_sha256", "modality")
@@ -55,7 +56,7 @@ def _native(native: Any, name: str) -> Iterator[str]:
             continue
         for key, change in patch.items():
             if other == "rlaif" or (isinstance(change, Mapping) and "is" in change and "was" not in change):
-                yield key
+                yield key.removeprefix(SPELLED)
 
 
 def _holds(again: Any, mine: Any) -> bool:
@@ -68,6 +69,4 @@ def _holds(again: Any, mine: Any) -> bool:
         if not isinstance(again, list | tuple) or len(again) != len(mine):
             return False
         return all(_holds(b, a) for a, b in zip(mine, again, strict=True))
-    if isinstance(mine, str) and isinstance(again, str):
-        return mine.strip() == again.strip()
     return mine == again or (isinstance(mine, str | int) and str(mine) == str(again))  # "4" in a column of numbers

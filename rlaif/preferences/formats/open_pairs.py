@@ -16,16 +16,16 @@ from rlaif.data import RowError
 from rlaif.preferences import strict_json
 from rlaif.preferences.formats.base import Fields, Format, Options
 from rlaif.preferences.formats.identity import identity, whole_id
+from rlaif.preferences.formats.texts import check_used
 from rlaif.preferences.formats.visual import check_placeholders, without_placeholders
 from rlaif.preferences.formats.vlm_rlaif import build_pair, check_texts
+from rlaif.preferences.leftover import SPELLED
 from rlaif.preferences.record import SIDES, Preference
 from rlaif.preferences.rows import excerpt
 
 TEXTS = ("question", *SIDES)
 ORDER = {"text": (*TEXTS, "logps"), "origin_split": ("model", "type"), "logps": ()}
 """Columns of JSON text, and the order of their keys."""
-SPELLED = "spelled:"
-"""Before a column's name: its JSON text as the source wrote it."""
 LOGPS = ("sum", "mean", "tokens")
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -73,6 +73,14 @@ def _open(text: str) -> Any:
     return value if isinstance(value, dict | list) else None
 
 
+def _problem(text: str) -> str:
+    try:
+        value = strict_json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return str(error)
+    return f"a JSON {type(value).__name__} instead of an object"
+
+
 def _dump(name: str, value: Any) -> str:
     """JSON with the published keys first, in their order."""
     if isinstance(value, dict):
@@ -105,14 +113,8 @@ def _pair(fields: Fields) -> Preference:
     row |= {name: texts.get(name) for name in TEXTS}
     if isinstance(row["question"], str):
         check_placeholders([row["question"]], {"modality": "image" if row["video"] else "text"})
-        row["question"] = _asked(row["question"])
+        row["question"] = without_placeholders(row["question"])
     return build_pair(row)
-
-
-def _asked(question: str) -> str:
-    """The question as our prompts have it; only the white space around a placeholder goes with it."""
-    bare = without_placeholders(question)
-    return question if bare == question.strip() else bare
 
 
 def _texts(fields: Fields) -> Fields:
@@ -120,9 +122,10 @@ def _texts(fields: Fields) -> Fields:
         return fields
     text = fields["text"]
     if isinstance(text, str):
-        raise RowError("not JSON", f"text: {excerpt(repr(text))}")
+        raise RowError("not JSON", f"text: {excerpt(repr(text))}: {_problem(text)}")
     if not isinstance(text, dict):
         raise RowError("wrong type", f"text: a {type(text).__name__} instead of an object")
+    check_used(text, (*TEXTS, "logps"), "text")
     return text
 
 
@@ -136,7 +139,7 @@ def _image(fields: Fields) -> str | None:
 
 def _row(in_text: bool, record: Preference, place: int) -> Fields:
     check_texts(record)
-    if record.messages or record.frames or record.modality == "video":
+    if record.messages or record.frames or record.modality != "image":
         raise RowError("not one image", "these rows hold one image and one question")
     origin = record.provenance
     texts: Fields = {name: getattr(record, name) for name in TEXTS}
@@ -157,16 +160,27 @@ def _row(in_text: bool, record: Preference, place: int) -> Fields:
 def _read_logps(values: Any) -> Fields:
     """Return [sum, mean, [per token], the same of the rejected] by name; {} for something else.
 
-    RLAIF-V's own program wraps the list in an object: {"logps": [...]}.
+    RLAIF-V's own program wraps the list in an object: {"logps": [...]}. Raises RowError for six values of other types.
     """
     if isinstance(values, dict):
         values = values.get("logps")
     if not isinstance(values, list) or len(values) != 6:
         return {}
+    if not all(map(_is_logp, values, (0, 0, 1) * 2)):
+        shape = "[sum, mean, [per token], sum, mean, [per token]]"
+        raise RowError(
+            "wrong type", f"logps: {excerpt(values)} instead of {shape} of the chosen and the rejected answer"
+        )
     return {
         "chosen": dict(zip(LOGPS, values[:3], strict=True)),
         "rejected": dict(zip(LOGPS, values[3:], strict=True)),
     }
+
+
+def _is_logp(value: Any, depth: int) -> bool:
+    if depth:
+        return isinstance(value, list) and all(_is_logp(item, 0) for item in value)
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _write_logps(logps: Fields) -> list:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Collection
 from dataclasses import fields as dataclass_fields
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -12,6 +15,7 @@ from rlaif.data import Conversation, ConversationRow, PromptRow, RowError, build
 from rlaif.preferences import strict_json
 from rlaif.preferences.formats.base import Fields, Format, Options
 from rlaif.preferences.record import Preference
+from rlaif.preferences.rows import excerpt
 from rlaif.records import Prompt
 
 TEXTS = {"pair_id", "question", "chosen", "rejected", "prompt_id", "video", "modality", "dimension"}
@@ -35,16 +39,24 @@ SCHEMA = pa.schema([(name, _column(name)) for name in NAMES])
 
 def _open(fields: Fields, options: Options) -> Fields:
     """Columns of a parquet file to the JSON row; a JSON row as it is."""
-    row = {name: value for name, value in fields.items() if value is not None}
+    row = _without_nan(NAMES, fields, options)
+    row = {name: value for name, value in row.items() if value is not None}
     for name in NESTED & row.keys():
         if isinstance(row[name], str):
             try:
                 row[name] = strict_json.loads(row[name])
             except (ValueError, RecursionError) as error:
-                raise RowError("wrong type", f"{name}: {error}") from error
+                found = f"{name}: {excerpt(row[name])!r} is a text, and no JSON of what it should hold: {error}"
+                raise RowError("wrong type", found) from error
     for name in STRUCTS & row.keys():
         row[name] = _without_nulls(row[name])
     return row
+
+
+def _without_nan(names: Collection[str], fields: Fields, options: Options) -> Fields:
+    """Return a row without NaN in the fields `names`: some tables have one in every gap."""
+    gaps = [name for name in names if isinstance(fields.get(name), float) and math.isnan(fields[name])]
+    return {name: value for name, value in fields.items() if name not in gaps}
 
 
 def _without_nulls(value: Any) -> Any:
@@ -69,6 +81,8 @@ def _pair(record: Preference, place: int) -> Fields:
     row = record.to_row()
     native = dict(row.pop("native", {}))
     extra = native.pop("rlaif", {})
+    # what an edited file may have there never replaces what the record says
+    extra = {name: value for name, value in extra.items() if name not in NAMES}
     return row | ({"native": native} if native else {}) | extra
 
 
@@ -77,7 +91,11 @@ def _conversation(fields: Fields) -> Conversation:
 
 
 def _conversation_row(record: Conversation, place: int) -> Fields:
-    messages = [{"role": role, "content": content} for role, content in record.messages]
+    fields = record.turn_fields or [{}] * len(record.messages)
+    messages = [
+        {"role": role, "content": content, **more}
+        for (role, content), more in zip(record.messages, fields, strict=True)
+    ]
     # a conversation about text alone names no video: our own readers refuse an empty one
     row: dict[str, Any] = {"id": record.id} | ({"video": record.video} if record.video else {}) | {"messages": messages}
     return row | ({"captions": list(record.captions)} if record.captions else {}) | record.extra
@@ -96,6 +114,8 @@ def _prompt_row(record: Prompt, place: int) -> Fields:
 
 FOR_CHECKERS = frozenset("label kto_tag preference preferences ranking objects tools".split())
 """Fields of a prompt that a checker or a reward function may read (`Prompt.extra`), whatever they mean elsewhere."""
+OF_PROMPTS = FOR_CHECKERS | {"prompt_id", "video", "question", "answer", "captions", "frames", "modality", "native"}
+OF_CONVERSATIONS = frozenset(("id", "video", "messages", "captions", "frames", "modality", "native"))
 
 PAIRS = Format(
     name="rlaif",
@@ -119,9 +139,9 @@ PROMPTS = Format(
     build=_prompt,
     bare=_prompt_row,
     key="prompt_id",
-    uses=frozenset(("prompt_id", "video", "question", "answer", "captions", "frames", "modality", "native"))
-    | FOR_CHECKERS,
+    uses=OF_PROMPTS,
     own=True,
+    prepare=partial(_without_nan, OF_PROMPTS),
 )
 SFT = Format(
     name="sft",
@@ -131,6 +151,7 @@ SFT = Format(
     build=_conversation,
     bare=_conversation_row,
     key="id",
-    uses=frozenset(("id", "video", "messages", "captions", "frames", "modality", "native")),
+    uses=OF_CONVERSATIONS,
     own=True,
+    prepare=partial(_without_nan, OF_CONVERSATIONS),
 )

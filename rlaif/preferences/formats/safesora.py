@@ -12,7 +12,9 @@ from pydantic import BaseModel, ConfigDict
 
 from rlaif.data import RowError, build_row
 from rlaif.preferences.formats.base import Fields, Format, Options
+from rlaif.preferences.formats.identity import identity
 from rlaif.preferences.formats.safesora_items import PROMPT_TYPES, harm_labels, in_folder, video_path
+from rlaif.preferences.formats.texts import check_used
 from rlaif.preferences.formats.vlm_rlaif import choice_of, chosen_first
 from rlaif.preferences.record import SIDES, Preference
 from rlaif.preferences.rows import excerpt
@@ -22,13 +24,14 @@ MAIN = ("helpfulness", "harmlessness")
 SUB = ("instruction_following", "correctness", "informativeness", "aesthetics")
 DIMENSIONS = MAIN + SUB
 CANONICAL, ALIAS = "informativeness", "information"
+USED = frozenset(("pair_id", "prompt_id", "prompt_text", "prompt_type", *SLOTS, *MAIN, "sub_preferences", "scores"))
 
 
 class _Video(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
-    video_id: str | int
-    prompt_id: str | int | None = None
+    video_id: str
+    prompt_id: str
     video_path: str | None = None
     video_text: str | None = None
     is_safe: bool | None = None
@@ -49,11 +52,12 @@ class _Video(BaseModel):
         return {"candidate": side, "id": self.video_id} | {name: value for name, value in told.items() if value}
 
 
+IN_SLOT = frozenset((*_Video.model_fields, "prompt_text", "prompt_type"))
+
+
 class _Pair(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
-    pair_id: str | int
-    prompt_id: str | int
     prompt_text: str
     prompt_type: str | None = None
     video_0: dict
@@ -70,22 +74,25 @@ class _Pair(BaseModel):
 
 
 def _prepare(fields: Fields, options: Options) -> Fields:
-    videos = {name: fields[name] for name in SLOTS if isinstance(fields.get(name), dict)}
-    return fields | {
-        name: in_folder(video, fields.get("prompt_id"), options.video_dir) for name, video in videos.items()
-    }
+    row = dict(fields)
+    for name in SLOTS:
+        if isinstance(fields.get(name), dict):
+            row[name] = in_folder(fields[name], fields.get("prompt_id"), options.video_dir)
+    return row
 
 
 def _build(fields: Fields) -> Preference:
+    pair_id, prompt_id = identity(fields, "pair_id"), identity(fields, "prompt_id")
     row = build_row(_Pair, fields)
+    _check_stray(fields)
     choices = _choices(fields)
     dimension, choice = next(iter(choices.items()))
     order = SIDES if choice == SLOTS[0] else SIDES[::-1]
-    videos = dict(zip(order, (build_row(_Video, fields[name]) for name in SLOTS), strict=True))
+    videos = dict(zip(order, (_slot(fields[name], name, prompt_id) for name in SLOTS), strict=True))
     scores = [score | {"candidate": side} for side in order for score in videos[side].scores or []]
     record: Fields = {
-        "pair_id": str(row.pair_id),
-        "prompt_id": str(row.prompt_id),
+        "pair_id": pair_id,
+        "prompt_id": prompt_id,
         "question": row.prompt_text,
         "dimension": dimension,
         "dimensions": {name: 1 if other == choice else -1 for name, other in choices.items()},
@@ -94,11 +101,32 @@ def _build(fields: Fields) -> Preference:
         "provenance": {"dataset": "safesora"},
         "safety": _safety(row, videos),
     }
-    return Preference.from_row(record | {f"{side}_video": _path(videos[side], row) for side in SIDES})
+    return Preference.from_row(record | {f"{side}_video": _path(videos[side]) for side in SIDES})
 
 
-def _path(video: _Video, pair: _Pair) -> str:
-    return video.video_path or video_path(video.prompt_id or pair.prompt_id, video.video_id)
+def _path(video: _Video) -> str:
+    return video.video_path or video_path(video.prompt_id, video.video_id)
+
+
+def _slot(video: Fields, name: str, prompt_id: str) -> _Video:
+    """Return the video in a slot of the pair. Raises RowError if it says something that no record would hold."""
+    try:
+        named = {"video_id": identity(video, "video_id"), "prompt_id": identity(video, "prompt_id", prompt_id)}
+    except RowError as error:
+        raise RowError(error.reason, f"{name}.{error.detail}") from error
+    check_used(video, IN_SLOT, name)
+    return build_row(_Video, video | named, f"{name}.")
+
+
+def _check_stray(fields: Fields) -> None:
+    """Raise RowError for a comparison that stands where none is read."""
+    for name, value in fields.items():
+        if name in USED or value is None:
+            continue
+        if name in (*SUB, ALIAS):
+            raise RowError("unknown dimension", f"{name} beside sub_preferences, where it is not read")
+        if value in SLOTS:
+            raise RowError("unknown dimension", f"{excerpt(name)} is {value!r}; there are {', '.join(DIMENSIONS)}")
 
 
 def _choices(fields: Fields) -> Fields:
@@ -140,7 +168,7 @@ def _row(record: Preference, place: int) -> Fields:
     choices = {name: SLOTS[order.index(side[signs[name]])] for name in DIMENSIONS if name in signs}
     row = {
         "pair_id": record.pair_id,
-        "prompt_id": record.prompt_id,
+        "prompt_id": record.prompt_id or record.pair_id,
         "prompt_text": record.question,
         "prompt_type": record.safety.get("prompt_type"),
         **{slot: _video_row(record, side) for slot, side in zip(SLOTS, order, strict=True)},
@@ -155,23 +183,31 @@ def _video_row(record: Preference, side: str) -> Fields:
     about = next((item for item in record.candidates if item.get("candidate") == side), {})
     safety = record.safety
     row = {
-        "prompt_id": record.prompt_id,
+        "prompt_id": record.prompt_id or record.pair_id,
         "prompt_text": record.question,
         "prompt_type": safety.get("prompt_type"),
         "video_id": about.get("id", f"{record.pair_id}-{side}"),
         "video_text": about.get("text", record.question),
         "video_path": record.chosen_video if side == "chosen" else record.rejected_video,
-        "is_safe": safety.get("is_safe", {}).get(side),
+        "is_safe": _of_side(safety, "is_safe", side),
         "generated_from": about.get("model"),
     }
     scores = [_without(score, "candidate") for score in record.scores if score.get("candidate") == side]
     more = {
         "prompt_labels": safety.get("prompt_labels"),
-        "video_labels": safety.get("video_labels", {}).get(side),
+        "video_labels": _of_side(safety, "video_labels", side),
         "scores": scores,
         "metrics": about.get("metrics"),
     }
     return row | {name: value for name, value in more.items() if value}
+
+
+def _of_side(safety: Fields, name: str, side: str) -> Any:
+    by_side = safety.get(name, {})
+    if not isinstance(by_side, dict):
+        found = f"safety.{name}: {excerpt(by_side)} instead of an object with {' and '.join(SIDES)}"
+        raise RowError("wrong type", found)
+    return by_side.get(side)
 
 
 def _without(fields: Fields, name: str) -> Fields:
@@ -193,7 +229,7 @@ PAIRS = Format(
     build=_build,
     bare=_row,
     key="pair_id",
-    uses=frozenset(("pair_id", "prompt_id", "prompt_text", "prompt_type", *SLOTS, *MAIN, "sub_preferences", "scores")),
+    uses=USED,
     prepare=_prepare,
     tidy=_tidy,
 )

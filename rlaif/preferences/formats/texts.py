@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from rlaif.data import RowError
-from rlaif.preferences.media import Checked, check_path
-from rlaif.preferences.misread import MARKED, media_marks
+from rlaif.preferences.media import check_path
+from rlaif.preferences.misread import MARKED, UNUSED, holds_text, media_marks, misread
+from rlaif.preferences.rows import excerpt
 
 TEXTS = ("question", "prompt_text", "chosen", "rejected", "answer")
 PATHS = ("video", "chosen_video", "rejected_video", "video_path")
@@ -31,13 +32,28 @@ def _texts(record: Any) -> Iterator[tuple[str, str]]:
         yield "captions", caption
 
 
+def check_used(part: Mapping[str, Any], used: Collection[str], name: str) -> None:
+    """Raise RowError if an object inside a row, called `name`, holds media, answers or labels that are not in `used`."""
+    if detail := misread(part, used):
+        raise RowError(UNUSED, f"{name}.{detail}")
+
+
+def frames_of(record: Any) -> Sequence[str]:
+    """Return the frames that a record lists. Our prompts and conversations may have a field `frames` of another meaning
+    (a number of frames, for one): only a list of texts counts."""
+    frames = getattr(record, "frames", ()) or getattr(record, "extra", {}).get("frames", ())
+    is_list = isinstance(frames, list | tuple) and all(isinstance(path, str) for path in frames)
+    return frames if is_list else ()
+
+
 def check_media_paths(record: Any) -> None:
     """Raise RowError for a medium that cannot be a path."""
     for name in PATHS:
         path = getattr(record, name, None)
-        if path and not Checked.holds(path):
+        if path:
             check_path(path, name)
-    frames = getattr(record, "frames", ()) or getattr(record, "extra", {}).get("frames", ())
-    for path in frames if isinstance(frames, list | tuple) else ():
-        if isinstance(path, str) and not Checked.holds(path):
-            check_path(path, "frames")
+    for path in frames_of(record):
+        check_path(path, "frames")
+    unread = getattr(record, "extra", {}).get("frames")
+    if not frames_of(record) and holds_text(unread):
+        raise RowError("wrong type", f"frames: {excerpt(unread)} is no list of paths")

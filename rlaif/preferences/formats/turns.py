@@ -42,10 +42,10 @@ def read_turns(
         raise RowError("wrong type", f"{name}: a {type(turns).__name__} instead of a list")
     if wrong := [turn for turn in turns if not isinstance(turn, dict)]:
         raise RowError("wrong type", f"{name}: a turn that is a {type(wrong[0]).__name__}")
-    messages = tuple(build_row(_Turn, turn) for turn in turns)
+    messages = tuple(build_row(_Turn, turn, f"{name}.{place}.") for place, turn in enumerate(turns))
     check_placeholders([turn["value"] for turn in turns if turn["from"] == "human"], media)
     check_turns(messages, last)
-    if any(role == "user" and not text for role, text in messages):
+    if any(role == "user" and not text.strip() for role, text in messages):
         raise RowError("empty field", f"{name}: a human turn without text")
     return messages
 

@@ -6,13 +6,16 @@ picture, or a list of several. A record of ours is about one video: several pict
 
 from __future__ import annotations
 
+import math
 import posixpath
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlaif.data import RowError
 from rlaif.preferences.media import DATA, check_path, from_data_uri
-from rlaif.preferences.misread import media_marks
+from rlaif.preferences.misread import UNUSED, media_marks
+from rlaif.preferences.rows import excerpt
 
 Fields = dict[str, Any]
 PLACEHOLDERS = ("<image>", "<video>")
@@ -20,11 +23,15 @@ PLACEHOLDERS = ("<image>", "<video>")
 VIDEO, IMAGES = ("video", "videos"), ("image", "images")
 MEDIA = (*VIDEO, *IMAGES)
 LONE = "placeholder without media"
+_SPACE = r"[\s\u200b\ufeff]*"
+_PLACEHOLDER = re.compile("(?:{})".format("|".join(PLACEHOLDERS)))
+_AT_START = re.compile(rf"\A(?:{_SPACE}{_PLACEHOLDER.pattern})+{_SPACE}")
+_AT_END = re.compile(rf"{_SPACE}(?:{_PLACEHOLDER.pattern}{_SPACE})+\Z")
 
 
 def read_media(fields: Fields) -> Fields:
     """Return `video` (the folder that holds all frames, if there is one), `frames` and `modality`."""
-    named = {name: fields[name] for name in MEDIA if fields.get(name) not in (None, "", [])}
+    named = {name: fields[name] for name in MEDIA if not _is_nothing(fields.get(name))}
     if len(named) > 1:
         raise RowError("several media", f"{', '.join(named)}: a row is about one video or image")
     for name, value in named.items():
@@ -32,6 +39,11 @@ def read_media(fields: Fields) -> Fields:
             return _video(name, value)
         return _images(name, value)
     return {"modality": "text"}
+
+
+def _is_nothing(value: Any) -> bool:
+    """Return whether a field is empty; a table whose column has gaps may hold NaN in them."""
+    return value in (None, "", []) or (isinstance(value, float) and math.isnan(value))
 
 
 def _video(name: str, value: Any) -> Fields:
@@ -113,13 +125,15 @@ def check_placeholders(texts: Sequence[str], media: Fields) -> None:
         # frames of one video file may each have an <image>
         if videos > 1 or (images > most and (frames or modality == "image")):
             raise RowError(LONE, f"{videos + images} placeholders in one text for {most} media")
+        if videos and images:
+            raise RowError(LONE, "<video> and <image> in one text for one video")
 
 
 def without_placeholders(text: str) -> str:
-    """Return the text of a human turn without its placeholders."""
-    for mark in PLACEHOLDERS:
-        text = text.replace(mark, "")
-    return text.strip()
+    """Return the text of a human turn without its placeholders and the white space between them and the text."""
+    if not _PLACEHOLDER.search(text):
+        return text
+    return _PLACEHOLDER.sub("", _AT_END.sub("", _AT_START.sub("", text, count=1)))
 
 
 def stored(fields: Fields, options: Any) -> Fields:
@@ -136,12 +150,38 @@ def _inside(value: Any) -> bool:
 
 def _stored(value: Any, name: str, media: Any) -> Any:
     if isinstance(value, list):
-        return [media.image(_stored(item, name, media)) if _inside(item) else item for item in value]
+        return [_stored_item(item, name, media) if _inside(item) else item for item in value]
     if isinstance(value, dict):
-        value = value.get("bytes") or value.get("path")
+        value = _of_object(value, name)
     if isinstance(value, str) and value.startswith(DATA):
         value = from_data_uri(value, name)
     return media.put(value) if isinstance(value, bytes) else value
+
+
+def _stored_item(item: Any, name: str, media: Any) -> Any:
+    stored_item = _stored(item, name, media)
+    return media.image(stored_item) if isinstance(stored_item, str) else stored_item
+
+
+def _of_object(value: Fields, name: str) -> bytes | str | None:
+    """Return the bytes or else the path of `{"bytes": ..., "path": ...}`; None if all its members are null.
+
+    Raises RowError for an object that holds neither, or says more: a part of the video, for instance.
+    """
+    members = {key: item for key, item in value.items() if item is not None}
+    if not members:
+        return None
+    if more := sorted(members.keys() - {"bytes", "path"}):
+        raise RowError(UNUSED, f"{name}.{excerpt(more[0])}: only `bytes` and `path` of an object are read")
+    data, path = members.get("bytes"), members.get("path")
+    if data is not None and not isinstance(data, bytes):
+        change = "a data URI (data:image/...;base64,...) holds an image as text"
+        raise RowError("wrong type", f"{name}.bytes: a {type(data).__name__} instead of bytes; {change}")
+    if path is not None and not isinstance(path, str):
+        raise RowError("wrong type", f"{name}.path: a {type(path).__name__} instead of a text")
+    if not (data or path):
+        raise RowError("wrong type", f"{name}: an object without bytes or path")
+    return data or path
 
 
 def named_files(fields: Fields, options: Any) -> Fields:

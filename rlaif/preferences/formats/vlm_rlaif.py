@@ -13,6 +13,7 @@ from typing import Any
 from rlaif.data import Conversation, ConversationRow, PromptRow, RowError, build_row
 from rlaif.preferences.formats.base import Fields, Format, native_of
 from rlaif.preferences.formats.identity import identity, whole_id
+from rlaif.preferences.formats.texts import check_used, frames_of
 from rlaif.preferences.formats.turns import PLACEHOLDER, asked, question, read_turns, write_turns
 from rlaif.preferences.formats.visual import MEDIA, above, came_with_video, named_files, read_media, stored, write_media
 from rlaif.preferences.record import SIDES, Preference
@@ -91,8 +92,8 @@ def media_of(record: Any, name: str) -> Fields:
     if isinstance(record, Preference):
         frames, modality = record.frames, record.modality
     else:
-        frames = record.extra.get("frames") or ()
-        modality = record.extra.get("modality", "video" if record.video else "text")
+        frames = frames_of(record)
+        modality = record.extra.get("modality", "video" if record.video or frames else "text")
     return write_media(record.video, frames, modality, from_video="video" in native_of(record).get(name, {}))
 
 
@@ -114,6 +115,7 @@ def _output(fields: Fields, name: str) -> str:
     answer = value.get("value") if isinstance(value, dict) else None
     if not isinstance(answer, str):
         raise RowError("wrong type", f"{name}.value: not a text")
+    check_used(value, ("from", "value"), name)
     return answer
 
 
@@ -139,7 +141,7 @@ def _native(fields: Fields, name: str) -> Fields:
 def _prompt(fields: Fields) -> Prompt:
     name, media = identity(fields, "uid"), read_media(fields)
     messages = read_turns(fields, "conversations", last="assistant", media=media)
-    if len(messages) < 2 or messages[0][0] != "user":
+    if len(messages) < 2 or messages[0][0] != "user":  # later turns go along: the published trainer reads the first two
         raise RowError("turns out of order", f"roles are {[role for role, _ in messages]}")
     if media["modality"] == "text":
         raise RowError("no video", f"none of {', '.join(MEDIA)}: a prompt is about one")

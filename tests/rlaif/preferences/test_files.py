@@ -196,7 +196,7 @@ def test_a_parquet_file_that_is_cut(tmp_path):
         ("none.jsonl", None, "check the path"),
         ("none.json", None, "check the path"),
         ("none.parquet", None, "check the path"),
-        ("a.json", b'{"a": 1}\n{"a": 2}\n', "name a file of one row per line .jsonl"),
+        ("a.json", b'{"a": 1}\n{"a": 2}\n', "Name a file of one row per line .jsonl"),
         ("a.json", b"  ", "an empty file"),
         ("a.json.gz", b"[]", "Not a gzipped file"),
     ],

@@ -306,7 +306,12 @@ def test_pairs_about_one_image_go_anywhere(source, target, options, tmp_path):
         ("vlm_rlaif_rm", Preference("a", "q", "x", "y", video="v.mp4"), "no frame list"),
         ("rlhf_v", Preference("a", "q", "x", "y", video="v.mp4"), "not one image"),
         ("rlaif_v", Preference("a", "q", "x", "y", video="gone.png", modality="image"), "image missing"),
-        ("rlhf_v", Preference("a", "q", "x", "y", modality="text", ref_logps={"chosen": {}}), "ref_logps incomplete"),
+        (
+            "rlhf_v",
+            Preference("a", "q", "x", "y", video="a.png", modality="image", ref_logps={"chosen": {}}),
+            "ref_logps incomplete",
+        ),
+        ("rlaif_v", Preference("a", "q", "x", "y", modality="text"), "not one image"),
     ],
 )
 def test_what_a_format_cannot_say_is_named(target, record, reason, options):

@@ -91,7 +91,7 @@ def test_the_quick_demo_shows_its_own_lines_and_prints_commands_that_work(tmp_pa
     lines = (shown.out + shown.err).splitlines()
     assert not [line for line in lines if any(word in line for word in FOREIGN)]
     assert sum("checking videos" in line for line in lines) < 5
-    assert "LearnerWorker" in (tmp_path / "demo" / "logs" / "demo.log").read_text()
+    assert "(RolloutActor pid=" in (tmp_path / "demo" / "logs" / "demo.log").read_text()
     run = tmp_path / "demo"
     assert not (run / "read").exists() and not (run / "data" / "pretrain.jsonl").exists()
     assert json.loads((run / "eval" / "demo.json").read_text())["base"] == "shipped"
