@@ -3,9 +3,11 @@
 Only containers are opened: no playlist, session description or pattern that names other files, no text and no still
 image, whatever the file's name says. FFmpeg may read the file itself and nothing else.
 
-**Which stream.** Attached pictures (cover art, thumbnails) are no video. Of the other video streams it is the one that
-FFmpeg prefers (`av_find_best_stream`: marked as default, then more than a single picture, then the higher bit rate);
-if that one is a picture, the first that is marked as default, else the first. Counting and decoding both use it.
+**Which stream.** Attached pictures (cover art, thumbnails), tiles of a larger picture and streams that FFmpeg cannot
+decode are not used. Of the other video streams it is the one that FFmpeg prefers (`av_find_best_stream`: marked as
+default, then more than a single picture, then the higher bit rate); if that one is a picture, the first that is marked
+as default, else the first. In an AVIF it is the first: its transparency is a stream of its own, which
+is not applied and may have the higher bit rate. Counting and decoding both use it.
 """
 
 from __future__ import annotations
@@ -23,6 +25,9 @@ from av.container import InputContainer
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
+from PIL import Image
+
+from rlaif.video.images import on_white
 
 REFERENCES = {"hls", "dash", "concat", "concatf", "sdp", "webm_dash_manifest", "imf", "vapoursynth", "avisynth"}
 """Formats that name other files."""
@@ -30,7 +35,28 @@ NO_VIDEOS = {"image2pipe", "tty", "bin", "xbin", "adf", "idf", "ffmetadata", "da
 """Texts and pictures that FFmpeg would play, and raw data that it would guess by the file's name."""
 THREADS = min(4, os.cpu_count() or 1)
 """Of one decoder. More help little, and each holds frames of its own."""
-PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails
+PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.dependent
+"""Of streams that are no video by themselves; a photo of a phone (HEIC) is many dependent tiles."""
+AVIF = ("avif", "avis")
+
+
+def _allow_unknown_side_data() -> None:
+    """Let PyAV read frames with side data of types that its enumeration lacks.
+
+    FFmpeg knows more types than PyAV (EXIF and 3D displays among them), and PyAV raises ValueError for a frame that has
+    one, also if only the display matrix is asked for.
+    """
+    kinds = av.sidedata.sidedata.Type
+
+    def unknown(cls: type, value: int) -> object:
+        member = object.__new__(cls)
+        member._name_, member._value_ = f"UNKNOWN_{value}", value
+        return member
+
+    kinds._missing_ = classmethod(unknown)
+
+
+_allow_unknown_side_data()
 
 
 class NotVideo(Exception):
@@ -59,11 +85,19 @@ def opened(path: Path) -> Iterator[InputContainer]:
 
 def video_stream(container: InputContainer) -> VideoStream:
     """Return the stream that is used. Raises NotVideo if there is none."""
-    streams = [stream for stream in container.streams.video if not stream.disposition & PICTURES]
+    every = list(container.streams.video)
+    streams = [stream for stream in every if not stream.disposition & PICTURES]
+    if every and not streams:
+        raise NotVideo("no video stream (attached pictures and the tiles of a larger picture are none)")
+    if streams and all(stream.codec_context is None for stream in streams):
+        raise NotVideo("a video of a codec that this FFmpeg cannot decode")
+    streams = [stream for stream in streams if stream.codec_context is not None]
     if not streams:
-        raise NotVideo("no video stream" + (" (attached pictures are none)" if container.streams.video else ""))
+        raise NotVideo("no video stream")
     # a thumbnail that nobody marked as one
     streams = [stream for stream in streams if stream.frames != 1] or streams
+    if container.metadata.get("major_brand") in AVIF:
+        return streams[0]
     best = container.streams.best("video")
     if best in streams:
         return best
@@ -109,15 +143,24 @@ def _up_to_a_logged_error(frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
 
 
 def upright(frame: VideoFrame) -> np.ndarray:
-    """Return uint8 [H, W, 3] RGB as a player shows it: turned and mirrored as the display matrix says."""
-    pixels = frame.to_ndarray(format="rgb24")
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    """Return uint8 [H, W, 3] RGB: turned and mirrored as the display matrix says, transparent pixels on white."""
+    if any(component.is_alpha for component in frame.format.components):
+        pixels = on_white(Image.fromarray(frame.to_ndarray(format="rgba")))
+    else:
+        pixels = frame.to_ndarray(format="rgb24")
+    matrix = display_matrix(frame)
     if matrix is None:
         return pixels
-    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5]
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5]
     if abs(int(b)) + abs(int(c)) > abs(int(a)) + abs(int(d)):  # a quarter turn: rows become columns
         pixels, a, d = pixels.transpose(1, 0, 2), c, b
     return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+
+
+def display_matrix(frame: VideoFrame) -> bytes | None:
+    """Return how a player turns and mirrors a frame, as FFmpeg's nine 32-bit numbers; None: it is shown as it is."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    return None if matrix is None else bytes(matrix)
 
 
 def first_line(error: BaseException) -> str:

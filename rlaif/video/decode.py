@@ -8,8 +8,9 @@ like a folder with nothing else in it; an animated one (GIF, APNG) is a video wi
 Frame i is frame i of a decode in order, and only frames that decode are counted (rlaif/video/files.py). Files are
 turned upright by their display matrix, images by their EXIF orientation.
 
-An MP4 or MOV file that was cut or overwritten is an error, at `probe` or at `decode`. A Matroska, WebM or MPEG
-stream that was cut is a shorter video: nothing in it says how long it was meant to be.
+An MP4 or MOV file that was cut or overwritten is an error, at `probe` or at `decode`, and so is a GIF that was cut (its
+last picture would be drawn in part). A fragmented MP4 that was cut between two fragments and a file of another kind (Matroska,
+WebM, MPEG streams, AVI, IVF, WMV) that was cut are shorter videos, as for FFmpeg.
 
 What `probe` learns is remembered (rlaif/video/known.py): a video is hashed again only if its size or time changed.
 """
@@ -18,10 +19,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -130,6 +132,11 @@ def _learned(path: Path, known: KnownVideos | None) -> tuple[VideoInfo, Index | 
     """Return what is known about a video, and for a file its index. Raises DataError for one that cannot be used."""
     if "\0" in str(path):
         raise _bad(path, "a name with a NUL character", "Correct the row's `video`.")
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError as error:
+        found = f"a name that no file system holds ({first_line(error)})"
+        raise _bad(ascii(str(path)), found, "Correct the row's `video`.") from error
     with _readable(path):
         facts = (known or _IN_PROCESS).get(path, partial(_learn, path))
     if "problem" in facts:
@@ -180,6 +187,8 @@ def _probe_file(path: Path) -> tuple[VideoInfo, Index | None]:
             "the file is no video, is damaged, or begins in the middle of a recording: copy or download it again, or "
             "re-encode it with ffmpeg",
         ) from error
+    if index.frames == 1 and path.suffix.lower() in IMAGES:  # an animation of one picture states any rate
+        index = replace(index, fps=1.0)
     if not index.fps > 0:
         raise _bad(path, "no frame rate", "re-encode the video with a constant frame rate")
     return VideoInfo(_sha256(path), index.frames, index.fps, index.height, index.width, index.damage), index

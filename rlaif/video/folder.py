@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mimetypes
 import os
 import re
 from pathlib import Path
@@ -14,8 +13,14 @@ IMAGES = {
     ".ppm", ".pgm", ".pnm", ".tga", ".jp2", ".avif",
 }  # fmt: skip
 """Endings of images that are read."""
-UNREAD = {".apng", ".heic", ".heif", ".jxl", ".exr", ".dng", ".hdr", ".psd"}
-"""Endings of images that Python's table of types may lack."""
+UNREAD = {
+    ".apng", ".arw", ".bw", ".cin", ".cr2", ".cr3", ".cur", ".dcx", ".dds", ".dng", ".dpx", ".eps", ".exr", ".fit", ".fits",
+    ".g3", ".hdr", ".heic", ".heics", ".heif", ".hif", ".icb", ".icns", ".ico", ".ief", ".iff", ".im", ".j2c", ".j2k", ".jif",
+    ".jpc", ".jpf", ".jpx", ".jxl", ".jxr", ".mng", ".mpo", ".nef", ".orf", ".pam", ".pbm", ".pcd", ".pcx", ".pfm", ".psd",
+    ".qoi", ".raf", ".ras", ".rgb", ".rgba", ".rw2", ".sgi", ".svg", ".svgz", ".vda", ".vst", ".wdp", ".wmf", ".xbm", ".xcf",
+    ".xpm", ".xwd",
+}  # fmt: skip
+"""Endings of images that are not read. A list of our own: that of the system differs from machine to machine."""
 
 
 def frames_in(folder: Path) -> list[Path]:
@@ -27,11 +32,12 @@ def frames_in(folder: Path) -> list[Path]:
     images, unread = [], []
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith(".") or entry.is_dir():
+            suffix = Path(entry.name).suffix.lower()
+            if entry.name.startswith(".") or suffix not in IMAGES | UNREAD or _is_folder(entry):
                 continue
             if _is_frame(entry):
                 images.append(folder / entry.name)
-            elif _is_picture(entry):
+            else:
                 unread.append(entry.name)
     if unread:
         raise DataError(
@@ -49,10 +55,11 @@ def _is_frame(entry: os.DirEntry) -> bool:
     return regular and Path(entry.name).suffix.lower() in IMAGES
 
 
-def _is_picture(entry: os.DirEntry) -> bool:
-    suffix = Path(entry.name).suffix.lower()
-    kind = mimetypes.types_map.get(suffix) or mimetypes.common_types.get(suffix) or ""
-    return kind.startswith("image/") or suffix in IMAGES | UNREAD
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
 
 
 def _natural(name: str) -> list[str | int]:

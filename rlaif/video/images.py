@@ -1,6 +1,6 @@
 """Read one image as a frame.
 
-Images are turned upright by their EXIF orientation. 16 bits per channel become 8 by keeping the high byte, as Pillow
+Images are turned upright by their EXIF orientation. Of more than 8 bits per channel the highest 8 are kept, as Pillow
 does for colour. Transparent images are put on white, as vLLM and qwen-vl-utils do. A file of several pictures (frames
 of an animation, pages) is no frame; animations that FFmpeg reads are videos by themselves (rlaif/video/decode.py).
 """
@@ -10,16 +10,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from rlaif.errors import DataError
-from rlaif.video.container import first_line
 
 VIDEOS = {"PNG", "GIF", "AVIF"}
 """Animations that FFmpeg reads."""
 SEVERAL = VIDEOS | {"WEBP", "TIFF"}
 """Formats whose further pictures are frames or pages. (JPEG files of phones hold depth maps and previews.)"""
 WHITE = (255, 255, 255, 255)
+TIFF_BITS, TIFF_PHOTOMETRIC = 258, 262
+"""Numbers of the tags `BitsPerSample` and `PhotometricInterpretation` (TIFF 6.0)."""
+WHITE_IS_ZERO = 0
+TGA_DESCRIPTOR, TGA_ALPHA_BITS = 17, 0x0F
+"""Byte of a TGA header that says how many bits of a pixel are alpha."""
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -29,13 +33,13 @@ def read_image(path: Path) -> np.ndarray:
             count = _pictures(image)
             if count > 1:
                 raise _unreadable(path, f"a file of {count} pictures", "Extract its pictures into a folder of frames.")
-            return _rgb(ImageOps.exif_transpose(image))
+            return _rgb(ImageOps.exif_transpose(_as_meant(image, path)))
     except DataError:
         raise
     except Exception as error:  # Pillow has no class for what its parsers raise on garbage, nor for its size limit
         if isinstance(error, OSError) and error.errno is not None:  # the file system's
             raise
-        found = f"an image that does not decode ({first_line(error)})"
+        found = f"an image that does not decode ({(str(error).splitlines() or [type(error).__name__])[0]})"
         raise _unreadable(path, found, "Extract this frame again.") from error
 
 
@@ -56,14 +60,52 @@ def _pictures(image: Image.Image) -> int:
     return getattr(image, "n_frames", 1) if image.format in SEVERAL else 1
 
 
-def _rgb(image: Image.Image) -> np.ndarray:
+def on_white(image: Image.Image) -> np.ndarray:
+    """Return uint8 [H, W, 3] RGB of an RGBA image on a white ground."""
+    return np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image).convert("RGB"))
+
+
+def _as_meant(image: Image.Image, path: Path) -> Image.Image:
+    """Return an image whose mode says what the file says; Pillow passes over some of what headers hold."""
+    if image.format == "TGA" and image.mode == "RGBA":
+        descriptor = path.read_bytes()[TGA_DESCRIPTOR]
+        if not descriptor & TGA_ALPHA_BITS:  # the fourth byte of a pixel has no meaning
+            return _oriented_as(image, image.convert("RGB"))
     if image.mode.startswith("I;16"):
-        return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+        return _oriented_as(image, Image.fromarray(_grey(image)))
+    sixteen_bits = image.format == "PNG" and image.mode == "RGB" and image.tile[0][3] == "RGB;16B"
+    if sixteen_bits and "transparency" in image.info:
+        raise ValueError("16 bits per colour and one colour that is transparent: convert it to 8 bits")
+    return image
+
+
+def _oriented_as(source: Image.Image, image: Image.Image) -> Image.Image:
+    """Give an image the EXIF orientation of another one."""
+    exif, orientation = image.getexif(), source.getexif().get(ExifTags.Base.Orientation)
+    if orientation:
+        exif[ExifTags.Base.Orientation] = orientation
+    return image
+
+
+def _grey(image: Image.Image) -> np.ndarray:
+    """Return uint8 [H, W] of a grey image with 9 to 16 bits per pixel: the highest eight of them."""
+    values = np.asarray(image)
+    tags = getattr(image, "tag_v2", {})
+    bits = tags.get(TIFF_BITS, (16,))[0]
+    grey = (values >> (bits - 8)).astype(np.uint8)
+    if tags.get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO:
+        grey = 255 - grey
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[values == transparent] = 255
+    return grey
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
     if image.mode in ("I", "F"):
         raise ValueError("32 bits per pixel, of an unknown range: convert it to 8 or 16 bits")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image)
+        return on_white(image.convert("RGBA"))
     return np.asarray(image.convert("RGB"))
 
 

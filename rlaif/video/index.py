@@ -7,6 +7,7 @@ away), and timestamps may be missing or wrong.
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_right, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,14 +15,20 @@ from pathlib import Path
 
 import av
 from av.packet import Packet
+from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from rlaif.video import container as containers
-from rlaif.video.container import DAMAGED, decoded, first_line, opened, upright, video_stream
+from rlaif.video.container import DAMAGED, decoded, display_matrix, first_line, opened, upright, video_stream
 from rlaif.video.h264 import Picture, Pictures, Unproven
+from rlaif.video.whole import require_whole
 
 SMALL = 2**20
 """Pixels of a video that decodes from start to end in a few milliseconds: nothing is worth proving there."""
+RAW = ("h264", "hevc", "m4v", "mpegvideo", "vc1", "obu")
+"""Formats of a bare stream."""
+RATES_DIFFER = 0.05
+"""Share by which the rate that a file states may differ from that of its timestamps."""
 APART = 16
 """Frames between two points to jump to: closer ones save less than a jump costs."""
 
@@ -60,12 +67,13 @@ def read_index(path: Path) -> Index:
     """Read the packets once; decode all frames unless the packets prove how many there are. Raises one of DAMAGED."""
     with opened(path) as container:
         stream = video_stream(container)
+        require_whole(path, container.format.name)
         table = _Table(stream)
         for packet in container.demux(stream):
             if packet.size:
                 table.add(packet)
         table.check()
-        fps = float(stream.average_rate or stream.guessed_rate or table.rate())
+        fps = _rate(stream, table)
         starts = table.starts(stream.codec_context.reorder_depth)
         number = stream.index
         pixels = table.packets * stream.codec_context.width * stream.codec_context.height
@@ -73,15 +81,40 @@ def read_index(path: Path) -> Index:
         shown = table.packets - table.hidden
         several = containers.THREADS > 1 and pixels > SMALL
         return (several and _sound(path, number, fps, shown)) or _counted(path, number, fps, shown)
-    first = upright(next(decoded(path, number)))
-    return Index(number, table.packets, fps, *first.shape[:2], starts)
+    first, *second = itertools.islice(decoded(path, number), 2)
+    for frame in second:
+        _require_same_orientation(first, frame, 1)
+    return Index(number, table.packets, fps, *upright(first).shape[:2], starts)
+
+
+def _rate(stream: VideoStream, table: _Table) -> float:
+    """Return frames per second: what the file states, unless its timestamps say something else.
+
+    Matroska states the duration of one frame, which says nothing about a file with pauses. A raw stream has no
+    timestamps; there the decoder knows what the stream's own header states.
+    """
+    container, stated = stream.container.format.name, float(stream.average_rate or stream.guessed_rate or 0)
+    if container in RAW and stream.codec_context.framerate:
+        return float(stream.codec_context.framerate)
+    measured = table.rate()
+    if container.startswith("matroska") and measured and abs(measured / (stated or measured) - 1) > RATES_DIFFER:
+        return measured
+    return stated or measured
+
+
+def _require_same_orientation(first: VideoFrame, other: VideoFrame, number: int) -> None:
+    """Raise RuntimeError if two frames are turned in different ways: FFmpeg turns only frames that carry the message."""
+    if display_matrix(first) != display_matrix(other):
+        raise RuntimeError(f"the display orientation changes at frame {number}")
 
 
 def _sound(path: Path, stream: int, fps: float, expected: int) -> Index | None:
     """Count frames on several threads. Returns None unless all `expected` ones decode without any error."""
-    shape, count = (), 0
+    shape, count, first = (), 0, None
     try:
         for frame in decoded(path, stream, containers.THREADS):
+            first = first or frame
+            _require_same_orientation(first, frame, count)
             shape = shape or upright(frame).shape
             count += 1
             if frame.is_corrupt or count > expected:
@@ -93,9 +126,12 @@ def _sound(path: Path, stream: int, fps: float, expected: int) -> Index | None:
 
 def _counted(path: Path, stream: int, fps: float, expected: int) -> Index:
     """Count frames by decoding all of them. expected: how many there would be if each packet held one."""
-    shape, count, damage = (), 0, ""
+    shape, count, damage, first, turned = (), 0, "", None, None
     try:
         for frame in decoded(path, stream):
+            first = first or frame
+            if turned is None and display_matrix(frame) != display_matrix(first):
+                turned = frame, count
             shape = shape or upright(frame).shape
             count += 1
     except DAMAGED as error:
@@ -105,6 +141,8 @@ def _counted(path: Path, stream: int, fps: float, expected: int) -> Index:
         damage, count = first_line(error), max(expected, count + 1)
     if not shape:
         raise RuntimeError("no frames")
+    if turned:
+        _require_same_orientation(first, *turned)
     return Index(stream, count, fps, *shape[:2], (), damage)
 
 

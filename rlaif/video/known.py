@@ -1,7 +1,8 @@
 """Remember what was learned about videos, so that no stage, process or node learns it again.
 
 An entry is one JSON file per path, below a folder that all nodes may share. It holds as long as size and modification
-time of the video (of a folder: of each of its images) are the same and the libraries are. Any number of processes may
+time of the video (of a folder: of each of its images) are the same and the libraries are; if only the time of an inode
+changed, the video is hashed again. Any number of processes may
 read and write: an entry is replaced as a whole, and one that is damaged is learned again.
 """
 
@@ -25,7 +26,7 @@ from rlaif.video.folder import frames_in
 
 log = logging.getLogger(__name__)
 
-VERSION = f"2, av {av.__version__}, FFmpeg {av.ffmpeg_version_info}"
+VERSION = f"3, av {av.__version__}, FFmpeg {av.ffmpeg_version_info}"
 RACE_NS = 2 * 10**9
 """A file that is written twice within one tick of its file system's clock keeps its time: what was read so soon after
 a change is read again later."""
@@ -47,13 +48,15 @@ class KnownVideos:
         learn: is called with earlier facts that probably still hold, or None.
         """
         key, stats = os.path.abspath(path), _stats(path)
-        stamp, written_ns = _stamp(stats), max((time_ns for _, _, time_ns in stats), default=0)
+        stamp, written_ns = _stamp(stats), max((file.st_mtime_ns for _, file in stats), default=0)
+        # a copy may keep the time of modification; that of the inode changes, also if only an owner or a name does
+        inodes = hashlib.sha256(repr([file.st_ctime_ns for _, file in stats]).encode()).hexdigest()
         entry = self._read(key)
         earlier = entry["facts"] if entry and entry["stamp"] == stamp else None
-        if earlier and abs(entry["read_ns"] - written_ns) > RACE_NS:
+        if earlier and entry["inodes"] == inodes and abs(entry["read_ns"] - written_ns) > RACE_NS:
             return earlier
-        read_ns = time.time_ns()
-        entry = {"version": VERSION, "path": key, "stamp": stamp, "read_ns": read_ns, "facts": learn(earlier)}
+        entry = {"version": VERSION, "path": key, "stamp": stamp, "inodes": inodes, "read_ns": time.time_ns()}
+        entry["facts"] = learn(earlier)
         self._write(key, entry)
         return entry["facts"]
 
@@ -99,19 +102,16 @@ def stamp_of(path: Path) -> str:
     return _stamp(_stats(path))
 
 
-def _stats(path: Path) -> list[tuple[str, int, int]]:
+def _stats(path: Path) -> list[tuple[str, os.stat_result]]:
     files = [path]
     if path.is_dir():
         files = [*frames_in(path), *path.glob("frames.json")]
-    stats = []
-    for file in files:
-        stat = file.stat()
-        stats.append((file.name, stat.st_size, stat.st_mtime_ns))
-    return stats
+    return [(file.name, file.stat()) for file in files]
 
 
-def _stamp(stats: list[tuple[str, int, int]]) -> str:
-    return hashlib.sha256(repr(stats).encode()).hexdigest()
+def _stamp(stats: list[tuple[str, os.stat_result]]) -> str:
+    parts = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def _load(file: Path) -> dict | None:

@@ -129,7 +129,7 @@ BAD_FILES = {
     "empty": (lambda path: path.write_bytes(b""), "empty file"),
     "header only": (lambda path: path.write_bytes(path.read_bytes()[:40]), "do not decode"),
     "truncated": (cut_off, "do not decode"),
-    "truncated in its last frame": (cut_off_behind_the_index, "cut off in frame"),
+    "truncated in its last frame": (cut_off_behind_the_index, "cut off"),
     "no frames": (no_frames, "no frames"),
     "sound only": (sound, "no video stream"),
     "garbage": (lambda path: path.write_bytes(bytes(range(256)) * 20), "do not decode"),
