@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlaif.objectives.metrics import means, merge
+from rlaif.objectives.metrics import mean_metrics, merge
 from rlaif.objectives.policy import ppo_policy_loss, ratio_quantiles, ratios
 
 CLIP, CAP, COEF = 0.2, 1.5, 0.01
@@ -61,7 +61,7 @@ def test_loss_and_metrics_match_a_loop(ragged, seed_lengths):
     loss, metrics = loss_of(given, sum(seed_lengths))
     expected, expected_metrics = naive(given, seed_lengths)
     assert loss.item() == pytest.approx(expected)
-    found = means(metrics)
+    found = mean_metrics(metrics)
     assert {k: found[k] for k in expected_metrics} == pytest.approx(expected_metrics)
 
 
@@ -92,7 +92,7 @@ def test_on_policy_gradient_is_the_policy_gradient(ragged):
     loss, metrics = ppo_policy_loss(logp, logp.detach(), advantages, batch.mask, CLIP, 20)
     loss.backward()
     assert torch.allclose(logp.grad, (-advantages / 20).masked_fill(~batch.mask, 0.0))
-    found = means(metrics)
+    found = mean_metrics(metrics)
     assert found["approx_kl"] == found["approx_kl_k1"] == found["clip_fraction"] == 0 and found["ratio"] == 1
 
 
@@ -107,7 +107,7 @@ def test_micro_batches_sum_to_the_full_batch(ragged):
     total = sum(loss for loss, _ in parts)
     assert torch.allclose(total, whole)
     assert torch.allclose(torch.autograd.grad(total, leaf)[0], gradient)
-    assert means(merge(m for _, m in parts)) == pytest.approx(means(metrics))
+    assert mean_metrics(merge(m for _, m in parts)) == pytest.approx(mean_metrics(metrics))
 
 
 def test_padding_changes_nothing(ragged):
@@ -117,7 +117,7 @@ def test_padding_changes_nothing(ragged):
     leaf = longer["logp"].clone().requires_grad_()
     loss, metrics = loss_of(longer | {"logp": leaf}, 20)
     expected, expected_metrics = loss_of(given, 20)
-    assert torch.allclose(loss, expected) and means(metrics) == pytest.approx(means(expected_metrics))
+    assert torch.allclose(loss, expected) and mean_metrics(metrics) == pytest.approx(mean_metrics(expected_metrics))
     (gradient,) = torch.autograd.grad(loss, leaf)
     assert torch.all(gradient[~longer["mask"]] == 0) and torch.isfinite(gradient).all()
 
@@ -174,7 +174,7 @@ def test_an_empty_micro_batch_is_zero_and_still_connected():
     logp = torch.full((2, 3), torch.nan, requires_grad=True)
     loss, metrics = ppo_policy_loss(logp, logp.detach(), logp.detach(), torch.zeros(2, 3), CLIP, 5)
     loss.backward()
-    assert loss.item() == 0 and torch.equal(logp.grad, torch.zeros(2, 3)) and means(metrics) == {}
+    assert loss.item() == 0 and torch.equal(logp.grad, torch.zeros(2, 3)) and mean_metrics(metrics) == {}
 
 
 def test_ratio_quantiles_by_kind():
