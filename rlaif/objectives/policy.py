@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlaif.objectives.kl import EXPONENT_LIMIT, k1, k3
 from rlaif.objectives.masked import masked_sum, per_unit, wide, zero_outside
-from rlaif.objectives.metrics import Metrics, extremes, totals
+from rlaif.objectives.metrics import DeviceMetrics, extremes, totals
 
 
 def ratios(logp: Tensor, old_logp: Tensor, mask: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ def ppo_policy_loss(
     importance_cap: float = 2.0,
     entropy: Tensor | None = None,
     entropy_coef: float = 0.0,
-) -> tuple[Tensor, Metrics]:
+) -> tuple[Tensor, DeviceMetrics]:
     """Return the clipped surrogate loss of PPO (Schulman et al. 2017, eq. 7), a scalar, and its metrics.
 
     Args:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from rlaif.objectives.masked import per_unit, wide, zero_outside
-from rlaif.objectives.metrics import Metrics, totals
+from rlaif.objectives.metrics import DeviceMetrics, totals
 
 
 def bradley_terry(
@@ -19,7 +19,7 @@ def bradley_terry(
     coef: float,
     denominator: float,
     required_margins: Tensor | None = None,
-) -> tuple[Tensor, Metrics]:
+) -> tuple[Tensor, DeviceMetrics]:
     """Return sum -log sigmoid(s_w - s_l - m) / denominator plus `coef` times the centering term, and metrics.
 
     Args:
@@ -48,7 +48,8 @@ def bradley_terry(
         score_chosen=chosen,
         score_rejected=rejected,
     )
-    metrics["centering"] = (coef * float(center.detach()), float(len(pair_loss)))
+    pairs = center.new_full((), len(pair_loss), dtype=torch.float64)
+    metrics["centering"] = (coef * center.detach().double(), pairs)
     return loss, metrics
 
 
@@ -87,7 +88,7 @@ def dpo(
     beta: float,
     loss_type: Literal["sigmoid", "hinge"],
     denominator: float,
-) -> tuple[Tensor, Metrics]:
+) -> tuple[Tensor, DeviceMetrics]:
     """Return the loss of direct preference optimisation, and metrics.
 
     sigmoid: sum -log sigmoid(m) / denominator (Rafailov et al. 2023, eq. 7); hinge: sum max(0, 1 - m) / denominator (Zhao

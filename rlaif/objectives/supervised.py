@@ -5,10 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from rlaif.objectives.masked import masked_sum, per_unit
-from rlaif.objectives.metrics import Metrics, totals
+from rlaif.objectives.metrics import DeviceMetrics, totals
 
 
-def sft_loss(logp: Tensor, mask: Tensor, denominator: float, weight: Tensor | None = None) -> tuple[Tensor, Metrics]:
+def sft_loss(
+    logp: Tensor, mask: Tensor, denominator: float, weight: Tensor | None = None
+) -> tuple[Tensor, DeviceMetrics]:
     """Return -sum w logp / denominator, nats per token, and the metric `nll` of the tokens of full weight.
 
     logp [B, T]: log-prob of each target token; mask [B, T]: tokens to learn; weight [B, T]: 1 each if None;

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rlaif.objectives.masked import Moments, masked_sum, per_unit, wide, zero_outside
-from rlaif.objectives.metrics import Metrics, totals
+from rlaif.objectives.metrics import DeviceMetrics, Metrics, totals
 
 
 def value_loss(
@@ -19,7 +19,7 @@ def value_loss(
     denominator: float,
     value_clip: float | None = None,
     scale: float | None = None,
-) -> tuple[Tensor, Metrics]:
+) -> tuple[Tensor, DeviceMetrics]:
     """Return the clipped value loss (OpenAI baselines' PPO2), a scalar, and its metrics.
 
     Args:

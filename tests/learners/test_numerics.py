@@ -12,10 +12,12 @@ from ranks import LORA, NoiseFrames, answer, cluster, model, plain_optim, respon
 
 from learners import losses
 from learners.learner import Learner
-from learners.ppo import PpoState, train_on
+from learners.ppo import train_on
+from learners.ppo_state import PpoState
 from learners.spec import LearnerSpec, RoleSpec
 from rlaif.config.schema import Kl, Ppo
 from rlaif.errors import NumericsError
+from rlaif.records import Experience
 
 
 def steps(path, zero_stage, plan):
@@ -32,7 +34,9 @@ def steps(path, zero_stage, plan):
         given = [_poisoned(items[0]), *items[1:]] if bad and rank == 1 else items
         units = [(item,) for item in given]
         try:
-            seen = learner.step("critic", units, "values", losses.critic(Ppo(), None), losses.tokens)
+            seen = learner.step(
+                "critic", units, "values", losses.make_critic_loss(Ppo(), None), losses.count_tokens
+            ).metrics
         except NumericsError as error:
             return reports, error.found
         after = weights(critic)
@@ -84,7 +88,7 @@ def iterate(path, limit, poison):
         samples[3].logprobs[1] = np.nan
     rank = dist.get_rank()
     try:
-        metrics, report = train_on(learner, state, samples[rank::2], [1.0, -1.0], PPO, seed=3)
+        metrics, report = train_on(learner, state, Experience(tuple(samples[rank::2]), (1.0, -1.0)), PPO, seed=3)
     except NumericsError as error:
         return state.state_dict(), error.found, None
     return state.state_dict(), [metrics[f"{name}/skipped_steps"][0] for name in ("critic", "policy")], report

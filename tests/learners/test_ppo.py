@@ -11,14 +11,16 @@ import torch
 import torch.distributed as dist
 from ranks import LORA, WORDS, NoiseFrames, answer, cluster, model, plain_optim, weights
 
+from learners.experience import compute_advantages, encode_sample, prepare_experience
 from learners.learner import Learner
-from learners.ppo import PpoState, advantages_of, collect, critic_report, encode_sample, train_on
+from learners.ppo import critic_report, train_on
+from learners.ppo_state import PpoState
 from learners.spec import LearnerSpec, RoleSpec
 from rlaif.config.schema import Kl, Ppo
 from rlaif.errors import ContractError
 from rlaif.models.encode import Encoder
 from rlaif.objectives.metrics import mean_metrics
-from rlaif.records import Sample
+from rlaif.records import Experience, Sample
 
 OPTIM = plain_optim()
 PPO = Ppo(
@@ -65,10 +67,11 @@ def build(path, config, total=10) -> Learner:
     return learner
 
 
-def mine(learner) -> tuple[list[Sample], list[float]]:
+def mine(learner) -> Experience:
+    """This rank's part."""
     share = SHARES[dist.get_world_size()][dist.get_rank()]
     samples = samples_of(learner.encoder("policy"))
-    return [samples[i] for i in share], [SCORES[i] for i in share]
+    return Experience(tuple(samples), tuple(SCORES)).part(share)
 
 
 # -- what the learner refuses
@@ -99,27 +102,27 @@ def test_samples_that_were_made_from_something_else(tiny, what, change):
 # -- advantages and returns
 
 
-def experience(path, configs):
+def experience_by_config(path, configs):
     """Under each configuration: what the forwards gave, what was computed from it, and the report."""
     learner, found = build(path, configs[0]), []
-    samples, scores = mine(learner)
+    experience = mine(learner)
     for config in configs:
         state = PpoState.of(config)
-        rollouts = collect(learner, samples, config)
-        items, metrics, report = advantages_of(learner, state, rollouts, scores, config)
+        tensors = prepare_experience(learner, experience, config)
+        items, report = compute_advantages(learner, state, tensors, config)
         rows = [
             {
                 "key": sample.key,
                 "engine": sample.logprobs,
                 "score": score,
-                "reference": rollouts.reference[i].numpy(),
-                "critic": rollouts.values[i].numpy(),
+                "reference": tensors.reference[i].numpy(),
+                "critic": tensors.values[i].numpy(),
                 "report": report[i],
                 **item.extras,
             }
-            for i, (sample, score, item) in enumerate(zip(samples, scores, items, strict=True))
+            for i, (sample, score, item) in enumerate(zip(experience.samples, experience.scores, items, strict=True))
         ]
-        found.append((rows, state.state_dict(), learner.infer("policy", rollouts.encoded, "logprobs")))
+        found.append((rows, state.state_dict(), learner.infer("policy", tensors.encoded, "logprobs")))
     return found
 
 
@@ -135,7 +138,7 @@ CONFIGS = {
 @pytest.fixture(scope="module")
 def experienced(two_ranks, tiny):
     """By configuration: (all rows of both ranks, states, log-probs of the learner by key)."""
-    ranks = two_ranks.run(experience, path=tiny, configs=list(CONFIGS.values()))
+    ranks = two_ranks.run(experience_by_config, path=tiny, configs=list(CONFIGS.values()))
     found = {}
     for number, name in enumerate(CONFIGS):
         rows = [row for rank in ranks for row in rank[number][0]]
@@ -210,8 +213,7 @@ def iterate(path, config, iterations=1):
     names = [name for name in ("policy", "critic") if name in learner.roles]
     found = [{"weights": {name: weights(learner.roles[name]) for name in names}}]
     for _ in range(iterations):
-        samples, scores = mine(learner)
-        metrics, report = train_on(learner, state, samples, scores, config, seed=1)
+        metrics, report = train_on(learner, state, mine(learner), config, seed=1)
         gathered = learner.gather(metrics)
         found.append(
             {

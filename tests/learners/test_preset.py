@@ -16,14 +16,16 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import LORA, NoiseFrames, weights
-from test_ppo import SCORES, SHARES, build, experience, samples_of
+from test_ppo import SCORES, SHARES, build, experience_by_config, samples_of
 
 from learners import losses
-from learners.ppo import PpoState, train_on
+from learners.ppo import train_on
+from learners.ppo_state import PpoState
 from rlaif.config.schema import Ppo
 from rlaif.models.encode import Encoder
 from rlaif.models.vlm import VideoLM, load_vlm
 from rlaif.objectives.rewards import shaped_score
+from rlaif.records import Experience
 
 SLOTS, ITERATIONS, ITERATION = 8, 12, 3
 RATES = {"policy": 0.3, "critic": 0.013}  # the critic's keeps part of its values within the clip for all four steps
@@ -75,11 +77,12 @@ def one_iteration(path, config):
         seen = usual(role, units, *args)
         texts = [tuple(item.ids[item.start : len(item.ids) - item.padding].tolist()) for (item,) in units]
         extras = {numbers[text]: item.extras for text, (item,) in zip(texts, units, strict=True)}
-        steps.append({"role": role, "extras": extras, "metrics": seen})
+        steps.append({"role": role, "extras": extras, "metrics": seen.metrics})
         return seen
 
     learner.step = step
-    train_on(learner, state, [everyone[i] for i in share], [score.value for score in scores], config, seed=1)
+    own = Experience(tuple(everyone[i] for i in share), tuple(score.value for score in scores))
+    train_on(learner, state, own, config, seed=1)
     end = {role: weights(learner.roles[role]) for role in ("policy", "critic")}
     return {"start": start, "steps": steps, "end": end, "scale": state.returns.scale}
 
@@ -288,7 +291,7 @@ CONFIGS = {name: Ppo(**SMALL, sampling={"max_tokens": 11}, **change) for name, c
 
 @pytest.fixture(scope="module")
 def switched(two_ranks, tiny):
-    found = two_ranks.run(experience, path=tiny, configs=list(CONFIGS.values()))
+    found = two_ranks.run(experience_by_config, path=tiny, configs=list(CONFIGS.values()))
     return {name: [row for rank in found for row in rank[number][0]] for number, name in enumerate(CONFIGS)}
 
 
@@ -346,7 +349,7 @@ GROUPS = Ppo(
 
 
 def test_leave_one_out_with_scaled_rewards_and_means_over_slots(two_ranks, tiny):
-    rows = [row for rank in two_ranks.run(experience, path=tiny, configs=[GROUPS]) for row in rank[0][0]]
+    rows = [row for rank in two_ranks.run(experience_by_config, path=tiny, configs=[GROUPS]) for row in rank[0][0]]
     totals = {}
     for row in rows:
         gaps = [float(row["engine"][t]) - float(row["reference"][t]) for t in range(len(row["engine"]))]
@@ -369,7 +372,7 @@ def test_a_small_spread_is_whitened_as_the_released_code_does(two_ranks, tiny, p
     """Advantages of some 1e-5 tell std + 1e-8 from sqrt(var + 1e-8); those of the iteration above are far too large."""
     slots = {"loss_mean": "slots", "sampling": {"max_tokens": 11}}
     config = Ppo(**SMALL, preset=preset, **slots, **SMALL_SPREAD)
-    rows = [row for rank in two_ranks.run(experience, path=tiny, configs=[config]) for row in rank[0][0]]
+    rows = [row for rank in two_ranks.run(experience_by_config, path=tiny, configs=[config]) for row in rank[0][0]]
     for row, expected in zip(rows, whitened_by_loops([row["returns"].tolist() for row in rows], divisor), strict=True):
         assert np.allclose(row["advantages"], expected, rtol=1e-3, atol=1e-6)
     spread = float(np.std([value for row in rows for value in row["returns"]]))
@@ -381,6 +384,6 @@ def test_importance_weights_are_cut_at_the_cap(cap):
     ones, weight = torch.ones(1, 2), torch.tensor([[0.5, 1.5]])
     extras = {"old_logprobs": -ones, "advantages": ones, "importance": weight, "after_video": torch.ones(1)}
     batch = SimpleNamespace(mask=ones, extras=extras)
-    loss = losses.policy(Ppo(importance_cap=cap), True, [])
-    found, _ = loss({"logprobs": -ones, "entropy": ones}, batch, 2.0)
-    assert found.item() == pytest.approx(-(0.5 + min(1.5, cap)) / 2)
+    loss = losses.make_policy_loss(Ppo(importance_cap=cap), truncated_importance=True)
+    result = loss({"logprobs": -ones, "entropy": ones}, batch, 2.0)
+    assert result.loss.item() == pytest.approx(-(0.5 + min(1.5, cap)) / 2)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from ranks import NoiseFrames
 
-from learners.losses import tokens
-from learners.sequences import conversations, preferences
+from learners.losses import count_tokens
+from learners.sequences import conversation_units, preference_units
 from rlaif.config.schema import Reward
 from rlaif.data import Conversation, Pair
 from rlaif.models.encode import Encoder
@@ -33,11 +33,11 @@ def pair(video, chosen, rejected) -> Pair:
 
 def test_prompts_that_are_trained_on_count_their_weight(encoder):
     rows = [talk("a", "red"), talk("b", "a blue circle")]
-    plain, weighted = (conversations(encoder, rows, 4096, weight)[0] for weight in (0.0, 0.5))
+    plain, weighted = (conversation_units(encoder, rows, 4096, weight)[0] for weight in (0.0, 0.5))
     for (before,), (after,) in zip(plain, weighted, strict=True):
         prompt = before.start - after.start
-        assert tokens((before,)) == len(before.mask)
-        assert tokens((after,)) == len(before.mask) + 0.5 * prompt
+        assert count_tokens((before,)) == len(before.mask)
+        assert count_tokens((after,)) == len(before.mask) + 0.5 * prompt
 
 
 def test_conversations(encoder):
@@ -49,7 +49,7 @@ def test_conversations(encoder):
         bad,
         talk("clip2", "a blue square"),
     ]
-    units, skipped = conversations(encoder, rows, limit=64)
+    units, skipped = conversation_units(encoder, rows, limit=64)
     assert [encoder.text(unit[0].ids[unit[0].start :]) for unit in units] == ["a red circle", "a blue square"]
     assert [reason.split(":")[0] for reason in skipped] == ["'broken' (broken)", "'clip1' (clip1)", "'clip3' (clip3)"]
     assert "garbage" in skipped[0] and "limit of 64" in skipped[1] and "placeholder" in skipped[2]
@@ -57,17 +57,17 @@ def test_conversations(encoder):
 
 def test_a_row_of_exactly_the_limit_is_kept_whole(encoder):
     row = talk("clip0", "a red circle")
-    ((item,),), _ = conversations(encoder, [row], limit=10**6)
+    ((item,),), _ = conversation_units(encoder, [row], limit=10**6)
     length = len(item.ids)
-    ((again,),), _ = conversations(encoder, [row], limit=length)
+    ((again,),), _ = conversation_units(encoder, [row], limit=length)
     assert np.array_equal(again.ids, item.ids)
-    assert conversations(encoder, [row], limit=length - 1)[0] == []
+    assert conversation_units(encoder, [row], limit=length - 1)[0] == []
 
 
 def test_both_answers_of_a_pair_count(encoder):
     prompt = RewardPrompt.of(Reward())
     rows = [pair("clip0", "a", "b"), pair("clip1", "a", LONG), pair("clip2", LONG, "a"), pair("broken", "a", "b")]
-    units, skipped = preferences(encoder, prompt, rows, limit=64)
+    units, skipped = preference_units(encoder, prompt, rows, limit=64)
     assert len(units) == 1
     assert [reason.split(":")[0] for reason in skipped] == ["'clip1' (clip1)", "'clip2' (clip2)", "'broken' (broken)"]
     chosen, rejected = units[0]
@@ -81,7 +81,7 @@ def test_a_pair_says_what_it_was_compared_in(encoder):
         replace(pair("clip0", "a", "b"), dimension="helpful", dimensions={"harmless": -1}, margin=0.5),
         pair("clip1", "a", "b"),
     ]
-    units, _ = preferences(encoder, RewardPrompt.of(Reward()), rows, 64, ("harmless", "helpful"))
+    units, _ = preference_units(encoder, RewardPrompt.of(Reward()), rows, 64, ("harmless", "helpful"))
     for first, second in units:
         assert first.extras == second.extras
     told = [{name: float(value) for name, value in unit[0].extras.items()} for unit in units]
@@ -93,7 +93,7 @@ def test_a_pair_says_what_it_was_compared_in(encoder):
 def test_candidates_that_are_videos(encoder):
     """Each side shows its own video behind the same question; where one is broken the pair is left out."""
     good = Pair("r", "clip0", "a red circle moves left", (), "", "", rejected_video="clip1")
-    units, skipped = preferences(
+    units, skipped = preference_units(
         encoder, RewardPrompt.of(Reward()), [good, replace(good, rejected_video="broken")], 10**6
     )
     ((chosen, rejected),) = units

@@ -23,7 +23,10 @@ from rlaif.errors import CheckpointError
 
 ADAM = Optim(lr=1e-2, warmup_steps=5, weight_decay=0.01)
 APART = ADAM.model_copy(update={"projector_lr": 3e-2, "schedule": "cosine"})
-OBJECTIVES = {"policy": ("logprobs", losses.supervised), "critic": ("values", losses.critic(Ppo(), None))}
+OBJECTIVES = {
+    "policy": ("logprobs", losses.supervised_loss),
+    "critic": ("values", losses.make_critic_loss(Ppo(), None)),
+}
 
 
 def build(path, zero_stage, optim=ADAM, lora=LORA, projector=False, **changes) -> Learner:
@@ -43,7 +46,7 @@ def advance(learner, steps, roles=("critic", "policy")) -> None:
     for _ in range(steps):
         for role in roles:
             output, loss = OBJECTIVES[role]
-            learner.step(role, mine, output, loss, losses.tokens)
+            learner.step(role, mine, output, loss, losses.count_tokens)
 
 
 def save_all(learner, folder) -> None:

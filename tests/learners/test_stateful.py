@@ -14,12 +14,12 @@ from ranks import LORA, NoiseFrames, answer, cluster, model
 from statewalk import differences, leaves
 
 from cluster.checkpoint import CheckpointRef, Checkpoints
-from learners.ppo import PpoState
+from learners.ppo_state import PpoState
 from learners.spec import LearnerSpec, RoleSpec
 from learners.worker import LearnerWorker
 from rlaif.config.schema import Kl, Optim, Ppo
 from rlaif.models.encode import Encoder
-from rlaif.records import Sample
+from rlaif.records import Experience, Sample
 
 OPTIM = Optim(lr=1e-2, warmup_steps=3, schedule="cosine")
 PPO = Ppo(
@@ -30,7 +30,7 @@ PPO = Ppo(
     kl=Kl(controller="adaptive", target=0.1, horizon=10),
 )
 
-CACHES = ("learner._encoders.", "learner.vision.", "learner.work.", "learner.world")
+CACHES = ("learner._encoders.", "learner.vision.", "learner.counters.", "learner.world")
 """What the learner makes again when it needs it (tokenizers, processed videos, towers' output) and what it only reports."""
 
 
@@ -49,7 +49,7 @@ class Remembers(LearnerWorker):
 
     def iterate(self, iteration: int) -> None:
         samples = _samples(self.learner.encoder("policy"), iteration)[dist.get_rank() :: 2]
-        self.train_ppo(samples, [1.0, -1.0], PPO, seed=3)
+        self.train_ppo(Experience(tuple(samples), (1.0, -1.0)), PPO, seed=3)
 
 
 def saved(worker: LearnerWorker, folder) -> tuple[Checkpoints, CheckpointRef]:
@@ -124,7 +124,7 @@ def test_the_walk_sees_what_is_added_to_a_class():
     class State(PpoState):
         pass
 
-    State.__module__ = "learners.ppo"
+    State.__module__ = "learners.ppo_state"
     one, other = State.of(PPO), State.of(PPO)
     assert differences(one, other) == []
     one.momentum = {"x": [torch.zeros(2)]}

@@ -1,0 +1,224 @@
+"""From an `Experience` to sequences that PPO steps on: log-probs, values, rewards, advantages and returns of one rank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, replace
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from learners.learner import Learner
+from learners.ppo_state import PpoState
+from rlaif.config.schema import Ppo
+from rlaif.errors import ContractError
+from rlaif.models.encode import Encoded, Encoder
+from rlaif.objectives.advantages import gae, leave_one_out, over_tokens
+from rlaif.objectives.kl import EXPONENT_LIMIT, k1, token_penalty
+from rlaif.objectives.masked import Moments, whiten, zero_outside
+from rlaif.objectives.rewards import token_rewards
+from rlaif.objectives.slots import PpoSlots, ResponseSlots
+from rlaif.records import Experience, Sample
+
+
+@dataclass(frozen=True)
+class ExperienceTensors:
+    """One rank's experience as right-padded tensors [B, T] on the host.
+
+    T is the longest answer, or all slots of an answer if those after its end count (`PpoSlots.experience`).
+    """
+
+    samples: tuple[Sample, ...]
+    encoded: tuple[Encoded, ...]
+    scores: Tensor
+    """[B] float32."""
+    mask: Tensor
+    """1 on response tokens."""
+    logprobs: Tensor
+    """Start of the ratio: log-probs of the sampled tokens by the engine, or by the learner before the update."""
+    importance: Tensor
+    """The learner's probability of each token over the engine's; 1 if the engine's log-probs are used."""
+    reference: Tensor
+    """Log-probs of the sampled tokens by the reference."""
+    values: Tensor
+    """0 after the end, or what the critic predicts there. All 0 without a critic."""
+
+    def after_video(self) -> Tensor:
+        """Return [B] bool: whether the sample is about a video."""
+        return torch.tensor([item.video is not None for item in self.encoded])
+
+
+def prepare_experience(learner: Learner, experience: Experience, config: Ppo) -> ExperienceTensors:
+    """Run the forwards outside the update: the reference's, the critic's (GAE), and the policy's if it is not to trust the engine.
+
+    Collective. Raises ContractError if the learner encodes a sample differently from the engine.
+    """
+    samples = experience.samples
+    encoder = learner.encoder("policy")
+    encoded = [encode_sample(encoder, sample) for sample in samples]
+    slots = PpoSlots.of(config).experience
+    mask = _padded([np.ones(len(sample.response_ids), np.float32) for sample in samples], slots.total)
+    engine_logprobs = _padded([sample.logprobs for sample in samples], slots.total)
+    logprobs = engine_logprobs
+    if recomputes_logprobs(learner, config):
+        logprobs = _padded(learner.infer("policy", encoded, "logprobs"), slots.total)
+    reference = _padded(learner.infer("reference", encoded, "logprobs"), slots.total)
+    values = _values(learner, encoded, slots) if config.advantage == "gae" else torch.zeros_like(mask)
+    gap = (logprobs - engine_logprobs).clamp(-EXPONENT_LIMIT, EXPONENT_LIMIT)
+    scores = torch.tensor(experience.scores, dtype=torch.float32)
+    return ExperienceTensors(samples, tuple(encoded), scores, mask, logprobs, torch.exp(gap), reference, values)
+
+
+def _values(learner: Learner, encoded: Sequence[Encoded], slots: ResponseSlots) -> Tensor:
+    """Return the critic's values [B, T]: of all slots if those count, else 0 after an answer's end."""
+    padded = [with_padding(learner, item, slots) for item in encoded]
+    values = _padded(learner.infer("critic", padded, "values"), slots.total)
+    lengths = torch.tensor([len(item.mask) for item in padded])
+    return slots.repeat_last(values, lengths)
+
+
+def with_padding(learner: Learner, item: Encoded, slots: ResponseSlots) -> Encoded:
+    """Return the item with the padding tokens at which the critic predicts the slots after the end, if those count."""
+    count = slots.padding_tokens(len(item.mask))
+    if not count:
+        return item
+    tokenizer = learner.encoder("critic").tokenizer
+    pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return item.padded(pad_id, count)
+
+
+def recomputes_logprobs(learner: Learner, config: Ppo) -> bool:
+    """Return whether the ratio starts from the learner's log-probs instead of the engine's (`ppo.old_logprobs`).
+
+    auto trusts the engine's log-probs in float32 only, in which both sides agree to about 1e-6.
+    """
+    if config.old_logprobs == "auto":
+        return learner.spec.model.dtype != "float32"
+    return config.old_logprobs == "learner"
+
+
+def encode_sample(encoder: Encoder, sample: Sample) -> Encoded:
+    """Return the sample as the learner sees it; ContractError if that differs from what the engine saw."""
+    features = encoder.video(sample.prompt.video)
+    encoded = encoder.prompt_and_response(sample.prompt.question, sample.response_ids, features)
+    encoded = replace(encoded, name=f"{sample.prompt.prompt_id}/{sample.sample_index}")
+    _require_equal(sample, "frames", sample.frames_hash, features.spec.hash)
+    _require_equal(sample, "visual tokens", sample.visual_tokens, features.visual_tokens)
+    _require_equal(sample, "prompt tokens", sample.prompt_ids.tolist(), encoded.ids[: encoded.start].tolist())
+    return encoded
+
+
+def _require_equal(sample: Sample, what: str, engine: object, learner: object) -> None:
+    if engine != learner:
+        raise ContractError(
+            f"the same {what} in rollout engine and learner for sample {sample.key}",
+            f"engine {engine}, learner {learner}",
+            "Use the same model directory and video settings for both (frames, size, processor version).",
+        )
+
+
+def compute_advantages(
+    learner: Learner, state: PpoState, tensors: ExperienceTensors, config: Ppo
+) -> tuple[list[Encoded], list[dict]]:
+    """Compute rewards, advantages and returns, and add the returns to the running moments of the state. Collective.
+
+    Returns the sequences with what the losses read as extras and, per sample, its key, KL (k1, nats) and mean advantage.
+    """
+    mask = tensors.mask
+    slots = PpoSlots.of(config)
+    penalty = token_penalty(tensors.logprobs, tensors.reference, config.kl.estimator, config.kl.clamp) * mask
+    if config.advantage == "gae":
+        span = slots.rewards.counted(mask)
+        rewards = token_rewards(tensors.scores, penalty, state.kl.value, span)
+        rewards = scale_rewards(learner, rewards, span, config)
+        advantages, returns = gae(rewards, tensors.values, span, config.gamma, config.lam)
+    else:
+        totals = config.reward_scale * (tensors.scores - state.kl.value * penalty.sum(1))
+        advantages = returns = over_tokens(_leave_one_out(tensors.samples, totals), mask)
+    counted = slots.losses.counted(mask)
+    if config.whiten_advantages:
+        moments = moments_over_ranks(learner, advantages, counted)
+        advantages = whiten(advantages, counted, moments.mean, moments.var, eps_on=config.whiten_eps)
+    state.returns.update(moments_over_ranks(learner, returns, counted))
+    return _with_extras(tensors, advantages, returns, slots.losses), _sample_reports(tensors, advantages)
+
+
+def _with_extras(
+    tensors: ExperienceTensors, advantages: Tensor, returns: Tensor, slots: ResponseSlots
+) -> list[Encoded]:
+    """Return the sequences with what the policy's and the critic's loss read, cut to the slots that count there."""
+    extras = {
+        "old_logprobs": tensors.logprobs,
+        "importance": tensors.importance,
+        "advantages": advantages,
+        "returns": returns,
+        "values": tensors.values,
+        "after_video": tensors.after_video().float(),
+    }
+    items: list[Encoded] = []
+    for index, item in enumerate(tensors.encoded):
+        width = slots.width(len(item.mask))
+        own: dict[str, np.ndarray] = {}
+        for name, values in extras.items():
+            row = values[index].numpy()
+            own[name] = row[:width] if values.ndim == 2 else row
+        items.append(replace(item, extras=own))
+    return items
+
+
+def _sample_reports(tensors: ExperienceTensors, advantages: Tensor) -> list[dict]:
+    """Return key, KL to the reference (k1 summed over the response, nats) and mean advantage of each sample."""
+    kl = k1(tensors.logprobs, tensors.reference) * tensors.mask
+    counted = advantages * tensors.mask
+    reports: list[dict] = []
+    for index, sample in enumerate(tensors.samples):
+        length = tensors.mask[index].sum().clamp(min=1)
+        mean = float(counted[index].sum() / length)
+        reports.append({"key": sample.key, "kl": float(kl[index].sum()), "advantage_mean": mean})
+    return reports
+
+
+def scale_rewards(learner: Learner, rewards: Tensor, span: Tensor, config: Ppo) -> Tensor:
+    """Return rewards [B, T] times `reward_scale`, or divided by their standard deviation over all ranks with the mean kept."""
+    if not config.whiten_rewards:
+        return config.reward_scale * rewards
+    moments = moments_over_ranks(learner, rewards, span)
+    return whiten(rewards, span, moments.mean, moments.var, shift_mean=False, eps_on=config.whiten_eps)
+
+
+def moments_over_ranks(learner: Learner, x: Tensor, mask: Tensor) -> Moments:
+    """Return the moments of `x` [B, T] over the mask, of all ranks. Collective.
+
+    A sample with anything infinite or NaN is left out: it spoils its own gradient, which is counted and named, but
+    neither what the others are whitened by nor the running statistics, which would never recover.
+    """
+    finite = torch.isfinite(zero_outside(x, mask)).all(1, keepdim=True)
+    own = Moments.of(x, mask.bool() & finite)
+    return Moments(*learner.all_sum(*astuple(own)))
+
+
+def _leave_one_out(samples: Sequence[Sample], totals: Tensor) -> Tensor:
+    """Return each sample's total minus the mean of its prompt's other samples, which may be on other ranks. Collective."""
+    own = [(sample.key, float(total)) for sample, total in zip(samples, totals, strict=True)]
+    gathered: list = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, own)
+    everyone: list[tuple] = []
+    for part in gathered:
+        everyone += part
+    prompts = [prompt_id for (prompt_id, _), _ in everyone]
+    advantages, _ = leave_one_out(torch.tensor([total for _, total in everyone]), prompts)
+    by_key = {key: advantage for (key, _), advantage in zip(everyone, advantages, strict=True)}
+    return torch.stack([by_key[sample.key] for sample in samples])
+
+
+def _padded(rows: Sequence[np.ndarray], width: int | None = None) -> Tensor:
+    """Return [B, T] float32, zeros after each row's end; T is the longest row's length, or `width`."""
+    if width is None:
+        width = max((len(row) for row in rows), default=0)
+    out = torch.zeros(len(rows), width)
+    for index, row in enumerate(rows):
+        # `torch.tensor` copies; `from_numpy` would warn of arrays from the object store, which are read-only
+        out[index, : len(row)] = torch.tensor(row)
+    return out
