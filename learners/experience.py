@@ -20,7 +20,7 @@ from rlaif.objectives.kl import EXPONENT_LIMIT, k1, token_penalty
 from rlaif.objectives.masked import Moments, whiten, zero_outside
 from rlaif.objectives.rewards import token_rewards
 from rlaif.objectives.slots import PpoSlots, ResponseSlots
-from rlaif.records import Experience, Sample
+from rlaif.records import Experience, Key, Sample
 
 
 @dataclass(frozen=True)
@@ -57,18 +57,22 @@ def prepare_experience(learner: Learner, experience: Experience, config: Ppo) ->
     """
     samples = experience.samples
     encoder = learner.encoder("policy")
-    encoded = [encode_sample(encoder, sample) for sample in samples]
+    encoded = tuple(encode_sample(encoder, sample) for sample in samples)
     slots = PpoSlots.of(config).experience
-    mask = _padded([np.ones(len(sample.response_ids), np.float32) for sample in samples], slots.total)
     engine_logprobs = _padded([sample.logprobs for sample in samples], slots.total)
+    ones = [np.ones(len(sample.response_ids), np.float32) for sample in samples]
+    mask = _padded(ones, slots.total)
     logprobs = engine_logprobs
     if recomputes_logprobs(learner, config):
         logprobs = _padded(learner.infer("policy", encoded, "logprobs"), slots.total)
     reference = _padded(learner.infer("reference", encoded, "logprobs"), slots.total)
-    values = _values(learner, encoded, slots) if config.advantage == "gae" else torch.zeros_like(mask)
+    values = torch.zeros_like(mask)
+    if config.advantage == "gae":
+        values = _values(learner, encoded, slots)
     gap = (logprobs - engine_logprobs).clamp(-EXPONENT_LIMIT, EXPONENT_LIMIT)
     scores = torch.tensor(experience.scores, dtype=torch.float32)
-    return ExperienceTensors(samples, tuple(encoded), scores, mask, logprobs, torch.exp(gap), reference, values)
+    importance = torch.exp(gap)
+    return ExperienceTensors(samples, encoded, scores, mask, logprobs, importance, reference, values)
 
 
 def _values(learner: Learner, encoded: Sequence[Encoded], slots: ResponseSlots) -> Tensor:
@@ -106,7 +110,8 @@ def encode_sample(encoder: Encoder, sample: Sample) -> Encoded:
     encoded = replace(encoded, name=f"{sample.prompt.prompt_id}/{sample.sample_index}")
     _require_equal(sample, "frames", sample.frames_hash, features.spec.hash)
     _require_equal(sample, "visual tokens", sample.visual_tokens, features.visual_tokens)
-    _require_equal(sample, "prompt tokens", sample.prompt_ids.tolist(), encoded.ids[: encoded.start].tolist())
+    prompt_ids = encoded.ids[: encoded.start]
+    _require_equal(sample, "prompt tokens", sample.prompt_ids.tolist(), prompt_ids.tolist())
     return encoded
 
 
@@ -128,15 +133,17 @@ def compute_advantages(
     """
     mask = tensors.mask
     slots = PpoSlots.of(config)
-    penalty = token_penalty(tensors.logprobs, tensors.reference, config.kl.estimator, config.kl.clamp) * mask
+    kl = config.kl
+    penalty = token_penalty(tensors.logprobs, tensors.reference, kl.estimator, kl.clamp) * mask
     if config.advantage == "gae":
         span = slots.rewards.counted(mask)
         rewards = token_rewards(tensors.scores, penalty, state.kl.value, span)
         rewards = scale_rewards(learner, rewards, span, config)
         advantages, returns = gae(rewards, tensors.values, span, config.gamma, config.lam)
     else:
-        totals = config.reward_scale * (tensors.scores - state.kl.value * penalty.sum(1))
-        advantages = returns = over_tokens(_leave_one_out(tensors.samples, totals), mask)
+        rewards = tensors.scores - state.kl.value * penalty.sum(1)
+        advantages = _leave_one_out(tensors.samples, config.reward_scale * rewards)
+        advantages = returns = over_tokens(advantages, mask)
     counted = slots.losses.counted(mask)
     if config.whiten_advantages:
         moments = moments_over_ranks(learner, advantages, counted)
@@ -175,8 +182,9 @@ def _sample_reports(tensors: ExperienceTensors, advantages: Tensor) -> list[dict
     reports: list[dict] = []
     for index, sample in enumerate(tensors.samples):
         length = tensors.mask[index].sum().clamp(min=1)
-        mean = float(counted[index].sum() / length)
-        reports.append({"key": sample.key, "kl": float(kl[index].sum()), "advantage_mean": mean})
+        mean = counted[index].sum() / length
+        report = {"key": sample.key, "kl": float(kl[index].sum()), "advantage_mean": float(mean)}
+        reports.append(report)
     return reports
 
 
@@ -201,16 +209,18 @@ def moments_over_ranks(learner: Learner, x: Tensor, mask: Tensor) -> Moments:
 
 def _leave_one_out(samples: Sequence[Sample], totals: Tensor) -> Tensor:
     """Return each sample's total minus the mean of its prompt's other samples, which may be on other ranks. Collective."""
-    own = [(sample.key, float(total)) for sample, total in zip(samples, totals, strict=True)]
+    keys = [sample.key for sample in samples]
     gathered: list = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, own)
-    everyone: list[tuple] = []
-    for part in gathered:
-        everyone += part
-    prompts = [prompt_id for (prompt_id, _), _ in everyone]
-    advantages, _ = leave_one_out(torch.tensor([total for _, total in everyone]), prompts)
-    by_key = {key: advantage for (key, _), advantage in zip(everyone, advantages, strict=True)}
-    return torch.stack([by_key[sample.key] for sample in samples])
+    dist.all_gather_object(gathered, (keys, totals.tolist()))
+    all_keys: list[Key] = []
+    all_totals: list[float] = []
+    for rank_keys, rank_totals in gathered:
+        all_keys += rank_keys
+        all_totals += rank_totals
+    prompts = [prompt_id for prompt_id, _ in all_keys]
+    advantages, _ = leave_one_out(torch.tensor(all_totals), prompts)
+    by_key = dict(zip(all_keys, advantages, strict=True))
+    return torch.stack([by_key[key] for key in keys])
 
 
 def _padded(rows: Sequence[np.ndarray], width: int | None = None) -> Tensor:

@@ -50,12 +50,18 @@ def export_role(learner: Learner, name: str, folder: Path | None, merge: bool) -
 def adapter_config(role: Role) -> dict:
     """Return `adapter_config.json` of a role's adapter, as PEFT and the rollout engine read it."""
     config: dict = {}
-    for key, value in role.module.model.peft_config[role.adapter].to_dict().items():
+    peft_config = role.module.model.peft_config[role.adapter]
+    for key, value in peft_config.to_dict().items():
         # JSON has neither sets nor enums; a set is sorted, so that equal adapters give equal files
-        config[key] = sorted(value) if isinstance(value, set) else getattr(value, "value", value)
+        if isinstance(value, set):
+            config[key] = sorted(value)
+        else:
+            config[key] = getattr(value, "value", value)
     base = role.spec.base
-    # absolute: others may read the file from another working directory
-    config["base_model_name_or_path"] = str(Path(base).resolve()) if Path(base).is_dir() else base
+    if Path(base).is_dir():
+        # absolute: others may read the file from another working directory
+        base = str(Path(base).resolve())
+    config["base_model_name_or_path"] = base
     config["inference_mode"] = True
     return config
 
@@ -68,7 +74,8 @@ def _write_whole_model(role: Role, tensors: dict[str, Tensor], folder: Path) -> 
 
 
 def _write_adapter(role: Role, tensors: dict[str, Tensor], folder: Path) -> None:
-    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / ADAPTER)
+    contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
+    save_file(contiguous, folder / ADAPTER)
     (folder / SETTINGS).write_text(json.dumps(adapter_config(role), indent=2))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +23,9 @@ from rlaif.models.packing import chunks, deal
 from rlaif.records import Experience, Key, Probe, Probed
 from rlaif.storage import Location
 
+Calls = list[ray.ObjectRef]
+"""One reference per rank, in their order."""
+
 BUCKET_BYTES = 512 * 1024**2
 """Default size of the parts in which weights are sent."""
 
@@ -40,25 +44,25 @@ class LearnerGroup:
     ):
         """Start one rank for each entry of `options`: Ray actor options (placement, CPUs, GPUs)."""
         env = {"env_vars": actor_env(spec.cluster.learner.threads, device, spec.model.dtype)}
-        actor = ray.remote(LearnerWorker)
+        actor_class = ray.remote(LearnerWorker)
         self.ranks: list[Any] = []
-        for rank, own in enumerate(options):
-            self.ranks.append(actor.options(runtime_env=env, **own).remote(spec, rank, len(options)))
+        for rank, own_options in enumerate(options):
+            actor = actor_class.options(runtime_env=env, **own_options)
+            self.ranks.append(actor.remote(spec, rank, len(options)))
         self.timeout_s = spec.cluster.learner_timeout_s
         """How long one call may take."""
         self._joined: tuple | None = None
         """Role, backend and receivers of the transport that is open."""
-        address = self._ask(self.ranks[0].address.remote())
-        self._ask([rank.start.remote(address, make_frames, ppo, make_features) for rank in self.ranks])
+        self._on_all("start", self._address(), make_frames, ppo, make_features)
 
-    def step_conversations(self, rows: Sequence[Conversation], prompt_weight: float = 0.0) -> list[ray.ObjectRef]:
+    def step_conversations(self, rows: Sequence[Conversation], prompt_weight: float = 0.0) -> Calls:
         """Start one SFT step; every reference resolves to (metrics over all ranks, rows left out)."""
         lengths: list[int] = []
         for row in rows:
             lengths.append(sum(len(text) for _, text in row.messages))
         return self._start("step_conversations", self._deal(rows, lengths), prompt_weight)
 
-    def step_pairs(self, rows: Sequence[Pair], config: Reward) -> list[ray.ObjectRef]:
+    def step_pairs(self, rows: Sequence[Pair], config: Reward) -> Calls:
         """Start one reward-model step; every reference resolves to (metrics over all ranks, rows left out)."""
         lengths = [len(row.chosen) + len(row.rejected) for row in rows]
         return self._start("step_pairs", self._deal(rows, lengths), config)
@@ -67,7 +71,8 @@ class LearnerGroup:
         """Return {pair_id: float64 [2, K]}, scores of `chosen` and `rejected` by dimension, and why any pair has none."""
         scores: dict[str, np.ndarray] = {}
         skipped: list[str] = []
-        for rank_scores, rank_skipped in self._ask(self._start("score_pairs", self._chunks(rows), config)):
+        calls = self._start("score_pairs", self._chunks(rows), config)
+        for rank_scores, rank_skipped in self._ask(calls):
             scores |= rank_scores
             skipped += rank_skipped
         return scores, skipped
@@ -80,7 +85,8 @@ class LearnerGroup:
         Returns metrics over all ranks and, by key, the report of every sample: `kl` (k1, nats, summed over the response)
         and `advantage_mean`.
         """
-        answers = self._ask(self._start("train_ppo", self._shares(experience), config, seed), meanwhile)
+        calls = self._start("train_ppo", self._shares(experience), config, seed)
+        answers = self._ask(calls, meanwhile)
         metrics, _ = answers[0]
         reports: dict[Key, dict] = {}
         for _, rank_reports in answers:
@@ -91,11 +97,11 @@ class LearnerGroup:
     def _shares(self, experience: Experience) -> list[Experience]:
         """Return each rank's part of the experience."""
         # by key: what a rank gets must not depend on the order in which samples arrived
-        order = sorted(range(len(experience)), key=lambda index: experience.samples[index].key)
+        samples = experience.samples
+        order = sorted(range(len(samples)), key=lambda index: samples[index].key)
         lengths: list[int] = []
         for index in order:
-            sample = experience.samples[index]
-            lengths.append(len(sample.prompt_ids) + len(sample.response_ids))
+            lengths.append(len(samples[index].prompt_ids) + len(samples[index].response_ids))
         shares: list[Experience] = []
         for hand in deal(lengths, len(self.ranks)):
             shares.append(experience.part([order[place] for place in hand]))
@@ -103,21 +109,17 @@ class LearnerGroup:
 
     def logprobs(self, role: str, rows: Sequence[tuple[str, str, np.ndarray]]) -> list[np.ndarray]:
         """Return the log-probs [T] of given responses: rows of (video, question, response ids), in order."""
-        calls = [rank.logprobs.remote(role, part) for rank, part in zip(self.ranks, self._chunks(rows), strict=True)]
-        logprobs: list[np.ndarray] = []
-        for part in self._ask(calls):
-            logprobs += part
-        return logprobs
+        parts = self._ask(self._start("logprobs", self._chunks(rows), role))
+        return list(itertools.chain.from_iterable(parts))
 
     def probe(self, role: str, probes: Sequence[Probe], hypothesis: str | None = None) -> list[list[Probed]]:
         """Return what every rank computes for the same probes, by rank: see `learners/parity.py`."""
-        return self._ask([rank.probe.remote(role, probes, hypothesis) for rank in self.ranks])
+        return self._on_all("probe", role, probes, hypothesis)
 
-    def publishable(
-        self, role: str, version: int, bucket_bytes: int = BUCKET_BYTES
-    ) -> tuple[Manifest, list[ray.ObjectRef]]:
+    def publishable(self, role: str, version: int, bucket_bytes: int = BUCKET_BYTES) -> tuple[Manifest, Calls]:
         """Return the manifest and the bucket references of a role's newest weights."""
-        return self._ask([rank.publish.remote(role, version, bucket_bytes) for rank in self.ranks])[0]
+        published, *_ = self._on_all("publish", role, version, bucket_bytes)
+        return published
 
     def transfer(self, role: str, version: int, receivers: Receivers, bucket_bytes: int = BUCKET_BYTES) -> Delivery:
         """Send a role's newest full weights over a transport between GPUs, and wait until they are in place.
@@ -127,26 +129,25 @@ class LearnerGroup:
         members = (role, receivers.backend, tuple(receivers.actors))
         if self._joined != members:
             self._joined = None
-            address = self._ask(self.ranks[0].address.remote())
-            opening = [rank.open_transfer.remote(role, receivers, address, bucket_bytes) for rank in self.ranks]
-            failure = self._ask(opening)[0]
+            failure, *_ = self._on_all("open_transfer", role, receivers, self._address(), bucket_bytes)
             if failure is not None:
                 return failure
-        delivery = self._ask([rank.transfer.remote(version) for rank in self.ranks])[0]
+        delivery, *_ = self._on_all("transfer", version)
         self._joined = members if delivery.receipts else None
         return delivery
 
     def save(self, staging: Staging) -> dict:
         """Write all trained roles into an unfinished checkpoint; return the scalar state for its meta data."""
-        return self._ask([rank.save.remote(staging) for rank in self.ranks])[0]
+        state, *_ = self._on_all("save", staging)
+        return state
 
     def load(self, checkpoints: Checkpoints, ref: CheckpointRef) -> None:
         """Continue from a checkpoint; its meta data hold the scalar state under `learner`."""
-        self._ask([rank.load.remote(checkpoints, ref, ref.meta["learner"]) for rank in self.ranks])
+        self._on_all("load", checkpoints, ref, ref.meta["learner"])
 
     def export(self, role: str, target: Location, merge: bool = False, card: dict[str, str] | None = None) -> str:
         """Write a role to the storage as transformers, PEFT and vLLM load it; return its path or URI."""
-        self._ask([rank.export.remote(role, target, merge, card or {}) for rank in self.ranks])
+        self._on_all("export", role, target, merge, card or {})
         return str(target)
 
     def stop(self) -> None:
@@ -157,9 +158,17 @@ class LearnerGroup:
     def _ask(self, refs: Any, meanwhile: Callable[[], None] | None = None) -> Any:
         return ask(refs, self.timeout_s, "the learner ranks", meanwhile)
 
-    def _start(self, method: str, parts: Sequence, *arguments: Any) -> list[ray.ObjectRef]:
+    def _address(self) -> tuple[str, int]:
+        """Return a new address at which ranks, or ranks and receivers, meet: another one for every group that forms."""
+        return self._ask(self.ranks[0].address.remote())
+
+    def _on_all(self, method: str, *arguments: Any) -> list:
+        """Call a method of `LearnerWorker` on every rank with the same arguments; return all answers, rank 0's first."""
+        return self._ask([getattr(rank, method).remote(*arguments) for rank in self.ranks])
+
+    def _start(self, method: str, parts: Sequence, *arguments: Any) -> Calls:
         """Call a method of `LearnerWorker` on every rank, with the rank's part and the arguments."""
-        calls: list[ray.ObjectRef] = []
+        calls: Calls = []
         for rank, part in zip(self.ranks, parts, strict=True):
             calls.append(getattr(rank, method).remote(part, *arguments))
         return calls

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -15,19 +14,22 @@ from torch import Tensor
 from learners.counters import WorkCounters
 from learners.outputs import LossOutput, StepOutput
 from learners.roles import Role, build_roles
+from learners.schedule import learning_rate
 from learners.spec import LearnerSpec
-from rlaif.config.schema import Optim
 from rlaif.errors import ContractError, NumericsError, named
 from rlaif.models.batch import Batch, collate
 from rlaif.models.encode import Encoded, Encoder, Frames
 from rlaif.models.packing import pack, split_to
 from rlaif.models.vision import Shared, Vision, VisionCache
 from rlaif.models.vlm import Output
-from rlaif.objectives.metrics import Metrics, merge, read_metrics
+from rlaif.objectives.metrics import DeviceMetrics, Metrics, merge, read_metrics
 from rlaif.seeds import derive
 
 Unit = tuple[Encoded, ...]
 """Sequences that must share a micro-batch: one for SFT and PPO, (chosen, rejected) for preferences."""
+
+Groups = list[list[int]]
+"""Micro-batches: the indices of the units of each."""
 
 Loss = Callable[[dict[str, Tensor], Batch, float], LossOutput]
 """(model outputs, batch, denominator) -> this micro-batch's share of the step's loss, and what it reports."""
@@ -40,6 +42,7 @@ class Learner:
         self.spec = spec
         self.frames = frames
         self.device = device
+        """Of the networks, and of the tensors of all collectives: NCCL takes only tensors on the GPU, gloo those of the host."""
         self.roles = build_roles(spec, device)
         self._encoders: dict[str, Encoder] = {}
         self.vision = VisionCache(spec.feature_cache_bytes, features)
@@ -54,7 +57,8 @@ class Learner:
         """Return tokenizer and processor of a role's base; roles of one base share it."""
         base = self.roles[role].spec.base
         if base not in self._encoders:
-            self._encoders[base] = Encoder(base, self.frames, self.spec.feature_cache_bytes, self.spec.model.dtype)
+            spec = self.spec
+            self._encoders[base] = Encoder(base, self.frames, spec.feature_cache_bytes, spec.model.dtype)
         return self._encoders[base]
 
     @torch.no_grad()
@@ -72,8 +76,9 @@ class Learner:
         units = [(item,) for item in items]
         groups, spare = self._microbatches(units, divide=output != "score")
         for group in groups:
-            batch = self._collate(role, [units[i] for i in group] or [spare], pixels)
-            self.counters.count(batch, [items[i] for i in group])
+            members = _pick(units, group)
+            batch = self._collate(role, members or [spare], pixels)
+            self.counters.count(batch, _items(members))
             outputs = target.forward(batch, output, self.spec.temperature)
             values = outputs[output].cpu().numpy()
             for row, index in enumerate(group):
@@ -100,14 +105,16 @@ class Learner:
         """
         target = self.roles[role]
         target.engine.train()
-        torch.manual_seed(derive(self.spec.seed, "dropout", role, target.steps, dist.get_rank()))
+        # dropout is a function of run seed, step and rank, so that a resumed run draws the same
+        seed = derive(self.spec.seed, "dropout", role, target.steps, dist.get_rank())
+        torch.manual_seed(seed)
         denominator = self._denominator(role, [count(unit) for unit in units])
         rate = self._set_learning_rate(target, target.steps if at is None else at)
         groups, spare = self._microbatches(units)
         outputs: list[LossOutput] = []
         for number, group in enumerate(groups):
             target.engine.set_gradient_accumulation_boundary(number == len(groups) - 1)
-            members = [units[i] for i in group]
+            members = _pick(units, group)
             batch = self._collate(role, members or [spare])
             self.counters.count(batch, _items(members))
             # a rank that has run out of units still runs its share of forwards, whose gradient is zero
@@ -124,12 +131,7 @@ class Learner:
         if target.engine.optimizer.overflow:  # the same on every rank: DeepSpeed has left the weights as they were
             suspects = _suspects(units, groups, outputs)
             return StepOutput(self._count_skipped(target, suspects, _names(units)), ratios)
-        target.steps += 1
-        target.skipped = 0
-        norm = float(target.engine.get_global_grad_norm() or 0.0)
-        reports = [part.metrics for group, part in zip(groups, outputs, strict=True) if group]
-        step_metrics = {"grad_norm": (norm, 1.0), "lr": (rate, 1.0), "skipped_steps": (0.0, 1.0)}
-        return StepOutput(merge([read_metrics(*reports), step_metrics]), ratios)
+        return StepOutput(self._count_step(target, rate, _reports(groups, outputs)), ratios)
 
     def _denominator(self, role: str, counts: Sequence[float]) -> float:
         """Return the sum of the counts of all ranks; ContractError, on every rank, if it is zero."""
@@ -148,6 +150,14 @@ class Learner:
         for group in target.engine.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         return rate
+
+    def _count_step(self, target: Role, rate: float, reports: Sequence[DeviceMetrics]) -> Metrics:
+        """Count a step that had an effect; return its metrics and those of its micro-batches."""
+        target.steps += 1
+        target.skipped = 0
+        norm = float(target.engine.get_global_grad_norm() or 0.0)
+        step_metrics = {"grad_norm": (norm, 1.0), "lr": (rate, 1.0), "skipped_steps": (0.0, 1.0)}
+        return merge([read_metrics(*reports), step_metrics])
 
     def _count_skipped(self, role: Role, suspects: list[str], present: list[str]) -> Metrics:
         """Count a step without effect; NumericsError, on every rank, when there were too many in a row.
@@ -188,9 +198,12 @@ class Learner:
         # gloo and NCCL gather tensors of one shape only: shorter ranks pad, and the padding is cut off again
         padded = rows.new_zeros(max(counts), *rows.shape[1:])
         padded[: len(rows)] = rows
-        parts = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(parts, padded)
-        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+        gathered = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(gathered, padded)
+        parts: list[Tensor] = []
+        for part, count in zip(gathered, counts, strict=True):
+            parts.append(part[:count])
+        return torch.cat(parts)
 
     def _gather_counts(self, count: int) -> list[int]:
         """Return every rank's `count`. Collective."""
@@ -205,7 +218,7 @@ class Learner:
         dist.all_reduce(tensor)
         return tensor.tolist() if len(values) > 1 else tensor.item()
 
-    def _microbatches(self, units: Sequence[Unit], divide: bool = True) -> tuple[list[list[int]], Unit | None]:
+    def _microbatches(self, units: Sequence[Unit], divide: bool = True) -> tuple[Groups, Unit | None]:
         """Return groups of indices, as many on every rank, and a unit for an empty group to run its forward on.
 
         divide: if other ranks have more groups, divide this rank's before any is left empty.
@@ -213,7 +226,7 @@ class Learner:
         The result for that unit is not used, but ranks must run the same number of forwards. It is one of this call's
         units: it has the members and extras that the objective reads. A rank without units borrows another rank's.
         """
-        lengths = [max(len(item.ids) for item in unit) * len(unit) for unit in units]
+        lengths = [_padded_length(unit) for unit in units]
         groups = pack(lengths, self.spec.tokens_per_microbatch)
         shortest = min(range(len(units)), key=lengths.__getitem__, default=None)
         spare = None if shortest is None else units[shortest]
@@ -226,8 +239,9 @@ class Learner:
             spare = next(unit for unit in offers if unit is not None)
         if divide:
             return split_to(groups, count), spare
-        missing: list[list[int]] = [[] for _ in range(count - len(groups))]
-        return groups + missing, spare
+        while len(groups) < count:
+            groups.append([])
+        return groups, spare
 
     def _collate(self, role: str, units: Sequence[Unit], pixels: bool = False) -> Batch:
         """Collate first members of all units, then second members, and so on: halves of a preference batch stay halves."""
@@ -250,6 +264,16 @@ class Learner:
         return None
 
 
+def _pick(units: Sequence[Unit], group: Sequence[int]) -> list[Unit]:
+    return [units[index] for index in group]
+
+
+def _padded_length(unit: Unit) -> int:
+    """Return the positions that a unit takes in a batch of its own."""
+    longest = max(len(item.ids) for item in unit)
+    return longest * len(unit)
+
+
 def _items(units: Sequence[Unit]) -> list[Encoded]:
     """Return the sequences of all units, in order."""
     items: list[Encoded] = []
@@ -262,23 +286,21 @@ def _names(units: Sequence[Unit]) -> list[str]:
     return [item.name for item in _items(units)]
 
 
-def _suspects(units: Sequence[Unit], groups: Sequence[Sequence[int]], outputs: Sequence[LossOutput]) -> list[str]:
+def _reports(groups: Groups, outputs: Sequence[LossOutput]) -> list[DeviceMetrics]:
+    """Return the metrics of all micro-batches but those that only kept other ranks company."""
+    reports: list[DeviceMetrics] = []
+    for group, part in zip(groups, outputs, strict=True):
+        if group:
+            reports.append(part.metrics)
+    return reports
+
+
+def _suspects(units: Sequence[Unit], groups: Groups, outputs: Sequence[LossOutput]) -> list[str]:
     """Return the names of the sequences in micro-batches whose loss is not finite."""
-    finite = torch.isfinite(torch.stack([part.loss.detach() for part in outputs])).tolist()
+    losses = torch.stack([part.loss for part in outputs])
+    finite = torch.isfinite(losses).tolist()
     names: list[str] = []
     for group, good in zip(groups, finite, strict=True):
         if not good:
-            names += _names([units[i] for i in group])
+            names += _names(_pick(units, group))
     return names
-
-
-def learning_rate(optim: Optim, step: int, total: int) -> float:
-    """Return the rate of step `step` (from 0) of `total`: linear warm-up, then the schedule down to `min_lr_ratio` at `total`."""
-    warmup = optim.warmup_steps or math.ceil(optim.warmup_ratio * total)
-    if step < warmup:
-        return optim.lr * (step + (not optim.warmup_from_zero)) / warmup
-    progress = min(1.0, (step - warmup) / max(1, total - warmup))
-    if optim.schedule == "constant":
-        return optim.lr
-    shape = 1.0 - progress if optim.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
-    return optim.lr * (optim.min_lr_ratio + (1.0 - optim.min_lr_ratio) * shape)

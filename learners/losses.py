@@ -47,7 +47,8 @@ def count_pairs(unit: Unit) -> float:
 
 def supervised_loss(outputs: dict[str, Tensor], batch: Batch, denominator: float) -> LossOutput:
     """Compute the cross-entropy of the trained tokens. Extras: `weight` of each token, 1 without it."""
-    loss, metrics = sft_loss(outputs["logprobs"], batch.mask, denominator, batch.extras.get("weight"))
+    weight = batch.extras.get("weight")
+    loss, metrics = sft_loss(outputs["logprobs"], batch.mask, denominator, weight)
     return LossOutput(loss, metrics)
 
 
@@ -60,20 +61,23 @@ def make_preference_loss(config: Reward) -> Loss:
     Metrics of several dimensions begin with their names; `<dimension>_share` is the share of pairs that have it.
     """
 
-    def loss(outputs: dict[str, Tensor], batch: Batch, denominator: float) -> LossOutput:
+    def preference_loss(outputs: dict[str, Tensor], batch: Batch, denominator: float) -> LossOutput:
         # [2 P, K], also if the model has one head and gives [2 P]
         scores = outputs["score"].reshape(len(outputs["score"]), -1)
-        losses: dict[str, Tensor] = {}
-        metrics: dict[str, DeviceMetrics] = {}
+        losses: list[Tensor] = []
+        metrics: list[DeviceMetrics] = []
         for column, name in enumerate(config.dimensions):
-            losses[name], metrics[name] = _dimension_loss(config, name, scores[:, column], batch.extras, denominator)
-        if len(config.dimensions) == 1:
-            (name,) = config.dimensions
-            return LossOutput(losses[name], metrics[name])
+            own = scores[:, column]
+            loss, measured = _dimension_loss(config, name, own, batch.extras, denominator)
+            losses.append(loss)
+            metrics.append(measured)
+        if len(losses) == 1:
+            return LossOutput(losses[0], metrics[0])
         pairs = scores.new_full((), len(scores) / 2, dtype=torch.float64)
-        return LossOutput(torch.stack(list(losses.values())).sum(), _by_dimension(metrics, pairs))
+        merged = _by_dimension(dict(zip(config.dimensions, metrics, strict=True)), pairs)
+        return LossOutput(torch.stack(losses).sum(), merged)
 
-    return loss
+    return preference_loss
 
 
 def _dimension_loss(
@@ -99,8 +103,9 @@ def _by_dimension(metrics: dict[str, DeviceMetrics], pairs: Tensor) -> DeviceMet
     """
     merged: DeviceMetrics = {}
     for key in ("accuracy", "preference_loss"):
-        parts = [part[key] for part in metrics.values()]
-        merged[key] = (sum(total for total, _ in parts), sum(count for _, count in parts))
+        totals, counts = zip(*(part[key] for part in metrics.values()), strict=True)
+        # Python's `sum` adds one after the other, as metrics of micro-batches are added
+        merged[key] = (sum(totals), sum(counts))
     for dimension, part in metrics.items():
         for key, value in part.items():
             merged[f"{dimension}_{key}"] = value
@@ -124,7 +129,8 @@ def make_policy_loss(config: Ppo, truncated_importance: bool = False) -> Loss:
         old_logprobs = batch.extras["old_logprobs"]
         after_video = batch.extras["after_video"][:, None].expand_as(mask)
         # of response tokens only, also if the loss counts all slots
-        token_ratios = TokenRatios(ratios(logp.detach(), old_logprobs, mask), mask.bool(), after_video)
+        ratio = ratios(logp.detach(), old_logprobs, mask)
+        token_ratios = TokenRatios(ratio, mask.bool(), after_video)
         value, metrics = ppo_policy_loss(
             logp,
             old_logprobs,

@@ -49,7 +49,8 @@ def _encode_probe(encoder: Encoder, probe: Probe, rule: Callable | None) -> Enco
     # a rule of three axes does not apply to a model with one
     if rule is None or item.positions.ndim == 1:
         return item
-    return replace(item, positions=rule(item.ids, features.tensors if features else {}, encoder.config))
+    tensors = features.tensors if features else {}
+    return replace(item, positions=rule(item.ids, tensors, encoder.config))
 
 
 def _digest(encoder: Encoder, probe: Probe) -> str | None:

@@ -47,12 +47,13 @@ def train_on(
     items, reports = compute_advantages(learner, state, tensors, config)
     clock.lap("advantages")
     parts: list[Metrics] = [{"kl/coef": (state.kl.value, 1.0)}]
-    # only then do learner and engine hold the same weights before the update, and differ by their arithmetic alone
+    # if all samples are from these weights, learner and engine differ by their arithmetic alone
     fresh = all(sample.policy_version == state.iteration for sample in experience.samples)
-    if fresh and recomputes_logprobs(learner, config):
+    recomputed = recomputes_logprobs(learner, config)
+    if fresh and recomputed:
         parts.append(_recomputed_drift(tensors))
     update = PpoUpdate(learner, state, config, clock)
-    parts.append(update.run(items, seed, compare_with_engine=fresh and not recomputes_logprobs(learner, config)))
+    parts.append(update.run(items, seed, compare_with_engine=fresh and not recomputed))
     state.iteration += 1
     _adapt_kl(learner, state, reports)
     parts += [clock.metrics(), learner.counters.metrics(len(experience))]
@@ -116,26 +117,30 @@ class PpoUpdate:
             # before the first step of the update, a ratio other than 1 is the engine's and the learner's difference
             for part in step.ratios:
                 ratio, after_video = part.tokens()
-                self.metrics.append(_drift(ratio.cpu().log(), after_video.cpu()))
+                differences = ratio.cpu().log()
+                self.metrics.append(_drift(differences, after_video.cpu()))
         self.ratios += step.ratios
         self.metrics.append(_prefixed("policy", step.metrics))
-        total, count = self.learner.all_sum(*step.metrics.get("approx_kl", (0.0, 0.0)))
-        # a NaN is not within the target
-        return self.config.target_kl is not None and not total / max(count, 1.0) <= self.config.target_kl
+        own_kl = step.metrics.get("approx_kl", (0.0, 0.0))
+        total, count = self.learner.all_sum(*own_kl)
+        target = self.config.target_kl
+        # not `>`: a NaN is not within the target
+        return target is not None and not total / max(count, 1.0) <= target
 
     def _minibatches(self, items: Sequence[Encoded], seed: int) -> Iterator[list[Unit]]:
         config = self.config
         count = config.prompts_per_iteration * config.samples_per_prompt // config.minibatch_size
         for epoch in range(config.epochs):
-            rng = np.random.default_rng(derive(seed, "epoch", self.state.iteration, epoch, dist.get_rank()))
-            shuffled = [(items[index],) for index in rng.permutation(len(items))]
-            yield from chunks(shuffled, count)
+            own_seed = derive(seed, "epoch", self.state.iteration, epoch, dist.get_rank())
+            order = np.random.default_rng(own_seed).permutation(len(items))
+            yield from chunks([(items[index],) for index in order], count)
 
 
 def _drift(differences: Tensor, after_video: Tensor) -> Metrics:
     """Return mean |log pi_learner - log pi_engine| of sampled tokens [N] (nats), of text and of after-video tokens."""
     metrics: Metrics = {}
-    for kind, chosen in (("text", ~after_video.bool()), ("after_video", after_video.bool())):
+    on_video = after_video.bool()
+    for kind, chosen in (("text", ~on_video), ("after_video", on_video)):
         total = differences[chosen].abs().sum()
         metrics[f"parity/drift_{kind}"] = (float(total), float(chosen.sum()))
     return metrics
@@ -163,14 +168,17 @@ def _gathered_quantiles(learner: Learner, ratios: Sequence[TokenRatios]) -> Metr
 def critic_report(metrics: Metrics) -> dict[str, float]:
     """Return explained variance, and the critic's error beside its baseline's, from metrics merged over all ranks."""
     prefix = "critic/"
-    own = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
+    own: Metrics = {}
+    for name, value in metrics.items():
+        if name.startswith(prefix):
+            own[name.removeprefix(prefix)] = value
     if "returns" not in own:
         return {}
-    report = {prefix + name: value for name, value in critic_errors(own).items()}
+    report = critic_errors(own)
     explained = explained_variance(own)
     if explained is not None:
-        report["critic/explained_variance"] = explained
-    return report
+        report["explained_variance"] = explained
+    return {prefix + name: value for name, value in report.items()}
 
 
 def _prefixed(prefix: str, metrics: Metrics) -> Metrics:

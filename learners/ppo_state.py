@@ -29,7 +29,9 @@ class PpoState:
 
     def state_dict(self) -> dict:
         """Return the state as plain numbers, for JSON."""
-        return {"kl": self.kl.state_dict(), "returns": self.returns.state_dict(), "iteration": self.iteration}
+        kl = self.kl.state_dict()
+        returns = self.returns.state_dict()
+        return {"kl": kl, "returns": returns, "iteration": self.iteration}
 
     def load_state_dict(self, state: dict) -> None:
         """Continue from what `state_dict` returned."""

@@ -184,7 +184,8 @@ def parameter_groups(role: Role) -> list[dict]:
         projector_ids.update(map(id, part.parameters()))
     inside = [parameter for parameter in parameters if id(parameter) in projector_ids]
     others = [parameter for parameter in parameters if id(parameter) not in projector_ids]
-    groups = [{"params": others, "factor": 1.0}, {"params": inside, "factor": optim.projector_lr / optim.lr}]
+    factor = optim.projector_lr / optim.lr
+    groups = [{"params": others, "factor": 1.0}, {"params": inside, "factor": factor}]
     # an adapter has no weights in the projector: that group would be empty
     return [group for group in groups if group["params"]]
 
@@ -205,14 +206,21 @@ def _make_moments(sharded: Any) -> None:
     inner = sharded.optimizer
     flat = getattr(sharded, "fp32_partitioned_groups_flat", None) or sharded.single_partition_of_fp32_groups
     for part in flat:
-        zeros = {name: torch.zeros_like(part) for name in ("exp_avg", "exp_avg_sq")}
-        inner.state[part] = {"step": torch.zeros((), dtype=torch.float32), **zeros}
+        inner.state[part] = {
+            "step": torch.zeros((), dtype=torch.float32),
+            "exp_avg": torch.zeros_like(part),
+            "exp_avg_sq": torch.zeros_like(part),
+        }
     if hasattr(sharded, "_lazy_init_hp_params_optimizer_state"):  # ZeRO-1 and 2 look states up through the parameters
         sharded._lazy_init_hp_params_optimizer_state()
 
 
 def _deepspeed_config(max_grad_norm: float, spec: LearnerSpec) -> dict:
-    zero = {"stage": spec.cluster.zero_stage, "overlap_comm": torch.cuda.is_available(), "contiguous_gradients": True}
+    zero = {
+        "stage": spec.cluster.zero_stage,
+        "overlap_comm": torch.cuda.is_available(),
+        "contiguous_gradients": True,
+    }
     if spec.cluster.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     return {

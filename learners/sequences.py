@@ -10,7 +10,7 @@ import numpy as np
 from learners.learner import Unit
 from rlaif.data import ID_FIELD, OVERALL, Conversation, Pair
 from rlaif.errors import ContractError, DataError
-from rlaif.models.encode import Encoder, VideoFeatures
+from rlaif.models.encode import Encoded, Encoder, VideoFeatures
 from rlaif.models.reward_prompt import RewardPrompt
 
 
@@ -45,21 +45,26 @@ def preference_units(
 
     def make_unit(row: Pair, features: VideoFeatures | None) -> Unit:
         extras = _pair_extras(row, dimensions)
-        rejected_features = encoder.video(row.rejected_video) if row.rejected_video else features
-        members = []
-        for text, video in ((row.chosen, features), (row.rejected, rejected_features)):
+
+        def make_member(text: str, video: VideoFeatures | None) -> Encoded:
             item = prompt.encode(encoder, row.question, row.captions, text, video)
-            members.append(replace(item, name=row.pair_id, extras=extras))
-        return tuple(members)
+            return replace(item, name=row.pair_id, extras=extras)
+
+        rejected_features = features
+        if row.rejected_video:
+            rejected_features = encoder.video(row.rejected_video)
+        return make_member(row.chosen, features), make_member(row.rejected, rejected_features)
 
     return _units(encoder, rows, make_unit, limit)
 
 
 def _pair_extras(row: Pair, dimensions: Sequence[str]) -> dict[str, np.float32]:
     """Return the sign of the comparison in each dimension, and the margin of the one that the row's margin is about."""
-    extras = {f"sign/{name}": np.float32(row.signs.get(name, 0)) for name in dimensions}
+    extras: dict[str, np.float32] = {}
     for name in dimensions:
+        sign = row.signs.get(name, 0)
         margin = row.margin if name == row.dimension else None
+        extras[f"sign/{name}"] = np.float32(sign)
         extras[f"margin/{name}"] = np.float32(margin or 0.0)
     return extras
 
@@ -78,7 +83,8 @@ def _units(
     skipped: list[str] = []
     for row in rows:
         try:
-            unit = make_unit(row, encoder.video(row.video) if row.video else None)
+            features = encoder.video(row.video) if row.video else None
+            unit = make_unit(row, features)
         except (DataError, ContractError) as error:
             skipped.append(f"{_row_name(row)}: {error.found}, not {error.expected}")
             continue

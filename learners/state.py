@@ -87,10 +87,13 @@ def _check_shapes(role: Role, parameters: dict[str, nn.Parameter], tensors: dict
         if key.startswith("weight/"):
             saved[key.removeprefix("weight/")] = tensor.shape
     # a sharded parameter is empty here; `ds_shape` is that of the whole one
-    expected = {name: getattr(parameter, "ds_shape", parameter.shape) for name, parameter in parameters.items()}
+    expected: dict[str, torch.Size] = {}
+    for name, parameter in parameters.items():
+        expected[name] = getattr(parameter, "ds_shape", parameter.shape)
     if saved == expected:
         return
-    (odd, _), *_ = sorted(set(saved.items()) ^ set(expected.items()))
+    different = set(saved.items()) ^ set(expected.items())
+    (odd, _), *_ = sorted(different)
     raise CheckpointError(
         f"a checkpoint of role {role.spec.name!r} on {role.spec.base} with {len(expected)} trained tensors",
         f"{len(saved)} tensors; {odd!r} is {tuple(saved.get(odd, ())) or 'missing'} there "

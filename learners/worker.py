@@ -37,6 +37,9 @@ from rlaif.objectives.metrics import Metrics, mean_metrics
 from rlaif.records import Experience, Probe, Probed
 from rlaif.storage import Location, replacing, writing
 
+StepReport = tuple[dict[str, float], list[str]]
+"""Metrics of a step over all ranks, and the rows that this rank left out, each with the reason."""
+
 
 def join_ranks(device: torch.device, timeout: timedelta) -> None:
     """Join the process group that the environment names (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT).
@@ -87,7 +90,8 @@ class LearnerWorker:
             "MASTER_ADDR": host,
             "MASTER_PORT": port,
         }
-        os.environ.update({name: str(value) for name, value in settings.items()})
+        for name, value in settings.items():
+            os.environ[name] = str(value)
         if self.spec.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
             torch.use_deterministic_algorithms(True)
@@ -96,17 +100,15 @@ class LearnerWorker:
         self.learner = Learner(self.spec, make_frames(), device, features)
         self.ppo_state = PpoState.of(ppo) if ppo else None
 
-    def step_conversations(
-        self, rows: Sequence[Conversation], prompt_weight: float = 0.0
-    ) -> tuple[dict[str, float], list[str]]:
-        """Take one SFT step on this rank's conversations: metrics over all ranks, and rows this rank left out."""
+    def step_conversations(self, rows: Sequence[Conversation], prompt_weight: float = 0.0) -> StepReport:
+        """Take one SFT step on this rank's conversations."""
         encoder = self.learner.encoder("policy")
         units, skipped = sequences.conversation_units(encoder, rows, self.spec.max_tokens, prompt_weight)
         step = self.learner.step("policy", units, "logprobs", losses.supervised_loss, losses.count_tokens)
         return self._means(step.metrics), skipped
 
-    def step_pairs(self, rows: Sequence[Pair], config: Reward) -> tuple[dict[str, float], list[str]]:
-        """Take one Bradley-Terry step on this rank's pairs: metrics over all ranks, and rows this rank left out."""
+    def step_pairs(self, rows: Sequence[Pair], config: Reward) -> StepReport:
+        """Take one Bradley-Terry step on this rank's pairs."""
         units, skipped = self._preferences(rows, config)
         loss = losses.make_preference_loss(config)
         step = self.learner.step("reward", units, "score", loss, losses.count_pairs)
@@ -118,8 +120,9 @@ class LearnerWorker:
         items: list[Encoded] = []
         for unit in units:
             items += unit
-        scores = np.asarray(self.learner.infer("reward", items, "score"), np.float64)
-        by_pair = scores.reshape(len(units), 2, len(config.dimensions))
+        scores = self.learner.infer("reward", items, "score")
+        shape = (len(units), 2, len(config.dimensions))
+        by_pair = np.asarray(scores, np.float64).reshape(shape)
         names = [unit[0].name for unit in units]
         return dict(zip(names, by_pair, strict=True)), skipped
 
@@ -138,7 +141,7 @@ class LearnerWorker:
         """Return log-probs of fixed responses: see `learners/parity.py`."""
         return parity.probe_role(self.learner, role, probes, hypothesis)
 
-    def logprobs(self, role: str, rows: Sequence[tuple[str, str, np.ndarray]]) -> list[np.ndarray]:
+    def logprobs(self, rows: Sequence[tuple[str, str, np.ndarray]], role: str) -> list[np.ndarray]:
         """Return the log-probs [T] of given responses: rows of (video, question, response ids)."""
         encoder = self.learner.encoder(role)
         items: list[Encoded] = []
@@ -157,7 +160,8 @@ class LearnerWorker:
             return None
         kind, lora = ("adapter", adapter_config(target)) if target.adapter else ("full", None)
         base = fingerprint(target.spec.base)
-        return pack(weights, bucket_bytes, version=version, kind=kind, lora=lora, base=base, put=ray.put)
+        head = {"version": version, "kind": kind, "lora": lora, "base": base}
+        return pack(weights, bucket_bytes, put=ray.put, **head)
 
     def open_transfer(
         self, role: str, receivers: Receivers, address: tuple[str, int], bucket_bytes: int
@@ -170,7 +174,8 @@ class LearnerWorker:
 
         self._close_sender()
         try:
-            self.sender = WeightSender(self.learner.roles[role], receivers, self.rank, address, bucket_bytes)
+            target = self.learner.roles[role]
+            self.sender = WeightSender(target, receivers, self.rank, address, bucket_bytes)
         except ContractError as error:
             return Delivery(None, {}, dict.fromkeys(receivers.actors, error.found))
 
@@ -190,7 +195,8 @@ class LearnerWorker:
 
     def save(self, staging: Staging) -> dict:
         """Write every trained role into an unfinished checkpoint; return the scalar state."""
-        with staging.writer() if self.rank == 0 else nullcontext() as folder:
+        destination = staging.writer() if self.rank == 0 else nullcontext()
+        with destination as folder:
             for role in self.learner.roles.values():
                 if role.engine is not None:
                     save_role(role, folder)
@@ -210,13 +216,15 @@ class LearnerWorker:
 
         card: further files by name.
         """
-        with writing(target, "the export"), replacing(target) if self.rank == 0 else nullcontext() as folder:
+        destination = replacing(target) if self.rank == 0 else nullcontext()
+        with writing(target, "the export"), destination as folder:
             export_role(self.learner, role, folder, merge)
             if folder is None:
                 return
             # an adapter or a reward model needs its base, and may be moved together with it
             if (folder / SETTINGS).is_file() or card:
-                card = {RECORD: record_text(self.learner.roles[role].spec.base, target), **card}
+                base = self.learner.roles[role].spec.base
+                card = {RECORD: record_text(base, target), **card}
             for name, text in card.items():
                 (folder / name).write_text(text)
 

@@ -13,8 +13,9 @@ import torch.distributed as dist
 from ranks import LORA, NoiseFrames, cluster, full, model, plain_optim, responses, shard_above, weights
 
 from learners import losses
-from learners.learner import Learner, learning_rate
+from learners.learner import Learner
 from learners.roles import init_reward_head
+from learners.schedule import learning_rate
 from learners.spec import LearnerSpec, RoleSpec
 from rlaif.config.schema import Lora, Optim, Ppo, Reward
 from rlaif.errors import ContractError
