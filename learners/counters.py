@@ -62,7 +62,8 @@ class PhaseClock:
     def lap(self, phase: str) -> None:
         """Add the seconds since the previous lap to `phase`."""
         now = time.perf_counter()
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self.last
+        before = self.seconds.get(phase, 0.0)
+        self.seconds[phase] = before + now - self.last
         self.last = now
 
     def metrics(self) -> Metrics:

@@ -182,9 +182,9 @@ def _sample_reports(tensors: ExperienceTensors, advantages: Tensor) -> list[dict
     reports: list[dict] = []
     for index, sample in enumerate(tensors.samples):
         length = tensors.mask[index].sum().clamp(min=1)
+        total = kl[index].sum()
         mean = counted[index].sum() / length
-        report = {"key": sample.key, "kl": float(kl[index].sum()), "advantage_mean": float(mean)}
-        reports.append(report)
+        reports.append({"key": sample.key, "kl": float(total), "advantage_mean": float(mean)})
     return reports
 
 
@@ -193,7 +193,8 @@ def scale_rewards(learner: Learner, rewards: Tensor, span: Tensor, config: Ppo) 
     if not config.whiten_rewards:
         return config.reward_scale * rewards
     moments = moments_over_ranks(learner, rewards, span)
-    return whiten(rewards, span, moments.mean, moments.var, shift_mean=False, eps_on=config.whiten_eps)
+    mean, var = moments.mean, moments.var
+    return whiten(rewards, span, mean, var, shift_mean=False, eps_on=config.whiten_eps)
 
 
 def moments_over_ranks(learner: Learner, x: Tensor, mask: Tensor) -> Moments:

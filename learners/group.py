@@ -29,6 +29,9 @@ Calls = list[ray.ObjectRef]
 BUCKET_BYTES = 512 * 1024**2
 """Default size of the parts in which weights are sent."""
 
+ResponseRow = tuple[str, str, np.ndarray]
+"""(video, question, response ids)."""
+
 
 class LearnerGroup:
     """All ranks together. A dead rank ends the run: its collectives can't finish; `--resume` starts a new group."""
@@ -43,7 +46,8 @@ class LearnerGroup:
         make_features: Callable | None = None,
     ):
         """Start one rank for each entry of `options`: Ray actor options (placement, CPUs, GPUs)."""
-        env = {"env_vars": actor_env(spec.cluster.learner.threads, device, spec.model.dtype)}
+        variables = actor_env(spec.cluster.learner.threads, device, spec.model.dtype)
+        env = {"env_vars": variables}
         actor_class = ray.remote(LearnerWorker)
         self.ranks: list[Any] = []
         for rank, own_options in enumerate(options):
@@ -101,14 +105,15 @@ class LearnerGroup:
         order = sorted(range(len(samples)), key=lambda index: samples[index].key)
         lengths: list[int] = []
         for index in order:
-            lengths.append(len(samples[index].prompt_ids) + len(samples[index].response_ids))
+            sample = samples[index]
+            lengths.append(len(sample.prompt_ids) + len(sample.response_ids))
         shares: list[Experience] = []
         for hand in deal(lengths, len(self.ranks)):
             shares.append(experience.part([order[place] for place in hand]))
         return shares
 
-    def logprobs(self, role: str, rows: Sequence[tuple[str, str, np.ndarray]]) -> list[np.ndarray]:
-        """Return the log-probs [T] of given responses: rows of (video, question, response ids), in order."""
+    def logprobs(self, role: str, rows: Sequence[ResponseRow]) -> list[np.ndarray]:
+        """Return the log-probs [T] of the rows' responses by a role's newest weights, in order."""
         parts = self._ask(self._start("logprobs", self._chunks(rows), role))
         return list(itertools.chain.from_iterable(parts))
 

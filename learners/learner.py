@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -28,11 +28,26 @@ from rlaif.seeds import derive
 Unit = tuple[Encoded, ...]
 """Sequences that must share a micro-batch: one for SFT and PPO, (chosen, rejected) for preferences."""
 
+Units = Sequence[Unit]
+
+Items = Sequence[Encoded]
+
 Groups = list[list[int]]
 """Micro-batches: the indices of the units of each."""
 
 Loss = Callable[[dict[str, Tensor], Batch, float], LossOutput]
 """(model outputs, batch, denominator) -> this micro-batch's share of the step's loss, and what it reports."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What an optimizer step minimises."""
+
+    output: Output
+    """The model output that the loss reads."""
+    loss: Loss
+    count: Callable[[Unit], float]
+    """How many tokens or pairs a unit contributes: their sum over all ranks is the loss's denominator."""
 
 
 class Learner:
@@ -62,7 +77,7 @@ class Learner:
         return self._encoders[base]
 
     @torch.no_grad()
-    def infer(self, role: str, items: Sequence[Encoded], output: Output, pixels: bool = False) -> list[np.ndarray]:
+    def infer(self, role: str, items: Items, output: Output, pixels: bool = False) -> list[np.ndarray]:
         """Return `output` of each item, in order: [T] arrays for `logprobs` and `values`; scalars, or [K] of K heads, for `score`.
 
         pixels: send videos through the tower, also those whose features are in a cache.
@@ -70,7 +85,8 @@ class Learner:
         this rank's items alone, as in a reward actor, so that both get the same bits.
         """
         target = self.roles[role]
-        target.module.eval()  # a step leaves dropout on
+        # a step leaves dropout on
+        target.module.eval()
         results: list[np.ndarray | None] = [None] * len(items)
         self.counters.inferred += len(items)
         units = [(item,) for item in items]
@@ -86,16 +102,8 @@ class Learner:
                 results[index] = values[row] if output == "score" else values[row][:length]
         return results
 
-    def step(
-        self,
-        role: str,
-        units: Sequence[Unit],
-        output: Output,
-        loss: Loss,
-        count: Callable[[Unit], float],
-        at: int | None = None,
-    ) -> StepOutput:
-        """Take one optimizer step over all ranks' units; `count` returns how many tokens or pairs a unit contributes.
+    def step(self, role: str, units: Units, objective: Objective, at: int | None = None) -> StepOutput:
+        """Take one optimizer step over all ranks' units.
 
         at: place in the learning rate's schedule, of `total_steps`; None: the role's steps so far.
         The loss is normalised by the count over all ranks and micro-batches, so that how the batch is split never
@@ -108,11 +116,12 @@ class Learner:
         # dropout is a function of run seed, step and rank, so that a resumed run draws the same
         seed = derive(self.spec.seed, "dropout", role, target.steps, dist.get_rank())
         torch.manual_seed(seed)
-        denominator = self._denominator(role, [count(unit) for unit in units])
+        denominator = self._denominator(role, [objective.count(unit) for unit in units])
         rate = self._set_learning_rate(target, target.steps if at is None else at)
         groups, spare = self._microbatches(units)
         outputs: list[LossOutput] = []
         for number, group in enumerate(groups):
+            # ZeRO reduces gradients over the ranks at the boundary; at any other micro-batch it only adds to them
             target.engine.set_gradient_accumulation_boundary(number == len(groups) - 1)
             members = _pick(units, group)
             batch = self._collate(role, members or [spare])
@@ -120,7 +129,8 @@ class Learner:
             # a rank that has run out of units still runs its share of forwards, whose gradient is zero
             share = float(bool(group)) * self.world
             with self.counters.phase("forward"):
-                result = loss(target.forward(batch, output, self.spec.temperature), batch, denominator)
+                predicted = target.forward(batch, objective.output, self.spec.temperature)
+                result = objective.loss(predicted, batch, denominator)
             with self.counters.phase("backward"):
                 target.engine.backward(result.loss * share, scale_wrt_gas=False)
             # without the graph, which the list would keep until the last micro-batch
@@ -128,7 +138,8 @@ class Learner:
         with self.counters.phase("optimizer"):
             target.engine.step()
         ratios = tuple(part.ratios for part in outputs if part.ratios is not None)
-        if target.engine.optimizer.overflow:  # the same on every rank: DeepSpeed has left the weights as they were
+        # the same on every rank: DeepSpeed has left the weights as they were
+        if target.engine.optimizer.overflow:
             suspects = _suspects(units, groups, outputs)
             return StepOutput(self._count_skipped(target, suspects, _names(units)), ratios)
         return StepOutput(self._count_step(target, rate, _reports(groups, outputs)), ratios)
@@ -214,11 +225,12 @@ class Learner:
 
     def all_sum(self, *values: float) -> float | list[float]:
         """Return sums over ranks, in float64: a number for one value, else a list. Collective."""
+        # counts and sums of squares over a large batch need more than float32's 24 bits
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(tensor)
         return tensor.tolist() if len(values) > 1 else tensor.item()
 
-    def _microbatches(self, units: Sequence[Unit], divide: bool = True) -> tuple[Groups, Unit | None]:
+    def _microbatches(self, units: Units, divide: bool = True) -> tuple[Groups, Unit | None]:
         """Return groups of indices, as many on every rank, and a unit for an empty group to run its forward on.
 
         divide: if other ranks have more groups, divide this rank's before any is left empty.
@@ -230,6 +242,7 @@ class Learner:
         groups = pack(lengths, self.spec.tokens_per_microbatch)
         shortest = min(range(len(units)), key=lengths.__getitem__, default=None)
         spare = None if shortest is None else units[shortest]
+        # one collective for both questions: the largest number of groups, and whether any rank has nothing to run
         most = torch.tensor([len(groups), not units], device=self.device)
         dist.all_reduce(most, op=dist.ReduceOp.MAX)
         count, starved = most.tolist()
@@ -239,32 +252,36 @@ class Learner:
             spare = next(unit for unit in offers if unit is not None)
         if divide:
             return split_to(groups, count), spare
+        # a division would depend on what other ranks have, and scores on how a group is divided
         while len(groups) < count:
             groups.append([])
         return groups, spare
 
-    def _collate(self, role: str, units: Sequence[Unit], pixels: bool = False) -> Batch:
+    def _collate(self, role: str, units: Units, pixels: bool = False) -> Batch:
         """Collate first members of all units, then second members, and so on: halves of a preference batch stay halves."""
         items: list[Encoded] = []
         for members in zip(*units, strict=True):
             items += members
         encoder = self.encoder(role)
-        pad = encoder.tokenizer.pad_token_id
-        pad = encoder.eos_id if pad is None else pad
+        pad_id = encoder.tokenizer.pad_token_id
+        if pad_id is None:
+            # nothing attends to padding, so that any token will do
+            pad_id = encoder.eos_id
         vision = None if pixels else self._vision(role, items)
-        return collate(items, pad, self.device, vision=vision)
+        return collate(items, pad_id, self.device, vision=vision)
 
-    def _vision(self, role: str, items: Sequence[Encoded]) -> Vision | None:
+    def _vision(self, role: str, items: Items) -> Vision | None:
         """Return what the role's frozen tower makes of the items' videos, each computed once; None if the tower trains."""
         target = self.roles[role]
         videos = [item.video for item in items if item.video is not None]
         if target.tower_frozen:
-            return self.vision.of(target.module.causal, target.tower, videos, self.device)
+            causal = target.module.causal
+            return self.vision.of(causal, target.tower, videos, self.device)
         self.vision.seen(target.tower, videos)
         return None
 
 
-def _pick(units: Sequence[Unit], group: Sequence[int]) -> list[Unit]:
+def _pick(units: Units, group: Sequence[int]) -> list[Unit]:
     return [units[index] for index in group]
 
 
@@ -274,7 +291,7 @@ def _padded_length(unit: Unit) -> int:
     return longest * len(unit)
 
 
-def _items(units: Sequence[Unit]) -> list[Encoded]:
+def _items(units: Units) -> list[Encoded]:
     """Return the sequences of all units, in order."""
     items: list[Encoded] = []
     for unit in units:
@@ -282,7 +299,7 @@ def _items(units: Sequence[Unit]) -> list[Encoded]:
     return items
 
 
-def _names(units: Sequence[Unit]) -> list[str]:
+def _names(units: Units) -> list[str]:
     return [item.name for item in _items(units)]
 
 
@@ -295,7 +312,7 @@ def _reports(groups: Groups, outputs: Sequence[LossOutput]) -> list[DeviceMetric
     return reports
 
 
-def _suspects(units: Sequence[Unit], groups: Groups, outputs: Sequence[LossOutput]) -> list[str]:
+def _suspects(units: Units, groups: Groups, outputs: Sequence[LossOutput]) -> list[str]:
     """Return the names of the sequences in micro-batches whose loss is not finite."""
     losses = torch.stack([part.loss for part in outputs])
     finite = torch.isfinite(losses).tolist()

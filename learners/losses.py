@@ -1,4 +1,4 @@
-"""The objectives as a learner step calls them: (model outputs, batch, denominator) -> `LossOutput`."""
+"""The objectives of learner steps: the loss (model outputs, batch, denominator) -> `LossOutput`, and its denominator."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from learners.learner import Loss, Unit
+from learners.learner import Objective, Unit
 from learners.outputs import LossOutput, TokenRatios
 from rlaif.config.schema import Ppo, Reward
 from rlaif.models.batch import Batch
@@ -52,7 +52,10 @@ def supervised_loss(outputs: dict[str, Tensor], batch: Batch, denominator: float
     return LossOutput(loss, metrics)
 
 
-def make_preference_loss(config: Reward) -> Loss:
+SUPERVISED = Objective("logprobs", supervised_loss, count_tokens)
+
+
+def preference_objective(config: Reward) -> Objective:
     """Return Bradley-Terry on a batch whose halves are compared, pair by pair: the sum over dimensions, per pair of the step.
 
     Extras `sign/<dimension>`: 1 if the first half's answer is preferred, -1 if the second half's is, 0 for a pair that was
@@ -77,7 +80,7 @@ def make_preference_loss(config: Reward) -> Loss:
         merged = _by_dimension(dict(zip(config.dimensions, metrics, strict=True)), pairs)
         return LossOutput(torch.stack(losses).sum(), merged)
 
-    return preference_loss
+    return Objective("score", preference_loss, count_pairs)
 
 
 def _dimension_loss(
@@ -114,7 +117,7 @@ def _by_dimension(metrics: dict[str, DeviceMetrics], pairs: Tensor) -> DeviceMet
     return merged
 
 
-def make_policy_loss(config: Ppo, truncated_importance: bool = False) -> Loss:
+def policy_objective(config: Ppo, truncated_importance: bool = False) -> Objective:
     """Return the clipped policy loss, which also reports the ratio of every token.
 
     Extras: old_logprobs, advantages, after_video, and importance if engine and learner disagree.
@@ -123,7 +126,7 @@ def make_policy_loss(config: Ppo, truncated_importance: bool = False) -> Loss:
     """
     slots = PpoSlots.of(config).losses
 
-    def loss(outputs: dict[str, Tensor], batch: Batch, denominator: float) -> LossOutput:
+    def policy_loss(outputs: dict[str, Tensor], batch: Batch, denominator: float) -> LossOutput:
         logp = slots.fill(outputs["logprobs"])
         mask = slots.fill(batch.mask)
         old_logprobs = batch.extras["old_logprobs"]
@@ -145,10 +148,10 @@ def make_policy_loss(config: Ppo, truncated_importance: bool = False) -> Loss:
         )
         return LossOutput(value, metrics, token_ratios)
 
-    return loss
+    return Objective("logprobs", policy_loss, ppo_denominator(config))
 
 
-def make_critic_loss(config: Ppo, scale: float | None) -> Loss:
+def critic_objective(config: Ppo, scale: float | None) -> Objective:
     """Return the clipped value loss. Extras: values (at sampling time) and returns.
 
     With `loss_mean: slots` both reach over all slots, and the sequences end with their padding tokens.
@@ -158,7 +161,7 @@ def make_critic_loss(config: Ppo, scale: float | None) -> Loss:
     if config.value_clip_unit == "absolute":
         scale = 1.0
 
-    def loss(outputs: dict[str, Tensor], batch: Batch, denominator: float) -> LossOutput:
+    def critic_loss(outputs: dict[str, Tensor], batch: Batch, denominator: float) -> LossOutput:
         values = slots.repeat_last(outputs["values"], batch.valid.sum(1))
         mask = slots.counted(slots.fill(batch.mask))
         old_values = batch.extras["values"]
@@ -166,4 +169,4 @@ def make_critic_loss(config: Ppo, scale: float | None) -> Loss:
         value, metrics = value_loss(values, old_values, returns, mask, denominator, config.value_clip, scale)
         return LossOutput(config.value_coef * value, metrics)
 
-    return loss
+    return Objective("values", critic_loss, ppo_denominator(config))

@@ -77,10 +77,10 @@ class PpoUpdate:
         self.config = config
         self.clock = clock
         truncated_importance = recomputes_logprobs(learner, config) and config.importance_cap is not None
-        self.policy_loss = losses.make_policy_loss(config, truncated_importance)
-        self.critic_loss = losses.make_critic_loss(config, state.returns.scale)
-        self.count = losses.ppo_denominator(config)
+        self.policy_objective = losses.policy_objective(config, truncated_importance)
+        self.critic_objective = losses.critic_objective(config, state.returns.scale)
         self.at = state.iteration if config.schedule_per == "iteration" else None
+        """Place in the learning rate's schedule; None: each role's optimizer steps."""
         self.metrics: list[Metrics] = []
         self.ratios: list[TokenRatios] = []
         """Of every policy step so far. They stay on the device: quantiles need the tokens of all steps."""
@@ -105,13 +105,13 @@ class PpoUpdate:
         """Take one optimizer step of the critic."""
         slots = PpoSlots.of(self.config).losses
         padded = [(with_padding(self.learner, item, slots),) for (item,) in units]
-        step = self.learner.step("critic", padded, "values", self.critic_loss, self.count, self.at)
+        step = self.learner.step("critic", padded, self.critic_objective, self.at)
         self.metrics.append(_prefixed("critic", step.metrics))
         self.clock.lap("critic")
 
     def step_policy(self, units: Sequence[Unit], compare_with_engine: bool) -> bool:
         """Take one optimizer step of the policy; return whether it has moved more than `target_kl` from where it sampled."""
-        step = self.learner.step("policy", units, "logprobs", self.policy_loss, self.count, self.at)
+        step = self.learner.step("policy", units, self.policy_objective, self.at)
         self.clock.lap("policy")
         if compare_with_engine:
             # before the first step of the update, a ratio other than 1 is the engine's and the learner's difference

@@ -73,13 +73,17 @@ def build_roles(spec: LearnerSpec, device: torch.device) -> dict[str, Role]:
     roles: dict[str, Role] = {}
     for base, members in _by_module(spec.roles):
         module = _build_module(base, members, spec).to(device)
-        for role in members:
-            roles[role.name] = Role(role, module, role.name if role.lora else None)
-    for role in spec.roles:
-        _start_engine(roles[role.name], spec)
+        for member in members:
+            adapter = member.name if member.lora else None
+            roles[member.name] = Role(member, module, adapter)
+    for role_spec in spec.roles:
+        _start_engine(roles[role_spec.name], spec)
+    # after all engines have started: each of them links the parameters of its module, and may shard the tower
     for role in roles.values():
         _claim_parameters(role)
-        role.tower = tower_key(role.module.causal) if _tower_stays(role) else role.spec.name
+        role.tower = role.spec.name
+        if _tower_stays(role):
+            role.tower = tower_key(role.module.causal)
     return roles
 
 
@@ -97,6 +101,7 @@ def _by_module(roles: tuple[RoleSpec, ...]) -> list[tuple[str, list[RoleSpec]]]:
     adapted_bases = {role.base for role in roles if role.lora}
     groups: dict[tuple[str, str], list[RoleSpec]] = {}
     for role in roles:
+        # the reference of an adapted policy is the same base with the adapters switched off
         sharing = role.lora or (role.optim is None and role.base in adapted_bases)
         key = (role.base, "" if sharing else role.name)
         groups.setdefault(key, []).append(role)

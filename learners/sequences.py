@@ -39,7 +39,7 @@ def preference_units(
 ) -> tuple[list[Unit], list[str]]:
     """Return (chosen, rejected) of each pair under the same context, and why any row was left out.
 
-    Each is named by its pair and has the extras that `losses.make_preference_loss` reads of the dimensions.
+    Each is named by its pair and has the extras that `losses.preference_objective` reads of the dimensions.
     limit: longest sequence in positions, of either answer.
     """
 

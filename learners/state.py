@@ -48,7 +48,8 @@ def save_role(role: Role, folder: Path | None) -> None:
     if folder is None:
         return
     save_tensors(folder / f"{role.spec.name}.safetensors", tensors)
-    meta = {"steps": role.steps, "skipped": role.skipped, "base": fingerprint(role.spec.base)}
+    base = fingerprint(role.spec.base)
+    meta = {"steps": role.steps, "skipped": role.skipped, "base": base}
     save_json(folder / f"{role.spec.name}.json", meta)
 
 

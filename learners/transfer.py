@@ -149,14 +149,17 @@ class WeightSender:
             return call()
         result: Future = Future()
         # a daemon thread, not an executor's: a call that never ends must not keep the process from ending
-        threading.Thread(target=_fulfil, args=(result, call), daemon=True).start()
+        thread = threading.Thread(target=_fulfil, args=(result, call), daemon=True)
+        thread.start()
         wait([result], timeout=2 * self.receivers.deadline_s)  # the calls to the receivers have deadlines of their own
         if not result.done():
             raise undelivered(self.receivers.failed or dict.fromkeys(self.receivers.actors, "no answer in time"))
         error = result.exception()
         if error is None:
             return result.result()
-        raise error if isinstance(error, ContractError) else undelivered({"the sender": repr(error)}) from error
+        if isinstance(error, ContractError):
+            raise error
+        raise undelivered({"the sender": repr(error)}) from error
 
 
 def _fulfil(result: Future, call: Callable[[], Any]) -> None:

@@ -104,14 +104,13 @@ class LearnerWorker:
         """Take one SFT step on this rank's conversations."""
         encoder = self.learner.encoder("policy")
         units, skipped = sequences.conversation_units(encoder, rows, self.spec.max_tokens, prompt_weight)
-        step = self.learner.step("policy", units, "logprobs", losses.supervised_loss, losses.count_tokens)
+        step = self.learner.step("policy", units, losses.SUPERVISED)
         return self._means(step.metrics), skipped
 
     def step_pairs(self, rows: Sequence[Pair], config: Reward) -> StepReport:
         """Take one Bradley-Terry step on this rank's pairs."""
         units, skipped = self._preferences(rows, config)
-        loss = losses.make_preference_loss(config)
-        step = self.learner.step("reward", units, "score", loss, losses.count_pairs)
+        step = self.learner.step("reward", units, losses.preference_objective(config))
         return self._means(step.metrics), skipped
 
     def score_pairs(self, rows: Sequence[Pair], config: Reward) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -141,8 +140,8 @@ class LearnerWorker:
         """Return log-probs of fixed responses: see `learners/parity.py`."""
         return parity.probe_role(self.learner, role, probes, hypothesis)
 
-    def logprobs(self, rows: Sequence[tuple[str, str, np.ndarray]], role: str) -> list[np.ndarray]:
-        """Return the log-probs [T] of given responses: rows of (video, question, response ids)."""
+    def logprobs(self, rows: Sequence[tuple], role: str) -> list[np.ndarray]:
+        """Return the log-probs [T] of the responses in rows of (video, question, response ids)."""
         encoder = self.learner.encoder(role)
         items: list[Encoded] = []
         for video, question, response_ids in rows:
@@ -158,9 +157,9 @@ class LearnerWorker:
             for _ in weights:
                 pass
             return None
-        kind, lora = ("adapter", adapter_config(target)) if target.adapter else ("full", None)
-        base = fingerprint(target.spec.base)
-        head = {"version": version, "kind": kind, "lora": lora, "base": base}
+        head = {"version": version, "kind": "full", "lora": None, "base": fingerprint(target.spec.base)}
+        if target.adapter:
+            head |= {"kind": "adapter", "lora": adapter_config(target)}
         return pack(weights, bucket_bytes, put=ray.put, **head)
 
     def open_transfer(

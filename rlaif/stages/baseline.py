@@ -135,7 +135,7 @@ class Baseline:
         moments = Moments.of(advantages, mask)
         advantages = whiten(advantages, mask, moments.mean, moments.var, eps_on=ppo.whiten_eps)
         scale = Moments.of(returns, mask).scale
-        policy_loss, critic_loss = losses.make_policy_loss(ppo), losses.make_critic_loss(ppo, scale)
+        policy_loss, critic_loss = losses.policy_objective(ppo).loss, losses.critic_objective(ppo, scale).loss
         for start in range(0, len(items), ppo.minibatch_size):
             rows = slice(start, start + ppo.minibatch_size)
             batch = collate(items[rows], self.pad)

@@ -67,10 +67,8 @@ def train_and_export(path, folder, lora, zero_stage, dtype="float32"):
     items, folder = responses(learner.encoder("policy"), 4), Path(folder)
     mine = items[dist.get_rank() :: 2]
     for _ in range(2):
-        learner.step("policy", [(item,) for item in mine], "logprobs", losses.supervised_loss, losses.count_tokens)
-        learner.step(
-            "reward", [tuple(mine)], "score", losses.make_preference_loss(Reward(dimensions=TWO)), losses.count_pairs
-        )
+        learner.step("policy", [(item,) for item in mine], losses.SUPERVISED)
+        learner.step("reward", [tuple(mine)], losses.preference_objective(Reward(dimensions=TWO)))
     write = lambda name: folder / name if dist.get_rank() == 0 else None  # noqa: E731
     export_role(learner, "policy", write("policy"), merge=False)
     if lora:

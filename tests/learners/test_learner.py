@@ -52,18 +52,10 @@ def train_shared(path, zero_stage, checkpointing, budget):
     for shares in PLAN:
         units = [(items[i],) for i in shares[dist.get_rank()]]
         idle = local(policy)
-        norms.append(
-            learner.step("critic", units, "values", losses.make_critic_loss(Ppo(), None), losses.count_tokens).metrics[
-                "grad_norm"
-            ][0]
-        )
+        norms.append(learner.step("critic", units, losses.critic_objective(Ppo(), None)).metrics["grad_norm"][0])
         idle_moved += [not torch.equal(a, b) for a, b in zip(idle, local(policy), strict=True)]
         idle = local(critic)
-        norms.append(
-            learner.step("policy", units, "logprobs", losses.supervised_loss, losses.count_tokens).metrics["grad_norm"][
-                0
-            ]
-        )
+        norms.append(learner.step("policy", units, losses.SUPERVISED).metrics["grad_norm"][0])
         idle_moved += [not torch.equal(a, b) for a, b in zip(idle, local(critic), strict=True)]
     reference.append(learner.infer("reference", items, "logprobs"))
     return {
@@ -165,11 +157,7 @@ def train_full(path, zero_stage):
     norms = []
     for shares in PLAN:
         units = [(items[i],) for i in shares[dist.get_rank()]]
-        norms.append(
-            learner.step("policy", units, "logprobs", losses.supervised_loss, losses.count_tokens).metrics["grad_norm"][
-                0
-            ]
-        )
+        norms.append(learner.step("policy", units, losses.SUPERVISED).metrics["grad_norm"][0])
     end, last = everything(), learner.infer("reference", items, "logprobs")
     return {
         "start": start,
@@ -209,11 +197,12 @@ def train_pairs(path):
     items = responses(learner.encoder("reward"), 4)
     start = weights(learner.roles["reward"])
     units = [(items[0], items[1]), (items[2], items[3])] if dist.get_rank() == 0 else []
-    loss = losses.make_preference_loss(Reward(centering="squared"))
-    metrics = learner.gather(learner.step("reward", units, "score", loss, losses.count_pairs).metrics)
+    metrics = learner.gather(
+        learner.step("reward", units, losses.preference_objective(Reward(centering="squared"))).metrics
+    )
     scores = learner.infer("reward", items if dist.get_rank() else [], "score")
     with pytest.raises(ContractError, match="nothing on any rank"):
-        learner.step("reward", [], "score", losses.make_preference_loss(Reward()), losses.count_pairs)
+        learner.step("reward", [], losses.preference_objective(Reward()))
     nothing = learner.infer("reward", [], "score")
     return {
         "start": start,
@@ -250,9 +239,7 @@ def train_two_heads(path):
     rank, items = dist.get_rank(), responses(learner.encoder("reward"), 4)
     start = weights(learner.roles["reward"])
     unit = tuple(replace(item, extras=SIGNED[rank]) for item in items[2 * rank :][:2])
-    metrics = learner.gather(
-        learner.step("reward", [unit], "score", losses.make_preference_loss(TWO), losses.count_pairs).metrics
-    )
+    metrics = learner.gather(learner.step("reward", [unit], losses.preference_objective(TWO)).metrics)
     scores = learner.infer("reward", items, "score")
     return {"start": start, "end": weights(learner.roles["reward"]), "metrics": metrics, "scores": scores}
 
@@ -303,7 +290,7 @@ def train_projector(path, zero_stage):
     start, rates = weights(policy), []
     for shares in PLAN:
         units = [(items[i],) for i in shares[dist.get_rank()]]
-        rate = learner.step("policy", units, "logprobs", losses.supervised_loss, losses.count_tokens).metrics["lr"][0]
+        rate = learner.step("policy", units, losses.SUPERVISED).metrics["lr"][0]
         rates.append((rate, [group["lr"] for group in policy.engine.optimizer.param_groups]))
     return {"start": start, "end": weights(policy), "rates": rates}
 
@@ -348,7 +335,7 @@ def measure_dropout(path):
     ]
     learner = Learner(spec_of(path, roles), NoiseFrames(), torch.device("cpu"))
     items = responses(learner.encoder("policy"), 2)
-    learner.step("policy", [(items[0],)], "logprobs", losses.supervised_loss, losses.count_tokens)
+    learner.step("policy", [(items[0],)], losses.SUPERVISED)
     looks = [np.concatenate(learner.infer("policy", items, "logprobs")) for _ in range(2)]
     layer = learner.roles["critic"].module.causal.model.language_model.layers[0].mlp.up_proj
     forms = {name: (tuple(layer.lora_A[name].weight.shape), layer.scaling[name]) for name in layer.lora_A}
@@ -374,8 +361,8 @@ def train_bfloat16(path):
     units = [(items[i],) for i in ([0, 1], [2, 3])[dist.get_rank()]]
     seen = []
     for _ in range(4):
-        critic = learner.step("critic", units, "values", losses.make_critic_loss(Ppo(), None), losses.count_tokens)
-        policy = learner.step("policy", units, "logprobs", losses.supervised_loss, losses.count_tokens)
+        critic = learner.step("critic", units, losses.critic_objective(Ppo(), None))
+        policy = learner.step("policy", units, losses.SUPERVISED)
         seen.append((learner.gather(policy.metrics), learner.gather(critic.metrics)))
     return [{name: total / count for name, (total, count) in metrics.items()} for pair in seen for metrics in pair]
 

@@ -29,7 +29,7 @@ def batch(**extras):
 
 
 def step(config, scores, extras, denominator=3.0):
-    result = losses.make_preference_loss(config)({"score": scores}, extras, denominator)
+    result = losses.preference_objective(config).loss({"score": scores}, extras, denominator)
     return result.loss, read_metrics(result.metrics)
 
 

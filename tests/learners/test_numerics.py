@@ -34,9 +34,7 @@ def steps(path, zero_stage, plan):
         given = [_poisoned(items[0]), *items[1:]] if bad and rank == 1 else items
         units = [(item,) for item in given]
         try:
-            seen = learner.step(
-                "critic", units, "values", losses.make_critic_loss(Ppo(), None), losses.count_tokens
-            ).metrics
+            seen = learner.step("critic", units, losses.critic_objective(Ppo(), None)).metrics
         except NumericsError as error:
             return reports, error.found
         after = weights(critic)

@@ -384,6 +384,6 @@ def test_importance_weights_are_cut_at_the_cap(cap):
     ones, weight = torch.ones(1, 2), torch.tensor([[0.5, 1.5]])
     extras = {"old_logprobs": -ones, "advantages": ones, "importance": weight, "after_video": torch.ones(1)}
     batch = SimpleNamespace(mask=ones, extras=extras)
-    loss = losses.make_policy_loss(Ppo(importance_cap=cap), truncated_importance=True)
+    loss = losses.policy_objective(Ppo(importance_cap=cap), truncated_importance=True).loss
     result = loss({"logprobs": -ones, "entropy": ones}, batch, 2.0)
     assert result.loss.item() == pytest.approx(-(0.5 + min(1.5, cap)) / 2)

@@ -23,10 +23,7 @@ from rlaif.errors import CheckpointError
 
 ADAM = Optim(lr=1e-2, warmup_steps=5, weight_decay=0.01)
 APART = ADAM.model_copy(update={"projector_lr": 3e-2, "schedule": "cosine"})
-OBJECTIVES = {
-    "policy": ("logprobs", losses.supervised_loss),
-    "critic": ("values", losses.make_critic_loss(Ppo(), None)),
-}
+OBJECTIVES = {"policy": losses.SUPERVISED, "critic": losses.critic_objective(Ppo(), None)}
 
 
 def build(path, zero_stage, optim=ADAM, lora=LORA, projector=False, **changes) -> Learner:
@@ -45,8 +42,7 @@ def advance(learner, steps, roles=("critic", "policy")) -> None:
     mine = [(item,) for item in items[dist.get_rank() :: dist.get_world_size()]]
     for _ in range(steps):
         for role in roles:
-            output, loss = OBJECTIVES[role]
-            learner.step(role, mine, output, loss, losses.count_tokens)
+            learner.step(role, mine, OBJECTIVES[role])
 
 
 def save_all(learner, folder) -> None:
