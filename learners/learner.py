@@ -121,7 +121,7 @@ class Learner:
         groups, spare = self._microbatches(units)
         outputs: list[LossOutput] = []
         for number, group in enumerate(groups):
-            # ZeRO reduces gradients over the ranks at the boundary; at any other micro-batch it only adds to them
+            # DeepSpeed would count micro-batches itself, but their number varies from step to step
             target.engine.set_gradient_accumulation_boundary(number == len(groups) - 1)
             members = _pick(units, group)
             batch = self._collate(role, members or [spare])
