@@ -47,7 +47,7 @@ class ExperienceTensors:
 
     def after_video(self) -> Tensor:
         """Return [B] bool: whether the sample is about a video."""
-        return torch.tensor([item.video is not None for item in self.encoded])
+        return torch.tensor([item.video is not None for item in self.encoded], dtype=torch.bool)
 
 
 def prepare_experience(learner: Learner, experience: Experience, config: Ppo) -> ExperienceTensors:

@@ -48,7 +48,7 @@ ANSWERS = [
 
 
 def encoded(encoder) -> list:
-    """The answers as a reward model reads them."""
+    """Encode the answers as a reward model reads them."""
     return [
         PROMPT.encode(encoder, a.prompt.question, a.captions, a.response, encoder.video(a.prompt.video))
         for a in ANSWERS
@@ -56,7 +56,7 @@ def encoded(encoder) -> list:
 
 
 def train_and_export(path, folder, lora, zero_stage, dtype="float32"):
-    """Trained a little, exported; what the learner itself says afterwards."""
+    """Train a little and export; return what the learner itself computes afterwards."""
     shard_above(0)
     roles = (
         RoleSpec("policy", path, lora, plain_optim(lr=0.1), 10),
@@ -69,11 +69,14 @@ def train_and_export(path, folder, lora, zero_stage, dtype="float32"):
     for _ in range(2):
         learner.step("policy", [(item,) for item in mine], losses.SUPERVISED)
         learner.step("reward", [tuple(mine)], losses.preference_objective(Reward(dimensions=TWO)))
-    write = lambda name: folder / name if dist.get_rank() == 0 else None  # noqa: E731
-    export_role(learner, "policy", write("policy"), merge=False)
+
+    def export(role: str, name: str, merge: bool = False) -> None:
+        export_role(learner, role, folder / name if dist.get_rank() == 0 else None, merge)
+
+    export("policy", "policy")
     if lora:
-        export_role(learner, "policy", write("merged"), merge=True)
-    export_role(learner, "reward", write("reward"), merge=False)
+        export("policy", "merged", merge=True)
+    export("reward", "reward")
     if dist.get_rank() == 0:
         (folder / "reward" / CARD).write_text(card_text(path, lora, PROMPT, TWO))
     dist.barrier()
@@ -84,7 +87,7 @@ def train_and_export(path, folder, lora, zero_stage, dtype="float32"):
 
 
 def start_critic(path, export, lora):
-    """Values and head of a critic that starts from a reward model, and the last hidden state of each item."""
+    """Return values and head of a critic that starts from a reward model, and the last hidden state of each item."""
     roles = (RoleSpec("critic", path, lora, plain_optim(), 10, "value", start=export),)
     learner = Learner(
         LearnerSpec(roles, model(), cluster(), 512, 2**28, 10**6, seed=9), NoiseFrames(), torch.device("cpu")
@@ -131,7 +134,7 @@ def plain(path) -> torch.nn.Module:
 
 @torch.no_grad()
 def plain_logprobs(module, encoder) -> np.ndarray:
-    """Log-probs of the same responses by the library's own forward, one sequence at a time."""
+    """Compute log-probs of the same responses by the library's own forward, one sequence at a time."""
     found = []
     for item in responses(encoder, 4):
         batch = collate([item], 0)
@@ -144,7 +147,7 @@ def plain_logprobs(module, encoder) -> np.ndarray:
     return np.concatenate(found)
 
 
-def test_a_policy_loads_elsewhere_and_says_the_same(exported, tiny, tmp_path, monkeypatch):
+def test_exported_policy_gives_the_same_logprobs_in_other_libraries(exported, tiny, tmp_path, monkeypatch):
     folder, lora, found = exported
     encoder = Encoder(tiny, NoiseFrames())
     assert np.abs(plain_logprobs(plain(tiny), encoder) - found["logprobs"]).max() > 0.05  # it has learned something
@@ -165,7 +168,7 @@ def test_a_policy_loads_elsewhere_and_says_the_same(exported, tiny, tmp_path, mo
 
 
 def test_the_reward_actor_scores_like_the_learner(exported):
-    """In batches of the same answers to the last bit, in others nearly."""
+    """Scores are equal to the last bit in batches of the same answers, and to 1e-5 in other batches."""
     folder, _, found = exported
     for budget, limit in ((BUDGET, 0.0), (200, 1e-5)):
         outcomes = ModelScorer(str(folder / "reward"), NoiseFrames(), model(), budget, 2**28)(ANSWERS)
@@ -177,7 +180,7 @@ def test_the_reward_actor_scores_like_the_learner(exported):
 
 
 def test_the_reward_actor_scores_like_the_learner_in_bfloat16(two_ranks, tiny, tmp_path):
-    """Also to the last bit: the adapter is in bfloat16 on both sides."""
+    """Scores are equal to the last bit: the adapter is in bfloat16 on both sides."""
     found = two_ranks.run(train_and_export, path=tiny, folder=str(tmp_path), lora=LORA, zero_stage=2, dtype="bfloat16")[
         0
     ]
@@ -188,7 +191,7 @@ def test_the_reward_actor_scores_like_the_learner_in_bfloat16(two_ranks, tiny, t
     assert np.array_equal(scores, found["scores"]) and np.ptp(scores, axis=0).min() > 1e-3
 
 
-def test_a_critic_starts_from_the_reward_model_without_an_opinion(exported, two_ranks, tiny):
+def test_critic_started_from_a_reward_model_predicts_zero(exported, two_ranks, tiny):
     folder, lora, found = exported
     critic = two_ranks.run(start_critic, path=tiny, export=str(folder / "reward"), lora=lora)[0]
     assert not any(value.any() for value in critic["head"].values()) and not critic["values"].any()
@@ -216,7 +219,7 @@ ONE_ADAPTER = pytest.mark.parametrize("exported", [(True, 2)], ids=["adapter-2"]
 
 @ONE_ADAPTER
 def test_examples_in_the_documentation_run_on_an_export(exported, tiny, clip, tmp_path):
-    """The code blocks of docs/export.md, one after the other: frames twice, transformers with PEFT, vLLM, a merge."""
+    """Run the code blocks of docs/export.md in order: frames twice, transformers with PEFT, vLLM, a merge."""
     _, with_rlaif, without, peft, vllm, merge = re.findall(r"```python\n(.*?)```", EXAMPLES.read_text(), re.S)
     assert max(block.strip().count("\n") for block in (peft, vllm)) < 18
     names = {"EXPORT": str(exported[0] / "policy"), "BASE": tiny, "VIDEO": clip, "QUESTION": "describe the video ."}
@@ -237,7 +240,7 @@ def test_examples_in_the_documentation_run_on_an_export(exported, tiny, clip, tm
 
 @torch.no_grad()
 def most_likely(path: Path, names: dict, response: np.ndarray) -> np.ndarray:
-    """The token that the model at `path` finds most likely at each place of a response, with the learner's positions."""
+    """Return the most likely token at each place of a response by the model at `path`, with the learner's positions."""
     recipe = read_recipe(names["EXPORT"])
     frames = LocalFrames("/", recipe["num_frames"], recipe["height"], recipe["width"])
     encoder = Encoder(str(path), frames)

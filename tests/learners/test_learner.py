@@ -33,7 +33,7 @@ def spec_of(path, roles, zero_stage=2, budget=10**6, **changes) -> LearnerSpec:
 
 
 def train_shared(path, zero_stage, checkpointing, budget):
-    """Policy and critic as adapters on one base, stepped in turn through PLAN."""
+    """Train policy and critic as adapters on one base, in turn through PLAN."""
     shard_above(0)
     roles = [
         RoleSpec("policy", path, LORA, OPTIM, 10),
@@ -70,12 +70,12 @@ def train_shared(path, zero_stage, checkpointing, budget):
 
 
 def local(role) -> list[torch.Tensor]:
-    """This rank's part of a role's trained weights."""
+    """Return the own rank's part of a role's trained weights."""
     return [getattr(parameter, "ds_tensor", parameter).detach().clone() for parameter in role.trainable().values()]
 
 
 def plain_steps(path, start, role, loss, optim=OPTIM, head=(), plan=PLAN, build=None) -> tuple[dict, list]:
-    """The same steps with one module of its own, one process, one forward over all of a step's items."""
+    """Take the same steps with a separate module in one process, with one forward over all of a step's items."""
     module = build() if build else VideoLM(load_vlm(path, "float32"), head, {role: LORA})
     module.load_state_dict({name: torch.from_numpy(value) for name, value in start.items()}, strict=False)
     trained = {name: parameter for name, parameter in module.named_parameters() if name in start}
@@ -108,14 +108,14 @@ def differences(found, wanted) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def shared(two_ranks, tiny):
-    """Results of `train_shared` by its settings, run when first asked for."""
-    kept = {}
+    """Return results of `train_shared` by its settings, each run at its first use."""
+    results = {}
 
     def get(**settings):
         key = tuple(settings.values())
-        if key not in kept:
-            kept[key] = two_ranks.run(train_shared, path=tiny, **settings)
-        return kept[key]
+        if key not in results:
+            results[key] = two_ranks.run(train_shared, path=tiny, **settings)
+        return results[key]
 
     return get
 
@@ -129,7 +129,10 @@ def test_adapters_on_one_base_train_like_separate_modules(shared, tiny, zero_sta
     start, end = ranks[0]["start"], ranks[0]["end"]
     assert ranks[0]["shared"] and ranks[0]["sharded"] == (zero_stage == 3)
     assert differences(end, ranks[1]["end"]) == dict.fromkeys(end, 0.0)
-    own = lambda values, role: {n: v for n, v in values.items() if f".{role}." in n}  # noqa: E731
+
+    def own(values, role):
+        return {name: value for name, value in values.items() if f".{role}." in name}
+
     for role, loss, head, place in (("critic", half_squared_error, ["critic"], 0), ("policy", mean_nll, [], 1)):
         wanted, norms = plain_steps(tiny, own(start, role), role, loss, head=head)
         assert min(differences(own(start, role), wanted).values()) > 1e-4  # otherwise the test could not fail
@@ -146,13 +149,16 @@ def test_a_step_moves_its_own_adapter_only(shared, zero_stage, checkpointing, bu
 
 
 def train_full(path, zero_stage):
-    """All weights of the policy, tower and projector frozen; the reference is a module of its own."""
+    """Train all weights of the policy but tower and projector; the reference is a separate module."""
     shard_above(0)
     roles = [RoleSpec("policy", path, None, FULL_OPTIM, 10), RoleSpec("reference", path)]
     learner = Learner(spec_of(path, roles, zero_stage, 150), NoiseFrames(), torch.device("cpu"))
     policy, reference = learner.roles["policy"], learner.roles["reference"]
     items = responses(learner.encoder("policy"), 6)
-    everything = lambda: {name: full(parameter) for name, parameter in policy.module.named_parameters()}  # noqa: E731
+
+    def everything():
+        return {name: full(parameter) for name, parameter in policy.module.named_parameters()}
+
     start, first = everything(), learner.infer("reference", items, "logprobs")
     norms = []
     for shares in PLAN:
@@ -191,7 +197,7 @@ def test_full_weights_train_and_the_frozen_parts_stay(two_ranks, tiny, zero_stag
 
 
 def train_pairs(path):
-    """A preference step in which rank 1 has no pair, then one in which no rank has any."""
+    """Take a preference step in which rank 1 has no pair, then one in which no rank has any."""
     roles = [RoleSpec("reward", path, LORA, plain_optim(), 10, "reward")]
     learner = Learner(spec_of(path, roles, budget=60), NoiseFrames(), torch.device("cpu"))
     items = responses(learner.encoder("reward"), 4)
@@ -233,7 +239,7 @@ SIGNED = ({"sign/helpful": 1.0, "sign/harmless": -1.0}, {"sign/helpful": 0.0, "s
 
 
 def train_two_heads(path):
-    """A step of two pairs, one per rank, of which the second was compared in one dimension only; then scores."""
+    """Take a step of two pairs, one per rank, of which the second was compared in one dimension only; then score."""
     roles = [RoleSpec("reward", path, LORA, plain_optim(), 10, "reward", outputs=2)]
     learner = Learner(spec_of(path, roles), NoiseFrames(), torch.device("cpu"))
     rank, items = dist.get_rank(), responses(learner.encoder("reward"), 4)
@@ -260,7 +266,7 @@ def test_two_heads_learn_from_their_own_comparisons(two_ranks, tiny):
 
 
 def batches_beside_more(path):
-    """How this rank's five items are batched: alone, and beside a rank that has three times as many batches."""
+    """Return how the rank's five items are batched: alone, and beside a rank that has three times as many batches."""
     learner = Learner(spec_of(path, [RoleSpec("policy", path)], budget=100), NoiseFrames(), torch.device("cpu"))
     units = [(item,) for item in responses(learner.encoder("policy"), 15)]
     lengths = [len(item.ids) for (item,) in units]
@@ -271,18 +277,18 @@ def batches_beside_more(path):
     return alone, scored, stepped, max(lengths)
 
 
-def test_what_is_scored_together_is_a_matter_of_one_rank(two_ranks, tiny):
+def test_scoring_batches_depend_on_the_own_rank_only(two_ranks, tiny):
     (alone, scored, stepped, longest), (_, beside, _, _) = two_ranks.run(batches_beside_more, path=tiny)
     assert longest <= 50 and len(beside) == len(scored) == len(stepped) > len(alone)
     assert scored == alone + [[]] * (len(beside) - len(alone))
-    assert stepped[: len(alone)] != alone  # where ranks learn, they share the work out
+    assert stepped[: len(alone)] != alone  # a step divides the work among the ranks
 
 
 PROJECTOR_OPTIM = plain_optim(lr=0.1, projector_lr=0.4, weight_decay=0.01, warmup_steps=2)
 
 
 def train_projector(path, zero_stage):
-    """All weights but the tower's, the projector at a rate of its own."""
+    """Train all weights but the tower's, the projector at its own rate."""
     shard_above(0)
     roles = [RoleSpec("policy", path, None, PROJECTOR_OPTIM, 10, train_projector=True)]
     learner = Learner(spec_of(path, roles, zero_stage), NoiseFrames(), torch.device("cpu"))
@@ -309,14 +315,13 @@ def test_the_projector_has_a_rate_of_its_own_on_the_same_schedule(two_ranks, tin
 
 
 def plain_groups(path, start, projector) -> dict:
-    """The steps of PLAN by plain torch, with the parameters named at four times the rate."""
+    """Take the steps of PLAN in plain torch, with the named parameters at four times the rate."""
     module = VideoLM(load_vlm(path, "float32"))
     named = {name: parameter for name, parameter in module.named_parameters() if name in start}
     optim = PROJECTOR_OPTIM
     groups = [{"params": [p]} for p in named.values()]
     optimizer = torch.optim.AdamW(groups, 1.0, optim.betas, optim.eps, optim.weight_decay)
-    encoder, items = Encoder(path, NoiseFrames()), None
-    items = responses(encoder, 6)
+    items = responses(Encoder(path, NoiseFrames()), 6)
     for number, shares in enumerate(PLAN):
         batch = collate([items[i] for share in shares for i in share], 0)
         for name, group in zip(named, optimizer.param_groups, strict=True):
@@ -349,7 +354,7 @@ def test_dropout_acts_in_steps_only_and_each_adapter_has_its_own_form(two_ranks,
 
 
 def train_bfloat16(path):
-    """Two adapters on one base in half precision: metrics of each step, and what moved."""
+    """Train two adapters on one base in bfloat16; return the metrics of each step, policy and critic in turn."""
     optim = Optim(lr=1e-2, max_grad_norm=1.0)
     roles = [
         RoleSpec("policy", path, LORA, optim, 10),
@@ -367,7 +372,7 @@ def train_bfloat16(path):
     return [{name: total / count for name, (total, count) in metrics.items()} for pair in seen for metrics in pair]
 
 
-def test_half_precision_learns(two_ranks, tiny):
+def test_bfloat16_training_lowers_the_loss(two_ranks, tiny):
     metrics = two_ranks.run(train_bfloat16, path=tiny)[0]
     assert metrics[-2]["nll"] < metrics[0]["nll"] - 0.3
     assert metrics[-1]["value_loss"] < metrics[1]["value_loss"] - 0.05
@@ -388,7 +393,7 @@ def test_learning_rate(schedule, rates):
 
 
 def seed_rate(step, total, warmup, cosine):
-    """transformers' schedules: 0 at the first step, the whole rate after `warmup` steps, then half a cosine or nothing."""
+    """Return the rate of transformers' schedules: 0 at first, whole after `warmup` steps, then half a cosine or constant."""
     if step < warmup:
         return step / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) if cosine else 1.0
@@ -406,7 +411,7 @@ def test_learning_rates_of_the_seed_system():
         assert found == pytest.approx([2e-5 * seed_rate(i, steps, warmup, False) for i in range(steps)])
 
 
-def test_heads_of_reward_models():
+def test_init_reward_head_draws_uniform_or_normal_weights():
     weight = torch.empty(1, 400)
     torch.manual_seed(0)
     init_reward_head(weight, "uniform")
@@ -426,7 +431,7 @@ def reward_head(path, init):
     return head.weight.detach().clone().numpy(), float(head.bias)
 
 
-def test_a_reward_head_starts_as_asked_for(two_ranks, tiny):
+def test_reward_head_starts_as_its_spec_says_on_every_rank(two_ranks, tiny):
     found = {init: two_ranks.run(reward_head, path=tiny, init=init) for init in ("normal", "uniform")}
     for (weight, bias), (other, _) in found.values():
         assert np.array_equal(weight, other) and bias == 0
@@ -443,5 +448,5 @@ def collective_built() -> bool:
     return deepspeed.comm.comm.cdb.shm_comm_op is not None
 
 
-def test_no_collective_is_built_that_training_never_calls(two_ranks):
+def test_deepspeed_does_not_build_its_inference_collective(two_ranks):
     assert two_ranks.run(collective_built) == [False, False]

@@ -1,4 +1,4 @@
-"""The preference loss by dimension: places exchanged by the sign, pairs without a dimension left out of its head."""
+"""Test the preference loss by dimension: the sign swaps the answers, a head skips pairs not compared in its dimension."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def softplus(x):
 
 
 def batch(**extras):
-    """Extras by `sign_<dimension>` or `margin_<dimension>`, of pairs; both halves carry them."""
+    """Return a batch with extras `sign_<dimension>` or `margin_<dimension>` of pairs, which both halves have."""
     doubled = {name.replace("_", "/", 1): torch.tensor([*values, *values]) for name, values in extras.items()}
     return SimpleNamespace(extras=doubled)
 

@@ -21,7 +21,7 @@ from rlaif.records import Experience
 
 
 def steps(path, zero_stage, plan):
-    """What each step of the plan reports, what it moved, and the error that ended it; `bad` poisons one sample of rank 1."""
+    """Return what each step of the plan reports and moves, and the error that ends it; `bad` poisons one sample of rank 1."""
     optim = plain_optim(max_skipped_steps=1)
     role = RoleSpec("critic", path, LORA, optim, 10, "value")
     spec = LearnerSpec((role,), model(), cluster(zero_stage), 512, 2**28, 150, seed=5)
@@ -72,8 +72,10 @@ PPO = Ppo(prompts_per_iteration=2, samples_per_prompt=2, minibatch_size=4, kl=Kl
 
 
 def iterate(path, limit, poison):
-    """A PPO iteration on four samples, the last of which (of rank 1) may have a log-prob that is NaN: what the state is
-    afterwards, how many steps were skipped and each sample's report, or the error."""
+    """Run a PPO iteration on four samples; the last one (of rank 1) may have a log-prob that is NaN.
+
+    Returns the state afterwards, how many steps were skipped and each sample's report, or the error.
+    """
     optim = plain_optim(lr=1e-3, max_skipped_steps=limit)
     roles = [RoleSpec("policy", path, LORA, optim, 10), RoleSpec("critic", path, LORA, optim, 10, "value")]
     spec = LearnerSpec((*roles, RoleSpec("reference", path)), model(), cluster(2), 512, 2**28, 1, seed=5)
@@ -108,6 +110,6 @@ def test_a_sample_with_nan_spoils_neither_statistics_nor_the_other_samples(two_r
             assert bad or row["kl"] == other["kl"]
 
 
-def test_the_sample_with_nan_is_the_one_that_is_named(two_ranks, tiny):
+def test_numerics_error_names_the_sample_with_nan(two_ranks, tiny):
     for _, found, _ in two_ranks.run(iterate, path=tiny, limit=0, poison=True):
         assert found.endswith("in the last one: p1/1")

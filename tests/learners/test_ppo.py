@@ -1,4 +1,4 @@
-"""One PPO iteration on two ranks: what it refuses, what it computes, when it stops."""
+"""Test a PPO iteration on two ranks: what it rejects, what it computes, when it stops."""
 
 from __future__ import annotations
 
@@ -38,12 +38,13 @@ SHARES = {2: ([0, 2, 3, 5], [1, 4]), 1: ([0, 1, 2, 3, 4, 5],)}
 
 
 def samples_of(encoder) -> list[Sample]:
-    """Two answers each to three prompts; the engine's log-probs are made up."""
-    rng, made = np.random.default_rng(0), []
+    """Return two answers each to three prompts, with random log-probs of the engine."""
+    rng = np.random.default_rng(0)
+    samples = []
     for number in range(6):
         ids = [*rng.integers(11, 11 + len(WORDS), rng.integers(2, 9)), encoder.eos_id]
-        made.append(answer(encoder, number, ids, rng.normal(-3.5, 0.2, len(ids))))
-    return made
+        samples.append(answer(encoder, number, ids, rng.normal(-3.5, 0.2, len(ids))))
+    return samples
 
 
 SCORES = [1.0, -0.5, 2.0, 0.25, -1.0, 0.5]
@@ -68,7 +69,7 @@ def build(path, config, total=10) -> Learner:
 
 
 def mine(learner) -> Experience:
-    """This rank's part."""
+    """Return the own rank's part of the experience."""
     share = SHARES[dist.get_world_size()][dist.get_rank()]
     samples = samples_of(learner.encoder("policy"))
     return Experience(tuple(samples), tuple(SCORES)).part(share)
@@ -85,7 +86,7 @@ def mine(learner) -> Experience:
         ("prompt tokens", {"prompt_ids": np.array([1, 2, 3], np.int32)}),
     ],
 )
-def test_samples_that_were_made_from_something_else(tiny, what, change):
+def test_encode_sample_rejects_samples_of_other_inputs(tiny, what, change):
     encoder = Encoder(tiny, NoiseFrames())
     sample = samples_of(encoder)[3]
     encoded = encode_sample(encoder, sample)
@@ -103,7 +104,7 @@ def test_samples_that_were_made_from_something_else(tiny, what, change):
 
 
 def experience_by_config(path, configs):
-    """Under each configuration: what the forwards gave, what was computed from it, and the report."""
+    """Return, for each configuration, what the forwards gave, what was computed from it, and the report."""
     learner, found = build(path, configs[0]), []
     experience = mine(learner)
     for config in configs:
@@ -137,7 +138,7 @@ CONFIGS = {
 
 @pytest.fixture(scope="module")
 def experienced(two_ranks, tiny):
-    """By configuration: (all rows of both ranks, states, log-probs of the learner by key)."""
+    """Return by configuration (all rows of both ranks, states, log-probs of the learner by key)."""
     ranks = two_ranks.run(experience_by_config, path=tiny, configs=list(CONFIGS.values()))
     found = {}
     for number, name in enumerate(CONFIGS):
@@ -152,7 +153,7 @@ def experienced(two_ranks, tiny):
 
 
 def by_hand(row, old, config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(advantages before whitening, returns, per-token KL) of one answer, in float64."""
+    """Return (advantages before whitening, returns, per-token KL) of one answer, in float64."""
     count = len(row["engine"])
     old, reference, values = (np.asarray(x[:count], np.float64) for x in (old, row["reference"], row["critic"]))
     gap = reference - old
@@ -168,7 +169,7 @@ def by_hand(row, old, config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name.startswith("gae")])
-def test_advantages_and_returns(experienced, name):
+def test_advantages_and_returns_match_a_loop_in_float64(experienced, name):
     config, (rows, states, own) = CONFIGS[name], experienced[name]
     assert sorted(row["key"] for row in rows) == [(f"p{i}", j) for i in range(3) for j in range(2)]
     from_learner = config.old_logprobs == "learner"
@@ -193,7 +194,7 @@ def test_advantages_and_returns(experienced, name):
         assert state["returns"]["mean"] == pytest.approx(returns.mean(), abs=1e-5)
 
 
-def test_leave_one_out_over_ranks(experienced):
+def test_leave_one_out_uses_samples_of_all_ranks(experienced):
     rows, _, _ = experienced["leave one out"]
     config = CONFIGS["leave one out"]
     totals = {row["key"]: row["score"] - config.kl.coef * by_hand(row, row["engine"], config)[2].sum() for row in rows}
@@ -208,7 +209,7 @@ def test_leave_one_out_over_ranks(experienced):
 
 
 def iterate(path, config, iterations=1):
-    """Weights before and after each iteration, metrics over the ranks, reports and state."""
+    """Run iterations; return weights before and after each, metrics over the ranks, reports and state."""
     learner, state = build(path, config), PpoState.of(config)
     names = [name for name in ("policy", "critic") if name in learner.roles]
     found = [{"weights": {name: weights(learner.roles[name]) for name in names}}]
@@ -238,7 +239,7 @@ def plain_iteration(two_ranks, tiny):
     return two_ranks.run(iterate, path=tiny, config=PPO)[0]
 
 
-def test_two_ranks_train_as_one(plain_iteration, one_rank, tiny):
+def test_two_ranks_train_like_one(plain_iteration, one_rank, tiny):
     before, two = plain_iteration
     _, one = one_rank.run(iterate, path=tiny, config=PPO)[0]
     for role in ("policy", "critic"):
@@ -250,7 +251,7 @@ def test_two_ranks_train_as_one(plain_iteration, one_rank, tiny):
     assert two["state"]["returns"] == pytest.approx(one["state"]["returns"])
 
 
-def test_what_an_iteration_reports(plain_iteration):
+def test_iteration_reports_metrics_of_policy_critic_and_time(plain_iteration):
     _, after = plain_iteration
     assert after["steps"] == {"policy": 1, "critic": 1}
     metrics = after["metrics"]
@@ -287,7 +288,7 @@ def test_an_iteration_stops_when_the_policy_has_moved_enough(two_ranks, tiny):
         assert rank[1]["steps"] == {"policy": 1, "critic": 1} and rank[1]["metrics"]["policy/early_stop"] == 1.0
 
 
-def test_the_critic_warms_up_alone(two_ranks, tiny):
+def test_critic_warmup_leaves_the_policy_unchanged(two_ranks, tiny):
     config = PPO.model_copy(
         update={"critic_warmup": 1, "kl": Kl(coef=0.3, controller="adaptive", target=0.1, horizon=60)}
     )
@@ -295,11 +296,11 @@ def test_the_critic_warms_up_alone(two_ranks, tiny):
     assert moved(start, first, "policy") == 0.0 and moved(start, first, "critic") > 1e-2
     assert moved(first, second, "policy") > 1e-3 and moved(first, second, "critic") > 1e-2
     assert [first["state"]["iteration"], second["state"]["iteration"]] == [1, 2]
-    # six samples of a horizon of sixty, far off the target: a tenth of a fifth, once a iteration
+    # six samples of a horizon of sixty, far off the target: each iteration changes it by a tenth of a fifth
     assert abs(first["state"]["kl"]["value"] / 0.3 - 1) == pytest.approx(0.02)
 
 
-def test_what_ppo_remembers_survives_json():
+def test_ppo_state_survives_json():
     config = PPO.model_copy(update={"kl": Kl(coef=0.3, controller="adaptive")})
     state = PpoState.of(config)
     state.iteration, state.kl.value, state.returns.count, state.returns.m2 = 7, 0.123456789, 3.0, 2.5

@@ -1,4 +1,4 @@
-"""Rows that cannot be used cost themselves, by name; the others keep their order."""
+"""Test that rows that cannot be used are left out by name, and that the others keep their order."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_prompts_that_are_trained_on_count_their_weight(encoder):
         assert count_tokens((after,)) == len(before.mask) + 0.5 * prompt
 
 
-def test_conversations(encoder):
+def test_conversation_units_leave_out_broken_and_long_rows(encoder):
     bad = talk("clip3", "a", question="a <|video_pad|> b")
     rows = [
         talk("clip0", "a red circle"),
@@ -64,7 +64,7 @@ def test_a_row_of_exactly_the_limit_is_kept_whole(encoder):
     assert conversation_units(encoder, [row], limit=length - 1)[0] == []
 
 
-def test_both_answers_of_a_pair_count(encoder):
+def test_pair_is_left_out_if_either_answer_is_too_long(encoder):
     prompt = RewardPrompt.of(Reward())
     rows = [pair("clip0", "a", "b"), pair("clip1", "a", LONG), pair("clip2", LONG, "a"), pair("broken", "a", "b")]
     units, skipped = preference_units(encoder, prompt, rows, limit=64)
@@ -76,7 +76,7 @@ def test_both_answers_of_a_pair_count(encoder):
     assert encoder.text(chosen.ids[chosen.start :]) == "a"
 
 
-def test_a_pair_says_what_it_was_compared_in(encoder):
+def test_pair_extras_hold_sign_and_margin_by_dimension(encoder):
     rows = [
         replace(pair("clip0", "a", "b"), dimension="helpful", dimensions={"harmless": -1}, margin=0.5),
         pair("clip1", "a", "b"),
@@ -90,8 +90,8 @@ def test_a_pair_says_what_it_was_compared_in(encoder):
     assert [unit[0].name for unit in units] == ["clip0", "clip1"]
 
 
-def test_candidates_that_are_videos(encoder):
-    """Each side shows its own video behind the same question; where one is broken the pair is left out."""
+def test_pair_of_videos_shows_each_side_its_own_video(encoder):
+    """Check that each side shows its own video with the same question, and that a broken one leaves out the pair."""
     good = Pair("r", "clip0", "a red circle moves left", (), "", "", rejected_video="clip1")
     units, skipped = preference_units(
         encoder, RewardPrompt.of(Reward()), [good, replace(good, rejected_video="broken")], 10**6

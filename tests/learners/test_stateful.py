@@ -1,4 +1,4 @@
-"""Nothing a learner remembers between iterations is missing from its checkpoint."""
+"""Test that a checkpoint holds everything that a learner remembers between iterations."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ PPO = Ppo(
 )
 
 CACHES = ("learner._encoders.", "learner.vision.", "learner.counters.", "learner.world")
-"""What the learner makes again when it needs it (tokenizers, processed videos, towers' output) and what it only reports."""
+"""What the learner makes again at its next use (tokenizers, processed videos, towers' output) and what it only reports."""
 
 
 class Remembers(LearnerWorker):
-    """A rank's worker, as the run has it, in a process group that is there already."""
+    """A rank's worker as in a run, in a process group that exists already."""
 
     def __init__(self, path: str, lora, zero_stage: int):
         roles = [
@@ -53,7 +53,7 @@ class Remembers(LearnerWorker):
 
 
 def saved(worker: LearnerWorker, folder) -> tuple[Checkpoints, CheckpointRef]:
-    """A checkpoint as the driver makes one, on every rank."""
+    """Write a checkpoint on every rank, as the driver does."""
     checkpoints = Checkpoints(folder)
     box = [checkpoints.begin(1) if worker.rank == 0 else None]
     dist.broadcast_object_list(box)
@@ -66,16 +66,19 @@ def saved(worker: LearnerWorker, folder) -> tuple[Checkpoints, CheckpointRef]:
 
 
 def _samples(encoder: Encoder, iteration: int) -> list[Sample]:
-    rng, made = np.random.default_rng(iteration), []
+    rng = np.random.default_rng(iteration)
+    samples = []
     for number in range(4):
         ids = [*rng.integers(11, 30, rng.integers(2, 9)), encoder.eos_id]
-        made.append(answer(encoder, number, ids, rng.normal(-3.5, 0.2, len(ids)), iteration))
-    return made
+        samples.append(answer(encoder, number, ids, rng.normal(-3.5, 0.2, len(ids)), iteration))
+    return samples
 
 
 def forgotten(path, folder, lora, zero_stage):
-    """What differs between a rank that has done two iterations and a new one that loads its checkpoint; what differs
-    when the new one loads nothing; and what is different after the third iteration of both."""
+    """Return what differs between a rank after two iterations and a new one that loads its checkpoint.
+
+    Also what differs when the new one loads nothing, and what differs after the third iteration of both.
+    """
     old = Remembers(path, lora, zero_stage)
     for iteration in (0, 1):
         old.iterate(iteration)
@@ -120,7 +123,7 @@ def test_a_checkpoint_holds_everything_that_an_iteration_changes(two_ranks, tiny
             assert any(part in found for found in untrained), part
 
 
-def test_the_walk_sees_what_is_added_to_a_class():
+def test_state_walk_finds_attributes_added_to_a_class():
     class State(PpoState):
         pass
 
