@@ -51,7 +51,7 @@ class ExperienceTensors:
 
 
 def prepare_experience(learner: Learner, experience: Experience, config: Ppo) -> ExperienceTensors:
-    """Run the forwards outside the update: the reference's, the critic's (GAE), and the policy's if it is not to trust the engine.
+    """Run the forwards outside the update: the reference's, the critic's (GAE), and the policy's unless the engine is trusted.
 
     Collective. Raises ContractError if the learner encodes a sample differently from the engine.
     """
@@ -60,7 +60,7 @@ def prepare_experience(learner: Learner, experience: Experience, config: Ppo) ->
     encoded = tuple(encode_sample(encoder, sample) for sample in samples)
     slots = PpoSlots.of(config).experience
     engine_logprobs = _padded([sample.logprobs for sample in samples], slots.total)
-    ones = [np.ones(len(sample.response_ids), np.float32) for sample in samples]
+    ones = [np.ones(len(item.mask), np.float32) for item in encoded]
     mask = _padded(ones, slots.total)
     logprobs = engine_logprobs
     if recomputes_logprobs(learner, config):
@@ -147,9 +147,11 @@ def compute_advantages(
     counted = slots.losses.counted(mask)
     if config.whiten_advantages:
         moments = moments_over_ranks(learner, advantages, counted)
-        advantages = whiten(advantages, counted, moments.mean, moments.var, eps_on=config.whiten_eps)
+        mean, var = moments.mean, moments.var
+        advantages = whiten(advantages, counted, mean, var, eps_on=config.whiten_eps)
     state.returns.update(moments_over_ranks(learner, returns, counted))
-    return _with_extras(tensors, advantages, returns, slots.losses), _sample_reports(tensors, advantages)
+    items = _with_extras(tensors, advantages, returns, slots.losses)
+    return items, _sample_reports(tensors, advantages)
 
 
 def _with_extras(
@@ -203,7 +205,8 @@ def moments_over_ranks(learner: Learner, x: Tensor, mask: Tensor) -> Moments:
     A sample with anything infinite or NaN is left out: it spoils its own gradient, which is counted and named, but
     neither what the others are whitened by nor the running statistics, which would never recover.
     """
-    finite = torch.isfinite(zero_outside(x, mask)).all(1, keepdim=True)
+    finite = torch.isfinite(zero_outside(x, mask))
+    finite = finite.all(1, keepdim=True)
     own = Moments.of(x, mask.bool() & finite)
     return Moments(*learner.all_sum(*astuple(own)))
 

@@ -67,16 +67,18 @@ def adapter_config(role: Role) -> dict:
 
 
 def _write_whole_model(role: Role, tensors: dict[str, Tensor], folder: Path) -> None:
-    if role.module.causal.config.tie_word_embeddings:
+    causal = role.module.causal
+    if causal.config.tie_word_embeddings:
         # `named_weights` names a tied head for the engine; a model directory holds the embeddings only
         tensors = {key: tensor for key, tensor in tensors.items() if key != "lm_head.weight"}
-    role.module.causal.save_pretrained(folder, state_dict=tensors)
+    causal.save_pretrained(folder, state_dict=tensors)
 
 
 def _write_adapter(role: Role, tensors: dict[str, Tensor], folder: Path) -> None:
     contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
     save_file(contiguous, folder / ADAPTER)
-    (folder / SETTINGS).write_text(json.dumps(adapter_config(role), indent=2))
+    settings = json.dumps(adapter_config(role), indent=2)
+    (folder / SETTINGS).write_text(settings)
 
 
 def _replace_by_merged(role: Role, folder: Path, dtype: str) -> None:

@@ -63,7 +63,8 @@ class LearnerGroup:
         """Start one SFT step; every reference resolves to (metrics over all ranks, rows left out)."""
         lengths: list[int] = []
         for row in rows:
-            lengths.append(sum(len(text) for _, text in row.messages))
+            texts = [text for _, text in row.messages]
+            lengths.append(sum(map(len, texts)))
         return self._start("step_conversations", self._deal(rows, lengths), prompt_weight)
 
     def step_pairs(self, rows: Sequence[Pair], config: Reward) -> Calls:
@@ -109,12 +110,14 @@ class LearnerGroup:
             lengths.append(len(sample.prompt_ids) + len(sample.response_ids))
         shares: list[Experience] = []
         for hand in deal(lengths, len(self.ranks)):
-            shares.append(experience.part([order[place] for place in hand]))
+            indices = [order[place] for place in hand]
+            shares.append(experience.part(indices))
         return shares
 
     def logprobs(self, role: str, rows: Sequence[ResponseRow]) -> list[np.ndarray]:
         """Return the log-probs [T] of the rows' responses by a role's newest weights, in order."""
-        parts = self._ask(self._start("logprobs", self._chunks(rows), role))
+        calls = self._start("logprobs", self._chunks(rows), role)
+        parts = self._ask(calls)
         return list(itertools.chain.from_iterable(parts))
 
     def probe(self, role: str, probes: Sequence[Probe], hypothesis: str | None = None) -> list[list[Probed]]:
@@ -134,7 +137,8 @@ class LearnerGroup:
         members = (role, receivers.backend, tuple(receivers.actors))
         if self._joined != members:
             self._joined = None
-            failure, *_ = self._on_all("open_transfer", role, receivers, self._address(), bucket_bytes)
+            address = self._address()
+            failure, *_ = self._on_all("open_transfer", role, receivers, address, bucket_bytes)
             if failure is not None:
                 return failure
         delivery, *_ = self._on_all("transfer", version)
@@ -165,11 +169,15 @@ class LearnerGroup:
 
     def _address(self) -> tuple[str, int]:
         """Return a new address at which ranks, or ranks and receivers, meet: another one for every group that forms."""
-        return self._ask(self.ranks[0].address.remote())
+        first = self.ranks[0]
+        return self._ask(first.address.remote())
 
     def _on_all(self, method: str, *arguments: Any) -> list:
         """Call a method of `LearnerWorker` on every rank with the same arguments; return all answers, rank 0's first."""
-        return self._ask([getattr(rank, method).remote(*arguments) for rank in self.ranks])
+        calls: Calls = []
+        for rank in self.ranks:
+            calls.append(getattr(rank, method).remote(*arguments))
+        return self._ask(calls)
 
     def _start(self, method: str, parts: Sequence, *arguments: Any) -> Calls:
         """Call a method of `LearnerWorker` on every rank, with the rank's part and the arguments."""

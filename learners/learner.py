@@ -98,7 +98,8 @@ class Learner:
             outputs = target.forward(batch, output, self.spec.temperature)
             values = outputs[output].cpu().numpy()
             for row, index in enumerate(group):
-                length = len(items[index].ids) - items[index].start
+                item = items[index]
+                length = len(item.ids) - item.start
                 results[index] = values[row] if output == "score" else values[row][:length]
         return results
 
@@ -141,8 +142,11 @@ class Learner:
         # the same on every rank: DeepSpeed has left the weights as they were
         if target.engine.optimizer.overflow:
             suspects = _suspects(units, groups, outputs)
-            return StepOutput(self._count_skipped(target, suspects, _names(units)), ratios)
-        return StepOutput(self._count_step(target, rate, _reports(groups, outputs)), ratios)
+            metrics = self._count_skipped(target, suspects, _names(units))
+        else:
+            reports = _reports(groups, outputs)
+            metrics = self._count_step(target, rate, reports)
+        return StepOutput(metrics, ratios)
 
     def _denominator(self, role: str, counts: Sequence[float]) -> float:
         """Return the sum of the counts of all ranks; ContractError, on every rank, if it is zero."""

@@ -66,7 +66,8 @@ def preference_objective(config: Reward) -> Objective:
 
     def preference_loss(outputs: dict[str, Tensor], batch: Batch, denominator: float) -> LossOutput:
         # [2 P, K], also if the model has one head and gives [2 P]
-        scores = outputs["score"].reshape(len(outputs["score"]), -1)
+        scores = outputs["score"]
+        scores = scores.reshape(len(scores), -1)
         losses: list[Tensor] = []
         metrics: list[DeviceMetrics] = []
         for column, name in enumerate(config.dimensions):
@@ -76,8 +77,10 @@ def preference_objective(config: Reward) -> Objective:
             metrics.append(measured)
         if len(losses) == 1:
             return LossOutput(losses[0], metrics[0])
+        # as a tensor like all other numbers, which are read from the device together
         pairs = scores.new_full((), len(scores) / 2, dtype=torch.float64)
-        merged = _by_dimension(dict(zip(config.dimensions, metrics, strict=True)), pairs)
+        by_dimension = dict(zip(config.dimensions, metrics, strict=True))
+        merged = _merge_dimensions(by_dimension, pairs)
         return LossOutput(torch.stack(losses).sum(), merged)
 
     return Objective("score", preference_loss, count_pairs)
@@ -88,27 +91,33 @@ def _dimension_loss(
 ) -> tuple[Tensor, DeviceMetrics]:
     """Return one dimension's loss and metrics. scores [2 P]."""
     first, second = scores.chunk(2)
+    always_first = torch.ones_like(scores)
     # both members of a pair have the pair's extras: the first half's are read
-    signs = extras.get(f"sign/{dimension}", torch.ones_like(scores))[: len(first)]
+    signs = extras.get(f"sign/{dimension}", always_first)[: len(first)]
     compared = signs != 0
     better = torch.where(signs > 0, first, second)[compared]
     worse = torch.where(signs > 0, second, first)[compared]
     margins = None
     if config.margin == "record":
-        margins = config.margin_coef * extras[f"margin/{dimension}"][: len(first)][compared]
+        recorded = extras[f"margin/{dimension}"][: len(first)]
+        margins = config.margin_coef * recorded[compared]
     return bradley_terry(better, worse, config.centering, config.centering_coef, denominator, margins)
 
 
-def _by_dimension(metrics: dict[str, DeviceMetrics], pairs: Tensor) -> DeviceMetrics:
+def _merge_dimensions(metrics: dict[str, DeviceMetrics], pairs: Tensor) -> DeviceMetrics:
     """Return accuracy and loss of all comparisons together, then every metric under `<dimension>_<name>`.
 
     pairs: how many pairs the batch has, compared in that dimension or not.
     """
     merged: DeviceMetrics = {}
     for key in ("accuracy", "preference_loss"):
-        totals, counts = zip(*(part[key] for part in metrics.values()), strict=True)
-        # Python's `sum` adds one after the other, as metrics of micro-batches are added
-        merged[key] = (sum(totals), sum(counts))
+        total, count = 0.0, 0.0
+        # one after the other, as metrics of micro-batches are added: `Tensor.sum` may choose another order
+        for part in metrics.values():
+            own_total, own_count = part[key]
+            total = total + own_total
+            count = count + own_count
+        merged[key] = (total, count)
     for dimension, part in metrics.items():
         for key, value in part.items():
             merged[f"{dimension}_{key}"] = value
@@ -162,7 +171,8 @@ def critic_objective(config: Ppo, scale: float | None) -> Objective:
         scale = 1.0
 
     def critic_loss(outputs: dict[str, Tensor], batch: Batch, denominator: float) -> LossOutput:
-        values = slots.repeat_last(outputs["values"], batch.valid.sum(1))
+        lengths = batch.valid.sum(1)
+        values = slots.repeat_last(outputs["values"], lengths)
         mask = slots.counted(slots.fill(batch.mask))
         old_values = batch.extras["values"]
         returns = batch.extras["returns"]

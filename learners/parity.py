@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from safetensors import safe_open
 from torch import Tensor
 
@@ -37,7 +38,10 @@ def probe_role(learner: Learner, role: str, probes: Sequence[Probe], hypothesis:
     items = [_encode_probe(encoder, probe, rule) for probe in probes]
     with _base_head(learner, role) if hypothesis == STALE_HEAD else nullcontext():
         # from pixels: features that engine and learner share would be wrong on both sides alike
-        logprobs = [learner.infer(role, [item], "logprobs", pixels=True)[0] for item in items]
+        logprobs: list[np.ndarray] = []
+        for item in items:
+            # one by one, as the engine computes them
+            logprobs += learner.infer(role, [item], "logprobs", pixels=True)
     digests = [_digest(encoder, probe) for probe in probes]
     return list(map(Probed, logprobs, digests))
 

@@ -53,7 +53,7 @@ def train_on(
     if fresh and recomputed:
         parts.append(_recomputed_drift(tensors))
     update = PpoUpdate(learner, state, config, clock)
-    parts.append(update.run(items, seed, compare_with_engine=fresh and not recomputed))
+    parts.append(update.run(items, seed, fresh and not recomputed))
     state.iteration += 1
     _adapt_kl(learner, state, reports)
     parts += [clock.metrics(), learner.counters.metrics(len(experience))]
@@ -62,7 +62,8 @@ def train_on(
 
 def _adapt_kl(learner: Learner, state: PpoState, reports: Sequence[dict]) -> None:
     """Update the KL coefficient by the mean KL over all ranks' samples; those without a finite KL are left out. Collective."""
-    finite = [report["kl"] for report in reports if math.isfinite(report["kl"])]
+    own = [report["kl"] for report in reports]
+    finite = list(filter(math.isfinite, own))
     total, count = learner.all_sum(sum(finite), float(len(finite)))
     if count:
         state.kl.update(total / count, int(count))
@@ -99,7 +100,8 @@ class PpoUpdate:
             if self.step_policy(units, compare_with_engine=first and compare_with_engine):
                 self.metrics.append({"policy/early_stop": (1.0, 1.0)})
                 break
-        return merge([*self.metrics, _gathered_quantiles(self.learner, self.ratios)])
+        quantiles = _gathered_quantiles(self.learner, self.ratios)
+        return merge([*self.metrics, quantiles])
 
     def step_critic(self, units: Sequence[Unit]) -> None:
         """Take one optimizer step of the critic."""
@@ -133,7 +135,8 @@ class PpoUpdate:
         for epoch in range(config.epochs):
             own_seed = derive(seed, "epoch", self.state.iteration, epoch, dist.get_rank())
             order = np.random.default_rng(own_seed).permutation(len(items))
-            yield from chunks([(items[index],) for index in order], count)
+            units = [(items[index],) for index in order]
+            yield from chunks(units, count)
 
 
 def _drift(differences: Tensor, after_video: Tensor) -> Metrics:

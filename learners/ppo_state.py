@@ -23,9 +23,10 @@ class PpoState:
     def of(cls, config: Ppo) -> PpoState:
         """Return the state before the first iteration."""
         kl = config.kl
+        controller = FixedController(kl.coef)
         if kl.controller == "adaptive":
-            return cls(AdaptiveController(kl.coef, kl.target, kl.horizon), RunningMoments())
-        return cls(FixedController(kl.coef), RunningMoments())
+            controller = AdaptiveController(kl.coef, kl.target, kl.horizon)
+        return cls(controller, RunningMoments())
 
     def state_dict(self) -> dict:
         """Return the state as plain numbers, for JSON."""

@@ -90,7 +90,8 @@ def build_roles(spec: LearnerSpec, device: torch.device) -> dict[str, Role]:
 def _tower_stays(role: Role) -> bool:
     """Return whether the tower's output for a video stays the same and may be kept."""
     spec = role.spec
-    trains = spec.optim is not None and role.adapter is None and (spec.train_vision or spec.train_projector)
+    whole_model = spec.optim is not None and role.adapter is None
+    trains = whole_model and (spec.train_vision or spec.train_projector)
     # under ZeRO-3 (`ds_id`) a forward is a collective: a rank that found a video in its cache would skip it alone
     sharded = any(hasattr(parameter, "ds_id") for parameter in role.module.parameters())
     return not trains and not sharded
@@ -112,8 +113,10 @@ def _build_module(base: str, members: list[RoleSpec], spec: LearnerSpec) -> Vide
     """Build the network that the members share."""
     adapters = {role.name: role.lora for role in members if role.lora}
     heads = {role.name: role.outputs for role in members if role.head != "none"}
-    model = load_vlm(_full_start(members) or base, spec.model.dtype, spec.model.attention)
-    torch.manual_seed(spec.seed)  # adapters and reward heads start alike on every rank
+    start = _full_start(members) or base
+    model = load_vlm(start, spec.model.dtype, spec.model.attention)
+    # adapters and reward heads start alike on every rank
+    torch.manual_seed(spec.seed)
     module = VideoLM(model, heads, adapters)
     for role in members:
         if role.head == "reward":
@@ -216,7 +219,8 @@ def _make_moments(sharded: Any) -> None:
             "exp_avg": torch.zeros_like(part),
             "exp_avg_sq": torch.zeros_like(part),
         }
-    if hasattr(sharded, "_lazy_init_hp_params_optimizer_state"):  # ZeRO-1 and 2 look states up through the parameters
+    # ZeRO-1 and 2 look states up through the parameters
+    if hasattr(sharded, "_lazy_init_hp_params_optimizer_state"):
         sharded._lazy_init_hp_params_optimizer_state()
 
 

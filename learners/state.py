@@ -166,20 +166,23 @@ def _adapter_weights(role: Role) -> Iterator[tuple[str, Tensor]]:
         if name.startswith("heads."):
             continue
         with _gathered(parameter):
-            yield name.removeprefix("model.").replace(f".{role.adapter}.", "."), parameter.detach()
+            saved_name = name.removeprefix("model.").replace(f".{role.adapter}.", ".")
+            yield saved_name, parameter.detach()
 
 
 def published_weights(role: Role) -> Iterator[tuple[str, Tensor]]:
     """Yield `named_weights` under the names by which the rollout engine loads them. Collective under ZeRO-3."""
+    family = role.module.family
     for name, tensor in named_weights(role):
-        yield name if role.adapter is not None else role.module.family.engine_name(name), tensor
+        yield name if role.adapter is not None else family.engine_name(name), tensor
 
 
 def head_weights(role: Role) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, tensor) of a role's scalar head, nothing for a role without one. Collective under ZeRO-3."""
     if role.spec.head == "none":
         return
-    for name, parameter in role.module.heads[role.spec.name].named_parameters():
+    head = role.module.heads[role.spec.name]
+    for name, parameter in head.named_parameters():
         with _gathered(parameter):
             yield name, parameter.detach()
 

@@ -23,8 +23,11 @@ from learners.state import published_weights
 from rlaif.errors import ContractError
 from rlaif.models.check import fingerprint
 
+Address = tuple[str, int]
+"""Host and port."""
 
-def nccl_init_info(rank: int, address: tuple[str, int], processes: int, bucket_bytes: int) -> TrainerInitInfo:
+
+def nccl_init_info(rank: int, address: Address, processes: int, bucket_bytes: int) -> TrainerInitInfo:
     """Describe a broadcast from rank 0 to engines that have GPUs of their own.
 
     processes: engine processes that receive; bucket_bytes: size of the buffer that each round fills.
@@ -39,15 +42,13 @@ def nccl_init_info(rank: int, address: tuple[str, int], processes: int, bucket_b
     )
 
 
-def ipc_init_info(rank: int, address: tuple[str, int], processes: int, bucket_bytes: int) -> TrainerInitInfo:
+def ipc_init_info(rank: int, address: Address, processes: int, bucket_bytes: int) -> TrainerInitInfo:
     """Describe shared memory with engines on the ranks' GPUs: each engine reads its rank's buffer in place."""
     return IPCTrainerInitInfo(packed=True, packed_buffer_size_bytes=bucket_bytes, rank=rank)
 
 
-BACKENDS: dict[str, Callable[[int, tuple[str, int], int, int], TrainerInitInfo]] = {
-    "nccl": nccl_init_info,
-    "ipc": ipc_init_info,
-}
+BACKENDS: dict[str, Callable[..., TrainerInitInfo]] = {"nccl": nccl_init_info, "ipc": ipc_init_info}
+"""What describes a transport to vLLM, by `rollout.transport`."""
 
 
 class RoleWeightSource(WeightSource):
@@ -90,7 +91,8 @@ class RoleWeightSource(WeightSource):
     def manifest(self, version: int, base: str) -> Manifest:
         """Return the manifest of what the last pass sent."""
         # all checksums are read from the device together
-        values = torch.stack(list(self.sums.values())).tolist()
+        stacked = torch.stack(list(self.sums.values()))
+        values = stacked.tolist()
         sums = dict(zip(self.sums, values, strict=True))
         infos: dict[str, TensorInfo] = {}
         nbytes = 0
@@ -104,14 +106,15 @@ class RoleWeightSource(WeightSource):
 class WeightSender:
     """One learner rank's end of a transport, for one set of receivers. All ranks call `send` together."""
 
-    def __init__(self, role: Role, receivers: Receivers, rank: int, address: tuple[str, int], bucket_bytes: int):
+    def __init__(self, role: Role, receivers: Receivers, rank: int, address: Address, bucket_bytes: int):
         """Join the receivers. Raises ContractError if they do not join within their deadline."""
         self.receivers = receivers
         self.rank = rank
         self.source = RoleWeightSource(role)
         self._base = fingerprint(role.spec.base)
         info = BACKENDS[receivers.backend](rank, address, receivers.processes, bucket_bytes)
-        join = partial(WeightTransferTrainerFactory.trainer_init, info, client=receivers, source=self.source)
+        start = WeightTransferTrainerFactory.trainer_init
+        join = partial(start, info, client=receivers, source=self.source)
         self._engine = self._in_time(join)
 
     def send(self, version: int) -> Delivery:
@@ -151,9 +154,11 @@ class WeightSender:
         # a daemon thread, not an executor's: a call that never ends must not keep the process from ending
         thread = threading.Thread(target=_fulfil, args=(result, call), daemon=True)
         thread.start()
-        wait([result], timeout=2 * self.receivers.deadline_s)  # the calls to the receivers have deadlines of their own
+        # twice: the calls to the receivers have deadlines of their own, which should end first and name an actor
+        wait([result], timeout=2 * self.receivers.deadline_s)
         if not result.done():
-            raise undelivered(self.receivers.failed or dict.fromkeys(self.receivers.actors, "no answer in time"))
+            silent = dict.fromkeys(self.receivers.actors, "no answer in time")
+            raise undelivered(self.receivers.failed or silent)
         error = result.exception()
         if error is None:
             return result.result()

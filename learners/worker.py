@@ -103,7 +103,8 @@ class LearnerWorker:
     def step_conversations(self, rows: Sequence[Conversation], prompt_weight: float = 0.0) -> StepReport:
         """Take one SFT step on this rank's conversations."""
         encoder = self.learner.encoder("policy")
-        units, skipped = sequences.conversation_units(encoder, rows, self.spec.max_tokens, prompt_weight)
+        limit = self.spec.max_tokens
+        units, skipped = sequences.conversation_units(encoder, rows, limit, prompt_weight)
         step = self.learner.step("policy", units, losses.SUPERVISED)
         return self._means(step.metrics), skipped
 
@@ -128,7 +129,8 @@ class LearnerWorker:
     def _preferences(self, rows: Sequence[Pair], config: Reward) -> tuple[list[Unit], list[str]]:
         encoder = self.learner.encoder("reward")
         prompt = RewardPrompt.of(config)
-        return sequences.preference_units(encoder, prompt, rows, self.spec.max_tokens, config.dimensions)
+        limit = self.spec.max_tokens
+        return sequences.preference_units(encoder, prompt, rows, limit, config.dimensions)
 
     def train_ppo(self, experience: Experience, config: Ppo, seed: int) -> tuple[dict[str, float], list[dict]]:
         """Run one PPO iteration on this rank's part; metrics over all ranks, and a report of each of its samples."""
@@ -145,7 +147,8 @@ class LearnerWorker:
         encoder = self.learner.encoder(role)
         items: list[Encoded] = []
         for video, question, response_ids in rows:
-            items.append(encoder.prompt_and_response(question, response_ids, encoder.video(video)))
+            features = encoder.video(video)
+            items.append(encoder.prompt_and_response(question, response_ids, features))
         return self.learner.infer(role, items, "logprobs")
 
     def publish(self, role: str, version: int, bucket_bytes: int) -> tuple[Manifest, list[ray.ObjectRef]] | None:
@@ -157,10 +160,10 @@ class LearnerWorker:
             for _ in weights:
                 pass
             return None
-        head = {"version": version, "kind": "full", "lora": None, "base": fingerprint(target.spec.base)}
-        if target.adapter:
-            head |= {"kind": "adapter", "lora": adapter_config(target)}
-        return pack(weights, bucket_bytes, put=ray.put, **head)
+        base = fingerprint(target.spec.base)
+        lora = adapter_config(target) if target.adapter else None
+        kind = "adapter" if target.adapter else "full"
+        return pack(weights, bucket_bytes, version=version, kind=kind, lora=lora, base=base, put=ray.put)
 
     def open_transfer(
         self, role: str, receivers: Receivers, address: tuple[str, int], bucket_bytes: int
