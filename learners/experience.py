@@ -69,6 +69,7 @@ def prepare_experience(learner: Learner, experience: Experience, config: Ppo) ->
     values = torch.zeros_like(mask)
     if config.advantage == "gae":
         values = _values(learner, encoded, slots)
+    # exp(log pi_learner - log pi_engine), its exponent cut as the policy loss cuts that of its ratio
     gap = (logprobs - engine_logprobs).clamp(-EXPONENT_LIMIT, EXPONENT_LIMIT)
     scores = torch.tensor(experience.scores, dtype=torch.float32)
     importance = torch.exp(gap)
@@ -107,6 +108,7 @@ def encode_sample(encoder: Encoder, sample: Sample) -> Encoded:
     """Return the sample as the learner sees it; ContractError if that differs from what the engine saw."""
     features = encoder.video(sample.prompt.video)
     encoded = encoder.prompt_and_response(sample.prompt.question, sample.response_ids, features)
+    # the name by which an error in numerics names the sample
     encoded = replace(encoded, name=f"{sample.prompt.prompt_id}/{sample.sample_index}")
     _require_equal(sample, "frames", sample.frames_hash, features.spec.hash)
     _require_equal(sample, "visual tokens", sample.visual_tokens, features.visual_tokens)
@@ -136,11 +138,13 @@ def compute_advantages(
     kl = config.kl
     penalty = token_penalty(tensors.logprobs, tensors.reference, kl.estimator, kl.clamp) * mask
     if config.advantage == "gae":
+        # r_t = -beta KL_t, plus the score on the last token or slot; then GAE(gamma, lambda)
         span = slots.rewards.counted(mask)
         rewards = token_rewards(tensors.scores, penalty, state.kl.value, span)
         rewards = scale_rewards(learner, rewards, span, config)
         advantages, returns = gae(rewards, tensors.values, span, config.gamma, config.lam)
     else:
+        # one reward per answer, its KL included; the other answers to the prompt are the baseline
         rewards = tensors.scores - state.kl.value * penalty.sum(1)
         advantages = _leave_one_out(tensors.samples, config.reward_scale * rewards)
         advantages = returns = over_tokens(advantages, mask)
@@ -149,6 +153,7 @@ def compute_advantages(
         moments = moments_over_ranks(learner, advantages, counted)
         mean, var = moments.mean, moments.var
         advantages = whiten(advantages, counted, mean, var, eps_on=config.whiten_eps)
+    # before the update, so that this iteration's value clip already has these returns in its unit
     state.returns.update(moments_over_ranks(learner, returns, counted))
     items = _with_extras(tensors, advantages, returns, slots.losses)
     return items, _sample_reports(tensors, advantages)

@@ -26,6 +26,7 @@ from rlaif.storage import Location
 Calls = list[ray.ObjectRef]
 """One reference per rank, in their order."""
 
+# vLLM's IPC transport refuses a tensor that is larger than its buffer
 BUCKET_BYTES = 512 * 1024**2
 """Default size of the parts in which weights are sent."""
 

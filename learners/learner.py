@@ -129,6 +129,8 @@ class Learner:
             self.counters.count(batch, _items(members))
             # a rank that has run out of units still runs its share of forwards, whose gradient is zero
             share = float(bool(group)) * self.world
+            # backward before anything else runs on the module: gradient checkpointing computes the forward again, under
+            # the adapter that is active by then, and another role's would give a wrong gradient without an error
             with self.counters.phase("forward"):
                 predicted = target.forward(batch, objective.output, self.spec.temperature)
                 result = objective.loss(predicted, batch, denominator)
@@ -138,6 +140,7 @@ class Learner:
             outputs.append(replace(result, loss=result.loss.detach()))
         with self.counters.phase("optimizer"):
             target.engine.step()
+        # also of forwards without a unit of this rank: they are in the quantiles, but not in the metrics
         ratios = tuple(part.ratios for part in outputs if part.ratios is not None)
         # the same on every rank: DeepSpeed has left the weights as they were
         if target.engine.optimizer.overflow:

@@ -55,6 +55,7 @@ def train_on(
     update = PpoUpdate(learner, state, config, clock)
     parts.append(update.run(items, seed, fresh and not recomputed))
     state.iteration += 1
+    # after the update: the next iteration is the first with the new coefficient
     _adapt_kl(learner, state, reports)
     parts += [clock.metrics(), learner.counters.metrics(len(experience))]
     return merge(parts), reports
@@ -96,6 +97,7 @@ class PpoUpdate:
                 self.step_critic(units)
             if self.state.iteration < self.config.critic_warmup:
                 continue
+            # of the whole iteration, not of an epoch: afterwards the policy has moved
             first = not self.ratios
             if self.step_policy(units, compare_with_engine=first and compare_with_engine):
                 self.metrics.append({"policy/early_stop": (1.0, 1.0)})
@@ -133,6 +135,7 @@ class PpoUpdate:
         config = self.config
         count = config.prompts_per_iteration * config.samples_per_prompt // config.minibatch_size
         for epoch in range(config.epochs):
+            # by iteration and epoch, so that a resumed run shuffles alike; by rank, whose samples are its own
             own_seed = derive(seed, "epoch", self.state.iteration, epoch, dist.get_rank())
             order = np.random.default_rng(own_seed).permutation(len(items))
             units = [(items[index],) for index in order]

@@ -161,6 +161,7 @@ def _start_engine(role: Role, spec: LearnerSpec) -> None:
     if optim is None:
         role.module.eval()
         return
+    # this activates the role's adapter: one that needs no gradient when DeepSpeed starts never trains, without an error
     groups = parameter_groups(role)
     parameters: list[nn.Parameter] = []
     for group in groups:
@@ -214,6 +215,7 @@ def _make_moments(sharded: Any) -> None:
     inner = sharded.optimizer
     flat = getattr(sharded, "fp32_partitioned_groups_flat", None) or sharded.single_partition_of_fp32_groups
     for part in flat:
+        # torch's AdamW counts steps in a float32 tensor
         inner.state[part] = {
             "step": torch.zeros((), dtype=torch.float32),
             "exp_avg": torch.zeros_like(part),
@@ -231,9 +233,10 @@ def _deepspeed_config(max_grad_norm: float, spec: LearnerSpec) -> dict:
         "contiguous_gradients": True,
     }
     if spec.cluster.offload_optimizer:
+        # pinned, so that the copies run beside the kernels
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     return {
-        # micro-batches are ours: `Learner.step` packs them and sets the accumulation boundary
+        # `Learner.step` packs micro-batches and sets the accumulation boundary itself
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         # DeepSpeed clips at 1.0 unless it is set

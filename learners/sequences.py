@@ -88,6 +88,7 @@ def _units(
         except (DataError, ContractError) as error:
             skipped.append(f"{_row_name(row)}: {error.found}, not {error.expected}")
             continue
+        # of a pair, both answers must fit: one without the other teaches nothing
         longest = max(len(item.ids) for item in unit)
         if longest > limit:
             skipped.append(f"{_row_name(row)}: {longest} positions, over the limit of {limit}")

@@ -109,6 +109,7 @@ def _set_weight(parameter: nn.Parameter, value: Tensor) -> None:
         parameter.data.copy_(value)
         safe_set_full_fp32_param(parameter, value)
         return
+    # rank 0's copy is what the others receive when the parameter is sharded again
     with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
         parameter.data.copy_(value)
     safe_set_local_fp32_param(parameter, _shard(parameter, value))
@@ -136,6 +137,7 @@ def _sharded(parameter: nn.Parameter) -> bool:
 
 
 def _inner_optimizer(role: Role) -> torch.optim.Optimizer:
+    # ZeRO wraps torch's optimizer in one of its own
     return getattr(role.engine.optimizer, "optimizer", role.engine.optimizer)
 
 
@@ -147,6 +149,7 @@ def named_weights(role: Role) -> Iterator[tuple[str, Tensor]]:
     if role.adapter is not None:
         yield from _adapter_weights(role)
         return
+    # parameter by parameter: under ZeRO-3 the module's own `state_dict` holds empty shards
     causal = role.module.causal
     names: set[str] = set()
     for name, parameter in causal.named_parameters():

@@ -44,6 +44,7 @@ def nccl_init_info(rank: int, address: Address, processes: int, bucket_bytes: in
 
 def ipc_init_info(rank: int, address: Address, processes: int, bucket_bytes: int) -> TrainerInitInfo:
     """Describe shared memory with engines on the ranks' GPUs: each engine reads its rank's buffer in place."""
+    # vLLM refuses a tensor that is larger than this buffer
     return IPCTrainerInitInfo(packed=True, packed_buffer_size_bytes=bucket_bytes, rank=rank)
 
 
@@ -85,6 +86,7 @@ class RoleWeightSource(WeightSource):
     def _once(self) -> Iterator[tuple[str, Tensor]]:
         self.sums = {}
         for name, tensor in published_weights(self.role):
+            # before the tensor is sent: under ZeRO-3 it is freed when the next one is gathered
             self.sums[name] = word_sum(tensor)
             yield name, tensor
 
@@ -146,8 +148,9 @@ class WeightSender:
     def _in_time(self, call: Callable[[], Any]) -> Any:
         """Return what `call` returns; on rank 0 within a deadline, raising ContractError after it.
 
-        A receiver that stops answering would leave a GPU waiting for ever.
+        A receiver that stops answering, or fails inside NCCL's collective, would leave this GPU waiting for ever.
         """
+        # only rank 0 talks to the receivers; the others gather along, and their collectives have a deadline
         if self.rank != 0:
             return call()
         result: Future = Future()

@@ -80,6 +80,7 @@ class LearnerWorker:
     ) -> None:
         """Join the process group and build networks and engines."""
         device = _device(self.spec.model.device)
+        # ranks share a machine's cores with engines: torch's default, all of them for each, makes every step slower
         torch.set_num_threads(max(1, self.spec.cluster.learner.threads))
         host, port = address
         settings = {
@@ -93,7 +94,8 @@ class LearnerWorker:
         for name, value in settings.items():
             os.environ[name] = str(value)
         if self.spec.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
+            # read when cuBLAS is first used; without it, deterministic algorithms raise on a GPU
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
         join_ranks(device, timedelta(seconds=self.spec.cluster.collective_timeout_s))
         features = make_features() if make_features else None
@@ -120,6 +122,7 @@ class LearnerWorker:
         items: list[Encoded] = []
         for unit in units:
             items += unit
+        # both answers of a pair in one list: a forward holds what fits, wherever it comes from
         scores = self.learner.infer("reward", items, "score")
         shape = (len(units), 2, len(config.dimensions))
         by_pair = np.asarray(scores, np.float64).reshape(shape)
@@ -172,7 +175,8 @@ class LearnerWorker:
 
         Returns None, or a delivery to no receiver that says why none joined.
         """
-        from learners.transfer import WeightSender  # imports vLLM, which no other way of publishing needs here
+        # here, because it imports vLLM, which no other way of publishing needs in a learner
+        from learners.transfer import WeightSender
 
         self._close_sender()
         try:
