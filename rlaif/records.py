@@ -147,10 +147,10 @@ def scored(result: float | dict[str, float]) -> Outcome:
 class Experience:
     """What one PPO update learns from: the samples of an iteration that have a reward, and their scores.
 
-    The stage that generates and scores samples makes it and hands it to `LearnerGroup.train_ppo`, which sends each rank
-    its part. Masked samples and prompts without an answer are no part of it: every sample here is trained on, by the
-    number that stands here. What only networks can tell (log-probs of policy and reference, values) the ranks compute,
-    and from it rewards per token, advantages and returns (learners/experience.py).
+    The stage that generates and scores samples builds it and passes it to `LearnerGroup.train_ppo`, which sends each rank
+    its part. It holds neither masked samples nor prompts without an answer: every sample is trained on. The ranks add what
+    networks compute (log-probs of policy and reference, values), and from that rewards per token, advantages and returns
+    (learners/experience.py).
     """
 
     samples: tuple[Sample, ...]

@@ -284,6 +284,21 @@ def test_scoring_batches_depend_on_the_own_rank_only(two_ranks, tiny):
     assert stepped[: len(alone)] != alone  # a step divides the work among the ranks
 
 
+def gather_uneven(counts):
+    """Gather rows that hold the rank's number; `counts` are how many each rank has."""
+    learner = object.__new__(Learner)
+    learner.device = torch.device("cpu")
+    rank = dist.get_rank()
+    rows = torch.full((counts[rank], 2), float(rank), dtype=torch.float64)
+    return learner.gather_rows(rows).tolist()
+
+
+@pytest.mark.parametrize("counts", [(3, 1), (0, 2), (2, 0), (0, 0)])
+def test_gather_rows_joins_uneven_ranks_in_their_order(two_ranks, counts):
+    expected = [[0.0, 0.0]] * counts[0] + [[1.0, 1.0]] * counts[1]
+    assert two_ranks.run(gather_uneven, counts=counts) == [expected, expected]
+
+
 PROJECTOR_OPTIM = plain_optim(lr=0.1, projector_lr=0.4, weight_decay=0.01, warmup_steps=2)
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from learners import losses
-from rlaif.config.schema import Reward
+from learners.outputs import token_rows
+from rlaif.config.schema import Ppo, Reward
 from rlaif.objectives.metrics import mean_metrics, merge, read_metrics
 from rlaif.objectives.preference import bradley_terry
 
@@ -88,3 +89,42 @@ def test_a_margin_is_of_its_dimension_and_only_where_it_is_asked_for():
     more = sum(softplus(m - gap) - softplus(-gap) for gap, m in zip(gaps, margins, strict=True))
     assert (loss - plain).item() == pytest.approx(more / 3, rel=1e-5)
     assert mean_metrics(metrics)["helpful_accuracy"] == pytest.approx(1 / 3)  # still of the scores themselves
+
+
+META = torch.device("meta")
+
+
+def on_meta(*shape, **options):
+    return torch.ones(*shape, device=META, **options)
+
+
+@pytest.mark.parametrize("loss_mean", ["tokens", "slots"])
+def test_losses_and_their_metrics_never_wait_for_the_device(loss_mean):
+    """Run the losses on the meta device, which has no numbers: reading one, or indexing by a mask, raises."""
+    config = Ppo(loss_mean=loss_mean, sampling={"max_tokens": 5}, entropy_coef=0.1)
+    width = 5 if loss_mean == "slots" else 3
+    extras = {name: on_meta(2, width) for name in ("old_logprobs", "advantages", "importance", "values", "returns")}
+    extras["after_video"] = on_meta(2)
+    batch = SimpleNamespace(mask=on_meta(2, 3), valid=on_meta(2, 3), extras=extras)
+    outputs = {name: on_meta(2, 3, requires_grad=True) for name in ("logprobs", "entropy", "values")}
+    policy = losses.policy_objective(config, truncated_importance=True)
+    for objective in (losses.SUPERVISED, policy, losses.critic_objective(config, 1.0)):
+        result = objective.loss(outputs, batch, 6.0)
+        result.loss.backward()
+        assert result.loss.device == META
+        for total, count in result.metrics.values():
+            assert total.device == count.device == META
+            assert total.dtype == count.dtype == torch.float64
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        float(on_meta(1))
+
+
+def test_policy_loss_reports_ratios_of_response_tokens_in_order():
+    mask = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    logprobs = torch.tensor([[0.1, 0.2, 9.0], [0.3, 9.0, 9.0]])
+    extras = {"old_logprobs": torch.zeros(2, 3), "advantages": mask, "after_video": torch.tensor([0.0, 1.0])}
+    batch = SimpleNamespace(mask=mask, extras=extras)
+    result = losses.policy_objective(Ppo()).loss({"logprobs": logprobs, "entropy": mask}, batch, 3.0)
+    rows = token_rows([result.ratios, result.ratios])
+    expected = [[math.exp(0.1), 0.0], [math.exp(0.2), 0.0], [math.exp(0.3), 1.0]]
+    assert rows.tolist() == [pytest.approx(row) for row in expected * 2]
