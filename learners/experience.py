@@ -7,7 +7,6 @@ from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from learners.learner import Learner
@@ -146,7 +145,7 @@ def compute_advantages(
     else:
         # one reward per answer, its KL included; the other answers to the prompt are the baseline
         rewards = tensors.scores - state.kl.value * penalty.sum(1)
-        advantages = _leave_one_out(tensors.samples, config.reward_scale * rewards)
+        advantages = _leave_one_out(learner, tensors.samples, config.reward_scale * rewards)
         advantages = returns = over_tokens(advantages, mask)
     counted = slots.losses.counted(mask)
     if config.whiten_advantages:
@@ -213,17 +212,15 @@ def moments_over_ranks(learner: Learner, x: Tensor, mask: Tensor) -> Moments:
     finite = torch.isfinite(zero_outside(x, mask))
     finite = finite.all(1, keepdim=True)
     own = Moments.of(x, mask.bool() & finite)
-    return Moments(*learner.all_sum(*astuple(own)))
+    return Moments(*learner.collectives.sum(*astuple(own)))
 
 
-def _leave_one_out(samples: Sequence[Sample], totals: Tensor) -> Tensor:
+def _leave_one_out(learner: Learner, samples: Sequence[Sample], totals: Tensor) -> Tensor:
     """Return each sample's total minus the mean of its prompt's other samples, which may be on other ranks. Collective."""
     keys = [sample.key for sample in samples]
-    gathered: list = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, (keys, totals.tolist()))
     all_keys: list[Key] = []
     all_totals: list[float] = []
-    for rank_keys, rank_totals in gathered:
+    for rank_keys, rank_totals in learner.collectives.gather_objects((keys, totals.tolist())):
         all_keys += rank_keys
         all_totals += rank_totals
     prompts = [prompt_id for prompt_id, _ in all_keys]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from learners.collectives import RankCollectives
 from learners.counters import WorkCounters
 from learners.outputs import LossOutput, StepOutput
 from learners.roles import Role, build_roles
@@ -57,16 +57,11 @@ class Learner:
         self.spec = spec
         self.frames = frames
         self.device = device
-        """Of the networks, and of the tensors of all collectives: NCCL takes only tensors on the GPU, gloo those of the host."""
+        self.collectives = RankCollectives(device)
         self.roles = build_roles(spec, device)
         self._encoders: dict[str, Encoder] = {}
         self.vision = VisionCache(spec.feature_cache_bytes, features)
         self.counters = WorkCounters()
-
-    @cached_property
-    def world(self) -> int:
-        """Number of ranks."""
-        return dist.get_world_size()
 
     def encoder(self, role: str) -> Encoder:
         """Return tokenizer and processor of a role's base; roles of one base share it."""
@@ -128,7 +123,7 @@ class Learner:
             batch = self._collate(role, members or [spare])
             self.counters.count(batch, _items(members))
             # a rank that has run out of units still runs its share of forwards, whose gradient is zero
-            share = float(bool(group)) * self.world
+            share = float(bool(group)) * self.collectives.world
             # backward before anything else runs on the module: gradient checkpointing computes the forward again, under
             # the adapter that is active by then, and another role's would give a wrong gradient without an error
             with self.counters.phase("forward"):
@@ -153,7 +148,7 @@ class Learner:
 
     def _denominator(self, role: str, counts: Sequence[float]) -> float:
         """Return the sum of the counts of all ranks; ContractError, on every rank, if it is zero."""
-        denominator = self.all_sum(sum(counts))
+        (denominator,) = self.collectives.sum(sum(counts))
         if not denominator:
             raise ContractError(
                 f"something to train role {role!r} on in every step",
@@ -184,8 +179,7 @@ class Learner:
         """
         role.skipped += 1
         if role.skipped > role.spec.optim.max_skipped_steps:
-            reports: list = [None] * self.world
-            dist.all_gather_object(reports, (suspects, present))
+            reports = self.collectives.gather_objects((suspects, present))
             all_suspects: set[str] = set()
             all_present: set[str] = set()
             for rank_suspects, rank_present in reports:
@@ -198,44 +192,6 @@ class Learner:
                 "Lower the learning rate, set model.dtype=float32, or correct those samples; --resume continues from the last checkpoint",
             )
         return {"skipped_steps": (1.0, 1.0)}
-
-    def gather(self, metrics: Metrics) -> Metrics:
-        """Return the metrics of all ranks together. Collective."""
-        parts: list[Metrics | None] = [None] * self.world
-        dist.all_gather_object(parts, metrics)
-        return merge(parts)
-
-    def gather_rows(self, rows: Tensor) -> Tensor:
-        """Return the rows [N, ...] of all ranks one after the other, in the order of the ranks. Collective.
-
-        The rows are on the learner's device. Ranks may have different N, 0 included; dtype and other dimensions are equal.
-        """
-        counts = self._gather_counts(len(rows))
-        if not max(counts):
-            return rows
-        # gloo and NCCL gather tensors of one shape only: shorter ranks pad, and the padding is cut off again
-        padded = rows.new_zeros(max(counts), *rows.shape[1:])
-        padded[: len(rows)] = rows
-        gathered = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(gathered, padded)
-        parts: list[Tensor] = []
-        for part, count in zip(gathered, counts, strict=True):
-            parts.append(part[:count])
-        return torch.cat(parts)
-
-    def _gather_counts(self, count: int) -> list[int]:
-        """Return every rank's `count`. Collective."""
-        own = torch.tensor([count], device=self.device)
-        counts = [torch.empty_like(own) for _ in range(self.world)]
-        dist.all_gather(counts, own)
-        return torch.cat(counts).tolist()
-
-    def all_sum(self, *values: float) -> float | list[float]:
-        """Return sums over ranks, in float64: a number for one value, else a list. Collective."""
-        # counts and sums of squares over a large batch need more than float32's 24 bits
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(tensor)
-        return tensor.tolist() if len(values) > 1 else tensor.item()
 
     def _microbatches(self, units: Units, divide: bool = True) -> tuple[Groups, Unit | None]:
         """Return groups of indices, as many on every rank, and a unit for an empty group to run its forward on.
@@ -250,12 +206,9 @@ class Learner:
         shortest = min(range(len(units)), key=lengths.__getitem__, default=None)
         spare = None if shortest is None else units[shortest]
         # one collective for both questions: the largest number of groups, and whether any rank has nothing to run
-        most = torch.tensor([len(groups), not units], device=self.device)
-        dist.all_reduce(most, op=dist.ReduceOp.MAX)
-        count, starved = most.tolist()
+        count, starved = self.collectives.max(len(groups), not units)
         if starved and count:
-            offers: list[Unit | None] = [None] * self.world
-            dist.all_gather_object(offers, spare)
+            offers = self.collectives.gather_objects(spare)
             spare = next(unit for unit in offers if unit is not None)
         if divide:
             return split_to(groups, count), spare

@@ -65,7 +65,7 @@ def _adapt_kl(learner: Learner, state: PpoState, reports: Sequence[dict]) -> Non
     """Update the KL coefficient by the mean KL over all ranks' samples; those without a finite KL are left out. Collective."""
     own = [report["kl"] for report in reports]
     finite = list(filter(math.isfinite, own))
-    total, count = learner.all_sum(sum(finite), float(len(finite)))
+    total, count = learner.collectives.sum(sum(finite), float(len(finite)))
     if count:
         state.kl.update(total / count, int(count))
 
@@ -126,7 +126,7 @@ class PpoUpdate:
         self.ratios += step.ratios
         self.metrics.append(_prefixed("policy", step.metrics))
         own_kl = step.metrics.get("approx_kl", (0.0, 0.0))
-        total, count = self.learner.all_sum(*own_kl)
+        total, count = self.learner.collectives.sum(*own_kl)
         target = self.config.target_kl
         # not `>`: a NaN is not within the target
         return target is not None and not total / max(count, 1.0) <= target
@@ -165,7 +165,7 @@ def _gathered_quantiles(learner: Learner, ratios: Sequence[TokenRatios]) -> Metr
     """
     if not ratios:
         return {}
-    rows = learner.gather_rows(token_rows(ratios))
+    rows = learner.collectives.gather_rows(token_rows(ratios))
     ratio, after_video = rows.unbind(dim=1)
     quantiles = ratio_quantiles(ratio, torch.ones_like(ratio), after_video)
     return {f"policy/{name}": (value, 1.0) for name, value in quantiles.items()}

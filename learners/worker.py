@@ -138,7 +138,7 @@ class LearnerWorker:
     def train_ppo(self, experience: Experience, config: Ppo, seed: int) -> tuple[dict[str, float], list[dict]]:
         """Run one PPO iteration on this rank's part; metrics over all ranks, and a report of each of its samples."""
         metrics, reports = train_on(self.learner, self.ppo_state, experience, config, seed)
-        gathered = self.learner.gather(metrics)
+        gathered = self.learner.collectives.gather_metrics(metrics)
         return mean_metrics(gathered) | critic_report(gathered), reports
 
     def probe(self, role: str, probes: Sequence[Probe], hypothesis: str | None = None) -> list[Probed]:
@@ -241,7 +241,7 @@ class LearnerWorker:
         return {"gpu_bytes": float(torch.cuda.max_memory_allocated())}
 
     def _means(self, metrics: Metrics) -> dict[str, float]:
-        return mean_metrics(self.learner.gather(metrics))
+        return mean_metrics(self.learner.collectives.gather_metrics(metrics))
 
 
 def _device(choice: Literal["auto", "cpu", "cuda"]) -> torch.device:

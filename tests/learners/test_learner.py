@@ -13,6 +13,7 @@ import torch.distributed as dist
 from ranks import LORA, NoiseFrames, cluster, full, model, plain_optim, responses, shard_above, weights
 
 from learners import losses
+from learners.collectives import RankCollectives
 from learners.learner import Learner
 from learners.roles import init_reward_head
 from learners.schedule import learning_rate
@@ -203,7 +204,7 @@ def train_pairs(path):
     items = responses(learner.encoder("reward"), 4)
     start = weights(learner.roles["reward"])
     units = [(items[0], items[1]), (items[2], items[3])] if dist.get_rank() == 0 else []
-    metrics = learner.gather(
+    metrics = learner.collectives.gather_metrics(
         learner.step("reward", units, losses.preference_objective(Reward(centering="squared"))).metrics
     )
     scores = learner.infer("reward", items if dist.get_rank() else [], "score")
@@ -245,7 +246,9 @@ def train_two_heads(path):
     rank, items = dist.get_rank(), responses(learner.encoder("reward"), 4)
     start = weights(learner.roles["reward"])
     unit = tuple(replace(item, extras=SIGNED[rank]) for item in items[2 * rank :][:2])
-    metrics = learner.gather(learner.step("reward", [unit], losses.preference_objective(TWO)).metrics)
+    metrics = learner.collectives.gather_metrics(
+        learner.step("reward", [unit], losses.preference_objective(TWO)).metrics
+    )
     scores = learner.infer("reward", items, "score")
     return {"start": start, "end": weights(learner.roles["reward"]), "metrics": metrics, "scores": scores}
 
@@ -286,11 +289,9 @@ def test_scoring_batches_depend_on_the_own_rank_only(two_ranks, tiny):
 
 def gather_uneven(counts):
     """Gather rows that hold the rank's number; `counts` are how many each rank has."""
-    learner = object.__new__(Learner)
-    learner.device = torch.device("cpu")
     rank = dist.get_rank()
     rows = torch.full((counts[rank], 2), float(rank), dtype=torch.float64)
-    return learner.gather_rows(rows).tolist()
+    return RankCollectives(torch.device("cpu")).gather_rows(rows).tolist()
 
 
 @pytest.mark.parametrize("counts", [(3, 1), (0, 2), (2, 0), (0, 0)])
@@ -383,7 +384,9 @@ def train_bfloat16(path):
     for _ in range(4):
         critic = learner.step("critic", units, losses.critic_objective(Ppo(), None))
         policy = learner.step("policy", units, losses.SUPERVISED)
-        seen.append((learner.gather(policy.metrics), learner.gather(critic.metrics)))
+        seen.append(
+            (learner.collectives.gather_metrics(policy.metrics), learner.collectives.gather_metrics(critic.metrics))
+        )
     return [{name: total / count for name, (total, count) in metrics.items()} for pair in seen for metrics in pair]
 
 

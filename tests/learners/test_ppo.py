@@ -215,7 +215,7 @@ def iterate(path, config, iterations=1):
     found = [{"weights": {name: weights(learner.roles[name]) for name in names}}]
     for _ in range(iterations):
         metrics, report = train_on(learner, state, mine(learner), config, seed=1)
-        gathered = learner.gather(metrics)
+        gathered = learner.collectives.gather_metrics(metrics)
         found.append(
             {
                 "weights": {name: weights(learner.roles[name]) for name in names},

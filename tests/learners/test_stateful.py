@@ -30,7 +30,7 @@ PPO = Ppo(
     kl=Kl(controller="adaptive", target=0.1, horizon=10),
 )
 
-CACHES = ("learner._encoders.", "learner.vision.", "learner.counters.", "learner.world")
+CACHES = ("learner._encoders.", "learner.vision.", "learner.counters.")
 """What the learner makes again at its next use (tokenizers, processed videos, towers' output) and what it only reports."""
 
 
