@@ -173,12 +173,15 @@ def _with_extras(
     items: list[Encoded] = []
     for index, item in enumerate(tensors.encoded):
         width = slots.width(len(item.mask))
-        own: dict[str, np.ndarray] = {}
-        for name, values in extras.items():
-            row = values[index].numpy()
-            own[name] = row[:width] if values.ndim == 2 else row
+        own = {name: _row(values, index, width) for name, values in extras.items()}
         items.append(replace(item, extras=own))
     return items
+
+
+def _row(values: Tensor, index: int, width: int) -> np.ndarray:
+    """Return sample `index` of [B, T], cut to its width, or of [B]."""
+    row = values[index].numpy()
+    return row[:width] if values.ndim == 2 else row
 
 
 def _sample_reports(tensors: ExperienceTensors, advantages: Tensor) -> list[dict]:

@@ -48,9 +48,13 @@ def save_role(role: Role, folder: Path | None) -> None:
     if folder is None:
         return
     save_tensors(folder / f"{role.spec.name}.safetensors", tensors)
+    save_json(folder / f"{role.spec.name}.json", _meta(role))
+
+
+def _meta(role: Role) -> dict:
+    """Return what a checkpoint says of a role besides its tensors."""
     base = fingerprint(role.spec.base)
-    meta = {"steps": role.steps, "skipped": role.skipped, "base": base}
-    save_json(folder / f"{role.spec.name}.json", meta)
+    return {"steps": role.steps, "skipped": role.skipped, "base": base}
 
 
 def load_role(role: Role, folder: Path) -> None:

@@ -126,8 +126,7 @@ class WeightSender:
             ContractError: no receiver took them. After a deadline the transport cannot be used again.
         """
         receivers = self.receivers
-        manifest = partial(self.source.manifest, version, self._base)
-        receivers.manifest = manifest
+        receivers.manifest = manifest = partial(self.source.manifest, version, self._base)
         # every rank describes the weights before the first one sends: under ZeRO-3 that is a collective
         self.source.metadata()
         try:

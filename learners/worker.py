@@ -82,6 +82,18 @@ class LearnerWorker:
         device = _device(self.spec.model.device)
         # ranks share a machine's cores with engines: torch's default, all of them for each, makes every step slower
         torch.set_num_threads(max(1, self.spec.cluster.learner.threads))
+        self._set_environment(address)
+        if self.spec.deterministic:
+            # read when cuBLAS is first used; without it, deterministic algorithms raise on a GPU
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+        join_ranks(device, timedelta(seconds=self.spec.cluster.collective_timeout_s))
+        features = make_features() if make_features else None
+        self.learner = Learner(self.spec, make_frames(), device, features)
+        self.ppo_state = PpoState.of(ppo) if ppo else None
+
+    def _set_environment(self, address: tuple[str, int]) -> None:
+        """Set the variables by which `torch.distributed` finds the group."""
         host, port = address
         settings = {
             "RANK": self.rank,
@@ -93,14 +105,6 @@ class LearnerWorker:
         }
         for name, value in settings.items():
             os.environ[name] = str(value)
-        if self.spec.deterministic:
-            # read when cuBLAS is first used; without it, deterministic algorithms raise on a GPU
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True)
-        join_ranks(device, timedelta(seconds=self.spec.cluster.collective_timeout_s))
-        features = make_features() if make_features else None
-        self.learner = Learner(self.spec, make_frames(), device, features)
-        self.ppo_state = PpoState.of(ppo) if ppo else None
 
     def step_conversations(self, rows: Sequence[Conversation], prompt_weight: float = 0.0) -> StepReport:
         """Take one SFT step on this rank's conversations."""
