@@ -105,14 +105,14 @@ def start_critic(path, export, lora):
 def last_hidden(learner, items) -> list[np.ndarray]:
     role = learner.roles["critic"]
     role.module.activate(role.adapter)
-    kept = []
+    states = []
     handle = role.module.causal.model.register_forward_hook(
-        lambda _, __, output: kept.append(output.last_hidden_state[0, -1].numpy())
+        lambda _, __, output: states.append(output.last_hidden_state[0, -1].numpy())
     )
     for item in items:
         learner.infer("critic", [item], "values")
     handle.remove()
-    return kept
+    return states
 
 
 @pytest.fixture(
@@ -124,8 +124,8 @@ def exported(request, two_ranks, tiny, tmp_path_factory):
     adapter, zero_stage = request.param
     folder = tmp_path_factory.mktemp("export")
     lora = LORA if adapter else None
-    found = two_ranks.run(train_and_export, path=tiny, folder=str(folder), lora=lora, zero_stage=zero_stage)[0]
-    return folder, lora, found
+    result = two_ranks.run(train_and_export, path=tiny, folder=str(folder), lora=lora, zero_stage=zero_stage)[0]
+    return folder, lora, result
 
 
 def plain(path) -> torch.nn.Module:
@@ -135,7 +135,7 @@ def plain(path) -> torch.nn.Module:
 @torch.no_grad()
 def plain_logprobs(module, encoder) -> np.ndarray:
     """Compute log-probs of the same responses by the library's own forward, one sequence at a time."""
-    found = []
+    result = []
     for item in responses(encoder, 4):
         batch = collate([item], 0)
         logits = module(
@@ -143,24 +143,24 @@ def plain_logprobs(module, encoder) -> np.ndarray:
         ).logits[0]
         logits[:, list(encoder.banned_ids)] = -torch.inf
         logprobs = logits[item.start - 1 : -1].log_softmax(-1)
-        found.append(logprobs.gather(1, batch.targets[0][:, None])[:, 0].numpy())
-    return np.concatenate(found)
+        result.append(logprobs.gather(1, batch.targets[0][:, None])[:, 0].numpy())
+    return np.concatenate(result)
 
 
 def test_exported_policy_gives_the_same_logprobs_in_other_libraries(exported, tiny, tmp_path, monkeypatch):
-    folder, lora, found = exported
+    folder, lora, result = exported
     encoder = Encoder(tiny, NoiseFrames())
-    assert np.abs(plain_logprobs(plain(tiny), encoder) - found["logprobs"]).max() > 0.05  # it has learned something
+    assert np.abs(plain_logprobs(plain(tiny), encoder) - result["logprobs"]).max() > 0.05  # it has learned something
     loaded = PeftModel.from_pretrained(plain(tiny), str(folder / "policy")) if lora else plain(folder / "policy")
-    assert np.abs(plain_logprobs(loaded, encoder) - found["logprobs"]).max() < 1e-5
+    assert np.abs(plain_logprobs(loaded, encoder) - result["logprobs"]).max() < 1e-5
     if lora:
-        assert np.abs(plain_logprobs(plain(folder / "merged"), encoder) - found["logprobs"]).max() < 1e-5
+        assert np.abs(plain_logprobs(plain(folder / "merged"), encoder) - result["logprobs"]).max() < 1e-5
         assert not (folder / "merged" / "adapter_config.json").exists()
         assert json.loads((folder / "policy" / "adapter_config.json").read_text())["base_model_name_or_path"] == tiny
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         require_model("candidates.models", str(folder / "policy"), or_adapter=True)
         served = plain(whole_model(str(folder / "policy"), "float32"))
-        assert np.abs(plain_logprobs(served, encoder) - found["logprobs"]).max() < 1e-5
+        assert np.abs(plain_logprobs(served, encoder) - result["logprobs"]).max() < 1e-5
     standalone = folder / ("merged" if lora else "policy")
     template = AutoProcessor.from_pretrained(standalone).chat_template
     assert template == encoder.processor.chat_template
@@ -169,36 +169,36 @@ def test_exported_policy_gives_the_same_logprobs_in_other_libraries(exported, ti
 
 def test_the_reward_actor_scores_like_the_learner(exported):
     """Scores are equal to the last bit in batches of the same answers, and to 1e-5 in other batches."""
-    folder, _, found = exported
+    folder, _, result = exported
     for budget, limit in ((BUDGET, 0.0), (200, 1e-5)):
         outcomes = ModelScorer(str(folder / "reward"), NoiseFrames(), model(), budget, 2**28)(ANSWERS)
         assert all(isinstance(outcome, Scored) for outcome in outcomes.values())
         scores = np.array([[outcomes[answer.key].parts[name] for name in TWO] for answer in ANSWERS])
-        assert np.abs(scores - found["scores"]).max() <= limit
+        assert np.abs(scores - result["scores"]).max() <= limit
     assert np.ptp(scores, axis=0).min() > 1e-3 and np.abs(scores).min() > 1e-4
     assert np.abs(scores[:, 0] - scores[:, 1]).min() > 1e-4
 
 
 def test_the_reward_actor_scores_like_the_learner_in_bfloat16(two_ranks, tiny, tmp_path):
     """Scores are equal to the last bit: the adapter is in bfloat16 on both sides."""
-    found = two_ranks.run(train_and_export, path=tiny, folder=str(tmp_path), lora=LORA, zero_stage=2, dtype="bfloat16")[
-        0
-    ]
+    result = two_ranks.run(
+        train_and_export, path=tiny, folder=str(tmp_path), lora=LORA, zero_stage=2, dtype="bfloat16"
+    )[0]
     scorer = ModelScorer(str(tmp_path / "reward"), NoiseFrames(), model(dtype="bfloat16"), BUDGET, 2**28)
     assert {parameter.dtype for parameter in scorer.model.parameters()} == {torch.bfloat16}
     outcomes = scorer(ANSWERS)
     scores = np.array([[outcomes[answer.key].parts[name] for name in TWO] for answer in ANSWERS])
-    assert np.array_equal(scores, found["scores"]) and np.ptp(scores, axis=0).min() > 1e-3
+    assert np.array_equal(scores, result["scores"]) and np.ptp(scores, axis=0).min() > 1e-3
 
 
 def test_critic_started_from_a_reward_model_predicts_zero(exported, two_ranks, tiny):
-    folder, lora, found = exported
+    folder, lora, result = exported
     critic = two_ranks.run(start_critic, path=tiny, export=str(folder / "reward"), lora=lora)[0]
     assert not any(value.any() for value in critic["head"].values()) and not critic["values"].any()
     head = load_file(folder / "reward" / "head.safetensors")
     assert critic["head"]["weight"].shape == (1, 128) and head["weight"].shape == (2, 128)
     scores = [head["weight"] @ hidden + head["bias"] for hidden in critic["hidden"]]
-    assert np.abs(np.array(scores) - found["scores"]).max() < 1e-5  # the body is the reward model's
+    assert np.abs(np.array(scores) - result["scores"]).max() < 1e-5  # the body is the reward model's
 
 
 def test_every_export_carries_its_frame_recipe(exported):
@@ -234,8 +234,8 @@ def test_examples_in_the_documentation_run_on_an_export(exported, tiny, clip, tm
     exec(vllm.replace("max_model_len=4096", small), names)
     exec(merge.replace("runs/mine/merged", str(tmp_path / "merged")), names)
     assert read_recipe(tmp_path / "merged") == read_recipe(names["EXPORT"])
-    said = np.array(names["output"].token_ids[:12])
-    assert np.array_equal(most_likely(tmp_path / "merged", names, said), said)
+    answer_ids = np.array(names["output"].token_ids[:12])
+    assert np.array_equal(most_likely(tmp_path / "merged", names, answer_ids), answer_ids)
 
 
 @torch.no_grad()

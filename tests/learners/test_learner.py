@@ -102,9 +102,9 @@ def half_squared_error(module, batch):
     return 0.5 * (error**2).sum() / batch.mask.sum()
 
 
-def differences(found, wanted) -> dict[str, float]:
-    assert found.keys() == wanted.keys()
-    return {name: float(np.abs(found[name] - wanted[name]).max()) for name in found}
+def differences(result, expected) -> dict[str, float]:
+    assert result.keys() == expected.keys()
+    return {name: float(np.abs(result[name] - expected[name]).max()) for name in result}
 
 
 @pytest.fixture(scope="module")
@@ -135,9 +135,9 @@ def test_adapters_on_one_base_train_like_separate_modules(shared, tiny, zero_sta
         return {name: value for name, value in values.items() if f".{role}." in name}
 
     for role, loss, head, place in (("critic", half_squared_error, ["critic"], 0), ("policy", mean_nll, [], 1)):
-        wanted, norms = plain_steps(tiny, own(start, role), role, loss, head=head)
-        assert min(differences(own(start, role), wanted).values()) > 1e-4  # otherwise the test could not fail
-        assert max(differences(own(end, role), wanted).values()) < 1e-5
+        expected, norms = plain_steps(tiny, own(start, role), role, loss, head=head)
+        assert min(differences(own(start, role), expected).values()) > 1e-4  # otherwise the test could not fail
+        assert max(differences(own(end, role), expected).values()) < 1e-5
         assert np.allclose(ranks[0]["norms"][place::2], norms, rtol=1e-4)
 
 
@@ -189,11 +189,11 @@ def test_full_weights_train_and_the_frozen_parts_stay(two_ranks, tiny, zero_stag
     assert len([name for name in first["end"] if ".visual." in name]) > 20
 
     start = {name: first["start"][name] for name in first["trained"]}
-    wanted, norms = plain_steps(
+    expected, norms = plain_steps(
         tiny, start, "policy", mean_nll, FULL_OPTIM, build=lambda: VideoLM(load_vlm(tiny, "float32"))
     )
     assert min(norms) > FULL_OPTIM.max_grad_norm  # clipping took part
-    assert max(differences({name: first["end"][name] for name in wanted}, wanted).values()) < 1e-5
+    assert max(differences({name: first["end"][name] for name in expected}, expected).values()) < 1e-5
     assert np.allclose(first["norms"], norms, rtol=1e-4)
 
 
@@ -228,9 +228,9 @@ def test_a_rank_without_pairs_takes_part(two_ranks, tiny):
         chosen, rejected = scores[0::2], scores[1::2]
         return (-torch.nn.functional.logsigmoid(chosen - rejected) + 1e-3 * (chosen**2 + rejected**2) / 2).mean()
 
-    wanted, _ = plain_steps(tiny, first["start"], "reward", loss, plain_optim(), ["reward"], plan=[([0, 1, 2, 3],)])
-    assert max(differences(first["start"], wanted).values()) > 1e-2
-    assert max(differences(first["end"], wanted).values()) < 1e-5
+    expected, _ = plain_steps(tiny, first["start"], "reward", loss, plain_optim(), ["reward"], plan=[([0, 1, 2, 3],)])
+    assert max(differences(first["start"], expected).values()) > 1e-2
+    assert max(differences(first["end"], expected).values()) < 1e-5
     assert first["metrics"]["accuracy"][1] == 2.0  # two pairs in all, the lent one not counted
     assert first["scores"] == [] and len(second["scores"]) == 4 and first["nothing"] == second["nothing"] == []
 
@@ -261,9 +261,11 @@ def test_two_heads_learn_from_their_own_comparisons(two_ranks, tiny):
         gaps = [scores[0, 0] - scores[1, 0], scores[1, 1] - scores[0, 1], scores[2, 1] - scores[3, 1]]
         return -sum(torch.nn.functional.logsigmoid(gap) for gap in gaps) / 2
 
-    wanted, _ = plain_steps(tiny, first["start"], "reward", loss, plain_optim(), {"reward": 2}, plan=[([0, 1, 2, 3],)])
-    assert max(differences(first["start"], wanted).values()) > 1e-2
-    assert max(differences(first["end"], wanted).values()) < 1e-5
+    expected, _ = plain_steps(
+        tiny, first["start"], "reward", loss, plain_optim(), {"reward": 2}, plan=[([0, 1, 2, 3],)]
+    )
+    assert max(differences(first["start"], expected).values()) > 1e-2
+    assert max(differences(first["end"], expected).values()) < 1e-5
     assert first["metrics"]["helpful_share"] == (1.0, 2.0) and first["metrics"]["harmless_accuracy"][1] == 2.0
     assert all(score.shape == (2,) for score in first["scores"]) and len(second["scores"]) == 4
 
@@ -319,15 +321,15 @@ def train_projector(path, zero_stage):
 
 @pytest.mark.parametrize("zero_stage", [2, 3])
 def test_the_projector_has_a_rate_of_its_own_on_the_same_schedule(two_ranks, tiny, zero_stage):
-    found = two_ranks.run(train_projector, path=tiny, zero_stage=zero_stage)[0]
-    assert [rate for rate, _ in found["rates"]] == pytest.approx([0.05, 0.1, 0.1])
-    assert [groups for _, groups in found["rates"]] == [pytest.approx([r, 4 * r]) for r in (0.05, 0.1, 0.1)]
-    projector = {name for name in found["start"] if ".visual.merger." in name}
-    assert projector and projector != found["start"].keys()
-    wanted = plain_groups(tiny, found["start"], projector)
-    alike = plain_groups(tiny, found["start"], ())
-    assert max(differences(found["end"], wanted).values()) < 1e-5
-    assert max(differences({n: alike[n] for n in projector}, {n: wanted[n] for n in projector}).values()) > 1e-3
+    result = two_ranks.run(train_projector, path=tiny, zero_stage=zero_stage)[0]
+    assert [rate for rate, _ in result["rates"]] == pytest.approx([0.05, 0.1, 0.1])
+    assert [groups for _, groups in result["rates"]] == [pytest.approx([r, 4 * r]) for r in (0.05, 0.1, 0.1)]
+    projector = {name for name in result["start"] if ".visual.merger." in name}
+    assert projector and projector != result["start"].keys()
+    expected = plain_groups(tiny, result["start"], projector)
+    alike = plain_groups(tiny, result["start"], ())
+    assert max(differences(result["end"], expected).values()) < 1e-5
+    assert max(differences({n: alike[n] for n in projector}, {n: expected[n] for n in projector}).values()) > 1e-3
 
 
 def plain_groups(path, start, projector) -> dict:
@@ -380,14 +382,14 @@ def train_bfloat16(path):
     learner = Learner(spec_of(path, roles, dtype="bfloat16"), NoiseFrames(), torch.device("cpu"))
     items = responses(learner.encoder("policy"), 4)
     units = [(items[i],) for i in ([0, 1], [2, 3])[dist.get_rank()]]
-    seen = []
+    reports = []
     for _ in range(4):
         critic = learner.step("critic", units, losses.critic_objective(Ppo(), None))
         policy = learner.step("policy", units, losses.SUPERVISED)
-        seen.append(
+        reports.append(
             (learner.collectives.gather_metrics(policy.metrics), learner.collectives.gather_metrics(critic.metrics))
         )
-    return [{name: total / count for name, (total, count) in metrics.items()} for pair in seen for metrics in pair]
+    return [{name: total / count for name, (total, count) in metrics.items()} for pair in reports for metrics in pair]
 
 
 def test_bfloat16_training_lowers_the_loss(two_ranks, tiny):
@@ -406,8 +408,8 @@ def test_bfloat16_training_lowers_the_loss(two_ranks, tiny):
 )
 def test_learning_rate(schedule, rates):
     optim = Optim(lr=2.0, warmup_steps=2, schedule=schedule, min_lr_ratio=0.1)
-    found = [learning_rate(optim, step, 6) for step in range(len(rates))]
-    assert found == pytest.approx([2.0 * rate for rate in rates])
+    result = [learning_rate(optim, step, 6) for step in range(len(rates))]
+    assert result == pytest.approx([2.0 * rate for rate in rates])
 
 
 def seed_rate(step, total, warmup, cosine):
@@ -420,13 +422,13 @@ def seed_rate(step, total, warmup, cosine):
 def test_learning_rates_of_the_seed_system():
     optim = Ppo(preset="vlm_rlaif").optim
     for iterations in (20, 386):
-        found = [learning_rate(optim, i, iterations) for i in range(iterations + 1)]
-        assert found == pytest.approx([3e-5 * seed_rate(i, iterations, 5, True) for i in range(iterations + 1)])
-        assert found[0] == 0 and found[5] == 3e-5 and found[-1] == pytest.approx(0, abs=1e-12)
+        result = [learning_rate(optim, i, iterations) for i in range(iterations + 1)]
+        assert result == pytest.approx([3e-5 * seed_rate(i, iterations, 5, True) for i in range(iterations + 1)])
+        assert result[0] == 0 and result[5] == 3e-5 and result[-1] == pytest.approx(0, abs=1e-12)
     optim = Reward(preset="vlm_rlaif").optim
     for steps, warmup in ((2438, 74), (100, 3), (10, 1)):
-        found = [learning_rate(optim, i, steps) for i in range(steps)]
-        assert found == pytest.approx([2e-5 * seed_rate(i, steps, warmup, False) for i in range(steps)])
+        result = [learning_rate(optim, i, steps) for i in range(steps)]
+        assert result == pytest.approx([2e-5 * seed_rate(i, steps, warmup, False) for i in range(steps)])
 
 
 def test_init_reward_head_draws_uniform_or_normal_weights():
@@ -450,11 +452,11 @@ def reward_head(path, init):
 
 
 def test_reward_head_starts_as_its_spec_says_on_every_rank(two_ranks, tiny):
-    found = {init: two_ranks.run(reward_head, path=tiny, init=init) for init in ("normal", "uniform")}
-    for (weight, bias), (other, _) in found.values():
+    result = {init: two_ranks.run(reward_head, path=tiny, init=init) for init in ("normal", "uniform")}
+    for (weight, bias), (other, _) in result.values():
         assert np.array_equal(weight, other) and bias == 0
-    assert np.abs(found["uniform"][0][0]).max() > 3 * np.abs(found["normal"][0][0]).max()
-    assert np.abs(found["uniform"][0][0]).max() <= 128**-0.5
+    assert np.abs(result["uniform"][0][0]).max() > 3 * np.abs(result["normal"][0][0]).max()
+    assert np.abs(result["uniform"][0][0]).max() <= 128**-0.5
 
 
 def test_learning_rate_without_warmup_or_with_nothing_but_warmup():

@@ -41,10 +41,14 @@ def test_a_single_head_is_bradley_terry_bit_for_bit():
         again = scores.detach().clone().requires_grad_()
         config = Reward(centering=centering)
         loss, metrics = step(config, scores, batch(sign_overall=[1.0] * 7), 5.0)
-        wanted, told = bradley_terry(*again.chunk(2), centering, config.centering_coef, 5.0)
+        expected, expected_metrics = bradley_terry(*again.chunk(2), centering, config.centering_coef, 5.0)
         loss.backward()
-        wanted.backward()
-        assert torch.equal(loss, wanted) and torch.equal(scores.grad, again.grad) and metrics == read_metrics(told)
+        expected.backward()
+        assert (
+            torch.equal(loss, expected)
+            and torch.equal(scores.grad, again.grad)
+            and metrics == read_metrics(expected_metrics)
+        )
         assert torch.equal(step(config, scores, batch(), 5.0)[0], loss)  # without extras
 
 
@@ -60,11 +64,11 @@ def test_each_head_learns_from_its_own_pairs():
     loss.backward()
     assert scores.grad[[2, 5], 1].tolist() == [0.0, 0.0] and scores.grad[[2, 5], 0].abs().min() > 0.1
     assert scores.grad[4, 1] < 0 < scores.grad[1, 1]  # the rejected answer's score rises
-    found = mean_metrics(metrics)
-    assert found["helpful_accuracy"] == pytest.approx(1 / 3) and found["harmless_accuracy"] == 0.5
-    assert found["accuracy"] == pytest.approx(2 / 5)  # of all comparisons
-    assert found["helpful_share"] == 1 and found["harmless_share"] == pytest.approx(2 / 3)
-    assert found["preference_loss"] == pytest.approx((helpful + harmless) / 5)
+    means = mean_metrics(metrics)
+    assert means["helpful_accuracy"] == pytest.approx(1 / 3) and means["harmless_accuracy"] == 0.5
+    assert means["accuracy"] == pytest.approx(2 / 5)  # of all comparisons
+    assert means["helpful_share"] == 1 and means["harmless_share"] == pytest.approx(2 / 3)
+    assert means["preference_loss"] == pytest.approx((helpful + harmless) / 5)
 
 
 def test_how_a_batch_is_split_changes_nothing():

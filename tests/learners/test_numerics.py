@@ -31,10 +31,10 @@ def steps(path, zero_stage, plan):
     reports = []
     for bad in plan:
         before, count = weights(critic), critic.steps
-        given = [_poisoned(items[0]), *items[1:]] if bad and rank == 1 else items
-        units = [(item,) for item in given]
+        chosen_items = [_poisoned(items[0]), *items[1:]] if bad and rank == 1 else items
+        units = [(item,) for item in chosen_items]
         try:
-            seen = learner.step("critic", units, losses.critic_objective(Ppo(), None)).metrics
+            metrics = learner.step("critic", units, losses.critic_objective(Ppo(), None)).metrics
         except NumericsError as error:
             return reports, error.found
         after = weights(critic)
@@ -42,11 +42,11 @@ def steps(path, zero_stage, plan):
         finite = all(np.isfinite(value).all() for value in after.values())
         reports.append(
             (
-                seen["skipped_steps"][0],
+                metrics["skipped_steps"][0],
                 moved,
                 critic.steps - count,
                 finite,
-                np.isfinite(seen.get("value_loss", (0,))[0]),
+                np.isfinite(metrics.get("value_loss", (0,))[0]),
             )
         )
     return reports, None
@@ -111,5 +111,5 @@ def test_a_sample_with_nan_spoils_neither_statistics_nor_the_other_samples(two_r
 
 
 def test_numerics_error_names_the_sample_with_nan(two_ranks, tiny):
-    for _, found, _ in two_ranks.run(iterate, path=tiny, limit=0, poison=True):
-        assert found.endswith("in the last one: p1/1")
+    for _, message, _ in two_ranks.run(iterate, path=tiny, limit=0, poison=True):
+        assert message.endswith("in the last one: p1/1")

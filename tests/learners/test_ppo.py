@@ -105,7 +105,7 @@ def test_encode_sample_rejects_samples_of_other_inputs(tiny, what, change):
 
 def experience_by_config(path, configs):
     """Return, for each configuration, what the forwards gave, what was computed from it, and the report."""
-    learner, found = build(path, configs[0]), []
+    learner, results = build(path, configs[0]), []
     experience = mine(learner)
     for config in configs:
         state = PpoState.of(config)
@@ -123,8 +123,8 @@ def experience_by_config(path, configs):
             }
             for i, (sample, score, item) in enumerate(zip(experience.samples, experience.scores, items, strict=True))
         ]
-        found.append((rows, state.state_dict(), learner.infer("policy", tensors.encoded, "logprobs")))
-    return found
+        results.append((rows, state.state_dict(), learner.infer("policy", tensors.encoded, "logprobs")))
+    return results
 
 
 CONFIGS = {
@@ -140,16 +140,16 @@ CONFIGS = {
 def experienced(two_ranks, tiny):
     """Return by configuration (all rows of both ranks, states, log-probs of the learner by key)."""
     ranks = two_ranks.run(experience_by_config, path=tiny, configs=list(CONFIGS.values()))
-    found = {}
+    results = {}
     for number, name in enumerate(CONFIGS):
         rows = [row for rank in ranks for row in rank[number][0]]
         own = [row for rank in ranks for row in rank[number][2]]
-        found[name] = (
+        results[name] = (
             rows,
             [rank[number][1] for rank in ranks],
             dict(zip((row["key"] for row in rows), own, strict=True)),
         )
-    return found
+    return results
 
 
 def by_hand(row, old, config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -174,10 +174,10 @@ def test_advantages_and_returns_match_a_loop_in_float64(experienced, name):
     assert sorted(row["key"] for row in rows) == [(f"p{i}", j) for i in range(3) for j in range(2)]
     from_learner = config.old_logprobs == "learner"
     old = {row["key"]: own[row["key"]] if from_learner else row["engine"] for row in rows}
-    wanted = {row["key"]: by_hand(row, old[row["key"]], config) for row in rows}
-    flat = np.concatenate([advantages for advantages, _, _ in wanted.values()])
+    expected = {row["key"]: by_hand(row, old[row["key"]], config) for row in rows}
+    flat = np.concatenate([advantages for advantages, _, _ in expected.values()])
     for row in rows:
-        advantages, returns, _ = wanted[row["key"]]
+        advantages, returns, _ = expected[row["key"]]
         if config.whiten_advantages:
             advantages = (advantages - flat.mean()) / np.sqrt(flat.var() + 1e-8)
         assert np.abs(row["advantages"] - advantages).max() < 1e-4
@@ -188,7 +188,7 @@ def test_advantages_and_returns_match_a_loop_in_float64(experienced, name):
         drift = (old[row["key"]] - row["reference"][: len(advantages)]).sum()
         assert row["report"]["kl"] == pytest.approx(drift, abs=1e-4) and abs(drift) > 0.01
         assert row["report"]["advantage_mean"] == pytest.approx(advantages.mean(), abs=1e-4)
-    returns = np.concatenate([returns for _, returns, _ in wanted.values()])
+    returns = np.concatenate([returns for _, returns, _ in expected.values()])
     for state in states:  # the running scale has seen every rank's returns
         assert state["returns"]["count"] == len(returns)
         assert state["returns"]["mean"] == pytest.approx(returns.mean(), abs=1e-5)
@@ -200,8 +200,8 @@ def test_leave_one_out_uses_samples_of_all_ranks(experienced):
     totals = {row["key"]: row["score"] - config.kl.coef * by_hand(row, row["engine"], config)[2].sum() for row in rows}
     for row in rows:
         prompt, index = row["key"]
-        wanted = totals[row["key"]] - totals[(prompt, 1 - index)]
-        assert np.abs(row["advantages"] - wanted).max() < 1e-4 and len(row["advantages"]) == len(row["engine"])
+        expected = totals[row["key"]] - totals[(prompt, 1 - index)]
+        assert np.abs(row["advantages"] - expected).max() < 1e-4 and len(row["advantages"]) == len(row["engine"])
         assert np.array_equal(row["advantages"], row["returns"])
 
 
@@ -212,11 +212,11 @@ def iterate(path, config, iterations=1):
     """Run iterations; return weights before and after each, metrics over the ranks, reports and state."""
     learner, state = build(path, config), PpoState.of(config)
     names = [name for name in ("policy", "critic") if name in learner.roles]
-    found = [{"weights": {name: weights(learner.roles[name]) for name in names}}]
+    results = [{"weights": {name: weights(learner.roles[name]) for name in names}}]
     for _ in range(iterations):
         metrics, report = train_on(learner, state, mine(learner), config, seed=1)
         gathered = learner.collectives.gather_metrics(metrics)
-        found.append(
+        results.append(
             {
                 "weights": {name: weights(learner.roles[name]) for name in names},
                 "steps": {name: learner.roles[name].steps for name in names},
@@ -225,7 +225,7 @@ def iterate(path, config, iterations=1):
                 "state": state.state_dict(),
             }
         )
-    return found
+    return results
 
 
 def moved(before, after, role) -> float:
@@ -246,8 +246,8 @@ def test_two_ranks_train_like_one(plain_iteration, one_rank, tiny):
         assert moved(before, two, role) > 1e-2
         assert moved(one, two, role) < 1e-5
     untimed = [name for name in two["metrics"] if not name.startswith(("time/", "waste/"))]
-    wanted = {name: one["metrics"][name] for name in untimed}
-    assert {name: two["metrics"][name] for name in untimed} == pytest.approx(wanted, rel=1e-3, abs=1e-5)
+    expected = {name: one["metrics"][name] for name in untimed}
+    assert {name: two["metrics"][name] for name in untimed} == pytest.approx(expected, rel=1e-3, abs=1e-5)
     assert two["state"]["returns"] == pytest.approx(one["state"]["returns"])
 
 
@@ -255,7 +255,7 @@ def test_iteration_reports_metrics_of_policy_critic_and_time(plain_iteration):
     _, after = plain_iteration
     assert after["steps"] == {"policy": 1, "critic": 1}
     metrics = after["metrics"]
-    wanted = (
+    expected = (
         "policy_loss",
         "approx_kl",
         "clip_fraction",
@@ -266,7 +266,7 @@ def test_iteration_reports_metrics_of_policy_critic_and_time(plain_iteration):
         "grad_norm",
         "lr",
     )
-    assert {f"policy/{name}" for name in wanted} <= metrics.keys()
+    assert {f"policy/{name}" for name in expected} <= metrics.keys()
     assert {
         "critic/value_loss",
         "critic/explained_variance",

@@ -264,9 +264,9 @@ def test_four_steps_train_what_the_formulas_say(ranks, replica):
         values_cut += 0 < step["metrics"].get("value_clip_fraction", (0, 0))[0] < 2 * SLOTS
     assert ratios_moved and gradients_cut and values_cut  # every clip took part
     for role in ("policy", "critic"):
-        for name, wanted in replica.trained[role].items():
-            found, began = ranks[0]["end"][role][name], ranks[0]["start"][role][name]
-            moved, off = np.abs(found - began).max(), np.abs(found - wanted.detach().numpy()).max()
+        for name, expected in replica.trained[role].items():
+            result, began = ranks[0]["end"][role][name], ranks[0]["start"][role][name]
+            moved, off = np.abs(result - began).max(), np.abs(result - expected.detach().numpy()).max()
             assert moved > 0 and off < 1e-7 + 1e-3 * moved, name
 
 
@@ -291,8 +291,8 @@ CONFIGS = {name: Ppo(**SMALL, sampling={"max_tokens": 11}, **change) for name, c
 
 @pytest.fixture(scope="module")
 def switched(two_ranks, tiny):
-    found = two_ranks.run(experience_by_config, path=tiny, configs=list(CONFIGS.values()))
-    return {name: [row for rank in found for row in rank[number][0]] for number, name in enumerate(CONFIGS)}
+    result = two_ranks.run(experience_by_config, path=tiny, configs=list(CONFIGS.values()))
+    return {name: [row for rank in result for row in rank[number][0]] for number, name in enumerate(CONFIGS)}
 
 
 def gae_by_loops(rewards, values, gamma, lam) -> list[float]:
@@ -357,11 +357,11 @@ def test_leave_one_out_with_scaled_rewards_and_means_over_slots(two_ranks, tiny)
     for row in rows:
         gaps = [float(row["engine"][t]) - float(row["reference"][t]) for t in range(len(row["engine"]))]
         totals[row["key"]] = 3.0 * (row["score"] - 0.4 * sum(max(0.0, gap) for gap in gaps))
-    wanted = []
+    expected = []
     for row in rows:
         (prompt, index), length = row["key"], len(row["engine"])
-        wanted.append([totals[row["key"]] - totals[(prompt, 1 - index)]] * length + [0.0] * (11 - length))
-    for row, plain_row, advantages in zip(rows, wanted, whitened_by_loops(wanted, modern), strict=True):
+        expected.append([totals[row["key"]] - totals[(prompt, 1 - index)]] * length + [0.0] * (11 - length))
+    for row, plain_row, advantages in zip(rows, expected, whitened_by_loops(expected, modern), strict=True):
         assert np.allclose(row["returns"], plain_row, atol=1e-3)  # whitening would hide a wrong scale
         assert np.allclose(row["advantages"], advantages, atol=1e-4)
         assert len(row["old_logprobs"]) == 11 and not row["old_logprobs"][len(row["engine"]) :].any()

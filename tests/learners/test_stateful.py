@@ -120,7 +120,7 @@ def test_a_checkpoint_holds_everything_that_an_iteration_changes(two_ranks, tiny
             "ppo_state.iteration",
             ".steps",
         ):
-            assert any(part in found for found in untrained), part
+            assert any(part in path for path in untrained), part
 
 
 def test_state_walk_finds_attributes_added_to_a_class():
