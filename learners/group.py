@@ -18,10 +18,10 @@ from cluster.transfer import Delivery, Receivers
 from learners.spec import LearnerSpec
 from learners.worker import LearnerWorker
 from rlaif.config.schema import Ppo, Reward
-from rlaif.data import Conversation, Pair
+from rlaif.data.rows import Conversation, Pair
+from rlaif.io.storage import Location
 from rlaif.models.packing import chunks, deal
 from rlaif.records import Experience, Key, Probe, Probed
-from rlaif.storage import Location
 
 Calls = list[ray.ObjectRef]
 """One reference per rank, in their order."""

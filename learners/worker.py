@@ -25,8 +25,9 @@ from learners.ppo_state import PpoState
 from learners.spec import LearnerSpec
 from learners.state import load_role, published_weights, save_role
 from rlaif.config.schema import Ppo, Reward
-from rlaif.data import Conversation, Pair
+from rlaif.data.rows import Conversation, Pair
 from rlaif.errors import ContractError
+from rlaif.io.storage import Location, replacing, writing
 from rlaif.models.adapter import SETTINGS
 from rlaif.models.bases import RECORD, record_text
 from rlaif.models.check import fingerprint
@@ -35,7 +36,6 @@ from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.models.vision import Shared
 from rlaif.objectives.metrics import Metrics, mean_metrics
 from rlaif.records import Experience, Probe, Probed
-from rlaif.storage import Location, replacing, writing
 
 StepReport = tuple[dict[str, float], list[str]]
 """Metrics of a step over all ranks, and the rows that this rank left out, each with the reason."""
