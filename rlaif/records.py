@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -141,3 +141,31 @@ def scored(result: float | dict[str, float]) -> Outcome:
     if bad or not parts:
         return Masked(f"part {bad[0]!r} is {parts[bad[0]]}" if bad else "no parts")
     return total(parts, sum(parts.values()))
+
+
+@dataclass(frozen=True)
+class Experience:
+    """What one PPO update learns from: the samples of an iteration that have a reward, and their scores.
+
+    The stage that generates and scores samples builds it and passes it to `LearnerGroup.train_ppo`, which sends each rank
+    its part. It holds neither masked samples nor prompts without an answer: every sample is trained on. The ranks add what
+    networks compute (log-probs of policy and reference, values), and from that rewards per token, advantages and returns
+    (learners/experience.py).
+    """
+
+    samples: tuple[Sample, ...]
+    """Their keys differ; the order has no effect."""
+    scores: tuple[float, ...]
+    """One finite number per sample: the reward with all terms and weights, before `ppo.reward_scale` and the KL penalty."""
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def part(self, indices: Iterable[int]) -> Experience:
+        """Return the samples at these indices with their scores, in the order of the indices."""
+        samples: list[Sample] = []
+        scores: list[float] = []
+        for index in indices:
+            samples.append(self.samples[index])
+            scores.append(self.scores[index])
+        return Experience(tuple(samples), tuple(scores))

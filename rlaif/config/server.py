@@ -1,4 +1,4 @@
-"""How a judge behind a chat-completions server is reached, and what asking it may take."""
+"""Address and limits of a judge behind a chat-completions server."""
 
 from __future__ import annotations
 
@@ -22,39 +22,41 @@ class Server(Section):
     """
 
     url: str = Field(repr=False)
-    """Address below which `chat/completions` lies, such as http://127.0.0.1:8000/v1. No secrets in it."""
+    """Address that `chat/completions` is added to, such as http://127.0.0.1:8000/v1. It must not hold secrets."""
     model: str
-    """Pinned: an answer that names another model stops the run."""
+    """Model to ask for. A reply that names another model stops the run."""
     api_key_env: str | None = Field(None, repr=False)
-    """NAME of the environment variable with the API key; None: the server wants none."""
+    """NAME of the environment variable that holds the API key; null: the server needs none."""
     timeout_s: float = Field(60.0, gt=0, allow_inf_nan=False)
-    """Deadline of one request, from connecting to the last byte."""
+    """Longest time of one request, in seconds, from connecting to the last byte."""
     retries: int = Field(4, ge=0)
-    """Further attempts after one that failed for a reason that may pass."""
+    """Number of further attempts after one that failed for a reason that may pass."""
     concurrency: int = Field(8, ge=1)
-    """Requests that are open at a time."""
+    """Largest number of open requests."""
     price_per_million: tuple[Amount, Amount] = (0.0, 0.0)
-    """Of input and of output tokens, in the unit of `cost_budget`."""
+    """Prices of a million input tokens and of a million output tokens, in the unit of `cost_budget`."""
     token_budget: int | None = Field(None, ge=0)
-    """Input and output tokens that all commands of a run together may take."""
+    """Largest number of input and output tokens that all commands of a run may use together; null: no limit."""
     cost_budget: Amount | None = None
-    """The same in money; needs `price_per_million`."""
+    """Largest cost of all commands of a run together; needs `price_per_million`. null: no limit."""
     backoff_s: Amount = 1.0
-    """The wait before retry n is drawn from 0 to backoff_s * 2^n, and is no shorter than the server asks for."""
+    """Factor of the wait before a retry, in seconds: the wait before retry n is drawn from 0 to backoff_s * 2^n, and is
+    no shorter than the server asks for."""
     max_backoff_s: Amount = 60.0
-    """No wait is longer, whatever the server asks for."""
+    """Longest wait before a retry, in seconds, whatever the server asks for."""
     give_up_after: int = Field(16, ge=1)
-    """After so many questions in a row that the server left unanswered, the rest of them is not sent."""
+    """Number of questions in a row without a reply from the server, after which the remaining questions are not sent."""
     max_images: int = Field(32, ge=1)
-    """Frames of one question; more is an error."""
+    """Largest number of frames in one question; more is an error."""
     top_logprobs: int = Field(20, ge=1)
-    """First tokens listed of a verdict; more where a choice is often missing, as far as the server goes (most: 20)."""
+    """Number of first tokens whose log-probs a verdict lists. Raise it if a choice is often missing, as far as the
+    server allows (most allow 20)."""
     extra: dict[str, Any] = Field({}, repr=False)
-    """Further fields of every request, such as {"chat_template_kwargs": {"enable_thinking": False}}. A field that is
-    None is left out: {"max_tokens": None, "max_completion_tokens": 8}."""
+    """Further fields of every request, such as `{"chat_template_kwargs": {"enable_thinking": false}}`. A field that is
+    null is left out of the request: `{"max_tokens": null, "max_completion_tokens": 8}`."""
     origin: str | None = None
-    """What labels and kept replies are known by instead of the address, for a server that moves while its model stays
-    the same."""
+    """Name that stands for the address in labels and stored replies, for a server that moves while its model stays the
+    same; null: the address."""
 
     @property
     def address(self) -> str:

@@ -17,7 +17,7 @@ from rlaif.models.digest import whole_fingerprint
 
 
 def exporter(base: str) -> LearnerWorker:
-    """Rank 0 of a group with one role on that base."""
+    """Return rank 0 of a group with one role on that base."""
     rank = object.__new__(LearnerWorker)
     rank.rank, rank.learner = 0, SimpleNamespace(roles={"policy": SimpleNamespace(spec=SimpleNamespace(base=base))})
     return rank
@@ -25,7 +25,7 @@ def exporter(base: str) -> LearnerWorker:
 
 @pytest.fixture
 def write(monkeypatch):
-    """write(kind): what `export_role` leaves in the folder is an adapter's settings, or a whole model."""
+    """Make `export_role` write an adapter's settings, or a whole model's, by `write(kind)`."""
 
     def choose(kind: str) -> None:
         def export_role(learner, role, folder, merge):

@@ -14,7 +14,7 @@ from cluster.ledger import Ledger
 from rlaif.config.schema import Config
 from rlaif.errors import ContractError, RlaifError, named
 from rlaif.objectives.rewards import shaped_score, trainable
-from rlaif.records import Key, Masked, Outcome, Sample
+from rlaif.records import Experience, Key, Masked, Outcome, Sample
 from rlaif.seeds import derive
 from rlaif.stages.run.run import Run
 from rlaif.stages.train.pending import Arriving
@@ -93,8 +93,9 @@ def learn(config: Config, roles: Roles, round_: Round) -> dict[str, float]:
         roles.rollouts.sleep(config.rollout.sleep_level, roles.deadline_s)
     round_.times["update_began"] = time.time()
     scores = [round_.outcomes[sample.key].value for sample in trained]
+    experience = Experience(tuple(trained), tuple(scores))
     meanwhile = partial(take_ready, roles)
-    metrics, round_.reports = roles.learners.train_ppo(trained, scores, config.ppo, config.seed, meanwhile)
+    metrics, round_.reports = roles.learners.train_ppo(experience, config.ppo, config.seed, meanwhile)
     round_.times["update_ended"] = time.time()
     for sample in trained:
         roles.ledger.move(round_.iteration, sample.key, "trained")

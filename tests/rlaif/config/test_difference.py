@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlaif.config.difference import Change, decides_order, differences, is_fixed, resumed_with
+from rlaif.config.difference import Change, changed_options, decides_order, is_fixed, resumed_with
 from rlaif.config.schema import Config
 
 
@@ -47,10 +47,10 @@ def test_what_the_stage_reads_and_differs_is_named(stage, before, now, told):
 
 
 def test_an_adapter_that_is_switched_off_is_one_difference():
-    (change,) = differences({"lora": {"r": 4, "alpha": 8}}, {"lora": None})
+    (change,) = changed_options({"lora": {"r": 4, "alpha": 8}}, {"lora": None})
     assert (change.option, change.before, change.now) == ("lora", {"r": 4, "alpha": 8}, None)
-    assert differences({"lora": None}, {"lora": {"r": 4}}) == [Change("lora", None, {"r": 4})]
-    assert differences({"lora": None, "a": {}}, {"lora": None, "a": {}}) == []
+    assert changed_options({"lora": None}, {"lora": {"r": 4}}) == [Change("lora", None, {"r": 4})]
+    assert changed_options({"lora": None, "a": {}}, {"lora": None, "a": {}}) == []
 
 
 def test_a_run_that_was_moved_has_no_differences():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from rlaif.config.load import examine, load_config, shown_config
 from rlaif.config.nearest import nearest
-from rlaif.config.options import WIDTH, all_options, listing
+from rlaif.config.options import WIDTH, all_options, listing, options_page
 from rlaif.errors import ConfigError
 
 
@@ -18,6 +21,31 @@ def test_every_option_is_listed_with_type_default_and_meaning():
     assert options["ppo.save.every"].default == "10" and options["sft.save.every"].default == "0"
     assert options["ppo.lora"].default == "the options below"
     assert [option.path for option in options.values() if not option.text] == []
+
+
+PAGE = Path(__file__).parents[3] / "docs" / "options.md"
+
+
+def test_options_page_is_up_to_date():
+    stale = "docs/options.md is stale: run `python -m rlaif.config.options > docs/options.md`"
+    assert PAGE.read_text() == options_page(), stale
+
+
+def test_options_page_has_every_option_once_and_no_html():
+    page = options_page()
+    for option in all_options():
+        heading = f"\n## {option.path}\n"
+        item = f"- **`{option.path}`**"
+        assert page.count(heading) + page.count(item) == 1, option.path
+    without_code = re.sub(r"`[^`]*`", "", page)
+    # Markdown takes <name> outside of code for an HTML tag and shows nothing.
+    assert not re.search(r"<[A-Za-z/!?]", without_code)
+
+
+def test_every_description_is_a_sentence():
+    for option in all_options():
+        assert option.text.endswith("."), option.path
+        assert not re.search(r"\bNone\b", option.text), f"{option.path}: YAML writes null"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import torch
 
 from rlaif.errors import ContractError
 from rlaif.objectives.masked import Moments, masked_mean, masked_sum, masked_var, per_unit, whiten
-from rlaif.objectives.metrics import extremes, means, merge, totals
+from rlaif.objectives.metrics import extremes, mean_metrics, merge, read_metrics, totals
 
 
 def listed(x, batch):
@@ -117,24 +117,24 @@ def test_metrics_of_micro_batches_merge_to_those_of_the_batch(ragged):
         mask = batch.mask[rows]
         return totals(mask, a=x[rows], positive=x[rows] > 0) | extremes("a", x[rows], mask)
 
-    whole, parts = measure(slice(0, 6)), [measure(slice(i, i + 1)) for i in range(6)]
-    merged = merge(parts)
+    whole = read_metrics(measure(slice(0, 6)))
+    merged = read_metrics(*(measure(slice(i, i + 1)) for i in range(6)))
     assert merged.keys() == whole.keys() and all(merged[k] == pytest.approx(whole[k]) for k in whole)
     flat = listed(x, batch)
     positive = sum(v > 0 for v in flat) / len(flat)
     expected = {"a": statistics.fmean(flat), "positive": positive, "a_min": min(flat), "a_max": max(flat)}
-    assert means(merged) == pytest.approx(expected)
+    assert mean_metrics(merged) == pytest.approx(expected)
 
 
 def test_nan_in_one_micro_batch_is_not_lost_among_the_others():
     ones, nan = torch.ones(1, 1), torch.tensor([[torch.nan]])
     for parts in ((ones, nan), (nan, ones), (ones, nan, ones)):
-        merged = means(merge(totals(ones, a=x) | extremes("a", x, ones) for x in parts))
+        merged = mean_metrics(read_metrics(*(totals(ones, a=x) | extremes("a", x, ones) for x in parts)))
         assert merged.keys() == {"a", "a_min", "a_max"} and all(value != value for value in merged.values())
 
 
 def test_metrics_that_counted_nothing_are_left_out():
     mask = torch.zeros(1, 2)
-    empty = totals(mask, a=torch.ones(1, 2)) | extremes("a", torch.ones(1, 2), mask)
-    assert means(empty) == {}
-    assert means(merge([empty, {"a": (3.0, 2.0)}])) == {"a": 1.5}
+    empty = read_metrics(totals(mask, a=torch.ones(1, 2)) | extremes("a", torch.ones(1, 2), mask))
+    assert mean_metrics(empty) == {}
+    assert mean_metrics(merge([empty, {"a": (3.0, 2.0)}])) == {"a": 1.5}

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from rlaif.objectives.metrics import means, merge
+from rlaif.objectives.metrics import mean_metrics, read_metrics
 from rlaif.objectives.preference import bradley_terry, dpo, sequence_logprobs
 
 
@@ -18,7 +18,7 @@ def pairs(n, seed=0):
 def test_safesora_vector():
     chosen, rejected = torch.tensor([1.2, 0.3]), torch.tensor([0.4, 0.9])
     loss, metrics = bradley_terry(chosen, rejected, "squared", 1e-3, 2)
-    found = means(metrics)
+    found = mean_metrics(read_metrics(metrics))
     assert found["preference_loss"] == pytest.approx(0.704294, abs=1e-6)
     assert found["centering"] == pytest.approx(0.000625)
     assert loss.item() == pytest.approx(0.704919, abs=1e-6)
@@ -29,7 +29,7 @@ def test_vlm_rlaif_centering_is_the_absolute_mean_of_the_pair_sums():
     chosen, rejected = torch.tensor([-1.2, 0.3]), torch.tensor([-0.4, 0.1])
     loss, metrics = bradley_terry(chosen, rejected, "mean_abs", 1e-3, 2)
     plain, _ = bradley_terry(chosen, rejected, "none", 1e-3, 2)
-    assert means(metrics)["centering"] == pytest.approx(1e-3 * abs(-1.6 + 0.4) / 2)
+    assert mean_metrics(read_metrics(metrics))["centering"] == pytest.approx(1e-3 * abs(-1.6 + 0.4) / 2)
     assert (loss - plain).item() == pytest.approx(0.6e-3, rel=1e-3)
 
 
@@ -40,7 +40,7 @@ def test_bradley_terry_is_binary_cross_entropy_of_the_score_difference():
     assert torch.allclose(loss, bce)
     expected = sum(softplus(b - a) for a, b in zip(chosen.tolist(), rejected.tolist(), strict=True)) / 7
     assert loss.item() == pytest.approx(expected)
-    assert means(metrics)["accuracy"] == pytest.approx(sum((chosen > rejected).tolist()) / 7)
+    assert mean_metrics(read_metrics(metrics))["accuracy"] == pytest.approx(sum((chosen > rejected).tolist()) / 7)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -66,18 +66,18 @@ def test_bradley_terry_micro_batches_sum_to_the_full_batch(centering):
     cuts = [slice(0, 3), slice(3, 3), slice(3, 4), slice(4, 7)]
     parts = [bradley_terry(chosen[c], rejected[c], centering, 0.1, 7) for c in cuts]
     assert torch.allclose(sum(loss for loss, _ in parts), whole)
-    assert means(merge(m for _, m in parts)) == pytest.approx(means(metrics))
+    assert mean_metrics(read_metrics(*(m for _, m in parts))) == pytest.approx(mean_metrics(read_metrics(metrics)))
 
 
 def test_mean_abs_centering_is_each_micro_batchs_own_weighted_by_its_pairs():
     chosen, rejected = pairs(7)
     parts = [bradley_terry(chosen[c], rejected[c], "mean_abs", 0.1, 7)[1] for c in (slice(0, 3), slice(3, 7))]
     expected = sum(0.1 * abs((chosen + rejected)[c].mean().item()) * n for c, n in ((slice(0, 3), 3), (slice(3, 7), 4)))
-    assert merge(parts)["centering"] == pytest.approx((expected, 7))
+    assert read_metrics(*parts)["centering"] == pytest.approx((expected, 7))
 
 
 def test_a_tie_is_not_counted_as_right():
-    assert bradley_terry(torch.ones(1), torch.ones(1), "none", 0.0, 1)[1]["accuracy"] == (0.0, 1.0)
+    assert read_metrics(bradley_terry(torch.ones(1), torch.ones(1), "none", 0.0, 1)[1])["accuracy"] == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("margin", [None, [0.0, 1.0, 0.3, 3.0]])
@@ -94,7 +94,9 @@ def test_a_margin_asks_for_a_larger_difference():
     loss, metrics = bradley_terry(chosen, rejected, "none", 0.0, 2, torch.tensor([1.0, 1 / 3]))
     wanted = (softplus(-(1.2 - 0.4 - 1)) + softplus(-(0.3 - 0.9 - 1 / 3))) / 2
     assert loss.item() == pytest.approx(wanted, abs=1e-6) and loss.item() == pytest.approx(1.031552, abs=1e-6)
-    assert means(metrics)["accuracy"] == 0.5 and means(metrics)["margin"] == pytest.approx(0.1)
+    assert mean_metrics(read_metrics(metrics))["accuracy"] == 0.5 and mean_metrics(read_metrics(metrics))[
+        "margin"
+    ] == pytest.approx(0.1)
     plain, told = bradley_terry(chosen, rejected, "none", 0.0, 2)
     same, again = bradley_terry(chosen, rejected, "none", 0.0, 2, torch.zeros(2))
     assert torch.equal(plain, same) and told == again
@@ -112,7 +114,7 @@ def published(beta, weighted, average):
         sequence_logprobs(torch.tensor([x]), mask, torch.tensor([w]) if weighted else None, average) for x, w in columns
     ]
     loss, metrics = dpo(*scores, beta, "sigmoid", 1)
-    return [s.item() for s in scores], loss.item(), means(metrics)
+    return [s.item() for s in scores], loss.item(), mean_metrics(read_metrics(metrics))
 
 
 def test_published_dpo_vectors():
@@ -129,7 +131,7 @@ def test_published_dpo_vectors():
 def test_dpo_of_the_reference_itself():
     logp = pairs(3)
     loss, metrics = dpo(*logp, *logp, 0.1, "sigmoid", 3)
-    assert loss.item() == pytest.approx(math.log(2)) and means(metrics)["margin"] == 0
+    assert loss.item() == pytest.approx(math.log(2)) and mean_metrics(read_metrics(metrics))["margin"] == 0
     assert dpo(*logp, *logp, 0.1, "hinge", 3)[0].item() == pytest.approx(1.0)
 
 
@@ -143,10 +145,10 @@ def test_dpo_matches_a_loop_and_micro_batches_sum(loss_type):
     ]
     each = [softplus(-m) if loss_type == "sigmoid" else max(0.0, 1 - m) for m in margins]
     assert loss.item() == pytest.approx(sum(each) / 9)
-    assert means(metrics)["accuracy"] == pytest.approx(sum(m > 0 for m in margins) / 9)
+    assert mean_metrics(read_metrics(metrics))["accuracy"] == pytest.approx(sum(m > 0 for m in margins) / 9)
     parts = [dpo(a[c], b[c], ref_a[c], ref_b[c], 0.5, loss_type, 9) for c in (slice(0, 4), slice(4, 4), slice(4, 9))]
     assert torch.allclose(sum(x for x, _ in parts), loss)
-    assert means(merge(m for _, m in parts)) == pytest.approx(means(metrics))
+    assert mean_metrics(read_metrics(*(m for _, m in parts))) == pytest.approx(mean_metrics(read_metrics(metrics)))
     leaves = (a.clone().requires_grad_(), b.clone().requires_grad_())
     assert torch.autograd.gradcheck(lambda x, y: dpo(x, y, ref_a, ref_b, 0.5, loss_type, 9)[0], leaves)
 
@@ -171,7 +173,7 @@ def test_no_pairs_give_a_connected_zero():
     for centering in ("none", "mean_abs", "squared"):
         loss, metrics = bradley_terry(scores[:0], scores[:0], centering, 1e-3, 4)
         (gradient,) = torch.autograd.grad(loss, scores)
-        assert loss.item() == 0 and torch.equal(gradient, torch.zeros(2)) and means(metrics) == {}
+        assert loss.item() == 0 and torch.equal(gradient, torch.zeros(2)) and mean_metrics(read_metrics(metrics)) == {}
 
 
 @pytest.mark.parametrize("average", [True, False])

@@ -1,11 +1,11 @@
 import json
 import re
 import statistics
-from types import SimpleNamespace
 
 import pytest
 import torch
 
+from rlaif.config.schema import Terms
 from rlaif.errors import ContractError
 from rlaif.objectives.advantages import gae
 from rlaif.objectives.masked import Moments
@@ -39,7 +39,7 @@ def test_an_answer_is_worth_its_score_minus_its_kl(ragged):
     assert torch.allclose(total, score - 0.1 * kl.masked_fill(~batch.mask, 0).sum(1))
 
 
-SEED_TERMS = SimpleNamespace(no_eos=-8.0, length=-10.0)
+SEED_TERMS = Terms(no_eos=-8.0, length=-10.0)
 
 
 def test_terms_are_named_parts():
@@ -51,7 +51,7 @@ def test_terms_are_named_parts():
 
 
 def test_terms_of_weight_zero_add_no_part():
-    plain = shaped_score(2.0, {"model": 2.0}, "length", 8, 8, SimpleNamespace(no_eos=0.0, length=0.0))
+    plain = shaped_score(2.0, {"model": 2.0}, "length", 8, 8, Terms(no_eos=0.0, length=0.0))
     assert plain.value == 2.0 and plain.parts == {"model": 2.0}
 
 
@@ -73,7 +73,7 @@ HUGE = {
 @pytest.mark.parametrize("name", HUGE)
 def test_rewards_that_no_loss_can_hold_are_masked_with_the_reason(name):
     parts, end, (no_eos, length), scale, reason = HUGE[name]
-    terms = SimpleNamespace(no_eos=no_eos, length=length)
+    terms = Terms(no_eos=no_eos, length=length)
     outcome = trainable(shaped_score(sum(parts.values()), parts, end, 4, 8, terms), scale)
     if reason is None:
         assert outcome == Scored(sum(parts.values()), parts)

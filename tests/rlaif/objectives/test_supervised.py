@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rlaif.objectives.logprobs import token_logprobs
-from rlaif.objectives.metrics import means
+from rlaif.objectives.metrics import mean_metrics, read_metrics
 from rlaif.objectives.supervised import sft_loss
 
 
@@ -16,7 +16,9 @@ def test_equals_torch_cross_entropy_and_micro_batches_sum(ragged):
     logp = token_logprobs(logits, targets)
     loss, metrics = sft_loss(logp, batch.mask, 20)
     expected = torch.nn.functional.cross_entropy(logits[batch.mask], targets[batch.mask])
-    assert torch.allclose(loss, expected) and means(metrics)["nll"] == pytest.approx(expected.item())
+    assert torch.allclose(loss, expected) and mean_metrics(read_metrics(metrics))["nll"] == pytest.approx(
+        expected.item()
+    )
     parts = sum(sft_loss(logp[rows], batch.mask[rows], 20)[0] for rows in ([0, 1, 2], [3], [4, 5]))
     assert torch.allclose(parts, loss)
     gradients = [torch.autograd.grad(x, logits, retain_graph=True)[0] for x in (loss, parts, expected)]
@@ -36,7 +38,7 @@ def test_weights_count_in_the_loss_and_the_metric_is_of_answers():
     weight = torch.tensor([[0.5, 1.0, 0.25], [1.0, 0.0, 0.0]])
     loss, metrics = sft_loss(logp, mask, 2.75, weight)
     assert loss.item() == pytest.approx((0.5 + 2 + 1 + 3) / 2.75)
-    assert metrics["nll"] == (5.0, 2.0)
+    assert read_metrics(metrics)["nll"] == (5.0, 2.0)
     loss.backward()
     assert torch.allclose(logp.grad, -weight / 2.75)
 
