@@ -15,8 +15,8 @@ from rlaif.errors import ConfigError
 from rlaif.records import Answer, Key, Masked, Outcome, scored
 
 if TYPE_CHECKING:
-    from rlaif.models.encode import Frames
-    from rlaif.models.vision import Shared
+    from rlaif.models.video_features import Frames
+    from rlaif.models.vision import SharedFeatures
 
 
 class FunctionScorer:
@@ -46,7 +46,7 @@ class RewardActor:
         tokens_per_microbatch: int,
         cache_bytes: int,
         threads: int,
-        make_features: Callable[[], Shared] | None = None,
+        make_features: Callable[[], SharedFeatures] | None = None,
         weights: Mapping[str, float] | None = None,
     ):
         self.scorer: Callable[[Sequence[Answer]], dict[Key, Outcome]]

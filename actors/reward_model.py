@@ -10,11 +10,12 @@ import torch
 from rlaif.config.schema import Lora, Model
 from rlaif.errors import ContractError, DataError
 from rlaif.models.batch import collate
-from rlaif.models.encode import Encoded, Encoder, Frames
+from rlaif.models.encode import Encoded, Encoder
 from rlaif.models.packing import pack
 from rlaif.models.reward_card import HEAD, dimensions_of, read_card
 from rlaif.models.reward_prompt import RewardPrompt
-from rlaif.models.vision import Shared, VisionCache, tower_key
+from rlaif.models.video_features import Frames
+from rlaif.models.vision import SharedFeatures, VisionCache, tower_key
 from rlaif.models.vlm import VideoLM, load_adapter, load_vlm
 from rlaif.records import SCORE, Answer, Key, Masked, Outcome, scored
 from rlaif.storage import fetch
@@ -31,7 +32,7 @@ class ModelScorer:
         model: Model,
         tokens_per_microbatch: int,
         cache_bytes: int,
-        features: Shared | None = None,
+        features: SharedFeatures | None = None,
         weights: Mapping[str, float] | None = None,
         threads: int | None = None,
     ):
@@ -60,7 +61,7 @@ class ModelScorer:
         pad = self.encoder.tokenizer.pad_token_id
         for group in pack([len(item.ids) for _, item in ready], self.budget):
             items = [ready[i][1] for i in group]
-            vision = self.vision.of(self.model.causal, self._tower, [item.video for item in items], self.device)
+            vision = self.vision.for_batch(self.model.causal, self._tower, [item.video for item in items], self.device)
             batch = collate(items, self.encoder.eos_id if pad is None else pad, self.device, vision=vision)
             scores = self.model(batch, "score", head="reward")["score"].reshape(len(items), -1).cpu().tolist()
             outcomes |= {ready[i][0]: self._outcome(values) for i, values in zip(group, scores, strict=True)}

@@ -19,7 +19,8 @@ from cluster.env import actor_env
 from cluster.publish import Manifest
 from rlaif.config.schema import Sampling
 from rlaif.errors import ContractError, DataError
-from rlaif.models.encode import Encoder, Frames
+from rlaif.models.encode import Encoder
+from rlaif.models.video_features import Frames
 from rlaif.objectives.truncation import kept_tokens
 from rlaif.records import Choice, Probe, Probed, Prompt, Sample
 from rlaif.seeds import derive

@@ -17,9 +17,10 @@ from learners.work import Work
 from rlaif.config.schema import Optim
 from rlaif.errors import ContractError, NumericsError, named
 from rlaif.models.batch import Batch, collate
-from rlaif.models.encode import Encoded, Encoder, Frames
+from rlaif.models.encode import Encoded, Encoder
 from rlaif.models.packing import pack, split_to
-from rlaif.models.vision import Shared, Vision, VisionCache
+from rlaif.models.video_features import Frames
+from rlaif.models.vision import SharedFeatures, Vision, VisionCache
 from rlaif.models.vlm import Output
 from rlaif.objectives.metrics import Metrics, merge
 from rlaif.seeds import derive
@@ -34,7 +35,7 @@ Loss = Callable[[dict[str, Tensor], Batch, float], tuple[Tensor, Metrics]]
 class Learner:
     """Roles, engines and encoders of one rank; `torch.distributed` must be initialised."""
 
-    def __init__(self, spec: LearnerSpec, frames: Frames, device: torch.device, features: Shared | None = None):
+    def __init__(self, spec: LearnerSpec, frames: Frames, device: torch.device, features: SharedFeatures | None = None):
         self.spec, self.frames, self.device = spec, frames, device
         self.roles = build_roles(spec, device)
         self._encoders: dict[str, Encoder] = {}
@@ -185,7 +186,7 @@ class Learner:
         """What the role's frozen tower makes of the items' videos, each computed once; None where the tower trains."""
         target, videos = self.roles[role], [item.video for item in items if item.video is not None]
         if target.tower_frozen:
-            return self.vision.of(target.module.causal, target.tower, videos, self.device)
+            return self.vision.for_batch(target.module.causal, target.tower, videos, self.device)
         self.vision.seen(target.tower, videos)
         return None
 

@@ -29,9 +29,9 @@ from rlaif.errors import ContractError
 from rlaif.models.adapter import SETTINGS
 from rlaif.models.bases import RECORD, record_text
 from rlaif.models.check import fingerprint
-from rlaif.models.encode import Frames
 from rlaif.models.reward_prompt import RewardPrompt
-from rlaif.models.vision import Shared
+from rlaif.models.video_features import Frames
+from rlaif.models.vision import SharedFeatures
 from rlaif.objectives.metrics import Metrics, means
 from rlaif.records import Probe, Probed, Sample
 from rlaif.storage import Location, replacing, writing
@@ -68,7 +68,7 @@ class LearnerWorker:
         address: tuple[str, int],
         make_frames: Callable[[], Frames],
         ppo: Ppo | None = None,
-        make_features: Callable[[], Shared] | None = None,
+        make_features: Callable[[], SharedFeatures] | None = None,
     ) -> None:
         """Join the process group and build networks and engines."""
         device = _device(self.spec.model.device)

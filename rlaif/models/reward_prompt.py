@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rlaif.config.schema import Reward
-from rlaif.models.encode import Encoded, Encoder, VideoFeatures
+from rlaif.models.encode import Encoded, Encoder
+from rlaif.models.video_features import VideoFeatures
 from rlaif.seeds import derive
 from rlaif.text import fill, within_budget
 

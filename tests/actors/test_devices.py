@@ -86,8 +86,8 @@ def test_a_rollout_actor_computes_on_its_own_device_and_hands_on_cpu_features(co
 def test_what_is_kept_elsewhere_is_computed_on_the_models_device(computed_on, keep_on, shared):
     cache = VisionCache(2**20, shared)
     for _ in range(2):
-        assert device_of(cache.one(MODEL, "key", VIDEO, META, keep_on=keep_on).output) == (keep_on or META)
-    assert device_of(cache.of(MODEL, "key", [VIDEO, VIDEO], META)["video"]) == META
+        assert device_of(cache.for_video(MODEL, "key", VIDEO, META, keep_on=keep_on).output) == (keep_on or META)
+    assert device_of(cache.for_batch(MODEL, "key", [VIDEO, VIDEO], META)["video"]) == META
     assert set(computed_on) <= {META}
 
 

@@ -130,7 +130,7 @@ def test_handed_features_give_the_answers_of_pixels_and_are_computed_once(actor,
     assert ask(handed.__ray_call__.remote(lambda actor: actor._engine.encoded)) == 0
     learner = VisionCache(2**24, FeatureClient(features))
     vlm, encoder = load_vlm(model, "float32"), Encoder(model, LocalFrames(root, 8))
-    learner.of(vlm, tower_key(vlm), [encoder.video(f"{i}.mp4") for i in range(3)], torch.device("cpu"))
+    learner.for_batch(vlm, tower_key(vlm), [encoder.video(f"{i}.mp4") for i in range(3)], torch.device("cpu"))
     counters = ask(features.counters.remote())
     assert learner.passes == 0 and (counters["passes"], counters["keys"], counters["hits"]) == (3, 3, 3)
 
