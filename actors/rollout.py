@@ -12,7 +12,7 @@ from uuid import uuid4
 from actors.engine import Completion, Engine, EngineSpec, Refused, Request
 from actors.features import FeatureClient
 from actors.requests import over_limit
-from actors.served import local
+from actors.served import resolve_model
 from actors.tower import FrozenTower
 from actors.weights import Published
 from cluster.env import actor_env
@@ -68,7 +68,7 @@ class RolloutActor:
         Without `spec.banned_ids` the model's own placeholder ids are banned. A prompt of more than `max_prompt_tokens`
         positions, visual tokens included, is a Failure: cutting it could cut the video.
         """
-        spec = local(spec)
+        spec = resolve_model(spec)
         self._limit = max_prompt_tokens
         self._frames = make_frames()
         self._encoder = Encoder(spec.model_path, self._frames, dtype=spec.dtype)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import torch
-import transformers
 
 from cluster.publish import Manifest
 from rlaif.errors import ContractError
 from rlaif.models.family import engine_video_of, family_of
+from rlaif.models.model_dir import ModelDir
 from rlaif.models.video_features import VideoFeatures
 from rlaif.models.vision import SharedFeatures, VisionCache, tower_key, tower_output
 from rlaif.models.vlm import load_tower
-from rlaif.storage import fetch
 
 CACHE_BYTES = 256 * 1024**2
 CPU = torch.device("cpu")
@@ -23,7 +22,7 @@ class FrozenTower:
 
     def __init__(self, path: str, dtype: str, shared: SharedFeatures | None = None):
         """Raises ConfigError for a family whose features vLLM does not take."""
-        self._as_engine_takes_it = engine_video_of(transformers.AutoConfig.from_pretrained(fetch(path)))
+        self._as_engine_takes_it = engine_video_of(ModelDir(path).config)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = load_tower(path, dtype).to(self.device)
         self.key = tower_key(self.model)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from learners.roles import Role
 from rlaif.errors import CheckpointError
-from rlaif.models.check import fingerprint
+from rlaif.models.model_dir import ModelDir
 from rlaif.tensors import load_json, load_tensors, save_json, save_tensors
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -42,7 +42,7 @@ def save_role(role: Role, folder: Path | None) -> None:
         save_tensors(folder / f"{role.spec.name}.safetensors", tensors)
         save_json(
             folder / f"{role.spec.name}.json",
-            {"steps": role.steps, "skipped": role.skipped, "base": fingerprint(role.spec.base)},
+            {"steps": role.steps, "skipped": role.skipped, "base": ModelDir(role.spec.base).fingerprint},
         )
 
 
@@ -52,7 +52,7 @@ def load_role(role: Role, folder: Path) -> None:
     Raises CheckpointError naming the first parameter that is missing or of another shape, or for another base.
     """
     meta = load_json(folder / f"{role.spec.name}.json")
-    if meta["base"] != (base := fingerprint(role.spec.base)):
+    if meta["base"] != (base := ModelDir(role.spec.base).fingerprint):
         raise CheckpointError(
             f"a checkpoint of role {role.spec.name!r} on {role.spec.base} ({base})",
             f"one on another base ({meta['base']})",

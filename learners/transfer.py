@@ -20,7 +20,7 @@ from cluster.transfer import Delivery, Receivers, undelivered
 from learners.roles import Role
 from learners.state import published_weights
 from rlaif.errors import ContractError
-from rlaif.models.check import fingerprint
+from rlaif.models.model_dir import ModelDir
 
 
 def nccl(rank: int, address: tuple[str, int], processes: int, bucket_bytes: int) -> TrainerInitInfo:
@@ -92,7 +92,7 @@ class Sender:
     def __init__(self, role: Role, receivers: Receivers, rank: int, address: tuple[str, int], bucket_bytes: int):
         """Joins the receivers. Raises ContractError where they do not come within their deadline."""
         self.receivers, self.rank, self.weights = receivers, rank, Weights(role)
-        self._base = fingerprint(role.spec.base)
+        self._base = ModelDir(role.spec.base).fingerprint
         info = BACKENDS[receivers.backend](rank, address, receivers.processes, bucket_bytes)
         join = partial(WeightTransferTrainerFactory.trainer_init, info, client=receivers, source=self.weights)
         self._engine = self._in_time(join)

@@ -26,9 +26,8 @@ from learners.state import load_role, published_weights, save_role
 from rlaif.config.schema import Ppo, Reward
 from rlaif.data import Conversation, Pair
 from rlaif.errors import ContractError
-from rlaif.models.adapter import SETTINGS
-from rlaif.models.bases import RECORD, record_text
-from rlaif.models.check import fingerprint
+from rlaif.models.bases import RECORD
+from rlaif.models.model_dir import SETTINGS, ModelDir
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.models.video_features import Frames
 from rlaif.models.vision import SharedFeatures
@@ -143,7 +142,7 @@ class LearnerWorker:
                 pass
             return None
         kind, lora = ("adapter", adapter_config(target)) if target.adapter else ("full", None)
-        base = fingerprint(target.spec.base)
+        base = ModelDir(target.spec.base).fingerprint
         return pack(weights, bucket_bytes, version=version, kind=kind, lora=lora, base=base, put=ray.put)
 
     def open_transfer(
@@ -195,7 +194,7 @@ class LearnerWorker:
             export_role(self.learner, role, folder, merge)
             if folder is not None:
                 if (folder / SETTINGS).is_file() or card:  # an adapter or a reward model: it may be moved with its base
-                    card = {RECORD: record_text(self.learner.roles[role].spec.base, target), **card}
+                    card = {RECORD: ModelDir(self.learner.roles[role].spec.base).record_text(target), **card}
                 for name, text in card.items():
                     (folder / name).write_text(text)
 

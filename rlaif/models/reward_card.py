@@ -11,9 +11,10 @@ from typing import Any
 from rlaif.config.schema import Lora
 from rlaif.data import OVERALL
 from rlaif.errors import ConfigError
-from rlaif.models.bases import absolute, find_base
-from rlaif.models.check import fingerprint, require_base, require_model
+from rlaif.models.bases import absolute_path
+from rlaif.models.check import require_base, require_model
 from rlaif.models.digest import add_weights
+from rlaif.models.model_dir import ModelDir, find_base
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.models.vlm import ADAPTER
 from rlaif.storage import fetch, locate
@@ -36,7 +37,7 @@ def read_card(export: str, option: str = "ppo.reward") -> dict:
             f"Set {option} to a reward model, or train one first",
         )
     card = json.loads(location.read())
-    return card | {"base": find_base(export, card["base"])}
+    return card | {"base": find_base(export, card["base"]).path}
 
 
 def require_reward_model(option: str, export: str) -> dict:
@@ -46,7 +47,7 @@ def require_reward_model(option: str, export: str) -> dict:
     """
     card = read_card(export, option)
     if card["lora"]:
-        require_base(f"{option}, its base", export, card["base"])
+        require_base(f"{option}, its base", export, ModelDir(card["base"]))
     else:
         require_model(option, export)
     for name in (HEAD, ADAPTER) if card["lora"] else (HEAD,):
@@ -61,7 +62,7 @@ def require_reward_model(option: str, export: str) -> dict:
 
 def card_text(base: str, lora: Lora | None, prompt: RewardPrompt, dimensions: Sequence[str] = (OVERALL,)) -> str:
     """What CARD holds."""
-    form = {"base": absolute(base), "lora": lora.model_dump(mode="json") if lora else None, "prompt": vars(prompt)}
+    form = {"base": absolute_path(base), "lora": lora.model_dump(mode="json") if lora else None, "prompt": vars(prompt)}
     return json.dumps(form | {"dimensions": list(dimensions)}, indent=2)
 
 
@@ -73,7 +74,7 @@ def dimensions_of(card: Mapping[str, Any]) -> tuple[str, ...]:
 def reward_fingerprint(export: str) -> str:
     """What tells two reward models apart, wherever they lie: 16 hex digits over card, base and weights."""
     card = read_card(export)
-    card["base"] = fingerprint(card["base"]) if card["lora"] else ""
+    card["base"] = ModelDir(card["base"]).fingerprint if card["lora"] else ""
     digest = hashlib.sha256(json.dumps(card, sort_keys=True).encode())
     add_weights(digest, Path(fetch(export)))
     return digest.hexdigest()[:16]

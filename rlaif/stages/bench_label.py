@@ -21,6 +21,7 @@ from rlaif.feedback.tokens import Tokens
 from rlaif.models.batch import collate
 from rlaif.models.encode import Encoded, Encoder
 from rlaif.models.merged import whole_model
+from rlaif.models.model_dir import ModelDir
 from rlaif.models.tiny import build_tiny
 from rlaif.models.vlm import VideoLM, load_vlm
 from rlaif.records import Prompt
@@ -46,7 +47,7 @@ class PlainJudge:
 
     def __init__(self, config: Config, model: str, frames: LocalFrames):
         torch.set_num_threads(os.cpu_count() or 1)
-        model = whole_model(model, config.model.dtype)
+        model = whole_model(ModelDir(model), config.model.dtype)
         self._encoder = Encoder(model, frames, config.video.feature_cache_bytes, config.model.dtype)
         self._model = VideoLM(load_vlm(model, config.model.dtype, config.model.attention)).eval()
         self._size, self._frames = config.rollout.max_num_seqs, frames_of(config, frames)

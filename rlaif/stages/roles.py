@@ -19,8 +19,9 @@ from learners.spec import LearnerSpec, RoleSpec
 from rlaif.config.schema import Config, Lora
 from rlaif.config.section import Function
 from rlaif.errors import ConfigError
-from rlaif.models.check import fingerprint, require_model, same_model
+from rlaif.models.check import require_model
 from rlaif.models.family import engine_video_of
+from rlaif.models.model_dir import ModelDir, same_model
 from rlaif.models.reward_card import check_weights, read_card, require_reward_model
 from rlaif.models.reward_prompt import contexts
 from rlaif.records import Prompt
@@ -29,7 +30,6 @@ from rlaif.stages.deck import Deck
 from rlaif.stages.parity import Gate
 from rlaif.stages.publishing import Publisher
 from rlaif.stages.run import Run
-from rlaif.storage import fetch
 from rlaif.terminal import phase, say
 
 log = logging.getLogger(__name__)
@@ -65,9 +65,9 @@ class Roles:
 
 def require_inputs(config: Config) -> None:
     """Policy, reward, checker and evaluation file exist and load; ConfigError naming the option otherwise."""
-    require_model("ppo.policy", config.ppo.policy, "ppo.lora" if config.ppo.lora else None)
+    policy = require_model("ppo.policy", config.ppo.policy, "ppo.lora" if config.ppo.lora else None)
     if config.rollout.vision == "shared":
-        engine_video_of(transformers.AutoConfig.from_pretrained(fetch(config.ppo.policy)))
+        engine_video_of(policy.config)
     if isinstance(config.ppo.reward, Function):
         load_function(config.ppo.reward.path)
     else:
@@ -221,7 +221,7 @@ def identity(config: Config) -> dict:
     ppo, critic = config.ppo, None
     if ppo.advantage == "gae":
         base, lora, _ = critic_start(config)
-        critic = {"base": fingerprint(base), "lora": lora and lora.model_dump(mode="json")}
+        critic = {"base": ModelDir(base).fingerprint, "lora": lora and lora.model_dump(mode="json")}
     lora = ppo.lora and ppo.lora.model_dump(mode="json")
-    found = {"stage": "ppo", "policy": fingerprint(ppo.policy), "lora": lora, "advantage": ppo.advantage}
+    found = {"stage": "ppo", "policy": ModelDir(ppo.policy).fingerprint, "lora": lora, "advantage": ppo.advantage}
     return found | {"critic": critic}

@@ -23,8 +23,7 @@ from learners.group import LearnerGroup
 from learners.spec import LearnerSpec
 from rlaif.config.schema import Config, Ppo
 from rlaif.config.section import Function
-from rlaif.models.adapter import serves_adapters
-from rlaif.models.check import same_model
+from rlaif.models.model_dir import ModelDir, same_model
 from rlaif.storage import locate
 from rlaif.terminal import phase
 
@@ -138,7 +137,7 @@ class Topology:
         with, where it is the policy. Room for adapters only where the family has any: PPO refuses `ppo.lora` for others.
         """
         lora, policy = self.config.ppo.lora, self.config.ppo.policy
-        if lora and same_model(model_path, policy) and serves_adapters(model_path):
+        if lora and same_model(model_path, policy) and ModelDir(model_path).family.adapters:
             return self.rollouts(policy, lora.r)
         return self.rollouts(model_path, None)
 

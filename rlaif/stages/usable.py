@@ -9,8 +9,8 @@ from typing import Any
 from rlaif.config.schema import Config, Reward
 from rlaif.config.section import Function
 from rlaif.data import Conversation, Pair
-from rlaif.models.adapter import base_of
 from rlaif.models.encode import Encoder
+from rlaif.models.model_dir import ModelDir
 from rlaif.models.reward_card import read_card
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.models.usable import Reader, Room
@@ -25,7 +25,7 @@ Check = Callable[[Any], str | None]
 @lru_cache(maxsize=8)
 def encoder_of(model: str) -> Encoder:
     """Tokenizer and processor of a model directory, or of an adapter's base; no weights."""
-    return Encoder(base_of(model))
+    return Encoder(ModelDir(model).base.location)
 
 
 def reader_of(run: Run, model: str) -> Reader:

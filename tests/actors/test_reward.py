@@ -21,7 +21,8 @@ from actors.reward_model import ModelScorer
 from actors.reward_pool import start_reward_pool
 from rlaif.config.schema import Lora, Model, Reward
 from rlaif.errors import ConfigError, DataError
-from rlaif.models.bases import RECORD, record_text
+from rlaif.models.bases import RECORD
+from rlaif.models.model_dir import ModelDir
 from rlaif.models.reward_card import (
     CARD,
     card_text,
@@ -315,7 +316,7 @@ def test_a_reward_model_that_moved_with_its_base_scores_the_same_bits(export, tm
     reward, base = storage / "run" / "reward" / "export", storage / "run" / "sft" / "export"
     shutil.copytree(export, reward)
     shutil.copytree(read_card(export)["base"], base)
-    (reward / RECORD).write_text(record_text(str(base), locate(storage) / "run/reward/export"))
+    (reward / RECORD).write_text(ModelDir(str(base)).record_text(locate(storage) / "run/reward/export"))
     (reward / CARD).write_text(json.dumps(read_card(export) | {"base": str(base)}))
     before = ModelScorer(str(reward), NoiseFrames(), MODEL, 10**4, 2**28)(ANSWERS)
     print_before = reward_fingerprint(str(reward))

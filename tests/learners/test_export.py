@@ -26,6 +26,7 @@ from rlaif.models.batch import collate
 from rlaif.models.check import require_model
 from rlaif.models.encode import Encoder
 from rlaif.models.merged import whole_model
+from rlaif.models.model_dir import ModelDir
 from rlaif.models.reward_card import CARD, card_text
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.records import Answer, Prompt, Scored
@@ -156,7 +157,7 @@ def test_a_policy_loads_elsewhere_and_says_the_same(exported, tiny, tmp_path, mo
         assert json.loads((folder / "policy" / "adapter_config.json").read_text())["base_model_name_or_path"] == tiny
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         require_model("candidates.models", str(folder / "policy"), or_adapter=True)
-        served = plain(whole_model(str(folder / "policy"), "float32"))
+        served = plain(whole_model(ModelDir(str(folder / "policy")), "float32"))
         assert np.abs(plain_logprobs(served, encoder) - found["logprobs"]).max() < 1e-5
     standalone = folder / ("merged" if lora else "policy")
     template = AutoProcessor.from_pretrained(standalone).chat_template

@@ -16,7 +16,7 @@ from actors.reward_model import ModelScorer
 from rlaif.config.load import load_config
 from rlaif.config.schema import Lora, Reward
 from rlaif.errors import ConfigError, DataError
-from rlaif.models.check import fingerprint
+from rlaif.models.model_dir import ModelDir
 from rlaif.models.reward_card import CARD, card_text
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.models.tiny import build_tiny
@@ -196,7 +196,7 @@ def write_answers(config, models, lengths=LENGTHS) -> None:
     prompts = [json.loads(line) for line in (data.data_path(config, "descriptions.jsonl")).read_text().splitlines()]
     rows = []
     for name, letters in lengths.items():
-        who = {"fingerprint": fingerprint(models[name]), "model": models[name]}
+        who = {"fingerprint": ModelDir(models[name]).fingerprint, "model": models[name]}
         for prompt, count in zip(prompts, letters, strict=False):
             rows.append({"prompt_id": prompt["prompt_id"], "answers": ["x" * count, "another sample"], **who})
     path = data.data_path(config, config.data.candidates)
@@ -327,7 +327,11 @@ def test_an_adapter_judges_and_captions_with_the_tokenizer_of_its_base(offline, 
     config, run = offline(f"label.judge={adapter}", f"caption.model={adapter}", "caption.aggregate=summarise")
     judge = make_judge(config, run, adapter)
     assert judge.count("a red circle") == caption.counter(config)("a red circle") == 3
-    assert judge.name == f"{adapter}@{fingerprint(adapter)}" != f"{adapter}@{fingerprint(models['base'])}"
+    assert (
+        judge.name
+        == f"{adapter}@{ModelDir(adapter).fingerprint}"
+        != f"{adapter}@{ModelDir(models['base']).fingerprint}"
+    )
     shutil.rmtree(tmp_path / "adapter")
     with pytest.raises(ConfigError, match=r"label\.judge"):
         make_judge(config, run, adapter)
@@ -360,7 +364,7 @@ def test_what_cannot_be_compared(offline, models, tmp_path):
         winrate.winrate(*offline(f"winrate.models={{a: {models['base']}, b: {models['base']}}}"))
     write_answers(one[0], models, {"base": (1,), "rl": ()})
     rows = data.data_path(one[0], one[0].data.candidates)
-    other = json.loads(rows.read_text()) | {"prompt_id": "elsewhere", "fingerprint": fingerprint(models["rl"])}
+    other = json.loads(rows.read_text()) | {"prompt_id": "elsewhere", "fingerprint": ModelDir(models["rl"]).fingerprint}
     prompts = [json.loads(line) for line in (data.data_path(one[0], "descriptions.jsonl")).read_text().splitlines()]
     other["prompt_id"] = prompts[3]["prompt_id"]
     with rows.open("a") as file:

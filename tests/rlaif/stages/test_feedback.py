@@ -19,7 +19,8 @@ from rlaif.errors import ConfigError, ContractError, DataError
 from rlaif.feedback.store import Store
 from rlaif.models.batch import collate
 from rlaif.models.encode import Encoder
-from rlaif.models.merged import copy_of
+from rlaif.models.merged import merged_copy_path
+from rlaif.models.model_dir import ModelDir
 from rlaif.models.vlm import load_vlm
 from rlaif.readers import read_pairs
 from rlaif.records import Probe
@@ -317,7 +318,7 @@ def test_policies_win_against_each_other_on_the_reward_actors(fed, world, tmp_pa
 
 def check_served(run, adapter: str, base: str) -> None:
     """What the engine computes with is the adapter on its base, by PEFT's own sum of the two."""
-    copy = copy_of(adapter, "float32")
+    copy = merged_copy_path(ModelDir(adapter), "float32")
     assert copy.is_dir()
     shutil.rmtree(copy)  # the engine has read it
     probe, encoder = Probe("what moves ?", response_ids=tuple(range(20, 32))), Encoder(base)

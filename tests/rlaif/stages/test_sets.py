@@ -295,7 +295,7 @@ def test_pairs_say_how_both_answers_were_sampled_and_may_be_parquet(scripted):
     config, run = scripted(None, *overrides, "data.pairs={run}/made.parquet", "candidates.per_model=2")
     path = data.data_path(config, config.data.candidates)
     base, sampled = config.candidates.models[0], candidates.sampling_of(config)
-    who = {"model": base, "fingerprint": candidates.fingerprint(base), "seed": 7, "sampling": sampled}
+    who = {"model": base, "fingerprint": candidates.ModelDir(base).fingerprint, "seed": 7, "sampling": sampled}
     asked = data.prompts(run, "few.jsonl")
     rows = [
         {"prompt_id": p.prompt_id, "asked": candidates.asked_of(p), **who, "answers": ["short", f"a longer one {n}"]}
