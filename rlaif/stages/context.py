@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from actors.reward import load_function
 from rlaif.config.schema import Config
 from rlaif.errors import ConfigError, ContractError, DataError
+from rlaif.functions import load_function
 from rlaif.models.check import require_model
 from rlaif.preferences.record import Preference
 from rlaif.rundir import RunDir

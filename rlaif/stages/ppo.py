@@ -6,7 +6,15 @@ from rlaif.config.schema import Config
 from rlaif.stages import data, evaluate, usable
 from rlaif.stages.best import Best
 from rlaif.stages.replacing import mask_gone, open_deck
-from rlaif.stages.roles import enough_prompts, identity, learner_spec, parity_gate, require_inputs, start_roles
+from rlaif.stages.roles import (
+    enough_prompts,
+    identity,
+    learner_spec,
+    parity_gate,
+    prompts_with_context,
+    require_inputs,
+    start_roles,
+)
 from rlaif.stages.rounds import ask_for, collect, learn, record
 from rlaif.stages.run import Run, Start
 from rlaif.stages.supervised import restore, save_checkpoint
@@ -23,6 +31,7 @@ def train(config: Config, run: Run, start: Start = "new") -> str:
     ppo = config.ppo
     require_inputs(config)
     prompts = enough_prompts(config, data.prompts(run, config.data.prompts, usable.sampled(config, run)))
+    prompts = prompts_with_context(config, prompts)
     held_out = evaluate.held_out(config, run)
     checkpoints = run.checkpoints("ppo", ppo.save.keep)
     newest = run.starting_point("ppo", checkpoints, start, identity(config))

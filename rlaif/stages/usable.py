@@ -11,7 +11,7 @@ from rlaif.config.section import Function
 from rlaif.data import Conversation, Pair
 from rlaif.models.encode import Encoder
 from rlaif.models.model_dir import ModelDir
-from rlaif.models.reward_card import read_card
+from rlaif.models.reward import read_card
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.models.usable import Reader, Room
 from rlaif.records import Prompt

@@ -13,10 +13,10 @@ import torch
 from transformers.utils import ModelOutput
 
 from actors import tower as towers
-from actors.reward_model import ModelScorer
 from actors.tower import FrozenTower
 from learners.learner import Learner
 from rlaif.models import vision
+from rlaif.models.reward import ModelScorer
 from rlaif.models.vision import Features, VisionCache
 
 META, CPU = torch.device("meta"), torch.device("cpu")
@@ -119,7 +119,7 @@ def reward_vision(key):
     scorer.encoder = SimpleNamespace(tokenizer=SimpleNamespace(pad_token_id=0))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "actors.reward_model.collate", lambda items, pad, device, vision: vision if device == META else None
+            "rlaif.models.reward.collate", lambda items, pad, device, vision: vision if device == META else None
         )
         scorer([SimpleNamespace(key=("p", 0))])
     return batches[0]

@@ -25,7 +25,7 @@ RESTORED = {
 
 SAME = {
     r"(config|ppo)\.|(roles\.)?run\.(topology\.)?config\.": "the user's configuration",
-    r"prompts\.|held_out\.|(roles\.)?(deck|eval_prompts)\.|roles\.captions\.": "read from the dataset; what a deck leaves "
+    r"prompts\.|held_out\.|(roles\.)?(deck|eval_prompts)\.": "read from the dataset; what a deck leaves "
     "out, which none does here, is restored too (test_deck.py)",
     r"gate\.(prompt_id|_prompts\.|_seed)": "the first prompt that can be answered",
     r"(roles\.)?run\.(directory\.|within$)|checkpoints\.": "paths",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from actors.reward import load_function
 from rlaif.config.schema import Config
 from rlaif.feedback import claims
+from rlaif.functions import load_function
 from rlaif.records import Masked
 from rlaif.stages.judging.cases import Case, again, context_text, row_of
 from rlaif.stages.judging.judges import Judge, Question

@@ -10,7 +10,7 @@ from rlaif.models.check import require_model
 from rlaif.models.family import engine_video_of
 from rlaif.models.model_dir import ModelDir
 from rlaif.models.positions import model_positions
-from rlaif.models.reward_card import check_weights, read_card, require_reward_model
+from rlaif.models.reward import check_weights, read_card, require_reward_model
 from rlaif.stages.preflight.functions import check_function, check_reward_function, require_braces
 from rlaif.stages.preflight.inquiry import Inquiry
 

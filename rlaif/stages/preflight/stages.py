@@ -8,7 +8,7 @@ from learners.spec import RoleSpec
 from rlaif.config.schema import Config
 from rlaif.config.section import Function
 from rlaif.errors import ConfigError
-from rlaif.models.reward_card import require_reward_model
+from rlaif.models.reward import require_reward_model
 from rlaif.stages import sft as sft_stage
 from rlaif.stages.data import check_captions, data_path
 from rlaif.stages.preflight.functions import check_checker, check_function

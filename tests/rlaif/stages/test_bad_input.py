@@ -15,7 +15,7 @@ from without_actors import NoTopology
 from cluster.checkpoint import Checkpoints
 from rlaif.config.schema import Reward
 from rlaif.errors import CheckpointError, ConfigError, DataError
-from rlaif.models.reward_card import CARD, card_text
+from rlaif.models.reward import CARD, card_text
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.readers import read_prompts
 from rlaif.rundir import RunDir

@@ -12,15 +12,14 @@ import pytest
 from adapters import write_adapter
 from without_actors import NoActors
 
-from actors.reward_model import ModelScorer
 from rlaif.config.load import load_config
 from rlaif.config.schema import Lora, Reward
 from rlaif.errors import ConfigError, DataError
 from rlaif.models.model_dir import ModelDir
-from rlaif.models.reward_card import CARD, card_text
+from rlaif.models.reward import CARD, ModelScorer, card_text
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.models.tiny import build_tiny
-from rlaif.records import Masked, scored
+from rlaif.records import Masked, reward_outcome
 from rlaif.rundir import RunDir
 from rlaif.stages import agreement, caption, data, scoring, winrate
 from rlaif.stages.judging.judges import make_judge
@@ -292,7 +291,7 @@ def test_weights_count_in_the_total_as_in_ppo(offline, models, tmp_path, monkeyp
     config, run = offline(f"ppo.reward={rm}", "ppo.reward_weights={harm: -2, help: 0}", named(models, "base", "sft"))
     write_answers(config, models, {"base": (1, 2), "sft": (2, 3)})
     scores = [[(3.0, 1.0), (2.0, 2.0)], [(5.0, 1e308), (5.0, 1.0)]]
-    parts = [[scored(dict(zip(two, pair, strict=True))) for pair in of] for of in scores]
+    parts = [[reward_outcome(dict(zip(two, pair, strict=True))) for pair in of] for of in scores]
     actor = SimpleNamespace(dimensions=two, weights=[weights[name] for name in two])
     assert scoring.weighted(config, parts) == [[ModelScorer._outcome(actor, pair) for pair in of] for of in scores]
     monkeypatch.setattr(winrate, "rewarded", lambda *_: parts)
@@ -307,9 +306,9 @@ def test_the_weight_of_a_single_dimension(offline, models, tmp_path):
     config, _ = offline(
         f"ppo.reward={reward_export(tmp_path / 'rm', models['base'], ('overall',))}", "ppo.reward_weights={overall: -1}"
     )
-    assert scoring.weighted(config, [[scored(2.0), Masked("no")]]) == [[scored(-2.0), Masked("no")]]
+    assert scoring.weighted(config, [[reward_outcome(2.0), Masked("no")]]) == [[reward_outcome(-2.0), Masked("no")]]
     plain = config.model_copy(update={"ppo": config.ppo.model_copy(update={"reward_weights": {}})})
-    assert scoring.weighted(plain, [[scored(2.0)]]) == [[scored(2.0)]]
+    assert scoring.weighted(plain, [[reward_outcome(2.0)]]) == [[reward_outcome(2.0)]]
 
 
 def test_an_adapter_competes_with_its_base(offline, models, tmp_path):

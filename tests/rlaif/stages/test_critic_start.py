@@ -12,7 +12,7 @@ from rlaif.config.schema import Lora, Reward
 from rlaif.errors import ConfigError
 from rlaif.models.bases import RECORD
 from rlaif.models.model_dir import ModelDir
-from rlaif.models.reward_card import CARD, card_text
+from rlaif.models.reward import CARD, card_text
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.stages.roles import (
     critic_start,

@@ -13,10 +13,10 @@ from safetensors.numpy import load_file, save_file
 from rlaif.data import Pair
 from rlaif.errors import DataError
 from rlaif.models.packing import chunks
-from rlaif.models.reward_card import read_card
+from rlaif.models.reward import read_card
 from rlaif.preferences.files import read_rows
 from rlaif.preferences.formats.own import PAIRS
-from rlaif.records import Answer, Prompt
+from rlaif.records import Prompt, RewardInput
 from rlaif.rundir import RunDir
 from rlaif.stages import ppo, reward, score, supervised
 from rlaif.stages.reward import compared, hold_out
@@ -74,7 +74,7 @@ def both_sides(config, run, rows):
     pool, actors = run.topology.rewards(str(run.directory.export("reward")), BUDGET, timeout_s=600), {}
     for part in chunks(rows, config.cluster.learner.actors):  # what one rank scores, one actor scores
         answers = [
-            Answer((row.pair_id, side), Prompt(row.pair_id, row.video, row.question), row.captions, text)
+            RewardInput((row.pair_id, side), Prompt(row.pair_id, row.video, row.question, captions=row.captions), text)
             for row in part
             for side, text in enumerate((row.chosen, row.rejected))
         ]

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from rlaif.config.schema import Config
 from rlaif.models.bases import RECORD
 from rlaif.models.model_dir import ModelDir
-from rlaif.models.reward_card import read_card
+from rlaif.models.reward import read_card
 from rlaif.rundir import RunDir
 from rlaif.stages import evaluate, ppo, reward
 from rlaif.stages.run import Run, open_run

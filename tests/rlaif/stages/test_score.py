@@ -15,7 +15,7 @@ from transformers import AutoConfig
 from without_actors import NoActors
 
 from rlaif.config.schema import Reward
-from rlaif.models.reward_card import CARD, card_text
+from rlaif.models.reward import CARD, card_text
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.preferences.files import read_rows
 from rlaif.preferences.formats.own import PAIRS

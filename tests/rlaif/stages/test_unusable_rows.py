@@ -12,7 +12,7 @@ from without_actors import NoTopology
 
 from rlaif.config.schema import Reward
 from rlaif.errors import ConfigError, DataError
-from rlaif.models.reward_card import CARD, HEAD, card_text
+from rlaif.models.reward import CARD, HEAD, card_text
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.rundir import RunDir
 from rlaif.stages import candidates, caption, data, evaluate, ppo, reward, score, sft
