@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 
-from actors.pool import Calls, RayCalls
+from actors.calls import Calls, RayCalls
 from actors.reward import RewardActor
 from cluster.env import actor_env
 from rlaif.config.schema import Model

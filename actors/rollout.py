@@ -102,7 +102,7 @@ class RolloutActor:
         self._busy_s += time.perf_counter() - start
         return Answers(samples, failures, began, time.time())
 
-    def choose(self, prompts: Sequence[Prompt], words: Sequence[str], version: int) -> Answers:
+    def score_choices(self, prompts: Sequence[Prompt], words: Sequence[str], version: int) -> Answers:
         """Which of some words the weights of `version` would begin their answer with: a Choice per prompt, its log-probs in
         the order of `words`, the spellings of each added up. Raises ConfigError for a word that is no single token.
         """

@@ -164,7 +164,7 @@ def _log_odds(rows: Sequence[dict]) -> list[float]:
 
 def _engine(config: Config, run: Run) -> dict[str, float]:
     """Counters of all engines, added up."""
-    handles = run.topology.engines(config.label.judge).handles.values()
+    handles = run.topology.engines(config.label.judge).fleet.handles.values()
     found = ask([actor.stats.remote() for actor in handles], config.cluster.collective_timeout_s, "the rollout actors")
     return {name: sum(one[name] for one in found) for name in ("prompt_tokens", "cached_tokens")}
 

@@ -143,8 +143,8 @@ class Topology:
 
     def stop_rollouts(self) -> None:
         for pool in self._rollouts.values():
-            for name in list(pool.actors):
-                ray.kill(pool.remove(name))
+            for name in pool.fleet.names:
+                ray.kill(pool.fleet.remove(name))
         self._rollouts.clear()
 
     def rewards(
@@ -198,7 +198,7 @@ class Topology:
         groups = {"frames": [self._store] if self._store is not None else []}
         groups["learner"] = self._group.ranks if self._group else []
         groups["reward"] = self._rewards.handles if self._rewards else []
-        groups["rollout"] = [actor for pool in self._rollouts.values() for actor in pool.handles.values()]
+        groups["rollout"] = [actor for pool in self._rollouts.values() for actor in pool.fleet.handles.values()]
         peaks = {
             role: ask([actor.__ray_call__.remote(_peak_rss) for actor in actors], self._timeout_s, role)
             for role, actors in groups.items()

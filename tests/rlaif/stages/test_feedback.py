@@ -158,7 +158,7 @@ def test_captions_of_single_frames_on_the_question_each_knowing_the_last_and_sum
     told = {(row["video"], row["question"]): tuple(row["context"]) for row in rows}
     for prompt in data.prompts(replace(run, config=changed), "eval.jsonl"):
         assert prompt.captions == told[prompt.video, prompt.question]
-    actors, whole = run.topology.engines(config.caption.model).handles.values(), path_of(changed).read_bytes()
+    actors, whole = run.topology.engines(config.caption.model).fleet.handles.values(), path_of(changed).read_bytes()
     before = [ask(actor.stats.remote())["prompt_tokens"] for actor in actors]
     assert caption.caption(changed, run) | {"cut": 0} == COUNTS | {"there": len(wanted)}
     assert [ask(actor.stats.remote())["prompt_tokens"] for actor in actors] == before  # the engine was asked nothing
@@ -233,7 +233,7 @@ def test_questions_about_one_prompt_share_what_they_begin_with(fed):
             "data": other.data.model_copy(update={"labels": f"{run.directory.path}/feedback/long.jsonl"}),
         }
     )
-    actors = run.topology.engines(other.label.judge).handles.values()
+    actors = run.topology.engines(other.label.judge).fleet.handles.values()
     before = [ask(actor.stats.remote()) for actor in actors]
     label.label(again, run)
     after = [ask(actor.stats.remote()) for actor in actors]
@@ -325,7 +325,7 @@ def check_served(run, adapter: str, base: str) -> None:
     batch = collate([encoder.prompt_and_response(probe.question, probe.response_ids, None)], 0)
     peft, plain = load_vlm(base, "float32"), load_vlm(base, "float32")
     peft = PeftModel.from_pretrained(peft, adapter)
-    for actor in run.topology.engines(adapter).handles.values():
+    for actor in run.topology.engines(adapter).fleet.handles.values():
         (served,) = ask(actor.probe.remote([probe], Sampling(), 0))
         assert np.abs(served.logprobs - logprobs(peft, batch, encoder)).max() < 1e-4
         assert np.abs(served.logprobs - logprobs(plain, batch, encoder)).max() > 0.1

@@ -73,7 +73,7 @@ def test_both_sides_agree_and_every_planted_mismatch_is_named(started):
     config, roles, prompts, gate = started
     full = config.ppo.lora is None
     pool, group = roles.rollouts, roles.learners
-    engines = [pool._actors[name] for name in pool.actors]
+    engines = list(pool.fleet.handles.values())
     assert max(gate.check().values()) <= 1e-5
 
     # the weights of one iteration: published late, without their head where it is tied to the embeddings, in time
@@ -82,7 +82,7 @@ def test_both_sides_agree_and_every_planted_mismatch_is_named(started):
     if full:
         everywhere(engines, _accept_parts)
         manifest, buckets = group.publishable("policy", 1)
-        pool.publish(*_without_head(manifest, ray.get(list(buckets))))
+        pool.fleet.publish(*_without_head(manifest, ray.get(list(buckets))))
         assert found(gate).startswith("stale head")
         everywhere(engines, _refuse_parts)
     roles.publisher.publish(1)
