@@ -14,9 +14,9 @@ from typing import Any
 from actors.contents import Contents
 from cluster.publish import Bucket, Manifest, from_wire, unpack
 from rlaif.errors import ContractError
+from rlaif.io.tempdirs import Scratch
 from rlaif.models.model_dir import SETTINGS, ModelDir
 from rlaif.models.vlm import ADAPTER
-from rlaif.scratch import Scratch
 
 ADAPTERS = "rlaif-adapter-"
 """How the folders of published adapters are called."""

@@ -16,9 +16,9 @@ from safetensors import safe_open
 from torch import nn
 
 from rlaif.errors import CheckpointError, ConfigError
+from rlaif.io.tensors import load_tensors
 from rlaif.models.model_dir import SETTINGS, ModelDir
 from rlaif.models.vlm import ADAPTER, load_vlm
-from rlaif.tensors import load_tensors
 
 log = logging.getLogger(__name__)
 

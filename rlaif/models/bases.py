@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from rlaif.storage import Location, locate
+from rlaif.io.storage import Location, locate
 
 RECORD = "rlaif.json"
 CONFIG = "config.json"

@@ -11,9 +11,9 @@ import torch
 import transformers
 
 from rlaif.errors import ConfigError, ContractError
+from rlaif.io.storage import fetch
 from rlaif.models.family import family_of, media_token_ids, token_id, visual_token_id
 from rlaif.models.video_features import Frames, VideoFeatures, VideoProcessor
-from rlaif.storage import fetch
 
 Message = tuple[str, str]
 """(role, content), role `system`, `user` or `assistant`; the video belongs to the first user message."""

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 import transformers
 
+from rlaif.io.storage import cache_folder, once
 from rlaif.models.adapter import merged_model
 from rlaif.models.model_dir import ModelDir
-from rlaif.storage import cache_folder, once
 from rlaif.video.recipe import RECIPE
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import transformers
 
+from rlaif.io.storage import Location, fetch
 from rlaif.models.bases import BaseRecord, absolute_path, base_candidates, read_record, relative_path
 from rlaif.models.digest import add_weights, weights_digest
 from rlaif.models.family import Family, family_of
-from rlaif.storage import Location, fetch
 
 SETTINGS = "adapter_config.json"
 """PEFT's settings of an adapter: a folder that has them counts as an adapter."""

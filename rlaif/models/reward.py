@@ -17,8 +17,10 @@ import torch
 
 from rlaif.config.schema import Config, Lora, Model
 from rlaif.config.section import Function
-from rlaif.data import OVERALL
+from rlaif.data.rows import OVERALL
 from rlaif.errors import ConfigError, ContractError, DataError
+from rlaif.io.storage import fetch, locate
+from rlaif.io.tensors import load_tensors
 from rlaif.models.bases import absolute_path
 from rlaif.models.batch import collate
 from rlaif.models.check import require_base, require_model
@@ -31,8 +33,6 @@ from rlaif.models.video_features import Frames
 from rlaif.models.vision import SharedFeatures, VisionCache, tower_key
 from rlaif.models.vlm import ADAPTER, VideoLM, load_adapter, load_vlm
 from rlaif.records import SCORE, Key, Masked, Outcome, Prompt, RewardInput, reward_outcome
-from rlaif.storage import fetch, locate
-from rlaif.tensors import load_tensors
 
 log = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from rlaif.config.schema import Reward
 from rlaif.models.encode import Encoded, Encoder
+from rlaif.models.templates import fill, within_budget
 from rlaif.models.video_features import VideoFeatures
 from rlaif.seeds import derive
-from rlaif.text import fill, within_budget
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import pytest
 
 from learners import worker
 from learners.worker import LearnerWorker
+from rlaif.io.storage import locate
 from rlaif.models.bases import RECORD
 from rlaif.models.model_dir import SETTINGS, ModelDir
-from rlaif.storage import locate
 
 
 def exporter(base: str) -> LearnerWorker:

@@ -10,11 +10,12 @@ import pytest
 
 from rlaif.config.schema import Lora, Reward
 from rlaif.errors import ConfigError
+from rlaif.io.storage import locate
 from rlaif.models.bases import RECORD
 from rlaif.models.model_dir import ModelDir
 from rlaif.models.reward import CARD, card_text
 from rlaif.models.reward_prompt import RewardPrompt
-from rlaif.stages.roles import (
+from rlaif.stages.train.workers import (
     critic_start,
     describe_critic_start,
     identity,
@@ -22,7 +23,6 @@ from rlaif.stages.roles import (
     require_inputs,
     start_roles,
 )
-from rlaif.storage import locate
 
 ADAPTER = Lora(r=8)
 SPELLINGS = {
