@@ -13,12 +13,12 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 
-from actors.pool import Calls, RayCalls
+from actors.calls import Calls, RayCalls
 from actors.reward import RewardActor
 from cluster.env import actor_env
 from rlaif.config.schema import Model
 from rlaif.errors import ContractError, DeadlineError
-from rlaif.records import Answer, Key, Masked, Outcome
+from rlaif.records import Key, Masked, Outcome, RewardInput
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Scoring:
 class _Part:
     """Answers that one actor scores in one call. Without a batch, it is the call that returns when a model is loaded."""
 
-    answers: list[Answer]
+    answers: list[RewardInput]
     batch: Scoring | None
     attempt: int = 1
 
@@ -96,7 +96,7 @@ class RewardPool:
     def handles(self) -> list[Any]:
         return [slot.actor for slot in self._slots]
 
-    def score(self, answers: Sequence[Answer]) -> Scoring:
+    def score(self, answers: Sequence[RewardInput]) -> Scoring:
         """Ask for scores; returns at once."""
         self._drain()
         batch = Scoring(frozenset(answer.key for answer in answers))
@@ -232,7 +232,7 @@ def start_reward_pool(
     return RewardPool(start, len(options), timeout_s=timeout_s, loading_timeout_s=loading_timeout_s)
 
 
-def _by_prompt(answers: Iterable[Answer]) -> list[list[Answer]]:
+def _by_prompt(answers: Iterable[RewardInput]) -> list[list[RewardInput]]:
     ordered = sorted(answers, key=lambda answer: answer.key)
     return [list(group) for _, group in itertools.groupby(ordered, key=lambda answer: answer.key[0])]
 

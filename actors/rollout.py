@@ -12,14 +12,15 @@ from uuid import uuid4
 from actors.engine import Completion, Engine, EngineSpec, Refused, Request
 from actors.features import FeatureClient
 from actors.requests import over_limit
-from actors.served import local
+from actors.served import resolve_model
 from actors.tower import FrozenTower
 from actors.weights import Published
 from cluster.env import actor_env
 from cluster.publish import Manifest
 from rlaif.config.schema import Sampling
 from rlaif.errors import ContractError, DataError
-from rlaif.models.encode import Encoder, Frames
+from rlaif.models.encode import Encoder
+from rlaif.models.video_features import Frames
 from rlaif.objectives.truncation import truncated_length
 from rlaif.records import Choice, Probe, Probed, Prompt, Sample
 from rlaif.seeds import derive
@@ -67,7 +68,7 @@ class RolloutActor:
         Without `spec.banned_ids` the model's own placeholder ids are banned. A prompt of more than `max_prompt_tokens`
         positions, visual tokens included, is a Failure: cutting it could cut the video.
         """
-        spec = local(spec)
+        spec = resolve_model(spec)
         self._limit = max_prompt_tokens
         self._frames = make_frames()
         self._encoder = Encoder(spec.model_path, self._frames, dtype=spec.dtype)
@@ -101,7 +102,7 @@ class RolloutActor:
         self._busy_s += time.perf_counter() - start
         return Answers(samples, failures, began, time.time())
 
-    def choose(self, prompts: Sequence[Prompt], words: Sequence[str], version: int) -> Answers:
+    def score_choices(self, prompts: Sequence[Prompt], words: Sequence[str], version: int) -> Answers:
         """Which of some words the weights of `version` would begin their answer with: a Choice per prompt, its log-probs in
         the order of `words`, the spellings of each added up. Raises ConfigError for a word that is no single token.
         """

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import torch
-import transformers
 
 from cluster.publish import Manifest
 from rlaif.errors import ContractError
-from rlaif.io.storage import fetch
-from rlaif.models.encode import VideoFeatures
 from rlaif.models.family import engine_video_of, family_of
-from rlaif.models.vision import Shared, VisionCache, tower_key, tower_output
+from rlaif.models.model_dir import ModelDir
+from rlaif.models.video_features import VideoFeatures
+from rlaif.models.vision import SharedFeatures, VisionCache, tower_key, tower_output
 from rlaif.models.vlm import load_tower
 
 CACHE_BYTES = 256 * 1024**2
@@ -21,9 +20,9 @@ CPU = torch.device("cpu")
 class FrozenTower:
     """Tower and projector of a model directory, on the engine's device and in its dtype. They stay as they are."""
 
-    def __init__(self, path: str, dtype: str, shared: Shared | None = None):
+    def __init__(self, path: str, dtype: str, shared: SharedFeatures | None = None):
         """Raises ConfigError for a family whose features vLLM does not take."""
-        self._as_engine_takes_it = engine_video_of(transformers.AutoConfig.from_pretrained(fetch(path)))
+        self._as_engine_takes_it = engine_video_of(ModelDir(path).config)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = load_tower(path, dtype).to(self.device)
         self.key = tower_key(self.model)
@@ -38,7 +37,7 @@ class FrozenTower:
         features = (
             tower_output(self.model, self.key, video, self.device)
             if fresh
-            else self.cache.one(self.model, self.key, video, self.device, keep_on=CPU)
+            else self.cache.for_video(self.model, self.key, video, self.device, keep_on=CPU)
         )
         return self._as_engine_takes_it(features.to(CPU).output, video, self.model.config)
 

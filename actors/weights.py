@@ -15,8 +15,7 @@ from actors.contents import Contents
 from cluster.publish import Bucket, Manifest, from_wire, unpack
 from rlaif.errors import ContractError
 from rlaif.io.tempdirs import Scratch
-from rlaif.models.adapter import SETTINGS
-from rlaif.models.check import fingerprint
+from rlaif.models.model_dir import SETTINGS, ModelDir
 from rlaif.models.vlm import ADAPTER
 
 ADAPTERS = "rlaif-adapter-"
@@ -42,7 +41,7 @@ class EngineWeights:
 
     def __init__(self, llm: Any, contents: Contents):
         """contents: what every version must hold."""
-        self.llm, self._contents, self._base = llm, contents, fingerprint(contents.path)
+        self.llm, self._contents, self._base = llm, contents, ModelDir(contents.path).fingerprint
         self.version: int | None = 0
         """None after a publish that failed half-way or a sleep without weights: only a later publish makes it usable."""
         self.kind = "full" if contents.rank is None else "adapter"

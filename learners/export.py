@@ -11,7 +11,8 @@ from torch import Tensor
 from learners.learner import Learner
 from learners.roles import Role
 from learners.state import head_weights, named_weights
-from rlaif.models.adapter import SETTINGS, merged_model
+from rlaif.models.adapter import merged_model
+from rlaif.models.model_dir import SETTINGS, ModelDir
 from rlaif.models.vlm import ADAPTER
 from rlaif.video.recipe import RECIPE, recipe_text
 
@@ -83,7 +84,7 @@ def _write_adapter(role: Role, tensors: dict[str, Tensor], folder: Path) -> None
 
 def _replace_by_merged(role: Role, folder: Path, dtype: str) -> None:
     """Replace a written adapter by its base with the adapter folded in."""
-    merged = merged_model(role.spec.base, str(folder), dtype)
+    merged = merged_model(ModelDir(role.spec.base), ModelDir(str(folder)), dtype)
     for file in (ADAPTER, SETTINGS):
         (folder / file).unlink()
     merged.save_pretrained(folder)

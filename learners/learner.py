@@ -18,9 +18,10 @@ from learners.schedule import learning_rate
 from learners.spec import LearnerSpec
 from rlaif.errors import ContractError, NumericsError, named
 from rlaif.models.batch import Batch, collate
-from rlaif.models.encode import Encoded, Encoder, Frames
+from rlaif.models.encode import Encoded, Encoder
 from rlaif.models.packing import pack, split_to
-from rlaif.models.vision import Shared, Vision, VisionCache
+from rlaif.models.video_features import Frames
+from rlaif.models.vision import SharedFeatures, Vision, VisionCache
 from rlaif.models.vlm import Output
 from rlaif.objectives.metrics import DeviceMetrics, Metrics, merge, read_metrics
 from rlaif.seeds import derive
@@ -53,7 +54,7 @@ class Objective:
 class Learner:
     """Roles, engines and encoders of one rank; `torch.distributed` must be initialised."""
 
-    def __init__(self, spec: LearnerSpec, frames: Frames, device: torch.device, features: Shared | None = None):
+    def __init__(self, spec: LearnerSpec, frames: Frames, device: torch.device, features: SharedFeatures | None = None):
         self.spec = spec
         self.frames = frames
         self.device = device
@@ -236,7 +237,7 @@ class Learner:
         videos = [item.video for item in items if item.video is not None]
         if target.tower_frozen:
             causal = target.module.causal
-            return self.vision.of(causal, target.tower, videos, self.device)
+            return self.vision.for_batch(causal, target.tower, videos, self.device)
         self.vision.seen(target.tower, videos)
         return None
 

@@ -10,8 +10,9 @@ import numpy as np
 from learners.learner import Unit
 from rlaif.data.rows import ID_FIELD, OVERALL, Conversation, Pair
 from rlaif.errors import ContractError, DataError
-from rlaif.models.encode import Encoded, Encoder, VideoFeatures
+from rlaif.models.encode import Encoded, Encoder
 from rlaif.models.reward_prompt import RewardPrompt
+from rlaif.models.video_features import VideoFeatures
 
 
 def conversation_units(

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from learners.roles import Role
 from rlaif.errors import CheckpointError
 from rlaif.io.tensors import load_json, load_tensors, save_json, save_tensors
-from rlaif.models.check import fingerprint
+from rlaif.models.model_dir import ModelDir
 
 # Not DeepSpeed's own `load_checkpoint`: it unpickles, and a pickle runs whatever its author wrote into it.
 
@@ -53,7 +53,7 @@ def save_role(role: Role, folder: Path | None) -> None:
 
 def _meta(role: Role) -> dict:
     """Return what a checkpoint says of a role besides its tensors."""
-    base = fingerprint(role.spec.base)
+    base = ModelDir(role.spec.base).fingerprint
     return {"steps": role.steps, "skipped": role.skipped, "base": base}
 
 
@@ -63,7 +63,7 @@ def load_role(role: Role, folder: Path) -> None:
     Raises CheckpointError, which names the first parameter that is missing or of another shape, or the other base.
     """
     meta = load_json(folder / f"{role.spec.name}.json")
-    base = fingerprint(role.spec.base)
+    base = ModelDir(role.spec.base).fingerprint
     if meta["base"] != base:
         raise CheckpointError(
             f"a checkpoint of role {role.spec.name!r} on {role.spec.base} ({base})",

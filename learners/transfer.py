@@ -21,7 +21,7 @@ from cluster.transfer import Delivery, Receivers, undelivered
 from learners.roles import Role
 from learners.state import published_weights
 from rlaif.errors import ContractError
-from rlaif.models.check import fingerprint
+from rlaif.models.model_dir import ModelDir
 
 Address = tuple[str, int]
 """Host and port."""
@@ -113,7 +113,7 @@ class WeightSender:
         self.receivers = receivers
         self.rank = rank
         self.source = RoleWeightSource(role)
-        self._base = fingerprint(role.spec.base)
+        self._base = ModelDir(role.spec.base).fingerprint
         info = BACKENDS[receivers.backend](rank, address, receivers.processes, bucket_bytes)
         start = WeightTransferTrainerFactory.trainer_init
         join = partial(start, info, client=receivers, source=self.source)

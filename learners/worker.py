@@ -28,12 +28,12 @@ from rlaif.config.schema import Ppo, Reward
 from rlaif.data.rows import Conversation, Pair
 from rlaif.errors import ContractError
 from rlaif.io.storage import Location, replacing, writing
-from rlaif.models.adapter import SETTINGS
-from rlaif.models.bases import RECORD, record_text
-from rlaif.models.check import fingerprint
-from rlaif.models.encode import Encoded, Frames
+from rlaif.models.bases import RECORD
+from rlaif.models.encode import Encoded
+from rlaif.models.model_dir import SETTINGS, ModelDir
 from rlaif.models.reward_prompt import RewardPrompt
-from rlaif.models.vision import Shared
+from rlaif.models.video_features import Frames
+from rlaif.models.vision import SharedFeatures
 from rlaif.objectives.metrics import Metrics, mean_metrics
 from rlaif.records import Experience, Probe, Probed
 
@@ -76,7 +76,7 @@ class LearnerWorker:
         address: tuple[str, int],
         make_frames: Callable[[], Frames],
         ppo: Ppo | None = None,
-        make_features: Callable[[], Shared] | None = None,
+        make_features: Callable[[], SharedFeatures] | None = None,
     ) -> None:
         """Join the process group and build networks and engines."""
         device = _device(self.spec.model.device)
@@ -167,7 +167,7 @@ class LearnerWorker:
             for _ in weights:
                 pass
             return None
-        base = fingerprint(target.spec.base)
+        base = ModelDir(target.spec.base).fingerprint
         lora = adapter_config(target) if target.adapter else None
         kind = "adapter" if target.adapter else "full"
         return pack(weights, bucket_bytes, version=version, kind=kind, lora=lora, base=base, put=ray.put)
@@ -233,8 +233,8 @@ class LearnerWorker:
                 return
             # an adapter or a reward model needs its base, and may be moved together with it
             if (folder / SETTINGS).is_file() or card:
-                base = self.learner.roles[role].spec.base
-                card = {RECORD: record_text(base, target), **card}
+                base = ModelDir(self.learner.roles[role].spec.base)
+                card = {RECORD: base.record_text(target), **card}
             for name, text in card.items():
                 (folder / name).write_text(text)
 

@@ -62,12 +62,12 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One answer to be scored, with the captions that are its context."""
+class RewardInput:
+    """One answer to be scored."""
 
     key: Key
     prompt: Prompt
-    captions: tuple[str, ...]
+    """Its captions are the reward's context (`with_context` in rlaif/models/reward.py)."""
     response: str
 
 
@@ -129,7 +129,7 @@ def total(parts: Mapping[str, float], value: float) -> Outcome:
     return Masked(f"the sum of its parts is {value} ({listed})")
 
 
-def scored(result: float | dict[str, float]) -> Outcome:
+def reward_outcome(result: float | dict[str, float]) -> Outcome:
     """Return the outcome of a number, or of named parts that add up to one.
 
     Masked, with the reason: a part or a sum that is not finite, and no parts at all.

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,37 +13,10 @@ import transformers
 from rlaif.errors import ConfigError, ContractError
 from rlaif.io.storage import fetch
 from rlaif.models.family import family_of, media_token_ids, token_id, visual_token_id
-from rlaif.video.spec import FrameSpec
+from rlaif.models.video_features import Frames, VideoFeatures, VideoProcessor
 
 Message = tuple[str, str]
 """(role, content), role `system`, `user` or `assistant`; the video belongs to the first user message."""
-
-NOT_FEATURES = ("attention_mask", "mm_token_type_ids")
-"""What a processor returns beside ids and what the model computes with."""
-
-
-class Frames(Protocol):
-    """Where frames come from: the frame store's client, or a local decoder."""
-
-    def spec(self, video: str) -> FrameSpec: ...
-
-    def get(self, video: str, spec: FrameSpec) -> np.ndarray: ...
-
-
-@dataclass(frozen=True)
-class VideoFeatures:
-    """A video as the processor prepared it for the model."""
-
-    spec: FrameSpec
-    expansion: np.ndarray
-    """[E] int64: the ids that replace the video placeholder."""
-    visual_tokens: int
-    tensors: dict[str, np.ndarray]
-    """Model inputs such as pixel_values_videos, video_grid_thw; concatenated along axis 0 in a batch."""
-
-    @property
-    def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
 @dataclass(frozen=True)
@@ -95,11 +66,11 @@ class Encoder:
         self.placeholder_id = token_id(self.tokenizer, self.family.placeholder)
         self.banned_ids = media_token_ids(self.config)
         self.eos_id, self.eos = self.tokenizer.eos_token_id, self.tokenizer.eos_token
-        self.frames, self.dtype = frames, getattr(torch, dtype)
+        self.frames = frames
+        self.videos = VideoProcessor(
+            self.processor, self.family.placeholder, self.visual_id, frames, cache_bytes, getattr(torch, dtype)
+        )
         self._special = set(self.tokenizer.all_special_ids)
-        self._blank: dict[tuple, VideoFeatures] = {}
-        self._cache: OrderedDict[str, VideoFeatures] = OrderedDict()
-        self._budget, self._held = cache_bytes, 0
 
     def chat(self, messages: Sequence[Message], video: bool = True, generate: bool = False) -> str:
         """The messages as the model's chat template writes them."""
@@ -155,28 +126,8 @@ class Encoder:
         return self.opening(self.chat([("user", question)], video, generate=True))
 
     def video(self, video: str, part: Sequence[int] = ()) -> VideoFeatures:
-        """Processed frames of a video, or of some native frames of it (cached); DataError when it cannot be decoded."""
-        spec = self.frames.spec(video)
-        spec = spec.part(part) if part else spec
-        if spec.hash not in self._cache:
-            self._remember(self._process(spec, self.frames.get(video, spec)))
-        self._cache.move_to_end(spec.hash)
-        return self._cache[spec.hash]
-
-    def blank(self, spec: FrameSpec) -> VideoFeatures:
-        """Return the features of a black video of this size, without pixels: enough to count and place visual tokens.
-
-        The processor runs once per frame size, not once per video. Families that write times between the frames get the
-        same number of tokens for times of the same length in characters.
-        """
-        times = tuple(len(f"{index / spec.fps:.1f}") for index in spec.indices)
-        key = (spec.height, spec.width, times)
-        if key not in self._blank:
-            frames = np.zeros((len(spec.indices), spec.height, spec.width, 3), np.uint8)
-            found = self._process(spec, frames)
-            tensors = {name: tensor for name, tensor in found.tensors.items() if not name.startswith("pixel")}
-            self._blank[key] = replace(found, tensors=tensors)
-        return self._blank[key]
+        """Return the processed frames of a video, or of some native frames of it; see `VideoProcessor.get`."""
+        return self.videos.get(video, part)
 
     @cached_property
     def structure_ids(self) -> frozenset[int]:
@@ -311,32 +262,6 @@ class Encoder:
             raise ContractError(
                 "no media placeholder in a text after the video", repr(name), "Correct the text of that turn"
             )
-
-    def _process(self, spec: FrameSpec, frames: np.ndarray) -> VideoFeatures:
-        output = self.processor(
-            text=[self.family.placeholder],
-            videos=[np.array(frames)],  # a copy: views of the object store are read-only
-            video_metadata=[transformers.video_utils.VideoMetadata(**spec.metadata())],
-            do_sample_frames=False,
-            add_special_tokens=False,
-            return_tensors="pt",  # InternVL's processor cannot return arrays
-        )
-        expansion = np.asarray(output.pop("input_ids")[0], np.int64)
-        tensors = {name: self._as_held(name, value) for name, value in output.items() if name not in NOT_FEATURES}
-        return VideoFeatures(spec, expansion, int((expansion == self.visual_id).sum()), tensors)
-
-    def _as_held(self, name: str, value: object) -> np.ndarray:
-        """A processor's output as the engine holds it: numbers that are not pixels are rounded to the models' dtype."""
-        array = np.asarray(value)
-        if name.startswith("pixel") or not np.issubdtype(array.dtype, np.floating):
-            return array
-        return torch.tensor(array, dtype=torch.float32).to(self.dtype).float().numpy()
-
-    def _remember(self, features: VideoFeatures) -> None:
-        self._cache[features.spec.hash] = features
-        self._held += features.nbytes
-        while self._held > self._budget and len(self._cache) > 1:
-            self._held -= self._cache.popitem(last=False)[1].nbytes
 
 
 def _as_list(value: int | list[int] | None) -> list[int | None]:

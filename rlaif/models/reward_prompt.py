@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rlaif.config.schema import Reward
-from rlaif.models.encode import Encoded, Encoder, VideoFeatures
+from rlaif.models.encode import Encoded, Encoder
 from rlaif.models.templates import fill, within_budget
+from rlaif.models.video_features import VideoFeatures
 from rlaif.seeds import derive
 
 

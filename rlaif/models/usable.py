@@ -14,8 +14,9 @@ import numpy as np
 from rlaif.data.misread import MARKED
 from rlaif.data.rows import Conversation, Pair, RowError
 from rlaif.errors import ContractError
-from rlaif.models.encode import Encoded, Encoder, VideoFeatures
+from rlaif.models.encode import Encoded, Encoder
 from rlaif.models.reward_prompt import RewardPrompt
+from rlaif.models.video_features import VideoFeatures
 from rlaif.records import Prompt
 from rlaif.video.spec import FrameSpec
 
@@ -113,7 +114,7 @@ class Reader:
         if not video:
             return None
         spec = self._spec(video)
-        return self._encoder.blank(spec.part(part) if part else spec)
+        return self._encoder.videos.blank(spec.part(part) if part else spec)
 
     def _encoded(
         self, prompt: RewardPrompt, question: str, captions: Sequence[str], answer: str, video: str

@@ -13,10 +13,10 @@ import torch
 from transformers.utils import ModelOutput
 
 from actors import tower as towers
-from actors.reward_model import ModelScorer
 from actors.tower import FrozenTower
 from learners.learner import Learner
 from rlaif.models import vision
+from rlaif.models.reward import ModelScorer
 from rlaif.models.vision import Features, VisionCache
 
 META, CPU = torch.device("meta"), torch.device("cpu")
@@ -86,8 +86,8 @@ def test_a_rollout_actor_computes_on_its_own_device_and_hands_on_cpu_features(co
 def test_what_is_kept_elsewhere_is_computed_on_the_models_device(computed_on, keep_on, shared):
     cache = VisionCache(2**20, shared)
     for _ in range(2):
-        assert device_of(cache.one(MODEL, "key", VIDEO, META, keep_on=keep_on).output) == (keep_on or META)
-    assert device_of(cache.of(MODEL, "key", [VIDEO, VIDEO], META)["video"]) == META
+        assert device_of(cache.for_video(MODEL, "key", VIDEO, META, keep_on=keep_on).output) == (keep_on or META)
+    assert device_of(cache.for_batch(MODEL, "key", [VIDEO, VIDEO], META)["video"]) == META
     assert set(computed_on) <= {META}
 
 
@@ -119,7 +119,7 @@ def reward_vision(key):
     scorer.encoder = SimpleNamespace(tokenizer=SimpleNamespace(pad_token_id=0))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "actors.reward_model.collate", lambda items, pad, device, vision: vision if device == META else None
+            "rlaif.models.reward.collate", lambda items, pad, device, vision: vision if device == META else None
         )
         scorer([SimpleNamespace(key=("p", 0))])
     return batches[0]

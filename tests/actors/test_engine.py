@@ -21,8 +21,8 @@ from cluster.publish import pack
 from rlaif.config.cluster import Rollout
 from rlaif.config.schema import Sampling
 from rlaif.errors import ContractError
-from rlaif.models.check import fingerprint
 from rlaif.models.encode import Encoder
+from rlaif.models.model_dir import ModelDir
 from rlaif.models.tiny import build_tiny
 from rlaif.records import Probe
 
@@ -371,7 +371,7 @@ def test_weights_of_another_base_are_refused(world, full):
     with pytest.raises(ContractError, match="another base"):
         full.weights.publish(*pack(state.items(), 1 << 20, version=12, base="0123456789abcdef"))
     assert full.weights.version == 11
-    full.weights.publish(*pack(state.items(), 1 << 20, version=12, base=fingerprint(world.path)))
+    full.weights.publish(*pack(state.items(), 1 << 20, version=12, base=ModelDir(world.path).fingerprint))
     assert full.weights.version == 12
 
 

@@ -56,13 +56,13 @@ def actor():
 
 
 def test_a_prompt_over_the_limit_is_a_failure_in_both_ways_of_asking(actor):
-    chosen, sampled = actor.choose(PROMPTS, ["yes"], 0), actor.generate(PROMPTS, 1, 0, Sampling(), 0)
+    chosen, sampled = actor.score_choices(PROMPTS, ["yes"], 0), actor.generate(PROMPTS, 1, 0, Sampling(), 0)
     assert [one.prompt.prompt_id for one in chosen.samples] == ["short"]
     assert [one.prompt.prompt_id for one in sampled.samples] == ["short"]
     assert chosen.failures == sampled.failures and chosen.failures[0].prompt_id == "long"
     assert chosen.failures[0].reason == "9 prompt positions, over data.max_prompt_tokens (8)"
     actor._limit = None
-    assert not actor.choose(PROMPTS, ["yes"], 0).failures
+    assert not actor.score_choices(PROMPTS, ["yes"], 0).failures
 
 
 def test_the_limit_itself_fits():

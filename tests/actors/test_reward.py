@@ -16,15 +16,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from actors.reward import FunctionScorer, RewardActor, load_function
-from actors.reward_model import ModelScorer
+from actors.reward import RewardActor
 from actors.reward_pool import start_reward_pool
 from rlaif.config.schema import Lora, Model, Reward
 from rlaif.errors import ConfigError, DataError
+from rlaif.functions import FunctionScorer, load_function
 from rlaif.io.storage import locate
-from rlaif.models.bases import RECORD, record_text
-from rlaif.models.reward_card import (
+from rlaif.models.bases import RECORD
+from rlaif.models.model_dir import ModelDir
+from rlaif.models.reward import (
     CARD,
+    ModelScorer,
     card_text,
     check_weights,
     dimensions_of,
@@ -35,7 +37,7 @@ from rlaif.models.reward_card import (
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.models.tiny import build_tiny
 from rlaif.models.vlm import VideoLM, load_vlm
-from rlaif.records import Answer, Masked, Prompt, Scored, scored
+from rlaif.records import Masked, Prompt, RewardInput, Scored, reward_outcome
 from rlaif.video.spec import FrameSpec
 
 WORDS = "a red green blue circle square triangle moves left right up down what do you see ? . : context".split()
@@ -55,8 +57,8 @@ class NoiseFrames:
         return np.random.default_rng([ord(c) for c in video]).integers(0, 255, (8, 56, 56, 3), dtype=np.uint8)
 
 
-def answer(response, video="clip", captions=("a red circle moves left",), index=0) -> Answer:
-    return Answer((video, index), Prompt(video, video, "what do you see ?"), captions, response)
+def answer(response, video="clip", captions=("a red circle moves left",), index=0) -> RewardInput:
+    return RewardInput((video, index), Prompt(video, video, "what do you see ?", captions=captions), response)
 
 
 # -- functions
@@ -145,13 +147,13 @@ def test_the_actor_takes_a_function(path):
 
 
 def test_scored_is_the_sum_of_its_parts():
-    assert scored({"a": 1, "b": 2.5}) == Scored(3.5, {"a": 1.0, "b": 2.5})
+    assert reward_outcome({"a": 1, "b": 2.5}) == Scored(3.5, {"a": 1.0, "b": 2.5})
 
 
 def test_finite_parts_with_an_infinite_sum_are_masked():
     """Whether a function gives them or the weights of a reward model's dimensions make them."""
     two = SimpleNamespace(dimensions=("a", "b"), weights=[1e308, 1e308])
-    for outcome in (scored({"a": 1e308, "b": 1e308}), ModelScorer._outcome(two, [1.0, 1.0])):
+    for outcome in (reward_outcome({"a": 1e308, "b": 1e308}), ModelScorer._outcome(two, [1.0, 1.0])):
         assert outcome == Masked("the sum of its parts is inf ('a' 1e+308, 'b' 1e+308)")
     assert ModelScorer._outcome(two, [1e9, 1.0]) == Masked("part 'a' is inf")
 
@@ -205,8 +207,8 @@ def test_a_score_depends_on_its_answer_only(scorer, export):
 def test_a_score_reads_video_captions_question_and_answer(scorer):
     plain = answer("a red circle .")
     changes = [
-        {"captions": ()},
-        {"captions": ("a blue square",)},
+        {"prompt": replace(plain.prompt, captions=())},
+        {"prompt": replace(plain.prompt, captions=("a blue square",))},
         {"response": "a blue circle ."},
         {"prompt": replace(plain.prompt, question="what ?")},
         {"prompt": replace(plain.prompt, video="other")},
@@ -315,7 +317,7 @@ def test_a_reward_model_that_moved_with_its_base_scores_the_same_bits(export, tm
     reward, base = storage / "run" / "reward" / "export", storage / "run" / "sft" / "export"
     shutil.copytree(export, reward)
     shutil.copytree(read_card(export)["base"], base)
-    (reward / RECORD).write_text(record_text(str(base), locate(storage) / "run/reward/export"))
+    (reward / RECORD).write_text(ModelDir(str(base)).record_text(locate(storage) / "run/reward/export"))
     (reward / CARD).write_text(json.dumps(read_card(export) | {"base": str(base)}))
     before = ModelScorer(str(reward), NoiseFrames(), MODEL, 10**4, 2**28)(ANSWERS)
     print_before = reward_fingerprint(str(reward))

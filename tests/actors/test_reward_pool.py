@@ -9,7 +9,7 @@ from ray.exceptions import ActorDiedError, GetTimeoutError
 
 from actors.reward_pool import RewardPool
 from rlaif.errors import ContractError, DeadlineError
-from rlaif.records import Answer, Masked, Prompt, Scored
+from rlaif.records import Masked, Prompt, RewardInput, Scored
 
 LIMIT, LOADING = 10.0, 100.0
 
@@ -19,7 +19,7 @@ class Call:
     """A call that an actor was asked for. Actors run their calls in order, at the time that the clock says."""
 
     actor: Actor
-    answers: list[Answer] | None
+    answers: list[RewardInput] | None
 
 
 @dataclass(eq=False)
@@ -98,7 +98,7 @@ class World:
 
 
 def answers(*prompts, n=2):
-    return [Answer((name, index), Prompt(name, "v", "q"), (), "a") for name in prompts for index in range(n)]
+    return [RewardInput((name, index), Prompt(name, "v", "q"), "a") for name in prompts for index in range(n)]
 
 
 def masked(outcomes):

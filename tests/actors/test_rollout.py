@@ -130,7 +130,7 @@ def test_handed_features_give_the_answers_of_pixels_and_are_computed_once(actor,
     assert ask(handed.__ray_call__.remote(lambda actor: actor._engine.encoded)) == 0
     learner = VisionCache(2**24, FeatureClient(features))
     vlm, encoder = load_vlm(model, "float32"), Encoder(model, LocalFrames(root, 8))
-    learner.of(vlm, tower_key(vlm), [encoder.video(f"{i}.mp4") for i in range(3)], torch.device("cpu"))
+    learner.for_batch(vlm, tower_key(vlm), [encoder.video(f"{i}.mp4") for i in range(3)], torch.device("cpu"))
     counters = ask(features.counters.remote())
     assert learner.passes == 0 and (counters["passes"], counters["keys"], counters["hits"]) == (3, 3, 3)
 
@@ -177,8 +177,8 @@ def test_an_answer_depends_on_its_key_and_seed_not_on_the_call(actor):
 def test_published_weights_reach_the_actor_through_the_pool(ray_session, actor, model):
     pool, state = RolloutPool({"only": actor}), noisy(model)
     pool.submit("before", prompts()[:3], 2, 0, SAMPLING)
-    pool.publish(*pack(state.items(), 1 << 20, version=5, put=ray_session.put))
-    receipt = pool.committed(timeout=120)["only"]
+    pool.fleet.publish(*pack(state.items(), 1 << 20, version=5, put=ray_session.put))
+    receipt = pool.fleet.committed(timeout=120)["only"]
     assert (receipt.version, ask(actor.version.remote())) == (5, 5)
     pool.submit("after", prompts()[:3], 2, 0, SAMPLING)
     before, after = (
@@ -266,14 +266,14 @@ def test_a_publish_that_is_broken_for_everybody_names_tensor_and_actor_and_all_k
     before = ask(actor.version.remote())
     pool = RolloutPool({"left": actor}, before)
     manifest, refs, tensor = damaged(ray_session, model, before + 1, fault)
-    pool.publish(manifest, refs, 10.0)
+    pool.fleet.publish(manifest, refs, 10.0)
     with pytest.raises(ContractError) as caught:
-        pool.committed(timeout=60)
+        pool.fleet.committed(timeout=60)
     assert tensor in caught.value.found and "rollout actor 'left', twice" in caught.value.found
     assert versions([actor]) == [before]
     assert len(ask(actor.generate.remote(prompts()[:1], 2, 0, SAMPLING, before)).samples) == 2
-    pool.publish(*pack(noisy(model).items(), 1 << 19, version=before + 1, put=ray_session.put))
-    assert pool.committed(timeout=60)["left"].version == before + 1
+    pool.fleet.publish(*pack(noisy(model).items(), 1 << 19, version=before + 1, put=ray_session.put))
+    assert pool.fleet.committed(timeout=60)["left"].version == before + 1
 
 
 def test_two_publishes_at_once_and_the_first_of_them_broken(ray_session, actor, model):
@@ -281,11 +281,11 @@ def test_two_publishes_at_once_and_the_first_of_them_broken(ray_session, actor, 
     before = ask(actor.version.remote())
     pool = RolloutPool({"left": actor}, before)
     manifest, refs, _ = damaged(ray_session, model, before + 1, "flipped byte")
-    pool.publish(manifest, refs)
-    pool.publish(*pack(noisy(model).items(), 1 << 19, version=before + 2, put=ray_session.put))
-    pool.publish(*pack(noisy(model).items(), 1 << 19, version=before + 3, put=ray_session.put))
+    pool.fleet.publish(manifest, refs)
+    pool.fleet.publish(*pack(noisy(model).items(), 1 << 19, version=before + 2, put=ray_session.put))
+    pool.fleet.publish(*pack(noisy(model).items(), 1 << 19, version=before + 3, put=ray_session.put))
     pool.submit("after", prompts()[:3], 2, 0, SAMPLING)
-    assert pool.committed(timeout=60)["left"].version == before + 3 and versions([actor]) == [before + 3]
+    assert pool.fleet.committed(timeout=60)["left"].version == before + 3 and versions([actor]) == [before + 3]
     samples = [s for part in pool.results("after", timeout=60) for s in part.samples]
     assert len(samples) == 6 and {s.policy_version for s in samples} == {before + 3}
 
@@ -294,8 +294,8 @@ def test_two_publishes_at_once_and_the_first_of_them_broken(ray_session, actor, 
 def test_bytes_that_change_on_the_way_to_one_actor_are_sent_to_it_again(ray_session, actor, fellows, model):
     pool = RolloutPool({"left": actor, "right": fellows[0]}, 0)
     ask(fellows[0].__ray_call__.remote(_flip_once))
-    pool.publish(*pack(noisy(model).items(), 1 << 19, version=50, put=ray_session.put))
-    assert sorted(pool.committed(timeout=60)) == ["left", "right"] and pool.dead == {}
+    pool.fleet.publish(*pack(noisy(model).items(), 1 << 19, version=50, put=ray_session.put))
+    assert sorted(pool.fleet.committed(timeout=60)) == ["left", "right"] and pool.fleet.dead == {}
     assert ask(fellows[0].__ray_call__.remote(lambda body: body.flipped)) == 1
     pool.submit("b", prompts()[:3], 2, 0, SAMPLING)
     assert {s.policy_version for part in pool.results("b", timeout=60) for s in part.samples} == {50}
@@ -333,23 +333,26 @@ def test_a_receiver_that_is_killed_and_one_that_hangs_in_a_publish(ray_session, 
     actors = {"left": actor, "killed": fellows[0], "hung": fellows[1]}
     first = pack(noisy(model).items(), 1 << 19, version=60, put=ray_session.put)
     pool = RolloutPool(actors, 0)
-    pool.publish(*first)
-    assert sorted(pool.committed(timeout=60)) == ["hung", "killed", "left"]
+    pool.fleet.publish(*first)
+    assert sorted(pool.fleet.committed(timeout=60)) == ["hung", "killed", "left"]
     manifest, refs = pack(noisy(model).items(), 1 << 19, version=61, put=ray_session.put)
     refs[1] = slowly.remote(refs[1])
     try:
         os.kill(hung, signal.SIGSTOP)
         pool.submit("owed", prompts()[:3], 2, 0, SAMPLING)
-        pool.publish(manifest, refs, 30.0)
+        pool.fleet.publish(manifest, refs, 30.0)
         time.sleep(1)  # all of them wait for the second bucket now
         os.kill(killed, signal.SIGKILL)
         began = time.monotonic()
-        receipts = pool.committed(timeout=8)
+        receipts = pool.fleet.committed(timeout=8)
         assert time.monotonic() - began < 60
     finally:
         os.kill(hung, signal.SIGKILL)  # a stopped process does not end by itself
-    assert list(receipts) == ["left"] and receipts["left"].version == 61 and pool.actors == ["left"]
-    assert sorted(pool.dead) == ["hung", "killed"] and "did not take version 61 within 8 s" in pool.dead["hung"]
+    assert list(receipts) == ["left"] and receipts["left"].version == 61 and pool.fleet.names == ["left"]
+    assert (
+        sorted(pool.fleet.dead) == ["hung", "killed"]
+        and "did not take version 61 within 8 s" in pool.fleet.dead["hung"]
+    )
     samples = [s for part in pool.results("owed", timeout=60) for s in part.samples]
     assert {s.key for s in samples} == {(f"p{i}", j) for i in range(3) for j in range(2)}
     assert {s.policy_version for s in samples} <= {60, 61} and versions([actor]) == [61]

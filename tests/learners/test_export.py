@@ -16,7 +16,6 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from actors.frames import LocalFrames
-from actors.reward_model import ModelScorer
 from learners import losses
 from learners.export import export_role
 from learners.learner import Learner
@@ -26,9 +25,10 @@ from rlaif.models.batch import collate
 from rlaif.models.check import require_model
 from rlaif.models.encode import Encoder
 from rlaif.models.merged import whole_model
-from rlaif.models.reward_card import CARD, card_text
+from rlaif.models.model_dir import ModelDir
+from rlaif.models.reward import CARD, ModelScorer, card_text
 from rlaif.models.reward_prompt import RewardPrompt
-from rlaif.records import Answer, Prompt, Scored
+from rlaif.records import Prompt, RewardInput, Scored
 from rlaif.video.recipe import read_recipe, recipe_of
 from rlaif.worlds.shapes.render import write_mp4
 
@@ -36,7 +36,7 @@ BUDGET = 10**6
 EXAMPLES = Path(__file__).parents[2] / "docs" / "export.md"
 PROMPT, TWO = RewardPrompt.of(Reward()), ("helpful", "harmless")
 ANSWERS = [
-    Answer((f"p{number}", 0), Prompt(f"p{number}", f"clip{number}", question), captions, response)
+    RewardInput((f"p{number}", 0), Prompt(f"p{number}", f"clip{number}", question, captions=captions), response)
     for number, (question, captions, response) in enumerate(
         [
             ("what do you see ?", ("a red circle moves left", "a blue square"), "a red circle moves left and down ."),
@@ -50,7 +50,7 @@ ANSWERS = [
 def encoded(encoder) -> list:
     """Encode the answers as a reward model reads them."""
     return [
-        PROMPT.encode(encoder, a.prompt.question, a.captions, a.response, encoder.video(a.prompt.video))
+        PROMPT.encode(encoder, a.prompt.question, a.prompt.captions, a.response, encoder.video(a.prompt.video))
         for a in ANSWERS
     ]
 
@@ -159,7 +159,7 @@ def test_exported_policy_gives_the_same_logprobs_in_other_libraries(exported, ti
         assert json.loads((folder / "policy" / "adapter_config.json").read_text())["base_model_name_or_path"] == tiny
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         require_model("candidates.models", str(folder / "policy"), or_adapter=True)
-        served = plain(whole_model(str(folder / "policy"), "float32"))
+        served = plain(whole_model(ModelDir(str(folder / "policy")), "float32"))
         assert np.abs(plain_logprobs(served, encoder) - result["logprobs"]).max() < 1e-5
     standalone = folder / ("merged" if lora else "policy")
     template = AutoProcessor.from_pretrained(standalone).chat_template

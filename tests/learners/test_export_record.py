@@ -11,9 +11,8 @@ import pytest
 from learners import worker
 from learners.worker import LearnerWorker
 from rlaif.io.storage import locate
-from rlaif.models.adapter import SETTINGS, base_of
 from rlaif.models.bases import RECORD
-from rlaif.models.digest import whole_fingerprint
+from rlaif.models.model_dir import SETTINGS, ModelDir
 
 
 def exporter(base: str) -> LearnerWorker:
@@ -54,8 +53,8 @@ def test_an_export_that_needs_its_base_has_a_record_of_it(tmp_path, tiny, write,
     record = target.local / RECORD
     assert record.is_file() == recorded and all((target.local / name).is_file() for name in card)
     if recorded:
-        expected = {"path": str(base), "relative": "../../base", "fingerprint": whole_fingerprint(str(base))}
+        expected = {"path": str(base), "relative": "../../base", "fingerprint": ModelDir(str(base)).fingerprint}
         assert json.loads(record.read_text()) == {"base": expected}
     if kind == "adapter":
         (tmp_path / "runs" / "run").rename(tmp_path / "moved")
-        assert base_of(str(tmp_path / "moved" / "reward" / "export")) == str(tmp_path / "moved" / "base")
+        assert ModelDir(str(tmp_path / "moved" / "reward" / "export")).base.path == str(tmp_path / "moved" / "base")

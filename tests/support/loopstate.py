@@ -18,14 +18,14 @@ RESTORED = {
     r"best\.": "the best evaluation so far",
     r"roles\.ledger\.": "what became of every sample",
     r"gate\.probes\.": "the texts of the parity gate, sampled once per run",
-    r"roles\.rollouts\.version": "published again from the restored weights",
-    r"roles\.rollouts\._weights\.(manifest\.|timeout)": "the same, with the checksum of every tensor",
+    r"roles\.rollouts\.fleet\.version": "published again from the restored weights",
+    r"roles\.rollouts\.fleet\._weights\.(manifest\.|timeout)": "the same, with the checksum of every tensor",
 }
 """Equal after a resume, and not what they were when the run began."""
 
 SAME = {
     r"(config|ppo)\.|(roles\.)?run\.(topology\.)?config\.": "the user's configuration",
-    r"prompts\.|held_out\.|(roles\.)?(deck|eval_prompts)\.|roles\.captions\.": "read from the dataset; what a deck leaves "
+    r"prompts\.|held_out\.|(roles\.)?(deck|eval_prompts)\.": "read from the dataset; what a deck leaves "
     "out, which none does here, is restored too (test_deck.py)",
     r"gate\.(prompt_id|_prompts\.|_seed)": "the first prompt that can be answered",
     r"(roles\.)?run\.(directory\.|within$)|checkpoints\.": "paths",
@@ -48,7 +48,7 @@ MADE_ANEW = {
     r"roles\.arriving(\.|$)": "of batches in flight: the ledger holds them as issued, and a resume asks for them again",
     r"(roles\.)?run\.places(\.|$)": "where the rows that this process has read are",
     r"gate\._unusable(\.|$)": "prompts that the gate has tried in vain, for an error",
-    r"roles\.(reissued|rollouts\.(reissued|dead(\.|$)))": "of this process's actors; the ledger counts the run's reissued samples",
+    r"roles\.(reissued|rollouts\.(reissued|fleet\.dead(\.|$)))": "of this process's actors; the ledger counts the run's reissued samples",
     r"roles\.rewards\.(_slots|replaced)(\.|$)": "this process's reward actors; a score depends on its answer alone",
     r"(roles\.)?run\.stopper\.": "signals that this process has received",
     r"roles\.frames\.": "probed and decoded again where they are needed",

@@ -13,7 +13,8 @@ from rlaif.errors import ConfigError, DataError
 from rlaif.evaluation.agreement import groups, prompt_type
 from rlaif.evaluation.winrate import WinRates, outcome_rates, verdict_rates
 from rlaif.evaluation.winrate_svg import svg
-from rlaif.models.check import fingerprint, require_model
+from rlaif.models.check import require_model
+from rlaif.models.model_dir import ModelDir
 from rlaif.records import Masked, Prompt
 from rlaif.stages.feedback.ask_reward import judged, require_reward, rewarded, weighted
 from rlaif.stages.feedback.judge_inputs import Case, cases_of, reasons
@@ -87,7 +88,7 @@ def _named(models: Sequence[str]) -> dict[str, str]:
 def first_answers(config: Config, names: Mapping[str, str], prompts: Sequence[Prompt]) -> dict[str, dict[str, str]]:
     """What each model answered first. Raises DataError for a model without any answer, naming it."""
     store, wanted = open_candidates(config), {prompt.prompt_id: asked_of(prompt) for prompt in prompts}
-    by_print = {fingerprint(model): name for name, model in names.items()}
+    by_print = {ModelDir(model).fingerprint: name for name, model in names.items()}
     if len(by_print) < len(names):
         raise ConfigError("models that differ", f"the same weights twice in {dict(names)}", "Correct winrate.models")
     answers: dict[str, dict[str, str]] = {prompt_id: {} for prompt_id in wanted}

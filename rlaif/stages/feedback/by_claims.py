@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from actors.reward import load_function
 from rlaif.config.schema import Config
 from rlaif.feedback import claims
+from rlaif.functions import load_function
 from rlaif.models.templates import fill
 from rlaif.records import Masked
 from rlaif.stages.feedback.judge_inputs import Case, again, context_text, row_of

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 
-from actors.reward import load_function
 from rlaif.config.schema import Config
 from rlaif.feedback import pairwise
 from rlaif.feedback.pairing import win_scores
+from rlaif.functions import load_function
 from rlaif.models.templates import fill
 from rlaif.records import Masked
 from rlaif.seeds import derive

@@ -21,9 +21,9 @@ from rlaif.feedback.endpoint import Endpoint
 from rlaif.feedback.options import EndpointOptions
 from rlaif.feedback.replies import SETTLED, Reply, Unanswered, Usage
 from rlaif.feedback.tokens import Tokens
-from rlaif.models.adapter import base_of
-from rlaif.models.check import fingerprint, require_model
+from rlaif.models.check import require_model
 from rlaif.models.encode import Encoder
+from rlaif.models.model_dir import ModelDir
 from rlaif.records import Masked, Prompt, Sample
 from rlaif.seeds import derive
 from rlaif.stages.run.run import Run
@@ -74,11 +74,11 @@ class ModelJudge:
     """A model on the rollout actors, as it stands: the policy itself, a peer, or a larger one."""
 
     def __init__(self, config: Config, run: Run, model: str):
-        require_model("label.judge", model, or_adapter=True)
+        base = require_model("label.judge", model, or_adapter=True).base
         self.name = name_of(model)
         self._config, self._run, self._model = config, run, model
         self._frames = frames_of(config, run.topology.client())
-        self._encoder = Encoder(base_of(model))
+        self._encoder = Encoder(base.location)
 
     def choose(self, questions: Sequence[Question], words: Sequence[str]) -> dict[str, Tokens | Masked]:
         found: dict[str, Tokens | Masked] = {}
@@ -194,7 +194,7 @@ def name_of(judge: str | Server | Function) -> str:
     return (
         f"{judge.model} at {judge.origin or judge.url}"
         if isinstance(judge, Server)
-        else f"{judge}@{fingerprint(judge)}"
+        else f"{judge}@{ModelDir(judge).fingerprint}"
     )
 
 

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 
-from actors.reward import load_function
 from rlaif.config.schema import Config
 from rlaif.config.server import Server
 from rlaif.evaluation.agreement import Compared, agreement, prompt_type
@@ -15,6 +14,7 @@ from rlaif.feedback.budget import cost
 from rlaif.feedback.pairwise import Asked, Verdict
 from rlaif.feedback.position import position_bias
 from rlaif.feedback.replies import Usage
+from rlaif.functions import load_function
 from rlaif.records import Masked
 from rlaif.stages.feedback.judge_inputs import Case
 

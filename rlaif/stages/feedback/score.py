@@ -22,9 +22,9 @@ from rlaif.errors import DataError
 from rlaif.feedback.scoring import Item, Model, Tally, added, items, unreadable
 from rlaif.feedback.store import Store
 from rlaif.io.progress import Progress
-from rlaif.models.reward_card import dimensions_of, read_card, require_reward_model, reward_fingerprint
+from rlaif.models.reward import dimensions_of, read_card, require_reward_model, reward_fingerprint
 from rlaif.models.reward_prompt import contexts
-from rlaif.records import Answer, Key, Masked, Outcome, Prompt
+from rlaif.records import Key, Masked, Outcome, Prompt, RewardInput
 from rlaif.stages.feedback.ask_reward import outcomes
 from rlaif.stages.run import datasets
 from rlaif.stages.run.run import Run
@@ -189,16 +189,16 @@ def fill(config: Config, run: Run, job: Job, found: Iterable[Preference], store:
     run.topology.stop_rewards()
 
 
-def missing(job: Job, part: Sequence[Preference], store: Store[str]) -> dict[str, Answer]:
+def missing(job: Job, part: Sequence[Preference], store: Store[str]) -> dict[str, RewardInput]:
     """Answers to be scored, by key; an answer that comes twice is asked for once."""
-    wanted: dict[str, Answer] = {}
+    wanted: dict[str, RewardInput] = {}
     for record in part:
         for item in job.items(record):
             key = item.key(job.model.fingerprint)
             if key in store or key in job.reasons or unreadable(record, item) or job.model.known(record, item):
                 continue
-            prompt = Prompt(record.pair_id, item.video, item.question)
-            wanted.setdefault(key, Answer((key, 0), prompt, item.captions, item.response))
+            prompt = Prompt(record.pair_id, item.video, item.question, captions=item.captions)
+            wanted.setdefault(key, RewardInput((key, 0), prompt, item.response))
     return wanted
 
 

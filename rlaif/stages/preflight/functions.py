@@ -6,12 +6,12 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from actors.reward import FunctionScorer, load_function
 from rlaif.config.section import Function
 from rlaif.deadline import Late, within
 from rlaif.errors import ConfigError
 from rlaif.evaluation.claims import rates
-from rlaif.records import Answer, Masked, Prompt
+from rlaif.functions import FunctionScorer, load_function
+from rlaif.records import Masked, Prompt, RewardInput
 from rlaif.stages.preflight.inquiry import Inquiry
 
 DRY_CALL_S = 120.0
@@ -70,7 +70,7 @@ def check_reward_function(inquiry: Inquiry, function: Function) -> None:
 
 def dry_call(option: str, path: str, prompt: Prompt) -> None:
     """Raise ConfigError unless the reward function gives a finite score, or parts that add up to one, for a row."""
-    answer = Answer((prompt.prompt_id, 0), prompt, prompt.captions, prompt.answer or "A first answer.")
+    answer = RewardInput((prompt.prompt_id, 0), prompt, prompt.answer or "A first answer.")
     outcome = within_deadline(option, path, lambda: FunctionScorer(path)([answer])[answer.key])
     if isinstance(outcome, Masked):
         raise ConfigError(

@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from actors.reward_model import load_reward_model
 from learners import losses
 from rlaif.config.schema import Config
 from rlaif.io.storage import fetch
 from rlaif.models.batch import collate
-from rlaif.models.encode import Encoded, Encoder, Frames
-from rlaif.models.reward_card import dimensions_of, read_card
+from rlaif.models.encode import Encoded, Encoder
+from rlaif.models.reward import dimensions_of, load_reward_model, read_card
 from rlaif.models.reward_prompt import RewardPrompt
+from rlaif.models.video_features import Frames
 from rlaif.models.vlm import VideoLM, freeze_for_full_training, load_vlm
 from rlaif.objectives.advantages import gae
 from rlaif.objectives.kl import k1

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from actors.reward import load_function
 from rlaif.config.schema import Config
 from rlaif.data.preference import Preference
 from rlaif.errors import ConfigError, ContractError, DataError
+from rlaif.functions import load_function
 from rlaif.io.rundir import RunDir
 from rlaif.io.storage import locate
 from rlaif.models.check import require_model

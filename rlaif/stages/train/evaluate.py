@@ -8,18 +8,18 @@ from dataclasses import replace
 
 import numpy as np
 
-from actors.reward import load_function
 from actors.rollout import Failure
 from learners.spec import LearnerSpec
 from rlaif.config.schema import Config, Sampling
 from rlaif.errors import ConfigError, RlaifError
 from rlaif.evaluation.claims import rates
+from rlaif.functions import load_function
 from rlaif.io.terminal import phase
-from rlaif.records import Answer, Masked, Prompt, Sample
+from rlaif.records import Masked, Prompt, RewardInput, Sample
 from rlaif.seeds import derive
 from rlaif.stages.run import datasets, row_checks
 from rlaif.stages.run.run import Run
-from rlaif.stages.train.workers import Roles, context_of, learner_spec, require_inputs, start_roles
+from rlaif.stages.train.workers import Roles, learner_spec, prompts_with_context, require_inputs, start_roles
 
 DECODINGS = {"greedy": 0.0, "sample": 1.0}
 """Temperature by name."""
@@ -52,7 +52,7 @@ def held_out(config: Config, run: Run) -> list[Prompt]:
     if not datasets.data_path(config, config.data.eval).is_file():
         return []
     prompts = datasets.prompts(run, config.data.eval, row_checks.evaluated(config, run))
-    context_of(config, prompts)
+    prompts_with_context(config, prompts)  # a checker sees the prompts' own captions, so only the check counts here
     return prompts
 
 
@@ -91,9 +91,9 @@ def measure(config: Config, roles: Roles, prompts: Sequence[Prompt], decoding: s
     samples, failures = answer(config, roles, prompts, decoding)
     answers = [(s.prompt, s.response) for s in samples]
     found = rates(answers, load_function(config.eval.checker)) if config.eval.checker else {}
-    captions = context_of(config, prompts)
-    asked = [Answer(s.key, s.prompt, captions[s.prompt.prompt_id], s.response) for s in samples]
-    outcomes = roles.rewards.collect([roles.rewards.score(asked)]).values()
+    with_context = {prompt.prompt_id: prompt for prompt in prompts_with_context(config, prompts)}
+    inputs = [RewardInput(s.key, with_context[s.prompt.prompt_id], s.response) for s in samples]
+    outcomes = roles.rewards.collect([roles.rewards.score(inputs)]).values()
     scores = [outcome.value for outcome in outcomes if not isinstance(outcome, Masked)]
     lengths = [len(s.response_ids) for s in samples]
     return found | {

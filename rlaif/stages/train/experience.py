@@ -90,7 +90,7 @@ def learn(config: Config, roles: Roles, round_: Round) -> dict[str, float]:
     """The update; returns every metric of the iteration so far."""
     trained = round_.trained
     if config.rollout.sleep_level:
-        roles.rollouts.sleep(config.rollout.sleep_level, roles.deadline_s)
+        roles.rollouts.fleet.sleep(config.rollout.sleep_level, roles.deadline_s)
     round_.times["update_began"] = time.time()
     scores = [round_.outcomes[sample.key].value for sample in trained]
     experience = Experience(tuple(trained), tuple(scores))
@@ -147,8 +147,8 @@ def engine_metrics(roles: Roles, round_: Round) -> dict[str, float]:
         "time/checkpoint": roles.checkpoint_s,
         "publish/apply_seconds": roles.publisher.apply_s,
         "rollout/tokens_per_s": tokens / max(times["time/rollout"], 1e-9),
-        "rollout/actors": len(roles.rollouts.actors),
-        "rollout/dead_actors": len(roles.rollouts.dead),
+        "rollout/actors": len(roles.rollouts.fleet.names),
+        "rollout/dead_actors": len(roles.rollouts.fleet.dead),
         "rollout/reissued_prompts": roles.rollouts.reissued,
         **roles.run.topology.frame_counters(),
         **roles.run.topology.feature_counters(),

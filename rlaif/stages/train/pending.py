@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from actors.reward_pool import Scoring
 from actors.rollout import Answers, Failure
-from rlaif.records import Answer, Sample
+from rlaif.records import RewardInput, Sample
 
 if TYPE_CHECKING:
     from rlaif.stages.train.workers import Roles
@@ -29,8 +29,5 @@ class Arriving:
         times = self.times
         times["rollout_began"] = min(times.get("rollout_began", answers.began), answers.began)
         times["rollout_ended"] = max(times.get("rollout_ended", answers.ended), answers.ended)
-        self.scoring.append(roles.rewards.score([_answer(roles, sample) for sample in answers.samples]))
-
-
-def _answer(roles: Roles, sample: Sample) -> Answer:
-    return Answer(sample.key, sample.prompt, roles.captions[sample.prompt.prompt_id], sample.response)
+        inputs = [RewardInput(sample.key, sample.prompt, sample.response) for sample in answers.samples]
+        self.scoring.append(roles.rewards.score(inputs))

@@ -11,7 +11,15 @@ from rlaif.stages.train.best import Best
 from rlaif.stages.train.experience import ask_for, collect, learn, record
 from rlaif.stages.train.replacing import mask_gone, open_deck
 from rlaif.stages.train.supervised import restore, save_checkpoint
-from rlaif.stages.train.workers import enough_prompts, identity, learner_spec, parity_gate, require_inputs, start_roles
+from rlaif.stages.train.workers import (
+    enough_prompts,
+    identity,
+    learner_spec,
+    parity_gate,
+    prompts_with_context,
+    require_inputs,
+    start_roles,
+)
 
 
 def train(config: Config, run: Run, start: Start = "new") -> str:
@@ -24,6 +32,7 @@ def train(config: Config, run: Run, start: Start = "new") -> str:
     ppo = config.ppo
     require_inputs(config)
     prompts = enough_prompts(config, datasets.prompts(run, config.data.prompts, row_checks.sampled(config, run)))
+    prompts = prompts_with_context(config, prompts)
     held_out = evaluate.held_out(config, run)
     checkpoints = run.checkpoints("ppo", ppo.save.keep)
     newest = run.starting_point("ppo", checkpoints, start, identity(config))

@@ -19,7 +19,7 @@ from rlaif.data.sampler import rows_of_step
 from rlaif.errors import DataError, named
 from rlaif.evaluation.preference import agreements, by_dimension
 from rlaif.models.check import require_model
-from rlaif.models.reward_card import CARD, card_text
+from rlaif.models.reward import CARD, card_text
 from rlaif.models.reward_prompt import RewardPrompt, contexts
 from rlaif.seeds import derive
 from rlaif.stages.run import datasets, row_checks

@@ -17,7 +17,7 @@ from learners.group import LearnerGroup
 from learners.spec import LearnerSpec, RoleSpec
 from rlaif.config.schema import Config, Reward, Saving, Sft
 from rlaif.errors import named
-from rlaif.models.check import fingerprint
+from rlaif.models.model_dir import ModelDir
 from rlaif.stages.run.run import Run
 from rlaif.stages.run.tracker import Tracker
 from rlaif.stages.train.best import Best
@@ -80,7 +80,7 @@ def learner_spec(
 def identity(stage: str, section: Sft | Reward) -> dict:
     """What a checkpoint of a stage belongs to."""
     lora = section.lora and section.lora.model_dump(mode="json")
-    return {"stage": stage, "base": fingerprint(section.init), "lora": lora}
+    return {"stage": stage, "base": ModelDir(section.init).fingerprint, "lora": lora}
 
 
 def in_order(chosen: Callable[[int], Sequence[Row]], newest: CheckpointRef | None, count: int) -> Iterator[Row]:

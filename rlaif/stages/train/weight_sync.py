@@ -42,7 +42,7 @@ class Publisher:
             manifest = self._deliver(version)
         if manifest is None:
             manifest, buckets = self.learners.publishable("policy", version)
-            self.rollouts.publish(manifest, buckets, self.deadline_s)
+            self.rollouts.fleet.publish(manifest, buckets, self.deadline_s)
         return {
             "publish/bytes": manifest.nbytes,
             "publish/tensors": len(manifest.tensors),
@@ -56,21 +56,21 @@ class Publisher:
         Raises:
             ContractError: the transport reached no actor, though all of them are well: it cannot work as configured.
         """
-        dead = len(self.rollouts.dead)
-        receipts = self.rollouts.committed(self.deadline_s)
+        dead = len(self.rollouts.fleet.dead)
+        receipts = self.rollouts.fleet.committed(self.deadline_s)
         self.apply_s = max((receipt.seconds for receipt in receipts.values()), default=0.0)
         unreached, self._unreached = self._unreached, None
-        if unreached is not None and len(self.rollouts.dead) == dead:
+        if unreached is not None and len(self.rollouts.fleet.dead) == dead:
             raise undelivered(unreached.failed)
 
     def _deliver(self, version: int) -> Manifest | None:
         """The version's manifest if it reached every actor, else None: it has to be published the other way too."""
         receivers = Receivers(
-            self.rollouts.handles, self.options.tensor_parallel_size, self.deadline_s, self.options.transport
+            self.rollouts.fleet.handles, self.options.tensor_parallel_size, self.deadline_s, self.options.transport
         )
         delivery = self.learners.transfer("policy", version, receivers)
         if delivery.receipts:
-            self.rollouts.delivered(delivery.manifest, delivery.receipts)
+            self.rollouts.fleet.delivered(delivery.manifest, delivery.receipts)
         self._unreached = None if delivery.receipts else delivery
         for name, reason in delivery.failed.items():
             log.warning("version %d goes to rollout actor %s through the object store: %s", version, name, reason)

@@ -11,7 +11,6 @@ import transformers
 
 from actors.frames import FrameClient
 from actors.pool import RolloutPool
-from actors.reward import load_function
 from actors.reward_pool import RewardPool
 from cluster.ledger import Ledger
 from learners.group import LearnerGroup
@@ -19,12 +18,12 @@ from learners.spec import LearnerSpec, RoleSpec
 from rlaif.config.schema import Config, Lora
 from rlaif.config.section import Function
 from rlaif.errors import ConfigError
-from rlaif.io.storage import fetch
+from rlaif.functions import load_function
 from rlaif.io.terminal import phase, say
-from rlaif.models.check import fingerprint, require_model, same_model
+from rlaif.models.check import require_model
 from rlaif.models.family import engine_video_of
-from rlaif.models.reward_card import check_weights, read_card, require_reward_model
-from rlaif.models.reward_prompt import contexts
+from rlaif.models.model_dir import ModelDir, same_model
+from rlaif.models.reward import check_weights, context_mode, read_card, require_reward_model, with_context
 from rlaif.records import Prompt
 from rlaif.stages.run import datasets
 from rlaif.stages.run.run import Run
@@ -43,8 +42,6 @@ class Roles:
     rollouts: RolloutPool
     rewards: RewardPool
     publisher: Publisher
-    captions: dict[str, tuple[str, ...]]
-    """The reward model's context of each prompt."""
     deck: Deck
     """Which prompts an iteration uses."""
     frames: FrameClient
@@ -65,9 +62,9 @@ class Roles:
 
 def require_inputs(config: Config) -> None:
     """Policy, reward, checker and evaluation file exist and load; ConfigError naming the option otherwise."""
-    require_model("ppo.policy", config.ppo.policy, "ppo.lora" if config.ppo.lora else None)
+    policy = require_model("ppo.policy", config.ppo.policy, "ppo.lora" if config.ppo.lora else None)
     if config.rollout.vision == "shared":
-        engine_video_of(transformers.AutoConfig.from_pretrained(fetch(config.ppo.policy)))
+        engine_video_of(policy.config)
     if isinstance(config.ppo.reward, Function):
         load_function(config.ppo.reward.path)
     else:
@@ -100,7 +97,6 @@ def start_roles(config: Config, run: Run, prompts: Sequence[Prompt], spec: Learn
     topology, ppo = run.topology, config.ppo
     if any(role.name == "critic" for role in spec.roles):
         say(describe_critic_start(config))
-    captions = context_of(config, prompts)
     topology.place("learner", "rollout", "reward")
     rollouts = topology.rollouts(ppo.policy, ppo.lora.r if ppo.lora else None)
     rewards = topology.rewards(
@@ -112,25 +108,21 @@ def start_roles(config: Config, run: Run, prompts: Sequence[Prompt], spec: Learn
     deadline = config.cluster.collective_timeout_s
     publisher = Publisher(learners, rollouts, config.rollout, deadline)
     deck = Deck(prompts, ppo.prompts_per_iteration, config.seed)
-    return Roles(learners, rollouts, rewards, publisher, captions, deck, topology.client(), run, deadline)
+    return Roles(learners, rollouts, rewards, publisher, deck, topology.client(), run, deadline)
 
 
-def context_of(config: Config, prompts: Sequence[Prompt]) -> dict[str, tuple[str, ...]]:
-    """Return captions by prompt, as the reward model was trained to read them; prompts that have none are counted.
+def prompts_with_context(config: Config, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Return the prompts with the captions that `ppo.reward` is to read; prompts that have none are counted.
 
-    Raises DataError when the reward model reads captions and no prompt has any: its scores would mean nothing.
+    Raises DataError if a reward model reads captions and no prompt has any: its scores would mean nothing.
     """
-    if isinstance(config.ppo.reward, Function):
-        return {prompt.prompt_id: prompt.captions for prompt in prompts}
-    mode, empty = read_card(config.ppo.reward)["prompt"]["context"], sum(not prompt.captions for prompt in prompts)
-    if mode != "none" and empty == len(prompts) > 0:
-        raise datasets.no_captions(
-            config, f"{empty} prompts", f"the reward model {config.ppo.reward} was trained with them"
-        )
-    if mode != "none" and empty:
+    mode, reward = context_mode(config), config.ppo.reward
+    empty = sum(not prompt.captions for prompt in prompts)
+    if mode != "none" and empty and not isinstance(reward, Function):
+        if empty == len(prompts):
+            raise datasets.no_captions(config, f"{empty} prompts", f"the reward model {reward} was trained with them")
         log.warning("%d of %d prompts have no captions: the reward model reads no context there", empty, len(prompts))
-    found = contexts(mode, [(prompt.video, prompt.captions) for prompt in prompts], config.seed)
-    return {prompt.prompt_id: captions for prompt, captions in zip(prompts, found, strict=True)}
+    return with_context(mode, prompts, config.seed)
 
 
 def parity_gate(
@@ -221,7 +213,7 @@ def identity(config: Config) -> dict:
     ppo, critic = config.ppo, None
     if ppo.advantage == "gae":
         base, lora, _ = critic_start(config)
-        critic = {"base": fingerprint(base), "lora": lora and lora.model_dump(mode="json")}
+        critic = {"base": ModelDir(base).fingerprint, "lora": lora and lora.model_dump(mode="json")}
     lora = ppo.lora and ppo.lora.model_dump(mode="json")
-    found = {"stage": "ppo", "policy": fingerprint(ppo.policy), "lora": lora, "advantage": ppo.advantage}
+    found = {"stage": "ppo", "policy": ModelDir(ppo.policy).fingerprint, "lora": lora, "advantage": ppo.advantage}
     return found | {"critic": critic}

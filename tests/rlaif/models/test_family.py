@@ -78,7 +78,7 @@ def test_positions_are_the_engines(dtype, qwen_path, noise):
         if held is not None:
             data["second_per_grid_ts"] = SimpleNamespace(data=held[0])
             encoder = Encoder(qwen_path, noise(), dtype=dtype)
-            features["second_per_grid_ts"] = encoder._as_held("second_per_grid_ts", [seconds])
+            features["second_per_grid_ts"] = encoder.videos.as_engine_holds("second_per_grid_ts", [seconds])
         cells = t * (h // 2) * (w // 2)
         feature = SimpleNamespace(mm_position=SimpleNamespace(offset=5), data=data, modality="video")
         served = SimpleNamespace(config=config(2, rate))

@@ -20,10 +20,11 @@ from safetensors.torch import load_file, save_file
 from rlaif.errors import ConfigError
 from rlaif.io.storage import locate, once
 from rlaif.models import merged
-from rlaif.models.adapter import SETTINGS, base_of, is_adapter, merged_model
-from rlaif.models.check import fingerprint, require_model
+from rlaif.models.adapter import merged_model
+from rlaif.models.check import require_model
 from rlaif.models.encode import Encoder
-from rlaif.models.merged import copy_of, whole_model, write_merged
+from rlaif.models.merged import merged_copy_path, whole_model, write_merged
+from rlaif.models.model_dir import SETTINGS, ModelDir, same_model
 from rlaif.models.vlm import ADAPTER, load_vlm
 
 OPTION = "candidates.models"
@@ -71,10 +72,10 @@ def test_the_copy_says_what_base_and_adapter_say(path_of, tmp_path, family):
     adapter = write_adapter(tmp_path / "adapter", base)
     require_model(OPTION, adapter, or_adapter=True)
     expected = logprobs(PeftModel.from_pretrained(load_vlm(base, "float32"), adapter))
-    whole = whole_model(adapter, "float32")
+    whole = whole_model(ModelDir(adapter), "float32")
     assert (logprobs(load_vlm(whole, "float32")) - expected).abs().max() < 1e-5
     assert (logprobs(load_vlm(base, "float32")) - expected).abs().max() > 0.1
-    assert not is_adapter(whole)
+    assert not ModelDir(whole).is_adapter
     require_model("sft.init", whole)
     own, theirs = Encoder(whole), Encoder(base)
     assert own.unexpanded("what do you see ?") == theirs.unexpanded("what do you see ?")
@@ -86,27 +87,31 @@ def test_other_kinds_of_lora(made, tmp_path, options):
     adapter = write_adapter(tmp_path / "adapter", str(made / "base"), **options)
     require_model(OPTION, adapter, or_adapter=True)
     expected = logprobs(PeftModel.from_pretrained(load_vlm(str(made / "base"), "float32"), adapter))
-    assert (logprobs(load_vlm(whole_model(adapter, "float32"), "float32")) - expected).abs().max() < 1e-5
+    assert (logprobs(load_vlm(whole_model(ModelDir(adapter), "float32"), "float32")) - expected).abs().max() < 1e-5
 
 
 def test_whole_models_are_left_alone(made, cache):
     base = str(made / "base")
-    assert whole_model(base, "float32") == base == base_of(base) and not is_adapter(base)
-    assert whole_model("org/model-7b", "float32") == "org/model-7b" == base_of("org/model-7b")
+    assert whole_model(ModelDir(base), "float32") == base == ModelDir(base).base.path and not ModelDir(base).is_adapter
+    assert whole_model(ModelDir("org/model-7b"), "float32") == "org/model-7b" == ModelDir("org/model-7b").base.path
     assert not cache.exists()
 
 
 def test_a_copy_is_made_once_for_each_adapter_base_and_precision(own, cache, monkeypatch):
-    first = whole_model(str(own / "adapter"), "float32")
-    assert Path(first).parent == cache and Path(first) == copy_of(str(own / "adapter"), "bfloat16")
+    first = whole_model(ModelDir(str(own / "adapter")), "float32")
+    assert Path(first).parent == cache and Path(first) == merged_copy_path(ModelDir(str(own / "adapter")), "bfloat16")
     shutil.copytree(own / "adapter", own / "moved")
     with monkeypatch.context() as patch:
         patch.setattr(merged, "merged_model", None)
-        assert whole_model(str(own / "adapter"), "float32") == first == whole_model(str(own / "moved"), "bfloat16")
+        assert (
+            whole_model(ModelDir(str(own / "adapter")), "float32")
+            == first
+            == whole_model(ModelDir(str(own / "moved")), "bfloat16")
+        )
     load_vlm(str(own / "base"), "bfloat16").save_pretrained(own / "base")
-    half = whole_model(str(own / "adapter"), "bfloat16")
+    half = whole_model(ModelDir(str(own / "adapter")), "bfloat16")
     assert {str(tensor.dtype) for tensor in load_file(Path(half) / "model.safetensors").values()} == {"torch.bfloat16"}
-    exact = whole_model(str(own / "adapter"), "float32")
+    exact = whole_model(ModelDir(str(own / "adapter")), "float32")
     assert len({first, half, exact}) == 3 and load_vlm(exact, "float32").config.dtype == torch.float32
     assert not [path for path in cache.iterdir() if path.name.startswith("tmp")]
 
@@ -116,7 +121,8 @@ def test_several_ask_at_the_same_time(own, monkeypatch):
     monkeypatch.setattr(merged, "merged_model", lambda *given: calls.append(given) or real(*given))
     found = []
     asking = [
-        threading.Thread(target=lambda: found.append(whole_model(str(own / "adapter"), "float32"))) for _ in range(3)
+        threading.Thread(target=lambda: found.append(whole_model(ModelDir(str(own / "adapter")), "float32")))
+        for _ in range(3)
     ]
     for thread in asking:
         thread.start()
@@ -166,28 +172,28 @@ def test_what_fails_leaves_nothing_behind(tmp_path):
 def test_an_adapter_in_a_bucket(own):
     where = f"file://{own}/adapter"
     require_model(OPTION, where, or_adapter=True)
-    assert fingerprint(where) == fingerprint(str(own / "adapter")) and base_of(where) == str(own / "base")
-    assert whole_model(where, "float32") == whole_model(str(own / "adapter"), "float32")
+    assert same_model(where, str(own / "adapter")) and ModelDir(where).base.path == str(own / "base")
+    assert whole_model(ModelDir(where), "float32") == whole_model(ModelDir(str(own / "adapter")), "float32")
     assert locate(where).local == own / "adapter"
 
 
 def test_fingerprints_follow_adapter_and_base_not_paths(own):
     adapter = str(own / "adapter")
-    prints = [fingerprint(adapter), fingerprint(str(own / "base"))]
+    prints = [ModelDir(adapter).fingerprint, ModelDir(str(own / "base")).fingerprint]
     for name in ("base", "adapter"):
         shutil.copytree(own / name, own / "elsewhere" / name)
     change(own / "elsewhere" / "adapter", base_model_name_or_path="../base")
-    assert fingerprint(str(own / "elsewhere" / "adapter")) == prints[0]
+    assert ModelDir(str(own / "elsewhere" / "adapter")).fingerprint == prints[0]
     change(own / "adapter", lora_alpha=2)
-    prints.append(fingerprint(adapter))
+    prints.append(ModelDir(adapter).fingerprint)
     tensors = load_file(own / "adapter" / ADAPTER)
     save_file({name: 2 * tensor for name, tensor in tensors.items()}, own / "adapter" / ADAPTER)
-    prints.append(fingerprint(adapter))
+    prints.append(ModelDir(adapter).fingerprint)
     weights = load_file(own / "base" / "model.safetensors")
     save_file(
         {name: 2 * tensor for name, tensor in weights.items()}, own / "base" / "model.safetensors", {"format": "pt"}
     )
-    prints.append(fingerprint(adapter))
+    prints.append(ModelDir(adapter).fingerprint)
     assert len(set(prints)) == 5
 
 
@@ -197,7 +203,7 @@ def test_a_base_beside_the_adapter_or_where_we_are(own, monkeypatch, base):
     if base == "base":
         monkeypatch.chdir(own)
     require_model(OPTION, str(own / "adapter"), or_adapter=True)
-    assert Path(base_of(str(own / "adapter"))).resolve() == own / "base"
+    assert Path(ModelDir(str(own / "adapter")).base.path).resolve() == own / "base"
 
 
 @pytest.mark.parametrize("option", ["sft.init", "reward.init", "ppo.policy"])
@@ -285,7 +291,7 @@ def test_a_head_that_shares_its_weights_is_refused(own, tmp_path):
 def test_a_base_with_pickled_weights_or_a_pickled_adapter_is_refused(own):
     canary = own / "executed"
     bombs.plant(own / "adapter", canary)
-    whole_model(str(own / "adapter"), "float32")  # beside the safetensors they are left alone
+    whole_model(ModelDir(str(own / "adapter")), "float32")  # beside the safetensors they are left alone
     (own / "adapter" / ADAPTER).unlink()
     with pytest.raises(ConfigError, match=r"adapter_model\.safetensors(.|\n)*adapter_model\.bin; a pickled"):
         require_model(OPTION, str(own / "adapter"), or_adapter=True)
@@ -306,8 +312,8 @@ def write_adapter_again(own: Path) -> None:
 def test_a_merge_that_loses_most_of_the_change_says_so(own, caplog):
     base, small = str(own / "base"), write_adapter(own / "small", str(own / "base"), scale=2e-3)
     with caplog.at_level(logging.WARNING):
-        merged_model(base, small, "float32")
-        merged_model(base, str(own / "adapter"), "bfloat16")
+        merged_model(ModelDir(base), ModelDir(small), "float32")
+        merged_model(ModelDir(base), ModelDir(str(own / "adapter")), "bfloat16")
         assert not caplog.records
-        merged_model(base, small, "bfloat16")
+        merged_model(ModelDir(base), ModelDir(small), "bfloat16")
     assert "merged in bfloat16" in caplog.text and "% of the adapter's change" in caplog.text

@@ -27,7 +27,7 @@ def refusal(check) -> str:
 
 def test_a_black_video_takes_as_many_tokens_as_the_real_one(encoder):
     for video in "ab":
-        real, blank = encoder.video(video), encoder.blank(encoder.frames.spec(video))
+        real, blank = encoder.video(video), encoder.videos.blank(encoder.frames.spec(video))
         assert blank.visual_tokens == real.visual_tokens
         turns = [("user", "what do you see ?"), ("assistant", "a red circle")]
         assert encoder.conversation(turns, blank).ids.tolist() == encoder.conversation(turns, real).ids.tolist()

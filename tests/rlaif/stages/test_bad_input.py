@@ -17,7 +17,7 @@ from rlaif.config.schema import Reward
 from rlaif.data.read import read_prompts
 from rlaif.errors import CheckpointError, ConfigError, DataError
 from rlaif.io.rundir import RunDir
-from rlaif.models.reward_card import CARD, card_text
+from rlaif.models.reward import CARD, card_text
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.stages.feedback import score
 from rlaif.stages.run import datasets

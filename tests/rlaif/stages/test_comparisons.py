@@ -12,16 +12,15 @@ import pytest
 from adapters import write_adapter
 from without_actors import NoActors
 
-from actors.reward_model import ModelScorer
 from rlaif.config.load import load_config
 from rlaif.config.schema import Lora, Reward
 from rlaif.errors import ConfigError, DataError
 from rlaif.io.rundir import RunDir
-from rlaif.models.check import fingerprint
-from rlaif.models.reward_card import CARD, card_text
+from rlaif.models.model_dir import ModelDir
+from rlaif.models.reward import CARD, ModelScorer, card_text
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.models.tiny import build_tiny
-from rlaif.records import Masked, scored
+from rlaif.records import Masked, reward_outcome
 from rlaif.stages.compare import agreement, winrate
 from rlaif.stages.feedback import ask_reward, caption
 from rlaif.stages.feedback.judges import make_judge
@@ -198,7 +197,7 @@ def write_answers(config, models, lengths=LENGTHS) -> None:
     prompts = [json.loads(line) for line in (datasets.data_path(config, "descriptions.jsonl")).read_text().splitlines()]
     rows = []
     for name, letters in lengths.items():
-        who = {"fingerprint": fingerprint(models[name]), "model": models[name]}
+        who = {"fingerprint": ModelDir(models[name]).fingerprint, "model": models[name]}
         for prompt, count in zip(prompts, letters, strict=False):
             rows.append({"prompt_id": prompt["prompt_id"], "answers": ["x" * count, "another sample"], **who})
     path = datasets.data_path(config, config.data.candidates)
@@ -294,7 +293,7 @@ def test_weights_count_in_the_total_as_in_ppo(offline, models, tmp_path, monkeyp
     config, run = offline(f"ppo.reward={rm}", "ppo.reward_weights={harm: -2, help: 0}", named(models, "base", "sft"))
     write_answers(config, models, {"base": (1, 2), "sft": (2, 3)})
     scores = [[(3.0, 1.0), (2.0, 2.0)], [(5.0, 1e308), (5.0, 1.0)]]
-    parts = [[scored(dict(zip(two, pair, strict=True))) for pair in of] for of in scores]
+    parts = [[reward_outcome(dict(zip(two, pair, strict=True))) for pair in of] for of in scores]
     actor = SimpleNamespace(dimensions=two, weights=[weights[name] for name in two])
     assert ask_reward.weighted(config, parts) == [[ModelScorer._outcome(actor, pair) for pair in of] for of in scores]
     monkeypatch.setattr(winrate, "rewarded", lambda *_: parts)
@@ -309,9 +308,9 @@ def test_the_weight_of_a_single_dimension(offline, models, tmp_path):
     config, _ = offline(
         f"ppo.reward={reward_export(tmp_path / 'rm', models['base'], ('overall',))}", "ppo.reward_weights={overall: -1}"
     )
-    assert ask_reward.weighted(config, [[scored(2.0), Masked("no")]]) == [[scored(-2.0), Masked("no")]]
+    assert ask_reward.weighted(config, [[reward_outcome(2.0), Masked("no")]]) == [[reward_outcome(-2.0), Masked("no")]]
     plain = config.model_copy(update={"ppo": config.ppo.model_copy(update={"reward_weights": {}})})
-    assert ask_reward.weighted(plain, [[scored(2.0)]]) == [[scored(2.0)]]
+    assert ask_reward.weighted(plain, [[reward_outcome(2.0)]]) == [[reward_outcome(2.0)]]
 
 
 def test_an_adapter_competes_with_its_base(offline, models, tmp_path):
@@ -329,7 +328,11 @@ def test_an_adapter_judges_and_captions_with_the_tokenizer_of_its_base(offline, 
     config, run = offline(f"label.judge={adapter}", f"caption.model={adapter}", "caption.aggregate=summarise")
     judge = make_judge(config, run, adapter)
     assert judge.count("a red circle") == caption.counter(config)("a red circle") == 3
-    assert judge.name == f"{adapter}@{fingerprint(adapter)}" != f"{adapter}@{fingerprint(models['base'])}"
+    assert (
+        judge.name
+        == f"{adapter}@{ModelDir(adapter).fingerprint}"
+        != f"{adapter}@{ModelDir(models['base']).fingerprint}"
+    )
     shutil.rmtree(tmp_path / "adapter")
     with pytest.raises(ConfigError, match=r"label\.judge"):
         make_judge(config, run, adapter)
@@ -362,7 +365,7 @@ def test_what_cannot_be_compared(offline, models, tmp_path):
         winrate.winrate(*offline(f"winrate.models={{a: {models['base']}, b: {models['base']}}}"))
     write_answers(one[0], models, {"base": (1,), "rl": ()})
     rows = datasets.data_path(one[0], one[0].data.candidates)
-    other = json.loads(rows.read_text()) | {"prompt_id": "elsewhere", "fingerprint": fingerprint(models["rl"])}
+    other = json.loads(rows.read_text()) | {"prompt_id": "elsewhere", "fingerprint": ModelDir(models["rl"]).fingerprint}
     prompts = [json.loads(line) for line in (datasets.data_path(one[0], "descriptions.jsonl")).read_text().splitlines()]
     other["prompt_id"] = prompts[3]["prompt_id"]
     with rows.open("a") as file:

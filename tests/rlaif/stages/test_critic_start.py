@@ -11,8 +11,9 @@ import pytest
 from rlaif.config.schema import Lora, Reward
 from rlaif.errors import ConfigError
 from rlaif.io.storage import locate
-from rlaif.models.bases import RECORD, record_text
-from rlaif.models.reward_card import CARD, card_text
+from rlaif.models.bases import RECORD
+from rlaif.models.model_dir import ModelDir
+from rlaif.models.reward import CARD, card_text
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.stages.train.workers import (
     critic_start,
@@ -98,7 +99,7 @@ def test_a_run_that_moved_is_the_one_of_its_checkpoints(make_config, world, tmp_
     reward_on(here / "reward" / "export", here / "sft" / "export")
     if record:
         target = locate(tmp_path / "runs") / "first/reward/export"
-        (here / "reward" / "export" / RECORD).write_text(record_text(str(here / "sft" / "export"), target))
+        (here / "reward" / "export" / RECORD).write_text(ModelDir(str(here / "sft" / "export")).record_text(target))
     before = identity(first)
     assert before["critic"]["lora"]["r"] == ADAPTER.r != first.ppo.lora.r
     here.rename(there)

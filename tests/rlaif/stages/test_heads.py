@@ -16,8 +16,8 @@ from rlaif.data.rows import Pair
 from rlaif.errors import DataError
 from rlaif.io.rundir import RunDir
 from rlaif.models.packing import chunks
-from rlaif.models.reward_card import read_card
-from rlaif.records import Answer, Prompt
+from rlaif.models.reward import read_card
+from rlaif.records import Prompt, RewardInput
 from rlaif.stages.feedback import score
 from rlaif.stages.run.run import open_run
 from rlaif.stages.train import ppo, reward, supervised
@@ -75,7 +75,7 @@ def both_sides(config, run, rows):
     pool, actors = run.topology.rewards(str(run.directory.export("reward")), BUDGET, timeout_s=600), {}
     for part in chunks(rows, config.cluster.learner.actors):  # what one rank scores, one actor scores
         answers = [
-            Answer((row.pair_id, side), Prompt(row.pair_id, row.video, row.question), row.captions, text)
+            RewardInput((row.pair_id, side), Prompt(row.pair_id, row.video, row.question, captions=row.captions), text)
             for row in part
             for side, text in enumerate((row.chosen, row.rejected))
         ]

@@ -73,7 +73,7 @@ def test_both_sides_agree_and_every_planted_mismatch_is_named(started):
     config, roles, prompts, gate = started
     full = config.ppo.lora is None
     pool, group = roles.rollouts, roles.learners
-    engines = [pool._actors[name] for name in pool.actors]
+    engines = list(pool.fleet.handles.values())
     assert max(gate.check().values()) <= 1e-5
 
     # the weights of one iteration: published late, without their head where it is tied to the embeddings, in time
@@ -82,7 +82,7 @@ def test_both_sides_agree_and_every_planted_mismatch_is_named(started):
     if full:
         everywhere(engines, _accept_parts)
         manifest, buckets = group.publishable("policy", 1)
-        pool.publish(*_without_head(manifest, ray.get(list(buckets))))
+        pool.fleet.publish(*_without_head(manifest, ray.get(list(buckets))))
         assert found(gate).startswith("stale head")
         everywhere(engines, _refuse_parts)
     roles.publisher.publish(1)
@@ -189,17 +189,20 @@ def _reset_encoder_cache(actor) -> None:
 def _spoil_features(actor) -> None:
     from dataclasses import replace
 
-    from rlaif.models.vision import mapped
+    from rlaif.models.vision import map_tensors
 
-    actor._cache = actor.learner.vision if hasattr(actor, "learner") else actor._tower.cache
-    actor._right_features = dict(actor._cache._held)
+    vision = actor.learner.vision if hasattr(actor, "learner") else actor._tower.cache
+    actor._cache = vision.features
+    actor._right_features = {key: actor._cache.peek(key) for key in actor._cache}
     for key, features in actor._right_features.items():
-        actor._cache._held[key] = replace(features, output=mapped(features.output, lambda tensor: tensor + 0.3))
+        spoiled = replace(features, output=map_tensors(features.output, lambda tensor: tensor + 0.3))
+        actor._cache.put(key, spoiled, spoiled.nbytes)
     _forget_video(actor)
 
 
 def _mend_features(actor) -> None:
-    actor._cache._held.update(actor._right_features)
+    for key, features in actor._right_features.items():
+        actor._cache.put(key, features, features.nbytes)
     _forget_video(actor)
 
 

@@ -11,7 +11,7 @@ import ray
 
 from rlaif.config.schema import Lora, Reward
 from rlaif.errors import ConfigError
-from rlaif.models.reward_card import CARD, card_text
+from rlaif.models.reward import CARD, card_text
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.stages import preflight
 from rlaif.stages.preflight import examine_all, functions

@@ -33,7 +33,7 @@ class Started:
         self.roles = start_roles(config, run, self.prompts, learner_spec(config))
         pool = self.roles.rollouts
         support = str(Path(__file__).parents[2] / "support")
-        actors = [*pool.handles.values(), *self.roles.learners.ranks]
+        actors = [*pool.fleet.handles.values(), *self.roles.learners.ranks]
         ask([actor.__ray_call__.remote(_register, support) for actor in actors])
         options = Rollout.model_construct(**dict(Rollout(), transport="loopback"))
         self.publisher = self.roles.publisher = Publisher(self.roles.learners, pool, options, deadline_s=20.0)
@@ -73,11 +73,11 @@ def started(world, make_config, tmp_path_factory):
 
 
 def test_versions_reach_every_engine_and_agree_with_the_learner(started):
-    before = ask(list(started.roles.rollouts.handles.values())[0].version.remote())
+    before = ask(list(started.roles.rollouts.fleet.handles.values())[0].version.remote())
     started.step(0)
     metrics = started.publisher.publish(1)
     started.publisher.wait()
-    versions = ask([actor.version.remote() for actor in started.roles.rollouts.handles.values()])
+    versions = ask([actor.version.remote() for actor in started.roles.rollouts.fleet.handles.values()])
     assert (before, versions) == (0, [1, 1, 1])
     assert started.agree()
     assert metrics["publish/rerouted"] == 0 and metrics["publish/bytes"] > 1e6 and started.publisher.apply_s > 0
@@ -100,8 +100,8 @@ def test_a_flipped_bit_is_named_and_the_version_comes_through_the_object_store(s
 
 def test_an_actor_that_dies_or_hangs_is_ended_and_the_others_go_on(started):
     pool = started.roles.rollouts
-    ray.kill(pool.handles["rollout-2"])
-    pool.handles["rollout-1"].__ray_call__.remote(lambda actor: time.sleep(600))
+    ray.kill(pool.fleet.handles["rollout-2"])
+    pool.fleet.handles["rollout-1"].__ray_call__.remote(lambda actor: time.sleep(600))
     started.publisher.deadline_s = 5.0
     began = time.monotonic()
     metrics = started.publisher.publish(4)
@@ -109,19 +109,19 @@ def test_an_actor_that_dies_or_hangs_is_ended_and_the_others_go_on(started):
     assert time.monotonic() - began < 60
     assert (
         metrics["publish/rerouted"] == 5
-        and pool.actors == ["rollout-0"]
-        and set(pool.dead) == {"rollout-1", "rollout-2"}
+        and pool.fleet.names == ["rollout-0"]
+        and set(pool.fleet.dead) == {"rollout-1", "rollout-2"}
     )
     assert started.agree()
     started.publisher.publish(5)
     started.publisher.wait()
     assert started.agree() and started.publisher.rerouted == 5
     with pytest.raises(ContractError, match="object store"):
-        pool.add("late", None)
+        pool.fleet.add("late", None)
 
 
 def test_the_last_actor_dying_stops_the_run(started):
-    ray.kill(started.roles.rollouts.handles["rollout-0"])
+    ray.kill(started.roles.rollouts.fleet.handles["rollout-0"])
     started.publisher.publish(6)
     with pytest.raises(PlacementError, match="rollout-0"):
         started.publisher.wait()

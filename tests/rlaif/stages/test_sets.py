@@ -300,7 +300,7 @@ def test_pairs_say_how_both_answers_were_sampled_and_may_be_parquet(scripted):
     config, run = scripted(None, *overrides, "data.pairs={run}/made.parquet", "candidates.per_model=2")
     path = datasets.data_path(config, config.data.candidates)
     base, sampled = config.candidates.models[0], sample.sampling_of(config)
-    who = {"model": base, "fingerprint": sample.fingerprint(base), "seed": 7, "sampling": sampled}
+    who = {"model": base, "fingerprint": sample.ModelDir(base).fingerprint, "seed": 7, "sampling": sampled}
     asked = datasets.prompts(run, "few.jsonl")
     rows = [
         {"prompt_id": p.prompt_id, "asked": sample.asked_of(p), **who, "answers": ["short", f"a longer one {n}"]}

@@ -13,7 +13,7 @@ from without_actors import NoTopology
 from rlaif.config.schema import Reward
 from rlaif.errors import ConfigError, DataError
 from rlaif.io.rundir import RunDir
-from rlaif.models.reward_card import CARD, HEAD, card_text
+from rlaif.models.reward import CARD, HEAD, card_text
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.stages.feedback import caption, sample, score
 from rlaif.stages.feedback.judge_inputs import read_cases
