@@ -20,6 +20,7 @@ import logging
 import math
 import os
 import socket
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -230,6 +231,11 @@ class RunDir:
             replace_file(self.path / relative, data)
             if not self.location.local:
                 (self.location / relative).write(data)
+
+
+def typed_command() -> str:
+    """Return the command line as typed, for the `command` of the files below `eval/`."""
+    return " ".join(["rlaif", *sys.argv[1:]])
 
 
 def _yaml(config: Mapping[str, Any]) -> bytes:

@@ -140,17 +140,19 @@ def _eval(config: Config, run: RunDir, rows: Sequence[dict]) -> Summary:
 
 
 def _agreement(config: Config, run: RunDir, found: dict) -> Summary:
-    return Summary({}, {"report": run.path / "eval" / "agreement.json"}, agreement.table(found))
+    return Summary({}, {"report": run.path / "eval" / "agreement.json"}, agreement.agreement_table(found))
 
 
 def _winrate(config: Config, run: RunDir, found: dict) -> Summary:
     folder = run.path / "eval"
-    return Summary({}, {"report": folder / "winrate.json", "picture": folder / "winrate.svg"}, winrate.table(found))
+    return Summary(
+        {}, {"report": folder / "winrate.json", "picture": folder / "winrate.svg"}, winrate.winrate_table(found)
+    )
 
 
 def _context(config: Config, run: RunDir, rows: Sequence[dict]) -> Summary:
     frames = run.read_json("eval/context.json")["frames"]
-    return Summary({}, {"report": run.path / "eval" / "context.json"}, context_stage.text(rows, frames))
+    return Summary({}, {"report": run.path / "eval" / "context.json"}, context_stage.study_text(rows, frames))
 
 
 def _counts(counts: Mapping[str, Any]) -> str:

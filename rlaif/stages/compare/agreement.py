@@ -14,15 +14,15 @@ from rlaif.data.preference import SIDES, Preference
 from rlaif.errors import ConfigError, DataError
 from rlaif.evaluation import agreement as rates
 from rlaif.evaluation.agreement import Compared
+from rlaif.io.rundir import typed_command
 from rlaif.records import Masked, Outcome, Prompt
 from rlaif.stages.compare.agreement_rows import read
-from rlaif.stages.feedback.ask_reward import judged, require_reward, rewarded
-from rlaif.stages.feedback.judge_inputs import Case, cases_of, reasons
+from rlaif.stages.feedback.ask_reward import judge_cases, require_reward, reward_answers
+from rlaif.stages.feedback.judge_inputs import Case, cases_of, masked_reasons
 from rlaif.stages.feedback.judges import frames_shown
-from rlaif.stages.feedback.label_report import server
+from rlaif.stages.feedback.label_report import server_usage
 from rlaif.stages.run import datasets
 from rlaif.stages.run.run import Run
-from rlaif.stages.train.evaluate import command
 
 log = logging.getLogger(__name__)
 
@@ -44,16 +44,16 @@ def agreement(config: Config, run: Run) -> dict:
         require_reward(config)
     records, report = read(config, run)
     check_dimensions(config, records)
-    measure = {"reward": by_reward, "judge": by_judge}[config.agreement.by]
+    measure = {"reward": reward_margins, "judge": judge_margins}[config.agreement.by]
     name, margins, masked, spent = measure(config, run, records)
     found = {
-        "command": command(),
+        "command": typed_command(),
         "by": name,
         "file": report.path,
         "rows": report.counts,
         "masked": masked,
         **spent,
-        **rates_of(records, margins, config.agreement.dimensions),
+        **rates_by_group(records, margins, config.agreement.dimensions),
     }
     if masked:
         log.warning("%d of %d pairs have no verdict: %s", found["overall"]["no_verdict"], len(records), masked)
@@ -71,11 +71,11 @@ def check_dimensions(config: Config, records: Sequence[Preference]) -> None:
         )
 
 
-def rates_of(records: Sequence[Preference], margins: Sequence[Margin], dimensions: Sequence[str] = ()) -> dict:
+def rates_by_group(records: Sequence[Preference], margins: Sequence[Margin], dimensions: Sequence[str] = ()) -> dict:
     """`overall` and `prompt_type` count every pair once, in its own dimension; `dimension` in all that it is compared in."""
     own, further = [], []
     for record, margin in zip(records, margins, strict=True):
-        for one in compared(record, margin):
+        for one in compared_dimensions(record, margin):
             (own if one.dimension == record.dimension else further).append(one)
     found = rates.agreement(own)
     by_dimension = rates.agreement(own + further)["dimension"]
@@ -83,13 +83,13 @@ def rates_of(records: Sequence[Preference], margins: Sequence[Margin], dimension
     return found | {"dimension": kept}
 
 
-def compared(record: Preference, margin: Margin) -> Iterator[Compared]:
+def compared_dimensions(record: Preference, margin: Margin) -> Iterator[Compared]:
     """The record in its own dimension and in every further one, as both sides see it."""
     for dimension, sign in record.signs.items():
-        yield Compared(margin(dimension), sign, dimension, prompt_type(record))
+        yield Compared(margin(dimension), sign, dimension, pair_prompt_type(record))
 
 
-def prompt_type(record: Preference) -> str:
+def pair_prompt_type(record: Preference) -> str:
     fields = {"safety": record.safety, "provenance": record.provenance}
     return rates.prompt_type(record.native.get("rlaif", {}) | fields)
 
@@ -100,7 +100,7 @@ Measured = tuple[str, list[Margin], dict[str, int], dict]
 """Name, a margin per record, why some have none, and what a server took."""
 
 
-def by_reward(config: Config, run: Run, records: Sequence[Preference]) -> Measured:
+def reward_margins(config: Config, run: Run, records: Sequence[Preference]) -> Measured:
     """Score differences of `ppo.reward`; in a dimension that is one of the score's parts, the difference of that part.
 
     A candidate that is a video is scored as `rlaif reward` reads it: with an empty answer.
@@ -108,7 +108,7 @@ def by_reward(config: Config, run: Run, records: Sequence[Preference]) -> Measur
     reward = config.ppo.reward
     name = reward if isinstance(reward, str) else reward.path
     asked = [_sides(record) for record in records]
-    found = iter(rewarded(config, run, [side for sides in asked for side in sides]))
+    found = iter(reward_answers(config, run, [side for sides in asked for side in sides]))
     scores = [[score for _ in sides for score in next(found)] for sides in asked]
     masked = Counter(one.reason for pair in scores for one in pair if isinstance(one, Masked))
     return name, [_score_margin(*pair) for pair in scores], dict(masked), {}
@@ -140,12 +140,12 @@ def _score_margin(chosen: Outcome, rejected: Outcome) -> Margin:
     return margin
 
 
-def by_judge(config: Config, run: Run, records: Sequence[Preference]) -> Measured:
+def judge_margins(config: Config, run: Run, records: Sequence[Preference]) -> Measured:
     """Labels of `label.judge` on the two candidates of each pair; a judge has one opinion, whatever the dimension.
 
     Two videos are shown side by side (`pairwise`), or each is asked about the claims of the text it was made from.
     """
-    check_judge(config, records)
+    check_judge_sees_videos(config, records)
     by_claims = config.label.method == "claims"
     texts = [(_prompt(record), (record.chosen, record.rejected)) for record in records if not record.chosen_video]
     answers = iter(cases_of(config, texts))
@@ -161,14 +161,14 @@ def by_judge(config: Config, run: Run, records: Sequence[Preference]) -> Measure
             cases.append((Case(prompt, _candidates(record), (), config.agreement.videos_prompt),))
     cases = [tuple(_seen(run, case) for case in of_record) for of_record in cases]
     unique = {case.key: case for of_record in cases for case in of_record}
-    name, rows, spent = judged(config, run, list(unique.values()), "agreement")
+    name, rows, spent = judge_cases(config, run, list(unique.values()), "agreement")
     by_key = dict(zip(unique, rows, strict=True))
     found = [[by_key[case.key] for case in of_record] for of_record in cases]
-    masked = Counter(reason for row in rows for reason in reasons(row))
-    return name, [_label_margin(of_record) for of_record in found], dict(masked), server(config, rows, spent)
+    masked = Counter(reason for row in rows for reason in masked_reasons(row))
+    return name, [_label_margin(of_record) for of_record in found], dict(masked), server_usage(config, rows, spent)
 
 
-def check_judge(config: Config, records: Sequence[Preference]) -> None:
+def check_judge_sees_videos(config: Config, records: Sequence[Preference]) -> None:
     """Raises ConfigError where the judge could not see videos that are compared, before it is asked anything."""
     label, videos = config.label, sum(bool(record.chosen_video) for record in records)
     if not videos or isinstance(label.judge, Function):
@@ -222,7 +222,7 @@ def _prompt(record: Preference) -> Prompt:
 # -- what is printed
 
 
-def table(found: dict) -> str:
+def agreement_table(found: dict) -> str:
     """A line per group as a Markdown table."""
     groups = [("overall", found["overall"]), *rates.groups(found)]
     lines = [f"agreement of {found['by']} with {found['file']}", ""]

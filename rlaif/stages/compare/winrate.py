@@ -13,16 +13,16 @@ from rlaif.errors import ConfigError, DataError
 from rlaif.evaluation.agreement import groups, prompt_type
 from rlaif.evaluation.winrate import WinRates, outcome_rates, verdict_rates
 from rlaif.evaluation.winrate_svg import svg
+from rlaif.io.rundir import typed_command
 from rlaif.models.check import require_model
 from rlaif.models.model_dir import ModelDir
 from rlaif.records import Masked, Prompt
-from rlaif.stages.feedback.ask_reward import judged, require_reward, rewarded, weighted
-from rlaif.stages.feedback.judge_inputs import Case, cases_of, reasons
-from rlaif.stages.feedback.label_report import server
-from rlaif.stages.feedback.sample import asked_of, open_candidates
+from rlaif.stages.feedback.ask_reward import apply_reward_weights, judge_cases, require_reward, reward_answers
+from rlaif.stages.feedback.judge_inputs import Case, cases_of, masked_reasons
+from rlaif.stages.feedback.label_report import server_usage
+from rlaif.stages.feedback.sample import open_candidates, prompt_digest
 from rlaif.stages.run import datasets
 from rlaif.stages.run.run import Run
-from rlaif.stages.train.evaluate import command
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def winrate(config: Config, run: Run) -> dict:
     Each model enters with its first answer to a prompt. Raises ConfigError for less than two models, DataError for a model
     that has no answers, or where no two models have answered the same prompt.
     """
-    names = models_of(config)
+    names = compared_models(config)
     if config.winrate.by == "reward":
         require_reward(config, config.ppo.reward_weights)
     files = config.winrate.prompts or config.candidates.prompts
@@ -50,9 +50,9 @@ def winrate(config: Config, run: Run) -> dict:
         raise DataError(
             "prompts that two of the models have answered", "none", "Run `rlaif sample` for the same prompts"
         )
-    measure = {"reward": by_reward, "judge": by_judge}[config.winrate.by]
+    measure = {"reward": rates_by_reward, "judge": rates_by_judge}[config.winrate.by]
     name, rates, masked, spent = measure(config, run, asked, answers, list(names))
-    found = {"command": command(), "by": name, **rates.to_json(), "paths": dict(names), "masked": masked, **spent}
+    found = {"command": typed_command(), "by": name, **rates.to_json(), "paths": dict(names), "masked": masked, **spent}
     found["unanswered"] = {one: sum(one not in answers[prompt.prompt_id] for prompt in prompts) for one in names}
     if masked or any(found["unanswered"].values()):
         log.warning("prompts without an answer: %s; answers without a verdict: %s", found["unanswered"], masked)
@@ -61,7 +61,7 @@ def winrate(config: Config, run: Run) -> dict:
     return found
 
 
-def models_of(config: Config) -> dict[str, str]:
+def compared_models(config: Config) -> dict[str, str]:
     """Model by the name it is shown with."""
     named = config.winrate.models or _named(config.candidates.models)
     if len(named) < 2:
@@ -87,7 +87,7 @@ def _named(models: Sequence[str]) -> dict[str, str]:
 
 def first_answers(config: Config, names: Mapping[str, str], prompts: Sequence[Prompt]) -> dict[str, dict[str, str]]:
     """What each model answered first. Raises DataError for a model without any answer, naming it."""
-    store, wanted = open_candidates(config), {prompt.prompt_id: asked_of(prompt) for prompt in prompts}
+    store, wanted = open_candidates(config), {prompt.prompt_id: prompt_digest(prompt) for prompt in prompts}
     by_print = {ModelDir(model).fingerprint: name for name, model in names.items()}
     if len(by_print) < len(names):
         raise ConfigError("models that differ", f"the same weights twice in {dict(names)}", "Correct winrate.models")
@@ -106,12 +106,14 @@ def first_answers(config: Config, names: Mapping[str, str], prompts: Sequence[Pr
     return answers
 
 
-def by_reward(config: Config, run: Run, prompts: Sequence[Prompt], answers: Answers, names: Sequence[str]) -> Measured:
+def rates_by_reward(
+    config: Config, run: Run, prompts: Sequence[Prompt], answers: Answers, names: Sequence[str]
+) -> Measured:
     """By the scores of `ppo.reward`, and by dimension by their parts."""
     told = [_present(answers, prompt, names) for prompt in prompts]
     asked = [(prompt, list(texts.values())) for prompt, texts in zip(prompts, told, strict=True)]
-    found = rewarded(config, run, asked)
-    totals = weighted(config, found)
+    found = reward_answers(config, run, asked)
+    totals = apply_reward_weights(config, found)
     by_prompt = [
         {
             prompt.prompt_id: dict(zip(texts, outcomes, strict=True))
@@ -135,21 +137,23 @@ def _types(prompts: Sequence[Prompt]) -> dict[str, str]:
     return {prompt.prompt_id: prompt_type(prompt.extra) for prompt in prompts}
 
 
-def by_judge(config: Config, run: Run, prompts: Sequence[Prompt], answers: Answers, names: Sequence[str]) -> Measured:
+def rates_by_judge(
+    config: Config, run: Run, prompts: Sequence[Prompt], answers: Answers, names: Sequence[str]
+) -> Measured:
     """By the judge of `label`: every two answers in both orders, or the claims of each."""
     every = config.model_copy(update={"label": config.label.model_copy(update={"comparisons": None})})
     told = [_present(answers, prompt, names) for prompt in prompts]
     cases = cases_of(config, [(prompt, list(texts.values())) for prompt, texts in zip(prompts, told, strict=True)])
-    judge, rows, spent = judged(every, run, cases, "winrate")
+    judge, rows, spent = judge_cases(every, run, cases, "winrate")
     verdicts = {
-        case.prompt.prompt_id: verdicts_of(case, list(texts), row)
+        case.prompt.prompt_id: row_verdicts(case, list(texts), row)
         for case, texts, row in zip(cases, told, rows, strict=True)
     }
-    masked = Counter(reason for row in rows for reason in reasons(row))
-    return judge, verdict_rates(verdicts, names, _types(prompts)), dict(masked), server(config, rows, spent)
+    masked = Counter(reason for row in rows for reason in masked_reasons(row))
+    return judge, verdict_rates(verdicts, names, _types(prompts)), dict(masked), server_usage(config, rows, spent)
 
 
-def verdicts_of(case: Case, names: Sequence[str], row: dict) -> dict[tuple[str, str], float | None]:
+def row_verdicts(case: Case, names: Sequence[str], row: dict) -> dict[tuple[str, str], float | None]:
     """What one row of labels says of every two models; equal answers are a tie, and were not asked about."""
     won = {(pair["a"], pair["b"]): _share(pair.get("winner")) for pair in row.get("pairs", ())}
     scores = [score.get("score") for score in row["scores"]]
@@ -171,7 +175,7 @@ def _share(winner: int | None) -> float | None:
     return None if winner is None else (1 + winner) / 2
 
 
-def table(found: dict) -> str:
+def winrate_table(found: dict) -> str:
     """The matrices as a Markdown table: how often the row's model wins against the column's; overall with 95 % intervals."""
     names = found["models"]
     lines = ["| | row beats column | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 2)]

@@ -13,12 +13,12 @@ from rlaif.functions import load_function
 from rlaif.models.reward import check_weights, dimensions_of, read_card, require_reward_model
 from rlaif.records import Key, Masked, Outcome, Prompt, RewardInput, reward_outcome
 from rlaif.stages.feedback.judge_inputs import Case
-from rlaif.stages.feedback.label import Labelled, label_store, labelled
-from rlaif.stages.feedback.label_hash import kind_of
+from rlaif.stages.feedback.label import LabelResult, label_cases, label_store
+from rlaif.stages.feedback.label_hash import label_hash
+from rlaif.stages.run.reward_context import prompts_with_context
 from rlaif.stages.run.run import Run
-from rlaif.stages.train.workers import prompts_with_context
 
-AT_ONCE = 64
+ANSWERS_PER_CALL = 64
 """Answers that one call to a reward actor scores."""
 
 
@@ -37,7 +37,7 @@ def require_reward(config: Config, weights: Mapping[str, float] | None = None) -
     require_reward_model("ppo.reward", reward)
 
 
-def rewarded(config: Config, run: Run, answers: Sequence[tuple[Prompt, Sequence[str]]]) -> list[list[Outcome]]:
+def reward_answers(config: Config, run: Run, answers: Sequence[tuple[Prompt, Sequence[str]]]) -> list[list[Outcome]]:
     """What `ppo.reward` says of each prompt's answers, on the reward actors, in the order given, without weights."""
     prompts = prompts_with_context(config, [prompt for prompt, _ in answers])
     inputs = []
@@ -46,12 +46,12 @@ def rewarded(config: Config, run: Run, answers: Sequence[tuple[Prompt, Sequence[
             inputs.append(RewardInput((prompt.prompt_id, index), prompt, text))
     ppo = config.ppo
     pool = run.topology.rewards(ppo.reward, ppo.tokens_per_microbatch, timeout_s=ppo.reward_timeout_s)
-    found = outcomes(pool, inputs)
+    found = collect_outcomes(pool, inputs)
     run.topology.stop_rewards()
     return [[found[prompt.prompt_id, index] for index in range(len(texts))] for prompt, texts in answers]
 
 
-def weighted(config: Config, found: Sequence[Sequence[Outcome]]) -> list[list[Outcome]]:
+def apply_reward_weights(config: Config, found: Sequence[Sequence[Outcome]]) -> list[list[Outcome]]:
     """The same with `ppo.reward_weights`, which `require_reward` has checked: what PPO's reward actors say."""
     weights = config.ppo.reward_weights
     if not weights:
@@ -68,15 +68,17 @@ def _weighted(outcome: Outcome, factors: Sequence[float]) -> Outcome:
     return reward_outcome({name: factor * value for (name, value), factor in parts})
 
 
-def outcomes(pool: RewardPool, inputs: Sequence[RewardInput]) -> dict[Key, Outcome]:
+def collect_outcomes(pool: RewardPool, inputs: Sequence[RewardInput]) -> dict[Key, Outcome]:
     """Return one outcome per answer, shared out to all reward actors."""
-    return pool.collect([pool.score(inputs[start : start + AT_ONCE]) for start in range(0, len(inputs), AT_ONCE)])
+    return pool.collect(
+        [pool.score(inputs[start : start + ANSWERS_PER_CALL]) for start in range(0, len(inputs), ANSWERS_PER_CALL)]
+    )
 
 
-def judged(config: Config, run: Run, cases: Sequence[Case], name: str) -> Labelled:
+def judge_cases(config: Config, run: Run, cases: Sequence[Case], name: str) -> LabelResult:
     """A row of labels per case, kept below the run, so that nothing is asked twice.
 
     A file for each way of asking: other options do not meet these labels.
     """
-    store = label_store(run.directory.path / "feedback" / f"{name}-{kind_of(config)}.jsonl")
-    return labelled(config, run, cases, store)
+    store = label_store(run.directory.path / "feedback" / f"{name}-{label_hash(config)}.jsonl")
+    return label_cases(config, run, cases, store)

@@ -10,14 +10,14 @@ from rlaif.feedback import claims
 from rlaif.functions import load_function
 from rlaif.models.templates import fill
 from rlaif.records import Masked
-from rlaif.stages.feedback.judge_inputs import Case, again, context_text, row_of
+from rlaif.stages.feedback.judge_inputs import Case, context_text, label_row, retry_field
 from rlaif.stages.feedback.judges import Judge, Question
 
 
 def by_claims(config: Config, judge: Judge, cases: Sequence[Case]) -> list[dict]:
     """Every claim of every answer, each once per prompt."""
     options = config.label
-    divided = divide(config, judge, cases)
+    divided = split_answers(config, judge, cases)
     questions: dict[str, Question] = {}
     for number, (case, tallies) in enumerate(zip(cases, divided, strict=True)):
         context = context_text(config, judge, case)
@@ -39,12 +39,12 @@ def by_claims(config: Config, judge: Judge, cases: Sequence[Case]) -> list[dict]
         values = [_value(score) for score in scored]
         evidence = [None if isinstance(score, Masked) else _evidence(score) for score in scored]
         asked = {claim for tally in tallies if not isinstance(tally, Masked) for claim in tally}
-        failed = again([*tallies, *(found[f"{number}:{claim}"] for claim in asked)])
-        rows.append(row_of(case, values, claims=evidence) | failed)
+        failed = retry_field([*tallies, *(found[f"{number}:{claim}"] for claim in asked)])
+        rows.append(label_row(case, values, claims=evidence) | failed)
     return rows
 
 
-def divide(config: Config, judge: Judge, cases: Sequence[Case]) -> list[list[dict[str, int] | Masked]]:
+def split_answers(config: Config, judge: Judge, cases: Sequence[Case]) -> list[list[dict[str, int] | Masked]]:
     """The claims of each answer of each case, with how often it makes each."""
     how = config.label.split
     if how == "model":

@@ -14,11 +14,11 @@ from rlaif.functions import load_function
 from rlaif.models.templates import fill
 from rlaif.records import Masked
 from rlaif.seeds import derive
-from rlaif.stages.feedback.judge_inputs import Case, again, context_text, row_of
+from rlaif.stages.feedback.judge_inputs import Case, context_text, label_row, retry_field
 from rlaif.stages.feedback.judges import Judge, Question, frames_shown
 
 
-def compared(config: Config, case: Case) -> list[tuple[int, int]]:
+def drawn_pairs(config: Config, case: Case) -> list[tuple[int, int]]:
     """Indices of different answers that are compared: all, or `label.comparisons` of them, drawn by seed."""
     answers = case.answers
     pairs = [(a, b) for a, b in itertools.combinations(range(len(answers)), 2) if answers[a] != answers[b]]
@@ -39,7 +39,7 @@ def by_pairs(config: Config, judge: Judge, cases: Sequence[Case]) -> list[dict]:
             masked = [part for part in (one, other) if isinstance(part, Masked)]
             outcomes[a, b] = masked[0] if masked else pairwise.judge(one, other, options.choices, options.flips)
             failed += masked
-        rows.append(_pair_row(case, outcomes) | again(failed))
+        rows.append(_pair_row(case, outcomes) | retry_field(failed))
     return rows
 
 
@@ -54,7 +54,7 @@ def pair_questions(
     questions, places = [], {}
     for number, case in enumerate(cases):
         ask = _of_videos if case.videos_prompt else partial(_of_answers, context=context_text(config, judge, case))
-        for a, b in compared(config, case):
+        for a, b in drawn_pairs(config, case):
             for first, second in ((a, b), (b, a)):
                 questions.append(ask(config, case, f"{number}:{first}:{second}", first, second))
             places.setdefault(number, []).append((a, b))
@@ -79,7 +79,7 @@ def by_function(config: Config, case: Case) -> dict:
     """A function's verdicts, for a world that can check answers itself."""
     prefer = load_function(config.label.judge.path)
     outcomes: dict[tuple[int, int], pairwise.Verdict | Masked] = {}
-    for a, b in compared(config, case):
+    for a, b in drawn_pairs(config, case):
         try:
             sign = int(prefer(case.prompt, case.answers[a], case.answers[b]))
         except Exception as error:  # the user's own code: this pair's reason, counted
@@ -101,4 +101,4 @@ def _pair_row(case: Case, outcomes: Mapping[tuple[int, int], pairwise.Verdict | 
         told.append(
             {"a": a, "b": b, "p": outcome.p, "winner": outcome.winner, "flipped": outcome.flipped, "orders": orders}
         )
-    return row_of(case, [scores[index] for index in range(len(case.answers))], pairs=told)
+    return label_row(case, [scores[index] for index in range(len(case.answers))], pairs=told)

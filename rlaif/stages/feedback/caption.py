@@ -19,7 +19,7 @@ from rlaif.models.model_dir import ModelDir
 from rlaif.models.templates import within_budget
 from rlaif.records import Prompt
 from rlaif.seeds import derive
-from rlaif.stages.feedback.fill import fill
+from rlaif.stages.feedback.fill import fill_store
 from rlaif.stages.run import datasets, row_checks
 from rlaif.stages.run.run import Run
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Wanted:
+class CaptionTask:
     """One video to be captioned; with `caption.conditioned`, for one question."""
 
     key: str
@@ -43,7 +43,7 @@ class Wanted:
 
 
 @dataclass
-class Told:
+class CaptionResult:
     """What the captioner said of one video, or why it said nothing."""
 
     captions: list[str] = field(default_factory=list)
@@ -66,7 +66,7 @@ def caption(config: Config, run: Run) -> dict[str, int]:
         )
     require_model("caption.model", config.caption.model, or_adapter=True)
     store = datasets.open_captions(datasets.data_path(config, config.data.captions))
-    check_kind(config, store)
+    check_captioner(config, store)
     wanted = list(_wanted(config, run))
     keys = [(one.key, one.video) for one in wanted]
     missing = set(store.missing(keys))
@@ -76,8 +76,8 @@ def caption(config: Config, run: Run) -> dict[str, int]:
     store.append(refused)
     if todo:
         pool = run.topology.engines(config.caption.model)
-        count = counter(config)
-        made, failed = fill(store, todo, lambda part: _captions(config, pool, part, count), "captions")
+        count = token_counter(config)
+        made, failed = fill_store(store, todo, lambda part: _captions(config, pool, part, count), "captions")
     counts = {"captioned": made, "retried": retried, "there": there, "failed": failed + len(refused)}
     rows = [store[key] for key in keys]
     counts |= {"left_out": sum(row.get("left_out", 0) for row in rows), "cut": sum("cut" in row for row in rows)}
@@ -85,7 +85,7 @@ def caption(config: Config, run: Run) -> dict[str, int]:
     return counts
 
 
-def _answerable(config: Config, run: Run, todo: Sequence[Wanted]) -> tuple[list[Wanted], list[dict]]:
+def _answerable(config: Config, run: Run, todo: Sequence[CaptionTask]) -> tuple[list[CaptionTask], list[dict]]:
     """Return what the captioner can be asked, and the masked rows of the rest, which no engine is started for."""
     options, asked, refused = config.caption, [], []
     if not todo:
@@ -99,14 +99,14 @@ def _answerable(config: Config, run: Run, todo: Sequence[Wanted]) -> tuple[list[
                 reader.prompt(Prompt(one.id, one.video, text, frames=unit), rooms)
             asked.append(one)
         except RowError as error:
-            refused.append(_row(config, one, Told(failed=f"{error.reason}: {error.detail}")))
+            refused.append(_row(config, one, CaptionResult(failed=f"{error.reason}: {error.detail}")))
     if refused:
         reason, videos = refused[0]["masked"], [row["video"] for row in refused]
         log.warning("%d of %d videos cannot be captioned: %s; %s", len(videos), len(todo), named(videos), reason)
     return asked, refused
 
 
-def counter(config: Config) -> Callable[[str], int]:
+def token_counter(config: Config) -> Callable[[str], int]:
     """Counts the captioner's tokens, where that is needed."""
     if config.caption.aggregate == "concat":
         return len
@@ -114,7 +114,7 @@ def counter(config: Config) -> Callable[[str], int]:
     return lambda text: len(encoder.tokens(text))
 
 
-def check_kind(config: Config, store: Store) -> None:
+def check_captioner(config: Config, store: Store) -> None:
     """Raises ContractError where a file holds captions by another captioner or by other prompts: nobody could read both."""
     own = (ModelDir(config.caption.model).fingerprint, version(config.caption))
     for row in store.rows():
@@ -126,11 +126,11 @@ def check_kind(config: Config, store: Store) -> None:
             )
 
 
-def _wanted(config: Config, run: Run) -> Iterator[Wanted]:
+def _wanted(config: Config, run: Run) -> Iterator[CaptionTask]:
     """Every video of the prompt files and of the pairs, once (per question, where captions depend on it)."""
     options, client, seen = config.caption, run.topology.client(), set()
     captioner, asked = ModelDir(options.model).fingerprint, version(options)
-    for prompt in asked_about(config, run):
+    for prompt in caption_prompts(config, run):
         question = prompt.question if options.conditioned else ""
         if (prompt.video, question) in seen:
             continue
@@ -138,10 +138,10 @@ def _wanted(config: Config, run: Run) -> Iterator[Wanted]:
         spec = client.spec(prompt.video)
         units = tuple(map(tuple, clips(spec.total_frames, options)))
         key = caption_key(spec.sha256, spec.part(units[0]).hash, captioner, asked, question)
-        yield Wanted(key, prompt.video, spec.sha256, units, question)
+        yield CaptionTask(key, prompt.video, spec.sha256, units, question)
 
 
-def asked_about(config: Config, run: Run) -> list[Prompt]:
+def caption_prompts(config: Config, run: Run) -> list[Prompt]:
     """Questions about videos, of the files that are there; ids of prompts and of pairs may be equal."""
     files = [file for file in config.caption.of if datasets.data_path(config, file).is_file()]
     named = [file for file in (config.data.pairs, config.data.pairs_eval) if file]
@@ -155,9 +155,11 @@ def asked_about(config: Config, run: Run) -> list[Prompt]:
     return [*datasets.prompts_of(run, files), *(prompt for file in pairs for prompt in datasets.of_pairs(run, file))]
 
 
-def _captions(config: Config, pool: RolloutPool, wanted: Sequence[Wanted], count: Callable[[str], int]) -> list[dict]:
+def _captions(
+    config: Config, pool: RolloutPool, wanted: Sequence[CaptionTask], count: Callable[[str], int]
+) -> list[dict]:
     """Rows of the store: the units of all videos one after another, since each may depend on the one before it."""
-    options, told = config.caption, {one.id: Told() for one in wanted}
+    options, told = config.caption, {one.id: CaptionResult() for one in wanted}
     for unit in range(max(len(one.units) for one in wanted)):
         asked = [
             Prompt(one.id, one.video, request_text(options, _last(told[one.id]), one.question), frames=one.units[unit])
@@ -173,11 +175,11 @@ def _captions(config: Config, pool: RolloutPool, wanted: Sequence[Wanted], count
     return [_row(config, one, told[one.id]) for one in wanted]
 
 
-def _last(told: Told) -> str | None:
+def _last(told: CaptionResult) -> str | None:
     return told.captions[-1] if told.captions else None
 
 
-def _summary(options: Caption, one: Wanted, told: Told, count: Callable[[str], int]) -> Prompt | None:
+def _summary(options: Caption, one: CaptionTask, told: CaptionResult, count: Callable[[str], int]) -> Prompt | None:
     """What is asked for a video's summary: whole captions, as many as the budget holds."""
     if told.failed is not None:
         return None
@@ -190,7 +192,7 @@ def _summary(options: Caption, one: Wanted, told: Told, count: Callable[[str], i
 
 
 def _answers(
-    config: Config, pool: RolloutPool, name: str, prompts: Sequence[Prompt], told: dict[str, Told]
+    config: Config, pool: RolloutPool, name: str, prompts: Sequence[Prompt], told: dict[str, CaptionResult]
 ) -> dict[str, str]:
     """The model's answer by prompt id; what failed, or was cut, is written down in `told`."""
     if not prompts:
@@ -211,7 +213,7 @@ def _answers(
     return answers_of
 
 
-def _row(config: Config, one: Wanted, told: Told) -> dict:
+def _row(config: Config, one: CaptionTask, told: CaptionResult) -> dict:
     row = {
         "key": one.key,
         "video": one.video,

@@ -14,13 +14,15 @@ from rlaif.io.progress import Progress
 
 log = logging.getLogger(__name__)
 
-AT_ONCE = 256
+ROWS_PER_PART = 256
 """Rows that are made, and then written down, together."""
 
 T = TypeVar("T")
 
 
-def fill(store: Store, todo: Sequence[T], make: Callable[[Sequence[T]], list[dict]], name: str) -> tuple[int, int]:
+def fill_store(
+    store: Store, todo: Sequence[T], make: Callable[[Sequence[T]], list[dict]], name: str
+) -> tuple[int, int]:
     """(rows made, rows masked). `make` gives a row for each of the things asked for; a kill costs one part at most.
 
     What is masked is counted and named by reason; as the store's unfinished rows they are made again by the next call.
@@ -28,8 +30,8 @@ def fill(store: Store, todo: Sequence[T], make: Callable[[Sequence[T]], list[dic
     made = failed = 0
     why: dict[str, list[str]] = defaultdict(list)
     shown = Progress(len(todo), name)
-    for start in range(0, len(todo), AT_ONCE):
-        rows = make(todo[start : start + AT_ONCE])
+    for start in range(0, len(todo), ROWS_PER_PART):
+        rows = make(todo[start : start + ROWS_PER_PART])
         store.append(rows)
         masked = [row for row in rows if "masked" in row]
         made, failed = made + len(rows) - len(masked), failed + len(masked)

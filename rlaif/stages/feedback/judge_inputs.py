@@ -45,12 +45,12 @@ class Case:
 def read_cases(config: Config, run: Run) -> tuple[list[Case], int]:
     """Prompts that have answers, in file order, with the captions that `label.context` asks for; how many have none."""
     every = datasets.prompts_of(run, config.candidates.prompts)
-    answers = sample.by_prompt(config, every)
+    answers = sample.answers_by_prompt(config, every)
     prompts = [prompt for prompt in every if answers.get(prompt.prompt_id)]
     if unanswered := len(every) - len(prompts):
         log.warning("%d of %d prompts have no answers in %s", unanswered, len(every), config.data.candidates)
     answered = [(prompt, answers[prompt.prompt_id]) for prompt in prompts]
-    cases = cases_of(config, without_marks(run, answered, config.data.candidates))
+    cases = cases_of(config, without_media_marks(run, answered, config.data.candidates))
     empty = sum(not case.captions for case in cases)
     if config.label.context != "none" and config.data.captions and empty == len(cases):
         raise datasets.no_captions(
@@ -61,7 +61,7 @@ def read_cases(config: Config, run: Run) -> tuple[list[Case], int]:
     return cases, unanswered
 
 
-def without_marks(
+def without_media_marks(
     run: Run, answered: Sequence[tuple[Prompt, Sequence[str]]], file: str
 ) -> list[tuple[Prompt, Sequence[str]]]:
     """Return the prompts none of whose answers holds a media mark; the others are counted and named."""
@@ -92,7 +92,7 @@ def context_text(config: Config, judge: Judge, case: Case) -> str:
     return fill(options.captions_template, captions=options.captions_separator.join(kept)) if kept else ""
 
 
-def left_out(config: Config, judge: Judge | None, case: Case) -> dict:
+def left_out_field(config: Config, judge: Judge | None, case: Case) -> dict:
     """How many captions the budget left out, where it did."""
     if judge is None or config.label.context == "none":
         return {}
@@ -100,18 +100,18 @@ def left_out(config: Config, judge: Judge | None, case: Case) -> dict:
     return {"captions_left_out": len(beyond)} if beyond else {}
 
 
-def row_of(case: Case, scores: Sequence[float | Masked], **evidence: list) -> dict:
+def label_row(case: Case, scores: Sequence[float | Masked], **evidence: list) -> dict:
     told = [{"masked": score.reason} if isinstance(score, Masked) else {"score": score} for score in scores]
     prompt_id, answers_hash = case.key
     return {"prompt_id": prompt_id, "answers_hash": answers_hash, "scores": told, **evidence}
 
 
-def again(outcomes: Iterable) -> dict:
+def retry_field(outcomes: Iterable) -> dict:
     """What a row says where anything it is made of failed for a reason that may pass."""
     return {"again": True} if any(isinstance(one, Masked) and one.again for one in outcomes) else {}
 
 
-def reasons(row: dict) -> list[str]:
+def masked_reasons(row: dict) -> list[str]:
     """Why a row lacks a verdict."""
     of_pairs = [pair["masked"] for pair in row.get("pairs", ()) if "masked" in pair]
     return of_pairs or list(dict.fromkeys(score["masked"] for score in row["scores"] if "masked" in score))

@@ -32,9 +32,9 @@ BYTES_PER_TOKEN = 4
 """Of English, about: for the budget of captions in front of a server, whose tokenizer is not known."""
 SPENT = "judge/spent.json"
 """What counts against the budgets of servers, below the run directory."""
-KEEP_S = 5.0
+SAVE_INTERVAL_S = 5.0
 """Seconds between two writes of it: what a killed run took meanwhile is not known to the next one."""
-VIDEOS_HELD = 4
+CACHED_VIDEOS = 4
 """Videos whose frames are kept as they are sent, while questions about them follow each other."""
 
 
@@ -75,9 +75,9 @@ class ModelJudge:
 
     def __init__(self, config: Config, run: Run, model: str):
         base = require_model("label.judge", model, or_adapter=True).base
-        self.name = name_of(model)
+        self.name = judge_name(model)
         self._config, self._run, self._model = config, run, model
-        self._frames = frames_of(config, run.topology.client())
+        self._frames = judge_frames(config, run.topology.client())
         self._encoder = Encoder(base.location)
 
     def choose(self, questions: Sequence[Question], words: Sequence[str]) -> dict[str, Tokens | Masked]:
@@ -122,8 +122,8 @@ class ServerJudge:
 
     def __init__(self, config: Config, run: Run, server: Server):
         cache = str(run.shared.path / "judge" / "replies")
-        self.name, self._client, self._directory = name_of(server), run.topology.client(), run.shared
-        self._frames = frames_of(config, self._client)
+        self.name, self._client, self._directory = judge_name(server), run.topology.client(), run.shared
+        self._frames = judge_frames(config, self._client)
         options = EndpointOptions(server, max_tokens=config.label.split_tokens, cache=cache)
         self._server, self._account, self._kept = server, f"{server.model} at {server.origin or server.address}", 0.0
         self._endpoint = Endpoint(options, Usage(**self._ledger().get(self._account, {})), self._keep)
@@ -162,7 +162,7 @@ class ServerJudge:
 
     def _asks(self, questions: Sequence[Question], words: tuple[str, ...], found: dict) -> Iterator[Ask]:
         """With their frames, read as they are taken; a question whose video cannot be read goes to `found`."""
-        images = lru_cache(VIDEOS_HELD)(self._images)  # neighbours are about one video
+        images = lru_cache(CACHED_VIDEOS)(self._images)  # neighbours are about one video
         for question in questions:
             try:
                 shown = images(question.video) + images(question.other)
@@ -178,7 +178,7 @@ class ServerJudge:
         return encode_frames(self._client.get(video, spec.part(frames) if frames else spec), jpeg_quality=90)
 
     def _keep(self, used: Usage, at_once: bool = False) -> None:
-        if at_once or time.monotonic() - self._kept >= KEEP_S:
+        if at_once or time.monotonic() - self._kept >= SAVE_INTERVAL_S:
             self._directory.write_json(SPENT, self._ledger() | {self._account: asdict(used)})
             self._kept = time.monotonic()
 
@@ -187,7 +187,7 @@ class ServerJudge:
         return self._directory.read_json(SPENT) or {}
 
 
-def name_of(judge: str | Server | Function) -> str:
+def judge_name(judge: str | Server | Function) -> str:
     """What labels are known by: a model with its weights, a server's model, or a function."""
     if isinstance(judge, Function):
         return judge.path
@@ -215,7 +215,7 @@ def _masked(outcome: Unanswered) -> Masked:
     return Masked(f"{outcome.kind}: {outcome.reason}", again=outcome.kind not in SETTLED)
 
 
-def frames_of(config: Config, client: FrameClient | LocalFrames) -> Callable[[str], tuple[int, ...]]:
+def judge_frames(config: Config, client: FrameClient | LocalFrames) -> Callable[[str], tuple[int, ...]]:
     """Native numbers of the frames of a video that the judge sees; none where `label.num_frames` asks for no others than
     everybody's, or the video cannot be used (whoever shows it says why)."""
     count = config.label.num_frames

@@ -16,20 +16,20 @@ from rlaif.config.section import Function
 from rlaif.feedback.store import Store
 from rlaif.functions import load_function
 from rlaif.io.progress import Progress
+from rlaif.io.rundir import typed_command
 from rlaif.records import Masked
 from rlaif.stages.feedback.by_claims import by_claims
 from rlaif.stages.feedback.by_pairs import by_function, by_pairs
-from rlaif.stages.feedback.judge_inputs import Case, again, left_out, read_cases, reasons, row_of
-from rlaif.stages.feedback.judges import Judge, make_judge, name_of
-from rlaif.stages.feedback.label_hash import check_kind, kind_of
-from rlaif.stages.feedback.label_report import report, warnings
+from rlaif.stages.feedback.judge_inputs import Case, label_row, left_out_field, masked_reasons, read_cases, retry_field
+from rlaif.stages.feedback.judges import Judge, judge_name, make_judge
+from rlaif.stages.feedback.label_hash import check_label_hash, label_hash
+from rlaif.stages.feedback.label_report import label_report, label_warnings
 from rlaif.stages.run import datasets
 from rlaif.stages.run.run import Run
-from rlaif.stages.train.evaluate import command
 
 log = logging.getLogger(__name__)
 
-AT_ONCE = 128
+PROMPTS_PER_PART = 128
 """Prompts whose answers are judged, and then written down, together."""
 
 
@@ -38,16 +38,16 @@ def label(config: Config, run: Run) -> dict:
     if config.label.reference:
         load_function(config.label.reference)  # a typing error is found before anything is asked
     cases, unanswered = read_cases(config, run)
-    done = labelled(config, run, cases, open_labels(config))
-    told = report(config, cases, done.rows, done.spent)
-    found = {"command": command(), "judge": done.judge, "unanswered": unanswered, **told}
-    for warning in warnings(found):
+    done = label_cases(config, run, cases, open_labels(config))
+    told = label_report(config, cases, done.rows, done.spent)
+    found = {"command": typed_command(), "judge": done.judge, "unanswered": unanswered, **told}
+    for warning in label_warnings(found):
         log.warning("%s", warning)
     run.directory.write_eval("label", found)
     return found
 
 
-class Labelled(NamedTuple):
+class LabelResult(NamedTuple):
     judge: str
     """Its name."""
     rows: list[dict]
@@ -56,24 +56,26 @@ class Labelled(NamedTuple):
     """What asking took in this call, where the judge is a server."""
 
 
-def labelled(config: Config, run: Run, cases: Sequence[Case], store: Store) -> Labelled:
+def label_cases(config: Config, run: Run, cases: Sequence[Case], store: Store) -> LabelResult:
     """The rows of the store, where the judge adds what is missing."""
     options = config.label
     judge = None if isinstance(options.judge, Function) else make_judge(config, run, options.judge)
-    check_kind(store, config)
+    check_label_hash(store, config)
     missing = set(store.missing([case.key for case in cases]))
     todo = [case for case in cases if case.key in missing]
     log.info("%s: %d of %d prompts are labelled already", store.path, len(cases) - len(todo), len(cases))
-    made = {"kind": kind_of(config), "judge": name_of(options.judge)}
+    made = {"kind": label_hash(config), "judge": judge_name(options.judge)}
     shown, silent = Progress(len(todo), "labels"), ""
-    for start in range(0, len(todo), AT_ONCE):
-        part = todo[start : start + AT_ONCE]
-        rows = [_not_asked(case, silent) for case in part] if silent else judged(config, judge, part)
+    for start in range(0, len(todo), PROMPTS_PER_PART):
+        part = todo[start : start + PROMPTS_PER_PART]
+        rows = [_not_asked(case, silent) for case in part] if silent else judge_rows(config, judge, part)
         silent = silent or _silent(rows)
-        store.append([{**row, **left_out(config, judge, case), **made} for case, row in zip(part, rows, strict=True)])
+        store.append(
+            [{**row, **left_out_field(config, judge, case), **made} for case, row in zip(part, rows, strict=True)]
+        )
         shown.to(start + len(part))
     shown.close()
-    return Labelled(made["judge"], [store[case.key] for case in cases], judge.spent() if judge else {})
+    return LabelResult(made["judge"], [store[case.key] for case in cases], judge.spent() if judge else {})
 
 
 def open_labels(config: Config) -> Store[tuple[str, str]]:
@@ -85,7 +87,7 @@ def label_store(path: str | Path) -> Store[tuple[str, str]]:
     return Store(path, lambda row: (row["prompt_id"], row["answers_hash"]), lambda row: row.get("again", False))
 
 
-def judged(config: Config, judge: Judge | None, cases: Sequence[Case]) -> list[dict]:
+def judge_rows(config: Config, judge: Judge | None, cases: Sequence[Case]) -> list[dict]:
     """One row per case; a judgement that failed is masked with its reason, and nothing else is lost."""
     if judge is None:
         return [by_function(config, case) for case in cases]
@@ -105,9 +107,9 @@ def _with_replies(rows: list[dict], replies: Iterable[tuple[str, dict]]) -> list
 def _silent(rows: Sequence[dict]) -> str:
     """Why nothing was answered about any of these prompts, where another time it may be; "" otherwise."""
     lost = all(row.get("again") and all("masked" in score for score in row["scores"]) for row in rows)
-    return reasons(rows[-1])[0] if lost else ""
+    return masked_reasons(rows[-1])[0] if lost else ""
 
 
 def _not_asked(case: Case, why: str) -> dict:
     masked = Masked(f"not asked, as nothing was answered about the prompts before: {why}", again=True)
-    return row_of(case, [masked] * len(case.answers)) | again([masked])
+    return label_row(case, [masked] * len(case.answers)) | retry_field([masked])

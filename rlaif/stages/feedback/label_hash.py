@@ -13,29 +13,29 @@ from rlaif.config.section import Function
 from rlaif.config.server import Server
 from rlaif.errors import ContractError
 from rlaif.feedback.store import Store
-from rlaif.stages.feedback.judges import frames_shown, name_of
-from rlaif.stages.feedback.sample import OF_FRAMES
+from rlaif.stages.feedback.judges import frames_shown, judge_name
+from rlaif.stages.feedback.sample import FRAME_OPTIONS
 
-OF_METHOD = {"pairwise": ("pairwise_prompt", "choices", "flips"), "claims": ("claim_prompt", "yes_no", "split")}
+METHOD_OPTIONS = {"pairwise": ("pairwise_prompt", "choices", "flips"), "claims": ("claim_prompt", "yes_no", "split")}
 """Options of `label` that only one method reads."""
-OF_CONTEXT = ("captions_template", "captions_separator", "max_caption_tokens")
-OF_SERVER = ("extra", "top_logprobs")
+CONTEXT_OPTIONS = ("captions_template", "captions_separator", "max_caption_tokens")
+SERVER_OPTIONS = ("extra", "top_logprobs")
 """The server itself is in the judge's name; its other options say how it is reached and what that may take."""
 
 
-def kind_of(config: Config) -> str:
+def label_hash(config: Config) -> str:
     """Return 16 hex digits over what `decides` gives."""
-    return _digest(decides(config))
+    return _digest(deciding_options(config))
 
 
 def _digest(decided: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def decides(config: Config) -> dict[str, Any]:
+def deciding_options(config: Config) -> dict[str, Any]:
     """Every option that the verdicts depend on, by name. What another method or another kind of judge reads is left out."""
     options, by_code = config.label, isinstance(config.label.judge, Function)
-    found = {"judge": name_of(options.judge), "method": options.method}
+    found = {"judge": judge_name(options.judge), "method": options.method}
     drawn = not by_code and options.context == "shuffled"
     if options.method == "pairwise":
         found["comparisons"] = options.comparisons
@@ -48,17 +48,17 @@ def decides(config: Config) -> dict[str, Any]:
 def _asked(config: Config) -> dict[str, Any]:
     """Of a judge that is a model."""
     options = config.label
-    found = _picked(options, ("context", "show_video", *OF_METHOD[options.method]))
+    found = _picked(options, ("context", "show_video", *METHOD_OPTIONS[options.method]))
     if options.method == "claims" and options.split == "model":
         found |= _picked(options, ("split_prompt", "split_tokens"))
     if options.method == "claims" and options.reject_at != 0.5:  # labels from before the option are of its default
         found |= _picked(options, ("reject_at",))
     if options.context != "none":
-        found |= _picked(options, OF_CONTEXT)
+        found |= _picked(options, CONTEXT_OPTIONS)
     if options.show_video:
-        found["frames"] = _picked(config.video, OF_FRAMES) | {"num_frames": frames_shown(config)}
+        found["frames"] = _picked(config.video, FRAME_OPTIONS) | {"num_frames": frames_shown(config)}
     if isinstance(options.judge, Server):
-        return found | {"server": _picked(options.judge, OF_SERVER)}
+        return found | {"server": _picked(options.judge, SERVER_OPTIONS)}
     return found | {"dtype": config.model.dtype}
 
 
@@ -66,12 +66,12 @@ def _picked(section: Any, names: tuple[str, ...]) -> dict[str, Any]:
     return section.model_dump(mode="json", include=set(names))
 
 
-def check_kind(store: Store, config: Config) -> None:
+def check_label_hash(store: Store, config: Config) -> None:
     """Raise ContractError if a file holds labels of another judge or another way of asking."""
-    kind = kind_of(config)
+    kind = label_hash(config)
     others = sorted({row["judge"] for row in store.rows() if row["kind"] != kind and not _moved(row, config)})
     if others:
-        names = ", ".join(_named(config.label, decides(config)))
+        names = ", ".join(_named(config.label, deciding_options(config)))
         raise ContractError(
             f"labels in {store.path} that were made with the options as they are now ({names})",
             f"some by {', '.join(others)} with other options",
@@ -84,16 +84,16 @@ def _moved(row: Mapping[str, Any], config: Config) -> bool:
     judge = config.label.judge
     if not isinstance(judge, str):
         return False
-    same = row["judge"].rpartition("@")[2] == name_of(judge).rpartition("@")[2]
-    return same and row["kind"] == _digest(decides(config) | {"judge": row["judge"]})
+    same = row["judge"].rpartition("@")[2] == judge_name(judge).rpartition("@")[2]
+    return same and row["kind"] == _digest(deciding_options(config) | {"judge": row["judge"]})
 
 
 def _named(options: Label, decided: dict[str, Any]) -> list[str]:
     """The options as a user writes them."""
     whose = {
-        "frames": ["label.num_frames", *(f"video.{name}" for name in OF_FRAMES)],
+        "frames": ["label.num_frames", *(f"video.{name}" for name in FRAME_OPTIONS)],
         "dtype": ["model.dtype"],
         "seed": ["seed"],
     }
-    whose["server"] = [f"label.judge.{name}" for name in OF_SERVER]
+    whose["server"] = [f"label.judge.{name}" for name in SERVER_OPTIONS]
     return [name for key in decided for name in whose.get(key, [f"label.{key}"])]

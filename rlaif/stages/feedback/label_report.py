@@ -19,7 +19,7 @@ from rlaif.records import Masked
 from rlaif.stages.feedback.judge_inputs import Case
 
 
-def report(config: Config, cases: Sequence[Case], rows: Sequence[dict], spent: Mapping[str, dict]) -> dict:
+def label_report(config: Config, cases: Sequence[Case], rows: Sequence[dict], spent: Mapping[str, dict]) -> dict:
     """Counts over answers, order bias of a pairwise judge, the share of pairs on which a reference agrees, and what a
     server took.
 
@@ -35,35 +35,35 @@ def report(config: Config, cases: Sequence[Case], rows: Sequence[dict], spent: M
         found["without_context"] = sum(not case.captions for case in cases)
     if any("pairs" in row for row in rows):
         outcomes = [_verdict(pair) for row in rows for pair in row.get("pairs", ())]
-        found |= {"position": position_bias(outcomes), "flips": flips(config.label.flips, outcomes)}
+        found |= {"position": position_bias(outcomes), "flips": flip_rates(config.label.flips, outcomes)}
     if any("claims" in row for row in rows):
         judged = [claim for row in rows for answer in row.get("claims", ()) if answer for claim in answer]
         rejected = sum(not claim["accepted"] for claim in judged)
         found |= {"claims": len(judged), "rejected": rejected, "empty": _empty(rows)}
-    found |= server(config, rows, spent)
+    found |= server_usage(config, rows, spent)
     if config.label.reference:
         failed: Counter[str] = Counter()
-        found["agreement"] = agreement(list(compared(config, cases, rows, failed))) | {
+        found["agreement"] = agreement(list(compare_with_reference(config, cases, rows, failed))) | {
             "reference": config.label.reference
         }
         found |= {"reference_failed": dict(failed)} if failed else {}
     return found
 
 
-def server(config: Config, rows: Sequence[dict], spent: Mapping[str, dict]) -> dict:
+def server_usage(config: Config, rows: Sequence[dict], spent: Mapping[str, dict]) -> dict:
     """What a judge's server was asked and took: by this command, by all of the run, and for all the rows; empty for another judge."""
     judge = config.label.judge
-    return {"server": {**spent, "labels": behind(judge, rows)}} if isinstance(judge, Server) else {}
+    return {"server": {**spent, "labels": reply_usage(judge, rows)}} if isinstance(judge, Server) else {}
 
 
-def behind(server: Server, rows: Sequence[dict]) -> dict:
+def reply_usage(server: Server, rows: Sequence[dict]) -> dict:
     """What the replies behind all the rows took, whichever run asked for them; each counts once."""
     replies = {reply["prompt_hash"]: reply for row in rows for reply in row.get("replies", ())}.values()
     used = Usage(*(sum(reply[name] for reply in replies) for name in ("prompt_tokens", "completion_tokens")))
     return {"replies": len(replies), **asdict(used), "cost": cost(server, used)}
 
 
-def flips(policy: str, outcomes: Sequence[Verdict | Masked]) -> dict:
+def flip_rates(policy: str, outcomes: Sequence[Verdict | Masked]) -> dict:
     """Pairs whose two orders prefer different answers: their share of all verdicts before the policy (as the judge gave them)
     and after it (those that still decide for one answer). None without verdicts."""
     verdicts = [outcome for outcome in outcomes if isinstance(outcome, Verdict)]
@@ -76,12 +76,12 @@ def flips(policy: str, outcomes: Sequence[Verdict | Masked]) -> dict:
     return {"policy": policy, "verdicts": len(verdicts), "flipped": len(flipped), "flipped_decided": decided, **share}
 
 
-def warnings(found: dict) -> list[str]:
+def label_warnings(found: dict) -> list[str]:
     """What a user should read of a report before anything is built on the labels."""
     told = [found["position"]["warning"]] if found.get("position", {}).get("warning") else []
     if found["again"]:
         told.append(
-            f"{found['again']} of {found['prompts']} prompts could not be judged, wholly or in part ({why(found)[0]}): "
+            f"{found['again']} of {found['prompts']} prompts could not be judged, wholly or in part ({report_reasons(found)[0]}): "
             "run `rlaif label` again to ask about these once more"
         )
     if failed := found.get("reference_failed"):
@@ -89,12 +89,14 @@ def warnings(found: dict) -> list[str]:
     return told
 
 
-def why(found: dict) -> list[str]:
+def report_reasons(found: dict) -> list[str]:
     """Reasons of what is masked in a report."""
     return list(found.get("position", {}).get("masked", {}) or found["masked"]) or ["some comparisons failed"]
 
 
-def compared(config: Config, cases: Sequence[Case], rows: Sequence[dict], failed: Counter[str]) -> Iterator[Compared]:
+def compare_with_reference(
+    config: Config, cases: Sequence[Case], rows: Sequence[dict], failed: Counter[str]
+) -> Iterator[Compared]:
     """Every two answers to a prompt, as the labels and `label.reference` order them. Where that fails, it says nothing of
     the two, and `failed` counts its reasons."""
     prefer = load_function(config.label.reference)

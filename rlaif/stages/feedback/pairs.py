@@ -16,15 +16,15 @@ from rlaif.errors import ConfigError, DataError
 from rlaif.evaluation.agreement import prompt_type
 from rlaif.feedback.pair_report import report
 from rlaif.feedback.pairing import Candidate, PairOptions, ScoredPair, build
+from rlaif.io.rundir import typed_command
 from rlaif.records import Masked
 from rlaif.seeds import derive
 from rlaif.stages.feedback import sample
 from rlaif.stages.feedback.judge_inputs import Case, read_cases
 from rlaif.stages.feedback.label import open_labels
-from rlaif.stages.feedback.label_hash import check_kind
+from rlaif.stages.feedback.label_hash import check_label_hash
 from rlaif.stages.run import datasets
 from rlaif.stages.run.run import Run
-from rlaif.stages.train.evaluate import command
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +33,9 @@ def pairs(config: Config, run: Run) -> dict:
     """Write `data.pairs` (and `data.pairs_eval`, where it is set); returns the report, which is `eval/pairs.json` too."""
     targets = [datasets.data_path(config, file) for file in (config.data.pairs, config.data.pairs_eval) if file]
     for path in targets:
-        check_target(path)
+        check_pair_target(path)
     (cases, unanswered), store = read_cases(config, run), open_labels(config)
-    check_kind(store, config)
+    check_label_hash(store, config)
     if missing := [case.key for case in cases if case.key not in store]:
         raise DataError(
             f"a label in {store.path} for every prompt that has answers",
@@ -44,26 +44,28 @@ def pairs(config: Config, run: Run) -> dict:
         )
     if again := store.missing([case.key for case in cases]):
         log.warning("%d of %d prompts still wait for the judge: `rlaif label` asks again", len(again), len(cases))
-    built = build(_candidates(cases, store), options_of(config), config.seed)
+    built = build(_candidates(cases, store), pair_options(config), config.seed)
     if not built.pairs:
         raise DataError(
             "preference pairs", f"none of {built.considered}: {built.dropped}", "Relax the options of `pairs`"
         )
     by_prompt = {case.prompt.prompt_id: case for case in cases}
     judges = {row["prompt_id"]: {"model": row["judge"], "kind": row["kind"]} for row in store.rows()}
-    origins = sample.origins(config, [case.prompt for case in cases])
+    origins = sample.answer_origins(config, [case.prompt for case in cases])
     records = [
-        record(pair, by_prompt[name], judges[name], origins[name])
+        pair_record(pair, by_prompt[name], judges[name], origins[name])
         for pair in built.pairs
         for name in (pair.chosen.prompt_id,)
     ]
-    held = held_out(config, [record.video for record in records]) if config.data.pairs_eval else set()
-    write(datasets.data_path(config, config.data.pairs), [record for record in records if record.video not in held])
+    held = held_out_videos(config, [record.video for record in records]) if config.data.pairs_eval else set()
+    write_pairs(
+        datasets.data_path(config, config.data.pairs), [record for record in records if record.video not in held]
+    )
     if config.data.pairs_eval:
-        write(
+        write_pairs(
             datasets.data_path(config, config.data.pairs_eval), [record for record in records if record.video in held]
         )
-    found = {"command": command(), "unanswered": unanswered, **report(built)}
+    found = {"command": typed_command(), "unanswered": unanswered, **report(built)}
     found["held_out"] = sum(record.video in held for record in records)
     run.directory.write_eval("pairs", found)
     return found
@@ -73,16 +75,16 @@ MARGIN = {"claims": 1.0, "pairwise": 0.2}
 """Least difference of scores where `pairs.margin` does not say: rejected claims, or mean win probability."""
 
 
-def options_of(config: Config) -> PairOptions:
+def pair_options(config: Config) -> PairOptions:
     margin = MARGIN[config.label.method] if config.pairs.margin is None else config.pairs.margin
     return PairOptions(**config.pairs.model_dump(exclude={"eval_fraction", "margin"}), margin=margin)
 
 
-def check_target(path: Path) -> None:
+def check_pair_target(path: Path) -> None:
     """Raises ConfigError where a file to be written holds preferences that no judge of ours made: they are not replaced."""
     first = next(iter(read_rows(path)), None) if path.is_file() else None
     fields = first.fields if isinstance(first, Row) else {}
-    if first is not None and not (labelled_here(fields.get("judge")) and not fields.get("scores")):
+    if first is not None and not (is_own_label(fields.get("judge")) and not fields.get("scores")):
         raise ConfigError(
             f"no file at {path}, or one that `rlaif pairs` wrote",
             f"rows of another origin, or with scores, such as {fields.get('pair_id')!r}",
@@ -90,7 +92,7 @@ def check_target(path: Path) -> None:
         )
 
 
-def labelled_here(judge: object) -> bool:
+def is_own_label(judge: object) -> bool:
     """Whether a row's `judge` is as `record` writes it; parquet files hold it as JSON text."""
     try:
         found = json.loads(judge) if isinstance(judge, str) else judge
@@ -99,14 +101,14 @@ def labelled_here(judge: object) -> bool:
     return isinstance(found, dict) and {"model", "kind"} <= found.keys()
 
 
-def held_out(config: Config, videos: Sequence[str]) -> set[str]:
+def held_out_videos(config: Config, videos: Sequence[str]) -> set[str]:
     """The videos whose pairs are held out: a share of them, at least one, chosen by their names and the seed."""
     place = {video: derive(config.seed, "hold out", video) % 2**32 for video in videos}
     limit = config.pairs.eval_fraction * 2**32
     return {video for video in videos if place[video] < limit} or {min(place, key=place.__getitem__)}
 
 
-def write(path: Path, records: Sequence[Preference]) -> None:
+def write_pairs(path: Path, records: Sequence[Preference]) -> None:
     rows = (record.to_row() for record in records)
     write_rows(path, map(PAIRS.columns, rows) if kind(path) == ".parquet" else rows, PAIRS.schema)
 
@@ -119,7 +121,7 @@ def _candidates(cases: Sequence[Case], store) -> Iterator[Candidate]:
             yield Candidate(case.prompt.prompt_id, index, case.prompt.video, case.prompt.question, answer, value)
 
 
-def record(pair: ScoredPair, case: Case, judge: Mapping[str, str], origins: Sequence[dict]) -> Preference:
+def pair_record(pair: ScoredPair, case: Case, judge: Mapping[str, str], origins: Sequence[dict]) -> Preference:
     """origins: of the prompt's answers, by sample index."""
     chosen, rejected = pair.chosen, pair.rejected
     provenance = {"prompt_type": said} if (said := prompt_type(case.prompt.extra)) else {}

@@ -22,22 +22,22 @@ from rlaif.errors import DataError
 from rlaif.feedback.scoring import Item, Model, Tally, added, items, unreadable
 from rlaif.feedback.store import Store
 from rlaif.io.progress import Progress
+from rlaif.io.rundir import typed_command
 from rlaif.models.reward import dimensions_of, read_card, require_reward_model, reward_fingerprint
 from rlaif.models.reward_prompt import contexts
 from rlaif.records import Key, Masked, Outcome, Prompt, RewardInput
-from rlaif.stages.feedback.ask_reward import outcomes
+from rlaif.stages.feedback.ask_reward import collect_outcomes
 from rlaif.stages.run import datasets
 from rlaif.stages.run.run import Run
-from rlaif.stages.train.evaluate import command
 
 log = logging.getLogger(__name__)
 
-AT_ONCE = 128
+RECORDS_PER_PART = 128
 """Records whose answers are scored, and then written down, together."""
 
 
 @dataclass
-class Job:
+class ScoringJob:
     """One reward model on one file."""
 
     model: Model
@@ -62,25 +62,25 @@ def score(config: Config, run: Run) -> dict:
 
     Returns the report, which is `eval/score.json` too. What the store of the run holds already is not scored again.
     """
-    file, out = paths(config)
+    file, out = score_paths(config)
     cards = {path: read_card(path, "score.models") for path in config.score.models}
-    known = captions_of(config)
-    surveyed = survey(config, file)
+    known = known_captions(config)
+    surveyed = survey_file(config, file)
     for path in cards:
         require_reward_model("score.models", path)
-    frames, jobs = frames_of(run), []
+    frames, jobs = frame_hashes(run), []
     for path, card in cards.items():
         model = Model(path, reward_fingerprint(path), dimensions_of(card))
         mode = card["prompt"]["context"]
-        jobs.append(Job(model, context(run, mode, file, known), frames, reads_captions=mode != "none"))
+        jobs.append(ScoringJob(model, caption_reader(run, mode, file, known), frames, reads_captions=mode != "none"))
     store = Store(run.directory.path / "feedback" / "scores.jsonl", key=lambda row: row["key"])
     for job in jobs:
         require_captions(config, file, job)
     for job in jobs:
-        fill(config, run, job, records(config, file), store, surveyed.kept)
+        fill_scores(config, run, job, valid_records(config, file), store, surveyed.kept)
     tallies = [Tally() for _ in jobs]
-    written = write(out, finished(records(config, file), jobs, store, tallies))
-    found = {"command": command(), "file": str(file), "out": str(out), "rows": written, "read": surveyed.counts}
+    written = write_scores(out, scored_records(valid_records(config, file), jobs, store, tallies))
+    found = {"command": typed_command(), "file": str(file), "out": str(out), "rows": written, "read": surveyed.counts}
     found["models"] = [
         {**tally.report(job.model), "without_context": job.without_context}
         for job, tally in zip(jobs, tallies, strict=True)
@@ -89,13 +89,13 @@ def score(config: Config, run: Run) -> dict:
     return found
 
 
-def paths(config: Config) -> tuple[Path, Path]:
+def score_paths(config: Config) -> tuple[Path, Path]:
     """(file that is read, file that is written)."""
     options = config.score
     return datasets.data_path(config, options.file or config.data.pairs), datasets.data_path(config, options.out)
 
 
-def records(config: Config, file: Path, report: Report | None = None) -> Iterator[Preference]:
+def valid_records(config: Config, file: Path, report: Report | None = None) -> Iterator[Preference]:
     """The good rows of a file, as a stream; the others are counted in `report`, those too that list other frames than their
     video shows."""
     report, media = report or Report(str(file)), Media(Path(config.data.root), None)
@@ -103,16 +103,16 @@ def records(config: Config, file: Path, report: Report | None = None) -> Iterato
     return good(exact(read, media, report.lines, PAIRS.key, unit(file)), report)
 
 
-def survey(config: Config, file: Path) -> Report:
+def survey_file(config: Config, file: Path) -> Report:
     """What is in the file, before anything is scored. Raises DataError where nothing is, and for bad rows where they are
     fatal (`data.strict`) or would be lost because the file is to be replaced."""
     report = Report(str(file))
-    earlier = sum(len(record.messages) > 1 for record in records(config, file, report))
+    earlier = sum(len(record.messages) > 1 for record in valid_records(config, file, report))
     report.check(config.data.strict)
     datasets.warn_of_turns(report.path, earlier, report.kept)
     if report.skipped:
         log.warning("%s", report.summary())
-        if file.resolve() == paths(config)[1].resolve():
+        if file.resolve() == score_paths(config)[1].resolve():
             raise DataError(
                 f"only good rows in {file}, which is to be replaced by its good ones",
                 report.summary(),
@@ -121,7 +121,7 @@ def survey(config: Config, file: Path) -> Report:
     return report
 
 
-def frames_of(run: Run) -> Callable[[str], str]:
+def frame_hashes(run: Run) -> Callable[[str], str]:
     """What names the frames that reward actors see of a video: its FrameSpec's hash. Empty where it cannot be used: they
     say why."""
     client = run.topology.client()
@@ -136,24 +136,24 @@ def frames_of(run: Run) -> Callable[[str], str]:
     return frames
 
 
-def captions_of(config: Config) -> datasets.Captions:
+def known_captions(config: Config) -> datasets.Captions:
     """What `rlaif caption` wrote, where `data.captions` is set and there."""
     file = config.data.captions and datasets.data_path(config, config.data.captions)
     return datasets.captions_by_video(file) if file and file.is_file() else {}
 
 
-def require_captions(config: Config, file: Path, job: Job) -> None:
+def require_captions(config: Config, file: Path, job: ScoringJob) -> None:
     """Raise DataError when a reward model that reads captions would read none of any text in the file."""
     if not job.reads_captions:
         return
-    texts = (record for record in records(config, file) if not record.chosen_video)
+    texts = (record for record in valid_records(config, file) if not record.chosen_video)
     first = next(texts, None)
     if first is not None and not any(job.captions(record) for record in itertools.chain([first], texts)):
         reader = f"the reward model {job.model.name} was trained with them"
         raise datasets.no_captions(config, f"the records of {file}", reader)
 
 
-def context(run: Run, mode: str, file: Path, known: datasets.Captions) -> Callable[[Preference], Sequence[str]]:
+def caption_reader(run: Run, mode: str, file: Path, known: datasets.Captions) -> Callable[[Preference], Sequence[str]]:
     """A record's captions as a reward model was trained to read them: the same rule as `rlaif.stages.train.reward`."""
     contents = datasets.contents_of(run)
 
@@ -164,19 +164,21 @@ def context(run: Run, mode: str, file: Path, known: datasets.Captions) -> Callab
 
     if mode != "shuffled":
         return own if mode == "captions" else lambda record: ()
-    pool = {record.video or "": tuple(own(record)) for record in records(run.config, file)}
+    pool = {record.video or "": tuple(own(record)) for record in valid_records(run.config, file)}
     moved = dict(zip(pool, contexts(mode, list(pool.items()), run.config.seed), strict=True))
     return lambda record: moved[record.video or ""]
 
 
-def fill(config: Config, run: Run, job: Job, found: Iterable[Preference], store: Store[str], total: int) -> None:
+def fill_scores(
+    config: Config, run: Run, job: ScoringJob, found: Iterable[Preference], store: Store[str], total: int
+) -> None:
     """Score what neither the records nor the store know, and keep it: the store is on disk after every `AT_ONCE` records."""
     pool, shown, done = None, Progress(total, f"scores of {job.model.name}"), 0
-    for part in _batches(found, AT_ONCE):
-        wanted = missing(job, part, store)
+    for part in _batches(found, RECORDS_PER_PART):
+        wanted = missing_answers(job, part, store)
         if wanted:
-            pool = pool or started(config, run, job.model.name)
-            keep(job, outcomes(pool, list(wanted.values())), store)
+            pool = pool or start_reward_actors(config, run, job.model.name)
+            store_scores(job, collect_outcomes(pool, list(wanted.values())), store)
         if job.reads_captions:
             job.without_context += sum(not (record.chosen_video or job.captions(record)) for record in part)
         done += len(part)
@@ -189,7 +191,7 @@ def fill(config: Config, run: Run, job: Job, found: Iterable[Preference], store:
     run.topology.stop_rewards()
 
 
-def missing(job: Job, part: Sequence[Preference], store: Store[str]) -> dict[str, RewardInput]:
+def missing_answers(job: ScoringJob, part: Sequence[Preference], store: Store[str]) -> dict[str, RewardInput]:
     """Answers to be scored, by key; an answer that comes twice is asked for once."""
     wanted: dict[str, RewardInput] = {}
     for record in part:
@@ -202,13 +204,13 @@ def missing(job: Job, part: Sequence[Preference], store: Store[str]) -> dict[str
     return wanted
 
 
-def started(config: Config, run: Run, path: str) -> RewardPool:
+def start_reward_actors(config: Config, run: Run, path: str) -> RewardPool:
     pool = run.topology.rewards(path, config.score.tokens_per_microbatch, timeout_s=config.ppo.reward_timeout_s)
     pool.wait_ready()
     return pool
 
 
-def keep(job: Job, found: Mapping[Key, Outcome], store: Store[str]) -> None:
+def store_scores(job: ScoringJob, found: Mapping[Key, Outcome], store: Store[str]) -> None:
     """Scores into the store; what is masked is tried again by the next call."""
     rows = []
     for (key, _), outcome in found.items():
@@ -220,8 +222,8 @@ def keep(job: Job, found: Mapping[Key, Outcome], store: Store[str]) -> None:
     job.new.update(row["key"] for row in rows)
 
 
-def finished(
-    found: Iterable[Preference], jobs: Sequence[Job], store: Store[str], tallies: Sequence[Tally]
+def scored_records(
+    found: Iterable[Preference], jobs: Sequence[ScoringJob], store: Store[str], tallies: Sequence[Tally]
 ) -> Iterator[Preference]:
     """The records with their new scores."""
     for record in found:
@@ -234,7 +236,7 @@ def finished(
         yield record.with_scores(scores)
 
 
-def write(out: Path, found: Iterable[Preference]) -> int:
+def write_scores(out: Path, found: Iterable[Preference]) -> int:
     """The records as rows of ours; how many. The file appears whole at the end, or stays as it was."""
     rows = good(PAIRS.write(found), Report(str(out)))
     return write_rows(out, map(PAIRS.columns, rows) if kind(out) == ".parquet" else rows, PAIRS.schema)

@@ -9,8 +9,8 @@ from rlaif.config.schema import Config
 from rlaif.config.section import Function
 from rlaif.errors import ConfigError
 from rlaif.models.reward import require_reward_model
-from rlaif.stages.compare.winrate import models_of
-from rlaif.stages.feedback.score import paths as score_paths
+from rlaif.stages.compare.winrate import compared_models
+from rlaif.stages.feedback.score import score_paths as score_paths
 from rlaif.stages.preflight.functions import check_checker, check_function
 from rlaif.stages.preflight.inquiry import Inquiry
 from rlaif.stages.preflight.models import check_judge, check_model, check_policy, check_reward
@@ -135,7 +135,7 @@ def agreement(inquiry: Inquiry) -> None:
 def winrate(inquiry: Inquiry) -> None:
     config = inquiry.config
     _by_reward_or_judge(inquiry, config.winrate.by)
-    inquiry.attempt("winrate.models", models_of, config)
+    inquiry.attempt("winrate.models", compared_models, config)
     _needs_file(inquiry, "data.candidates", config.data.candidates, "rlaif sample")
 
 

@@ -18,6 +18,7 @@ from cluster.remote import ask
 from rlaif.config.schema import Config
 from rlaif.errors import ConfigError
 from rlaif.feedback.tokens import Tokens
+from rlaif.io.rundir import typed_command
 from rlaif.io.terminal import headline, say
 from rlaif.models.batch import collate
 from rlaif.models.encode import Encoded, Encoder
@@ -29,16 +30,15 @@ from rlaif.records import Prompt
 from rlaif.seeds import derive
 from rlaif.stages.feedback import label
 from rlaif.stages.feedback.judge_inputs import Case
-from rlaif.stages.feedback.judges import Judge, ModelJudge, Question, frames_of
-from rlaif.stages.recipes.bench_ppo import MODEL
-from rlaif.stages.recipes.bench_ppo import report as table
+from rlaif.stages.feedback.judges import Judge, ModelJudge, Question, judge_frames
+from rlaif.stages.recipes.bench_ppo import BENCH_MODEL
+from rlaif.stages.recipes.bench_ppo import figures_table as table
 from rlaif.stages.run import datasets
 from rlaif.stages.run.run import Run, open_run, require_below_run
-from rlaif.stages.train.evaluate import command
 from rlaif.worlds.shapes.dataset import write_dataset
 from rlaif.worlds.shapes.language import WORDS
 
-Round = dict[str, float]
+RoundFigures = dict[str, float]
 
 
 class PlainJudge:
@@ -51,7 +51,7 @@ class PlainJudge:
         model = whole_model(ModelDir(model), config.model.dtype)
         self._encoder = Encoder(model, frames, config.video.feature_cache_bytes, config.model.dtype)
         self._model = VideoLM(load_vlm(model, config.model.dtype, config.model.attention)).eval()
-        self._size, self._frames = config.rollout.max_num_seqs, frames_of(config, frames)
+        self._size, self._frames = config.rollout.max_num_seqs, judge_frames(config, frames)
 
     @torch.no_grad()
     def choose(self, questions: Sequence[Question], words: Sequence[str]) -> dict[str, Tokens]:
@@ -101,27 +101,27 @@ def bench(config: Config, file: Path | None = None) -> dict:
     require_below_run(config, "configs/bench_label.yaml", **written)
     with open_run(config) as run:
         headline("world and model")
-        rounds = prepare(config, run)
+        rounds = prepare_label_bench(config, run)
         judges = {"here": ModelJudge(config, run, config.label.judge)}
         judges["plain"] = PlainJudge(config, config.label.judge, LocalFrames(config.data.root, config.video.num_frames))
         measured = []
         for number, cases in enumerate(rounds):
             headline(f"round {number + 1} of {len(rounds)}")
-            measured.append(measure(config, run, judges, cases))
+            measured.append(measure_round(config, run, judges, cases))
             say(", ".join(f"{name} {value:.3g}" for name, value in measured[-1].items()))
-    found = figures(measured) | {"command": command()}
+    found = label_figures(measured) | {"command": typed_command()}
     say("\n" + table(found))
     if file is not None:
         file.write_text(json.dumps(found, indent=1) + "\n")
     return found
 
 
-def prepare(config: Config, run: Run) -> list[list[Case]]:
+def prepare_label_bench(config: Config, run: Run) -> list[list[Case]]:
     """Videos, a random model, and the cases of each round: answers and narratives of random words, as long as configured."""
     bench = config.bench
     count = bench.rounds * bench.prompts
     write_dataset(Path(config.data.root), {"train": 2, "prompt": count, "test": 1}, config.seed)
-    build_tiny(Path(config.label.judge), WORDS, config.seed, size=MODEL)
+    build_tiny(Path(config.label.judge), WORDS, config.seed, size=BENCH_MODEL)
     prompts = [prompt for name in config.candidates.prompts for prompt in datasets.prompts(run, name)][:count]
     cases = [_case(config, prompt) for prompt in prompts]
     return [cases[start : start + bench.prompts] for start in range(0, count, bench.prompts)]
@@ -138,7 +138,7 @@ def _case(config: Config, prompt: Prompt) -> Case:
     return Case(prompt, answers, (text(bench.narrative_words),) if bench.narrative_words else ())
 
 
-def measure(config: Config, run: Run, judges: dict[str, Judge], cases: Sequence[Case]) -> Round:
+def measure_round(config: Config, run: Run, judges: dict[str, Judge], cases: Sequence[Case]) -> RoundFigures:
     """Seconds of both judges for the same cases, and how far apart their log-odds are."""
     before, rows, seconds = _engine(config, run), {}, {}
     for name, judge in judges.items():
@@ -170,13 +170,13 @@ def _engine(config: Config, run: Run) -> dict[str, float]:
     return {name: sum(one[name] for one in found) for name in ("prompt_tokens", "cached_tokens")}
 
 
-def figures(rounds: Sequence[Round]) -> dict[str, float]:
+def label_figures(rounds: Sequence[RoundFigures]) -> dict[str, float]:
     """Everything the benchmark reports; the first round warms up and does not count.
 
     The speedup is taken in each round, where both sides have the machine in the same state.
     """
     rounds = rounds[1:]
-    of: Callable[[Callable[[Round], float]], float] = lambda rate: median(map(rate, rounds))  # noqa: E731
+    of: Callable[[Callable[[RoundFigures], float]], float] = lambda rate: median(map(rate, rounds))  # noqa: E731
     speedups = [r["baseline_seconds"] / r["seconds"] for r in rounds]
     return {
         "label_speedup": median(speedups),

@@ -11,6 +11,7 @@ from actors.frames import LocalFrames
 from rlaif.config.schema import Config
 from rlaif.data.files import write_rows
 from rlaif.io.progress import progress
+from rlaif.io.rundir import typed_command
 from rlaif.io.terminal import headline, say
 from rlaif.models.tiny import Size, build_tiny
 from rlaif.stages.recipes.bench_baseline import Baseline, Times
@@ -18,11 +19,10 @@ from rlaif.stages.run import datasets
 from rlaif.stages.run.run import Run, open_run, require_below_run
 from rlaif.stages.train import ppo, reward
 from rlaif.stages.train.deck import Deck
-from rlaif.stages.train.evaluate import command
 from rlaif.worlds.shapes.dataset import add_captions, write_dataset
 from rlaif.worlds.shapes.language import WORDS
 
-MODEL = Size(
+BENCH_MODEL = Size(
     hidden=512,
     intermediate=1408,
     layers=16,
@@ -48,7 +48,7 @@ def bench(config: Config, file: Path | None = None) -> dict:
     require_below_run(config, "configs/bench.yaml", **written)
     with open_run(config) as run:
         headline("1/3 world, model and reward model")
-        prepare(config, run)
+        prepare_ppo_bench(config, run)
         headline("2/3 PPO on the cluster")
         ppo.train(config, run, "fresh")
         memory = run.topology.peak_memory()
@@ -58,20 +58,20 @@ def bench(config: Config, file: Path | None = None) -> dict:
     baseline = Baseline(config, LocalFrames(config.data.root, config.video.num_frames))
     deck, numbers = Deck(prompts, config.ppo.prompts_per_iteration, config.seed), range(config.ppo.iterations - 1)
     times = [baseline.iterate(deck.of(n)) for n in progress(numbers, "one process", len(numbers))]
-    found = figures(rows, times, config.ppo.prompts_per_iteration * config.ppo.samples_per_prompt)
-    found |= {f"peak_gib_{name}": value / 2**30 for name, value in memory.items()} | {"command": command()}
-    say("\n" + report(found))
+    found = ppo_figures(rows, times, config.ppo.prompts_per_iteration * config.ppo.samples_per_prompt)
+    found |= {f"peak_gib_{name}": value / 2**30 for name, value in memory.items()} | {"command": typed_command()}
+    say("\n" + figures_table(found))
     if file is not None:
         file.write_text(json.dumps(found, indent=1) + "\n")
     return found
 
 
-def prepare(config: Config, run: Run) -> None:
+def prepare_ppo_bench(config: Config, run: Run) -> None:
     """Videos, a random model, and a reward model of one step: what it says does not matter, what it costs does."""
     count = config.ppo.prompts_per_iteration * config.ppo.iterations
     write_dataset(Path(config.data.root), {"train": 2, "prompt": count, "test": 1}, config.seed)
     add_captions(datasets.data_path(config, config.data.prompts))
-    build_tiny(Path(config.ppo.policy), WORDS, config.seed, size=MODEL)
+    build_tiny(Path(config.ppo.policy), WORDS, config.seed, size=BENCH_MODEL)
     asked = datasets.prompts(run, config.data.prompts)
     kept = [{"video": p.video, "question": p.question, "captions": list(p.captions), "chosen": p.answer} for p in asked]
     write_rows(
@@ -81,7 +81,7 @@ def prepare(config: Config, run: Run) -> None:
     reward.train(config, run, "fresh")
 
 
-def figures(rows: Sequence[dict], baseline: Sequence[Times], samples: int) -> dict[str, float]:
+def ppo_figures(rows: Sequence[dict], baseline: Sequence[Times], samples: int) -> dict[str, float]:
     """Everything the benchmark reports, from the rows of metrics.jsonl and the baseline's times."""
     walls = [
         after["timeline/waited_from"] - row["timeline/waited_from"] for row, after in zip(rows, rows[1:], strict=False)
@@ -122,7 +122,7 @@ def figures(rows: Sequence[dict], baseline: Sequence[Times], samples: int) -> di
     }
 
 
-def report(found: dict) -> str:
+def figures_table(found: dict) -> str:
     """The figures as a Markdown table."""
     lines = ["| figure | median |", "|---|---|"]
     return "\n".join(

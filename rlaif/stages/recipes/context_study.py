@@ -12,18 +12,17 @@ from rlaif.config.schema import Config
 from rlaif.data.preference import Preference
 from rlaif.errors import ConfigError, ContractError, DataError
 from rlaif.functions import load_function
-from rlaif.io.rundir import RunDir
+from rlaif.io.rundir import RunDir, typed_command
 from rlaif.io.storage import locate
 from rlaif.models.check import require_model
 from rlaif.stages.feedback import caption, label, pairs, sample
 from rlaif.stages.feedback.judge_inputs import Case, read_cases
 from rlaif.stages.feedback.judges import frames_shown
-from rlaif.stages.feedback.label_hash import kind_of
-from rlaif.stages.feedback.label_report import why
+from rlaif.stages.feedback.label_hash import label_hash
+from rlaif.stages.feedback.label_report import report_reasons
 from rlaif.stages.recipes import demo
-from rlaif.stages.run.run import Run
+from rlaif.stages.run.run import Run, open_part
 from rlaif.stages.train import reward
-from rlaif.stages.train.evaluate import command
 
 CONTEXTS = ("captions", "none", "shuffled")
 MEASURES = ("judge_agreement", "rm_accuracy")
@@ -44,37 +43,37 @@ def context(config: Config, run: Run) -> list[dict]:
         )
     began, rows, study = time.time(), [], config.context
     if _is_demo(config) and not Path(config.caption.model).exists():
-        demo.start(config, run)
+        demo.start_demo(config, run)
     if isinstance(config.label.judge, str):
         require_model("label.judge", config.label.judge, or_adapter=True)
     caption.caption(config, run)
     cells = [
-        (seed, mode, variant(config, seed, mode))
+        (seed, mode, cell_config(config, seed, mode))
         for seed in range(config.seed, config.seed + study.seeds)
         for mode in CONTEXTS
     ]
-    found = [judge(cell, run) for _, _, cell in cells]  # one engine for all of them
+    found = [judge_cell(cell, run) for _, _, cell in cells]  # one engine for all of them
     run.topology.stop_rollouts()
     frames = {"judge": frames_shown(cells[0][2]) if config.label.show_video else 0, "reward": config.video.num_frames}
     for (seed, mode, cell), judged in zip(cells, found, strict=True):
-        rows.append({"context": mode, "seed": seed, **judged, **train(cell, run)})
-        written = {"command": command(), "seconds": time.time() - began, "frames": frames}
-        run.directory.write_eval("context", written | {"rows": rows, "contexts": means(rows)})
+        rows.append({"context": mode, "seed": seed, **judged, **train_cell(cell, run)})
+        written = {"command": typed_command(), "seconds": time.time() - began, "frames": frames}
+        run.directory.write_eval("context", written | {"rows": rows, "contexts": context_means(rows)})
     return rows
 
 
-def text(rows: Sequence[dict], frames: Mapping[str, int]) -> str:
+def study_text(rows: Sequence[dict], frames: Mapping[str, int]) -> str:
     """Return the table of the study, and what a reader should know about it. `frames`: how many the models saw."""
-    lines = [table(means(rows))]
+    lines = [context_table(context_means(rows))]
     lines.append(f"of each video the judge saw {frames['judge']} frames, the reward model {frames['reward']}")
-    lines += unequal(rows)
+    lines += unequal_counts(rows)
     pairs = min(row["pairs"] for row in rows)
     if pairs < PAIRS:
         lines.append(f"{pairs} held-out pairs: with fewer than {PAIRS}, differences of some points are chance")
     return "\n".join(lines)
 
 
-def means(rows: Sequence[dict]) -> dict[str, dict[str, float]]:
+def context_means(rows: Sequence[dict]) -> dict[str, dict[str, float]]:
     """By context: both accuracies over its seeds, and how far each is above `none`, in the same unit."""
     found: dict[str, dict[str, float]] = {}
     for mode in dict.fromkeys(row["context"] for row in rows):
@@ -84,7 +83,7 @@ def means(rows: Sequence[dict]) -> dict[str, dict[str, float]]:
     return found
 
 
-def table(contexts: Mapping[str, Mapping[str, float]]) -> str:
+def context_table(contexts: Mapping[str, Mapping[str, float]]) -> str:
     lines = ["| context | judge | above none | reward model | above none |", "|---|---|---|---|---|"]
     for mode, figures in contexts.items():
         cells = (f"{figures[name]:.3f} | {figures[f'{name}_above_none']:+.3f}" for name in MEASURES)
@@ -98,7 +97,7 @@ def _is_demo(config: Config) -> bool:
     return all(str(locate(path)).startswith(run) for path in (config.data.root, config.demo.base, config.caption.model))
 
 
-def variant(config: Config, seed: int, mode: str) -> Config:
+def cell_config(config: Config, seed: int, mode: str) -> Config:
     """The configuration of one cell: its own labels and pairs, its seed's answers, and a run directory below the run's."""
     folder = str(RunDir(config.storage, config.name).path / "context")
     frames = config.context.num_frames or config.label.num_frames
@@ -106,7 +105,7 @@ def variant(config: Config, seed: int, mode: str) -> Config:
     asked = config.model_copy(update={"seed": seed, "label": judge})  # labels of another kind have another file
     files = {
         "candidates": f"{folder}/answers-{seed}.jsonl",
-        "labels": f"{folder}/labels-{mode}-{seed}-{kind_of(asked)}.jsonl",
+        "labels": f"{folder}/labels-{mode}-{seed}-{label_hash(asked)}.jsonl",
         "pairs": f"{folder}/pairs-{mode}-{seed}.jsonl",
         "pairs_eval": f"{folder}/held-out-{seed}.jsonl",
     }
@@ -120,7 +119,7 @@ def variant(config: Config, seed: int, mode: str) -> Config:
     )
 
 
-def held_out(config: Config) -> Config:
+def outside_config(config: Config) -> Config:
     """The same cell on the prompts for evaluation, in a run directory below the cell's."""
     data = config.data.model_copy(
         update={
@@ -132,26 +131,26 @@ def held_out(config: Config) -> Config:
     return config.model_copy(update={"name": f"{config.name}/outside", "data": data, "candidates": asked})
 
 
-def judge(config: Config, run: Run) -> dict:
+def judge_cell(config: Config, run: Run) -> dict:
     """Answers, labels and pairs of one cell, with how often the judge orders held-out answers as the reference does."""
-    outside = held_out(config)
-    beside, run = demo.opened(outside, run), demo.opened(config, run)
+    outside = outside_config(config)
+    beside, run = open_part(outside, run), open_part(config, run)
     sample.sample(config, run)
     sample.sample(outside, beside)
-    judged = complete(label.label(outside, beside))["agreement"]["overall"]
-    complete(label.label(config, run))
+    judged = require_complete(label.label(outside, beside))["agreement"]["overall"]
+    require_complete(label.label(config, run))
     built = pairs.pairs(config.model_copy(update={"data": config.data.model_copy(update={"pairs_eval": None})}), run)
     decided = list(decided_pairs(outside, read_cases(outside, run)[0]))
     if not decided:
         raise DataError(
             "held-out answers that the reference tells apart", "none", "Raise eval.descriptions or candidates.per_model"
         )
-    pairs.write(Path(config.data.pairs_eval), decided)
+    pairs.write_pairs(Path(config.data.pairs_eval), decided)
     figures = {"judge_agreement": judged["agreement"], "judge_pairs": judged["pairs"]}
     return figures | {"train_pairs": built["pairs"], "pairs": len(decided)}
 
 
-def unequal(rows: Sequence[dict]) -> list[str]:
+def unequal_counts(rows: Sequence[dict]) -> list[str]:
     """Where a judge or a reward model said nothing of some held-out pairs, so that contexts are not compared on the same."""
     return [
         f"{row['context']}, seed {row['seed']}: {who} {row[name]} of {row['pairs']} held-out pairs"
@@ -161,19 +160,19 @@ def unequal(rows: Sequence[dict]) -> list[str]:
     ]
 
 
-def complete(report: dict) -> dict:
+def require_complete(report: dict) -> dict:
     """The report of labels; contexts with verdicts on different answers could not be compared. Raises ContractError."""
     if report["again"]:
-        found = f"{report['again']} of {report['prompts']} prompts without one, wholly or in part: {why(report)[0]}"
+        found = f"{report['again']} of {report['prompts']} prompts without one, wholly or in part: {report_reasons(report)[0]}"
         raise ContractError(
             "verdicts on every prompt", found, "Mend what stopped them, then run this again: what is there is kept"
         )
     return report
 
 
-def train(config: Config, run: Run) -> dict:
+def train_cell(config: Config, run: Run) -> dict:
     """Accuracy of the cell's reward model on the held-out answers, and on how many pairs of them."""
-    run = demo.opened(config, run)
+    run = open_part(config, run)
     reward.train(config, run, "fresh")
     last = run.directory.read_metrics("reward")[-1]
     if "eval/accuracy" not in last:

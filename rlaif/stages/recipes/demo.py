@@ -6,21 +6,20 @@ import itertools
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from rlaif.config.schema import Config
 from rlaif.io.memory import MemoryWatch
-from rlaif.io.rundir import RunDir
+from rlaif.io.rundir import RunDir, typed_command
 from rlaif.io.storage import locate, replacing
 from rlaif.io.terminal import headline, phase, say
 from rlaif.models.tiny import build_tiny
 from rlaif.stages.feedback import caption, label, pairs, sample
 from rlaif.stages.run.datasets import data_path
-from rlaif.stages.run.run import Run, open_run, require_below_run
+from rlaif.stages.run.run import Run, open_part, open_run, require_below_run
 from rlaif.stages.run.summary import Summary, Typed, duration
 from rlaif.stages.train import ppo, reward, sft
-from rlaif.stages.train.evaluate import command, table
+from rlaif.stages.train.evaluate import table
 from rlaif.worlds.shapes.dataset import write_dataset
 from rlaif.worlds.shapes.language import WORDS
 
@@ -37,9 +36,9 @@ def demo(config: Config, typed: Typed | None = None) -> None:
     began = time.time()
     rows: list[dict] = []
     with MemoryWatch(interval_s=WATCH_S) as memory, open_run(config) as run:
-        start(config, run)
+        start_demo(config, run)
         headline("3/5 feedback: the model captions clips of each video, answers, and verifies its answers' claims")
-        feedback(config, run)
+        make_feedback(config, run)
         headline("4/5 reward model, with the videos' dense captions as context")
         reward.train(config, run, "fresh")
         for seed in range(config.seed, config.seed + config.demo.seeds):
@@ -67,14 +66,14 @@ def started_from(config: Config) -> str:
     return "from the base model that comes with rlaif (demo.scratch=true, or `make demo SCRATCH=1`, makes that too)"
 
 
-def start(config: Config, run: Run) -> None:
+def start_demo(config: Config, run: Run) -> None:
     """Make the world, and the policy that everything else starts from: it sees, describes and judges."""
     headline(f"1/5 world: videos of moving shapes; {started_from(config)}")
-    prepare(config)
+    prepare_demo(config)
     if config.demo.scratch:
         headline("2/5 base model: it learns to read, then to see and describe, then to verify claims as well")
-        for stage in (reading(config), pretraining(config)):
-            sft.train(stage, opened(stage, run), "fresh")
+        for stage in (reading_config(config), pretraining_config(config)):
+            sft.train(stage, open_part(stage, run), "fresh")
     else:
         headline("2/5 supervised fine-tuning: descriptions with planted errors, and how to verify claims")
         copy_base(config)
@@ -83,24 +82,28 @@ def start(config: Config, run: Run) -> None:
 
 def copy_base(config: Config) -> None:
     """Put the base model that comes with rlaif where `pretraining` would write it."""
-    with replacing(RunDir(config.storage, pretraining(config).name).export("sft")) as folder:
+    with replacing(RunDir(config.storage, pretraining_config(config).name).export("sft")) as folder:
         shutil.copytree(SHIPPED, folder, dirs_exist_ok=True)
 
 
-def reading(config: Config) -> Config:
+def reading_config(config: Config) -> Config:
     """Return the options that train the untrained model on `reading.jsonl`, text alone, as language models are."""
     changes = {"init": config.demo.base, "steps": config.demo.read_steps}
-    return before(config, "read", "reading.jsonl", changes | {"train_vision": False, "train_projector": False})
+    return finetuning_config(
+        config, "read", "reading.jsonl", changes | {"train_vision": False, "train_projector": False}
+    )
 
 
-def pretraining(config: Config) -> Config:
+def pretraining_config(config: Config) -> Config:
     """Return the options that train the same model on `pretrain.jsonl`, as video-language models are."""
     init = RunDir(config.storage, f"{config.name}/read").export("sft")
     changes = {"init": str(init), "steps": config.demo.pretrain_steps}
-    return before(config, "pretrained", "pretrain.jsonl", changes | {"train_vision": None, "train_projector": None})
+    return finetuning_config(
+        config, "pretrained", "pretrain.jsonl", changes | {"train_vision": None, "train_projector": None}
+    )
 
 
-def before(config: Config, name: str, file: str, changes: Mapping[str, object]) -> Config:
+def finetuning_config(config: Config, name: str, file: str, changes: Mapping[str, object]) -> Config:
     """Return the options of fine-tuning before `sft`, in a run directory of its own below the run's."""
     sections = {
         "sft": config.sft.model_copy(update=changes),
@@ -109,18 +112,10 @@ def before(config: Config, name: str, file: str, changes: Mapping[str, object]) 
     return config.model_copy(update={"name": f"{config.name}/{name}", **sections})
 
 
-def opened(config: Config, run: Run) -> Run:
-    """Return a run with a directory of its own on the actors of another."""
-    run = replace(run, config=config, directory=RunDir(config.storage, config.name), within=run.shared)
-    run.directory.prepare()
-    run.directory.write_config(config.model_dump(mode="json"))
-    return run
-
-
-def prepare(config: Config) -> None:
+def prepare_demo(config: Config) -> None:
     """Write the dataset and the untrained model below the run directory, so that no user's data are replaced."""
     require_below_run(config, "configs/demo.yaml", **{"data.root": config.data.root, "demo.base": config.demo.base})
-    set_aside(config)
+    set_aside_feedback(config)
     sizes = {"train": config.demo.train_scenes, "prompt": config.demo.prompt_scenes, "test": config.demo.eval_scenes}
     sizes["pretrain"] = config.demo.pretrain_scenes if config.demo.scratch else 0
     write_dataset(Path(config.data.root), sizes, config.seed)
@@ -128,7 +123,7 @@ def prepare(config: Config) -> None:
         build_tiny(Path(config.demo.base), WORDS, config.seed)
 
 
-def set_aside(config: Config) -> None:
+def set_aside_feedback(config: Config) -> None:
     """Rename what an earlier demo's models said and the pairs made of it: none of it is about this demo's models."""
     folder = RunDir(config.storage, config.name).path
     pairs_files = [file for file in (config.data.pairs, config.data.pairs_eval) if file]
@@ -138,7 +133,7 @@ def set_aside(config: Config) -> None:
             path.rename(next(name for name in names if not name.exists()))
 
 
-def feedback(config: Config, run: Run) -> None:
+def make_feedback(config: Config, run: Run) -> None:
     """Make captions, answers, verdicts and preference pairs with the policy itself, without the scenes' truth.
 
     The truth only measures afterwards how often the verdicts are right.
@@ -157,7 +152,7 @@ def train_seed(config: Config, run: Run, seed: int) -> list[dict]:
     """Run PPO with one seed and return its rows of the table. The first seed has the run's own directory."""
     if seed != config.seed:
         config = config.model_copy(update={"name": f"{config.name}-seed{seed}", "seed": seed})
-        run = opened(config, run)
+        run = open_part(config, run)
     ppo.train(config, run, "fresh")
     return run.directory.read_json("eval/ppo.json")["rows"]
 
@@ -167,7 +162,7 @@ def write_results(config: Config, run: Run, rows: list[dict]) -> None:
     names = ("policy", "seed", "decoding", "hallucination", "recall", "qa_accuracy", "reward", "kl", "length")
     kept = [{name: row.get(name) for name in names} for row in rows]
     base = "scratch" if config.demo.scratch else "shipped"
-    run.directory.write_eval("demo", {"command": command(), "base": base, "rows": kept})
+    run.directory.write_eval("demo", {"command": typed_command(), "base": base, "rows": kept})
 
 
 def report(config: Config, typed: Typed | None, rows: list[dict], figures: Mapping[str, str]) -> Summary:
@@ -176,7 +171,7 @@ def report(config: Config, typed: Typed | None, rows: list[dict], figures: Mappi
     places = {"run directory": path, "results": path / "eval" / "demo.json", "export": path / "export"}
     log = path / "logs" / "demo.log"
     places |= {"metrics": path / "metrics.jsonl", "samples": path / "samples"} | ({"log": log} if log.exists() else {})
-    text = "\n".join([table(rows), "", *verdicts(config, rows), spread()])
+    text = "\n".join([table(rows), "", *seed_verdicts(config, rows), spread_text()])
     return Summary(dict(figures), places, text, following(config, typed))
 
 
@@ -199,7 +194,7 @@ def following(config: Config, typed: Typed | None) -> list[tuple[str, str]]:
     ]
 
 
-def verdicts(config: Config, rows: list[dict]) -> list[str]:
+def seed_verdicts(config: Config, rows: list[dict]) -> list[str]:
     """Say for each seed how much greedy hallucination PPO removed, what recall it cost, and how far the policy moved."""
     greedy = {(row["policy"], row["seed"]): row for row in rows if row["decoding"] == "greedy"}
     lines = []
@@ -219,7 +214,7 @@ def verdicts(config: Config, rows: list[dict]) -> list[str]:
     return lines
 
 
-def spread() -> str:
+def spread_text() -> str:
     """Say how far the figures of other machines and seeds are apart."""
     left, answers = SPREAD["hallucination_left"], SPREAD["qa_accuracy"]
     return (

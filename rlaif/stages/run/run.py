@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ray.exceptions import RayError
@@ -246,6 +246,14 @@ def open_run(config: Config) -> Iterator[Run]:
         finally:
             for prefix in (SCRATCH, ADAPTERS):
                 sweep(prefix)  # engines end by being killed
+
+
+def open_part(config: Config, run: Run) -> Run:
+    """Return a run that has a directory of its own and shares the actors of `run`; `config` names the directory."""
+    directory = RunDir(config.storage, config.name)
+    directory.prepare()
+    directory.write_config(config.model_dump(mode="json"))
+    return replace(run, config=config, directory=directory, within=run.shared)
 
 
 @contextmanager

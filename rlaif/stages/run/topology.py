@@ -71,7 +71,7 @@ class Topology:
                 store_bytes=video.store_bytes,
                 threads=video.decode_threads,
                 decode_timeout_s=video.decode_timeout_s,
-                known=known_videos(self.config),
+                known=video_index_folder(self.config),
                 options={"name": "frames", "get_if_exists": True},
             )
         # a request may wait for others before its own decode begins
@@ -224,7 +224,7 @@ class Topology:
         return [placement.options(i) for i in range(getattr(self.config.cluster, role).actors)]
 
 
-def known_videos(config: Config) -> str:
+def video_index_folder(config: Config) -> str:
     """Return the folder in which what is learned about videos is kept: one for all runs, or per node beside a bucket."""
     storage = locate(config.storage).local
     return str(storage / ".cache" / "videos") if storage else "~/.cache/rlaif/videos"

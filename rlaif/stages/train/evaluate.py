@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,12 +13,14 @@ from rlaif.config.schema import Config, Sampling
 from rlaif.errors import ConfigError, RlaifError
 from rlaif.evaluation.claims import rates
 from rlaif.functions import load_function
+from rlaif.io.rundir import typed_command
 from rlaif.io.terminal import phase
 from rlaif.records import Masked, Prompt, RewardInput, Sample
 from rlaif.seeds import derive
 from rlaif.stages.run import datasets, row_checks
+from rlaif.stages.run.reward_context import prompts_with_context
 from rlaif.stages.run.run import Run
-from rlaif.stages.train.workers import Roles, learner_spec, prompts_with_context, require_inputs, start_roles
+from rlaif.stages.train.workers import Roles, learner_spec, require_inputs, start_roles
 
 DECODINGS = {"greedy": 0.0, "sample": 1.0}
 """Temperature by name."""
@@ -74,7 +75,7 @@ def policy(config: Config, run: Run, roles: Roles, name: str) -> list[dict]:
             figures = measure(config, roles, prompts, decoding)
         rows.append({"policy": name, "seed": config.seed, "decoding": decoding, **figures})
     kept = [row for row in (run.directory.read_eval("ppo") or {"rows": []})["rows"] if row["policy"] != name]
-    run.directory.write_eval("ppo", {"command": command(), "rows": kept + rows})
+    run.directory.write_eval("ppo", {"command": typed_command(), "rows": kept + rows})
     return rows
 
 
@@ -135,11 +136,6 @@ def kl_to_reference(roles: Roles, samples: Sequence[Sample]) -> float:
     rows = [(s.prompt.video, s.prompt.question, s.response_ids) for s in samples]
     own, reference = (roles.learners.logprobs(role, rows) for role in ("policy", "reference"))
     return float(np.mean([float(np.sum(p - r)) for p, r in zip(own, reference, strict=True)]))
-
-
-def command() -> str:
-    """What was typed."""
-    return " ".join(["rlaif", *sys.argv[1:]])
 
 
 def table(rows: Sequence[dict]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rlaif.config.schema import Config
 from rlaif.io.terminal import phase
 from rlaif.stages.run import datasets, row_checks
+from rlaif.stages.run.reward_context import prompts_with_context
 from rlaif.stages.run.run import Run, Start
 from rlaif.stages.train import evaluate
 from rlaif.stages.train.best import Best
@@ -16,7 +17,6 @@ from rlaif.stages.train.workers import (
     identity,
     learner_spec,
     parity_gate,
-    prompts_with_context,
     require_inputs,
     start_roles,
 )

@@ -23,7 +23,7 @@ from rlaif.io.terminal import phase, say
 from rlaif.models.check import require_model
 from rlaif.models.family import engine_video_of
 from rlaif.models.model_dir import ModelDir, same_model
-from rlaif.models.reward import check_weights, context_mode, read_card, require_reward_model, with_context
+from rlaif.models.reward import check_weights, read_card, require_reward_model
 from rlaif.records import Prompt
 from rlaif.stages.run import datasets
 from rlaif.stages.run.run import Run
@@ -109,20 +109,6 @@ def start_roles(config: Config, run: Run, prompts: Sequence[Prompt], spec: Learn
     publisher = Publisher(learners, rollouts, config.rollout, deadline)
     deck = Deck(prompts, ppo.prompts_per_iteration, config.seed)
     return Roles(learners, rollouts, rewards, publisher, deck, topology.client(), run, deadline)
-
-
-def prompts_with_context(config: Config, prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Return the prompts with the captions that `ppo.reward` is to read; prompts that have none are counted.
-
-    Raises DataError if a reward model reads captions and no prompt has any: its scores would mean nothing.
-    """
-    mode, reward = context_mode(config), config.ppo.reward
-    empty = sum(not prompt.captions for prompt in prompts)
-    if mode != "none" and empty and not isinstance(reward, Function):
-        if empty == len(prompts):
-            raise datasets.no_captions(config, f"{empty} prompts", f"the reward model {reward} was trained with them")
-        log.warning("%d of %d prompts have no captions: the reward model reads no context there", empty, len(prompts))
-    return with_context(mode, prompts, config.seed)
 
 
 def parity_gate(

@@ -109,7 +109,7 @@ def test_a_reward_model_reads_each_candidate_as_in_training(offline, root, rewar
     write_rows(root / "pairs.json", VIDEOS)
     config, run = offline("pairs.json", f"ppo.reward={reward_model}")
     records, _ = agreement.read(config, run)
-    _, margins, masked, _ = agreement.by_reward(config, run, records)
+    _, margins, masked, _ = agreement.reward_margins(config, run, records)
     scorer = ModelScorer(reward_model, LocalFrames(root, 8), config.model, 10**6, 2**20)
     for record, margin in zip(records, margins, strict=True):
         sides = (record.chosen_video, record.rejected_video)

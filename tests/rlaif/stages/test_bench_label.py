@@ -19,7 +19,7 @@ def one_round(seconds: float, baseline: float, **changes) -> dict:
 
 def test_figures_are_medians_without_the_first_round():
     rounds = [one_round(99, 1), one_round(2, 8), one_round(4, 10), one_round(1, 16, log_odds_difference=3e-6)]
-    found = bench_label.figures(rounds)
+    found = bench_label.label_figures(rounds)
     assert found["answers_per_s"] == 4.0 and found["baseline_answers_per_s"] == 0.8
     assert [found[f"label_speedup{name}"] for name in ("", "_lowest", "_highest")] == [4.0, 2.5, 16.0]
     assert found["questions_per_s"] == 12.0 and found["baseline_questions_per_s"] == pytest.approx(2.4)
@@ -29,7 +29,7 @@ def test_figures_are_medians_without_the_first_round():
 
 @pytest.mark.slow
 def test_both_judges_say_the_same_and_the_engine_finds_prefixes(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(bench_label, "MODEL", Size(frames_per_patch=2))
+    monkeypatch.setattr(bench_label, "BENCH_MODEL", Size(frames_per_patch=2))
     file = tmp_path / "bench.json"
     small = ["bench.rounds=2", "bench.prompts=2", "candidates.per_model=3", "rollout.cpu_kv_cache_gib=0.2"]
     arguments = ["configs/bench_label.yaml", f"storage={tmp_path}/runs", *small]

@@ -258,7 +258,7 @@ def test_captions_beyond_the_budget_of_a_summary_are_left_out_whole_and_counted(
     config, run, captioner = captioning(
         "caption.aggregate=summarise", "caption.count=4", "caption.max_caption_tokens=5"
     )
-    monkeypatch.setattr(caption, "counter", lambda config: lambda text: len(text.split()))
+    monkeypatch.setattr(caption, "token_counter", lambda config: lambda text: len(text.split()))
     captioner.says = lambda prompt: f"frame {prompt.frames[0]}" if prompt.frames else "in short"
     assert caption.caption(config, run) == ALL | {"captioned": 2, "left_out": 4}
     summaries = [prompt.question for prompt in captioner.asked if not prompt.frames]

@@ -79,7 +79,9 @@ def test_agreement_overall_by_dimension_and_by_prompt_type(offline, world, by):
     assert found["dimension"]["brevity"]["agreement"] == (1.0 if by is BY_LENGTH else 0.0)
     kept = json.loads((run.directory.path / "eval" / "agreement.json").read_text())
     assert kept["overall"] == found["overall"] and kept["rows"] == {"kept": 4}
-    assert "| overall | 0.625 |" in agreement.table(found) and "| dimension: brevity |" in agreement.table(found)
+    assert "| overall | 0.625 |" in agreement.agreement_table(
+        found
+    ) and "| dimension: brevity |" in agreement.agreement_table(found)
 
 
 def test_rows_that_cannot_be_compared_are_counted_and_named(offline, world, caplog):
@@ -142,7 +144,7 @@ def test_many_pairs_keep_their_scores(offline, world):
     rows = [{"chosen": "x" * (i % 7 + 1), "rejected": "y" * (i % 5 + 1)} for i in range(150)]
     write_pairs(config, world, [row for row in rows if row["chosen"] != row["rejected"]])
     records, _ = agreement.read(config, run)
-    _, margins, _, _ = agreement.by_reward(config, run, records)
+    _, margins, _, _ = agreement.reward_margins(config, run, records)
     assert run.topology.pool.calls == 5
     for record, margin in zip(records, margins, strict=True):
         assert margin("detail") == 2 * (len(record.chosen) - len(record.rejected))
@@ -236,7 +238,7 @@ def test_the_win_matrix_of_three_models(offline, models, by):
     shown = ElementTree.parse(folder / "winrate.svg").getroot()
     assert "0.83" in {text.text for text in shown.iter("{http://www.w3.org/2000/svg}text")}
     assert "0.75" in {text.text for text in shown.iter("{http://www.w3.org/2000/svg}text")}
-    lines = winrate.table(found).splitlines()
+    lines = winrate.winrate_table(found).splitlines()
     assert lines[4] == "| overall | rl | 0.667 (0.208 to 0.939) | 0.833 (0.310 to 0.982) | 0.500 |"
     assert "| prompt_type: describe | rl | 0.667 | 0.833 | 0.500 |" in lines
     # a reward has parts, a judge one opinion for everything
@@ -295,8 +297,10 @@ def test_weights_count_in_the_total_as_in_ppo(offline, models, tmp_path, monkeyp
     scores = [[(3.0, 1.0), (2.0, 2.0)], [(5.0, 1e308), (5.0, 1.0)]]
     parts = [[reward_outcome(dict(zip(two, pair, strict=True))) for pair in of] for of in scores]
     actor = SimpleNamespace(dimensions=two, weights=[weights[name] for name in two])
-    assert ask_reward.weighted(config, parts) == [[ModelScorer._outcome(actor, pair) for pair in of] for of in scores]
-    monkeypatch.setattr(winrate, "rewarded", lambda *_: parts)
+    assert ask_reward.apply_reward_weights(config, parts) == [
+        [ModelScorer._outcome(actor, pair) for pair in of] for of in scores
+    ]
+    monkeypatch.setattr(winrate, "reward_answers", lambda *_: parts)
     found = winrate.winrate(config, run)
     assert found["wins"][0][1] == 1 and found["prompts"][0][1] == 1 and sum(found["masked"].values()) == 1
     assert found["dimension"]["help"]["wins"][0][1] == 0.75 and found["dimension"]["harm"]["wins"][0][1] == 0.5
@@ -308,9 +312,11 @@ def test_the_weight_of_a_single_dimension(offline, models, tmp_path):
     config, _ = offline(
         f"ppo.reward={reward_export(tmp_path / 'rm', models['base'], ('overall',))}", "ppo.reward_weights={overall: -1}"
     )
-    assert ask_reward.weighted(config, [[reward_outcome(2.0), Masked("no")]]) == [[reward_outcome(-2.0), Masked("no")]]
+    assert ask_reward.apply_reward_weights(config, [[reward_outcome(2.0), Masked("no")]]) == [
+        [reward_outcome(-2.0), Masked("no")]
+    ]
     plain = config.model_copy(update={"ppo": config.ppo.model_copy(update={"reward_weights": {}})})
-    assert ask_reward.weighted(plain, [[reward_outcome(2.0)]]) == [[reward_outcome(2.0)]]
+    assert ask_reward.apply_reward_weights(plain, [[reward_outcome(2.0)]]) == [[reward_outcome(2.0)]]
 
 
 def test_an_adapter_competes_with_its_base(offline, models, tmp_path):
@@ -327,7 +333,7 @@ def test_an_adapter_judges_and_captions_with_the_tokenizer_of_its_base(offline, 
     adapter = write_adapter(tmp_path / "adapter", models["base"])
     config, run = offline(f"label.judge={adapter}", f"caption.model={adapter}", "caption.aggregate=summarise")
     judge = make_judge(config, run, adapter)
-    assert judge.count("a red circle") == caption.counter(config)("a red circle") == 3
+    assert judge.count("a red circle") == caption.token_counter(config)("a red circle") == 3
     assert (
         judge.name
         == f"{adapter}@{ModelDir(adapter).fingerprint}"
@@ -437,11 +443,11 @@ def test_the_judge_is_asked_for_every_two_models_and_claims_count_too():
         "scores": [{"score": 0.0}] * 3,
         "pairs": [{"a": 0, "b": 1, "winner": -1}, {"a": 1, "b": 2, "masked": "server down"}],
     }
-    found = winrate.verdicts_of(case, ("x", "y", "z"), row)
+    found = winrate.row_verdicts(case, ("x", "y", "z"), row)
     assert found == {("x", "y"): 0.0, ("x", "z"): 0.5, ("y", "z"): None}
     row = {"scores": [{"score": -1.0}, {"score": -3.0}, {"masked": "no"}], "claims": []}
     case = Case(Prompt("p", "v", "q"), ("one", "two", "three"), ())
-    assert winrate.verdicts_of(case, ("x", "y", "z"), row) == {("x", "y"): 1.0, ("x", "z"): None, ("y", "z"): None}
+    assert winrate.row_verdicts(case, ("x", "y", "z"), row) == {("x", "y"): 1.0, ("x", "z"): None, ("y", "z"): None}
 
 
 @pytest.mark.parametrize("stage", ["eval agreement", "eval winrate"])

@@ -67,38 +67,40 @@ def test_without_a_reference_there_is_nothing_to_measure_against(world, make_con
 def test_each_cell_differs_in_what_the_study_is_about_alone(world, make_config, tmp_path):
     config = make_config(tmp_path, *settings(world), "label.num_frames=3", "reward.steps=7")
     plain = config.model_copy(update={"context": config.context.model_copy(update={"num_frames": None})})
-    cells = {mode: context_study.variant(config, 5, mode) for mode in context_study.CONTEXTS}
+    cells = {mode: context_study.cell_config(config, 5, mode) for mode in context_study.CONTEXTS}
     for mode, cell in cells.items():
         assert (cell.seed, cell.label.context, cell.reward.context) == (5, mode, mode)
-        assert cell.label.num_frames == 2 and context_study.variant(plain, 5, mode).label.num_frames == 3
+        assert cell.label.num_frames == 2 and context_study.cell_config(plain, 5, mode).label.num_frames == 3
         assert cell.video == config.video and cell.reward.steps == 1
-        assert context_study.held_out(cell).candidates.prompts == config.eval.descriptions
+        assert context_study.outside_config(cell).candidates.prompts == config.eval.descriptions
     for name, files in (("candidates", 1), ("pairs_eval", 1), ("labels", 3), ("pairs", 3)):
         assert len({getattr(cell.data, name) for cell in cells.values()}) == files
-    assert context_study.variant(plain, 5, "none").data.labels != cells["none"].data.labels
+    assert context_study.cell_config(plain, 5, "none").data.labels != cells["none"].data.labels
 
 
 def test_cells_that_say_nothing_of_some_pairs_are_named():
     row = {"context": "captions", "seed": 1, "pairs": 9, "judge_pairs": 9, "rm_pairs": 9}
-    assert context_study.unequal([row]) == []
-    (judge, reward) = context_study.unequal([row | {"judge_pairs": 8}, row | {"rm_pairs": 3}])
+    assert context_study.unequal_counts([row]) == []
+    (judge, reward) = context_study.unequal_counts([row | {"judge_pairs": 8}, row | {"rm_pairs": 3}])
     assert "judge decided on 8 of 9" in judge and "reward model could read 3 of 9" in reward
 
 
 def test_contexts_that_lack_verdicts_are_not_compared():
     report = {"again": 3, "prompts": 8, "masked": {"no verdict on this answer": 9}}
     with pytest.raises(ContractError, match="3 of 8 prompts.*token_budget"):
-        context_study.complete(report | {"position": {"masked": {"budget: token_budget: 90 of 600 tokens used": 2}}})
+        context_study.require_complete(
+            report | {"position": {"masked": {"budget: token_budget: 90 of 600 tokens used": 2}}}
+        )
     with pytest.raises(ContractError, match="no verdict on this answer"):
-        context_study.complete(report)
+        context_study.require_complete(report)
     whole = report | {"again": 0}
-    assert context_study.complete(whole) == whole
+    assert context_study.require_complete(whole) == whole
 
 
 def test_contexts_are_averaged_over_seeds_and_compared_with_none():
     cells = {("captions", 0): (0.9, 0.8), ("captions", 1): (0.8, 0.9), ("none", 0): (0.7, 0.6), ("none", 1): (0.8, 0.8)}
     rows = [{"context": c, "seed": s, "judge_agreement": j, "rm_accuracy": r} for (c, s), (j, r) in cells.items()]
-    found = context_study.means(rows)
+    found = context_study.context_means(rows)
     assert found["captions"] == pytest.approx(
         {
             "judge_agreement": 0.85,
@@ -108,4 +110,4 @@ def test_contexts_are_averaged_over_seeds_and_compared_with_none():
         }
     )
     assert found["none"]["rm_accuracy_above_none"] == 0
-    assert "| captions | 0.850 | +0.100 | 0.850 | +0.150 |" in context_study.table(found)
+    assert "| captions | 0.850 | +0.100 | 0.850 | +0.150 |" in context_study.context_table(found)

@@ -72,7 +72,7 @@ def test_the_demo_from_scratch_and_its_feedback_without_any_ground_truth(tmp_pat
     (run / "data" / "scenes.jsonl").unlink()
     blind = config.model_copy(update={"label": config.label.model_copy(update={"reference": None})})
     with open_run(blind) as session:
-        demo.feedback(blind, session)
+        demo.make_feedback(blind, session)
     for name, path in FEEDBACK.items():
         assert [[row.get(part) for part in SAID] for row in read(run / path)] == [
             [row.get(part) for part in SAID] for row in told[name]

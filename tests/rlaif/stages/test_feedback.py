@@ -184,7 +184,7 @@ def test_answers_come_from_seeds_and_keep_their_origin(fed):
 def test_claims_are_judged_once_each_and_scores_are_minus_the_rejected(fed):
     config, _, run, reports = fed
     rows = rows_of(config, config.data.labels, "prompt_id")
-    texts = sample.by_prompt(config, datasets.prompts(run, "descriptions.jsonl"))
+    texts = sample.answers_by_prompt(config, datasets.prompts(run, "descriptions.jsonl"))
     for row in rows:
         for answer, score, evidence in zip(texts[row["prompt_id"]], row["scores"], row["claims"], strict=True):
             rejected = sum(not claim["accepted"] for claim in evidence)

@@ -87,8 +87,8 @@ def test_the_server_says_what_the_model_says_and_a_lost_server_costs_only_what_i
         assert np.abs(seen - np.array(log_odds(direct["pairwise"]))).max() > 1e-3
 
         # killed after the first three of eight prompts; other words, so that no reply was kept
-        judged, ask = [], label.judged
-        monkeypatch.setattr(label, "AT_ONCE", 3)
+        judged, ask = [], label.judge_rows
+        monkeypatch.setattr(label, "PROMPTS_PER_PART", 3)
 
         def until_killed(config, judge, cases):
             if judged:
@@ -96,7 +96,7 @@ def test_the_server_says_what_the_model_says_and_a_lost_server_costs_only_what_i
             judged.extend(case.key for case in cases)
             return ask(config, judge, cases)
 
-        monkeypatch.setattr(label, "judged", until_killed)
+        monkeypatch.setattr(label, "judge_rows", until_killed)
         killed = (f"label.pairwise_prompt='{{context}} ? {COMPARE}'", "data.labels={run}/killed.jsonl")
         config = configured(server.url, *killed)
         report = label.label(config, run)
@@ -108,7 +108,7 @@ def test_the_server_says_what_the_model_says_and_a_lost_server_costs_only_what_i
     assert any(why.startswith(("a first: down", "down")) for why in reasons), reasons
     assert all("masked" in score for row in rows if "again" in row for score in row["scores"])
 
-    monkeypatch.setattr(label, "judged", lambda *args: judged.extend(c.key for c in args[2]) or ask(*args))
+    monkeypatch.setattr(label, "judge_rows", lambda *args: judged.extend(c.key for c in args[2]) or ask(*args))
     judged.clear()
     with serving(world / "base", tmp_path / "log2") as server:
         config = configured(server.url, *killed)

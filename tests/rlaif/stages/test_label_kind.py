@@ -10,8 +10,8 @@ from rlaif.config.section import Function
 from rlaif.config.server import Server
 from rlaif.errors import ContractError
 from rlaif.feedback.store import Store
-from rlaif.stages.feedback.judges import name_of
-from rlaif.stages.feedback.label_hash import check_kind, kind_of
+from rlaif.stages.feedback.judges import judge_name
+from rlaif.stages.feedback.label_hash import check_label_hash, label_hash
 
 MODEL, CODE = "org/judge", Function(path="world:judge")
 SERVER = Server(url="http://127.0.0.1:1/v1", model="judge-1")
@@ -74,15 +74,15 @@ DECIDE = {
 def test_what_decides_a_verdict_makes_another_kind(name, tmp_path):
     config, changes = DECIDE[name]
     other = changed(config, **changes)
-    assert kind_of(config) != kind_of(other)
+    assert label_hash(config) != label_hash(other)
     store = Store(tmp_path / "labels.jsonl", key=lambda row: row["prompt_id"])
-    store.append([{"prompt_id": "p", "judge": "somebody", "kind": kind_of(config)}])
+    store.append([{"prompt_id": "p", "judge": "somebody", "kind": label_hash(config)}])
     before = store.path.read_bytes()
-    check_kind(store, config)
+    check_label_hash(store, config)
     with pytest.raises(
         ContractError, match=r"some by somebody with other options(.|\n)*Set data\.labels to another file"
     ):
-        check_kind(store, other)
+        check_label_hash(store, other)
     assert store.path.read_bytes() == before
 
 
@@ -114,12 +114,12 @@ DO_NOT = {
 @pytest.mark.parametrize("name", DO_NOT)
 def test_what_decides_nothing_makes_no_other_kind(name):
     config, changes = DO_NOT[name]
-    assert kind_of(config) == kind_of(changed(config, **changes))
+    assert label_hash(config) == label_hash(changed(config, **changes))
 
 
 def test_a_server_that_moves_keeps_its_labels():
     here = of(SERVER.model_copy(update={"origin": "ours"}))
-    assert kind_of(here) == kind_of(changed(here, server={"url": "http://127.0.0.1:2/v1"}))
+    assert label_hash(here) == label_hash(changed(here, server={"url": "http://127.0.0.1:2/v1"}))
 
 
 @pytest.mark.parametrize("change", ["none", "other weights", "other options"])
@@ -130,15 +130,15 @@ def test_a_judge_whose_model_moves_keeps_its_labels(tmp_path, change):
     (folder / "model.safetensors").write_text("weights")
     here = of(str(folder))
     store = Store(tmp_path / "labels.jsonl", key=lambda row: row["prompt_id"])
-    store.append([{"prompt_id": "p", "judge": name_of(str(folder)), "kind": kind_of(here)}])
+    store.append([{"prompt_id": "p", "judge": judge_name(str(folder)), "kind": label_hash(here)}])
     folder.rename(tmp_path / "moved")
     there = of(str(tmp_path / "moved"), **({"context": "none"} if change == "other options" else {}))
     if change == "none":
-        return check_kind(store, there)
+        return check_label_hash(store, there)
     if change == "other weights":
         (tmp_path / "moved" / "model.safetensors").write_text("others")
     with pytest.raises(ContractError, match="with other options"):
-        check_kind(store, there)
+        check_label_hash(store, there)
 
 
 EXTRA = {"chat_template_kwargs": {"enable_thinking": False}}
@@ -159,7 +159,7 @@ def test_labels_of_earlier_releases_are_of_the_same_kind(name):
     """With another number nobody could add to a file that a server has labelled."""
     changes, pairwise, claims = OF_EARLIER_RELEASES[name]
     judge = {"url": "http://127.0.0.1:1/v1", "model": "judge-1"} | changes
-    assert (kind_of(of(judge)), kind_of(of(judge, method="claims"))) == (pairwise, claims)
+    assert (label_hash(of(judge)), label_hash(of(judge, method="claims"))) == (pairwise, claims)
 
 
 def test_every_option_is_in_one_of_the_tables():
@@ -179,8 +179,8 @@ def test_the_error_names_the_options(tmp_path):
     store = Store(tmp_path / "labels.jsonl", key=lambda row: row["prompt_id"])
     store.append([{"prompt_id": "p", "judge": "somebody", "kind": "0"}])
     with pytest.raises(ContractError) as caught:
-        check_kind(store, of(SERVER, context="shuffled"))
+        check_label_hash(store, of(SERVER, context="shuffled"))
     for name in ("video.num_frames", "label.judge.extra", "label.context", "label.pairwise_prompt", "seed"):
         assert name in caught.value.expected
     with pytest.raises(ContractError, match=r"model\.dtype"):
-        check_kind(store, of())
+        check_label_hash(store, of())

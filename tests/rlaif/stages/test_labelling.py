@@ -18,10 +18,9 @@ from rlaif.errors import ConfigError, ContractError, DataError
 from rlaif.feedback.asking import encode_frames
 from rlaif.io.rundir import RunDir
 from rlaif.stages.feedback import label, pairs, sample
-from rlaif.stages.feedback.label_report import flips
-from rlaif.stages.recipes import demo
+from rlaif.stages.feedback.label_report import flip_rates
 from rlaif.stages.run import datasets
-from rlaif.stages.run.run import Run
+from rlaif.stages.run.run import Run, open_part
 
 HELD_OUT = "descriptions.jsonl"
 
@@ -158,7 +157,7 @@ def _matches(pattern: str, text: str) -> bool:
 
 def test_a_judge_that_is_down_is_not_asked_about_everything(judging, monkeypatch):
     """After a part without any answer the rest is masked unasked; the next run, at another address, asks about all of it."""
-    monkeypatch.setattr(label, "AT_ONCE", 2)
+    monkeypatch.setattr(label, "PROMPTS_PER_PART", 2)
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))  # nobody listens
         config, run = judging(f"http://127.0.0.1:{bound.getsockname()[1]}/v1")
@@ -179,7 +178,7 @@ def test_a_key_that_is_wrong_stops_the_run(judging):
 
 def test_a_budget_that_is_used_up(judging, monkeypatch, caplog):
     """It bounds what the run takes, not what one command takes, and what is kept already is used all the same."""
-    monkeypatch.setattr(label, "AT_ONCE", 2)
+    monkeypatch.setattr(label, "PROMPTS_PER_PART", 2)
     with JudgeServer(by=prefers("red")) as server:
         config, run = judging(server.url)
         config = with_server(config, concurrency=1)  # 15 tokens a reply; 512 are kept free for the next one
@@ -209,7 +208,7 @@ def test_parts_of_a_study_share_one_budget_and_what_was_answered(judging, tmp_pa
         assert label.label(config, run)["again"] == 7
         data = config.data.model_copy(update={"labels": str(tmp_path / "part.jsonl")})
         part = config.model_copy(update={"name": f"{config.name}/context/none-7", "data": data})
-        answered = label.label(part, demo.opened(part, run))
+        answered = label.label(part, open_part(part, run))
         assert answered["server"]["this_command"]["cached"] == 6 and len(server.bodies) == 6
 
 
@@ -263,7 +262,9 @@ def test_another_file_behind_a_videos_name_is_judged_anew(judging, world, tmp_pa
     changed = sum(prompt.video == video for prompt in prompts)
     assert 0 < changed < len(prompts) and report["server"]["this_command"]["cached"] == 6 * changed
     now = datasets.prompts(run, HELD_OUT)
-    different = [a.prompt_id for a, b in zip(prompts, now, strict=True) if sample.asked_of(a) != sample.asked_of(b)]
+    different = [
+        a.prompt_id for a, b in zip(prompts, now, strict=True) if sample.prompt_hash(a) != sample.prompt_hash(b)
+    ]
     assert different == [prompt.prompt_id for prompt in prompts if prompt.video == video]
 
 
@@ -294,7 +295,7 @@ def test_averaging_decides_flipped_pairs_and_the_report_says_how_many(judging):
         report = label.label(config, run)
     assert report["flips"]["before"] == 1.0 and report["flips"]["after"] == pytest.approx(2 / 3)
     assert all(row["scores"][0]["score"] > row["scores"][1]["score"] for row in labels(config).values())
-    assert flips("tie", [])["before"] is None
+    assert flip_rates("tie", [])["before"] is None
 
 
 def test_a_choice_that_is_not_among_the_likeliest_is_no_failure(judging):

@@ -12,7 +12,7 @@ from rlaif.errors import DataError
 from rlaif.models.reward import CARD, card_text
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.records import Prompt
-from rlaif.stages.train.workers import prompts_with_context
+from rlaif.stages.run.reward_context import prompts_with_context
 
 PROMPTS = [Prompt(f"p{i}", f"v{i}.mp4", "what ?", captions=(f"caption {i}",)) for i in range(5)]
 

@@ -145,7 +145,7 @@ def summarising(prompt):
 
 
 def test_a_summary_is_asked_for_with_whole_captions_within_the_budget(scripted, monkeypatch):
-    monkeypatch.setattr(caption, "counter", lambda config: lambda text: len(text.split()))
+    monkeypatch.setattr(caption, "token_counter", lambda config: lambda text: len(text.split()))
     options = ("caption.aggregate=summarise", "caption.max_caption_tokens=9", "caption.summary_prompt='<{captions}>'")
     config, run = scripted(summarising, *options)
     assert caption.caption(config, run)["left_out"] == 2
@@ -162,7 +162,7 @@ def test_a_summary_is_asked_for_with_whole_captions_within_the_budget(scripted, 
 
 def test_the_budget_of_a_summary_counts_the_captioners_tokens_and_belongs_to_the_prompt(scripted):
     config, _ = scripted(summarising, "caption.aggregate=summarise")
-    assert caption.counter(config)("a red circle moves") == 4
+    assert caption.token_counter(config)("a red circle moves") == 4
     other, _ = scripted(summarising, "caption.aggregate=summarise", "caption.max_caption_tokens=9")
     joined, _ = scripted(summarising, "caption.max_caption_tokens=9")
     versions = [version(one.caption) for one in (config, other, scripted()[0], joined)]
@@ -275,7 +275,9 @@ def test_answers_that_failed_are_asked_for_again_and_nothing_else_is(scripted, c
     assert sample.sample(config, run) == {"made": 1, "retried": 1, "there": 1, "failed": 0}
     assert [prompt.video for prompt in run.topology.pool.asked] == [one]
     assert path.read_bytes().startswith(before) and len(path.read_bytes().splitlines()) == 3
-    assert all(len(answers) == 2 for answers in sample.by_prompt(config, datasets.prompts(run, "few.jsonl")).values())
+    assert all(
+        len(answers) == 2 for answers in sample.answers_by_prompt(config, datasets.prompts(run, "few.jsonl")).values()
+    )
     config, run = scripted(lambda prompt: pytest.fail("asked again"), "candidates.per_model=2")
     assert sample.sample(config, run) == {"made": 0, "retried": 0, "there": 2, "failed": 0}
 
@@ -288,10 +290,10 @@ def test_a_row_names_every_sampling_option_and_a_change_of_any_is_noticed(script
         **{"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_tokens": 256, "truncate_at": []},
         **{"per_model": 4, "run_seed": 0, "video": {"num_frames": 8, "height": None, "width": None}},
     }
-    changed = sample.sampled_with(config).model_copy(update={"top_k": 5})  # as if the default were another one
-    monkeypatch.setattr(sample, "sampled_with", lambda config: changed)
+    changed = sample.sampling_options(config).model_copy(update={"top_k": 5})  # as if the default were another one
+    monkeypatch.setattr(sample, "sampling_options", lambda config: changed)
     with pytest.raises(ContractError, match="top_k"):
-        sample.check_options(config, store)
+        sample.check_sampling(config, store)
 
 
 def test_pairs_say_how_both_answers_were_sampled_and_may_be_parquet(scripted):
@@ -299,11 +301,11 @@ def test_pairs_say_how_both_answers_were_sampled_and_may_be_parquet(scripted):
     overrides = ("label.judge={path: 'opinions:longer'}", "label.context=none", "pairs.lengths=off")
     config, run = scripted(None, *overrides, "data.pairs={run}/made.parquet", "candidates.per_model=2")
     path = datasets.data_path(config, config.data.candidates)
-    base, sampled = config.candidates.models[0], sample.sampling_of(config)
+    base, sampled = config.candidates.models[0], sample.sampling_record(config)
     who = {"model": base, "fingerprint": sample.ModelDir(base).fingerprint, "seed": 7, "sampling": sampled}
     asked = datasets.prompts(run, "few.jsonl")
     rows = [
-        {"prompt_id": p.prompt_id, "asked": sample.asked_of(p), **who, "answers": ["short", f"a longer one {n}"]}
+        {"prompt_id": p.prompt_id, "asked": sample.prompt_hash(p), **who, "answers": ["short", f"a longer one {n}"]}
         for n, p in enumerate(asked)
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -335,8 +337,8 @@ def test_origins_follow_the_order_of_the_models(scripted, world):
         for model, seed, answers in (("hub/two", 2, ["c"]), ("hub/one", 1, ["a", "b"]))
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert sample.by_prompt(config, asked)[asked[0].prompt_id] == ["a", "b", "c"]
-    told = sample.origins(config, asked)[asked[0].prompt_id]
+    assert sample.answers_by_prompt(config, asked)[asked[0].prompt_id] == ["a", "b", "c"]
+    told = sample.answer_origins(config, asked)[asked[0].prompt_id]
     assert [(one["model"], one["seed"], one["index"]) for one in told] == [
         *[("hub/one", 1, 0), ("hub/one", 1, 1), ("hub/two", 2, 0)]
     ]
@@ -367,16 +369,16 @@ def test_scores_go_by_what_a_video_shows_not_by_where_it_lies(scripted, monkeypa
     root = Path(config.data.root)
     shutil.copy(root / one, root / "copy.mp4")
     pool = Lengths()
-    monkeypatch.setattr(score, "started", lambda config, run, path: pool)
+    monkeypatch.setattr(score, "start_reward_actors", lambda config, run, path: pool)
     run.topology.stop_rewards = lambda: None
     records = [Preference(name, "q", "a", "b", video=name) for name in (one, "copy.mp4", other, "gone.mp4")]
 
     def filled(store):
-        job = score.Job(
-            Model("rm", "f" * 16, ("overall",)), lambda record: (), score.frames_of(run), reads_captions=True
+        job = score.ScoringJob(
+            Model("rm", "f" * 16, ("overall",)), lambda record: (), score.frame_hashes(run), reads_captions=True
         )
         pool.asked.clear()
-        score.fill(config, run, job, records, store, len(records))
+        score.fill_scores(config, run, job, records, store, len(records))
         assert job.without_context == len(records)
         return [(answer.prompt.video, answer.response) for answer in pool.asked]
 
@@ -415,12 +417,12 @@ def test_frames_that_a_row_lists(scripted, caplog):
     assert {record.video for record in agreement.read(config, run)[0]} == set(captioned)
     assert [row.pair_id for row in datasets.pairs(run, "pairs.jsonl")] == ["all"]
     assert "2 frames differ" in caplog.text and "--media DIR" in caplog.text
-    assert [record.pair_id for record in score.records(config, root / "pairs.jsonl")] == ["all"]
-    surveyed = score.survey(config, root / "pairs.jsonl")
+    assert [record.pair_id for record in score.valid_records(config, root / "pairs.jsonl")] == ["all"]
+    surveyed = score.survey_file(config, root / "pairs.jsonl")
     assert surveyed.counts == {"kept": 1, "frames differ": 2}
     strict, _ = scripted(None, "data.strict=true")
     with pytest.raises(DataError, match="2 frames differ"):
-        score.survey(strict, root / "pairs.jsonl")
+        score.survey_file(strict, root / "pairs.jsonl")
 
 
 def test_images_inside_a_file_of_pairs_are_captioned(scripted):
@@ -480,7 +482,7 @@ def test_a_pair_record_of_one_origin_only(extra):
     origin = SimpleNamespace(prompt_id="p", sample_index=0, answer="a", score=1.0)
     other = SimpleNamespace(prompt_id="p", sample_index=1, answer="b", score=0.0)
     prompt = SimpleNamespace(video="v.mp4", question="q", captions=(), extra=extra)
-    made = pairs.record(
+    made = pairs.pair_record(
         SimpleNamespace(chosen=origin, rejected=other, margin=1.0),
         SimpleNamespace(prompt=prompt),
         {"model": "j", "kind": "k"},

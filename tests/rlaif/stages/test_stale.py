@@ -41,7 +41,7 @@ def row(model, text, asked=ASKED, **more):
     return {
         "model": model,
         "fingerprint": ModelDir(model).fingerprint,
-        "asked": sample.asked_of(asked),
+        "asked": sample.prompt_digest(asked),
         "answers": [text],
         **more,
     }
@@ -57,38 +57,38 @@ def test_answers_of_other_models_weights_or_questions_are_not_judged(config, wor
         row(base, "of other weights") | {"fingerprint": "0" * 16},
         row(base, "of another model") | {"fingerprint": "1" * 16, "model": "elsewhere"},
     )
-    assert sample.by_prompt(config, [ASKED]) == {"p": ["good"]}
+    assert sample.answers_by_prompt(config, [ASKED]) == {"p": ["good"]}
     assert "3 rows" in caplog.text
-    assert sample.by_prompt(config, [other]) == {"p": ["of another question"]}
+    assert sample.answers_by_prompt(config, [other]) == {"p": ["of another question"]}
 
 
 def test_answers_without_an_origin_are_the_users_own(config):
     answers(config, {"answers": ["mine", "mine too"]})
-    assert sample.by_prompt(config, [ASKED]) == {"p": ["mine", "mine too"]}
+    assert sample.answers_by_prompt(config, [ASKED]) == {"p": ["mine", "mine too"]}
 
 
 def test_answers_sampled_in_another_way_are_not_added_to(config):
-    answers(config, row("m", "a", sampling=sample.sampling_of(config) | {"per_model": 9}))
+    answers(config, row("m", "a", sampling=sample.sampling_record(config) | {"per_model": 9}))
     with pytest.raises(ContractError, match="per_model.*9"):
-        sample.check_options(config, sample.open_candidates(config))
-    answers(config, row("m", "a", sampling=sample.sampling_of(config)))
-    sample.check_options(config, sample.open_candidates(config))
+        sample.check_sampling(config, sample.open_candidates(config))
+    answers(config, row("m", "a", sampling=sample.sampling_record(config)))
+    sample.check_sampling(config, sample.open_candidates(config))
 
 
 def test_a_judge_may_see_other_frames_than_who_answered(config):
     """What is there is judged; what would be added was answered by what saw less, or more."""
     base = config.candidates.models[0]
-    answers(config, row(base, "seen", sampling=sample.sampling_of(config)))
+    answers(config, row(base, "seen", sampling=sample.sampling_record(config)))
     other = config.model_copy(update={"video": config.video.model_copy(update={"num_frames": 16})})
-    assert sample.by_prompt(other, [ASKED]) == {"p": ["seen"]}
+    assert sample.answers_by_prompt(other, [ASKED]) == {"p": ["seen"]}
     with pytest.raises(ContractError, match="'num_frames': 16"):
-        sample.check_options(other, sample.open_candidates(other))
+        sample.check_sampling(other, sample.open_candidates(other))
 
 
 def test_a_file_whose_answers_are_all_of_others_says_so(config):
     answers(config, row(config.candidates.models[0], "of another file", replace(ASKED, video_sha256="f" * 64)))
     with pytest.raises(DataError, match="1 of other models, weights, questions or video files"):
-        sample.by_prompt(config, [ASKED])
+        sample.answers_by_prompt(config, [ASKED])
 
 
 def told(number, text, **more):
@@ -116,28 +116,28 @@ def test_captions_of_other_weights_or_prompts_are_named_before_any_is_added(conf
     own = {"captioner": ModelDir(config.caption.model).fingerprint, "version": caption.version(config.caption)}
     path = datasets.data_path(config, config.data.captions).with_name("other-captions.jsonl")
     write(path, told(1, "a", **own))
-    caption.check_kind(config, datasets.open_captions(path))
+    caption.check_captioner(config, datasets.open_captions(path))
     for other in ({"captioner": "0" * 16}, {"version": "0"}):
         write(path, told(1, "a", **own | other))
         with pytest.raises(ContractError, match=r"data\.captions"):
-            caption.check_kind(config, datasets.open_captions(path))
+            caption.check_captioner(config, datasets.open_captions(path))
 
 
 def test_preferences_of_another_origin_are_not_replaced(tmp_path):
     path = tmp_path / "pairs.jsonl"
-    pairs.check_target(path)
+    pairs.check_pair_target(path)
     write(path, {"pair_id": "1", "question": "q", "chosen": "a", "rejected": "b"})
     with pytest.raises(ConfigError, match="another origin"):
-        pairs.check_target(path)
+        pairs.check_pair_target(path)
     row = {"pair_id": "1", "question": "q", "chosen": "a", "rejected": "b"}
     told = {"model": "m", "kind": "k"}
     for judge in (told, json.dumps(told)):
         write(path, row | {"judge": judge})
-        pairs.check_target(path)
+        pairs.check_pair_target(path)
     for other in ({"judge": {"model": "m"}}, {"judge": "a model"}, {"judge": told, "scores": [{"value": 1.0}]}):
         write(path, row | other)
         with pytest.raises(ConfigError, match="another origin"):
-            pairs.check_target(path)
+            pairs.check_pair_target(path)
 
 
 def test_rows_keep_their_own_captions_where_the_captioner_has_none(config):
@@ -189,20 +189,20 @@ def test_the_context_studys_files_and_steps_are_its_own(config):
             "reward": config.reward.model_copy(update={"epochs": 3}),
         }
     )
-    cell = context_study.variant(odd, 1, "none")
+    cell = context_study.cell_config(odd, 1, "none")
     assert reward.steps_of(cell.reward, 1000) == 7
-    outside = context_study.held_out(cell)
+    outside = context_study.outside_config(cell)
     assert Path(outside.data.labels).parent == Path(cell.data.labels).parent
     assert len({outside.data.labels, cell.data.labels, outside.data.candidates, cell.data.candidates}) == 4
 
 
 def test_some_video_is_held_out_and_the_margin_is_of_the_method(config):
-    assert len(pairs.held_out(config, ["a", "b", "c"])) >= 1
+    assert len(pairs.held_out_videos(config, ["a", "b", "c"])) >= 1
     for method, margin in pairs.MARGIN.items():
         changed = config.model_copy(update={"label": config.label.model_copy(update={"method": method})})
-        assert pairs.options_of(changed).margin == margin
+        assert pairs.pair_options(changed).margin == margin
     changed = config.model_copy(update={"pairs": config.pairs.model_copy(update={"margin": 0.0})})
-    assert pairs.options_of(changed).margin == 0
+    assert pairs.pair_options(changed).margin == 0
 
 
 def test_a_prompt_in_two_files_is_one_and_two_prompts_of_one_id_are_an_error(monkeypatch):
@@ -221,7 +221,7 @@ def test_an_earlier_demos_feedback_and_pairs_get_another_name(make_config, tmp_p
     for _ in range(2):
         write(folder / "feedback" / "labels.jsonl", {})
         write(folder / "data" / "pairs.jsonl", {})
-        demo.set_aside(config)
+        demo.set_aside_feedback(config)
     assert sorted(path.name for path in folder.iterdir()) == ["data", "feedback.1", "feedback.2"]
     assert sorted(path.name for path in (folder / "data").iterdir()) == ["pairs.jsonl.1", "pairs.jsonl.2"]
     assert own.exists()
