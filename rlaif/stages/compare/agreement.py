@@ -1,11 +1,12 @@
-"""How often a reward model or a judge prefers what a file of preferences prefers: `rlaif eval agreement CONFIG`."""
+"""`rlaif eval agreement CONFIG`: how often a reward model or a judge prefers what a file of preferences prefers."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from rlaif.config.schema import Config
 from rlaif.config.section import Function
@@ -27,14 +28,28 @@ from rlaif.stages.run.run import Run
 log = logging.getLogger(__name__)
 
 Margin = Callable[[str], float | None]
-"""By dimension: above 0 where the chosen answer is judged better, 0 for a tie, None without a verdict."""
+"""Takes a dimension; returns above 0 if the chosen answer is judged better, 0 for a tie, None without a verdict."""
+
+
+@dataclass(frozen=True)
+class PairVerdicts:
+    """The verdicts of a reward model or a judge on every pair."""
+
+    name: str
+    margins: list[Margin]
+    """One per pair."""
+    masked: dict[str, int]
+    """Reasons of missing verdicts, with counts."""
+    usage: dict
+    """What a server spent; empty for others."""
 
 
 def agreement(config: Config, run: Run) -> dict:
-    """Overall, by dimension and by prompt type, with 95 % intervals; `eval/agreement.json` too.
+    """Compute agreement overall, by dimension and by prompt type, with 95 % intervals; `eval/agreement.json` holds it too.
 
-    Raises ConfigError without `data.pairs_eval`, DataError where no pair of the file can be used or it lacks a dimension
-    of `agreement.dimensions`.
+    Raises:
+        ConfigError: without `data.pairs_eval`.
+        DataError: if no pair of the file can be used, or if the file lacks a dimension of `agreement.dimensions`.
     """
     if config.data.pairs_eval is None:
         raise ConfigError(
@@ -45,88 +60,104 @@ def agreement(config: Config, run: Run) -> dict:
     records, report = read(config, run)
     check_dimensions(config, records)
     measure = {"reward": reward_margins, "judge": judge_margins}[config.agreement.by]
-    name, margins, masked, spent = measure(config, run, records)
-    found = {
+    verdicts = measure(config, run, records)
+    result = {
         "command": typed_command(),
-        "by": name,
+        "by": verdicts.name,
         "file": report.path,
         "rows": report.counts,
-        "masked": masked,
-        **spent,
-        **rates_by_group(records, margins, config.agreement.dimensions),
+        "masked": verdicts.masked,
+        **verdicts.usage,
+        **rates_by_group(records, verdicts.margins, config.agreement.dimensions),
     }
-    if masked:
-        log.warning("%d of %d pairs have no verdict: %s", found["overall"]["no_verdict"], len(records), masked)
-    run.directory.write_eval("agreement", found)
-    return found
+    if verdicts.masked:
+        missing = result["overall"]["no_verdict"]
+        log.warning("%d of %d pairs have no verdict: %s", missing, len(records), verdicts.masked)
+    run.directory.write_eval("agreement", result)
+    return result
 
 
 def check_dimensions(config: Config, records: Sequence[Preference]) -> None:
-    there = sorted({name for record in records for name in record.signs})
-    if missing := [name for name in config.agreement.dimensions if name not in there]:
+    """Raise DataError if no pair is compared in one of `agreement.dimensions`."""
+    present: set[str] = set()
+    for record in records:
+        present.update(record.signs)
+    missing = [name for name in config.agreement.dimensions if name not in present]
+    if missing:
         raise DataError(
             f"pairs that are compared in {', '.join(missing)} in {config.data.pairs_eval}",
-            f"the dimensions {', '.join(there)}",
+            f"the dimensions {', '.join(sorted(present))}",
             "Correct agreement.dimensions",
         )
 
 
 def rates_by_group(records: Sequence[Preference], margins: Sequence[Margin], dimensions: Sequence[str] = ()) -> dict:
-    """`overall` and `prompt_type` count every pair once, in its own dimension; `dimension` in all that it is compared in."""
+    """Return the rates of `overall`, of each `prompt_type` and of each `dimension`.
+
+    The first two count every pair once, in its own dimension; the last counts it in all dimensions that it is compared in.
+    `dimensions` limits which of them are returned.
+    """
     own, further = [], []
     for record, margin in zip(records, margins, strict=True):
-        for one in compared_dimensions(record, margin):
-            (own if one.dimension == record.dimension else further).append(one)
-    found = rates.agreement(own)
+        for pair in compared_dimensions(record, margin):
+            group = own if pair.dimension == record.dimension else further
+            group.append(pair)
+    result = rates.agreement(own)
     by_dimension = rates.agreement(own + further)["dimension"]
-    kept = {name: rate for name, rate in by_dimension.items() if not dimensions or name in dimensions}
-    return found | {"dimension": kept}
+    if dimensions:
+        by_dimension = {name: rate for name, rate in by_dimension.items() if name in dimensions}
+    return result | {"dimension": by_dimension}
 
 
 def compared_dimensions(record: Preference, margin: Margin) -> Iterator[Compared]:
-    """The record in its own dimension and in every further one, as both sides see it."""
+    """Yield the record in its own dimension and in every further one, with the opinions of both sides."""
     for dimension, sign in record.signs.items():
         yield Compared(margin(dimension), sign, dimension, pair_prompt_type(record))
 
 
 def pair_prompt_type(record: Preference) -> str:
+    """Return the group of prompts that a pair belongs to."""
     fields = {"safety": record.safety, "provenance": record.provenance}
     return rates.prompt_type(record.native.get("rlaif", {}) | fields)
 
 
-# -- who is compared
-
-Measured = tuple[str, list[Margin], dict[str, int], dict]
-"""Name, a margin per record, why some have none, and what a server took."""
+# -- the side that is compared with the preferences
 
 
-def reward_margins(config: Config, run: Run, records: Sequence[Preference]) -> Measured:
-    """Score differences of `ppo.reward`; in a dimension that is one of the score's parts, the difference of that part.
+def reward_margins(config: Config, run: Run, records: Sequence[Preference]) -> PairVerdicts:
+    """Return the score differences of `ppo.reward`; in a dimension that is a part of the score, that part's difference.
 
     A candidate that is a video is scored as `rlaif reward` reads it: with an empty answer.
     """
     reward = config.ppo.reward
     name = reward if isinstance(reward, str) else reward.path
-    asked = [_sides(record) for record in records]
-    found = iter(reward_answers(config, run, [side for sides in asked for side in sides]))
-    scores = [[score for _ in sides for score in next(found)] for sides in asked]
-    masked = Counter(one.reason for pair in scores for one in pair if isinstance(one, Masked))
-    return name, [_score_margin(*pair) for pair in scores], dict(masked), {}
+    sides = [_sides(record) for record in records]
+    scores = iter(reward_answers(config, run, list(itertools.chain.from_iterable(sides))))
+    margins = []
+    masked: Counter[str] = Counter()
+    for of_record in sides:
+        # Two texts are two answers to one prompt; two videos are two prompts with one answer each.
+        own = itertools.islice(scores, len(of_record))
+        chosen, rejected = itertools.chain.from_iterable(own)
+        margins.append(_score_margin(chosen, rejected))
+        masked.update(score.reason for score in (chosen, rejected) if isinstance(score, Masked))
+    return PairVerdicts(name, margins, dict(masked), {})
 
 
 def _sides(record: Preference) -> list[tuple[Prompt, tuple[str, ...]]]:
-    """Two answers to one prompt, or one prompt for each of two videos."""
+    """Return two answers to one prompt, or one prompt for each of two videos."""
     prompt = _prompt(record)
     if not record.chosen_video:
         return [(prompt, (record.chosen, record.rejected))]
-    return [
-        (replace(prompt, prompt_id=f"{record.pair_id}\n{side}", video=video), (getattr(record, side),))
-        for side, video in zip(SIDES, _candidates(record), strict=True)
-    ]
+    sides = []
+    for side, video in zip(SIDES, _candidates(record), strict=True):
+        own = replace(prompt, prompt_id=f"{record.pair_id}\n{side}", video=video)
+        sides.append((own, (getattr(record, side),)))
+    return sides
 
 
 def _candidates(record: Preference) -> tuple[str, str]:
-    """The videos that are compared, the chosen one first."""
+    """Return the videos that are compared, the chosen one first."""
     return record.chosen_video or "", record.rejected_video or ""
 
 
@@ -134,42 +165,54 @@ def _score_margin(chosen: Outcome, rejected: Outcome) -> Margin:
     def margin(dimension: str) -> float | None:
         if isinstance(chosen, Masked) or isinstance(rejected, Masked):
             return None
-        a, b = (one.parts.get(dimension, one.value) for one in (chosen, rejected))
-        return a - b
+        better = chosen.parts.get(dimension, chosen.value)
+        return better - rejected.parts.get(dimension, rejected.value)
 
     return margin
 
 
-def judge_margins(config: Config, run: Run, records: Sequence[Preference]) -> Measured:
-    """Labels of `label.judge` on the two candidates of each pair; a judge has one opinion, whatever the dimension.
+def judge_margins(config: Config, run: Run, records: Sequence[Preference]) -> PairVerdicts:
+    """Return the label differences of `label.judge` between the candidates; a judge has one opinion for all dimensions.
 
-    Two videos are shown side by side (`pairwise`), or each is asked about the claims of the text it was made from.
+    Two videos are shown side by side (`pairwise`), or the judge is asked about each with the claims of the text that it was
+    made from.
     """
     check_judge_sees_videos(config, records)
-    by_claims = config.label.method == "claims"
-    texts = [(_prompt(record), (record.chosen, record.rejected)) for record in records if not record.chosen_video]
-    answers = iter(cases_of(config, texts))
-    videos = claim_cases(config, run, records) if by_claims else {}
-    cases = []
-    for record in records:
-        if not record.chosen_video:
-            cases.append((next(answers),))
-        elif by_claims:
-            cases.append(tuple(videos[video, record.question] for video in _candidates(record)))
-        else:
-            prompt = replace(_prompt(record), video="")
-            cases.append((Case(prompt, _candidates(record), (), config.agreement.videos_prompt),))
-    cases = [tuple(_seen(run, case) for case in of_record) for of_record in cases]
-    unique = {case.key: case for of_record in cases for case in of_record}
+    cases = _record_cases(config, run, records)
+    unique = {case.key: case for case in itertools.chain.from_iterable(cases)}
     name, rows, spent = judge_cases(config, run, list(unique.values()), "agreement")
     by_key = dict(zip(unique, rows, strict=True))
-    found = [[by_key[case.key] for case in of_record] for of_record in cases]
-    masked = Counter(reason for row in rows for reason in masked_reasons(row))
-    return name, [_label_margin(of_record) for of_record in found], dict(masked), server_usage(config, rows, spent)
+    margins = []
+    for of_record in cases:
+        margins.append(_label_margin([by_key[case.key] for case in of_record]))
+    masked: Counter[str] = Counter()
+    for row in rows:
+        masked.update(masked_reasons(row))
+    return PairVerdicts(name, margins, dict(masked), server_usage(config, rows, spent))
+
+
+def _record_cases(config: Config, run: Run, records: Sequence[Preference]) -> list[list[Case]]:
+    """Return what the judge reads of each record: one case, or one per video if it is asked about claims."""
+    by_claims = config.label.method == "claims"
+    texts = [(_prompt(record), (record.chosen, record.rejected)) for record in records if not record.chosen_video]
+    text_cases = iter(cases_of(config, texts))
+    video_cases = claim_cases(config, run, records) if by_claims else {}
+    cases = []
+    for record in records:
+        videos = _candidates(record)
+        if not record.chosen_video:
+            own = [next(text_cases)]
+        elif by_claims:
+            own = [video_cases[video, record.question] for video in videos]
+        else:
+            prompt = replace(_prompt(record), video="")
+            own = [Case(prompt, videos, (), config.agreement.videos_prompt)]
+        cases.append([_with_contents(run, case) for case in own])
+    return cases
 
 
 def check_judge_sees_videos(config: Config, records: Sequence[Preference]) -> None:
-    """Raises ConfigError where the judge could not see videos that are compared, before it is asked anything."""
+    """Raise ConfigError if the judge could not see videos that are compared, before it is asked anything."""
     label, videos = config.label, sum(bool(record.chosen_video) for record in records)
     if not videos or isinstance(label.judge, Function):
         return
@@ -185,31 +228,37 @@ def check_judge_sees_videos(config: Config, records: Sequence[Preference]) -> No
             f"{label.judge}, a model on the rollout actors, which read one",
             "Set label.method=claims, which asks about each video by itself, label.judge to a server, or agreement.by=reward",
         )
-    if (images := 2 * frames_shown(config)) > label.judge.max_images:
+    images = 2 * frames_shown(config)
+    if images > label.judge.max_images:
         raise ConfigError(
             f"at most {label.judge.max_images} images in a question (label.judge.max_images)",
             f"{images}: two videos of {frames_shown(config)} frames each",
-            "Raise it (and the server's own limit), or lower label.num_frames (if it is null, video.num_frames)",
+            "Raise label.judge.max_images (and the server's own limit), or lower label.num_frames "
+            "(if it is null, video.num_frames)",
         )
 
 
 def claim_cases(config: Config, run: Run, records: Sequence[Preference]) -> dict[tuple[str, str], Case]:
-    """By (video, text): a case whose one answer is the text, so that its claims are asked about the video."""
-    compared = [record for record in records if record.chosen_video]
-    wanted = {(video, record.question): None for record in compared for video in _candidates(record)}
-    prompts = datasets.captioned(run, [Prompt(video, video, text) for video, text in wanted])
+    """Return, by (video, text), a case whose only answer is the text: its claims are asked about the video."""
+    keys: dict[tuple[str, str], None] = {}
+    for record in records:
+        if record.chosen_video:
+            keys |= dict.fromkeys((video, record.question) for video in _candidates(record))
+    prompts = datasets.captioned(run, [Prompt(video, video, text) for video, text in keys])
     cases = cases_of(config, [(prompt, (prompt.question,)) for prompt in prompts])
-    return dict(zip(wanted, cases, strict=True))
+    return dict(zip(keys, cases, strict=True))
 
 
-def _seen(run: Run, case: Case) -> Case:
-    """The case with what its video's name stands for, or both names where two are compared."""
-    videos, contents = case.answers if case.videos_prompt else (case.prompt.video,), datasets.contents_of(run)
-    return replace(case, prompt=replace(case.prompt, video_sha256=" ".join(map(contents, videos)).strip()))
+def _with_contents(run: Run, case: Case) -> Case:
+    """Return the case with the hash of its video's file, or of both files if two videos are compared."""
+    videos = case.answers if case.videos_prompt else (case.prompt.video,)
+    hashes = " ".join(map(datasets.contents_of(run), videos)).strip()
+    return replace(case, prompt=replace(case.prompt, video_sha256=hashes))
 
 
 def _label_margin(rows: Sequence[dict]) -> Margin:
-    chosen, rejected = (score.get("score") for row in rows for score in row["scores"])
+    scores = itertools.chain.from_iterable(row["scores"] for row in rows)
+    chosen, rejected = (score.get("score") for score in scores)
     value = None if chosen is None or rejected is None else chosen - rejected
     return lambda dimension: value
 
@@ -223,7 +272,7 @@ def _prompt(record: Preference) -> Prompt:
 
 
 def agreement_table(found: dict) -> str:
-    """A line per group as a Markdown table."""
+    """Return a Markdown table with a line per group."""
     groups = [("overall", found["overall"]), *rates.groups(found)]
     lines = [f"agreement of {found['by']} with {found['file']}", ""]
     lines += ["| | agreement | 95 % interval | pairs | ties | no verdict |", "|---|---|---|---|---|---|"]

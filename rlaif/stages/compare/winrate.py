@@ -1,4 +1,4 @@
-"""Whose answers win? `rlaif eval winrate CONFIG`: models against each other on the answers that `rlaif sample` made."""
+"""`rlaif eval winrate CONFIG`: which model's answers win, on the answers that `rlaif sample` made."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rlaif.config.schema import Config
@@ -16,7 +17,7 @@ from rlaif.evaluation.winrate_svg import svg
 from rlaif.io.rundir import typed_command
 from rlaif.models.check import require_model
 from rlaif.models.model_dir import ModelDir
-from rlaif.records import Masked, Prompt
+from rlaif.records import Masked, Outcome, Prompt
 from rlaif.stages.feedback.ask_reward import apply_reward_weights, judge_cases, require_reward, reward_answers
 from rlaif.stages.feedback.judge_inputs import Case, cases_of, masked_reasons
 from rlaif.stages.feedback.label_report import server_usage
@@ -27,17 +28,29 @@ from rlaif.stages.run.run import Run
 log = logging.getLogger(__name__)
 
 Answers = Mapping[str, Mapping[str, str]]
-"""prompt_id -> model's name -> its answer, as far as there is one."""
-Measured = tuple[str, WinRates, dict[str, int], dict]
-"""Who decided, the matrices, why answers have no verdict, and what a server took."""
+"""By prompt_id: the answer of each model that has one, by the model's name."""
+
+
+@dataclass(frozen=True)
+class WinVerdicts:
+    """The verdicts of a reward model or a judge on the models' answers."""
+
+    name: str
+    rates: WinRates
+    masked: dict[str, int]
+    """Reasons of missing verdicts, with counts."""
+    usage: dict
+    """What a server spent; empty for others."""
 
 
 def winrate(config: Config, run: Run) -> dict:
-    """The win matrix (wins + its transpose = 1, diagonal 1/2) overall, by dimension and by prompt type, as
-    `eval/winrate.json` and `eval/winrate.svg`.
+    """Compute the win matrix (wins + its transpose = 1, diagonal 1/2) overall, by dimension and by prompt type.
 
-    Each model enters with its first answer to a prompt. Raises ConfigError for less than two models, DataError for a model
-    that has no answers, or where no two models have answered the same prompt.
+    Each model takes part with its first answer to a prompt. Writes `eval/winrate.json` and `eval/winrate.svg`.
+
+    Raises:
+        ConfigError: for less than two models.
+        DataError: for a model without answers, or if no two models have answered the same prompt.
     """
     names = compared_models(config)
     if config.winrate.by == "reward":
@@ -45,25 +58,28 @@ def winrate(config: Config, run: Run) -> dict:
     files = config.winrate.prompts or config.candidates.prompts
     prompts = datasets.prompts_of(run, files)
     answers = first_answers(config, names, prompts)
-    asked = [prompt for prompt in prompts if len(answers[prompt.prompt_id]) > 1]
-    if not asked:
+    shared = [prompt for prompt in prompts if len(answers[prompt.prompt_id]) > 1]
+    if not shared:
         raise DataError(
             "prompts that two of the models have answered", "none", "Run `rlaif sample` for the same prompts"
         )
     measure = {"reward": rates_by_reward, "judge": rates_by_judge}[config.winrate.by]
-    name, rates, masked, spent = measure(config, run, asked, answers, list(names))
-    found = {"command": typed_command(), "by": name, **rates.to_json(), "paths": dict(names), "masked": masked, **spent}
-    found["unanswered"] = {one: sum(one not in answers[prompt.prompt_id] for prompt in prompts) for one in names}
-    if masked or any(found["unanswered"].values()):
-        log.warning("prompts without an answer: %s; answers without a verdict: %s", found["unanswered"], masked)
+    verdicts = measure(config, run, shared, answers, list(names))
+    rates, masked = verdicts.rates, verdicts.masked
+    found = {"command": typed_command(), "by": verdicts.name, **rates.to_json()}
+    found |= {"paths": dict(names), "masked": masked, **verdicts.usage}
+    unanswered = {name: sum(name not in answers[prompt.prompt_id] for prompt in prompts) for name in names}
+    found["unanswered"] = unanswered
+    if masked or any(unanswered.values()):
+        log.warning("prompts without an answer: %s; answers without a verdict: %s", unanswered, masked)
     run.directory.write_eval("winrate", found)
     run.directory.write_text("eval/winrate.svg", svg({"overall": rates.overall, **dict(groups(vars(rates)))}))
     return found
 
 
 def compared_models(config: Config) -> dict[str, str]:
-    """Model by the name it is shown with."""
-    named = config.winrate.models or _named(config.candidates.models)
+    """Return the paths of the models by the names they are shown with."""
+    named = config.winrate.models or _short_names(config.candidates.models)
     if len(named) < 2:
         raise ConfigError(
             "two models or more to compare",
@@ -75,29 +91,42 @@ def compared_models(config: Config) -> dict[str, str]:
     return dict(named)
 
 
-def _named(models: Sequence[str]) -> dict[str, str]:
-    """The shortest ends of the paths that tell the models apart."""
-    parts = [Path(model).parts for model in dict.fromkeys(models)]
+def _short_names(models: Sequence[str]) -> dict[str, str]:
+    """Name the models by the shortest ends of their paths that tell them apart."""
+    distinct = list(dict.fromkeys(models))
+    parts = [Path(model).parts for model in distinct]
+    names: list[str] = []
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-length:]).lstrip("/") for part in parts]
         if len(set(names)) == len(names):
             break
-    return dict(zip(names, dict.fromkeys(models), strict=True))
+    return dict(zip(names, distinct, strict=True))
 
 
 def first_answers(config: Config, names: Mapping[str, str], prompts: Sequence[Prompt]) -> dict[str, dict[str, str]]:
-    """What each model answered first. Raises DataError for a model without any answer, naming it."""
-    store, wanted = open_candidates(config), {prompt.prompt_id: prompt_digest(prompt) for prompt in prompts}
-    by_print = {ModelDir(model).fingerprint: name for name, model in names.items()}
-    if len(by_print) < len(names):
+    """Return each model's first answer to each prompt.
+
+    Raises:
+        ConfigError: if two of the models have the same weights.
+        DataError: if a model has no answer to any of the prompts.
+    """
+    store = open_candidates(config)
+    digests = {prompt.prompt_id: prompt_digest(prompt) for prompt in prompts}
+    by_fingerprint = {ModelDir(model).fingerprint: name for name, model in names.items()}
+    if len(by_fingerprint) < len(names):
         raise ConfigError("models that differ", f"the same weights twice in {dict(names)}", "Correct winrate.models")
-    answers: dict[str, dict[str, str]] = {prompt_id: {} for prompt_id in wanted}
+    answers: dict[str, dict[str, str]] = {prompt_id: {} for prompt_id in digests}
+    counts: Counter[str] = Counter()
     for row in store.rows():
-        own = row.get("asked") in (None, wanted.get(row["prompt_id"]))
-        if row["prompt_id"] in wanted and own and row.get("fingerprint") in by_print and row.get("answers"):
-            answers[row["prompt_id"]][by_print[row["fingerprint"]]] = row["answers"][0]
-    count = Counter(name for of_prompt in answers.values() for name in of_prompt)
-    if silent := [f"{name} ({model})" for name, model in names.items() if not count[name]]:
+        prompt_id, name = row["prompt_id"], by_fingerprint.get(row.get("fingerprint"))
+        if prompt_id not in digests or name is None or not row.get("answers"):
+            continue
+        # Rows without `asked` are from a user, who may leave it out.
+        if row.get("asked") in (None, digests[prompt_id]):
+            answers[prompt_id][name] = row["answers"][0]
+            counts[name] += 1
+    silent = [f"{name} ({model})" for name, model in names.items() if not counts[name]]
+    if silent:
         raise DataError(
             f"answers of every model in {store.path}",
             f"none of {', '.join(silent)} to the {len(prompts)} prompts",
@@ -108,75 +137,88 @@ def first_answers(config: Config, names: Mapping[str, str], prompts: Sequence[Pr
 
 def rates_by_reward(
     config: Config, run: Run, prompts: Sequence[Prompt], answers: Answers, names: Sequence[str]
-) -> Measured:
-    """By the scores of `ppo.reward`, and by dimension by their parts."""
-    told = [_present(answers, prompt, names) for prompt in prompts]
-    asked = [(prompt, list(texts.values())) for prompt, texts in zip(prompts, told, strict=True)]
-    found = reward_answers(config, run, asked)
-    totals = apply_reward_weights(config, found)
-    by_prompt = [
-        {
-            prompt.prompt_id: dict(zip(texts, outcomes, strict=True))
-            for prompt, texts, outcomes in zip(prompts, told, said, strict=True)
-        }
-        for said in (found, totals)
-    ]
-    masked = Counter(one.reason for part in totals for one in part if isinstance(one, Masked))
+) -> WinVerdicts:
+    """Return the win rates by the scores of `ppo.reward`, and by dimension by the parts of the scores."""
+    present = [_present(answers, prompt, names) for prompt in prompts]
+    asked = []
+    for prompt, texts in zip(prompts, present, strict=True):
+        asked.append((prompt, list(texts.values())))
+    parts = reward_answers(config, run, asked)
+    totals = apply_reward_weights(config, parts)
+    masked: Counter[str] = Counter()
+    for of_prompt in totals:
+        masked.update(outcome.reason for outcome in of_prompt if isinstance(outcome, Masked))
     reward = config.ppo.reward
     name = reward if isinstance(reward, str) else reward.path
-    return name, outcome_rates(*by_prompt, names, _types(prompts)), dict(masked), {}
+    of_parts, of_totals = (_by_name(prompts, present, outcomes) for outcomes in (parts, totals))
+    rates = outcome_rates(of_parts, of_totals, names, _prompt_types(prompts))
+    return WinVerdicts(name, rates, dict(masked), {})
+
+
+def _by_name(
+    prompts: Sequence[Prompt], present: Sequence[Mapping[str, str]], outcomes: Sequence[Sequence[Outcome]]
+) -> dict[str, dict[str, Outcome]]:
+    """Return the outcomes by prompt_id and by model's name."""
+    result = {}
+    for prompt, texts, of_prompt in zip(prompts, present, outcomes, strict=True):
+        result[prompt.prompt_id] = dict(zip(texts, of_prompt, strict=True))
+    return result
 
 
 def _present(answers: Answers, prompt: Prompt, names: Sequence[str]) -> dict[str, str]:
-    """The answers to a prompt, in the order of the names."""
-    given = answers[prompt.prompt_id]
-    return {name: given[name] for name in names if name in given}
+    """Return the answers to a prompt, in the order of the names."""
+    own = answers[prompt.prompt_id]
+    return {name: own[name] for name in names if name in own}
 
 
-def _types(prompts: Sequence[Prompt]) -> dict[str, str]:
+def _prompt_types(prompts: Sequence[Prompt]) -> dict[str, str]:
     return {prompt.prompt_id: prompt_type(prompt.extra) for prompt in prompts}
 
 
 def rates_by_judge(
     config: Config, run: Run, prompts: Sequence[Prompt], answers: Answers, names: Sequence[str]
-) -> Measured:
-    """By the judge of `label`: every two answers in both orders, or the claims of each."""
-    every = config.model_copy(update={"label": config.label.model_copy(update={"comparisons": None})})
-    told = [_present(answers, prompt, names) for prompt in prompts]
-    cases = cases_of(config, [(prompt, list(texts.values())) for prompt, texts in zip(prompts, told, strict=True)])
-    judge, rows, spent = judge_cases(every, run, cases, "winrate")
-    verdicts = {
-        case.prompt.prompt_id: row_verdicts(case, list(texts), row)
-        for case, texts, row in zip(cases, told, rows, strict=True)
-    }
-    masked = Counter(reason for row in rows for reason in masked_reasons(row))
-    return judge, verdict_rates(verdicts, names, _types(prompts)), dict(masked), server_usage(config, rows, spent)
+) -> WinVerdicts:
+    """Return the win rates by the judge of `label`: every two answers in both orders, or the claims of each."""
+    # Every two models are compared, however many pairs `label.comparisons` draws for training.
+    label = config.label.model_copy(update={"comparisons": None})
+    present = [_present(answers, prompt, names) for prompt in prompts]
+    answered = []
+    for prompt, texts in zip(prompts, present, strict=True):
+        answered.append((prompt, list(texts.values())))
+    cases = cases_of(config, answered)
+    judge, rows, spent = judge_cases(config.model_copy(update={"label": label}), run, cases, "winrate")
+    verdicts = {}
+    masked: Counter[str] = Counter()
+    for case, texts, row in zip(cases, present, rows, strict=True):
+        verdicts[case.prompt.prompt_id] = row_verdicts(case, list(texts), row)
+        masked.update(masked_reasons(row))
+    rates = verdict_rates(verdicts, names, _prompt_types(prompts))
+    return WinVerdicts(judge, rates, dict(masked), server_usage(config, rows, spent))
 
 
 def row_verdicts(case: Case, names: Sequence[str], row: dict) -> dict[tuple[str, str], float | None]:
-    """What one row of labels says of every two models; equal answers are a tie, and were not asked about."""
-    won = {(pair["a"], pair["b"]): _share(pair.get("winner")) for pair in row.get("pairs", ())}
+    """Return the share of the first of every two models: 1 for a win, 1/2 for a tie, 0 for a loss, None without a verdict.
+
+    Equal answers are a tie: the judge was not asked about them.
+    """
+    winners = {(pair["a"], pair["b"]): pair.get("winner") for pair in row.get("pairs", ())}
     scores = [score.get("score") for score in row["scores"]]
-    found = {}
+    verdicts = {}
     for a, b in itertools.combinations(range(len(names)), 2):
         if case.answers[a] == case.answers[b]:
-            share = 0.5
+            winner = 0
         elif "pairs" in row:
-            share = won.get((a, b))
+            winner = winners.get((a, b))
+        elif scores[a] is None or scores[b] is None:
+            winner = None
         else:
-            share = (
-                None if None in (scores[a], scores[b]) else _share((scores[a] > scores[b]) - (scores[a] < scores[b]))
-            )
-        found[names[a], names[b]] = share
-    return found
-
-
-def _share(winner: int | None) -> float | None:
-    return None if winner is None else (1 + winner) / 2
+            winner = (scores[a] > scores[b]) - (scores[a] < scores[b])
+        verdicts[names[a], names[b]] = None if winner is None else (1 + winner) / 2
+    return verdicts
 
 
 def winrate_table(found: dict) -> str:
-    """The matrices as a Markdown table: how often the row's model wins against the column's; overall with 95 % intervals."""
+    """Return a Markdown table of how often the row's model wins against the column's; overall with 95 % intervals."""
     names = found["models"]
     lines = ["| | row beats column | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 2)]
     for title, matrix in [("overall", found), *groups(found)]:

@@ -1,5 +1,4 @@
-"""Scores for answers that nobody trains on, for `rlaif score`, `rlaif eval agreement` and `winrate`: by a reward model, or by
-a judge."""
+"""Scores of answers by a reward model or a judge, for `rlaif score`, `rlaif eval agreement` and `rlaif eval winrate`."""
 
 from __future__ import annotations
 
@@ -23,22 +22,34 @@ ANSWERS_PER_CALL = 64
 
 
 def require_reward(config: Config, weights: Mapping[str, float] | None = None) -> None:
-    """`ppo.reward` is there with all that it needs, and `weights` fit it: ConfigError before anything is read or started."""
+    """Require that `ppo.reward` can be loaded and that `weights` fit it, before anything is read or started.
+
+    Args:
+        config: the configuration.
+        weights: factors by dimension of a reward model; a function weighs its own parts.
+
+    Raises:
+        ConfigError: if the reward, or a file that it needs, is missing, or if the weights do not fit.
+    """
     reward = config.ppo.reward
-    if isinstance(reward, Function):
-        load_function(reward.path)
-        if weights:
-            found = f"weights for {', '.join(weights)}"
-            raise ConfigError(
-                "a function, which weighs its own parts, without weights", found, "Leave ppo.reward_weights empty"
-            )
+    if not isinstance(reward, Function):
+        check_weights(read_card(reward), weights or {})
+        require_reward_model("ppo.reward", reward)
         return
-    check_weights(read_card(reward), weights or {})
-    require_reward_model("ppo.reward", reward)
+    load_function(reward.path)
+    if weights:
+        raise ConfigError(
+            "a function, which weighs its own parts, without weights",
+            f"weights for {', '.join(weights)}",
+            "Leave ppo.reward_weights empty",
+        )
 
 
 def reward_answers(config: Config, run: Run, answers: Sequence[tuple[Prompt, Sequence[str]]]) -> list[list[Outcome]]:
-    """What `ppo.reward` says of each prompt's answers, on the reward actors, in the order given, without weights."""
+    """Score each prompt's answers with `ppo.reward` on the reward actors; weights are not applied.
+
+    Returns the outcomes of each prompt's answers, in the order of the arguments.
+    """
     prompts = prompts_with_context(config, [prompt for prompt, _ in answers])
     inputs = []
     for prompt, (_, texts) in zip(prompts, answers, strict=True):
@@ -46,39 +57,53 @@ def reward_answers(config: Config, run: Run, answers: Sequence[tuple[Prompt, Seq
             inputs.append(RewardInput((prompt.prompt_id, index), prompt, text))
     ppo = config.ppo
     pool = run.topology.rewards(ppo.reward, ppo.tokens_per_microbatch, timeout_s=ppo.reward_timeout_s)
-    found = collect_outcomes(pool, inputs)
+    by_key = collect_outcomes(pool, inputs)
     run.topology.stop_rewards()
-    return [[found[prompt.prompt_id, index] for index in range(len(texts))] for prompt, texts in answers]
+    outcomes = []
+    for prompt, texts in answers:
+        indices = range(len(texts))
+        outcomes.append([by_key[prompt.prompt_id, index] for index in indices])
+    return outcomes
 
 
-def apply_reward_weights(config: Config, found: Sequence[Sequence[Outcome]]) -> list[list[Outcome]]:
-    """The same with `ppo.reward_weights`, which `require_reward` has checked: what PPO's reward actors say."""
+def apply_reward_weights(config: Config, outcomes: Sequence[Sequence[Outcome]]) -> list[list[Outcome]]:
+    """Return the outcomes with `ppo.reward_weights` applied, which are the scores that PPO trains on.
+
+    `require_reward` must have checked the weights.
+    """
     weights = config.ppo.reward_weights
     if not weights:
-        return [list(outcomes) for outcomes in found]
-    factors = [weights[name] for name in dimensions_of(read_card(config.ppo.reward))]
-    return [[_weighted(one, factors) for one in outcomes] for outcomes in found]
+        return [list(of_prompt) for of_prompt in outcomes]
+    dimensions = dimensions_of(read_card(config.ppo.reward))
+    factors = [weights[name] for name in dimensions]
+    weighted = []
+    for of_prompt in outcomes:
+        weighted.append([_weigh(outcome, factors) for outcome in of_prompt])
+    return weighted
 
 
-def _weighted(outcome: Outcome, factors: Sequence[float]) -> Outcome:
+def _weigh(outcome: Outcome, factors: Sequence[float]) -> Outcome:
     if isinstance(outcome, Masked):
         return outcome
-    # by place, as the part of a single dimension is not called like the dimension
-    parts = zip(outcome.parts.items(), factors, strict=True)
-    return reward_outcome({name: factor * value for (name, value), factor in parts})
+    # Parts and factors are matched by position: the part of a model with one dimension has another name than the dimension.
+    parts = {}
+    for (name, value), factor in zip(outcome.parts.items(), factors, strict=True):
+        parts[name] = factor * value
+    return reward_outcome(parts)
 
 
 def collect_outcomes(pool: RewardPool, inputs: Sequence[RewardInput]) -> dict[Key, Outcome]:
-    """Return one outcome per answer, shared out to all reward actors."""
-    return pool.collect(
-        [pool.score(inputs[start : start + ANSWERS_PER_CALL]) for start in range(0, len(inputs), ANSWERS_PER_CALL)]
-    )
+    """Score answers on all reward actors in parallel. Returns one outcome per answer, by key."""
+    calls = []
+    for start in range(0, len(inputs), ANSWERS_PER_CALL):
+        calls.append(pool.score(inputs[start : start + ANSWERS_PER_CALL]))
+    return pool.collect(calls)
 
 
 def judge_cases(config: Config, run: Run, cases: Sequence[Case], name: str) -> LabelResult:
-    """A row of labels per case, kept below the run, so that nothing is asked twice.
+    """Return a row of labels per case. The rows are stored below the run, so that no question is asked twice.
 
-    A file for each way of asking: other options do not meet these labels.
+    The label hash is part of the file name: labels that were made with other options are in another file.
     """
     store = label_store(run.directory.path / "feedback" / f"{name}-{label_hash(config)}.jsonl")
     return label_cases(config, run, cases, store)

@@ -1,8 +1,8 @@
-"""An answer's claims, each of them true or not."""
+"""Labels by claims: an answer is split into claims, and the judge accepts or rejects each of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 
 from rlaif.config.schema import Config
@@ -13,73 +13,114 @@ from rlaif.records import Masked
 from rlaif.stages.feedback.judge_inputs import Case, context_text, label_row, retry_field
 from rlaif.stages.feedback.judges import Judge, Question
 
+Tally = dict[str, int]
+"""How often an answer makes each of its claims, by claim."""
+
 
 def by_claims(config: Config, judge: Judge, cases: Sequence[Case]) -> list[dict]:
-    """Every claim of every answer, each once per prompt."""
+    """Label every answer by its claims. A claim is asked about once per prompt, even if several answers make it."""
     options = config.label
-    divided = split_answers(config, judge, cases)
-    questions: dict[str, Question] = {}
-    for number, (case, tallies) in enumerate(zip(cases, divided, strict=True)):
-        context = context_text(config, judge, case)
-        for claim in sorted({claim for tally in tallies if not isinstance(tally, Masked) for claim in tally}):
-            text = fill(options.claim_prompt, context=context, claim=claim, question=case.prompt.question)
-            key = f"{number}:{claim}"
-            questions[key] = Question(key, text, case.prompt.video if options.show_video else "")
-    found = judge.choose(list(questions.values()), options.yes_no)
-    read = {
-        key: tokens if isinstance(tokens, Masked) else claims.judge_claim(tokens, *options.yes_no, options.reject_at)
-        for key, tokens in found.items()
-    }
+    tallies = split_answers(config, judge, cases)
+    questions: list[Question] = []
+    for number, case in enumerate(cases):
+        questions += _claim_questions(config, judge, case, number, _claims_of(tallies[number]))
+    replies = judge.choose(questions, options.yes_no)
+    verdicts: dict[str, claims.Judged | Masked] = {}
+    for key, tokens in replies.items():
+        if isinstance(tokens, Masked):
+            verdicts[key] = tokens
+        else:
+            verdicts[key] = claims.judge_claim(tokens, *options.yes_no, options.reject_at)
     rows = []
-    for number, (case, tallies) in enumerate(zip(cases, divided, strict=True)):
-        scored = [
-            tally if isinstance(tally, Masked) else claims.score(tally, [read[f"{number}:{claim}"] for claim in tally])
-            for tally in tallies
-        ]
-        values = [_value(score) for score in scored]
-        evidence = [None if isinstance(score, Masked) else _evidence(score) for score in scored]
-        asked = {claim for tally in tallies if not isinstance(tally, Masked) for claim in tally}
-        failed = retry_field([*tallies, *(found[f"{number}:{claim}"] for claim in asked)])
-        rows.append(label_row(case, values, claims=evidence) | failed)
+    for number, case in enumerate(cases):
+        scores = [_claim_score(tally, verdicts, number) for tally in tallies[number]]
+        values = [_value(score) for score in scores]
+        evidence = [None if isinstance(score, Masked) else _evidence(score) for score in scores]
+        outcomes = [replies[_claim_key(number, claim)] for claim in _claims_of(tallies[number])]
+        row = label_row(case, values, claims=evidence)
+        rows.append(row | retry_field([*tallies[number], *outcomes]))
     return rows
 
 
-def split_answers(config: Config, judge: Judge, cases: Sequence[Case]) -> list[list[dict[str, int] | Masked]]:
-    """The claims of each answer of each case, with how often it makes each."""
-    how = config.label.split
-    if how == "model":
-        return _divided_by(judge, config.label.split_prompt, cases)
-    split = claims.split if how == "sentences" else load_function(how)
-    return [[claims.tally(split(answer)) for answer in case.answers] for case in cases]
+def _claims_of(tallies: Sequence[Tally | Masked]) -> list[str]:
+    """Return the claims of all answers to a prompt, each once, sorted."""
+    distinct: set[str] = set()
+    for tally in tallies:
+        if not isinstance(tally, Masked):
+            distinct.update(tally)
+    return sorted(distinct)
 
 
-def _divided_by(judge: Judge, prompt: str, cases: Sequence[Case]) -> list[list[dict[str, int] | Masked]]:
-    questions = [
-        Question(f"{number}:claims of {place}", fill(prompt, question=case.prompt.question, answer=answer))
-        for number, case in enumerate(cases)
-        for place, answer in enumerate(case.answers)
-        if answer.strip()
-    ]
+def _claim_key(number: int, claim: str) -> str:
+    return f"{number}:{claim}"
+
+
+def _claim_questions(
+    config: Config, judge: Judge, case: Case, number: int, distinct: Sequence[str]
+) -> Iterator[Question]:
+    options = config.label
+    context = context_text(config, judge, case)
+    video = case.prompt.video if options.show_video else ""
+    for claim in distinct:
+        text = fill(options.claim_prompt, context=context, claim=claim, question=case.prompt.question)
+        yield Question(_claim_key(number, claim), text, video)
+
+
+def _claim_score(
+    tally: Tally | Masked, verdicts: Mapping[str, claims.Judged | Masked], number: int
+) -> claims.ClaimScore | Masked:
+    if isinstance(tally, Masked):
+        return tally
+    return claims.score(tally, [verdicts[_claim_key(number, claim)] for claim in tally])
+
+
+def split_answers(config: Config, judge: Judge, cases: Sequence[Case]) -> list[list[Tally | Masked]]:
+    """Return the claims of each answer of each case, with how often the answer makes each."""
+    method = config.label.split
+    if method == "model":
+        return _split_by_model(judge, config.label.split_prompt, cases)
+    split = claims.split if method == "sentences" else load_function(method)
+    tallies = []
+    for case in cases:
+        tallies.append([claims.tally(split(answer)) for answer in case.answers])
+    return tallies
+
+
+def _split_by_model(judge: Judge, prompt: str, cases: Sequence[Case]) -> list[list[Tally | Masked]]:
+    questions = []
+    for number, case in enumerate(cases):
+        for index, answer in enumerate(case.answers):
+            if answer.strip():
+                text = fill(prompt, question=case.prompt.question, answer=answer)
+                questions.append(Question(_split_key(number, index), text))
     replies = judge.write(questions)
+    tallies = []
+    for number, case in enumerate(cases):
+        of_case: list[Tally | Masked] = []
+        for index, answer in enumerate(case.answers):
+            # An answer without text makes no claims, and the judge was not asked about it.
+            of_case.append(_listed_claims(replies[_split_key(number, index)]) if answer.strip() else {})
+        tallies.append(of_case)
+    return tallies
 
-    def read(key: str, answer: str) -> dict[str, int] | Masked:
-        if not answer.strip():
-            return {}
-        reply = replies[key]
-        if isinstance(reply, Masked):
-            return reply
-        return claims.tally(claims.parse_list(reply)) or Masked(
-            "the judge listed no claims of an answer that is not empty"
-        )
 
-    return [
-        [read(f"{n}:claims of {place}", text) for place, text in enumerate(case.answers)]
-        for n, case in enumerate(cases)
-    ]
+def _split_key(number: int, index: int) -> str:
+    return f"{number}:claims of {index}"
+
+
+def _listed_claims(reply: str | Masked) -> Tally | Masked:
+    """Return the claims that the judge listed for an answer that has text; a list without any is masked."""
+    if isinstance(reply, Masked):
+        return reply
+    tally = claims.tally(claims.parse_list(reply))
+    return tally or Masked("the judge listed no claims of an answer that is not empty")
 
 
 def _value(score: claims.ClaimScore | Masked) -> float | Masked:
-    """An answer without claims has no rejected ones either, and is not the best for it."""
+    """Return the score as a number; an answer without claims is masked.
+
+    It has no rejected claims either, and must not be the best answer for that.
+    """
     if isinstance(score, Masked):
         return score
     return Masked("it makes no claims") if score.empty else float(score.score)

@@ -1,9 +1,9 @@
-"""Dense captions of every video, by a model on vLLM: `rlaif caption CONFIG`. What is there already is not made again."""
+"""`rlaif caption CONFIG`: dense captions of every video, by a model on vLLM. Videos that have captions are skipped."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from actors.pool import RolloutPool
@@ -28,23 +28,24 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CaptionTask:
-    """One video to be captioned; with `caption.conditioned`, for one question."""
+    """One video to caption; with `caption.conditioned`, for one question."""
 
     key: str
     video: str
     sha256: str
     units: tuple[tuple[int, ...], ...]
+    """Frame numbers of each unit."""
     question: str = ""
 
     @property
     def id(self) -> str:
-        """Two files of equal bytes have one key."""
+        """Return an id that tells two files of equal bytes apart: they have one key."""
         return f"{self.key}@{self.video}"
 
 
 @dataclass
 class CaptionResult:
-    """What the captioner said of one video, or why it said nothing."""
+    """What the captioner wrote about one video, or why it wrote nothing."""
 
     captions: list[str] = field(default_factory=list)
     """By unit."""
@@ -52,13 +53,16 @@ class CaptionResult:
     left_out: int = 0
     """Captions that did not fit into the prompt of the summary."""
     cut: list[str] = field(default_factory=list)
-    """What ended at `caption.max_tokens` and was kept all the same."""
+    """Names of the texts that ended at `caption.max_tokens` and are used all the same."""
     failed: str | None = None
 
 
 def caption(config: Config, run: Run) -> dict[str, int]:
-    """Caption every video of `caption.of`, `data.pairs` and `data.pairs_eval`; returns how many were made, of them retried
-    (they had failed before), were there, or failed; how many captions were left out of summaries, and videos with cut ones.
+    """Caption every video of `caption.of`, `data.pairs` and `data.pairs_eval`.
+
+    Returns:
+        Counts of videos: `captioned`, `retried` (they had failed before), `there` (skipped), `failed`, and `cut` (with a
+        text that was cut); and of captions that did not fit into summaries (`left_out`).
     """
     if config.data.captions is None:
         raise ConfigError(
@@ -67,47 +71,49 @@ def caption(config: Config, run: Run) -> dict[str, int]:
     require_model("caption.model", config.caption.model, or_adapter=True)
     store = datasets.open_captions(datasets.data_path(config, config.data.captions))
     check_captioner(config, store)
-    wanted = list(_wanted(config, run))
-    keys = [(one.key, one.video) for one in wanted]
+    tasks = list(_tasks(config, run))
+    keys = [(task.key, task.video) for task in tasks]
     missing = set(store.missing(keys))
-    todo = [one for one in wanted if (one.key, one.video) in missing]
-    there, retried, made, failed = len(wanted) - len(todo), sum(key in store for key in missing), 0, 0
+    todo = [task for task in tasks if (task.key, task.video) in missing]
+    counts = {"captioned": 0, "retried": sum(key in store for key in missing), "there": len(tasks) - len(todo)}
     todo, refused = _answerable(config, run, todo)
     store.append(refused)
+    counts["failed"] = len(refused)
     if todo:
-        pool = run.topology.engines(config.caption.model)
-        count = token_counter(config)
-        made, failed = fill_store(store, todo, lambda part: _captions(config, pool, part, count), "captions")
-    counts = {"captioned": made, "retried": retried, "there": there, "failed": failed + len(refused)}
+        captioner = _Captioner(config, run.topology.engines(config.caption.model))
+        captioned, failed = fill_store(store, todo, captioner.rows, "captions")
+        counts["captioned"] += captioned
+        counts["failed"] += failed
     rows = [store[key] for key in keys]
-    counts |= {"left_out": sum(row.get("left_out", 0) for row in rows), "cut": sum("cut" in row for row in rows)}
+    counts["left_out"] = sum(row.get("left_out", 0) for row in rows)
+    counts["cut"] = sum("cut" in row for row in rows)
     log.info("%s: %s", store.path, ", ".join(f"{count} {name}" for name, count in counts.items()))
     return counts
 
 
 def _answerable(config: Config, run: Run, todo: Sequence[CaptionTask]) -> tuple[list[CaptionTask], list[dict]]:
-    """Return what the captioner can be asked, and the masked rows of the rest, which no engine is started for."""
-    options, asked, refused = config.caption, [], []
+    """Return the tasks that the captioner can read, and the masked rows of the others, which no engine is started for."""
+    options, readable, refused = config.caption, [], []
     if not todo:
         return [], []
     reader = row_checks.reader_of(run, options.model)
     rooms = row_checks.engine_rooms(config)
-    for one in todo:
+    for task in todo:
         try:
-            for unit in one.units:
-                text = request_text(options, None, one.question)
-                reader.prompt(Prompt(one.id, one.video, text, frames=unit), rooms)
-            asked.append(one)
+            for unit in task.units:
+                text = request_text(options, None, task.question)
+                reader.prompt(Prompt(task.id, task.video, text, frames=unit), rooms)
+            readable.append(task)
         except RowError as error:
-            refused.append(_row(config, one, CaptionResult(failed=f"{error.reason}: {error.detail}")))
+            refused.append(_row(config, task, CaptionResult(failed=f"{error.reason}: {error.detail}")))
     if refused:
         reason, videos = refused[0]["masked"], [row["video"] for row in refused]
         log.warning("%d of %d videos cannot be captioned: %s; %s", len(videos), len(todo), named(videos), reason)
-    return asked, refused
+    return readable, refused
 
 
 def token_counter(config: Config) -> Callable[[str], int]:
-    """Counts the captioner's tokens, where that is needed."""
+    """Return a function that counts the captioner's tokens; with `caption.aggregate: concat` nothing calls it."""
     if config.caption.aggregate == "concat":
         return len
     encoder = Encoder(ModelDir(config.caption.model).base.location)
@@ -115,7 +121,7 @@ def token_counter(config: Config) -> Callable[[str], int]:
 
 
 def check_captioner(config: Config, store: Store) -> None:
-    """Raises ContractError where a file holds captions by another captioner or by other prompts: nobody could read both."""
+    """Raise ContractError if a file holds captions by another captioner or other prompts: no stage could read both."""
     own = (ModelDir(config.caption.model).fingerprint, version(config.caption))
     for row in store.rows():
         if (row.get("captioner", own[0]), row["version"]) != own:
@@ -126,23 +132,24 @@ def check_captioner(config: Config, store: Store) -> None:
             )
 
 
-def _wanted(config: Config, run: Run) -> Iterator[CaptionTask]:
-    """Every video of the prompt files and of the pairs, once (per question, where captions depend on it)."""
-    options, client, seen = config.caption, run.topology.client(), set()
-    captioner, asked = ModelDir(options.model).fingerprint, version(options)
+def _tasks(config: Config, run: Run) -> Iterator[CaptionTask]:
+    """Yield every video of the prompt files and of the pairs once (once per question, if captions depend on it)."""
+    options, client = config.caption, run.topology.client()
+    known: set[tuple[str, str]] = set()
+    captioner, prompts = ModelDir(options.model).fingerprint, version(options)
     for prompt in caption_prompts(config, run):
         question = prompt.question if options.conditioned else ""
-        if (prompt.video, question) in seen:
+        if (prompt.video, question) in known:
             continue
-        seen.add((prompt.video, question))
+        known.add((prompt.video, question))
         spec = client.spec(prompt.video)
         units = tuple(map(tuple, clips(spec.total_frames, options)))
-        key = caption_key(spec.sha256, spec.part(units[0]).hash, captioner, asked, question)
+        key = caption_key(spec.sha256, spec.part(units[0]).hash, captioner, prompts, question)
         yield CaptionTask(key, prompt.video, spec.sha256, units, question)
 
 
 def caption_prompts(config: Config, run: Run) -> list[Prompt]:
-    """Questions about videos, of the files that are there; ids of prompts and of pairs may be equal."""
+    """Return the questions about videos in the files that exist; ids of prompts and of pairs may be equal."""
     files = [file for file in config.caption.of if datasets.data_path(config, file).is_file()]
     named = [file for file in (config.data.pairs, config.data.pairs_eval) if file]
     pairs = [file for file in named if datasets.data_path(config, file).exists()]
@@ -155,77 +162,101 @@ def caption_prompts(config: Config, run: Run) -> list[Prompt]:
     return [*datasets.prompts_of(run, files), *(prompt for file in pairs for prompt in datasets.of_pairs(run, file))]
 
 
-def _captions(
-    config: Config, pool: RolloutPool, wanted: Sequence[CaptionTask], count: Callable[[str], int]
-) -> list[dict]:
-    """Rows of the store: the units of all videos one after another, since each may depend on the one before it."""
-    options, told = config.caption, {one.id: CaptionResult() for one in wanted}
-    for unit in range(max(len(one.units) for one in wanted)):
-        asked = [
-            Prompt(one.id, one.video, request_text(options, _last(told[one.id]), one.question), frames=one.units[unit])
-            for one in wanted
-            if unit < len(one.units) and told[one.id].failed is None
-        ]
-        for key, text in _answers(config, pool, f"unit {unit}", asked, told).items():
-            told[key].captions.append(text)
-    if options.aggregate == "summarise":
-        asked = [prompt for one in wanted if (prompt := _summary(options, one, told[one.id], count))]
-        for key, text in _answers(config, pool, "summary", asked, told).items():
-            told[key].summary = text.strip()
-    return [_row(config, one, told[one.id]) for one in wanted]
+class _Captioner:
+    """Asks the model on a rollout pool for the captions of some videos."""
 
+    def __init__(self, config: Config, pool: RolloutPool):
+        self._config, self._pool = config, pool
+        self._count = token_counter(config)
 
-def _last(told: CaptionResult) -> str | None:
-    return told.captions[-1] if told.captions else None
+    def rows(self, tasks: Sequence[CaptionTask]) -> list[dict]:
+        """Return the rows of the store; the requests about one video follow each other: each may use the caption before."""
+        options = self._config.caption
+        results = {task.id: CaptionResult() for task in tasks}
+        for unit in range(max(len(task.units) for task in tasks)):
+            prompts = _unit_prompts(options, tasks, results, unit)
+            for key, text in self._answers(f"unit {unit}", prompts, results).items():
+                results[key].captions.append(text)
+        if options.aggregate == "summarise":
+            prompts = self._summary_prompts(tasks, results)
+            for key, text in self._answers("summary", prompts, results).items():
+                results[key].summary = text.strip()
+        return [_row(self._config, task, results[task.id]) for task in tasks]
 
-
-def _summary(options: Caption, one: CaptionTask, told: CaptionResult, count: Callable[[str], int]) -> Prompt | None:
-    """What is asked for a video's summary: whole captions, as many as the budget holds."""
-    if told.failed is not None:
-        return None
-    kept, beyond = within_budget(told.captions, count, options.max_caption_tokens)
-    told.left_out = len(beyond)
-    if not kept:
-        told.failed = f"no caption fits into caption.max_caption_tokens ({options.max_caption_tokens})"
-        return None
-    return Prompt(one.id, one.video, summary_text(kept, options, one.question))
-
-
-def _answers(
-    config: Config, pool: RolloutPool, name: str, prompts: Sequence[Prompt], told: dict[str, CaptionResult]
-) -> dict[str, str]:
-    """The model's answer by prompt id; what failed, or was cut, is written down in `told`."""
-    if not prompts:
-        return {}
-    options, answers_of = config.caption, {}
-    sampling = Sampling(temperature=options.temperature, max_tokens=options.max_tokens)
-    pool.submit("captions", prompts, 1, derive(config.seed, "captions", name), sampling)
-    for answers in pool.results("captions", config.cluster.collective_timeout_s):
-        for sample in answers.samples:
-            key = sample.prompt.prompt_id
-            if sample.finish_reason == "length" and options.cut == "mask":
-                told[key].failed = f"{name} was cut at caption.max_tokens ({options.max_tokens})"
+    def _summary_prompts(self, tasks: Sequence[CaptionTask], results: Mapping[str, CaptionResult]) -> list[Prompt]:
+        """Return the requests for summaries: of whole captions, as many as the budget holds."""
+        options, prompts = self._config.caption, []
+        for task in tasks:
+            result = results[task.id]
+            if result.failed is not None:
                 continue
-            told[key].cut += [name] if sample.finish_reason == "length" else []
-            answers_of[key] = sample.response
-        for failure in answers.failures:
-            told[failure.prompt_id].failed = failure.reason
-    return answers_of
+            within, beyond = within_budget(result.captions, self._count, options.max_caption_tokens)
+            result.left_out = len(beyond)
+            if not within:
+                limit = options.max_caption_tokens
+                result.failed = f"no caption fits into caption.max_caption_tokens ({limit})"
+                continue
+            prompts.append(Prompt(task.id, task.video, summary_text(within, options, task.question)))
+        return prompts
+
+    def _answers(self, name: str, prompts: Sequence[Prompt], results: Mapping[str, CaptionResult]) -> dict[str, str]:
+        """Return the model's answers by prompt id; answers that failed or were cut are recorded in `results`.
+
+        `name`: which text of each video this is.
+        """
+        if not prompts:
+            return {}
+        options, texts = self._config.caption, {}
+        sampling = Sampling(temperature=options.temperature, max_tokens=options.max_tokens)
+        self._pool.submit("captions", prompts, 1, derive(self._config.seed, "captions", name), sampling)
+        for answers in self._pool.results("captions", self._config.cluster.collective_timeout_s):
+            for sample in answers.samples:
+                key = sample.prompt.prompt_id
+                cut = sample.finish_reason == "length"
+                if cut and options.cut == "mask":
+                    results[key].failed = f"{name} was cut at caption.max_tokens ({options.max_tokens})"
+                    continue
+                if cut:
+                    results[key].cut.append(name)
+                texts[key] = sample.response
+            for failure in answers.failures:
+                results[failure.prompt_id].failed = failure.reason
+        return texts
 
 
-def _row(config: Config, one: CaptionTask, told: CaptionResult) -> dict:
+def _unit_prompts(
+    options: Caption, tasks: Sequence[CaptionTask], results: Mapping[str, CaptionResult], unit: int
+) -> list[Prompt]:
+    """Return the requests for one unit of every video that has it and has not failed before."""
+    prompts = []
+    for task in tasks:
+        result = results[task.id]
+        if unit < len(task.units) and result.failed is None:
+            last = result.captions[-1] if result.captions else None
+            text = request_text(options, last, task.question)
+            prompts.append(Prompt(task.id, task.video, text, frames=task.units[unit]))
+    return prompts
+
+
+def _row(config: Config, task: CaptionTask, result: CaptionResult) -> dict:
     row = {
-        "key": one.key,
-        "video": one.video,
-        "sha256": one.sha256,
+        "key": task.key,
+        "video": task.video,
+        "sha256": task.sha256,
         "model": config.caption.model,
         "captioner": ModelDir(config.caption.model).fingerprint,
         "version": version(config.caption),
-        **({"question": one.question} if one.question else {}),
     }
-    if told.failed is not None:
-        return row | {"masked": told.failed}
-    context = [told.summary] if config.caption.aggregate == "summarise" else told.captions
-    row |= {"frames": [list(unit) for unit in one.units], "captions": told.captions, "context": context}
-    row |= {"left_out": told.left_out} if told.left_out else {}
-    return row | ({"cut": told.cut} if told.cut else {})
+    if task.question:
+        row["question"] = task.question
+    if result.failed is not None:
+        row["masked"] = result.failed
+        return row
+    row["frames"] = [list(unit) for unit in task.units]
+    row["captions"] = result.captions
+    row["context"] = [result.summary] if config.caption.aggregate == "summarise" else result.captions
+    if result.left_out:
+        row["left_out"] = result.left_out
+    if result.cut:
+        row["cut"] = result.cut
+    return row

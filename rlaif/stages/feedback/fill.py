@@ -1,4 +1,4 @@
-"""Rows that are still missing from a store, made and written down part by part."""
+"""Makes the rows that are missing from a store, and writes them part by part."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rlaif.io.progress import Progress
 log = logging.getLogger(__name__)
 
 ROWS_PER_PART = 256
-"""Rows that are made, and then written down, together."""
+"""Rows that are made, and then written, together: a kill costs at most these."""
 
 T = TypeVar("T")
 
@@ -23,28 +23,36 @@ T = TypeVar("T")
 def fill_store(
     store: Store, todo: Sequence[T], make: Callable[[Sequence[T]], list[dict]], name: str
 ) -> tuple[int, int]:
-    """(rows made, rows masked). `make` gives a row for each of the things asked for; a kill costs one part at most.
+    """Make the rows of `todo` and append them to the store. Returns (rows made, rows masked).
 
-    What is masked is counted and named by reason; as the store's unfinished rows they are made again by the next call.
+    Masked rows are counted and named by reason; they are the store's unfinished rows, which the next call makes again.
+
+    Args:
+        store: the file that receives the rows.
+        todo: what to make rows of.
+        make: returns one row for each of the items it receives.
+        name: what the rows are, for progress and warnings.
     """
-    made = failed = 0
-    why: dict[str, list[str]] = defaultdict(list)
-    shown = Progress(len(todo), name)
+    finished = failed = 0
+    masked: dict[str, list[str]] = defaultdict(list)
+    progress = Progress(len(todo), name)
     for start in range(0, len(todo), ROWS_PER_PART):
         rows = make(todo[start : start + ROWS_PER_PART])
         store.append(rows)
-        masked = [row for row in rows if "masked" in row]
-        made, failed = made + len(rows) - len(masked), failed + len(masked)
-        for row in masked:
-            why[row["masked"]].append(row.get("prompt_id") or row["video"])
-        shown.to(start + len(rows))
-    shown.close()
-    _warn(name, why)
-    return made, failed
+        for row in rows:
+            if "masked" in row:
+                failed += 1
+                masked[row["masked"]].append(row.get("prompt_id") or row["video"])
+            else:
+                finished += 1
+        progress.to(start + len(rows))
+    progress.close()
+    _warn(name, masked)
+    return finished, failed
 
 
-def _warn(name: str, why: Mapping[str, Sequence[str]]) -> None:
-    for reason, rows in list(why.items())[:SHOWN]:
+def _warn(name: str, masked: Mapping[str, Sequence[str]]) -> None:
+    for reason, rows in list(masked.items())[:SHOWN]:
         log.warning("%s: %d masked, %s: %s", name, len(rows), " ".join(reason.split()), named(rows))
-    if len(why) > SHOWN:
-        log.warning("%s: masked for %d more reasons", name, len(why) - SHOWN)
+    if len(masked) > SHOWN:
+        log.warning("%s: masked for %d more reasons", name, len(masked) - SHOWN)

@@ -1,4 +1,4 @@
-"""What a judge is asked about: prompts with answers and captions, and the row that becomes of each."""
+"""What a judge reads: prompts with answers and captions; and the row of labels that each of them becomes."""
 
 from __future__ import annotations
 
@@ -24,39 +24,47 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Case:
-    """One prompt with everything the judge reads."""
+    """One prompt with everything that the judge reads."""
 
     prompt: Prompt
     answers: tuple[str, ...]
     captions: tuple[str, ...]
-    """Those that are read; none with `label.context: none`."""
+    """The captions that the judge reads; none with `label.context: none`."""
     videos_prompt: str = ""
-    """Where the answers are videos (their paths): what a pairwise judge is asked, instead of `label.pairwise_prompt`."""
+    """The question to a pairwise judge if the answers are videos (their paths); it replaces `label.pairwise_prompt`."""
 
     @property
     def key(self) -> tuple[str, str]:
-        """Other answers, other captions and another video file make another label; how its frames are chosen is part of the
-        file's kind."""
-        told = [one for one in (self.videos_prompt, self.prompt.video_sha256) if one]
-        text = json.dumps([self.prompt.question, *self.captions, "", *self.answers, *told])
+        """Return (prompt_id, 16 hex digits): other answers, other captions or another video file make another label.
+
+        How the video's frames are chosen is part of the label hash of the file.
+        """
+        optional = [text for text in (self.videos_prompt, self.prompt.video_sha256) if text]
+        text = json.dumps([self.prompt.question, *self.captions, "", *self.answers, *optional])
         return self.prompt.prompt_id, hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def read_cases(config: Config, run: Run) -> tuple[list[Case], int]:
-    """Prompts that have answers, in file order, with the captions that `label.context` asks for; how many have none."""
+    """Return the prompts that have answers, in file order, and how many prompts have none.
+
+    Each comes with the captions that `label.context` asks for.
+
+    Raises:
+        DataError: if `label.context` asks for captions and no prompt has any.
+    """
     every = datasets.prompts_of(run, config.candidates.prompts)
     answers = sample.answers_by_prompt(config, every)
     prompts = [prompt for prompt in every if answers.get(prompt.prompt_id)]
-    if unanswered := len(every) - len(prompts):
+    unanswered = len(every) - len(prompts)
+    if unanswered:
         log.warning("%d of %d prompts have no answers in %s", unanswered, len(every), config.data.candidates)
     answered = [(prompt, answers[prompt.prompt_id]) for prompt in prompts]
     cases = cases_of(config, without_media_marks(run, answered, config.data.candidates))
     empty = sum(not case.captions for case in cases)
-    if config.label.context != "none" and config.data.captions and empty == len(cases):
-        raise datasets.no_captions(
-            config, f"{empty} prompts", f"label.context={config.label.context} gives them to the judge"
-        )
-    if config.label.context != "none" and empty:
+    context = config.label.context
+    if context != "none" and config.data.captions and empty == len(cases):
+        raise datasets.no_captions(config, f"{empty} prompts", f"label.context={context} gives them to the judge")
+    if context != "none" and empty:
         log.warning("%d of %d prompts have no captions: the judge reads no context there", empty, len(prompts))
     return cases, unanswered
 
@@ -64,36 +72,48 @@ def read_cases(config: Config, run: Run) -> tuple[list[Case], int]:
 def without_media_marks(
     run: Run, answered: Sequence[tuple[Prompt, Sequence[str]]], file: str
 ) -> list[tuple[Prompt, Sequence[str]]]:
-    """Return the prompts none of whose answers holds a media mark; the others are counted and named."""
+    """Return the prompts whose answers hold no media mark; the others are counted and named.
+
+    Raises:
+        DataError: if every prompt has an answer with a media mark.
+    """
     bad = [prompt.prompt_id for prompt, answers in answered if any(map(media_marks, answers))]
     if not bad:
         return list(answered)
     text = "%s: %d prompts have answers with a media mark, which no judge or reward model can read: %s"
     log.warning(text, file, len(bad), named(run.placed(bad)))
     if len(bad) == len(answered):
-        raise DataError(f"answers without media marks in {file}", f"none for {len(bad)} prompts", "remove the marks")
+        raise DataError(
+            f"answers without media marks in {file}", f"none for {len(bad)} prompts", "Remove the marks from the file"
+        )
     return [(prompt, answers) for prompt, answers in answered if prompt.prompt_id not in set(bad)]
 
 
 def cases_of(config: Config, answered: Sequence[tuple[Prompt, Sequence[str]]]) -> list[Case]:
-    """Prompts and answers with what `label.context` gives the judge to read."""
+    """Return prompts and answers with the captions that `label.context` gives the judge."""
     if config.label.context == "none":
         return [Case(prompt, tuple(answers), ()) for prompt, answers in answered]
-    read = contexts(config.label.context, [(prompt.video, prompt.captions) for prompt, _ in answered], config.seed)
-    return [Case(prompt, tuple(answers), told) for (prompt, answers), told in zip(answered, read, strict=True)]
+    own = [(prompt.video, prompt.captions) for prompt, _ in answered]
+    read = contexts(config.label.context, own, config.seed)
+    cases = []
+    for (prompt, answers), captions in zip(answered, read, strict=True):
+        cases.append(Case(prompt, tuple(answers), captions))
+    return cases
 
 
 def context_text(config: Config, judge: Judge, case: Case) -> str:
-    """The caption slot: whole captions within the budget, or nothing."""
+    """Return the text of the caption slot: whole captions within `label.max_caption_tokens`, or an empty string."""
     options = config.label
     if options.context == "none":
         return ""
-    kept, _ = within_budget(case.captions, judge.count, options.max_caption_tokens)
-    return fill(options.captions_template, captions=options.captions_separator.join(kept)) if kept else ""
+    within, _ = within_budget(case.captions, judge.count, options.max_caption_tokens)
+    if not within:
+        return ""
+    return fill(options.captions_template, captions=options.captions_separator.join(within))
 
 
 def left_out_field(config: Config, judge: Judge | None, case: Case) -> dict:
-    """How many captions the budget left out, where it did."""
+    """Return the field of a row that counts the captions beyond the budget; empty if there are none."""
     if judge is None or config.label.context == "none":
         return {}
     _, beyond = within_budget(case.captions, judge.count, config.label.max_caption_tokens)
@@ -101,17 +121,22 @@ def left_out_field(config: Config, judge: Judge | None, case: Case) -> dict:
 
 
 def label_row(case: Case, scores: Sequence[float | Masked], **evidence: list) -> dict:
-    told = [{"masked": score.reason} if isinstance(score, Masked) else {"score": score} for score in scores]
+    """Return a case's row: its key, one score (or the reason why there is none) per answer, and the evidence."""
+    fields = [{"masked": score.reason} if isinstance(score, Masked) else {"score": score} for score in scores]
     prompt_id, answers_hash = case.key
-    return {"prompt_id": prompt_id, "answers_hash": answers_hash, "scores": told, **evidence}
+    return {"prompt_id": prompt_id, "answers_hash": answers_hash, "scores": fields, **evidence}
 
 
 def retry_field(outcomes: Iterable) -> dict:
-    """What a row says where anything it is made of failed for a reason that may pass."""
-    return {"again": True} if any(isinstance(one, Masked) and one.again for one in outcomes) else {}
+    """Return the field that has the next run ask again; empty unless one of `outcomes` failed for a reason that may pass."""
+    for outcome in outcomes:
+        if isinstance(outcome, Masked) and outcome.again:
+            return {"again": True}
+    return {}
 
 
 def masked_reasons(row: dict) -> list[str]:
-    """Why a row lacks a verdict."""
+    """Return why a row lacks verdicts: the reasons of its pairs, else of its scores, each once."""
     of_pairs = [pair["masked"] for pair in row.get("pairs", ()) if "masked" in pair]
-    return of_pairs or list(dict.fromkeys(score["masked"] for score in row["scores"] if "masked" in score))
+    of_scores = [score["masked"] for score in row["scores"] if "masked" in score]
+    return of_pairs or list(dict.fromkeys(of_scores))

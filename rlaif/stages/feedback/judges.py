@@ -1,4 +1,4 @@
-"""Who is asked for feedback: a model on vLLM, or one behind a server. Both answer the same two kinds of question."""
+"""Judges: a model on vLLM, or a model behind a server. Both answer the same two kinds of question."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 from actors.frames import FrameClient, LocalFrames
 from actors.pool import RolloutPool
@@ -29,49 +29,51 @@ from rlaif.seeds import derive
 from rlaif.stages.run.run import Run
 
 BYTES_PER_TOKEN = 4
-"""Of English, about: for the budget of captions in front of a server, whose tokenizer is not known."""
+"""Bytes of English text per token, about: an estimate for caption budgets, since a server's tokenizer is not known."""
 SPENT = "judge/spent.json"
-"""What counts against the budgets of servers, below the run directory."""
+"""The file below the run directory that records what counts against the budgets of servers."""
 SAVE_INTERVAL_S = 5.0
-"""Seconds between two writes of it: what a killed run took meanwhile is not known to the next one."""
+"""Seconds between two writes of that file: a run that is killed loses at most what it spent meanwhile."""
 CACHED_VIDEOS = 4
-"""Videos whose frames are kept as they are sent, while questions about them follow each other."""
+"""Videos whose encoded frames are cached while consecutive questions are about them."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """What a judge is asked. Keys are unique within a call."""
+    """One question to a judge. Keys are unique within a call."""
 
     key: str
     text: str
     video: str = ""
-    """Shown with it; empty: none."""
+    """The video that is shown with the text; empty: none."""
     other: str = ""
-    """A second video, shown after it: to a server only."""
+    """A second video, which is shown after the first; only servers can see one."""
 
 
 class Judge(Protocol):
+    """Answers questions about texts and videos."""
+
     name: str
-    """What records call it: a model with its fingerprint, or a server's model."""
+    """What records call the judge: a model with its fingerprint, or a server's model."""
 
     def choose(self, questions: Sequence[Question], words: Sequence[str]) -> dict[str, Tokens | Masked]:
-        """By key: log-probs of the words as the first of the reply."""
+        """Return, by key, the log-probs of each of `words` as the first word of the reply."""
 
     def write(self, questions: Sequence[Question]) -> dict[str, str | Masked]:
-        """By key: the reply."""
+        """Return the replies by key."""
 
     def count(self, text: str) -> int:
-        """Tokens of a text, or an estimate where the judge's tokenizer is not known."""
+        """Return the number of tokens of a text; an estimate if the judge's tokenizer is not known."""
 
     def replies(self) -> list[tuple[str, dict]]:
-        """(key of the question, model, prompt hash, tokens, ...) of all that a server said since this was last called."""
+        """Return (key, record of model, prompt hash, tokens, ...) of every reply of a server since the last call."""
 
     def spent(self) -> dict[str, dict]:
-        """What asking a server has taken, `this_command` and `this_run`; nothing for a model on the rollout actors."""
+        """Return what a server's replies cost, as `this_command` and `this_run`; empty for a model on rollout actors."""
 
 
 class ModelJudge:
-    """A model on the rollout actors, as it stands: the policy itself, a peer, or a larger one."""
+    """A model on the rollout actors, without any training: the policy itself, a peer, or a larger model."""
 
     def __init__(self, config: Config, run: Run, model: str):
         base = require_model("label.judge", model, or_adapter=True).base
@@ -81,25 +83,28 @@ class ModelJudge:
         self._encoder = Encoder(base.location)
 
     def choose(self, questions: Sequence[Question], words: Sequence[str]) -> dict[str, Tokens | Masked]:
-        found: dict[str, Tokens | Masked] = {}
+        outcomes: dict[str, Tokens | Masked] = {}
         pool = self._pool()
         pool.submit_choices("judge", self._prompts(questions), words)
         for answers in pool.results("judge", self._config.cluster.collective_timeout_s):
             for choice in answers.samples:
                 logprobs = [float(value) for value in choice.logprobs]
-                found[choice.prompt.prompt_id] = list(zip(words, logprobs, strict=True))
-            found |= {failure.prompt_id: Masked(failure.reason) for failure in answers.failures}
-        return found
+                outcomes[choice.prompt.prompt_id] = list(zip(words, logprobs, strict=True))
+            for failure in answers.failures:
+                outcomes[failure.prompt_id] = Masked(failure.reason)
+        return outcomes
 
     def write(self, questions: Sequence[Question]) -> dict[str, str | Masked]:
-        found: dict[str, str | Masked] = {}
+        outcomes: dict[str, str | Masked] = {}
         pool, seed = self._pool(), derive(self._config.seed, "judge")
-        whole = Sampling(temperature=0.0, max_tokens=self._config.label.split_tokens)
-        pool.submit("judge", self._prompts(questions), 1, seed, whole)
+        greedy = Sampling(temperature=0.0, max_tokens=self._config.label.split_tokens)
+        pool.submit("judge", self._prompts(questions), 1, seed, greedy)
         for answers in pool.results("judge", self._config.cluster.collective_timeout_s):
-            found |= {sample.prompt.prompt_id: _whole(sample, whole.max_tokens) for sample in answers.samples}
-            found |= {failure.prompt_id: Masked(failure.reason) for failure in answers.failures}
-        return found
+            for sample in answers.samples:
+                outcomes[sample.prompt.prompt_id] = _whole_list(sample, greedy.max_tokens)
+            for failure in answers.failures:
+                outcomes[failure.prompt_id] = Masked(failure.reason)
+        return outcomes
 
     def count(self, text: str) -> int:
         return len(self._encoder.tokens(text))
@@ -111,99 +116,120 @@ class ModelJudge:
         return {}
 
     def _prompts(self, questions: Sequence[Question]) -> list[Prompt]:
-        return [Prompt(one.key, one.video, one.text, frames=self._frames(one.video)) for one in questions]
+        prompts = []
+        for question in questions:
+            frames = self._frames(question.video)
+            prompts.append(Prompt(question.key, question.video, question.text, frames=frames))
+        return prompts
 
     def _pool(self) -> RolloutPool:
         return self._run.topology.engines(self._model)
 
 
 class ServerJudge:
-    """A model behind an OpenAI-compatible server. Videos go as their frames, JPEG."""
+    """A model behind an OpenAI-compatible server. Videos are sent as their frames, in JPEG."""
 
     def __init__(self, config: Config, run: Run, server: Server):
-        cache = str(run.shared.path / "judge" / "replies")
-        self.name, self._client, self._directory = judge_name(server), run.topology.client(), run.shared
+        self.name = judge_name(server)
+        self._client, self._directory, self._server = run.topology.client(), run.shared, server
         self._frames = judge_frames(config, self._client)
-        options = EndpointOptions(server, max_tokens=config.label.split_tokens, cache=cache)
-        self._server, self._account, self._kept = server, f"{server.model} at {server.origin or server.address}", 0.0
-        self._endpoint = Endpoint(options, Usage(**self._ledger().get(self._account, {})), self._keep)
+        self._account = f"{server.model} at {server.origin or server.address}"
+        self._saved_at = 0.0
         self._replies: list[tuple[str, dict]] = []
+        cache = str(run.shared.path / "judge" / "replies")
+        options = EndpointOptions(server, max_tokens=config.label.split_tokens, cache=cache)
+        used = Usage(**self._ledger().get(self._account, {}))
+        self._endpoint = Endpoint(options, used, self._save)
 
     def choose(self, questions: Sequence[Question], words: Sequence[str]) -> dict[str, Tokens | Masked]:
-        return self._asked(questions, tuple(words), lambda reply: reply.first)
+        return self._ask(questions, tuple(words), lambda reply: reply.first)
 
     def write(self, questions: Sequence[Question]) -> dict[str, str | Masked]:
-        return self._asked(questions, (), lambda reply: reply.text)
+        return self._ask(questions, (), lambda reply: reply.text)
 
     def count(self, text: str) -> int:
         return math.ceil(len(text.encode()) / BYTES_PER_TOKEN)
 
     def replies(self) -> list[tuple[str, dict]]:
-        told, self._replies = self._replies, []
-        return told
+        replies, self._replies = self._replies, []
+        return replies
 
     def spent(self) -> dict[str, dict]:
         used = self._endpoint.used
-        so_far = {**asdict(used), "cost": cost(self._server, used)}
-        return {"this_command": self._endpoint.spent(), "this_run": so_far}
+        this_run = {**asdict(used), "cost": cost(self._server, used)}
+        return {"this_command": self._endpoint.spent(), "this_run": this_run}
 
-    def _asked(self, questions: Sequence[Question], words: tuple[str, ...], read: Callable) -> dict:
-        """What the model itself declined stays masked; everything else that went wrong may be asked again."""
-        found: dict = {}
+    def _ask(self, questions: Sequence[Question], words: tuple[str, ...], value: Callable[[Reply], Any]) -> dict:
+        """Return the value of each reply by key; failures are masked.
+
+        What the model itself declined stays masked; every other failure may be asked about again.
+        """
+        requests = _Requests(questions, words, self._images)
         try:
-            outcomes = self._endpoint.ask_many(self._asks(questions, words, found))
+            replies = self._endpoint.ask_many(requests)
         finally:
-            self._keep(self._endpoint.used, at_once=True)
-        for outcome in outcomes:
-            found[outcome.key] = read(outcome) if isinstance(outcome, Reply) else _masked(outcome)
-            if record := outcome.record():
-                self._replies.append((outcome.key, record))
-        return found
-
-    def _asks(self, questions: Sequence[Question], words: tuple[str, ...], found: dict) -> Iterator[Ask]:
-        """With their frames, read as they are taken; a question whose video cannot be read goes to `found`."""
-        images = lru_cache(CACHED_VIDEOS)(self._images)  # neighbours are about one video
-        for question in questions:
-            try:
-                shown = images(question.video) + images(question.other)
-            except DataError as error:
-                found[question.key] = Masked(str(error))
-                continue
-            yield Ask(question.key, (Turn(question.text, images=shown),), words)
+            self._save(self._endpoint.used, at_once=True)
+        outcomes: dict[str, Any] = dict(requests.unreadable)
+        for reply in replies:
+            outcomes[reply.key] = value(reply) if isinstance(reply, Reply) else _masked(reply)
+            record = reply.record()
+            if record:
+                self._replies.append((reply.key, record))
+        return outcomes
 
     def _images(self, video: str) -> tuple[bytes, ...]:
         if not video:
             return ()
         frames, spec = self._frames(video), self._client.spec(video)
-        return encode_frames(self._client.get(video, spec.part(frames) if frames else spec), jpeg_quality=90)
+        pixels = self._client.get(video, spec.part(frames) if frames else spec)
+        return encode_frames(pixels, jpeg_quality=90)
 
-    def _keep(self, used: Usage, at_once: bool = False) -> None:
-        if at_once or time.monotonic() - self._kept >= SAVE_INTERVAL_S:
+    def _save(self, used: Usage, at_once: bool = False) -> None:
+        if at_once or time.monotonic() - self._saved_at >= SAVE_INTERVAL_S:
             self._directory.write_json(SPENT, self._ledger() | {self._account: asdict(used)})
-            self._kept = time.monotonic()
+            self._saved_at = time.monotonic()
 
     def _ledger(self) -> dict[str, dict[str, int]]:
-        """Tokens by the name of who was asked, in all commands of this run so far."""
+        """Return the tokens of all commands of this run so far, by the account of the server."""
         return self._directory.read_json(SPENT) or {}
 
 
+class _Requests:
+    """The requests for some questions, with their frames, which are read as the requests are taken."""
+
+    def __init__(self, questions: Sequence[Question], words: tuple[str, ...], images: Callable[[str], tuple]):
+        self._questions, self._words = questions, words
+        # Consecutive questions are about one video, so that a few videos are enough.
+        self._images = lru_cache(CACHED_VIDEOS)(images)
+        self.unreadable: dict[str, Masked] = {}
+        """Questions whose video could not be read, by key; there is no request for them."""
+
+    def __iter__(self) -> Iterator[Ask]:
+        for question in self._questions:
+            try:
+                shown = self._images(question.video) + self._images(question.other)
+            except DataError as error:
+                self.unreadable[question.key] = Masked(str(error))
+                continue
+            yield Ask(question.key, (Turn(question.text, images=shown),), self._words)
+
+
 def judge_name(judge: str | Server | Function) -> str:
-    """What labels are known by: a model with its weights, a server's model, or a function."""
+    """Return the name that labels record: a model with its fingerprint, a server's model, or a function's path."""
     if isinstance(judge, Function):
         return judge.path
-    return (
-        f"{judge.model} at {judge.origin or judge.url}"
-        if isinstance(judge, Server)
-        else f"{judge}@{ModelDir(judge).fingerprint}"
-    )
+    if isinstance(judge, Server):
+        return f"{judge.model} at {judge.origin or judge.url}"
+    return f"{judge}@{ModelDir(judge).fingerprint}"
 
 
 def make_judge(config: Config, run: Run, judge: str | Server) -> Judge:
+    """Return the judge that `label.judge` names."""
     return ServerJudge(config, run, judge) if isinstance(judge, Server) else ModelJudge(config, run, judge)
 
 
-def _whole(sample: Sample, limit: int) -> str | Masked:
-    """A list that was cut would be judged without its end."""
+def _whole_list(sample: Sample, limit: int) -> str | Masked:
+    """Return the reply; one that was cut is masked, because its answer would be judged without the claims at the end."""
     if sample.finish_reason != "length":
         return sample.response
     length = len(sample.response_ids)
@@ -216,19 +242,24 @@ def _masked(outcome: Unanswered) -> Masked:
 
 
 def judge_frames(config: Config, client: FrameClient | LocalFrames) -> Callable[[str], tuple[int, ...]]:
-    """Native numbers of the frames of a video that the judge sees; none where `label.num_frames` asks for no others than
-    everybody's, or the video cannot be used (whoever shows it says why)."""
+    """Return a function that gives the native numbers of the frames of a video that the judge sees.
+
+    It gives none if `label.num_frames` is not set, so that the judge sees the same frames as everything else, and none
+    for a video that cannot be used: the code that reads its frames reports why.
+    """
     count = config.label.num_frames
 
-    def chosen(video: str) -> tuple[int, ...]:
+    def numbers(video: str) -> tuple[int, ...]:
+        if not video or not count:
+            return ()
         try:
-            return client.spec(video).sparse(count) if video and count else ()
+            return client.spec(video).sparse(count)
         except DataError:
             return ()
 
-    return chosen
+    return numbers
 
 
 def frames_shown(config: Config) -> int:
-    """How many frames of a video the judge sees."""
+    """Return how many frames of a video the judge sees."""
     return config.label.num_frames or config.video.num_frames

@@ -1,7 +1,7 @@
-"""AI feedback: a judge's verdicts on the candidates, `rlaif label CONFIG`. What is there already is not asked again.
+"""`rlaif label CONFIG`: a judge labels the candidate answers. Prompts that have labels are not asked about again.
 
-A judgement that failed is a masked record with its reason. Where the reason may pass (a server that is down, a budget that
-is used up), the row says `again` and the next run asks for that prompt once more; what the judge itself declined is done.
+A judgement that failed is a masked record with its reason. If the reason may pass (a server that is down, a budget that
+is used up), the row says `again` and the next run asks about that prompt once more; what the judge itself declined is final.
 """
 
 from __future__ import annotations
@@ -30,65 +30,77 @@ from rlaif.stages.run.run import Run
 log = logging.getLogger(__name__)
 
 PROMPTS_PER_PART = 128
-"""Prompts whose answers are judged, and then written down, together."""
+"""Prompts whose answers are judged, and then written, together: a kill costs at most their labels."""
 
 
 def label(config: Config, run: Run) -> dict:
-    """Judge every prompt's answers; returns the report, which is `eval/label.json` too."""
+    """Judge every prompt's answers. Returns the report, which is `eval/label.json` too."""
     if config.label.reference:
-        load_function(config.label.reference)  # a typing error is found before anything is asked
+        # A typing error in its name must be reported before anything is asked and paid for.
+        load_function(config.label.reference)
     cases, unanswered = read_cases(config, run)
-    done = label_cases(config, run, cases, open_labels(config))
-    told = label_report(config, cases, done.rows, done.spent)
-    found = {"command": typed_command(), "judge": done.judge, "unanswered": unanswered, **told}
-    for warning in label_warnings(found):
+    result = label_cases(config, run, cases, open_labels(config))
+    report = {"command": typed_command(), "judge": result.judge, "unanswered": unanswered}
+    report |= label_report(config, cases, result.rows, result.spent)
+    for warning in label_warnings(report):
         log.warning("%s", warning)
-    run.directory.write_eval("label", found)
-    return found
+    run.directory.write_eval("label", report)
+    return report
 
 
 class LabelResult(NamedTuple):
+    """The labels of some cases."""
+
     judge: str
-    """Its name."""
+    """The judge's name."""
     rows: list[dict]
     """One per case."""
     spent: dict
-    """What asking took in this call, where the judge is a server."""
+    """What this call spent, if the judge is a server."""
 
 
 def label_cases(config: Config, run: Run, cases: Sequence[Case], store: Store) -> LabelResult:
-    """The rows of the store, where the judge adds what is missing."""
+    """Return the store's row of every case; the judge adds the rows that are missing."""
     options = config.label
     judge = None if isinstance(options.judge, Function) else make_judge(config, run, options.judge)
     check_label_hash(store, config)
     missing = set(store.missing([case.key for case in cases]))
     todo = [case for case in cases if case.key in missing]
     log.info("%s: %d of %d prompts are labelled already", store.path, len(cases) - len(todo), len(cases))
-    made = {"kind": label_hash(config), "judge": judge_name(options.judge)}
-    shown, silent = Progress(len(todo), "labels"), ""
+    origin = {"kind": label_hash(config), "judge": judge_name(options.judge)}
+    progress, silence = Progress(len(todo), "labels"), ""
     for start in range(0, len(todo), PROMPTS_PER_PART):
         part = todo[start : start + PROMPTS_PER_PART]
-        rows = [_not_asked(case, silent) for case in part] if silent else judge_rows(config, judge, part)
-        silent = silent or _silent(rows)
-        store.append(
-            [{**row, **left_out_field(config, judge, case), **made} for case, row in zip(part, rows, strict=True)]
-        )
-        shown.to(start + len(part))
-    shown.close()
-    return LabelResult(made["judge"], [store[case.key] for case in cases], judge.spent() if judge else {})
+        rows = [_not_asked(case, silence) for case in part] if silence else judge_rows(config, judge, part)
+        silence = silence or _why_silent(rows)
+        complete = []
+        for case, row in zip(part, rows, strict=True):
+            complete.append({**row, **left_out_field(config, judge, case), **origin})
+        store.append(complete)
+        progress.to(start + len(part))
+    progress.close()
+    return LabelResult(origin["judge"], [store[case.key] for case in cases], judge.spent() if judge else {})
 
 
 def open_labels(config: Config) -> Store[tuple[str, str]]:
+    """Open the labels of `data.labels`."""
     return label_store(datasets.data_path(config, config.data.labels))
 
 
 def label_store(path: str | Path) -> Store[tuple[str, str]]:
-    """Labels in a file; a prompt that the judge could not be asked about counts as missing."""
-    return Store(path, lambda row: (row["prompt_id"], row["answers_hash"]), lambda row: row.get("again", False))
+    """Open the labels in a file; a prompt that the judge could not be asked about counts as missing."""
+
+    def key(row: dict) -> tuple[str, str]:
+        return row["prompt_id"], row["answers_hash"]
+
+    return Store(path, key, lambda row: row.get("again", False))
 
 
 def judge_rows(config: Config, judge: Judge | None, cases: Sequence[Case]) -> list[dict]:
-    """One row per case; a judgement that failed is masked with its reason, and nothing else is lost."""
+    """Return one row per case; a judgement that failed is masked with its reason, and the others are not affected.
+
+    `judge` is None if `label.judge` is a function.
+    """
     if judge is None:
         return [by_function(config, case) for case in cases]
     method = by_claims if config.label.method == "claims" else by_pairs
@@ -96,20 +108,26 @@ def judge_rows(config: Config, judge: Judge | None, cases: Sequence[Case]) -> li
 
 
 def _with_replies(rows: list[dict], replies: Iterable[tuple[str, dict]]) -> list[dict]:
-    """The rows with the records of a server's replies behind them, each once, by what was asked."""
-    told: dict[int, list[dict]] = {}
+    """Return the rows with the records of the server's replies about them; `asked` is the question's key within the row."""
+    records: dict[int, list[dict]] = {}
     for key, record in replies:
         number, _, asked = key.partition(":")
-        told.setdefault(int(number), []).append({"asked": asked, **record})
-    return [row | ({"replies": told[number]} if number in told else {}) for number, row in enumerate(rows)]
+        records.setdefault(int(number), []).append({"asked": asked, **record})
+    complete = []
+    for number, row in enumerate(rows):
+        complete.append(row | {"replies": records[number]} if number in records else row)
+    return complete
 
 
-def _silent(rows: Sequence[dict]) -> str:
-    """Why nothing was answered about any of these prompts, where another time it may be; "" otherwise."""
-    lost = all(row.get("again") and all("masked" in score for score in row["scores"]) for row in rows)
-    return masked_reasons(rows[-1])[0] if lost else ""
+def _why_silent(rows: Sequence[dict]) -> str:
+    """Return why none of these prompts was answered, if another run may get answers; else an empty string."""
+    for row in rows:
+        answered = any("masked" not in score for score in row["scores"])
+        if answered or not row.get("again"):
+            return ""
+    return masked_reasons(rows[-1])[0]
 
 
-def _not_asked(case: Case, why: str) -> dict:
-    masked = Masked(f"not asked, as nothing was answered about the prompts before: {why}", again=True)
+def _not_asked(case: Case, reason: str) -> dict:
+    masked = Masked(f"not asked, as nothing was answered about the prompts before: {reason}", again=True)
     return label_row(case, [masked] * len(case.answers)) | retry_field([masked])

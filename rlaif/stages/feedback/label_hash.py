@@ -1,4 +1,4 @@
-"""What makes the labels of one file comparable: everything that decides a verdict beside prompt, captions and answers."""
+"""The hash that makes the labels of one file comparable: of all that decides a verdict beside prompt, captions and answers."""
 
 from __future__ import annotations
 
@@ -20,80 +20,93 @@ METHOD_OPTIONS = {"pairwise": ("pairwise_prompt", "choices", "flips"), "claims":
 """Options of `label` that only one method reads."""
 CONTEXT_OPTIONS = ("captions_template", "captions_separator", "max_caption_tokens")
 SERVER_OPTIONS = ("extra", "top_logprobs")
-"""The server itself is in the judge's name; its other options say how it is reached and what that may take."""
+"""Options of a server that decide verdicts. The judge's name holds the server itself; the other options say how it is reached
+and what that may cost."""
 
 
 def label_hash(config: Config) -> str:
-    """Return 16 hex digits over what `decides` gives."""
+    """Return 16 hex digits over the result of `deciding_options`; rows of labels hold them as `kind`."""
     return _digest(deciding_options(config))
 
 
-def _digest(decided: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()[:16]
+def _digest(options: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def deciding_options(config: Config) -> dict[str, Any]:
-    """Every option that the verdicts depend on, by name. What another method or another kind of judge reads is left out."""
+    """Return every option that the verdicts depend on, by name.
+
+    Options that only another method or another kind of judge reads are not included.
+    """
     options, by_code = config.label, isinstance(config.label.judge, Function)
-    found = {"judge": judge_name(options.judge), "method": options.method}
-    drawn = not by_code and options.context == "shuffled"
+    deciding: dict[str, Any] = {"judge": judge_name(options.judge), "method": options.method}
+    random = not by_code and options.context == "shuffled"
     if options.method == "pairwise":
-        found["comparisons"] = options.comparisons
-        drawn |= options.comparisons is not None
-    if drawn:
-        found["seed"] = config.seed
-    return found if by_code else found | _asked(config)
+        deciding["comparisons"] = options.comparisons
+        random |= options.comparisons is not None
+    if random:
+        deciding["seed"] = config.seed
+    return deciding if by_code else deciding | _model_options(config)
 
 
-def _asked(config: Config) -> dict[str, Any]:
-    """Of a judge that is a model."""
+def _model_options(config: Config) -> dict[str, Any]:
+    """Return the options that decide the verdicts of a judge that is a model."""
     options = config.label
-    found = _picked(options, ("context", "show_video", *METHOD_OPTIONS[options.method]))
+    deciding = _dump(options, ("context", "show_video", *METHOD_OPTIONS[options.method]))
     if options.method == "claims" and options.split == "model":
-        found |= _picked(options, ("split_prompt", "split_tokens"))
-    if options.method == "claims" and options.reject_at != 0.5:  # labels from before the option are of its default
-        found |= _picked(options, ("reject_at",))
+        deciding |= _dump(options, ("split_prompt", "split_tokens"))
+    # Labels from before `label.reject_at` existed were made with its default; their hash must stay.
+    if options.method == "claims" and options.reject_at != 0.5:
+        deciding |= _dump(options, ("reject_at",))
     if options.context != "none":
-        found |= _picked(options, CONTEXT_OPTIONS)
+        deciding |= _dump(options, CONTEXT_OPTIONS)
     if options.show_video:
-        found["frames"] = _picked(config.video, FRAME_OPTIONS) | {"num_frames": frames_shown(config)}
+        deciding["frames"] = _dump(config.video, FRAME_OPTIONS) | {"num_frames": frames_shown(config)}
     if isinstance(options.judge, Server):
-        return found | {"server": _picked(options.judge, SERVER_OPTIONS)}
-    return found | {"dtype": config.model.dtype}
+        deciding["server"] = _dump(options.judge, SERVER_OPTIONS)
+    else:
+        deciding["dtype"] = config.model.dtype
+    return deciding
 
 
-def _picked(section: Any, names: tuple[str, ...]) -> dict[str, Any]:
+def _dump(section: Any, names: tuple[str, ...]) -> dict[str, Any]:
     return section.model_dump(mode="json", include=set(names))
 
 
 def check_label_hash(store: Store, config: Config) -> None:
     """Raise ContractError if a file holds labels of another judge or another way of asking."""
-    kind = label_hash(config)
-    others = sorted({row["judge"] for row in store.rows() if row["kind"] != kind and not _moved(row, config)})
+    expected = label_hash(config)
+    others = set()
+    for row in store.rows():
+        if row["kind"] != expected and not _is_moved(row, config):
+            others.add(row["judge"])
     if others:
-        names = ", ".join(_named(config.label, deciding_options(config)))
+        names = ", ".join(_option_names(config.label, deciding_options(config)))
         raise ContractError(
             f"labels in {store.path} that were made with the options as they are now ({names})",
-            f"some by {', '.join(others)} with other options",
+            f"some by {', '.join(sorted(others))} with other options",
             "Set data.labels to another file for other options, or remove this one",
         )
 
 
-def _moved(row: Mapping[str, Any], config: Config) -> bool:
-    """Whether a row was made by the same judge, with the same options, while its model was stored at another path."""
+def _is_moved(row: Mapping[str, Any], config: Config) -> bool:
+    """Return whether the same judge made a row with the same options, when its model was stored at another path."""
     judge = config.label.judge
     if not isinstance(judge, str):
         return False
-    same = row["judge"].rpartition("@")[2] == judge_name(judge).rpartition("@")[2]
-    return same and row["kind"] == _digest(deciding_options(config) | {"judge": row["judge"]})
+    same_weights = row["judge"].rpartition("@")[2] == judge_name(judge).rpartition("@")[2]
+    return same_weights and row["kind"] == _digest(deciding_options(config) | {"judge": row["judge"]})
 
 
-def _named(options: Label, decided: dict[str, Any]) -> list[str]:
-    """The options as a user writes them."""
-    whose = {
+def _option_names(options: Label, deciding: dict[str, Any]) -> list[str]:
+    """Return the deciding options as a user writes them."""
+    spelled = {
         "frames": ["label.num_frames", *(f"video.{name}" for name in FRAME_OPTIONS)],
+        "server": [f"label.judge.{name}" for name in SERVER_OPTIONS],
         "dtype": ["model.dtype"],
         "seed": ["seed"],
     }
-    whose["server"] = [f"label.judge.{name}" for name in SERVER_OPTIONS]
-    return [name for key in decided for name in whose.get(key, [f"label.{key}"])]
+    names = []
+    for key in deciding:
+        names += spelled.get(key, [f"label.{key}"])
+    return names

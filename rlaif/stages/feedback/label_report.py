@@ -1,4 +1,4 @@
-"""What a set of labels looks like: what was masked, how much the judge goes by the order, and whom it agrees with."""
+"""The report on a set of labels: what was masked, how far order decides, what a server took, agreement with a reference."""
 
 from __future__ import annotations
 
@@ -20,101 +20,145 @@ from rlaif.stages.feedback.judge_inputs import Case
 
 
 def label_report(config: Config, cases: Sequence[Case], rows: Sequence[dict], spent: Mapping[str, dict]) -> dict:
-    """Counts over answers, order bias of a pairwise judge, the share of pairs on which a reference agrees, and what a
-    server took.
+    """Return the counts over answers, a pairwise judge's order bias, agreement with a reference, and a server's usage.
 
     `again`: prompts that the next run asks about once more. `without_context`: prompts whose videos have no captions.
     """
-    scores = [score for row in rows for score in row["scores"]]
+    scores = list(itertools.chain.from_iterable(row["scores"] for row in rows))
     masked = Counter(score["masked"] for score in scores if "masked" in score)
-    found = {"prompts": len(rows), "answers": len(scores), "masked": dict(masked)}
-    if beyond := sum(row.get("captions_left_out", 0) for row in rows):
-        found["captions_left_out"] = beyond
-    found["again"] = sum(row.get("again", False) for row in rows)
+    report = {"prompts": len(rows), "answers": len(scores), "masked": dict(masked)}
+    beyond = sum(row.get("captions_left_out", 0) for row in rows)
+    if beyond:
+        report["captions_left_out"] = beyond
+    report["again"] = sum(row.get("again", False) for row in rows)
     if config.label.context != "none":
-        found["without_context"] = sum(not case.captions for case in cases)
+        report["without_context"] = sum(not case.captions for case in cases)
     if any("pairs" in row for row in rows):
-        outcomes = [_verdict(pair) for row in rows for pair in row.get("pairs", ())]
-        found |= {"position": position_bias(outcomes), "flips": flip_rates(config.label.flips, outcomes)}
+        outcomes = _verdicts(rows)
+        report |= {"position": position_bias(outcomes), "flips": flip_rates(config.label.flips, outcomes)}
     if any("claims" in row for row in rows):
-        judged = [claim for row in rows for answer in row.get("claims", ()) if answer for claim in answer]
-        rejected = sum(not claim["accepted"] for claim in judged)
-        found |= {"claims": len(judged), "rejected": rejected, "empty": _empty(rows)}
-    found |= server_usage(config, rows, spent)
+        report |= _claim_counts(rows)
+    report |= server_usage(config, rows, spent)
     if config.label.reference:
-        failed: Counter[str] = Counter()
-        found["agreement"] = agreement(list(compare_with_reference(config, cases, rows, failed))) | {
-            "reference": config.label.reference
-        }
-        found |= {"reference_failed": dict(failed)} if failed else {}
-    return found
+        report |= _reference_agreement(config, cases, rows)
+    return report
+
+
+def _verdicts(rows: Sequence[dict]) -> list[Verdict | Masked]:
+    outcomes: list[Verdict | Masked] = []
+    for row in rows:
+        outcomes += map(_verdict, row.get("pairs", ()))
+    return outcomes
+
+
+def _claim_counts(rows: Sequence[dict]) -> dict[str, int]:
+    """Return the numbers of claims, of rejected claims, and of answers without claims (`empty`)."""
+    count = rejected = empty = 0
+    for row in rows:
+        for claims in row.get("claims", ()):
+            if claims == []:
+                empty += 1
+            for claim in claims or ():
+                count += 1
+                rejected += not claim["accepted"]
+    return {"claims": count, "rejected": rejected, "empty": empty}
+
+
+def _reference_agreement(config: Config, cases: Sequence[Case], rows: Sequence[dict]) -> dict:
+    pairs: list[Compared] = []
+    failures: Counter[str] = Counter()
+    for pair, failure in compare_with_reference(config, cases, rows):
+        pairs.append(pair)
+        if failure is not None:
+            failures[failure] += 1
+    fields = {"agreement": agreement(pairs) | {"reference": config.label.reference}}
+    if failures:
+        fields["reference_failed"] = dict(failures)
+    return fields
 
 
 def server_usage(config: Config, rows: Sequence[dict], spent: Mapping[str, dict]) -> dict:
-    """What a judge's server was asked and took: by this command, by all of the run, and for all the rows; empty for another judge."""
+    """Return what a server was asked and spent, as the field `server`; empty for another judge.
+
+    It has `this_command` and `this_run` of `spent`, and `labels` for all the rows.
+    """
     judge = config.label.judge
-    return {"server": {**spent, "labels": reply_usage(judge, rows)}} if isinstance(judge, Server) else {}
+    if not isinstance(judge, Server):
+        return {}
+    return {"server": {**spent, "labels": reply_usage(judge, rows)}}
 
 
 def reply_usage(server: Server, rows: Sequence[dict]) -> dict:
-    """What the replies behind all the rows took, whichever run asked for them; each counts once."""
-    replies = {reply["prompt_hash"]: reply for row in rows for reply in row.get("replies", ())}.values()
-    used = Usage(*(sum(reply[name] for reply in replies) for name in ("prompt_tokens", "completion_tokens")))
+    """Return the tokens and cost of the replies behind all the rows, whichever run asked; each reply counts once."""
+    replies: dict[str, dict] = {}
+    for row in rows:
+        for reply in row.get("replies", ()):
+            replies[reply["prompt_hash"]] = reply
+    tokens = (sum(reply[name] for reply in replies.values()) for name in ("prompt_tokens", "completion_tokens"))
+    used = Usage(*tokens)
     return {"replies": len(replies), **asdict(used), "cost": cost(server, used)}
 
 
 def flip_rates(policy: str, outcomes: Sequence[Verdict | Masked]) -> dict:
-    """Pairs whose two orders prefer different answers: their share of all verdicts before the policy (as the judge gave them)
-    and after it (those that still decide for one answer). None without verdicts."""
+    """Return the counts and shares of pairs whose two orders prefer different answers.
+
+    The shares are of all verdicts: `before` counts the flipped pairs as the judge gave them, `after` those of them that
+    still decide for one answer under the policy. Both are None without verdicts.
+    """
     verdicts = [outcome for outcome in outcomes if isinstance(outcome, Verdict)]
     flipped = [verdict for verdict in verdicts if verdict.flipped]
     decided = sum(verdict.winner != 0 for verdict in flipped)
-    share = {
-        name: count / len(verdicts) if verdicts else None
-        for name, count in (("before", len(flipped)), ("after", decided))
-    }
-    return {"policy": policy, "verdicts": len(verdicts), "flipped": len(flipped), "flipped_decided": decided, **share}
+    rates = {"policy": policy, "verdicts": len(verdicts), "flipped": len(flipped), "flipped_decided": decided}
+    rates["before"] = len(flipped) / len(verdicts) if verdicts else None
+    rates["after"] = decided / len(verdicts) if verdicts else None
+    return rates
 
 
-def label_warnings(found: dict) -> list[str]:
-    """What a user should read of a report before anything is built on the labels."""
-    told = [found["position"]["warning"]] if found.get("position", {}).get("warning") else []
-    if found["again"]:
-        told.append(
-            f"{found['again']} of {found['prompts']} prompts could not be judged, wholly or in part ({report_reasons(found)[0]}): "
-            "run `rlaif label` again to ask about these once more"
+def label_warnings(report: dict) -> list[str]:
+    """Return what a user should read of a report before anything is built on the labels."""
+    warnings = []
+    bias = report.get("position", {}).get("warning")
+    if bias:
+        warnings.append(bias)
+    if report["again"]:
+        warnings.append(
+            f"{report['again']} of {report['prompts']} prompts could not be judged, wholly or in part "
+            f"({report_reasons(report)[0]}): run `rlaif label` again to ask about these once more"
         )
-    if failed := found.get("reference_failed"):
-        told.append(f"label.reference said nothing of {sum(failed.values())} pairs of answers: {next(iter(failed))}")
-    return told
+    failures = report.get("reference_failed")
+    if failures:
+        count = sum(failures.values())
+        warnings.append(f"label.reference gave no result for {count} pairs of answers: {next(iter(failures))}")
+    return warnings
 
 
-def report_reasons(found: dict) -> list[str]:
-    """Reasons of what is masked in a report."""
-    return list(found.get("position", {}).get("masked", {}) or found["masked"]) or ["some comparisons failed"]
+def report_reasons(report: dict) -> list[str]:
+    """Return the reasons of what is masked in a report, at least one."""
+    reasons = report.get("position", {}).get("masked", {}) or report["masked"]
+    return list(reasons) or ["some comparisons failed"]
 
 
 def compare_with_reference(
-    config: Config, cases: Sequence[Case], rows: Sequence[dict], failed: Counter[str]
-) -> Iterator[Compared]:
-    """Every two answers to a prompt, as the labels and `label.reference` order them. Where that fails, it says nothing of
-    the two, and `failed` counts its reasons."""
+    config: Config, cases: Sequence[Case], rows: Sequence[dict]
+) -> Iterator[tuple[Compared, str | None]]:
+    """Yield every two different answers to a prompt, as the labels and `label.reference` order them.
+
+    The second item is None, or the reason why the reference failed: the pair has no sign then.
+    """
     prefer = load_function(config.label.reference)
     for case, row in zip(cases, rows, strict=True):
         scores = [score.get("score") for score in row["scores"]]
         for a, b in itertools.combinations(range(len(scores)), 2):
-            if case.answers[a] != case.answers[b]:
-                judged = None if None in (scores[a], scores[b]) else scores[a] - scores[b]
-                try:
-                    sign = prefer(case.prompt, case.answers[a], case.answers[b])
-                except Exception as error:  # the user's own code, after everything has been asked and paid for
-                    failed[f"{type(error).__name__}: {error}"] += 1
-                    sign = None
-                yield Compared(judged, sign, prompt_type=prompt_type(case.prompt.extra))
-
-
-def _empty(rows: Sequence[dict]) -> int:
-    return sum(answer == [] for row in rows for answer in row.get("claims", ()))
+            if case.answers[a] == case.answers[b]:
+                continue
+            margin = None if None in (scores[a], scores[b]) else scores[a] - scores[b]
+            sign = failure = None
+            try:
+                sign = prefer(case.prompt, case.answers[a], case.answers[b])
+            except Exception as error:
+                # The reference is the user's own code, and runs after everything has been asked and paid for.
+                failure = f"{type(error).__name__}: {error}"
+            yield Compared(margin, sign, prompt_type=prompt_type(case.prompt.extra)), failure
 
 
 def _verdict(pair: dict) -> Verdict | Masked:

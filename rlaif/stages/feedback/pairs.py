@@ -1,4 +1,4 @@
-"""Preference pairs out of labelled answers: `rlaif pairs CONFIG`."""
+"""`rlaif pairs CONFIG`: preference pairs from labelled answers."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rlaif.errors import ConfigError, DataError
 from rlaif.evaluation.agreement import prompt_type
 from rlaif.feedback.pair_report import report
 from rlaif.feedback.pairing import Candidate, PairOptions, ScoredPair, build
+from rlaif.feedback.store import Store
 from rlaif.io.rundir import typed_command
 from rlaif.records import Masked
 from rlaif.seeds import derive
@@ -30,61 +31,75 @@ log = logging.getLogger(__name__)
 
 
 def pairs(config: Config, run: Run) -> dict:
-    """Write `data.pairs` (and `data.pairs_eval`, where it is set); returns the report, which is `eval/pairs.json` too."""
-    targets = [datasets.data_path(config, file) for file in (config.data.pairs, config.data.pairs_eval) if file]
-    for path in targets:
-        check_pair_target(path)
-    (cases, unanswered), store = read_cases(config, run), open_labels(config)
-    check_label_hash(store, config)
-    if missing := [case.key for case in cases if case.key not in store]:
-        raise DataError(
-            f"a label in {store.path} for every prompt that has answers",
-            f"none for {len(missing)} of {len(cases)}, such as {missing[0][0]!r}",
-            "Run `rlaif label`, which goes on where it stopped",
-        )
-    if again := store.missing([case.key for case in cases]):
-        log.warning("%d of %d prompts still wait for the judge: `rlaif label` asks again", len(again), len(cases))
+    """Write `data.pairs`, and `data.pairs_eval` if it is set. Returns the report, which is `eval/pairs.json` too.
+
+    Raises:
+        ConfigError: if a file to write to holds preferences of another origin.
+        DataError: if a prompt has no label, or if no pair can be made.
+    """
+    check_pair_targets(config)
+    cases, unanswered = read_cases(config, run)
+    store = open_labels(config)
+    require_labels(config, store, cases)
     built = build(_candidates(cases, store), pair_options(config), config.seed)
     if not built.pairs:
         raise DataError(
             "preference pairs", f"none of {built.considered}: {built.dropped}", "Relax the options of `pairs`"
         )
-    by_prompt = {case.prompt.prompt_id: case for case in cases}
-    judges = {row["prompt_id"]: {"model": row["judge"], "kind": row["kind"]} for row in store.rows()}
-    origins = sample.answer_origins(config, [case.prompt for case in cases])
-    records = [
-        pair_record(pair, by_prompt[name], judges[name], origins[name])
-        for pair in built.pairs
-        for name in (pair.chosen.prompt_id,)
-    ]
-    held = held_out_videos(config, [record.video for record in records]) if config.data.pairs_eval else set()
-    write_pairs(
-        datasets.data_path(config, config.data.pairs), [record for record in records if record.video not in held]
-    )
+    records = _records(config, cases, store, built.pairs)
+    outside = held_out_videos(config, [record.video for record in records]) if config.data.pairs_eval else set()
+    training = [record for record in records if record.video not in outside]
+    held_out = [record for record in records if record.video in outside]
+    write_pairs(datasets.data_path(config, config.data.pairs), training)
     if config.data.pairs_eval:
-        write_pairs(
-            datasets.data_path(config, config.data.pairs_eval), [record for record in records if record.video in held]
-        )
-    found = {"command": typed_command(), "unanswered": unanswered, **report(built)}
-    found["held_out"] = sum(record.video in held for record in records)
-    run.directory.write_eval("pairs", found)
-    return found
+        write_pairs(datasets.data_path(config, config.data.pairs_eval), held_out)
+    result = {"command": typed_command(), "unanswered": unanswered, **report(built), "held_out": len(held_out)}
+    run.directory.write_eval("pairs", result)
+    return result
 
 
 MARGIN = {"claims": 1.0, "pairwise": 0.2}
-"""Least difference of scores where `pairs.margin` does not say: rejected claims, or mean win probability."""
+"""Default of `pairs.margin`, the least difference of scores: in rejected claims, or in mean win probability."""
 
 
 def pair_options(config: Config) -> PairOptions:
+    """Return the options of `pairs`, with the margin of the label method if none is set."""
     margin = MARGIN[config.label.method] if config.pairs.margin is None else config.pairs.margin
     return PairOptions(**config.pairs.model_dump(exclude={"eval_fraction", "margin"}), margin=margin)
 
 
+def require_labels(config: Config, store: Store[tuple[str, str]], cases: Sequence[Case]) -> None:
+    """Raise DataError unless every case has a label, ContractError if labels were made with other options.
+
+    Cases that still wait for the judge only cause a warning.
+    """
+    check_label_hash(store, config)
+    missing = [case.key for case in cases if case.key not in store]
+    if missing:
+        raise DataError(
+            f"a label in {store.path} for every prompt that has answers",
+            f"none for {len(missing)} of {len(cases)}, such as {missing[0][0]!r}",
+            "Run `rlaif label`, which goes on from the labels it has",
+        )
+    waiting = store.missing([case.key for case in cases])
+    if waiting:
+        log.warning("%d of %d prompts still wait for the judge: `rlaif label` asks again", len(waiting), len(cases))
+
+
+def check_pair_targets(config: Config) -> None:
+    """Check that `data.pairs` and `data.pairs_eval` may be written to; see `check_pair_target`."""
+    for file in (config.data.pairs, config.data.pairs_eval):
+        if file:
+            check_pair_target(datasets.data_path(config, file))
+
+
 def check_pair_target(path: Path) -> None:
-    """Raises ConfigError where a file to be written holds preferences that no judge of ours made: they are not replaced."""
+    """Raise ConfigError if a file holds preferences that no judge of `rlaif label` made: they are never replaced."""
     first = next(iter(read_rows(path)), None) if path.is_file() else None
+    if first is None:
+        return
     fields = first.fields if isinstance(first, Row) else {}
-    if first is not None and not (is_own_label(fields.get("judge")) and not fields.get("scores")):
+    if not is_own_label(fields.get("judge")) or fields.get("scores"):
         raise ConfigError(
             f"no file at {path}, or one that `rlaif pairs` wrote",
             f"rows of another origin, or with scores, such as {fields.get('pair_id')!r}",
@@ -93,40 +108,64 @@ def check_pair_target(path: Path) -> None:
 
 
 def is_own_label(judge: object) -> bool:
-    """Whether a row's `judge` is as `record` writes it; parquet files hold it as JSON text."""
+    """Return whether a row's `judge` is as `pair_record` writes it; parquet files hold it as JSON text."""
     try:
-        found = json.loads(judge) if isinstance(judge, str) else judge
+        record = json.loads(judge) if isinstance(judge, str) else judge
     except ValueError:
         return False
-    return isinstance(found, dict) and {"model", "kind"} <= found.keys()
+    return isinstance(record, dict) and {"model", "kind"} <= record.keys()
 
 
 def held_out_videos(config: Config, videos: Sequence[str]) -> set[str]:
-    """The videos whose pairs are held out: a share of them, at least one, chosen by their names and the seed."""
-    place = {video: derive(config.seed, "hold out", video) % 2**32 for video in videos}
+    """Return the videos whose pairs are held out: a share of all, at least one, drawn by name and seed."""
+    draw = {video: derive(config.seed, "hold out", video) % 2**32 for video in videos}
     limit = config.pairs.eval_fraction * 2**32
-    return {video for video in videos if place[video] < limit} or {min(place, key=place.__getitem__)}
+    below = {video for video in videos if draw[video] < limit}
+    return below or {min(draw, key=draw.__getitem__)}
 
 
 def write_pairs(path: Path, records: Sequence[Preference]) -> None:
+    """Write the records as rows of our own format, as JSON lines or parquet by the name of the file."""
     rows = (record.to_row() for record in records)
     write_rows(path, map(PAIRS.columns, rows) if kind(path) == ".parquet" else rows, PAIRS.schema)
 
 
-def _candidates(cases: Sequence[Case], store) -> Iterator[Candidate]:
+def _candidates(cases: Sequence[Case], store: Store[tuple[str, str]]) -> Iterator[Candidate]:
     for case in cases:
+        prompt = case.prompt
         scores = store[case.key]["scores"]
         for index, (answer, score) in enumerate(zip(case.answers, scores, strict=True)):
             value = Masked(score["masked"]) if "masked" in score else score["score"]
-            yield Candidate(case.prompt.prompt_id, index, case.prompt.video, case.prompt.question, answer, value)
+            yield Candidate(prompt.prompt_id, index, prompt.video, prompt.question, answer, value)
+
+
+def _records(
+    config: Config, cases: Sequence[Case], store: Store[tuple[str, str]], scored_pairs: Sequence[ScoredPair]
+) -> list[Preference]:
+    by_prompt = {case.prompt.prompt_id: case for case in cases}
+    judges = {row["prompt_id"]: {"model": row["judge"], "kind": row["kind"]} for row in store.rows()}
+    origins = sample.answer_origins(config, [case.prompt for case in cases])
+    records = []
+    for pair in scored_pairs:
+        prompt_id = pair.chosen.prompt_id
+        records.append(pair_record(pair, by_prompt[prompt_id], judges[prompt_id], origins[prompt_id]))
+    return records
 
 
 def pair_record(pair: ScoredPair, case: Case, judge: Mapping[str, str], origins: Sequence[dict]) -> Preference:
-    """origins: of the prompt's answers, by sample index."""
+    """Return a pair as a record with its judge and provenance.
+
+    `origins`: where the answers to the prompt come from, by sample index.
+    """
     chosen, rejected = pair.chosen, pair.rejected
-    provenance = {"prompt_type": said} if (said := prompt_type(case.prompt.extra)) else {}
-    for side, one in (("chosen", chosen), ("rejected", rejected)):
-        provenance |= {side: origins[one.sample_index]} if origins[one.sample_index] else {}
+    provenance: dict = {}
+    type_ = prompt_type(case.prompt.extra)
+    if type_:
+        provenance["prompt_type"] = type_
+    for side, candidate in (("chosen", chosen), ("rejected", rejected)):
+        origin = origins[candidate.sample_index]
+        if origin:
+            provenance[side] = origin
     return Preference(
         pair_id=f"{chosen.prompt_id}#{chosen.sample_index}-{rejected.sample_index}",
         prompt_id=chosen.prompt_id,

@@ -1,4 +1,4 @@
-"""Answers to be judged, of one model or of several: `rlaif sample CONFIG`. What is there already is not made again."""
+"""`rlaif sample CONFIG`: answers to be judged, of one or several models. Prompts that have answers are skipped."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import itertools
 import json
 import logging
 from collections.abc import Sequence
-from functools import partial
 
 from actors.pool import RolloutPool
 from rlaif.config.schema import Config, Sampling
@@ -15,7 +14,7 @@ from rlaif.errors import ContractError, DataError
 from rlaif.feedback.store import Store
 from rlaif.models.check import require_model
 from rlaif.models.model_dir import ModelDir
-from rlaif.records import Prompt
+from rlaif.records import Prompt, Sample
 from rlaif.seeds import derive
 from rlaif.stages.feedback.fill import fill_store
 from rlaif.stages.run import datasets, row_checks
@@ -26,12 +25,15 @@ log = logging.getLogger(__name__)
 FRAME_OPTIONS = ("num_frames", "height", "width")
 """Options of `video` that make a FrameSpec."""
 AnswerKey = tuple[str, str, str]
-"""(prompt_id, fingerprint of the model, what was asked): all its answers to a prompt are made, and written, together."""
+"""(prompt_id, fingerprint of the model, digest of the prompt): a model's answers to a prompt are made and written together."""
 
 
 def sample(config: Config, run: Run) -> dict[str, int]:
-    """`candidates.per_model` answers of each model to each prompt; returns how many prompts were answered, of them retried
-    (they had failed before), were there, or failed."""
+    """Sample `candidates.per_model` answers of each model to each prompt.
+
+    Returns:
+        Counts of prompts, summed over the models: `made`, `retried` (they had failed before), `there` (skipped), `failed`.
+    """
     options = config.candidates
     for model in options.models:
         require_model("candidates.models", model, or_adapter=True)
@@ -43,16 +45,16 @@ def sample(config: Config, run: Run) -> dict[str, int]:
     check_sampling(config, store)
     counts = {"made": 0, "retried": 0, "there": 0, "failed": 0}
     for model in options.models:
-        print_ = ModelDir(model).fingerprint
-        wanted = store.missing([(p.prompt_id, print_, prompt_digest(p)) for p in prompts])
-        counts["there"] += len(prompts) - len(wanted)
-        counts["retried"] += sum(key in store for key in wanted)
-        missing = {key[0] for key in wanted}
-        todo = [prompt for prompt in prompts if prompt.prompt_id in missing]
+        fingerprint = ModelDir(model).fingerprint
+        missing = store.missing([(prompt.prompt_id, fingerprint, prompt_digest(prompt)) for prompt in prompts])
+        counts["there"] += len(prompts) - len(missing)
+        counts["retried"] += sum(key in store for key in missing)
+        missing_ids = {prompt_id for prompt_id, _, _ in missing}
+        todo = [prompt for prompt in prompts if prompt.prompt_id in missing_ids]
         if not todo:
             continue
-        answer = partial(_answered, config, run.topology.engines(model), model, print_)
-        made, failed = fill_store(store, todo, answer, f"answers of {model}")
+        sampler = _Sampler(config, run.topology.engines(model), model, fingerprint)
+        made, failed = fill_store(store, todo, sampler.rows, f"answers of {model}")
         counts["made"] += made
         counts["failed"] += failed
     log.info("%s: %s", store.path, ", ".join(f"{count} {name}" for name, count in counts.items()))
@@ -60,7 +62,10 @@ def sample(config: Config, run: Run) -> dict[str, int]:
 
 
 def open_candidates(config: Config) -> Store[AnswerKey]:
-    """Answers; a prompt whose answers failed counts as missing. Rows of your own need prompt_id and answers only."""
+    """Open the file of answers; a prompt whose answers failed counts as missing.
+
+    Rows that a user wrote need `prompt_id` and `answers` only.
+    """
 
     def key(row: dict) -> AnswerKey:
         return row["prompt_id"], row.get("fingerprint", ""), row.get("asked", "")
@@ -69,13 +74,16 @@ def open_candidates(config: Config) -> Store[AnswerKey]:
 
 
 def prompt_digest(prompt: Prompt) -> str:
-    """16 hex digits over what a prompt shows: with another question, video, or file behind its name it is another one."""
-    told = [prompt.question, prompt.video, prompt.video_sha256]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+    """Return 16 hex digits over what a prompt shows; rows of answers hold them as `asked`.
+
+    Another question, another video, or another file behind the video's name gives another digest.
+    """
+    content = [prompt.question, prompt.video, prompt.video_sha256]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def sampling_record(config: Config) -> dict:
-    """Everything but prompts and models that answers depend on, as rows have it: defaults too, since they may change."""
+    """Return everything but prompts and models that answers depend on, for their rows; with defaults, which may change."""
     return sampling_options(config).model_dump(mode="json") | {
         "per_model": config.candidates.per_model,
         "run_seed": config.seed,
@@ -84,93 +92,128 @@ def sampling_record(config: Config) -> dict:
 
 
 def sampling_options(config: Config) -> Sampling:
+    """Return how the engine samples answers."""
     options = config.candidates
     return Sampling(temperature=options.temperature, top_p=options.top_p, max_tokens=options.max_tokens)
 
 
 def check_sampling(config: Config, store: Store[AnswerKey]) -> None:
-    """Raises ContractError where a file holds answers sampled in another way: `per_model` would not be what it says."""
-    wanted = sampling_record(config)
+    """Raise ContractError if a file holds answers that were sampled in another way: `per_model` would not hold for them."""
+    expected = sampling_record(config)
     for row in store.rows():
-        if wanted | row.get("sampling", {}) != wanted:  # a row may be older than an option
+        # A row may be older than an option: options that it lacks are not compared.
+        if expected | row.get("sampling", {}) != expected:
             raise ContractError(
-                f"answers in {store.path} that were sampled with {wanted}",
+                f"answers in {store.path} that were sampled with {expected}",
                 f"some with {row['sampling']}",
                 "Set data.candidates to another file for other options of `candidates`, or remove this one",
             )
 
 
 def answers_by_prompt(config: Config, prompts: Sequence[Prompt]) -> dict[str, list[str]]:
-    """The answers to each prompt as it is asked now, by `candidates.models` as they are now, in their order.
+    """Return the answers to each prompt as it is now, by `candidates.models` as they are now, in the order of the models.
 
-    Others are left where they are, and counted. Raises DataError where there are none.
+    Other answers stay in the file and are counted.
+
+    Raises:
+        DataError: if there are no answers.
     """
-    found, stale = _rows_of(config, prompts)
-    if stale:
+    by_prompt, unused = _used_rows(config, prompts)
+    if unused:
         path = datasets.data_path(config, config.data.candidates)
-        log.warning("%s: %d rows of other models, weights, questions or video files are not used", path, stale)
-    return {prompt_id: [answer for row in rows for answer in row["answers"]] for prompt_id, rows in found.items()}
+        log.warning("%s: %d rows of other models, weights, questions or video files are not used", path, unused)
+    answers = {}
+    for prompt_id, rows in by_prompt.items():
+        answers[prompt_id] = list(itertools.chain.from_iterable(row["answers"] for row in rows))
+    return answers
 
 
 def answer_origins(config: Config, prompts: Sequence[Prompt]) -> dict[str, list[dict]]:
-    """Where each of these answers comes from, in the same order: model, fingerprint, seed, its place among the answers with
-    that seed (the engine's own seed is derived from seed, prompt_id and place), and the sampling options."""
-    return {
-        prompt_id: [_origin(row, place) for row in rows for place in range(len(row["answers"]))]
-        for prompt_id, rows in _rows_of(config, prompts)[0].items()
-    }
+    """Return the origin of each of these answers, in the same order.
+
+    An origin has the model, its fingerprint, the seed, the answer's index among the answers with that seed (the engine's own
+    seed is derived from seed, prompt_id and index), and the sampling options.
+    """
+    by_prompt, _ = _used_rows(config, prompts)
+    origins: dict[str, list[dict]] = {}
+    for prompt_id, rows in by_prompt.items():
+        of_prompt = origins.setdefault(prompt_id, [])
+        for row in rows:
+            of_prompt += [_origin(row, index) for index in range(len(row["answers"]))]
+    return origins
 
 
-def _origin(row: dict, place: int) -> dict:
-    known = {name: row[name] for name in ("model", "fingerprint", "seed", "sampling") if name in row}
-    return known | ({"index": place} if "seed" in row else {})
+def _origin(row: dict, index: int) -> dict:
+    origin = {name: row[name] for name in ("model", "fingerprint", "seed", "sampling") if name in row}
+    if "seed" in row:
+        origin["index"] = index
+    return origin
 
 
-def _rows_of(config: Config, prompts: Sequence[Prompt]) -> tuple[dict[str, list[dict]], int]:
-    """By prompt the rows whose answers are used, and how many rows are not."""
-    store, asked = open_candidates(config), {prompt.prompt_id: prompt_digest(prompt) for prompt in prompts}
-    rows = [row for row in store.rows() if row["prompt_id"] in asked and "masked" not in row]
+def _used_rows(config: Config, prompts: Sequence[Prompt]) -> tuple[dict[str, list[dict]], int]:
+    """Return the rows whose answers are used, by prompt, and how many rows are not used."""
+    store = open_candidates(config)
+    digests = {prompt.prompt_id: prompt_digest(prompt) for prompt in prompts}
+    rows = [row for row in store.rows() if row["prompt_id"] in digests and "masked" not in row]
+    # Models are looked at only if a row names one: a file that a user wrote works without `candidates.models`.
     models = config.candidates.models if any("fingerprint" in row for row in rows) else ()
-    rank = {ModelDir(model).fingerprint: place for place, model in enumerate(models)} | {None: -1}
-    own = [
-        row for row in rows if row.get("fingerprint") in rank and row.get("asked") in (None, asked[row["prompt_id"]])
-    ]
-    found: dict[str, list[dict]] = {}
-    for row in sorted(own, key=lambda row: rank[row.get("fingerprint")]):
-        found.setdefault(row["prompt_id"], []).append(row)
-    if not found:
+    rank: dict[str | None, int] = {ModelDir(model).fingerprint: place for place, model in enumerate(models)}
+    rank[None] = -1
+    used = []
+    for row in rows:
+        same_prompt = row.get("asked") in (None, digests[row["prompt_id"]])
+        if same_prompt and row.get("fingerprint") in rank:
+            used.append(row)
+    by_prompt: dict[str, list[dict]] = {}
+    for row in sorted(used, key=lambda row: rank[row.get("fingerprint")]):
+        by_prompt.setdefault(row["prompt_id"], []).append(row)
+    if not by_prompt:
         others = f"none; {len(rows)} of other models, weights, questions or video files" if rows else "none"
         raise DataError(
             f"answers in {store.path}", others, "Run `rlaif sample`, or set candidates.models or data.candidates"
         )
-    return found, len(rows) - len(own)
+    return by_prompt, len(rows) - len(used)
 
 
-def _answered(config: Config, pool: RolloutPool, model: str, print_: str, prompts: Sequence[Prompt]) -> list[dict]:
-    """A row per prompt: its answers in the order of their seeds, and where they come from."""
-    seed = derive(config.seed, "candidates", print_)
-    pool.submit("candidates", prompts, config.candidates.per_model, seed, sampling_options(config))
-    samples, masked = [], {}
-    for answers in pool.results("candidates", config.cluster.collective_timeout_s):
-        samples += answers.samples
-        masked |= {failure.prompt_id: failure.reason for failure in answers.failures}
-    samples.sort(key=lambda one: one.key)
-    groups = {key: list(group) for key, group in itertools.groupby(samples, key=lambda one: one.prompt.prompt_id)}
-    origin = {"fingerprint": print_, "model": model, "seed": seed, "sampling": sampling_record(config)}
-    rows = []
-    for prompt in prompts:
-        row = {"prompt_id": prompt.prompt_id, "video": prompt.video, "asked": prompt_digest(prompt), **origin}
-        if prompt.prompt_id in masked:
-            rows.append(row | {"masked": masked[prompt.prompt_id]})
-            continue
-        group = groups[prompt.prompt_id]
-        tokens = [len(one.response_ids) for one in group]
-        rows.append(
-            row
-            | {
-                "answers": [one.response for one in group],
-                "tokens": tokens,
-                "ended": [one.finish_reason for one in group],
-            }
-        )
-    return rows
+class _Sampler:
+    """Samples the answers of one model on a rollout pool."""
+
+    def __init__(self, config: Config, pool: RolloutPool, model: str, fingerprint: str):
+        self._config, self._pool = config, pool
+        self._seed = derive(config.seed, "candidates", fingerprint)
+        self._origin = {
+            "fingerprint": fingerprint,
+            "model": model,
+            "seed": self._seed,
+            "sampling": sampling_record(config),
+        }
+
+    def rows(self, prompts: Sequence[Prompt]) -> list[dict]:
+        """Return a row per prompt: its answers in the order of their seeds, and their origin."""
+        count, sampling = self._config.candidates.per_model, sampling_options(self._config)
+        self._pool.submit("candidates", prompts, count, self._seed, sampling)
+        samples: dict[str, list[Sample]] = {}
+        masked: dict[str, str] = {}
+        for answers in self._pool.results("candidates", self._config.cluster.collective_timeout_s):
+            for one in answers.samples:
+                samples.setdefault(one.prompt.prompt_id, []).append(one)
+            for failure in answers.failures:
+                masked[failure.prompt_id] = failure.reason
+        rows = []
+        for prompt in prompts:
+            prompt_id = prompt.prompt_id
+            row = {"prompt_id": prompt_id, "video": prompt.video, "asked": prompt_digest(prompt), **self._origin}
+            if prompt_id in masked:
+                row["masked"] = masked[prompt_id]
+            else:
+                row |= _answer_fields(sorted(samples[prompt_id], key=lambda one: one.key))
+            rows.append(row)
+        return rows
+
+
+def _answer_fields(samples: Sequence[Sample]) -> dict[str, list]:
+    return {
+        "answers": [one.response for one in samples],
+        "tokens": [len(one.response_ids) for one in samples],
+        "ended": [one.finish_reason for one in samples],
+    }

@@ -1,4 +1,4 @@
-"""Scores of reward models for every answer of a preference file: `rlaif score CONFIG`."""
+"""`rlaif score CONFIG`: scores by reward models of every answer in a preference file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from rlaif.stages.run.run import Run
 log = logging.getLogger(__name__)
 
 RECORDS_PER_PART = 128
-"""Records whose answers are scored, and then written down, together."""
+"""Records whose answers are scored, and then written, together: a kill costs at most their scores."""
 
 
 @dataclass
@@ -42,88 +42,99 @@ class ScoringJob:
 
     model: Model
     captions: Callable[[Preference], Sequence[str]]
-    """What fills the model's caption slot."""
+    """Returns what fills the model's caption slot for a record."""
     frames: Callable[[str], str]
-    """See `frames_of`."""
+    """See `frame_hashes`."""
     reads_captions: bool = False
     without_context: int = 0
-    """Records whose video has no captions, where the model reads some."""
+    """Records whose video has no captions, if the model reads captions."""
     new: set[str] = field(default_factory=set)
-    """Keys of what was scored in this call."""
+    """Keys of the answers that this call scored."""
     reasons: dict[str, str] = field(default_factory=dict)
-    """Of what was masked in this call, by key."""
+    """Reasons of the answers that this call masked, by key."""
 
     def items(self, record: Preference) -> list[Item]:
+        """Return what is to be scored of a record."""
         return items(record, self.captions(record), self.frames)
 
 
 def score(config: Config, run: Run) -> dict:
     """Write `score.out`: the rows of the file with one more score per model, candidate and dimension.
 
-    Returns the report, which is `eval/score.json` too. What the store of the run holds already is not scored again.
+    Scores that the run's store has already are not computed again. Returns the report, which is `eval/score.json` too.
     """
     file, out = score_paths(config)
     cards = {path: read_card(path, "score.models") for path in config.score.models}
-    known = known_captions(config)
-    surveyed = survey_file(config, file)
+    captions = known_captions(config)
+    survey = survey_file(config, file)
     for path in cards:
         require_reward_model("score.models", path)
     frames, jobs = frame_hashes(run), []
     for path, card in cards.items():
         model = Model(path, reward_fingerprint(path), dimensions_of(card))
         mode = card["prompt"]["context"]
-        jobs.append(ScoringJob(model, caption_reader(run, mode, file, known), frames, reads_captions=mode != "none"))
+        reader = caption_reader(run, mode, file, captions)
+        jobs.append(ScoringJob(model, reader, frames, reads_captions=mode != "none"))
     store = Store(run.directory.path / "feedback" / "scores.jsonl", key=lambda row: row["key"])
+    # All checks come first: a reward actor takes minutes to start.
     for job in jobs:
         require_captions(config, file, job)
     for job in jobs:
-        fill_scores(config, run, job, valid_records(config, file), store, surveyed.kept)
+        fill_scores(config, run, job, valid_records(config, file), store, survey.kept)
     tallies = [Tally() for _ in jobs]
-    written = write_scores(out, scored_records(valid_records(config, file), jobs, store, tallies))
-    found = {"command": typed_command(), "file": str(file), "out": str(out), "rows": written, "read": surveyed.counts}
-    found["models"] = [
-        {**tally.report(job.model), "without_context": job.without_context}
-        for job, tally in zip(jobs, tallies, strict=True)
-    ]
-    run.directory.write_eval("score", found)
-    return found
+    rows = write_scores(out, scored_records(valid_records(config, file), jobs, store, tallies))
+    report = {"command": typed_command(), "file": str(file), "out": str(out), "rows": rows, "read": survey.counts}
+    report["models"] = []
+    for job, tally in zip(jobs, tallies, strict=True):
+        report["models"].append({**tally.report(job.model), "without_context": job.without_context})
+    run.directory.write_eval("score", report)
+    return report
 
 
 def score_paths(config: Config) -> tuple[Path, Path]:
-    """(file that is read, file that is written)."""
+    """Return (file to read, file to write)."""
     options = config.score
     return datasets.data_path(config, options.file or config.data.pairs), datasets.data_path(config, options.out)
 
 
 def valid_records(config: Config, file: Path, report: Report | None = None) -> Iterator[Preference]:
-    """The good rows of a file, as a stream; the others are counted in `report`, those too that list other frames than their
-    video shows."""
+    """Yield the valid rows of a file; the others are counted in `report`.
+
+    Rows that list other frames than their video shows are not valid.
+    """
     report, media = report or Report(str(file)), Media(Path(config.data.root), None)
     read = PAIRS.read(read_rows(file), seen=report.lines)
     return good(exact(read, media, report.lines, PAIRS.key, unit(file)), report)
 
 
 def survey_file(config: Config, file: Path) -> Report:
-    """What is in the file, before anything is scored. Raises DataError where nothing is, and for bad rows where they are
-    fatal (`data.strict`) or would be lost because the file is to be replaced."""
+    """Count the valid and the bad rows of a file, before anything is scored.
+
+    Raises:
+        DataError: if no row is valid, if rows are bad and `data.strict` is set, or if bad rows would be lost because the
+            file is to be replaced.
+    """
     report = Report(str(file))
     earlier = sum(len(record.messages) > 1 for record in valid_records(config, file, report))
     report.check(config.data.strict)
     datasets.warn_of_turns(report.path, earlier, report.kept)
-    if report.skipped:
-        log.warning("%s", report.summary())
-        if file.resolve() == score_paths(config)[1].resolve():
-            raise DataError(
-                f"only good rows in {file}, which is to be replaced by its good ones",
-                report.summary(),
-                "Set score.out to another file",
-            )
+    if not report.skipped:
+        return report
+    log.warning("%s", report.summary())
+    if file.resolve() == score_paths(config)[1].resolve():
+        raise DataError(
+            f"only good rows in {file}, which is to be replaced by its good ones",
+            report.summary(),
+            "Set score.out to another file",
+        )
     return report
 
 
 def frame_hashes(run: Run) -> Callable[[str], str]:
-    """What names the frames that reward actors see of a video: its FrameSpec's hash. Empty where it cannot be used: they
-    say why."""
+    """Return a function that names the frames that reward actors see of a video: the hash of its FrameSpec.
+
+    The name is empty if the video cannot be used; the actors report why.
+    """
     client = run.topology.client()
 
     @cache
@@ -137,83 +148,102 @@ def frame_hashes(run: Run) -> Callable[[str], str]:
 
 
 def known_captions(config: Config) -> datasets.Captions:
-    """What `rlaif caption` wrote, where `data.captions` is set and there."""
-    file = config.data.captions and datasets.data_path(config, config.data.captions)
-    return datasets.captions_by_video(file) if file and file.is_file() else {}
+    """Return what `rlaif caption` wrote to `data.captions`; empty if that is not set or does not exist."""
+    if not config.data.captions:
+        return {}
+    file = datasets.data_path(config, config.data.captions)
+    return datasets.captions_by_video(file) if file.is_file() else {}
 
 
 def require_captions(config: Config, file: Path, job: ScoringJob) -> None:
-    """Raise DataError when a reward model that reads captions would read none of any text in the file."""
+    """Raise DataError if a reward model reads captions and no record of a text has any."""
     if not job.reads_captions:
         return
-    texts = (record for record in valid_records(config, file) if not record.chosen_video)
-    first = next(texts, None)
-    if first is not None and not any(job.captions(record) for record in itertools.chain([first], texts)):
+    empty = True
+    for record in valid_records(config, file):
+        if record.chosen_video:
+            continue
+        if job.captions(record):
+            return
+        empty = False
+    if not empty:
         reader = f"the reward model {job.model.name} was trained with them"
         raise datasets.no_captions(config, f"the records of {file}", reader)
 
 
 def caption_reader(run: Run, mode: str, file: Path, known: datasets.Captions) -> Callable[[Preference], Sequence[str]]:
-    """A record's captions as a reward model was trained to read them: the same rule as `rlaif.stages.train.reward`."""
+    """Return a function that gives a record's captions as a reward model was trained to read them.
+
+    The rule is that of `rlaif.stages.train.reward`. `mode`: the context of the model's card.
+    """
     contents = datasets.contents_of(run)
 
     def own(record: Preference) -> Sequence[str]:
-        asked = Prompt(record.pair_id, record.video or "", record.question)
-        found = () if record.chosen_video else datasets.stored(known, asked, contents(asked.video))
-        return found or record.captions
+        if record.chosen_video:
+            return record.captions
+        prompt = Prompt(record.pair_id, record.video or "", record.question)
+        return datasets.stored(known, prompt, contents(prompt.video)) or record.captions
 
+    if mode == "none":
+        return lambda record: ()
     if mode != "shuffled":
-        return own if mode == "captions" else lambda record: ()
-    pool = {record.video or "": tuple(own(record)) for record in valid_records(run.config, file)}
-    moved = dict(zip(pool, contexts(mode, list(pool.items()), run.config.seed), strict=True))
+        return own
+    by_video = {record.video or "": tuple(own(record)) for record in valid_records(run.config, file)}
+    shuffled = contexts(mode, list(by_video.items()), run.config.seed)
+    moved = dict(zip(by_video, shuffled, strict=True))
     return lambda record: moved[record.video or ""]
 
 
 def fill_scores(
-    config: Config, run: Run, job: ScoringJob, found: Iterable[Preference], store: Store[str], total: int
+    config: Config, run: Run, job: ScoringJob, records: Iterable[Preference], store: Store[str], total: int
 ) -> None:
-    """Score what neither the records nor the store know, and keep it: the store is on disk after every `AT_ONCE` records."""
-    pool, shown, done = None, Progress(total, f"scores of {job.model.name}"), 0
-    for part in _batches(found, RECORDS_PER_PART):
-        wanted = missing_answers(job, part, store)
-        if wanted:
+    """Score what neither the records nor the store have, and store it part by part.
+
+    `total`: how many records there are, for progress.
+    """
+    pool: RewardPool | None = None
+    progress, count = Progress(total, f"scores of {job.model.name}"), 0
+    for part in _batches(records, RECORDS_PER_PART):
+        inputs = missing_answers(job, part, store)
+        if inputs:
+            # The actors start with the first answer that lacks a score: without any, no model is loaded.
             pool = pool or start_reward_actors(config, run, job.model.name)
-            store_scores(job, collect_outcomes(pool, list(wanted.values())), store)
+            store_scores(job, collect_outcomes(pool, list(inputs.values())), store)
         if job.reads_captions:
             job.without_context += sum(not (record.chosen_video or job.captions(record)) for record in part)
-        done += len(part)
-        shown.to(done)
-    shown.close()
+        count += len(part)
+        progress.to(count)
+    progress.close()
     if job.without_context:
-        log.warning(
-            "%d of %d records have no captions: %s reads no context there", job.without_context, total, job.model.name
-        )
+        text = "%d of %d records have no captions: %s reads no context there"
+        log.warning(text, job.without_context, total, job.model.name)
     run.topology.stop_rewards()
 
 
 def missing_answers(job: ScoringJob, part: Sequence[Preference], store: Store[str]) -> dict[str, RewardInput]:
-    """Answers to be scored, by key; an answer that comes twice is asked for once."""
-    wanted: dict[str, RewardInput] = {}
+    """Return the answers to score, by key; an answer that occurs twice is there once."""
+    inputs: dict[str, RewardInput] = {}
     for record in part:
         for item in job.items(record):
             key = item.key(job.model.fingerprint)
             if key in store or key in job.reasons or unreadable(record, item) or job.model.known(record, item):
                 continue
             prompt = Prompt(record.pair_id, item.video, item.question, captions=item.captions)
-            wanted.setdefault(key, RewardInput((key, 0), prompt, item.response))
-    return wanted
+            inputs.setdefault(key, RewardInput((key, 0), prompt, item.response))
+    return inputs
 
 
 def start_reward_actors(config: Config, run: Run, path: str) -> RewardPool:
+    """Start reward actors with the model at `path`, and wait until it is loaded."""
     pool = run.topology.rewards(path, config.score.tokens_per_microbatch, timeout_s=config.ppo.reward_timeout_s)
     pool.wait_ready()
     return pool
 
 
-def store_scores(job: ScoringJob, found: Mapping[Key, Outcome], store: Store[str]) -> None:
-    """Scores into the store; what is masked is tried again by the next call."""
+def store_scores(job: ScoringJob, outcomes: Mapping[Key, Outcome], store: Store[str]) -> None:
+    """Append the scores to the store; the next call tries masked answers again."""
     rows = []
-    for (key, _), outcome in found.items():
+    for (key, _), outcome in outcomes.items():
         if isinstance(outcome, Masked):
             job.reasons[key] = outcome.reason
         else:
@@ -223,10 +253,10 @@ def store_scores(job: ScoringJob, found: Mapping[Key, Outcome], store: Store[str
 
 
 def scored_records(
-    found: Iterable[Preference], jobs: Sequence[ScoringJob], store: Store[str], tallies: Sequence[Tally]
+    records: Iterable[Preference], jobs: Sequence[ScoringJob], store: Store[str], tallies: Sequence[Tally]
 ) -> Iterator[Preference]:
-    """The records with their new scores."""
-    for record in found:
+    """Yield the records with their new scores, which are counted in the tally of their job."""
+    for record in records:
         scores = []
         for job, tally in zip(jobs, tallies, strict=True):
             asked = job.items(record)
@@ -236,13 +266,18 @@ def scored_records(
         yield record.with_scores(scores)
 
 
-def write_scores(out: Path, found: Iterable[Preference]) -> int:
-    """The records as rows of ours; how many. The file appears whole at the end, or stays as it was."""
-    rows = good(PAIRS.write(found), Report(str(out)))
+def write_scores(out: Path, records: Iterable[Preference]) -> int:
+    """Write the records as rows of our own format. Returns how many.
+
+    The file appears as a whole at the end; until then an earlier file stays as it was.
+    """
+    rows = good(PAIRS.write(records), Report(str(out)))
     return write_rows(out, map(PAIRS.columns, rows) if kind(out) == ".parquet" else rows, PAIRS.schema)
 
 
-def _batches(found: Iterable[Preference], size: int) -> Iterator[list[Preference]]:
-    found = iter(found)
-    while part := list(itertools.islice(found, size)):
+def _batches(records: Iterable[Preference], size: int) -> Iterator[list[Preference]]:
+    iterator = iter(records)
+    part = list(itertools.islice(iterator, size))
+    while part:
         yield part
+        part = list(itertools.islice(iterator, size))

@@ -1,7 +1,7 @@
-"""One process that does an iteration as the predecessor systems do, for `rlaif bench ppo` to be compared with.
+"""The baseline of `rlaif bench ppo`: one process that does an iteration as the predecessor systems do.
 
-transformers `generate` in one static batch, then reference, critic and reward forwards one after another, all of them on pixels,
-then the same policy and critic steps. No engine, no shared features, no overlap; every core of the machine.
+It samples with transformers' `generate` in one static batch, then runs the reference, critic and reward forwards in turn, all of
+them on pixels, then the same policy and critic steps. No engine, no shared features, no overlap; every core of the machine.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from learners import losses
-from rlaif.config.schema import Config
+from rlaif.config.schema import Config, Optim
 from rlaif.io.storage import fetch
 from rlaif.models.batch import collate
 from rlaif.models.encode import Encoded, Encoder
@@ -40,9 +40,20 @@ class Times:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        began = time.perf_counter()
+        """Add the time of the block to the seconds of a phase."""
+        start = time.perf_counter()
         yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class _Experience:
+    """What the forwards of an iteration computed: [B] scores, the others [B, T]."""
+
+    scores: torch.Tensor
+    logprobs: torch.Tensor
+    reference: torch.Tensor
+    values: torch.Tensor
 
 
 class Baseline:
@@ -50,51 +61,46 @@ class Baseline:
 
     def __init__(self, config: Config, frames: Frames):
         torch.set_num_threads(os.cpu_count() or 1)
-        self.config, ppo = config, config.ppo
-        self.encoder = Encoder(ppo.policy, frames, config.video.feature_cache_bytes, config.model.dtype)
-        self.policy, self.reference, self.critic = (
-            VideoLM(load_vlm(ppo.policy, config.model.dtype), heads) for heads in ((), (), ("critic",))
-        )
-        for module in (self.policy, self.critic):
-            freeze_for_full_training(module.causal, config.model.train_vision, config.model.train_projector)
-        card = read_card(ppo.reward)
-        self.weights = torch.tensor([ppo.reward_weights.get(name, 1.0) for name in dimensions_of(card)])
-        self.prompt, self.reward = (
-            RewardPrompt(**card["prompt"]),
-            load_reward_model(fetch(ppo.reward), card, config.model),
-        )
-        self.optimizers = {
-            name: torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=optim.lr, betas=optim.betas)
-            for name, module, optim in (
-                ("policy", self.policy, ppo.optim),
-                ("critic", self.critic, ppo.critic_optim),
-            )
-        }
+        self.config, ppo, options = config, config.ppo, config.model
+        self.encoder = Encoder(ppo.policy, frames, config.video.feature_cache_bytes, options.dtype)
         self.pad = self.encoder.tokenizer.pad_token_id
+        self.policy = VideoLM(load_vlm(ppo.policy, options.dtype), ())
+        self.reference = VideoLM(load_vlm(ppo.policy, options.dtype), ())
+        self.critic = VideoLM(load_vlm(ppo.policy, options.dtype), ("critic",))
+        for module in (self.policy, self.critic):
+            freeze_for_full_training(module.causal, options.train_vision, options.train_projector)
+        card = read_card(ppo.reward)
+        factors = [ppo.reward_weights.get(name, 1.0) for name in dimensions_of(card)]
+        self.weights = torch.tensor(factors)
+        self.prompt = RewardPrompt(**card["prompt"])
+        self.reward = load_reward_model(fetch(ppo.reward), card, options)
+        self.optimizers = {
+            "policy": _optimizer(self.policy, ppo.optim),
+            "critic": _optimizer(self.critic, ppo.critic_optim),
+        }
 
     def iterate(self, prompts: Sequence[Prompt]) -> Times:
-        """One iteration on these prompts."""
-        times, n = Times(), self.config.ppo.samples_per_prompt
-        asked = [prompt for prompt in prompts for _ in range(n)]
+        """Do one iteration on these prompts. Returns its times."""
+        times = Times()
+        count = self.config.ppo.samples_per_prompt
+        repeated = [prompt for prompt in prompts for _ in range(count)]
         with times.phase("rollout"):
-            answers = self.generate(asked)
+            answers = self.generate(repeated)
         times.tokens = sum(len(ids) for ids in answers)
-        items = [self._item(prompt, ids) for prompt, ids in zip(asked, answers, strict=True)]
+        items = [self._item(prompt, ids) for prompt, ids in zip(repeated, answers, strict=True)]
         with times.phase("reward"):
-            scores = self.scores(asked, answers)
+            scores = self.scores(repeated, answers)
         with times.phase("experience"):
-            logprobs, reference = (
-                self._infer(self.policy, items, "logprobs"),
-                self._infer(self.reference, items, "logprobs"),
-            )
+            logprobs = self._infer(self.policy, items, "logprobs")
+            reference = self._infer(self.reference, items, "logprobs")
             values = self._infer(self.critic, items, "values")
         with times.phase("update"):
-            self.update(items, scores, logprobs, reference, values)
+            self._update(items, _Experience(scores, logprobs, reference, values))
         return times
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
-        """One answer per prompt, all in one left-padded batch that runs until the last has ended."""
+        """Return one answer per prompt, sampled in one left-padded batch that runs until the last has ended."""
         sampling = self.config.ppo.sampling
         rows = [self._item(prompt, []) for prompt in prompts]
         batch = collate(rows, self.pad, side="left")
@@ -104,6 +110,7 @@ class Baseline:
             **batch.video,
             do_sample=True,
             temperature=sampling.temperature,
+            # transformers keeps the 50 likeliest tokens unless told otherwise; the engine samples from all.
             top_k=0,
             max_new_tokens=sampling.max_tokens,
             suppress_tokens=list(self.policy.banned_ids),
@@ -111,64 +118,86 @@ class Baseline:
             eos_token_id=self.encoder.eos_id,
             pad_token_id=self.pad,
         )
-        return [_until(row, self.encoder.eos_id) for row in sampled[:, batch.ids.shape[1] :].numpy()]
+        width = batch.ids.shape[1]
+        responses = sampled[:, width:].numpy()
+        return [_until_end(row, self.encoder.eos_id) for row in responses]
 
     @torch.no_grad()
     def scores(self, prompts: Sequence[Prompt], answers: Sequence[np.ndarray]) -> torch.Tensor:
-        """[B], by the reward model."""
-        items = [
-            self.prompt.encode(
-                self.encoder, p.question, p.captions, self.encoder.text(ids), self.encoder.video(p.video)
-            )
-            for p, ids in zip(prompts, answers, strict=True)
-        ]
-        scores = self.reward.eval()(collate(items, self.pad), "score", head="reward")["score"]
-        return scores.reshape(len(items), -1) @ self.weights
+        """Return the reward model's scores of the answers, [B]."""
+        encoder, items = self.encoder, []
+        for prompt, ids in zip(prompts, answers, strict=True):
+            video = encoder.video(prompt.video)
+            text = encoder.text(ids)
+            items.append(self.prompt.encode(encoder, prompt.question, prompt.captions, text, video))
+        output = self.reward.eval()(collate(items, self.pad), "score", head="reward")
+        by_dimension = output["score"].reshape(len(items), -1)
+        return by_dimension @ self.weights
 
-    def update(self, items: list[Encoded], scores, logprobs, reference, values) -> None:
-        """The policy and critic steps of `learners/ppo.py`, in minibatches, one process."""
+    def _update(self, items: list[Encoded], experience: _Experience) -> None:
+        """Do the critic and policy steps of `learners/ppo.py` in minibatches, in this process."""
         ppo = self.config.ppo
         mask = collate(items, self.pad).mask
-        advantages, returns = gae(
-            token_rewards(scores, k1(logprobs, reference) * mask, ppo.kl.coef, mask), values, mask, ppo.gamma, ppo.lam
-        )
-        moments = Moments.of(advantages, mask)
-        advantages = whiten(advantages, mask, moments.mean, moments.var, eps_on=ppo.whiten_eps)
+        advantages, returns = self._advantages(experience, mask)
         scale = Moments.of(returns, mask).scale
-        policy_loss, critic_loss = losses.policy_objective(ppo).loss, losses.critic_objective(ppo, scale).loss
+        policy_loss = losses.policy_objective(ppo).loss
+        critic_loss = losses.critic_objective(ppo, scale).loss
+        targets = {
+            "old_logprobs": experience.logprobs,
+            "advantages": advantages,
+            "returns": returns,
+            "values": experience.values,
+        }
         for start in range(0, len(items), ppo.minibatch_size):
             rows = slice(start, start + ppo.minibatch_size)
             batch = collate(items[rows], self.pad)
             width = batch.mask.shape[1]
-            named = {"old_logprobs": logprobs, "advantages": advantages, "returns": returns, "values": values}
-            batch.extras = {name: tensor[rows, :width] for name, tensor in named.items()}
+            batch.extras = {name: tensor[rows, :width] for name, tensor in targets.items()}
             batch.extras["after_video"] = torch.ones(len(batch.mask))
-            for name, module, loss, output in (
-                ("critic", self.critic, critic_loss, "values"),
-                ("policy", self.policy, policy_loss, "logprobs"),
-            ):
-                found = module.train()(batch, output, head="critic" if name == "critic" else None)
-                loss(found, batch, float(batch.mask.sum())).loss.backward()
-                torch.nn.utils.clip_grad_norm_(module.parameters(), ppo.optim.max_grad_norm)
-                self.optimizers[name].step()
-                self.optimizers[name].zero_grad()
+            output = self.critic.train()(batch, "values", head="critic")
+            self._step("critic", self.critic, critic_loss(output, batch, float(batch.mask.sum())).loss)
+            output = self.policy.train()(batch, "logprobs", head=None)
+            self._step("policy", self.policy, policy_loss(output, batch, float(batch.mask.sum())).loss)
+
+    def _advantages(self, experience: _Experience, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return whitened advantages and returns, [B, T] each."""
+        ppo = self.config.ppo
+        kl = k1(experience.logprobs, experience.reference) * mask
+        rewards = token_rewards(experience.scores, kl, ppo.kl.coef, mask)
+        advantages, returns = gae(rewards, experience.values, mask, ppo.gamma, ppo.lam)
+        moments = Moments.of(advantages, mask)
+        whitened = whiten(advantages, mask, moments.mean, moments.var, eps_on=ppo.whiten_eps)
+        return whitened, returns
+
+    def _step(self, name: str, module: VideoLM, loss: torch.Tensor) -> None:
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), self.config.ppo.optim.max_grad_norm)
+        self.optimizers[name].step()
+        self.optimizers[name].zero_grad()
 
     @torch.no_grad()
     def _infer(self, module: VideoLM, items: list[Encoded], output: str) -> torch.Tensor:
-        """[B, T], one forward over everything in batches of the update's size."""
-        width, size = max(len(item.mask) for item in items), self.config.ppo.minibatch_size
+        """Return an output of every response token, [B, T], by forwards in batches of the update's size."""
+        width = max(len(item.mask) for item in items)
+        size = self.config.ppo.minibatch_size
+        head = "critic" if output == "values" else None
         out = torch.zeros(len(items), width)
         for start in range(0, len(items), size):
             batch = collate(items[start : start + size], self.pad)
-            found = module.eval()(batch, output, head="critic" if output == "values" else None)[output]
-            out[start : start + size, : found.shape[1]] = found
+            values = module.eval()(batch, output, head=head)[output]
+            out[start : start + size, : values.shape[1]] = values
         return out
 
     def _item(self, prompt: Prompt, ids: Sequence[int]) -> Encoded:
         return self.encoder.prompt_and_response(prompt.question, ids, self.encoder.video(prompt.video))
 
 
-def _until(ids: np.ndarray, eos: int) -> np.ndarray:
-    """Up to and with the first end of sequence."""
+def _optimizer(module: VideoLM, options: Optim) -> torch.optim.AdamW:
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(parameters, lr=options.lr, betas=options.betas)
+
+
+def _until_end(ids: np.ndarray, eos: int) -> np.ndarray:
+    """Return the ids up to and including the first end of sequence."""
     ends = np.flatnonzero(ids == eos)
     return ids[: ends[0] + 1] if len(ends) else ids

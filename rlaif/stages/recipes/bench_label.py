@@ -6,7 +6,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
@@ -31,65 +31,76 @@ from rlaif.seeds import derive
 from rlaif.stages.feedback import label
 from rlaif.stages.feedback.judge_inputs import Case
 from rlaif.stages.feedback.judges import Judge, ModelJudge, Question, judge_frames
-from rlaif.stages.recipes.bench_ppo import BENCH_MODEL
-from rlaif.stages.recipes.bench_ppo import figures_table as table
+from rlaif.stages.recipes.bench_ppo import BENCH_MODEL, figures_table
 from rlaif.stages.run import datasets
 from rlaif.stages.run.run import Run, open_run, require_below_run
 from rlaif.worlds.shapes.dataset import write_dataset
 from rlaif.worlds.shapes.language import WORDS
 
 RoundFigures = dict[str, float]
+"""Figures of one round by name."""
+
+WORD_LIST = [word for word in WORDS if word.isalpha()]
+"""What answers and narratives are drawn from."""
 
 
 class PlainJudge:
-    """The same questions, each prompt computed whole, in padded batches of one forward; every row brings its pixels."""
+    """The same model with transformers: each prompt is computed as a whole, in padded batches; every row brings its pixels."""
 
     name = "transformers"
 
     def __init__(self, config: Config, model: str, frames: LocalFrames):
         torch.set_num_threads(os.cpu_count() or 1)
-        model = whole_model(ModelDir(model), config.model.dtype)
-        self._encoder = Encoder(model, frames, config.video.feature_cache_bytes, config.model.dtype)
-        self._model = VideoLM(load_vlm(model, config.model.dtype, config.model.attention)).eval()
-        self._size, self._frames = config.rollout.max_num_seqs, judge_frames(config, frames)
+        options = config.model
+        model = whole_model(ModelDir(model), options.dtype)
+        self._encoder = Encoder(model, frames, config.video.feature_cache_bytes, options.dtype)
+        self._model = VideoLM(load_vlm(model, options.dtype, options.attention)).eval()
+        self._size = config.rollout.max_num_seqs
+        self._frames = judge_frames(config, frames)
 
     @torch.no_grad()
     def choose(self, questions: Sequence[Question], words: Sequence[str]) -> dict[str, Tokens]:
-        groups, found = [self._encoder.spellings(word) for word in words], {}
+        """Return, by key, the log-prob of each of `words` as the first word of the reply, summed over its spellings."""
+        spellings = [self._encoder.spellings(word) for word in words]
+        outcomes = {}
         for start in range(0, len(questions), self._size):
             part = questions[start : start + self._size]
-            logprobs = self._first([self._item(question) for question in part])
+            logprobs = self._first_token([self._encode(question) for question in part])
             for question, row in zip(part, logprobs, strict=True):
-                summed = [float(row[group].logsumexp(0)) for group in groups]
-                found[question.key] = list(zip(words, summed, strict=True))
-        return found
+                values = [float(row[ids].logsumexp(0)) for ids in spellings]
+                outcomes[question.key] = list(zip(words, values, strict=True))
+        return outcomes
 
     def count(self, text: str) -> int:
+        """Return the number of tokens of a text."""
         return len(self._encoder.tokens(text))
 
-    def _item(self, question: Question) -> Encoded:
-        features = self._encoder.video(question.video, self._frames(question.video)) if question.video else None
+    def _encode(self, question: Question) -> Encoded:
+        features = None
+        if question.video:
+            features = self._encoder.video(question.video, self._frames(question.video))
         return self._encoder.prompt_and_response(question.text, [], features)
 
-    def _first(self, items: Sequence[Encoded]) -> torch.Tensor:
-        """[B, V]: log-probs of the reply's first token; the output head sees the last position only."""
+    def _first_token(self, items: Sequence[Encoded]) -> torch.Tensor:
+        """Return [B, V]: log-probs of the reply's first token. The output head sees the last position only."""
         batch = collate(items, self._encoder.tokenizer.pad_token_id, side="left")
-        hidden = self._model.causal.model(
+        output = self._model.causal.model(
             input_ids=batch.ids,
             attention_mask=batch.attention,
             position_ids=batch.positions,
             use_cache=False,
             **batch.video,
-        ).last_hidden_state[:, -1]
+        )
+        hidden = output.last_hidden_state[:, -1]
         logits = self._model.causal.lm_head(hidden).float()
         logits[:, list(self._model.banned_ids)] = -torch.inf
         return logits.log_softmax(-1)
 
 
 def bench(config: Config, file: Path | None = None) -> dict:
-    """Rounds of the same questions to both judges, in turn; prints and returns medians over all rounds but the first.
+    """Put rounds of the same questions to both judges, in turn. Prints and returns medians over all rounds but the first.
 
-    Every round is about videos that no round before has shown. `file`: where the figures go as JSON.
+    Every round is about videos that no earlier round has shown. `file`: the figures are written to it as JSON.
     """
     if config.label.method != "pairwise" or not isinstance(config.label.judge, str):
         raise ConfigError(
@@ -97,98 +108,116 @@ def bench(config: Config, file: Path | None = None) -> dict:
             "others",
             "Set both options as in configs/bench_label.yaml",
         )
-    written = {"data.root": config.data.root, "label.judge": config.label.judge}
-    require_below_run(config, "configs/bench_label.yaml", **written)
+    paths = {"data.root": config.data.root, "label.judge": config.label.judge}
+    require_below_run(config, "configs/bench_label.yaml", **paths)
     with open_run(config) as run:
         headline("world and model")
         rounds = prepare_label_bench(config, run)
-        judges = {"here": ModelJudge(config, run, config.label.judge)}
-        judges["plain"] = PlainJudge(config, config.label.judge, LocalFrames(config.data.root, config.video.num_frames))
+        frames = LocalFrames(config.data.root, config.video.num_frames)
+        judges = {
+            "here": ModelJudge(config, run, config.label.judge),
+            "plain": PlainJudge(config, config.label.judge, frames),
+        }
         measured = []
         for number, cases in enumerate(rounds):
             headline(f"round {number + 1} of {len(rounds)}")
-            measured.append(measure_round(config, run, judges, cases))
-            say(", ".join(f"{name} {value:.3g}" for name, value in measured[-1].items()))
-    found = label_figures(measured) | {"command": typed_command()}
-    say("\n" + table(found))
+            figures = measure_round(config, run, judges, cases)
+            say(", ".join(f"{name} {value:.3g}" for name, value in figures.items()))
+            measured.append(figures)
+    result = label_figures(measured) | {"command": typed_command()}
+    say("\n" + figures_table(result))
     if file is not None:
-        file.write_text(json.dumps(found, indent=1) + "\n")
-    return found
+        file.write_text(json.dumps(result, indent=1) + "\n")
+    return result
 
 
 def prepare_label_bench(config: Config, run: Run) -> list[list[Case]]:
-    """Videos, a random model, and the cases of each round: answers and narratives of random words, as long as configured."""
-    bench = config.bench
-    count = bench.rounds * bench.prompts
+    """Make videos and a random model. Returns the cases of each round, with answers and narratives of random words."""
+    options = config.bench
+    count = options.rounds * options.prompts
     write_dataset(Path(config.data.root), {"train": 2, "prompt": count, "test": 1}, config.seed)
     build_tiny(Path(config.label.judge), WORDS, config.seed, size=BENCH_MODEL)
     prompts = [prompt for name in config.candidates.prompts for prompt in datasets.prompts(run, name)][:count]
-    cases = [_case(config, prompt) for prompt in prompts]
-    return [cases[start : start + bench.prompts] for start in range(0, count, bench.prompts)]
+    cases = [_random_case(config, prompt) for prompt in prompts]
+    return [cases[start : start + options.prompts] for start in range(0, count, options.prompts)]
 
 
-def _case(config: Config, prompt: Prompt) -> Case:
-    bench, rng = config.bench, random.Random(derive(config.seed, "bench", prompt.prompt_id))
-    plain = [word for word in WORDS if word.isalpha()]
+def _random_case(config: Config, prompt: Prompt) -> Case:
+    options = config.bench
+    rng = random.Random(derive(config.seed, "bench", prompt.prompt_id))
+    # The draws of one prompt come from one generator: answers first, then the narrative.
+    answers = [_random_text(rng, options.answer_words) for _ in range(config.candidates.per_model)]
+    narrative = [_random_text(rng, options.narrative_words)] if options.narrative_words else []
+    return Case(prompt, tuple(answers), tuple(narrative))
 
-    def text(words: int) -> str:
-        return " ".join(rng.choices(plain, k=words))
 
-    answers = tuple(text(bench.answer_words) for _ in range(config.candidates.per_model))
-    return Case(prompt, answers, (text(bench.narrative_words),) if bench.narrative_words else ())
+def _random_text(rng: random.Random, words: int) -> str:
+    return " ".join(rng.choices(WORD_LIST, k=words))
 
 
 def measure_round(config: Config, run: Run, judges: dict[str, Judge], cases: Sequence[Case]) -> RoundFigures:
-    """Seconds of both judges for the same cases, and how far apart their log-odds are."""
-    before, rows, seconds = _engine(config, run), {}, {}
+    """Return the seconds of both judges for the same cases, and the largest difference of their log-odds."""
+    rows, seconds = {}, {}
+    before = _engine_counters(config, run)
     for name, judge in judges.items():
-        began = time.perf_counter()
+        start = time.perf_counter()
         rows[name] = label.by_pairs(config, judge, cases)
-        seconds[name] = time.perf_counter() - began
-    after = _engine(config, run)
-    asked, cached = (after[name] - before[name] for name in ("prompt_tokens", "cached_tokens"))
-    here, plain = (_log_odds(rows[name]) for name in ("here", "plain"))
+        seconds[name] = time.perf_counter() - start
+    after = _engine_counters(config, run)
+    here, plain = _log_odds(rows["here"]), _log_odds(rows["plain"])
+    differences = np.abs(np.subtract(here, plain))
     return {
         "answers": sum(len(case.answers) for case in cases),
         "questions": len(here),
         "seconds": seconds["here"],
         "baseline_seconds": seconds["plain"],
-        "prompt_tokens": asked,
-        "cached_tokens": cached,
-        "log_odds_difference": float(np.max(np.abs(np.subtract(here, plain)))),  # NaN if any is: max() could drop it
+        "prompt_tokens": after["prompt_tokens"] - before["prompt_tokens"],
+        "cached_tokens": after["cached_tokens"] - before["cached_tokens"],
+        # NumPy's maximum is NaN if any difference is; Python's max() could drop a NaN.
+        "log_odds_difference": float(np.max(differences)),
     }
 
 
 def _log_odds(rows: Sequence[dict]) -> list[float]:
-    return [order["log_odds"] for row in rows for pair in row["pairs"] for order in pair["orders"]]
+    values = []
+    for row in rows:
+        for pair in row["pairs"]:
+            values += [order["log_odds"] for order in pair["orders"]]
+    return values
 
 
-def _engine(config: Config, run: Run) -> dict[str, float]:
-    """Counters of all engines, added up."""
+def _engine_counters(config: Config, run: Run) -> dict[str, float]:
+    """Return the token counters of all engines, added up."""
     handles = run.topology.engines(config.label.judge).fleet.handles.values()
-    found = ask([actor.stats.remote() for actor in handles], config.cluster.collective_timeout_s, "the rollout actors")
-    return {name: sum(one[name] for one in found) for name in ("prompt_tokens", "cached_tokens")}
+    calls = [actor.stats.remote() for actor in handles]
+    counters = ask(calls, config.cluster.collective_timeout_s, "the rollout actors")
+    names = ("prompt_tokens", "cached_tokens")
+    return {name: sum(one[name] for one in counters) for name in names}
 
 
 def label_figures(rounds: Sequence[RoundFigures]) -> dict[str, float]:
-    """Everything the benchmark reports; the first round warms up and does not count.
+    """Return everything that the benchmark reports. The first round warms up and does not count.
 
-    The speedup is taken in each round, where both sides have the machine in the same state.
+    The speedup is computed in each round, when both sides have the machine in the same state.
     """
     rounds = rounds[1:]
-    of: Callable[[Callable[[RoundFigures], float]], float] = lambda rate: median(map(rate, rounds))  # noqa: E731
-    speedups = [r["baseline_seconds"] / r["seconds"] for r in rounds]
+
+    def ratio(name: str, per: str) -> float:
+        return median(figures[name] / figures[per] for figures in rounds)
+
+    speedups = [figures["baseline_seconds"] / figures["seconds"] for figures in rounds]
+    differences = [figures["log_odds_difference"] for figures in rounds]
     return {
         "label_speedup": median(speedups),
         "label_speedup_lowest": min(speedups),
         "label_speedup_highest": max(speedups),
-        "answers_per_s": of(lambda r: r["answers"] / r["seconds"]),
-        "baseline_answers_per_s": of(lambda r: r["answers"] / r["baseline_seconds"]),
-        "questions_per_s": of(lambda r: r["questions"] / r["seconds"]),
-        "baseline_questions_per_s": of(lambda r: r["questions"] / r["baseline_seconds"]),
-        "cached_share": of(lambda r: r["cached_tokens"] / r["prompt_tokens"]),
-        "tokens_per_question": of(lambda r: r["prompt_tokens"] / r["questions"]),
-        "questions_per_answer": of(lambda r: r["questions"] / r["answers"]),
-        "log_odds_difference": float(np.max([r["log_odds_difference"] for r in rounds])),
+        "answers_per_s": ratio("answers", "seconds"),
+        "baseline_answers_per_s": ratio("answers", "baseline_seconds"),
+        "questions_per_s": ratio("questions", "seconds"),
+        "baseline_questions_per_s": ratio("questions", "baseline_seconds"),
+        "cached_share": ratio("cached_tokens", "prompt_tokens"),
+        "tokens_per_question": ratio("prompt_tokens", "questions"),
+        "questions_per_answer": ratio("questions", "answers"),
+        "log_odds_difference": float(np.max(differences)),
         "rounds": len(rounds),
     }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -14,6 +15,7 @@ from rlaif.io.progress import progress
 from rlaif.io.rundir import typed_command
 from rlaif.io.terminal import headline, say
 from rlaif.models.tiny import Size, build_tiny
+from rlaif.records import Prompt
 from rlaif.stages.recipes.bench_baseline import Baseline, Times
 from rlaif.stages.run import datasets
 from rlaif.stages.run.run import Run, open_run, require_below_run
@@ -33,19 +35,19 @@ BENCH_MODEL = Size(
     vision_heads=8,
     frames_per_patch=2,
 )
-"""56 million parameters. Nothing is trained before: with a vocabulary of a hundred words it ends an answer at random, after
-about a hundred tokens, so that lengths spread from a few to `ppo.sampling.max_tokens`."""
+"""56 million parameters, untrained: with a vocabulary of a hundred words it ends an answer at random, after about a hundred
+tokens, so that lengths spread from a few to `ppo.sampling.max_tokens`."""
 
 PHASES = ("rollout", "reward_busy", "experience", "forward", "backward", "optimizer", "publish", "checkpoint")
 
 
 def bench(config: Config, file: Path | None = None) -> dict:
-    """Run PPO, then the baseline on the same prompts and model; print and return medians over the iterations.
+    """Run PPO, then the baseline on the same prompts and model. Prints and returns medians over the iterations.
 
-    The first iteration of each warms up and does not count. `file`: where the figures go as JSON.
+    The first iteration of each warms up and does not count. `file`: the figures are written to it as JSON.
     """
-    written = {"data.root": config.data.root, "ppo.policy": config.ppo.policy}
-    require_below_run(config, "configs/bench.yaml", **written)
+    paths = {"data.root": config.data.root, "ppo.policy": config.ppo.policy}
+    require_below_run(config, "configs/bench.yaml", **paths)
     with open_run(config) as run:
         headline("1/3 world, model and reward model")
         prepare_ppo_bench(config, run)
@@ -55,75 +57,137 @@ def bench(config: Config, file: Path | None = None) -> dict:
         prompts = datasets.prompts(run, config.data.prompts)
         rows = run.directory.read_metrics("ppo")
     headline("3/3 the same in one process, in turn")
-    baseline = Baseline(config, LocalFrames(config.data.root, config.video.num_frames))
-    deck, numbers = Deck(prompts, config.ppo.prompts_per_iteration, config.seed), range(config.ppo.iterations - 1)
-    times = [baseline.iterate(deck.of(n)) for n in progress(numbers, "one process", len(numbers))]
-    found = ppo_figures(rows, times, config.ppo.prompts_per_iteration * config.ppo.samples_per_prompt)
-    found |= {f"peak_gib_{name}": value / 2**30 for name, value in memory.items()} | {"command": typed_command()}
-    say("\n" + figures_table(found))
+    times = _run_baseline(config, prompts)
+    figures = ppo_figures(rows, times, config.ppo.prompts_per_iteration * config.ppo.samples_per_prompt)
+    for role, size in memory.items():
+        figures[f"peak_gib_{role}"] = size / 2**30
+    result = figures | {"command": typed_command()}
+    say("\n" + figures_table(result))
     if file is not None:
-        file.write_text(json.dumps(found, indent=1) + "\n")
-    return found
+        file.write_text(json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def _run_baseline(config: Config, prompts: Sequence[Prompt]) -> list[Times]:
+    baseline = Baseline(config, LocalFrames(config.data.root, config.video.num_frames))
+    deck = Deck(prompts, config.ppo.prompts_per_iteration, config.seed)
+    numbers = range(config.ppo.iterations - 1)
+    times = []
+    for number in progress(numbers, "one process", len(numbers)):
+        times.append(baseline.iterate(deck.of(number)))
+    return times
 
 
 def prepare_ppo_bench(config: Config, run: Run) -> None:
-    """Videos, a random model, and a reward model of one step: what it says does not matter, what it costs does."""
+    """Make videos, a random model, and a reward model of one step: its cost is measured, its scores mean nothing."""
     count = config.ppo.prompts_per_iteration * config.ppo.iterations
     write_dataset(Path(config.data.root), {"train": 2, "prompt": count, "test": 1}, config.seed)
     add_captions(datasets.data_path(config, config.data.prompts))
     build_tiny(Path(config.ppo.policy), WORDS, config.seed, size=BENCH_MODEL)
-    asked = datasets.prompts(run, config.data.prompts)
-    kept = [{"video": p.video, "question": p.question, "captions": list(p.captions), "chosen": p.answer} for p in asked]
-    write_rows(
-        datasets.data_path(config, config.data.pairs),
-        [row | {"pair_id": str(number), "rejected": "no"} for number, row in enumerate(kept)],
-    )
+    prompts = datasets.prompts(run, config.data.prompts)
+    rows = []
+    for number, prompt in enumerate(prompts):
+        row = {"video": prompt.video, "question": prompt.question, "captions": list(prompt.captions)}
+        row |= {"chosen": prompt.answer, "pair_id": str(number), "rejected": "no"}
+        rows.append(row)
+    write_rows(datasets.data_path(config, config.data.pairs), rows)
     reward.train(config, run, "fresh")
 
 
+@dataclass(frozen=True)
+class _Iterations:
+    """The iterations that count: their rows of metrics.jsonl, wall seconds and sampled tokens."""
+
+    rows: list[dict]
+    walls: list[float]
+    tokens: list[float]
+
+    @classmethod
+    def of(cls, rows: Sequence[dict], samples: int) -> _Iterations:
+        """Leave out the first iteration, which warms up, and the last, after which nothing waits.
+
+        `samples`: answers of one iteration.
+        """
+        began = [row["timeline/waited_from"] for row in rows]
+        walls = [after - before for before, after in zip(began, began[1:], strict=False)]
+        inner = list(rows[1:-1])
+        return cls(inner, walls[1:], [row["response/length"] * samples for row in inner])
+
+    def median_of(self, name: str) -> float:
+        """Return the median of a metric."""
+        return median(row[name] for row in self.rows)
+
+    def share_of_wall(self, *names: str) -> float:
+        """Return the median share of the wall time that these metrics (seconds) have together."""
+        shares = []
+        for row, wall in zip(self.rows, self.walls, strict=True):
+            shares.append(sum(row[name] for name in names) / wall)
+        return median(shares)
+
+    def tokens_per_second(self, name: str) -> float:
+        """Return the median of the tokens per second of a metric (seconds)."""
+        return median(tokens / row[name] for row, tokens in zip(self.rows, self.tokens, strict=True))
+
+    def seconds_per_token(self) -> float:
+        """Return the median of the wall seconds per token."""
+        return median(wall / tokens for wall, tokens in zip(self.walls, self.tokens, strict=True))
+
+    def apply_rate(self) -> float:
+        """Return the median of the gigabytes per second at which actors load new weights."""
+        return median(row["publish/bytes"] / 1e9 / row["publish/apply_seconds"] for row in self.rows)
+
+    def phase_seconds(self) -> dict[str, float]:
+        """Return the median seconds of every phase that the metrics have."""
+        names = [phase for phase in PHASES if f"time/{phase}" in self.rows[-1]]
+        return {f"seconds_{phase}": self.median_of(f"time/{phase}") for phase in names}
+
+
 def ppo_figures(rows: Sequence[dict], baseline: Sequence[Times], samples: int) -> dict[str, float]:
-    """Everything the benchmark reports, from the rows of metrics.jsonl and the baseline's times."""
-    walls = [
-        after["timeline/waited_from"] - row["timeline/waited_from"] for row, after in zip(rows, rows[1:], strict=False)
-    ]
-    rows, walls, baseline = rows[1:-1], walls[1:], baseline[1:]
-    of: Callable[[str], float] = lambda name: median(row[name] for row in rows)  # noqa: E731
-    wall, tokens = median(walls), [row["response/length"] * samples for row in rows]
+    """Return everything that the benchmark reports.
+
+    Args:
+        rows: of metrics.jsonl.
+        baseline: the times of the baseline's iterations.
+        samples: answers of one iteration.
+    """
+    run, baseline = _Iterations.of(rows, samples), baseline[1:]
     busy = {
-        "rollout": median(row["time/rollout"] / w for row, w in zip(rows, walls, strict=True)),
-        "reward": median(row["time/reward_busy"] / w for row, w in zip(rows, walls, strict=True)),
-        "learner": 1 - median(row["time/wait_for_samples"] / w for row, w in zip(rows, walls, strict=True)),
+        "rollout": run.share_of_wall("time/rollout"),
+        "reward": run.share_of_wall("time/reward_busy"),
+        "learner": 1 - run.share_of_wall("time/wait_for_samples"),
     }
-    per_token = median(w / t for w, t in zip(walls, tokens, strict=True))
-    rollout_rate = median(t / row["time/rollout"] for row, t in zip(rows, tokens, strict=True))
-    alone = median(sum(t.seconds.values()) / t.tokens for t in baseline)
-    return {
-        "rollout_speedup": rollout_rate / median(t.tokens / t.seconds["rollout"] for t in baseline),
-        "iteration_speedup": alone / per_token,
-        "padding_waste": of("waste/padding"),
-        "vision_passes_per_key": of("vision/passes_per_key"),
-        "decodes_per_video": rows[-1]["frames/decodes"] / rows[-1]["frames/videos"],
-        "publish_share": median(
-            (row["publish/seconds"] + row["publish/apply_seconds"]) / w for row, w in zip(rows, walls, strict=True)
-        ),
+    rollout_rate = run.tokens_per_second("time/rollout")
+    baseline_rate = median(times.tokens / times.seconds["rollout"] for times in baseline)
+    baseline_per_token = median(sum(times.seconds.values()) / times.tokens for times in baseline)
+    last = run.rows[-1]
+    figures = {
+        "rollout_speedup": rollout_rate / baseline_rate,
+        "iteration_speedup": baseline_per_token / run.seconds_per_token(),
+        "padding_waste": run.median_of("waste/padding"),
+        "vision_passes_per_key": run.median_of("vision/passes_per_key"),
+        "decodes_per_video": last["frames/decodes"] / last["frames/videos"],
+        "publish_share": run.share_of_wall("publish/seconds", "publish/apply_seconds"),
         "idle_share": 1 - max(busy.values()),
         "rollout_tokens_per_s": rollout_rate,
-        "update_tokens_per_s": median(t / row["time/update"] for row, t in zip(rows, tokens, strict=True)),
-        "forwards_per_sample": of("waste/forwards_per_sample"),
-        "iteration_seconds": wall,
-        "tokens_per_iteration": median(tokens),
-        "publish_bytes": of("publish/bytes"),
-        "publish_gb_per_s": median(row["publish/bytes"] / 1e9 / row["publish/apply_seconds"] for row in rows),
-        **{f"seconds_{phase}": of(f"time/{phase}") for phase in PHASES if f"time/{phase}" in rows[-1]},
-        "seconds_publish": of("publish/seconds") + of("publish/apply_seconds"),
-        **{f"waiting_{role}": 1 - share for role, share in busy.items()},
-        **{f"baseline_seconds_{name}": median(t.seconds[name] for t in baseline) for name in baseline[0].seconds},
-        "baseline_tokens_per_iteration": median(t.tokens for t in baseline),
+        "update_tokens_per_s": run.tokens_per_second("time/update"),
+        "forwards_per_sample": run.median_of("waste/forwards_per_sample"),
+        "iteration_seconds": median(run.walls),
+        "tokens_per_iteration": median(run.tokens),
+        "publish_bytes": run.median_of("publish/bytes"),
+        "publish_gb_per_s": run.apply_rate(),
     }
+    figures |= run.phase_seconds()
+    # `publish` is a phase of the learner's time too; here it is sending and loading together.
+    figures["seconds_publish"] = run.median_of("publish/seconds") + run.median_of("publish/apply_seconds")
+    figures |= {f"waiting_{role}": 1 - share for role, share in busy.items()}
+    for name in baseline[0].seconds:
+        figures[f"baseline_seconds_{name}"] = median(times.seconds[name] for times in baseline)
+    figures["baseline_tokens_per_iteration"] = median(times.tokens for times in baseline)
+    return figures
 
 
 def figures_table(found: dict) -> str:
-    """The figures as a Markdown table."""
+    """Return the figures as a Markdown table."""
     lines = ["| figure | median |", "|---|---|"]
     return "\n".join(
         lines + [f"| {name} | {value:.3g} |" for name, value in found.items() if not isinstance(value, str)]

@@ -1,4 +1,4 @@
-"""Does context help? `rlaif eval context CONFIG`: judge and reward model with captions, without, and with another video's."""
+"""`rlaif eval context CONFIG`: how much captions help judge and reward model, against none and those of another video."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import NamedTuple
 
 from rlaif.config.schema import Config
 from rlaif.data.preference import Preference
@@ -27,39 +28,55 @@ from rlaif.stages.train import reward
 CONTEXTS = ("captions", "none", "shuffled")
 MEASURES = ("judge_agreement", "rm_accuracy")
 PAIRS = 2000
-"""Held-out pairs of a seed from which on a gap of a few points means something: 95 % are within 2 points of .85."""
+"""Held-out pairs of a seed that make a gap of a few points meaningful: 95 % of results are within 2 points of .85."""
 
 
 def context(config: Config, run: Run) -> list[dict]:
-    """Rows {context, seed, judge_agreement, rm_accuracy, pairs, ...} in `eval/context.json`, one per context and seed; `pairs`
-    were held out, of which the judge decided on `judge_pairs` and the reward model on `rm_pairs`.
+    """Compare contexts; `eval/context.json` has the rows {context, seed, judge_agreement, rm_accuracy, pairs, ...} too.
 
-    With each seed the policy answers prompts and held-out prompts anew. The judge labels both with each context; on its
-    labels a reward model with the same context is trained. Both are compared with `label.reference` on the held-out answers.
+    There is one row per context and seed. `pairs` were held out; the judge decided on `judge_pairs` of them and the reward
+    model on `rm_pairs`. With each seed the policy answers prompts and held-out prompts anew. The judge labels both with each
+    context; on its labels a reward model with the same context is trained. Both are compared with `label.reference` on the
+    held-out answers.
     """
     if config.label.reference is None or config.data.captions is None:
         raise ConfigError(
             "label.reference to compare with, and data.captions", "not both", "Set label.reference and data.captions"
         )
-    began, rows, study = time.time(), [], config.context
+    began, rows = time.time(), []
     if _is_demo(config) and not Path(config.caption.model).exists():
         demo.start_demo(config, run)
     if isinstance(config.label.judge, str):
         require_model("label.judge", config.label.judge, or_adapter=True)
     caption.caption(config, run)
-    cells = [
-        (seed, mode, cell_config(config, seed, mode))
-        for seed in range(config.seed, config.seed + study.seeds)
-        for mode in CONTEXTS
-    ]
-    found = [judge_cell(cell, run) for _, _, cell in cells]  # one engine for all of them
+    cells = _cells(config)
+    # All judging comes before any training, so that one engine serves all cells.
+    judged = [judge_cell(cell.config, run) for cell in cells]
     run.topology.stop_rollouts()
-    frames = {"judge": frames_shown(cells[0][2]) if config.label.show_video else 0, "reward": config.video.num_frames}
-    for (seed, mode, cell), judged in zip(cells, found, strict=True):
-        rows.append({"context": mode, "seed": seed, **judged, **train_cell(cell, run)})
-        written = {"command": typed_command(), "seconds": time.time() - began, "frames": frames}
-        run.directory.write_eval("context", written | {"rows": rows, "contexts": context_means(rows)})
+    shown = frames_shown(cells[0].config) if config.label.show_video else 0
+    frames = {"judge": shown, "reward": config.video.num_frames}
+    for cell, figures in zip(cells, judged, strict=True):
+        rows.append({"context": cell.context, "seed": cell.seed, **figures, **train_cell(cell.config, run)})
+        # Written after every cell, so that a study that is killed leaves the rows it has.
+        result = {"command": typed_command(), "seconds": time.time() - began, "frames": frames}
+        run.directory.write_eval("context", result | {"rows": rows, "contexts": context_means(rows)})
     return rows
+
+
+class _Cell(NamedTuple):
+    """One context with one seed."""
+
+    context: str
+    seed: int
+    config: Config
+
+
+def _cells(config: Config) -> list[_Cell]:
+    cells = []
+    for seed in range(config.seed, config.seed + config.context.seeds):
+        for mode in CONTEXTS:
+            cells.append(_Cell(mode, seed, cell_config(config, seed, mode)))
+    return cells
 
 
 def study_text(rows: Sequence[dict], frames: Mapping[str, int]) -> str:
@@ -74,16 +91,22 @@ def study_text(rows: Sequence[dict], frames: Mapping[str, int]) -> str:
 
 
 def context_means(rows: Sequence[dict]) -> dict[str, dict[str, float]]:
-    """By context: both accuracies over its seeds, and how far each is above `none`, in the same unit."""
-    found: dict[str, dict[str, float]] = {}
-    for mode in dict.fromkeys(row["context"] for row in rows):
-        found[mode] = {name: fmean(row[name] for row in rows if row["context"] == mode) for name in MEASURES}
-    for figures in found.values() if "none" in found else ():
-        figures |= {f"{name}_above_none": figures[name] - found["none"][name] for name in MEASURES}
-    return found
+    """Return, by context, both accuracies over its seeds, and how far each is above `none`, in the same unit."""
+    by_context: dict[str, list[dict]] = {}
+    for row in rows:
+        by_context.setdefault(row["context"], []).append(row)
+    means: dict[str, dict[str, float]] = {}
+    for mode, of_context in by_context.items():
+        means[mode] = {name: fmean(row[name] for row in of_context) for name in MEASURES}
+    if "none" in means:
+        for figures in means.values():
+            for name in MEASURES:
+                figures[f"{name}_above_none"] = figures[name] - means["none"][name]
+    return means
 
 
 def context_table(contexts: Mapping[str, Mapping[str, float]]) -> str:
+    """Return a Markdown table with a line per context."""
     lines = ["| context | judge | above none | reward model | above none |", "|---|---|---|---|---|"]
     for mode, figures in contexts.items():
         cells = (f"{figures[name]:.3f} | {figures[f'{name}_above_none']:+.3f}" for name in MEASURES)
@@ -92,86 +115,108 @@ def context_table(contexts: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def _is_demo(config: Config) -> bool:
-    """Whether world and policy are the demo's own, so that they can be made where they are not there."""
-    run = f"{RunDir(config.storage, config.name).location}/"
-    return all(str(locate(path)).startswith(run) for path in (config.data.root, config.demo.base, config.caption.model))
+    """Return whether world and policy are the demo's own, so that they can be made if they do not exist."""
+    folder = f"{RunDir(config.storage, config.name).location}/"
+    paths = (config.data.root, config.demo.base, config.caption.model)
+    return all(str(locate(path)).startswith(folder) for path in paths)
 
 
 def cell_config(config: Config, seed: int, mode: str) -> Config:
-    """The configuration of one cell: its own labels and pairs, its seed's answers, and a run directory below the run's."""
+    """Return the configuration of one cell: its own labels and pairs, its seed's answers, a directory below the run's."""
     folder = str(RunDir(config.storage, config.name).path / "context")
     frames = config.context.num_frames or config.label.num_frames
-    judge = config.label.model_copy(update={"context": mode, "num_frames": frames})
-    asked = config.model_copy(update={"seed": seed, "label": judge})  # labels of another kind have another file
+    label_options = config.label.model_copy(update={"context": mode, "num_frames": frames})
+    own = config.model_copy(update={"seed": seed, "label": label_options})
+    # The label hash is part of the name: labels that were made with other options are in another file.
     files = {
         "candidates": f"{folder}/answers-{seed}.jsonl",
-        "labels": f"{folder}/labels-{mode}-{seed}-{label_hash(asked)}.jsonl",
+        "labels": f"{folder}/labels-{mode}-{seed}-{label_hash(own)}.jsonl",
         "pairs": f"{folder}/pairs-{mode}-{seed}.jsonl",
         "pairs_eval": f"{folder}/held-out-{seed}.jsonl",
     }
-    length = {"steps": config.context.reward_steps, "epochs": 0} if config.context.reward_steps else {}
-    return asked.model_copy(
-        update={
-            "name": f"{config.name}/context/{mode}-{seed}",
-            "data": config.data.model_copy(update=files),
-            "reward": config.reward.model_copy(update={"context": mode, "eval_every": 0} | length),
-        }
-    )
+    reward_changes: dict[str, object] = {"context": mode, "eval_every": 0}
+    if config.context.reward_steps:
+        reward_changes |= {"steps": config.context.reward_steps, "epochs": 0}
+    changes = {
+        "name": f"{config.name}/context/{mode}-{seed}",
+        "data": config.data.model_copy(update=files),
+        "reward": config.reward.model_copy(update=reward_changes),
+    }
+    return own.model_copy(update=changes)
 
 
 def outside_config(config: Config) -> Config:
-    """The same cell on the prompts for evaluation, in a run directory below the cell's."""
-    data = config.data.model_copy(
-        update={
-            name: str(Path(path).with_name(f"outside-{Path(path).name}"))
-            for name, path in (("candidates", config.data.candidates), ("labels", config.data.labels))
-        }
-    )
-    asked = config.candidates.model_copy(update={"prompts": config.eval.descriptions})
-    return config.model_copy(update={"name": f"{config.name}/outside", "data": data, "candidates": asked})
+    """Return the configuration of the same cell on the prompts for evaluation, in a directory below the cell's."""
+    files = {
+        "candidates": _outside_path(config.data.candidates),
+        "labels": _outside_path(config.data.labels),
+    }
+    changes = {
+        "name": f"{config.name}/outside",
+        "data": config.data.model_copy(update=files),
+        "candidates": config.candidates.model_copy(update={"prompts": config.eval.descriptions}),
+    }
+    return config.model_copy(update=changes)
+
+
+def _outside_path(path: str) -> str:
+    name = Path(path).name
+    return str(Path(path).with_name(f"outside-{name}"))
 
 
 def judge_cell(config: Config, run: Run) -> dict:
-    """Answers, labels and pairs of one cell, with how often the judge orders held-out answers as the reference does."""
+    """Make answers, labels and pairs of one cell.
+
+    Returns how often the judge orders held-out answers as the reference does, and how many pairs there are.
+    """
     outside = outside_config(config)
-    beside, run = open_part(outside, run), open_part(config, run)
+    outside_run, run = open_part(outside, run), open_part(config, run)
     sample.sample(config, run)
-    sample.sample(outside, beside)
-    judged = require_complete(label.label(outside, beside))["agreement"]["overall"]
+    sample.sample(outside, outside_run)
+    overall = require_complete(label.label(outside, outside_run))["agreement"]["overall"]
     require_complete(label.label(config, run))
-    built = pairs.pairs(config.model_copy(update={"data": config.data.model_copy(update={"pairs_eval": None})}), run)
-    decided = list(decided_pairs(outside, read_cases(outside, run)[0]))
+    # The pairs to evaluate on are those of the reference, below: `pairs` must not hold out any of the judge's.
+    without_eval = config.data.model_copy(update={"pairs_eval": None})
+    report = pairs.pairs(config.model_copy(update={"data": without_eval}), run)
+    cases, _ = read_cases(outside, outside_run)
+    decided = list(decided_pairs(outside, cases))
     if not decided:
         raise DataError(
             "held-out answers that the reference tells apart", "none", "Raise eval.descriptions or candidates.per_model"
         )
     pairs.write_pairs(Path(config.data.pairs_eval), decided)
-    figures = {"judge_agreement": judged["agreement"], "judge_pairs": judged["pairs"]}
-    return figures | {"train_pairs": built["pairs"], "pairs": len(decided)}
+    figures = {"judge_agreement": overall["agreement"], "judge_pairs": overall["pairs"]}
+    return figures | {"train_pairs": report["pairs"], "pairs": len(decided)}
 
 
 def unequal_counts(rows: Sequence[dict]) -> list[str]:
-    """Where a judge or a reward model said nothing of some held-out pairs, so that contexts are not compared on the same."""
-    return [
-        f"{row['context']}, seed {row['seed']}: {who} {row[name]} of {row['pairs']} held-out pairs"
-        for row in rows
-        for name, who in (("judge_pairs", "the judge decided on"), ("rm_pairs", "the reward model could read"))
-        if row[name] < row["pairs"]
-    ]
+    """Return a line for each judge or reward model that gave no result for some held-out pairs.
+
+    Contexts are not compared on the same pairs then.
+    """
+    lines = []
+    for row in rows:
+        for name, action in (("judge_pairs", "the judge decided on"), ("rm_pairs", "the reward model could read")):
+            if row[name] < row["pairs"]:
+                cell = f"{row['context']}, seed {row['seed']}"
+                lines.append(f"{cell}: {action} {row[name]} of {row['pairs']} held-out pairs")
+    return lines
 
 
 def require_complete(report: dict) -> dict:
-    """The report of labels; contexts with verdicts on different answers could not be compared. Raises ContractError."""
+    """Return the report of labels. Raises ContractError if some are missing: contexts would have verdicts on other answers."""
     if report["again"]:
-        found = f"{report['again']} of {report['prompts']} prompts without one, wholly or in part: {report_reasons(report)[0]}"
+        reason = report_reasons(report)[0]
         raise ContractError(
-            "verdicts on every prompt", found, "Mend what stopped them, then run this again: what is there is kept"
+            "verdicts on every prompt",
+            f"{report['again']} of {report['prompts']} prompts without one, wholly or in part: {reason}",
+            "Correct the cause, then run the same command again: it goes on from the labels it has",
         )
     return report
 
 
 def train_cell(config: Config, run: Run) -> dict:
-    """Accuracy of the cell's reward model on the held-out answers, and on how many pairs of them."""
+    """Train the cell's reward model. Returns its accuracy on the held-out answers, and on how many pairs of them."""
     run = open_part(config, run)
     reward.train(config, run, "fresh")
     last = run.directory.read_metrics("reward")[-1]
@@ -185,22 +230,23 @@ def train_cell(config: Config, run: Run) -> dict:
 
 
 def decided_pairs(config: Config, cases: Sequence[Case]) -> Iterator[Preference]:
-    """Every two different answers that the reference tells apart, as pairs in its order."""
+    """Yield every two different answers that the reference tells apart, as pairs in its order."""
     prefer = load_function(config.label.reference)
     for case in cases:
-        for a, b in itertools.combinations(range(len(case.answers)), 2):
-            if (
-                case.answers[a] == case.answers[b]
-                or (sign := prefer(case.prompt, case.answers[a], case.answers[b])) == 0
-            ):
+        prompt, answers = case.prompt, case.answers
+        for a, b in itertools.combinations(range(len(answers)), 2):
+            if answers[a] == answers[b]:
+                continue
+            sign = prefer(prompt, answers[a], answers[b])
+            if sign == 0:
                 continue
             best, worst = (a, b) if sign > 0 else (b, a)
             yield Preference(
-                pair_id=f"{case.prompt.prompt_id}#{best}-{worst}",
-                prompt_id=case.prompt.prompt_id,
-                video=case.prompt.video,
-                question=case.prompt.question,
-                captions=case.prompt.captions,
-                chosen=case.answers[best],
-                rejected=case.answers[worst],
+                pair_id=f"{prompt.prompt_id}#{best}-{worst}",
+                prompt_id=prompt.prompt_id,
+                video=prompt.video,
+                question=prompt.question,
+                captions=prompt.captions,
+                chosen=answers[best],
+                rejected=answers[worst],
             )

@@ -1,8 +1,7 @@
-"""The whole system in miniature: `rlaif demo CONFIG` (`make demo`)."""
+"""`rlaif demo CONFIG` (`make demo`): the whole system in miniature."""
 
 from __future__ import annotations
 
-import itertools
 import shutil
 import time
 from collections.abc import Mapping
@@ -24,11 +23,11 @@ from rlaif.worlds.shapes.dataset import write_dataset
 from rlaif.worlds.shapes.language import WORDS
 
 SHIPPED = Path(__file__).parents[2] / "worlds" / "shapes" / "base"
-"""What `reading` and `pretraining` made once, with `made_by.json`, which says how."""
+"""The base model that `reading_config` and `pretraining_config` trained once, with `made_by.json`, which says how."""
 WATCH_S = 5.0
-"""Between two looks at the memory of all processes: a look takes a noticeable part of a core."""
+"""Seconds between two measurements of the memory of all processes; more would take a noticeable part of a core."""
 SPREAD: dict[str, tuple[float, float]] = {"hallucination_left": (0.03, 0.20), "qa_accuracy": (0.83, 0.97)}
-"""Least and greatest of what demos on different machines and with different seeds ended with (greedy answers)."""
+"""The least and greatest results of demos on different machines and with different seeds (greedy answers)."""
 
 
 def demo(config: Config, typed: Typed | None = None) -> None:
@@ -81,56 +80,68 @@ def start_demo(config: Config, run: Run) -> None:
 
 
 def copy_base(config: Config) -> None:
-    """Put the base model that comes with rlaif where `pretraining` would write it."""
-    with replacing(RunDir(config.storage, pretraining_config(config).name).export("sft")) as folder:
+    """Copy the base model that comes with rlaif to the path that `pretraining_config` would write."""
+    target = RunDir(config.storage, pretraining_config(config).name).export("sft")
+    with replacing(target) as folder:
         shutil.copytree(SHIPPED, folder, dirs_exist_ok=True)
 
 
 def reading_config(config: Config) -> Config:
     """Return the options that train the untrained model on `reading.jsonl`, text alone, as language models are."""
     changes = {"init": config.demo.base, "steps": config.demo.read_steps}
-    return finetuning_config(
-        config, "read", "reading.jsonl", changes | {"train_vision": False, "train_projector": False}
-    )
+    changes |= {"train_vision": False, "train_projector": False}
+    return finetuning_config(config, "read", "reading.jsonl", changes)
 
 
 def pretraining_config(config: Config) -> Config:
     """Return the options that train the same model on `pretrain.jsonl`, as video-language models are."""
     init = RunDir(config.storage, f"{config.name}/read").export("sft")
     changes = {"init": str(init), "steps": config.demo.pretrain_steps}
-    return finetuning_config(
-        config, "pretrained", "pretrain.jsonl", changes | {"train_vision": None, "train_projector": None}
-    )
+    changes |= {"train_vision": None, "train_projector": None}
+    return finetuning_config(config, "pretrained", "pretrain.jsonl", changes)
 
 
 def finetuning_config(config: Config, name: str, file: str, changes: Mapping[str, object]) -> Config:
-    """Return the options of fine-tuning before `sft`, in a run directory of its own below the run's."""
-    sections = {
+    """Return the options of a fine-tuning that comes before `sft`, in a directory of its own below the run's."""
+    own = {
+        "name": f"{config.name}/{name}",
         "sft": config.sft.model_copy(update=changes),
         "data": config.data.model_copy(update={"sft": file}),
     }
-    return config.model_copy(update={"name": f"{config.name}/{name}", **sections})
+    return config.model_copy(update=own)
 
 
 def prepare_demo(config: Config) -> None:
     """Write the dataset and the untrained model below the run directory, so that no user's data are replaced."""
-    require_below_run(config, "configs/demo.yaml", **{"data.root": config.data.root, "demo.base": config.demo.base})
+    options = config.demo
+    require_below_run(config, "configs/demo.yaml", **{"data.root": config.data.root, "demo.base": options.base})
     set_aside_feedback(config)
-    sizes = {"train": config.demo.train_scenes, "prompt": config.demo.prompt_scenes, "test": config.demo.eval_scenes}
-    sizes["pretrain"] = config.demo.pretrain_scenes if config.demo.scratch else 0
+    sizes = {"train": options.train_scenes, "prompt": options.prompt_scenes, "test": options.eval_scenes}
+    sizes["pretrain"] = options.pretrain_scenes if options.scratch else 0
     write_dataset(Path(config.data.root), sizes, config.seed)
-    if config.demo.scratch:
-        build_tiny(Path(config.demo.base), WORDS, config.seed)
+    if options.scratch:
+        build_tiny(Path(options.base), WORDS, config.seed)
 
 
 def set_aside_feedback(config: Config) -> None:
-    """Rename what an earlier demo's models said and the pairs made of it: none of it is about this demo's models."""
+    """Rename what an earlier demo's models wrote and the pairs made of it: it is not about this demo's models."""
     folder = RunDir(config.storage, config.name).path
-    pairs_files = [file for file in (config.data.pairs, config.data.pairs_eval) if file]
-    for path in (folder / "feedback", folder / "context", *(data_path(config, file) for file in pairs_files)):
+    paths = [folder / "feedback", folder / "context"]
+    for file in (config.data.pairs, config.data.pairs_eval):
+        if file:
+            paths.append(data_path(config, file))
+    for path in paths:
+        # Files outside the run directory are the user's and stay.
         if path.exists() and path.is_relative_to(folder):
-            names = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
-            path.rename(next(name for name in names if not name.exists()))
+            path.rename(_free_name(path))
+
+
+def _free_name(path: Path) -> Path:
+    """Return the path with the first number at its end that no file has yet."""
+    number = 1
+    while path.with_name(f"{path.name}.{number}").exists():
+        number += 1
+    return path.with_name(f"{path.name}.{number}")
 
 
 def make_feedback(config: Config, run: Run) -> None:
@@ -141,11 +152,11 @@ def make_feedback(config: Config, run: Run) -> None:
     caption.caption(config, run)
     sample.sample(config, run)
     labels = label.label(config, run)
-    built = pairs.pairs(config, run)
-    say(f"{built['pairs']} pairs of answers")
-    right = labels.get("agreement", {}).get("overall", {})
-    if right.get("pairs"):
-        say(f"the labels order {right['agreement']:.1%} of {right['pairs']} pairs of answers as the scenes do")
+    report = pairs.pairs(config, run)
+    say(f"{report['pairs']} pairs of answers")
+    overall = labels.get("agreement", {}).get("overall", {})
+    if overall.get("pairs"):
+        say(f"the labels order {overall['agreement']:.1%} of {overall['pairs']} pairs of answers as the scenes do")
 
 
 def train_seed(config: Config, run: Run, seed: int) -> list[dict]:
@@ -160,9 +171,9 @@ def train_seed(config: Config, run: Run, seed: int) -> list[dict]:
 def write_results(config: Config, run: Run, rows: list[dict]) -> None:
     """Write `eval/demo.json`: the rows, and which base model they start from."""
     names = ("policy", "seed", "decoding", "hallucination", "recall", "qa_accuracy", "reward", "kl", "length")
-    kept = [{name: row.get(name) for name in names} for row in rows]
+    columns = [{name: row.get(name) for name in names} for row in rows]
     base = "scratch" if config.demo.scratch else "shipped"
-    run.directory.write_eval("demo", {"command": typed_command(), "base": base, "rows": kept})
+    run.directory.write_eval("demo", {"command": typed_command(), "base": base, "rows": columns})
 
 
 def report(config: Config, typed: Typed | None, rows: list[dict], figures: Mapping[str, str]) -> Summary:
@@ -195,27 +206,29 @@ def following(config: Config, typed: Typed | None) -> list[tuple[str, str]]:
 
 
 def seed_verdicts(config: Config, rows: list[dict]) -> list[str]:
-    """Say for each seed how much greedy hallucination PPO removed, what recall it cost, and how far the policy moved."""
+    """Return a line per seed: how much greedy hallucination PPO removed, the recall it cost, how far the policy moved."""
     greedy = {(row["policy"], row["seed"]): row for row in rows if row["decoding"] == "greedy"}
+    limit = config.ppo.kl.limit
     lines = []
-    for (name, seed), after in greedy.items():
-        if name != "rlaif":
+    for (policy, seed), after in greedy.items():
+        if policy != "rlaif":
             continue
         before = greedy["sft", seed]
         if not before.get("hallucination") or "hallucination" not in after:
             lines.append(f"seed {seed}: a policy without (false) claims; nothing to compare")
             continue
         left = after["hallucination"] / before["hallucination"]
-        limit = config.ppo.kl.limit
+        recall = after["recall"] - before["recall"]
+        place = "within" if after["kl"] <= limit else "BEYOND"
         lines.append(
-            f"seed {seed}: {left:.0%} of SFT's greedy hallucination is left, recall {after['recall'] - before['recall']:+.3f}, "
-            f"KL {after['kl']:.2f} nats per answer ({'within' if after['kl'] <= limit else 'BEYOND'} ppo.kl.limit {limit:g})"
+            f"seed {seed}: {left:.0%} of SFT's greedy hallucination is left, recall {recall:+.3f}, "
+            f"KL {after['kl']:.2f} nats per answer ({place} ppo.kl.limit {limit:g})"
         )
     return lines
 
 
 def spread_text() -> str:
-    """Say how far the figures of other machines and seeds are apart."""
+    """Return a sentence about how far the figures of other machines and seeds are apart."""
     left, answers = SPREAD["hallucination_left"], SPREAD["qa_accuracy"]
     return (
         "figures differ between machines and seeds, because kernels add up in another order: measured were "

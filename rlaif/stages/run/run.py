@@ -32,24 +32,30 @@ Start = Literal["new", "resume", "fresh"]
 """How a stage begins: refuse if checkpoints exist, continue from the newest, or start over."""
 
 GRACE_S, GRACE_IN_JOB_S = 20.0, 1.0
-"""Defaults of `cluster.grace_s`: schedulers give 30 seconds between SIGTERM and SIGKILL, `ray job stop` gives 3."""
+"""Defaults of `cluster.grace_s`: schedulers wait 30 seconds between SIGTERM and SIGKILL, `ray job stop` waits 3."""
 
 
 @dataclass
 class Run:
+    """An open run."""
+
     config: Config
     directory: RunDir
     session: Session
     topology: Topology
     within: RunDir | None = None
-    """The directory of the whole, where this is one part of a study."""
+    """The directory of the whole study, if this run is one part of it."""
     stopper: Stopper = field(default_factory=lambda: Stopper(GRACE_S))
     places: dict[str, str] = field(default_factory=dict)
-    """Where each row that was read is (`FILE line N`), by its id: what turns out about it later is said with its place."""
+    """The place of each row that was read (`FILE line N`), by its id, for messages about the row later on."""
 
     def placed(self, ids: Iterable[str]) -> list[str]:
         """Return ids, each with the place of its row if that is known."""
-        return [f"{name!r} ({self.places[name]})" if name in self.places else repr(name) for name in ids]
+        placed = []
+        for name in ids:
+            place = self.places.get(name)
+            placed.append(repr(name) if place is None else f"{name!r} ({place})")
+        return placed
 
     @property
     def shared(self) -> RunDir:
@@ -57,20 +63,24 @@ class Run:
         return self.within or self.directory
 
     def checkpoints(self, stage: str, keep: int) -> Checkpoints:
+        """Return the checkpoints of a stage, of which the newest `keep` are kept."""
         return Checkpoints(self.directory.checkpoints(stage), keep)
 
     def tracker(self, stage: str, total: int, done: int = 0) -> Tracker:
-        """Metrics of a stage that has `done` iterations behind it; whatever was logged beyond them is cut back."""
+        """Return the tracker of a stage that has done `done` iterations; rows that were logged beyond them are removed."""
         self.directory.cut_back(stage, done)
         return Tracker(self.directory, stage, self.config, total, done)
 
     def starting_point(
         self, stage: str, checkpoints: Checkpoints, start: Start, identity: dict
     ) -> CheckpointRef | None:
-        """The checkpoint to continue from, or None for step 0. Work that is already there is never overwritten unasked.
+        """Return the checkpoint to continue from, or None for step 0. No earlier work is overwritten without `--fresh`.
 
-        Raises ConfigError if a stage has checkpoints and the user asked for neither `--resume` nor `--fresh`,
-        CheckpointError if they belong to another model. Both come before any model is loaded.
+        Both errors come before any model is loaded.
+
+        Raises:
+            ConfigError: if the stage has checkpoints and the user typed neither `--resume` nor `--fresh`.
+            CheckpointError: if the checkpoints belong to another model, or if all of them are damaged.
         """
         finish_restart(self.directory, stage)
         latest = checkpoints.latest()
@@ -97,35 +107,30 @@ class Run:
         return latest
 
     def saved(self, stage: str, checkpoints: Checkpoints) -> None:
-        """A checkpoint has been committed: if it is the first of a new start, the earlier results move aside now."""
+        """Note that a checkpoint has been committed: after the first one of a new start, the earlier results move aside."""
         if stage in self.directory.restarting:
             aside = Restart(self.directory, stage).promote()
             checkpoints.root = self.directory.checkpoints(stage)
             log.warning("the earlier results of stage %s are in %s now; nothing removes them", stage, aside)
 
     def record(self) -> dict:
-        """What a checkpoint remembers of the configuration, for a later resume to compare with."""
+        """Return what a checkpoint records of the configuration, for a later resume to compare with."""
         return {"config": self.config.model_dump(mode="json"), "directory": str(self.directory.location)}
 
     def nothing_left(self, stage: str, newest: CheckpointRef | None, total: int, option: str) -> bool:
-        """Whether a resumed stage has trained all it is asked for and exported it; says so, and what to type."""
+        """Return whether a resumed stage has done and exported all its steps; if so, warn and tell what to type."""
         exported = self.directory.read_json(self.directory.stage_file(stage, EXPORTED))
         if newest is None or newest.iteration < total or exported != {"iteration": newest.iteration}:
             return False
-        log.warning(
+        text = (
             "%s: %d of %d steps are done and exported to %s: nothing remains to be trained. "
-            "To train on, type --resume %s=N with N above %d; to start over, type --fresh",
-            stage,
-            newest.iteration,
-            total,
-            self.directory.export(stage),
-            option,
-            newest.iteration,
+            "To train on, type --resume %s=N with N above %d; to start over, type --fresh"
         )
+        log.warning(text, stage, newest.iteration, total, self.directory.export(stage), option, newest.iteration)
         return True
 
     def exported(self, stage: str, iteration: int) -> None:
-        """Everything that follows the last step is done."""
+        """Record that everything that follows the last step is done."""
         self.directory.write_json(self.directory.stage_file(stage, EXPORTED), {"iteration": iteration})
 
     def _start_over(self, stage: str, checkpoints: Checkpoints) -> None:
@@ -134,13 +139,11 @@ class Run:
         restart = Restart(self.directory, stage)
         restart.begin()
         checkpoints.root = restart.checkpoints
-        log.warning(
+        text = (
             "%s starts over. Its earlier results stay in %s until the first new checkpoint, then they move to a folder "
-            "in %s; until then --resume would go on with them",
-            stage,
-            self.directory.stage(stage),
-            self.directory.location / ASIDE,
+            "in %s; until then --resume would go on with them"
         )
+        log.warning(text, stage, self.directory.stage(stage), self.directory.location / ASIDE)
 
 
 def check_start(config: Config, stage: str, start: Start) -> None:
@@ -150,11 +153,14 @@ def check_start(config: Config, stage: str, start: Start) -> None:
     """
     directory = RunDir(config.storage, config.name)
     directory.location.reach()
-    places = (Restart(directory, stage).checkpoints, directory.checkpoints(stage))
-    newest = next(filter(None, (Checkpoints(place).newest() for place in places)), None)
-    if newest is not None and start == "new":
+    # Checkpoints of a new start that was interrupted are newer than those it was to replace.
+    restarted = Checkpoints(Restart(directory, stage).checkpoints)
+    newest = restarted.newest() or Checkpoints(directory.checkpoints(stage)).newest()
+    if newest is None:
+        return
+    if start == "new":
         raise already_begun(config, stage, newest)
-    if newest is not None and start == "resume":
+    if start == "resume":
         refuse_fixed(stage, changes_since(config, directory, stage, newest))
 
 
@@ -180,7 +186,8 @@ def report_changes(stage: str, iteration: int, changes: Sequence[Change]) -> Non
     if changes:
         text = "%s goes on from iteration %d with other options than its checkpoint: %s"
         log.warning(text, stage, iteration, "; ".join(map(str, changes)))
-    if order := [change.option for change in changes if decides_order(change.option)]:
+    order = [change.option for change in changes if decides_order(change.option)]
+    if order:
         log.warning("with another %s, rows may be repeated or skipped from here on", ", ".join(order))
 
 
@@ -188,15 +195,16 @@ def refuse_fixed(stage: str, changes: Sequence[Change]) -> None:
     """Raise CheckpointError if an option that decides what a checkpoint holds has changed."""
     fixed = [change for change in changes if is_fixed(stage, change.option)]
     if fixed:
+        texts = [f"{change.option}: checkpoint {show(change.before)}, now {show(change.now)}" for change in fixed]
         raise CheckpointError(
             "options that fit the checkpoint's weights",
-            "; ".join(f"{c.option}: checkpoint {show(c.before)}, now {show(c.now)}" for c in fixed),
+            "; ".join(texts),
             "Set these as they were, start over (--fresh), or start a run of another name (name=)",
         )
 
 
 def finish_restart(directory: RunDir, stage: str) -> None:
-    """Complete a new start that was killed after its first checkpoint; forget one that had none."""
+    """Complete a new start that was killed after its first checkpoint; discard one that has none."""
     restart = Restart(directory, stage)
     directory.restarting.discard(stage)
     if not restart.folder.exists():
@@ -210,7 +218,7 @@ def finish_restart(directory: RunDir, stage: str) -> None:
 
 
 def advice(config: Config, stage: str) -> str:
-    """What to type after a stage has ended early. Reads the run's directory alone."""
+    """Return what to type after a stage has ended early. Reads only the run's directory."""
     directory = RunDir(config.storage, config.name)
     restarted = Checkpoints(Restart(directory, stage).checkpoints).iterations()
     iterations = restarted or Checkpoints(directory.checkpoints(stage)).iterations()
@@ -229,8 +237,10 @@ def open_run(config: Config) -> Iterator[Run]:
     """Claim the run, join or start the cluster, and stop every actor at the end."""
     directory = RunDir(config.storage, config.name)
     directory.location.reach()
-    grace = config.cluster.grace_s
-    stopper = Stopper(grace if grace is not None else GRACE_IN_JOB_S if in_ray_job() else GRACE_S)
+    grace_s = config.cluster.grace_s
+    if grace_s is None:
+        grace_s = GRACE_IN_JOB_S if in_ray_job() else GRACE_S
+    stopper = Stopper(grace_s)
     with stopper.installed(), stopper.explained():
         try:
             with _session(config, stopper) as session:
@@ -244,8 +254,9 @@ def open_run(config: Config) -> Iterator[Run]:
                         if session.alive():
                             topology.stop()
         finally:
+            # Engines end by being killed, so that they cannot remove their own folders.
             for prefix in (SCRATCH, ADAPTERS):
-                sweep(prefix)  # engines end by being killed
+                sweep(prefix)
 
 
 def open_part(config: Config, run: Run) -> Run:
@@ -261,13 +272,14 @@ def _session(config: Config, stopper: Stopper) -> Iterator[Session]:
     with ExitStack() as stack:
         with phase("starting Ray"):
             session = stack.enter_context(start(config, stopper.fail if stopper.able else None))
+        # Again: Ray has installed its own signal handlers.
         stopper.install()
         yield session
 
 
 @contextmanager
 def _errors_explained(session: Session, stopper: Stopper) -> Iterator[None]:
-    """Errors that follow from a signal or from a lost head are reported as that.
+    """Report errors that follow from a signal or from a lost head as that.
 
     A scheduler may send SIGTERM to every process of a job, so that actors are gone before the driver has ended.
     """

@@ -1,4 +1,4 @@
-"""Ending a run on SIGTERM or Ctrl-C: at the next point where a checkpoint can be saved, if one comes in time."""
+"""Ends a run on SIGTERM or Ctrl-C: after the next checkpoint that can be saved, if that is soon enough."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class Interrupted(KeyboardInterrupt):
 
     def __init__(self, signum: int):
         super().__init__(signal.Signals(signum).name)
+        # Shells report 128 + the signal's number.
         self.exit_code = 128 + signum
 
 
@@ -36,25 +37,26 @@ class Stopper:
         self.requested: int | None = None
         """The signal that asked for the end."""
         self.error: Exception | None = None
-        """What ends the run instead of a signal: see `fail`."""
+        """The error that ends the run instead of a signal: see `fail`."""
         self._deferring = False
         self._timer: Any = None
 
     def receive(self, signum: int, frame: Any = None) -> None:
+        """Handle a signal: raise Interrupted, or ask the loop to end after its iteration."""
         if self.error is not None:
             raise Interrupted(signum)
-        first, self.requested = self.requested is None, self.requested or signum
+        first = self.requested is None
+        self.requested = self.requested or signum
         if not self._deferring or not first:
             raise Interrupted(self.requested)
         name = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
-        log.warning(
-            "%s: saving a checkpoint after this iteration, if it ends within %g s; again: end now", name, self.grace_s
-        )
+        text = "%s: saving a checkpoint after this iteration, if it ends within %g s; again: end now"
+        log.warning(text, name, self.grace_s)
         self._timer = self._remind(self.grace_s, signum)
 
     @property
     def able(self) -> bool:
-        """Whether this thread can handle signals: only the main one can."""
+        """Return whether this thread can handle signals: only the main one can."""
         return _in_main_thread()
 
     @contextmanager
@@ -67,7 +69,8 @@ class Stopper:
             self._deferring = False
             if self._timer is not None:
                 self._timer.cancel()
-        self.check()  # of a signal that came after the loop's last checkpoint
+        # A signal may have come after the loop's last checkpoint.
+        self.check()
 
     def check(self) -> None:
         """Raise Interrupted if a signal has come."""
@@ -75,17 +78,21 @@ class Stopper:
             raise Interrupted(self.requested)
 
     def fail(self, error: Exception) -> None:
-        """Raise an error in the main thread, from another one, wherever it waits; `explained` puts it in place."""
+        """Raise an error in the main thread from another thread, even if it waits for something.
+
+        The signal interrupts the wait; `explained` then raises the error in place of what the signal handler raised.
+        """
         self.error = error
         os.kill(os.getpid(), signal.SIGTERM)
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Raise what really ended the block. Ray's calls turn whatever a handler raises into a KeyboardInterrupt."""
+        """Raise what really ended the block. Ray's calls turn every exception of a handler into a KeyboardInterrupt."""
         try:
             yield
         except KeyboardInterrupt as error:
-            if self.requested is not None:  # first: a signal to a whole process group ends the cluster's head as well
+            # The signal comes first: one that is sent to a whole process group ends the cluster's head as well.
+            if self.requested is not None:
                 raise Interrupted(self.requested) from error
             if self.error is not None:
                 raise self.error from error
@@ -101,10 +108,11 @@ class Stopper:
         finally:
             if _in_main_thread():
                 for signum, handler in before.items():
+                    # A handler that was not installed from Python is None and cannot be put back.
                     signal.signal(signum, handler or signal.SIG_DFL)
 
     def install(self) -> None:
-        """Take the signals, once more after Ray's start: Ray installs handlers of its own, one of which prints a stack."""
+        """Take the signals. Called once more after Ray's start: Ray installs handlers of its own, one of which prints a stack."""
         if _in_main_thread():
             for signum in SIGNALS:
                 signal.signal(signum, self.receive)
@@ -116,6 +124,7 @@ def _in_main_thread() -> bool:
 
 def _send_later(seconds: float, signum: int) -> threading.Timer:
     timer = threading.Timer(seconds, os.kill, (os.getpid(), signum))
+    # A daemon thread does not keep the process alive after a loop that ended in time.
     timer.daemon = True
     timer.start()
     return timer

@@ -29,7 +29,7 @@ from rlaif.models.model_dir import ModelDir, same_model
 
 
 class Topology:
-    """What runs where. Every stage asks for the actors it needs; what already runs with the same settings is reused."""
+    """The actors of a run. Every stage requests those it needs; actors that run with the same settings are reused."""
 
     def __init__(self, config: Config, session: Session):
         self.config, self.session = config, session
@@ -46,7 +46,7 @@ class Topology:
         return self.config.cluster.collective_timeout_s
 
     def device(self, role: str) -> str:
-        """What a role computes on: a role that reserves no GPU does not touch one."""
+        """Return the device that a role computes on; a role that reserves no GPU does not use one."""
         gpus = getattr(self.config.cluster, role).gpus
         return "cuda" if gpus > 0 and self.config.model.device != "cpu" else "cpu"
 
@@ -55,12 +55,12 @@ class Topology:
         missing = [role for role in roles if role not in self._placements]
         if missing:
             requests = {role: getattr(self.config.cluster, role) for role in missing}
-            self._placements |= place(
-                requests, self.config.cluster.deadline_s, can_grow=False if self.session.owned else None
-            )
+            # A cluster that this run started never grows; whether another one does, `place` finds out.
+            can_grow = False if self.session.owned else None
+            self._placements |= place(requests, self.config.cluster.deadline_s, can_grow=can_grow)
 
     def frames(self) -> partial:
-        """A function that builds a frames client, inside any actor or here."""
+        """Return a function that builds a frames client, in any actor or in this process."""
         if self._store is None:
             video = self.config.video
             self._store = start_frame_store(
@@ -74,25 +74,25 @@ class Topology:
                 known=video_index_folder(self.config),
                 options={"name": "frames", "get_if_exists": True},
             )
-        # a request may wait for others before its own decode begins
+        # A request may wait for others before its own decode begins.
         timeout_s = max(600.0, 2 * self.config.video.decode_timeout_s)
         return partial(FrameClient, self._store, self.config.data.root, timeout_s=timeout_s)
 
     def features(self) -> partial:
-        """A function that builds a client of the feature store, inside any actor."""
+        """Return a function that builds a client of the feature store, in any actor."""
         if self._features is None:
             options = {"name": "features", "get_if_exists": True}
             self._features = start_feature_store(self.config.video.feature_store_bytes, options)
         return partial(FeatureClient, self._features, share=not self.config.deterministic)
 
     def client(self) -> FrameClient:
-        """A frames client for the driver."""
+        """Return the frames client of this process."""
         if self._client is None:
             self._client = self.frames()()
         return self._client
 
     def learners(self, spec: LearnerSpec, ppo: Ppo | None = None) -> LearnerGroup:
-        """A new learner group; the one before it is stopped."""
+        """Start a new learner group and return it; the one before it is stopped."""
         self.stop_learners()
         self.place("learner")
         features = self.features()
@@ -103,38 +103,50 @@ class Topology:
         return self._group
 
     def stop_learners(self) -> None:
+        """Stop the learner group, if there is one."""
         if self._group is not None:
             self._group.stop()
             self._group = None
 
     def rollouts(self, model_path: str, lora_rank: int | None) -> RolloutPool:
-        """The rollout pool that serves `model_path`; adapters of rank `lora_rank` or full weights can be published to it."""
+        """Return the rollout pool that serves `model_path`; another one is stopped first.
+
+        Weights can be published to it: adapters of rank `lora_rank`, or full weights if that is None.
+        """
         key = (model_path, lora_rank)
         if key not in self._rollouts:
             self.stop_rollouts()
-            self.place("rollout")
-            role, limit = self.config.cluster.rollout, self.config.data.max_prompt_tokens
-            spec = EngineSpec(
-                model_path,
-                self.config.model.dtype,
-                lora_rank,
-                self.config.rollout,
-                lora_targets=self.config.ppo.lora.targets if lora_rank is not None and self.config.ppo.lora else None,
-                deterministic=self.config.deterministic,
-            )
-            device, features = self.device("rollout"), self.features()
-            with phase(f"starting {_counted(role.actors, 'rollout actor')}"):
-                actors = {
-                    f"rollout-{i}": start_rollout(spec, self.frames(), device, role.threads, options, limit, features)
-                    for i, options in enumerate(self._options("rollout"))
-                }
-                ask([actor.version.remote() for actor in actors.values()], self._timeout_s, "the rollout actors")
-            self._rollouts[key] = RolloutPool(actors)
+            self._rollouts[key] = self._start_rollouts(model_path, lora_rank)
         return self._rollouts[key]
 
+    def _start_rollouts(self, model_path: str, lora_rank: int | None) -> RolloutPool:
+        self.place("rollout")
+        config, lora = self.config, self.config.ppo.lora
+        spec = EngineSpec(
+            model_path,
+            config.model.dtype,
+            lora_rank,
+            config.rollout,
+            lora_targets=lora.targets if lora_rank is not None and lora else None,
+            deterministic=config.deterministic,
+        )
+        role, limit = config.cluster.rollout, config.data.max_prompt_tokens
+        device, features = self.device("rollout"), self.features()
+        actors: dict[str, Any] = {}
+        with phase(f"starting {_counted(role.actors, 'rollout actor')}"):
+            for number, options in enumerate(self._options("rollout")):
+                actor = start_rollout(spec, self.frames(), device, role.threads, options, limit, features)
+                actors[f"rollout-{number}"] = actor
+            # The first answer of an actor shows that its engine has loaded the model.
+            ready = [actor.version.remote() for actor in actors.values()]
+            ask(ready, self._timeout_s, "the rollout actors")
+        return RolloutPool(actors)
+
     def engines(self, model_path: str) -> RolloutPool:
-        """The pool that serves a model as it stands, for answers that nobody learns from: the policy's own, which PPO goes on
-        with, where it is the policy. Room for adapters only where the family has any: PPO refuses `ppo.lora` for others.
+        """Return the pool that serves a model unchanged, for answers that are not trained on.
+
+        For the policy it is PPO's own pool, which PPO goes on with. It has room for adapters only if the model's family
+        supports them: PPO rejects `ppo.lora` for the others.
         """
         lora, policy = self.config.ppo.lora, self.config.ppo.policy
         if lora and same_model(model_path, policy) and ModelDir(model_path).family.adapters:
@@ -142,6 +154,7 @@ class Topology:
         return self.rollouts(model_path, None)
 
     def stop_rollouts(self) -> None:
+        """Stop all rollout actors."""
         for pool in self._rollouts.values():
             for name in pool.fleet.names:
                 ray.kill(pool.fleet.remove(name))
@@ -155,10 +168,12 @@ class Topology:
         *,
         timeout_s: float,
     ) -> RewardPool:
-        """A new reward pool; the one before it is stopped.
+        """Start a new reward pool and return it; the one before it is stopped.
 
         Args:
-            weights: of a reward model's dimensions.
+            reward: the path of a reward model, or a function.
+            tokens_per_microbatch: the most tokens of one forward of a reward model.
+            weights: factors by dimension of a reward model.
             timeout_s: how long an actor may take for one batch.
         """
         self.stop_rewards()
@@ -180,33 +195,37 @@ class Topology:
         return self._rewards
 
     def stop_rewards(self) -> None:
+        """Stop the reward actors, if there are any."""
         if self._rewards is not None:
             self._rewards.stop()
             self._rewards = None
 
     def frame_counters(self) -> dict[str, float]:
-        """Decodes, re-decodes, hits and bytes of the frame store."""
+        """Return decodes, re-decodes, hits and bytes of the frame store."""
         return {f"frames/{name}": float(value) for name, value in self.client().counters().items()}
 
     def feature_counters(self) -> dict[str, float]:
-        """Passes through vision towers in all processes, since the learners were started."""
+        """Return the passes through vision towers in all processes since the learners were started."""
         counters = ask(self._features.counters.remote(), self._timeout_s, "the feature store")
         return {f"vision/{name}": float(value) for name, value in counters.items()}
 
     def peak_memory(self) -> dict[str, float]:
-        """Largest resident bytes that a process of each role has had so far."""
-        groups = {"frames": [self._store] if self._store is not None else []}
+        """Return the largest resident bytes that a process of each role has had so far."""
+        groups: dict[str, list[Any]] = {"frames": [self._store] if self._store is not None else []}
         groups["learner"] = self._group.ranks if self._group else []
         groups["reward"] = self._rewards.handles if self._rewards else []
-        groups["rollout"] = [actor for pool in self._rollouts.values() for actor in pool.fleet.handles.values()]
-        peaks = {
-            role: ask([actor.__ray_call__.remote(_peak_rss) for actor in actors], self._timeout_s, role)
-            for role, actors in groups.items()
-        }
-        return {role: max(found) for role, found in peaks.items() if found}
+        groups["rollout"] = []
+        for pool in self._rollouts.values():
+            groups["rollout"] += pool.fleet.handles.values()
+        peaks = {}
+        for role, actors in groups.items():
+            if actors:
+                calls = [actor.__ray_call__.remote(_peak_rss) for actor in actors]
+                peaks[role] = max(ask(calls, self._timeout_s, role))
+        return peaks
 
     def stop(self) -> None:
-        """Stop every actor and give back all room."""
+        """Stop every actor and release all reservations."""
         self.stop_learners()
         self.stop_rewards()
         self.stop_rollouts()
@@ -221,11 +240,12 @@ class Topology:
 
     def _options(self, role: str) -> list[dict]:
         placement = self._placements[role]
-        return [placement.options(i) for i in range(getattr(self.config.cluster, role).actors)]
+        count = getattr(self.config.cluster, role).actors
+        return [placement.options(number) for number in range(count)]
 
 
 def video_index_folder(config: Config) -> str:
-    """Return the folder in which what is learned about videos is kept: one for all runs, or per node beside a bucket."""
+    """Return the folder of the index of videos: one for all runs, or one per node if the storage is a bucket."""
     storage = locate(config.storage).local
     return str(storage / ".cache" / "videos") if storage else "~/.cache/rlaif/videos"
 
@@ -235,7 +255,8 @@ def _counted(number: int, noun: str) -> str:
 
 
 def _peak_rss(actor: Any) -> float:
-    """Runs inside an actor."""
+    """Return the largest resident bytes of the process; runs inside an actor."""
     import resource
 
+    # Linux reports kibibytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0

@@ -1,4 +1,4 @@
-"""What a stage reports while it runs: metrics.jsonl, a progress bar and, where wanted, a mirror in W&B."""
+"""What a stage reports while it runs: metrics.jsonl, a progress bar and, if configured, a mirror in W&B."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from rlaif.io.rundir import WANDB_IDS, RunDir
 log = logging.getLogger(__name__)
 
 _SYNC_EVERY_S = 30.0
+"""Seconds between two copies of metrics.jsonl to a bucket, which always copy the whole file."""
 
 
 class Tracker:
@@ -38,12 +39,18 @@ class Tracker:
 
         Args:
             iteration: iterations done, so the first one logs 1.
+            values: the metrics.
             note: a few words for the progress bar.
+
+        Raises:
+            ValueError: for a key of another form.
         """
-        if wrong := [key for key in values if "/" not in key.strip("/")]:
+        wrong = [key for key in values if "/" not in key.strip("/")]
+        if wrong:
             raise ValueError(f"metrics are named <group>/<metric>; found {wrong}")
         numbers = {key: _number(value) for key, value in values.items()}
-        if missing := sum(number is None for number in numbers.values()):
+        missing = sum(number is None for number in numbers.values())
+        if missing:
             numbers["tracking/nonfinite"] = missing
         row = {"stage": self.stage, "iteration": iteration, "time": time.time(), **numbers}
         self.run_dir.append_metrics(row)
@@ -55,6 +62,7 @@ class Tracker:
             self._synced = time.monotonic()
 
     def close(self, failed: bool = False) -> None:
+        """End the progress bar and the W&B run, and copy metrics.jsonl to a bucket."""
         self._bar.close()
         self.run_dir.sync()
         if self._mirror:
@@ -68,24 +76,37 @@ class Tracker:
 
 
 class Mirror:
-    """A copy of the metrics in W&B. It never asks and never stops a run: its first failure is a warning and its end."""
+    """A copy of the metrics in W&B. It never prompts and never stops a run: after its first failure it warns and is off."""
 
     def __init__(self, run_dir: RunDir, stage: str, config: Config):
         self._run: Any = None
         self._attempt("start", self._start, run_dir, stage, config)
 
     def log(self, iteration: int, numbers: Mapping[str, float | None]) -> None:
-        present = {key: number for key, number in numbers.items() if number is not None}
-        self._attempt("log", lambda: self._run.log({"iteration": iteration, **present}))
+        """Send the finite numbers of one iteration."""
+        row: dict[str, float] = {"iteration": iteration}
+        for key, number in numbers.items():
+            if number is not None:
+                row[key] = number
+        self._attempt("log", lambda: self._run.log(row))
 
     def finish(self, failed: bool) -> None:
+        """End the W&B run as successful or failed."""
         self._attempt("finish", lambda: self._run.finish(exit_code=int(failed)))
         self._run = None
 
     def _start(self, run_dir: RunDir, stage: str, config: Config) -> None:
-        import wandb  # half a second, and not everybody has it on
+        # Importing it takes half a second, and many runs have it off.
+        import wandb
 
         os.environ.setdefault("WANDB_SILENT", "true")
+        settings = wandb.Settings(
+            silent=True,
+            console="off",
+            init_timeout=60,
+            finish_timeout=60,
+            finish_timeout_raises=True,
+        )
         self._run = wandb.init(
             project=config.logging.project,
             group=config.name,
@@ -96,11 +117,9 @@ class Mirror:
             id=_run_id(run_dir, stage),
             resume="allow",
             mode=wandb_mode(),
-            settings=wandb.Settings(
-                silent=True, console="off", init_timeout=60, finish_timeout=60, finish_timeout_raises=True
-            ),
+            settings=settings,
         )
-        # W&B refuses steps that lie behind; a resumed run logs some again, so iterations are an axis, not its step.
+        # W&B rejects steps below the last one. A resumed run logs some again, so iterations are an axis, not W&B's step.
         self._run.define_metric("iteration")
         self._run.define_metric("*", step_metric="iteration")
 
@@ -109,14 +128,16 @@ class Mirror:
             return
         try:
             action(*args)
-        except Exception as error:  # whatever a service, a network or its client does, training goes on
+        except Exception as error:
+            # A service, a network or its client may raise anything, and none of it may stop the training.
             log.warning("W&B could not %s and is off from here (%s: %s)", what, type(error).__name__, error)
             self._run = None
 
 
 def wandb_mode() -> str:
-    """The user's `WANDB_MODE`, else online where a login is stored for the server, else offline."""
-    if mode := os.environ.get("WANDB_MODE"):
+    """Return the user's `WANDB_MODE`, else `online` if a login is stored for the server, else `offline`."""
+    mode = os.environ.get("WANDB_MODE")
+    if mode:
         return mode
     return "online" if os.environ.get("WANDB_API_KEY") or _in_netrc() else "offline"
 
@@ -131,7 +152,7 @@ def _in_netrc() -> bool:
 
 
 def _run_id(run_dir: RunDir, stage: str) -> str:
-    """One W&B run per stage of a run, the same one after a resume and another one for a new start."""
+    """Return the W&B id of a stage: the same one after a resume, and another one for a new start."""
     file = run_dir.of_stage(stage, WANDB_IDS)
     ids = run_dir.read_json(file) or {}
     if stage not in ids:
@@ -141,7 +162,7 @@ def _run_id(run_dir: RunDir, stage: str) -> str:
 
 
 def _number(value: Any) -> float | int | None:
-    """A plain number; None for one that is not finite. Raises TypeError or ValueError for what is no number."""
+    """Return a plain number, or None if it is not finite. Raises TypeError or ValueError for what is no number."""
     if isinstance(value, (bool, int)):
         return int(value)
     number = float(value)

@@ -263,7 +263,7 @@ def test_another_file_behind_a_videos_name_is_judged_anew(judging, world, tmp_pa
     assert 0 < changed < len(prompts) and report["server"]["this_command"]["cached"] == 6 * changed
     now = datasets.prompts(run, HELD_OUT)
     different = [
-        a.prompt_id for a, b in zip(prompts, now, strict=True) if sample.prompt_hash(a) != sample.prompt_hash(b)
+        a.prompt_id for a, b in zip(prompts, now, strict=True) if sample.prompt_digest(a) != sample.prompt_digest(b)
     ]
     assert different == [prompt.prompt_id for prompt in prompts if prompt.video == video]
 
@@ -507,7 +507,7 @@ def test_a_reference_that_fails_loses_no_labels(judging, caplog):
         found = label.label(config, run)
     count = sum(found["reference_failed"].values())
     assert count == found["agreement"]["overall"]["no_reference"] > 0 and len(labels(config)) == found["prompts"]
-    assert "label.reference said nothing of" in caplog.text
+    assert "label.reference gave no result for" in caplog.text
 
 
 def test_pairs_are_not_made_of_labels_of_another_kind(judging):

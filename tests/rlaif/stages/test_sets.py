@@ -305,7 +305,7 @@ def test_pairs_say_how_both_answers_were_sampled_and_may_be_parquet(scripted):
     who = {"model": base, "fingerprint": sample.ModelDir(base).fingerprint, "seed": 7, "sampling": sampled}
     asked = datasets.prompts(run, "few.jsonl")
     rows = [
-        {"prompt_id": p.prompt_id, "asked": sample.prompt_hash(p), **who, "answers": ["short", f"a longer one {n}"]}
+        {"prompt_id": p.prompt_id, "asked": sample.prompt_digest(p), **who, "answers": ["short", f"a longer one {n}"]}
         for n, p in enumerate(asked)
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
