@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from types import MappingProxyType
+from typing import Any, Literal, Protocol, TypeVar
 
 import ray
 
@@ -25,6 +26,13 @@ from rlaif.stages.train.best import Best
 log = logging.getLogger(__name__)
 
 Row = TypeVar("Row")
+
+
+class Stateful(Protocol):
+    """Something of the driver that a checkpoint holds."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as JSON values."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +122,7 @@ def train(
                 best = best.after(done, found, task.best_by) if task.best_by else best
                 tracker.log(done, found)
             if save or best.iteration == done:
-                save_checkpoint(run, group, checkpoints, done, task.identity, best.spared(), best=best.state())
+                save_checkpoint(run, group, checkpoints, done, task.identity, best)
                 run.stopper.check()
     if left_out:
         log.warning("%s: %d rows were left out of their steps: %s", task.stage, len(left_out), named(sorted(left_out)))
@@ -136,19 +144,26 @@ def save_checkpoint(
     checkpoints: Checkpoints,
     done: int,
     identity: dict,
-    protect: Collection[int] = (),
-    **meta: object,
+    best: Best,
+    driver: Mapping[str, Stateful] = MappingProxyType({}),
 ) -> float:
-    """Written aside by the ranks, verified, then published; on any error the older checkpoints stay as they are.
+    """Have the ranks write a checkpoint, verify it, then commit it. On any error the older checkpoints stay as they are.
+
+    Args:
+        done: the steps or iterations that it holds.
+        best: the best evaluation so far; its checkpoint is not pruned.
+        driver: objects of the driver whose state the checkpoint holds, by the name in its meta data.
 
     Returns the seconds it took.
     """
+    meta = {name: stateful.state_dict() for name, stateful in driver.items()}
     began = time.perf_counter()
-    run.directory.sync()  # whoever resumes from this checkpoint finds every row up to it
+    run.directory.sync()  # a resume from this checkpoint finds every row up to it
     staging = checkpoints.begin(done)
     try:
         state = group.save(staging)
-        checkpoints.commit(staging, {"identity": identity, "learner": state, **run.record(), **meta}, protect)
+        meta |= {"identity": identity, "learner": state, "best": best.state(), **run.record()}
+        checkpoints.commit(staging, meta, best.spared())
     except BaseException:
         checkpoints.abort(staging)
         raise

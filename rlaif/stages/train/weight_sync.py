@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Publisher:
+class WeightSync:
     """Brings numbered versions of the policy to every rollout actor, each of them whole or not at all."""
 
     learners: LearnerGroup

@@ -1,10 +1,10 @@
-"""The actors of a PPO run and what they are built from."""
+"""The workers of a PPO run: the actors, and what they are built from."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import transformers
@@ -12,7 +12,6 @@ import transformers
 from actors.frames import FrameClient
 from actors.pool import RolloutPool
 from actors.reward_pool import RewardPool
-from cluster.ledger import Ledger
 from learners.group import LearnerGroup
 from learners.spec import LearnerSpec, RoleSpec
 from rlaif.config.schema import Config, Lora
@@ -27,37 +26,27 @@ from rlaif.models.reward import check_weights, context_mode, read_card, require_
 from rlaif.records import Prompt
 from rlaif.stages.run import datasets
 from rlaif.stages.run.run import Run
-from rlaif.stages.train.deck import Deck
 from rlaif.stages.train.parity import Gate
-from rlaif.stages.train.weight_sync import Publisher
+from rlaif.stages.train.weight_sync import WeightSync
 
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class Roles:
-    """Everything a PPO iteration talks to."""
+@dataclass(frozen=True)
+class Workers:
+    """The actors that a PPO iteration works with; none of them changes while the run goes on."""
 
     learners: LearnerGroup
     rollouts: RolloutPool
     rewards: RewardPool
-    publisher: Publisher
-    deck: Deck
-    """Which prompts an iteration uses."""
+    weight_sync: WeightSync
     frames: FrameClient
-    run: Run
     deadline_s: float
-    ledger: Ledger = field(default_factory=Ledger)
-    eval_prompts: list[Prompt] = field(default_factory=list)
-    """The held-out prompts, if there are any."""
-    arriving: dict[int, Any] = field(default_factory=dict)
-    """What has come in of each iteration that was asked for (rlaif/stages/train/pending.py)."""
-    reissued: int = 0
-    """Prompts asked for again, as far as the ledger counts them."""
-    checkpoint_s: float = 0.0
-    """How long the last checkpoint took."""
-    reward_busy_s: float = 0.0
-    """The reward actors' seconds of scoring up to the last iteration."""
+    """Seconds that the driver waits for a part of the answers."""
+
+    def with_learners(self, learners: LearnerGroup) -> Workers:
+        """Return the same workers with another learner group, whose weights are published from now on."""
+        return replace(self, learners=learners, weight_sync=replace(self.weight_sync, learners=learners))
 
 
 def require_inputs(config: Config) -> None:
@@ -92,8 +81,11 @@ def enough_prompts(config: Config, prompts: list[Prompt]) -> list[Prompt]:
     return prompts
 
 
-def start_roles(config: Config, run: Run, prompts: Sequence[Prompt], spec: LearnerSpec) -> Roles:
-    """Reserve room for all roles together, then start them; what cannot be placed is an error before anything loads."""
+def start_workers(config: Config, run: Run, spec: LearnerSpec) -> Workers:
+    """Reserve room for all actors together, then start them.
+
+    Raises PlacementError before anything is loaded if the cluster has no room for all of them.
+    """
     topology, ppo = run.topology, config.ppo
     if any(role.name == "critic" for role in spec.roles):
         say(describe_critic_start(config))
@@ -105,10 +97,9 @@ def start_roles(config: Config, run: Run, prompts: Sequence[Prompt], spec: Learn
     learners = topology.learners(spec, ppo)
     with phase("waiting for the reward actors"):
         rewards.wait_ready()
-    deadline = config.cluster.collective_timeout_s
-    publisher = Publisher(learners, rollouts, config.rollout, deadline)
-    deck = Deck(prompts, ppo.prompts_per_iteration, config.seed)
-    return Roles(learners, rollouts, rewards, publisher, deck, topology.client(), run, deadline)
+    deadline_s = config.cluster.collective_timeout_s
+    weight_sync = WeightSync(learners, rollouts, config.rollout, deadline_s)
+    return Workers(learners, rollouts, rewards, weight_sync, topology.client(), deadline_s)
 
 
 def prompts_with_context(config: Config, prompts: Sequence[Prompt]) -> list[Prompt]:
@@ -126,19 +117,19 @@ def prompts_with_context(config: Config, prompts: Sequence[Prompt]) -> list[Prom
 
 
 def parity_gate(
-    config: Config, roles: Roles, prompts: Sequence[Prompt], state: Mapping[str, Any] | None = None
+    config: Config, workers: Workers, prompts: Sequence[Prompt], state: Mapping[str, Any] | None = None
 ) -> Gate:
     """Return the gate, on the first prompt that both sides can use; `state` is that of the run that is resumed."""
-    roles.publisher.wait()
+    workers.weight_sync.wait()
     return Gate(
         config.ppo.parity,
         config.model.dtype,
         config.ppo.sampling,
-        roles.rollouts,
-        roles.learners,
+        workers.rollouts,
+        workers.learners,
         prompts,
         config.seed,
-        roles.deadline_s,
+        workers.deadline_s,
         state,
     )
 
