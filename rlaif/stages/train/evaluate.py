@@ -26,7 +26,7 @@ DECODINGS = {"greedy": 0.0, "sample": 1.0}
 
 
 def evaluate(config: Config, run: Run) -> list[dict]:
-    """`rlaif eval CONFIG`: the start of a PPO run (row `sft`) and its export (row `rlaif`), side by side."""
+    """Measure the start of a PPO run (row `sft`) and its export (row `rlaif`): `rlaif eval CONFIG`. Returns the rows."""
     require_inputs(config)
     export = run.directory.export("ppo")
     if not export.files():
@@ -56,7 +56,7 @@ def held_out(config: Config, run: Run) -> list[Prompt]:
 
 
 def frozen(config: Config, start: str | None) -> LearnerSpec:
-    """Policy (from `start`) and reference, for log-probs only."""
+    """Return the specification of policy (from `start`) and reference, for log-probs only."""
     spec = learner_spec(config)
     roles = {role.name: role for role in spec.roles}
     return replace(spec, roles=(replace(roles["policy"], optim=None, start=start), roles["reference"]))
@@ -69,35 +69,39 @@ def policy(config: Config, run: Run, workers: Workers, prompts: Sequence[Prompt]
     """
     if not prompts:
         return []
-    rows = []
+    rows: list[dict] = []
     for decoding in DECODINGS:
         with phase(f"evaluating {name}, {decoding}, {len(prompts)} prompts"):
             figures = measure(config, workers, prompts, decoding)
         rows.append({"policy": name, "seed": config.seed, "decoding": decoding, **figures})
-    kept = [row for row in (run.directory.read_eval("ppo") or {"rows": []})["rows"] if row["policy"] != name]
-    run.directory.write_eval("ppo", {"command": command(), "rows": kept + rows})
+    earlier = run.directory.read_eval("ppo") or {"rows": []}
+    others = [row for row in earlier["rows"] if row["policy"] != name]
+    run.directory.write_eval("ppo", {"command": command(), "rows": others + rows})
     return rows
 
 
 def during_training(config: Config, workers: Workers, prompts: Sequence[Prompt]) -> dict[str, float]:
-    """Greedy answers to the first `eval.in_training` prompts; `score` is what the best checkpoint is chosen by."""
-    found = measure(config, workers, prompts[: config.eval.in_training], "greedy")
-    score = found.get("recall", 0.0) - found.get("hallucination", 0.0) + found.get("qa_accuracy", 0.0)
-    return {f"eval/{name}": value for name, value in found.items()} | {"eval/score": score}
+    """Measure greedy answers to the first `eval.in_training` prompts. `eval/score` decides which checkpoint is the best."""
+    figures = measure(config, workers, prompts[: config.eval.in_training], "greedy")
+    score = figures.get("recall", 0.0) - figures.get("hallucination", 0.0) + figures.get("qa_accuracy", 0.0)
+    return {f"eval/{name}": value for name, value in figures.items()} | {"eval/score": score}
 
 
 def measure(config: Config, workers: Workers, prompts: Sequence[Prompt], decoding: str) -> dict[str, float]:
-    """hallucination, recall, qa_accuracy (with `eval.checker`); mean reward; KL to the reference (nats per response);
-    length in tokens; how many answers there are, how many prompts gave none and how many rewards were masked."""
+    """Return the figures of one answer per prompt.
+
+    They are hallucination, recall and qa_accuracy (with `eval.checker`), the mean reward, the KL to the reference (nats per
+    response), the length in tokens, and the numbers of answers, of prompts without one and of masked rewards.
+    """
     samples, failures = answer(config, workers, prompts, decoding)
     answers = [(s.prompt, s.response) for s in samples]
-    found = rates(answers, load_function(config.eval.checker)) if config.eval.checker else {}
+    claims = rates(answers, load_function(config.eval.checker)) if config.eval.checker else {}
     with_context = {prompt.prompt_id: prompt for prompt in prompts_with_context(config, prompts)}
     inputs = [RewardInput(s.key, with_context[s.prompt.prompt_id], s.response) for s in samples]
     outcomes = workers.rewards.collect([workers.rewards.score(inputs)]).values()
     scores = [outcome.value for outcome in outcomes if not isinstance(outcome, Masked)]
     lengths = [len(s.response_ids) for s in samples]
-    return found | {
+    return claims | {
         "reward": float(np.mean(scores)) if scores else float("nan"),
         "kl": kl_to_reference(workers, samples),
         "length": float(np.mean(lengths)),
@@ -110,15 +114,16 @@ def measure(config: Config, workers: Workers, prompts: Sequence[Prompt], decodin
 def answer(
     config: Config, workers: Workers, prompts: Sequence[Prompt], decoding: str
 ) -> tuple[list[Sample], list[Failure]]:
-    """One answer per prompt by the weights published last, in the order of their keys; prompts that gave none.
+    """Return one answer per prompt by the weights published last, in the order of their keys, and the failed prompts.
 
-    Raises RlaifError when more than `ppo.max_prompt_failures` of the prompts gave none.
+    Raises RlaifError if more than `ppo.max_prompt_failures` of the prompts failed.
     """
     sampling = Sampling(temperature=DECODINGS[decoding], max_tokens=config.eval.max_tokens)
     workers.weight_sync.wait()
     batch = ("eval", decoding)
     workers.rollouts.submit(batch, prompts, 1, derive(config.seed, "eval", config.eval.seed), sampling)
-    samples, failures = [], []
+    samples: list[Sample] = []
+    failures: list[Failure] = []
     for answers in workers.rollouts.results(batch, workers.deadline_s):
         samples += answers.samples
         failures += answers.failures
@@ -132,10 +137,15 @@ def answer(
 
 
 def kl_to_reference(workers: Workers, samples: Sequence[Sample]) -> float:
-    """Mean over responses of sum log pi - log ref (k1, nats), at the temperature PPO samples with, by the learners."""
+    """Return the mean over responses of sum(log pi - log ref) (k1, nats), computed by the learners.
+
+    The temperature is that of PPO's sampling.
+    """
     rows = [(s.prompt.video, s.prompt.question, s.response_ids) for s in samples]
-    own, reference = (workers.learners.logprobs(role, rows) for role in ("policy", "reference"))
-    return float(np.mean([float(np.sum(p - r)) for p, r in zip(own, reference, strict=True)]))
+    own = workers.learners.logprobs("policy", rows)
+    reference = workers.learners.logprobs("reference", rows)
+    divergences = [float(np.sum(p - r)) for p, r in zip(own, reference, strict=True)]
+    return float(np.mean(divergences))
 
 
 def command() -> str:

@@ -50,7 +50,7 @@ class Workers:
 
 
 def require_inputs(config: Config) -> None:
-    """Policy, reward, checker and evaluation file exist and load; ConfigError naming the option otherwise."""
+    """Raise ConfigError naming the option unless policy, reward, checker and evaluation file exist and load."""
     policy = require_model("ppo.policy", config.ppo.policy, "ppo.lora" if config.ppo.lora else None)
     if config.rollout.vision == "shared":
         engine_video_of(policy.config)
@@ -71,7 +71,7 @@ def require_inputs(config: Config) -> None:
 
 
 def enough_prompts(config: Config, prompts: list[Prompt]) -> list[Prompt]:
-    """The prompts, if one iteration can be filled with different ones."""
+    """Return the prompts. Raises ConfigError if they do not fill one iteration without repetition."""
     if len(prompts) < config.ppo.prompts_per_iteration:
         raise ConfigError(
             f"ppo.prompts_per_iteration of at most the {len(prompts)} usable prompts",
@@ -107,7 +107,8 @@ def prompts_with_context(config: Config, prompts: Sequence[Prompt]) -> list[Prom
 
     Raises DataError if a reward model reads captions and no prompt has any: its scores would mean nothing.
     """
-    mode, reward = context_mode(config), config.ppo.reward
+    mode = context_mode(config)
+    reward = config.ppo.reward
     empty = sum(not prompt.captions for prompt in prompts)
     if mode != "none" and empty and not isinstance(reward, Function):
         if empty == len(prompts):
@@ -119,7 +120,7 @@ def prompts_with_context(config: Config, prompts: Sequence[Prompt]) -> list[Prom
 def parity_gate(
     config: Config, workers: Workers, prompts: Sequence[Prompt], state: Mapping[str, Any] | None = None
 ) -> Gate:
-    """Return the gate, on the first prompt that both sides can use; `state` is that of the run that is resumed."""
+    """Return the gate, on the first prompt that both sides can use. `state`: that of the run that is resumed."""
     workers.weight_sync.wait()
     return Gate(
         config.ppo.parity,
@@ -135,10 +136,15 @@ def parity_gate(
 
 
 def learner_spec(config: Config) -> LearnerSpec:
-    """Policy, reference and (for GAE) critic. The reference is the policy's start: the bare base where adapters train."""
+    """Return the roles to train: policy, reference and (for GAE) critic.
+
+    The reference is the policy's start: the bare base if adapters are trained.
+    """
     ppo, model = config.ppo, config.model
-    per_epoch = ppo.prompts_per_iteration * ppo.samples_per_prompt // ppo.minibatch_size
-    steps = ppo.iterations * (ppo.epochs * per_epoch if ppo.schedule_per == "step" else 1)
+    steps = ppo.iterations
+    if ppo.schedule_per == "step":
+        per_epoch = ppo.prompts_per_iteration * ppo.samples_per_prompt // ppo.minibatch_size
+        steps *= ppo.epochs * per_epoch
     vision = model.train_vision if ppo.train_vision is None else ppo.train_vision
     projector = model.train_projector if ppo.train_projector is None else ppo.train_projector
     full = {"train_vision": vision, "train_projector": projector}
@@ -171,7 +177,8 @@ def critic_start(config: Config) -> tuple[str, Lora | None, str | None]:
         return ppo.policy, ppo.lora, None
     card = read_card(ppo.reward)
     lora = Lora(**card["lora"]) if card["lora"] else None
-    if bool(lora) == bool(ppo.lora) and same_model(card["base"], ppo.policy):  # adapters of any ranks share a base
+    # Both adapters or both whole models: adapters of any ranks can share a base, an adapter and a whole model cannot.
+    if bool(lora) == bool(ppo.lora) and same_model(card["base"], ppo.policy):
         return ppo.policy, lora, ppo.reward
     if ppo.critic_init == "auto":
         return ppo.policy, ppo.lora, None
@@ -185,23 +192,26 @@ def critic_start(config: Config) -> tuple[str, Lora | None, str | None]:
 
 
 def vocabulary(path: str) -> dict[str, int]:
+    """Return the token ids of a model's tokenizer, by token."""
     return transformers.AutoTokenizer.from_pretrained(path).get_vocab()
 
 
 def describe_critic_start(config: Config) -> str:
-    """Return one line that says whose weights the critic starts from, and why if `ppo.critic_init` left that open."""
+    """Return one line that says which weights the critic starts from, and why if `ppo.critic_init` leaves that open."""
     base, _, start = critic_start(config)
     if start is not None:
         return f"critic starts from the reward model {start} (base {base})"
-    reward, reason = config.ppo.reward, ""
+    reward = config.ppo.reward
+    reason = ""
     if config.ppo.critic_init == "auto":
         reason = ": the reward is a function" if isinstance(reward, Function) else f": {reward} does not fit on it"
     return f"critic starts from the policy {base}{reason}"
 
 
 def identity(config: Config) -> dict:
-    """What a checkpoint of this run belongs to."""
-    ppo, critic = config.ppo, None
+    """Return what a checkpoint of this run belongs to."""
+    ppo = config.ppo
+    critic = None
     if ppo.advantage == "gae":
         base, lora, _ = critic_start(config)
         critic = {"base": ModelDir(base).fingerprint, "lora": lora and lora.model_dump(mode="json")}
