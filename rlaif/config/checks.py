@@ -231,7 +231,9 @@ def _training(config: Config, stage: str) -> list[str]:
     for name in ("optim", "critic_optim"):
         rate = getattr(getattr(section, name, None), "projector_lr", None)
         if rate is not None and not _trains_projector(config, stage):
-            problems.append(f"{stage}.{name}.projector_lr is the rate of a projector that is not trained: train_projector")
+            problems.append(
+                f"{stage}.{name}.projector_lr is the rate of a projector that is not trained: train_projector"
+            )
     return problems
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from rlaif.config.load import load_config, shown_config
+from rlaif.config.load import load_config
 from rlaif.config.schema import Config
 from rlaif.config.section import Function
+from rlaif.config.shown import shown_config
 from rlaif.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from rlaif.config.load import examine, load_config, shown_config
+from rlaif.config.load import examine, load_config
 from rlaif.config.nearest import nearest
 from rlaif.config.options import WIDTH, all_options, listing, options_page
+from rlaif.config.shown import shown_config
 from rlaif.errors import ConfigError
 
 
