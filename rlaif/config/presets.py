@@ -1,7 +1,7 @@
-"""Presets: defaults of another system's arithmetic. What the user sets wins; every value is an ordinary option.
+"""Presets: defaults that reproduce the arithmetic of another system. Options that the user sets win.
 
 vlm_rlaif: reward model and PPO of VLM-RLAIF (ACL 2024). docs/presets.md says which quirk each option stands for, which
-test holds it, and what is not reproduced. The prompt's wording is ours; its order is theirs.
+test checks it, and what is not reproduced. The wording of the prompt is ours, its order theirs.
 """
 
 from __future__ import annotations
@@ -78,15 +78,21 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {"vlm_rlaif": VLM_RLAIF}
 
 
 def with_preset(section: Literal["ppo", "reward"], options: Any) -> Any:
-    """The section's raw options over the defaults of the preset they name; anything odd is left for validation."""
+    """Return a section's raw options, completed by the defaults of the preset that they name.
+
+    Options that are no mapping, or name no preset, are returned as they are: validation reports them.
+    """
     preset = options.get("preset") if isinstance(options, dict) else None
     if not isinstance(preset, str) or preset not in PRESETS:
         return options
-    return _over(PRESETS[preset][section], options)
+    return _merge(PRESETS[preset][section], options)
 
 
-def _over(defaults: Any, given: Any) -> Any:
-    """`given`, and what it leaves open from `defaults`; groups are merged, anything else (lists, null) is taken whole."""
-    if not (isinstance(defaults, dict) and isinstance(given, dict)):
-        return given
-    return defaults | {key: _over(defaults.get(key), value) for key, value in given.items()}
+def _merge(defaults: Any, options: Any) -> Any:
+    """Return `options` completed by `defaults`. Groups are merged; any other value (a list, null) replaces its default."""
+    if not (isinstance(defaults, dict) and isinstance(options, dict)):
+        return options
+    merged = dict(defaults)
+    for key, value in options.items():
+        merged[key] = _merge(defaults.get(key), value)
+    return merged
