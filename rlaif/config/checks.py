@@ -79,6 +79,7 @@ def _is_directory_name(name: str) -> bool:
 
 
 def _cluster(config: Config) -> list[str]:
+    # A fraction is allowed: ranks may share a GPU with engines.
     gpus = config.cluster.learner.gpus
     if gpus > 1:
         return [f"cluster.learner.gpus ({gpus}) must be at most 1: one rank drives one GPU; add actors instead"]
@@ -166,6 +167,7 @@ def _ppo(config: Config) -> list[str]:
     ranks = config.cluster.learner.actors
     problems = _divides("ppo.minibatch_size", ppo.minibatch_size, "prompts_per_iteration * samples_per_prompt", samples)
     problems += _divides("cluster.learner.actors", ranks, "ppo.minibatch_size", ppo.minibatch_size)
+    # The baseline of an answer is the mean of the other answers to its prompt.
     if ppo.advantage == "leave_one_out" and ppo.samples_per_prompt < 2:
         problems.append("ppo.samples_per_prompt must be at least 2 with ppo.advantage=leave_one_out")
     problems += _ppo_sampling(ppo)
@@ -243,6 +245,7 @@ def _rollout(config: Config) -> list[str]:
     width = rollout.tensor_parallel_size
     gpus = config.cluster.rollout.gpus
     problems = []
+    # vLLM counts the prompt and its answer against `max_model_len`.
     if rollout.max_model_len <= answer:
         problems.append(
             f"rollout.max_model_len ({rollout.max_model_len}) must exceed ppo.sampling.max_tokens ({answer}) "
@@ -254,6 +257,7 @@ def _rollout(config: Config) -> list[str]:
             "train_projector (or ppo's) is true: rollout.vision=engine"
         )
     problems += _transport(config) + _sleep(config)
+    # An engine that is split over GPUs gets whole ones; a single one may share its GPU.
     if (width > 1 or gpus > 1) and gpus != width:
         problems.append(f"cluster.rollout.gpus ({gpus}) must equal rollout.tensor_parallel_size ({width})")
     return problems
@@ -285,6 +289,7 @@ def _sleep(config: Config) -> list[str]:
     problems = []
     if level and config.cluster.rollout.gpus == 0:
         problems.append(f"rollout.sleep_level={level} frees a GPU, but cluster.rollout.gpus is 0")
+    # With a batch in flight, an engine would have to sample while it sleeps.
     if level and config.ppo.max_staleness:
         problems.append("rollout.sleep_level needs ppo.max_staleness=0: otherwise engines sample while learners update")
     if level == 2 and config.ppo.lora is not None:
@@ -318,6 +323,7 @@ def _label(config: Config) -> list[str]:
         problems.append(
             "label.method=claims asks a judge about each claim; a function compares answers: label.method=pairwise"
         )
+    # Log-probs of the two words as the next token decide; words that differ in case only are no decision.
     for words in (label.choices, label.yes_no):
         if words[0].casefold() == words[1].casefold():
             problems.append("label.choices and label.yes_no must be two different words each")

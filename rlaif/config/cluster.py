@@ -25,6 +25,7 @@ class Rollout(Section):
     the GPU."""
     cpu_kv_cache_gib: float = Field(1.0, gt=0)
     """Size of the KV cache of a CPU engine, in GiB."""
+    # A prefix shorter than a block is never shared, so vLLM's 128 on a CPU shares little between short prompts.
     block_size: int | None = Field(None, ge=1)
     """Tokens per block of the KV cache; null: vLLM's choice (128 on a CPU). Prompts share whole blocks only."""
     tensor_parallel_size: int = Field(1, ge=1)
@@ -54,6 +55,8 @@ class RoleResources(Section):
     """CPUs that Ray reserves per actor."""
     accelerator: str | None = None
     """Ray accelerator type that the actors need (label ray.io/accelerator-type), such as A100; null: any."""
+    # By default torch takes a thread per core in every process. Several actors on one machine then spin on the same cores, which
+    # made an engine and a training step ten to twenty times slower.
     threads: int = Field(1, ge=1)
     """OpenMP and torch threads per actor."""
 
@@ -79,6 +82,7 @@ class Cluster(Section):
     learner_timeout_s: float = Field(14400.0, gt=0)
     """Longest time, in seconds, of one call to the learner ranks: loading, an update on all samples, a checkpoint, an
     export."""
+    # `ray job stop` sends SIGTERM, then SIGKILL after 3 seconds; most schedulers leave 30.
     grace_s: float | None = Field(None, ge=0)
     """Time, in seconds, in which a run that gets SIGTERM or Ctrl-C may finish its iteration and save a checkpoint; a
     second signal ends it at once. null: 20 seconds, or 1 inside a Ray job, which `ray job stop` kills after 3."""

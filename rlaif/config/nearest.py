@@ -69,6 +69,7 @@ def nearest(path: str, stage: str | None = None, most: int = 3) -> list[str]:
             continue
         bonus = _STAGE if stage and option.startswith(f"{stage}.") else 0.0
         scores[option] = likeness + _SAME_SECTION * _shared(parents, option_parents) + bonus
+    # Several suggestions help only if they are about equally good.
     best = max(scores.values(), default=0.0)
     near = [option for option, score in scores.items() if score > best - _TIE]
     near.sort(key=lambda option: (-scores[option], option.count("."), option))
@@ -85,6 +86,7 @@ def hint(path: str, stage: str | None = None) -> str:
     return f"; nearest are {', '.join(near)}"
 
 
+# Walking all sections takes a while, and a configuration can have many mistyped options.
 @lru_cache(maxsize=1)
 def _paths() -> tuple[str, ...]:
     return tuple(dict.fromkeys(option.path for option in all_options()))

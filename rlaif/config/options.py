@@ -78,6 +78,7 @@ This page is generated from `rlaif/config/`. Change the text there and run `pyth
 def options_page() -> str:
     """Return the reference page of all options in Markdown."""
     entries = [option.markdown() for option in all_options()]
+    # One entry is one line: a line that began with a minus sign of its text would be a list item in Markdown.
     return "\n".join([_INTRODUCTION, *entries]) + "\n"
 
 
@@ -112,6 +113,7 @@ def _walk(section: type[BaseModel], defaults: BaseModel | None, prefix: str) -> 
         path = f"{prefix}{name}"
         default = _default(field, defaults, name)
         groups = sections_of(field.annotation)
+        # A field that is a group is a heading; one that may also be something else (null, a text) is an option as well.
         if field.annotation in groups:
             yield Option(path, "", "", field.description or (groups[0].__doc__ or "").strip())
         else:

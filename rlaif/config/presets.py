@@ -10,8 +10,10 @@ from typing import Any, Literal
 
 Preset = Literal["modern", "vlm_rlaif"]
 
+# Adapter and optimizer of the released training script.
 _LORA = {"r": 64, "alpha": 16.0, "dropout": 0.0}
 _ADAMW = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "warmup_from_zero": True}
+# The released code has one optimizer for policy and critic, so both get the same options.
 _PPO_OPTIM = _ADAMW | {"lr": 3e-5, "warmup_steps": 5, "schedule": "cosine", "min_lr_ratio": 0.0, "max_grad_norm": 1.0}
 
 VLM_RLAIF = {
@@ -47,6 +49,7 @@ VLM_RLAIF = {
         "epochs": 2,
         "sampling": {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_tokens": 896, "truncate_at": ("?",)},
         "max_staleness": 0,
+        # The released trainer recomputes log-probs and has no importance weights.
         "old_logprobs": "learner",
         "importance_cap": None,
         "terms": {"no_eos": -8.0, "length": -10.0},
@@ -59,6 +62,7 @@ VLM_RLAIF = {
         "lam": 1.0,
         "whiten_advantages": True,
         "whiten_eps": "deviation",
+        # Every mean of the released code is over the padded length, padding included.
         "loss_mean": "slots",
         "clip": 0.2,
         "value_clip": 0.2,
@@ -67,6 +71,7 @@ VLM_RLAIF = {
         "target_kl": None,
         "entropy_coef": 0.0,
         "critic_warmup": 0,
+        # The scheduler of the released code steps once per iteration, not once per optimizer step.
         "schedule_per": "iteration",
         "optim": _PPO_OPTIM,
         "critic_optim": _PPO_OPTIM,

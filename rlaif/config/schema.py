@@ -123,6 +123,7 @@ class Optim(Section):
     """Learning rate of the projector if it is trained (`train_projector`), on the same schedule; null: `lr`."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay rates of AdamW's first and second moment."""
+    # Below this scale of gradients, Adam's steps shrink with them: it matters if losses are scaled down.
     eps: float = 1e-8
     """Number that AdamW adds to its denominator, which keeps it above zero."""
     weight_decay: float = 0.0
@@ -489,6 +490,7 @@ class Demo(Section):
 class Config(Section):
     """All options of one run."""
 
+    # `rlaif options` and docs/options.md list sections in this order, which is roughly that of the stages.
     name: str
     """Name of the run, whose directory is `<storage>/<name>`."""
     storage: str = "runs"

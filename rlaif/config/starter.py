@@ -131,9 +131,12 @@ def _values(
 ) -> dict[str, Any]:
     """Return what replaces each `<slot>` of the text."""
     longest = min(machine.max_model_len, positions or machine.max_model_len)
+    # Prompts hold videos, so answers get at most a quarter of the positions.
     answer = min(machine.max_tokens, longest // 4)
     starts_from_sft = "sft" in files or "prompts" not in files
+    # PPO needs a reward: with prompts but no pairs, the reward model of the configuration can't be trained yet.
     lacks_pairs = "prompts" in files and "pairs" not in files
+    # A run's name becomes a directory name and part of URIs.
     run_name = re.sub(r"[^A-Za-z0-9_-]+", "-", folder.name).strip("-")
     # What is computed from the files and the model replaces the machine's defaults of the same name.
     return asdict(machine) | {
