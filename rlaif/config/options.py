@@ -134,7 +134,9 @@ def _shown(default: Any) -> str:
     if isinstance(default, BaseModel):
         return _GROUP
     value = list(default) if isinstance(default, tuple) else default
-    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True).strip()
+    # Only double quotes show the end of a line as \n; PyYAML's own choice would write it as an empty line.
+    quotes = '"' if isinstance(value, str) and "\n" in value else None
+    text = yaml.safe_dump(value, default_style=quotes, default_flow_style=True, width=10**6, allow_unicode=True).strip()
     # PyYAML ends a document that is a bare scalar with a line of three dots.
     return text.removesuffix("...").strip()
 
@@ -161,7 +163,8 @@ def _type(annotation: Any, limits: list[Any]) -> str:
 
 def _tuple_type(args: tuple[Any, ...], limits: list[Any]) -> str:
     if len(args) == 2 and args[1] is Ellipsis:
-        return f"list of {_type(args[0], [])}{_bounds(limits)}"
+        bounds = _bounds(limits)
+        return f"list of {_type(args[0], [])}" + (f",{bounds}" if bounds else "")
     return f"list [{', '.join(_type(arg, []) for arg in args)}]"
 
 

@@ -184,7 +184,7 @@ class Reward(Section):
     """Training of a reward model (`rlaif reward`): one scalar per dimension, read at the last token of question, context and answer."""
 
     preset: Preset = "modern"
-    """Source of the defaults below: modern are the ones listed here, another name is the system it stands for
+    """Source of this section's defaults: the ones listed here (modern), or those of the system with that name
     (docs/presets.md). Options that are set win."""
     init: str = "{run}/sft/export"
     """Model to start from. It may be larger than the policy; its own tokenizer and processor are used."""
@@ -316,7 +316,7 @@ class Ppo(Section):
     """PPO from AI feedback (`rlaif ppo`)."""
 
     preset: Preset = "modern"
-    """Source of the defaults below: modern are the ones listed here, another name is the system it stands for
+    """Source of this section's defaults: the ones listed here (modern), or those of the system with that name
     (docs/presets.md). Options that are set win."""
     policy: str = "{run}/sft/export"
     """Model that the policy starts from, which is also the reference of the KL penalty."""

@@ -41,7 +41,7 @@ def shaped_score(
         raise ContractError(
             "reward parts named apart from the terms",
             f"{', '.join(clash)} in both",
-            "rename the reward function's part",
+            "Rename that part in the reward function (`ppo.reward`)",
         )
     return total({**parts, **added}, value + sum(added.values()))
 

@@ -32,6 +32,13 @@ def test_options_page_is_up_to_date():
     assert PAGE.read_text() == options_page(), stale
 
 
+def test_defaults_are_on_one_line():
+    for option in all_options():
+        assert "\n" not in option.default, option.path
+    (template,) = [option for option in all_options() if option.path == "label.captions_template"]
+    assert template.default == r'"What happens in the video: {captions}\n"'
+
+
 def test_options_page_has_every_option_once_and_no_html():
     page = options_page()
     for option in all_options():
