@@ -40,6 +40,7 @@ class Server(Section):
     """Largest number of input and output tokens that all commands of a run may use together; null: no limit."""
     cost_budget: Amount | None = None
     """Largest cost of all commands of a run together; needs `price_per_million`. null: no limit."""
+    # Full jitter: a random wait keeps clients that failed together from retrying together.
     backoff_s: Amount = 1.0
     """Factor of the wait before a retry, in seconds: the wait before retry n is drawn from 0 to backoff_s * 2^n, and is
     no shorter than the server asks for."""
@@ -49,6 +50,7 @@ class Server(Section):
     """Number of questions in a row without a reply from the server, after which the remaining questions are not sent."""
     max_images: int = Field(32, ge=1)
     """Largest number of frames in one question; more is an error."""
+    # 20 is the most that OpenAI's API allows.
     top_logprobs: int = Field(20, ge=1)
     """Number of first tokens whose log-probs a verdict lists. Raise it if a choice is often missing, as far as the
     server allows (most allow 20)."""
