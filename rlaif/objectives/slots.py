@@ -10,13 +10,16 @@ two padding tokens stand for any number of them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from rlaif.config.schema import Ppo
 from rlaif.errors import ContractError
+
+if TYPE_CHECKING:  # objectives need torch alone; options only name the types of arguments
+    from rlaif.config.schema import Ppo
 
 
 @dataclass(frozen=True)
