@@ -16,8 +16,8 @@ from rlaif.config.nearest import hint
 from rlaif.config.schema import Config
 from rlaif.config.source import apply_override, read_yaml
 from rlaif.errors import ConfigError
-from rlaif.rundir import RunDir
-from rlaif.storage import locate
+from rlaif.io.rundir import RunDir
+from rlaif.io.storage import locate
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = (), stage: str | None = None) -> Config:
