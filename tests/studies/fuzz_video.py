@@ -83,7 +83,7 @@ def fuzz(count: int, seed: int) -> dict:
             path = damaged(original, Path(folder) / f"{number}-{original.name}", seed * 10**6 + number)
             check(path, decoders.probe, decoders.decode, as_in_runs)
             with patch.object(index, "SMALL", 0), patch.object(index, "APART", 1), patch.object(files, "WORTH", 1e9):
-                check(path, decoding.probe, decoding.decode, jumping)
+                check(path, decoding.probe_video, decoding.decode, jumping)
             path.unlink()
     decoders.close()
     return {

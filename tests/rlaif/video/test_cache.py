@@ -50,11 +50,11 @@ def test_what_store_returns_is_kept_and_lost_forgets_only_that():
     numbers = iter(range(10))
     cache = FrameCache(9 * SIZE, decode=fake, store=lambda frames: f"ref{next(numbers)}")
     assert cache.get("a", spec("a")) == cache.get("a", spec("a")) == "ref0"
-    cache.lost(spec("a"), "ref0")
+    cache.forget(spec("a"), "ref0")
     assert cache.get("a", spec("a")) == "ref1"
-    cache.lost(spec("a"), "ref0")  # a slower client's news of the same loss
+    cache.forget(spec("a"), "ref0")  # a slower client's news of the same loss
     assert cache.get("a", spec("a")) == "ref1"
-    cache.lost(spec("never seen"))
+    cache.forget(spec("never seen"))
     assert cache.counters() == Counters(decodes=1, redecodes=1, hits=2, lost=1, bytes=SIZE, videos=1)
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from video_corpus import HEIGHT, WIDTH, encode, in_order, picture
 
 from rlaif.errors import DataError
-from rlaif.video.decode import decode, probe, sample_spec
+from rlaif.video.decode import decode, probe_video, sample_spec
 
 NO_CONTAINERS = {
     "hls": b"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nv.mp4\n#EXT-X-ENDLIST\n",
@@ -31,7 +31,7 @@ def test_a_text_that_names_other_files_is_no_video(tmp_path, kind, suffix):
     path = tmp_path / f"list{suffix}"
     path.write_bytes(NO_CONTAINERS[kind])
     with pytest.raises(DataError, match="video") as raised:
-        probe(path)
+        probe_video(path)
     assert str(path) in raised.value.expected
 
 
@@ -39,7 +39,7 @@ def test_names_that_ffmpeg_reads_as_something_else(tmp_path):
     encode(tmp_path / "v.mp4", length=10)
     for name in ("concat:v.mp4", "http:x.mp4", "a%03d.mp4", "-i.mp4", "ünï cödé.mp4"):
         (tmp_path / name).write_bytes((tmp_path / "v.mp4").read_bytes())
-        assert probe(tmp_path / name).total_frames == 10
+        assert probe_video(tmp_path / name).total_frames == 10
 
 
 def test_an_image_with_a_video_s_name_and_what_is_no_file_are_no_videos(tmp_path):
@@ -49,7 +49,7 @@ def test_an_image_with_a_video_s_name_and_what_is_no_file_are_no_videos(tmp_path
     os.mkfifo(tmp_path / "pipe.png")
     for name in ("a.mp4", "pipe.mp4", "pipe.png"):
         with pytest.raises(DataError, match=name):
-            probe(tmp_path / name)
+            probe_video(tmp_path / name)
 
 
 def streams(path, *kinds: str, default: int | None = None):
@@ -82,7 +82,7 @@ def streams(path, *kinds: str, default: int | None = None):
 @pytest.mark.parametrize("kinds", [("video", "cover"), ("thumbnail", "video"), ("video", "thumbnail")])
 def test_attached_pictures_and_thumbnails_are_no_video(tmp_path, container, kinds):
     path = streams(tmp_path / f"a.{container}", *kinds)
-    assert probe(path).total_frames == 20
+    assert probe_video(path).total_frames == 20
 
 
 @pytest.mark.parametrize("container", ["mp4", "mkv"])

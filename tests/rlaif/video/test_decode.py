@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from rlaif.errors import DataError
-from rlaif.video.decode import decode, probe, sample_spec
+from rlaif.video.decode import decode, probe_video, sample_spec
 from rlaif.worlds.shapes.render import write_mp4
 
 
@@ -29,7 +29,7 @@ def remux(source, target, shift=0, **options):
 @pytest.mark.parametrize("name", ["a.mp4", "a.mov", "a.mkv", "a.avi", "a.ts"])
 def test_files_decode_to_the_frames_asked_for(clip, name):
     path = clip(name)
-    info = probe(path)
+    info = probe_video(path)
     assert (info.total_frames, info.fps, info.height, info.width) == (24, 8.0, 32, 48)
     spec = sample_spec(path, 8, processor="p")
     assert spec.indices == (0, 3, 7, 10, 13, 16, 20, 23) and spec.processor == "p"
@@ -55,12 +55,12 @@ def test_a_folder_is_read_in_the_order_of_the_file(clip, folder):
 
 def test_a_folder_takes_its_fps_from_the_sidecar(folder):
     path = folder(length=4)
-    hashed = probe(path).sha256
+    hashed = probe_video(path).sha256
     (path / "frames.json").write_text(json.dumps({"fps": 2.5}))
-    assert probe(path).fps == 2.5 and probe(path).sha256 == hashed
+    assert probe_video(path).fps == 2.5 and probe_video(path).sha256 == hashed
     (path / "frames.json").write_text(json.dumps({"fps": 0}))
     with pytest.raises(DataError, match="positive fps"):
-        probe(path)
+        probe_video(path)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.JPG"])
@@ -74,10 +74,10 @@ def test_an_image_is_a_folder_of_one_frame(tmp_path, name):
     with pytest.raises(DataError, match="at least 2 frames"):
         sample_spec(tmp_path / name, 2)
     with pytest.raises(DataError, match="nothing there"):
-        probe(tmp_path / "gone.png")
+        probe_video(tmp_path / "gone.png")
     (tmp_path / name).write_bytes(b"no image")
     with pytest.raises(DataError, match="a readable frame"):
-        probe(tmp_path / name)
+        probe_video(tmp_path / name)
 
 
 def test_one_frame_is_the_first(clip):
@@ -179,7 +179,7 @@ def test_a_video_that_changed_after_probing_is_refused(clip, folder):
 def test_bad_folders(folder, tmp_path):
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match="without .jpg or .png"):
-        probe(tmp_path / "none")
+        probe_video(tmp_path / "none")
     cut = folder("cut", suffix="jpg", length=4)
     image = cut / "frame2.jpg"
     image.write_bytes(image.read_bytes()[:300])

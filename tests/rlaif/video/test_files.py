@@ -8,7 +8,7 @@ from video_corpus import LENGTH, X264, encode, in_order, number_of, odd, plain, 
 
 from rlaif.errors import DataError
 from rlaif.video import container, files, index
-from rlaif.video.decode import decode, probe
+from rlaif.video.decode import decode, probe_video
 from rlaif.video.known import KnownVideos
 from rlaif.video.spec import FrameSpec, uniform
 
@@ -45,7 +45,7 @@ def check(path, expected: list[np.ndarray]) -> None:
     """Assert that a file is refused, or shows the frames of a decode in order for every choice of numbers."""
     known = KnownVideos()
     try:
-        info = probe(path, known)
+        info = probe_video(path, known)
     except DataError as error:
         assert not expected or "cut off" in error.found, f"{path.name}: {error}"
         return
@@ -104,7 +104,7 @@ def test_a_jump_that_does_not_show_what_was_promised_is_not_used(tmp_path, jumpi
     """The index is of another file."""
     path = encode(tmp_path / "a.mp4", options=X264["closed"])
     other = index.read_index(encode(tmp_path / "b.mp4", options=X264["closed"], gop=7, length=50))
-    frames = dict(files.frames(path, [5, 33, 49], other))
+    frames = dict(files.read_frames(path, [5, 33, 49], other))
     expected = in_order(path)
     assert all(np.array_equal(frame, expected[number]) for number, frame in frames.items())
 
@@ -114,9 +114,9 @@ def test_a_long_video_is_jumped_through(tmp_path):
     found = index.read_index(path)
     assert len(found.starts) > 2
     expected = in_order(path)
-    jumps = files._jumps(found.starts, [3, 60])
+    jumps = files._plan_jumps(found.starts, [3, 60])
     assert len(jumps) == 2
-    for number, frame in files._jumping(path, found.stream, jumps):
+    for number, frame in files._read_with_jumps(path, found.stream, jumps):
         assert np.array_equal(frame, expected[number])
 
 
@@ -133,15 +133,15 @@ def test_threads_decode_what_has_no_error_only(tmp_path, jumping):
 def test_damage_that_the_decoder_only_logs_is_damage(tmp_path, jumping):
     """FFV1 checks its slices, logs what is wrong, and shows what was in memory."""
     data = bytearray(encode(tmp_path / "whole.mkv", "ffv1").read_bytes())
-    assert not probe(tmp_path / "whole.mkv").damage
+    assert not probe_video(tmp_path / "whole.mkv").damage
     data[len(data) // 2 : len(data) // 2 + 30] = bytes(30)
     (tmp_path / "damaged.mkv").write_bytes(data)
-    info = probe(tmp_path / "damaged.mkv")
+    info = probe_video(tmp_path / "damaged.mkv")
     assert "CRC mismatch" in info.damage
     size = {"height": info.height, "width": info.width, "fps": info.fps, "total_frames": info.total_frames}
     assert np.array_equal(
         decode(tmp_path / "damaged.mkv", FrameSpec(info.sha256, (0, 3), **size)),
-        decode(tmp_path / "whole.mkv", FrameSpec(probe(tmp_path / "whole.mkv").sha256, (0, 3), **size)),
+        decode(tmp_path / "whole.mkv", FrameSpec(probe_video(tmp_path / "whole.mkv").sha256, (0, 3), **size)),
     )
     with pytest.raises(DataError, match="does not decode to its last frame"):
         decode(tmp_path / "damaged.mkv", FrameSpec(info.sha256, (3, LENGTH - 1), **size))
@@ -153,7 +153,7 @@ def test_a_frame_of_another_size_is_never_stretched(tmp_path, numbers):
     first = encode(tmp_path / "a.h264").read_bytes()
     second = encode(tmp_path / "b.h264", size=(64, 112)).read_bytes()
     (tmp_path / "joined.h264").write_bytes(first + second)
-    info = probe(tmp_path / "joined.h264")
+    info = probe_video(tmp_path / "joined.h264")
     spec = FrameSpec(info.sha256, numbers, info.height, info.width, info.fps, info.total_frames)
-    with pytest.raises(DataError, match="re-encode the video at one size"):
+    with pytest.raises(DataError, match="Re-encode the video at one size"):
         decode(tmp_path / "joined.h264", spec)

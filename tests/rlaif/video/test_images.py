@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from rlaif.errors import DataError
-from rlaif.video.decode import decode, probe, sample_spec
+from rlaif.video.decode import decode, probe_video, sample_spec
 from rlaif.video.folder import IMAGES, frames_in
 
 COLORS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [90, 90, 90]], [[10, 200, 30], [0, 0, 0]]], np.uint8)
@@ -101,10 +101,10 @@ def test_an_animated_image_is_no_frame(tmp_path, suffix):
     (tmp_path / "frames").mkdir()
     moving(tmp_path / "frames" / f"1.{suffix}")
     with pytest.raises(DataError, match=rf"1\.{suffix}\n.*20 pictures"):
-        probe(tmp_path / "frames")
+        probe_video(tmp_path / "frames")
     if suffix in ("webp", "tif"):
         with pytest.raises(DataError, match="20 pictures"):
-            probe(moving(tmp_path / f"alone.{suffix}"))
+            probe_video(moving(tmp_path / f"alone.{suffix}"))
 
 
 def test_folders_with_mixed_endings_are_read_fully_and_others_are_named(tmp_path):
@@ -119,7 +119,7 @@ def test_folders_with_mixed_endings_are_read_fully_and_others_are_named(tmp_path
     for name in ("9.heic", "10.svg"):
         (tmp_path / name).write_bytes(b"x")
     with pytest.raises(DataError, match=r"10\.svg, 9\.heic"):
-        probe(tmp_path)
+        probe_video(tmp_path)
 
 
 def test_hidden_files_and_folders_are_no_frames(tmp_path):
@@ -155,4 +155,4 @@ def test_garbage_in_an_image_is_named(tmp_path, suffix):
         )
         path.write_bytes(head + np.random.default_rng(seed).bytes(300))
         with pytest.raises(DataError, match=path.name.replace(".", r"\.")):
-            probe(path)
+            probe_video(path)

@@ -10,7 +10,7 @@ import pytest
 
 from rlaif.errors import DataError
 from rlaif.video import decode as decoding
-from rlaif.video.decode import decode, probe, sample_spec
+from rlaif.video.decode import decode, probe_video, sample_spec
 from rlaif.video.known import KnownVideos
 
 
@@ -72,13 +72,13 @@ def test_a_video_that_was_written_just_now_is_read_again(tmp_path, clip, learned
 def test_problems_are_kept_but_not_what_may_pass(tmp_path, learned):
     known, path = tmp_path / "known", tmp_path / "bad.mp4"
     with pytest.raises(DataError, match="nothing there"):
-        probe(path, KnownVideos(known))
+        probe_video(path, KnownVideos(known))
     path.write_bytes(b"no video" * 99)
     age(path)
     errors = []
     for _ in range(2):
         with pytest.raises(DataError) as raised:
-            probe(path, KnownVideos(known))
+            probe_video(path, KnownVideos(known))
         errors.append(str(raised.value))
     assert errors[0] == errors[1] and learned == ["bad.mp4"]
 
@@ -96,12 +96,12 @@ DAMAGES = {
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_a_damaged_entry_is_learned_again(tmp_path, clip, learned, kind):
     known, path = tmp_path / "known", age(clip())
-    info = probe(path, KnownVideos(known))
+    info = probe_video(path, KnownVideos(known))
     (entry,) = entries(known)
     text = entry.read_text()
     entry.write_text(DAMAGES[kind](text))
     assert entry.read_text() != text
-    assert probe(path, KnownVideos(known)) == info and len(learned) == 2
+    assert probe_video(path, KnownVideos(known)) == info and len(learned) == 2
     assert json.loads(entry.read_text())[1]["facts"]["info"]["total_frames"] == 24
 
 
@@ -109,13 +109,13 @@ def test_a_folder_that_cannot_be_written_is_a_line_in_the_log(tmp_path, clip, ca
     (tmp_path / "file").write_text("")
     known = KnownVideos(tmp_path / "file" / "below")
     for name in ("a.mp4", "b.mp4"):
-        assert probe(age(clip(name)), known).total_frames == 24
+        assert probe_video(age(clip(name)), known).total_frames == 24
     assert len(caplog.records) == 1 and "not kept" in caplog.text
 
 
 def _probe_all(folder: str, paths: list[str]) -> list[str]:
     known = KnownVideos(folder)
-    return [probe(path, known).sha256 for path in paths for _ in range(5)]
+    return [probe_video(path, known).sha256 for path in paths for _ in range(5)]
 
 
 def test_many_processes_may_learn_at_once(tmp_path, clip):

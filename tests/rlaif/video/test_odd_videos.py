@@ -16,8 +16,8 @@ from av.stream import Disposition
 from PIL import Image
 
 from rlaif.errors import DataError
-from rlaif.video.container import NotVideo, video_stream
-from rlaif.video.decode import decode, probe, sample_spec
+from rlaif.video.container import NotVideoError, video_stream
+from rlaif.video.decode import decode, probe_video, sample_spec
 from rlaif.video.folder import frames_in
 from rlaif.video.images import read_image
 from rlaif.video.known import KnownVideos
@@ -26,7 +26,7 @@ RED = (200, 20, 10)
 
 
 def all_frames(path) -> np.ndarray:
-    return decode(path, sample_spec(path, probe(path).total_frames))
+    return decode(path, sample_spec(path, probe_video(path).total_frames))
 
 
 def filtered(source, target, filters: str) -> None:
@@ -81,7 +81,7 @@ def container(*streams, best=None, brand="isom") -> SimpleNamespace:
     ],
 )
 def test_streams_that_show_no_video_are_none(streams, told):
-    with pytest.raises(NotVideo, match=told):
+    with pytest.raises(NotVideoError, match=told):
         video_stream(container(*streams))
 
 
@@ -102,7 +102,7 @@ def test_the_colours_of_an_avif_come_before_its_transparency(tmp_path):
 def test_a_codec_without_decoder_is_named_by_check(tmp_path):
     jpegs_in_avi(tmp_path / "a.avi", fourcc=b"ZZZZ")
     with pytest.raises(DataError, match="a codec that this FFmpeg cannot decode"):
-        probe(tmp_path / "a.avi")
+        probe_video(tmp_path / "a.avi")
 
 
 # -- orientation and transparency
@@ -129,7 +129,7 @@ def test_an_orientation_of_the_first_frame_alone_is_refused(turn, tmp_path):
         write.mux(copy.encode())
     filtered(tmp_path / "a.mp4", tmp_path / "turned.mp4", f"h264_metadata=display_orientation=insert:{turn}")
     with pytest.raises(DataError, match="the display orientation changes at frame 1"):
-        probe(tmp_path / "turned.mp4")
+        probe_video(tmp_path / "turned.mp4")
 
 
 def test_transparency_is_white_in_animations_as_in_images(tmp_path):
@@ -204,27 +204,27 @@ def test_a_movie_that_is_cut_between_two_frames_is_refused(clip, tmp_path):
         with av.open(str(path)) as movie:
             place = list(movie.streams.video[0].index_entries)[16].pos
         data = path.read_bytes()
-    assert probe(path).total_frames == 24
+    assert probe_video(path).total_frames == 24
     (tmp_path / "cut.mp4").write_bytes(data[:place])
     with pytest.raises(DataError, match="cut off: its box 'mdat' states"):
-        probe(tmp_path / "cut.mp4")
+        probe_video(tmp_path / "cut.mp4")
 
 
 @pytest.mark.parametrize("note", [b"a note of the program that wrote this", b"\0" * 7, b"\xff" * 64])
 def test_what_follows_a_movie_is_no_reason(note, clip):
     path = clip(length=12)
     path.write_bytes(path.read_bytes() + note)
-    assert probe(path).total_frames == 12
+    assert probe_video(path).total_frames == 12
 
 
 def test_a_gif_that_is_cut_is_refused(tmp_path):
     pictures = [Image.fromarray(np.random.default_rng(i).integers(0, 255, (30, 40, 3), np.uint8)) for i in range(6)]
     pictures[0].save(tmp_path / "a.gif", save_all=True, append_images=pictures[1:])
     data = (tmp_path / "a.gif").read_bytes()
-    assert probe(tmp_path / "a.gif").total_frames == 6
+    assert probe_video(tmp_path / "a.gif").total_frames == 6
     (tmp_path / "cut.gif").write_bytes(data[: len(data) * 3 // 4])
     with pytest.raises(DataError, match="a GIF without its end"):
-        probe(tmp_path / "cut.gif")
+        probe_video(tmp_path / "cut.gif")
 
 
 # -- rates
@@ -242,7 +242,7 @@ def test_a_matroska_with_pauses_plays_at_the_rate_of_its_timestamps(clip, tmp_pa
                 picture.pts, picture.time_base = number, Fraction(1, 8)
                 write.mux(copy.encode(picture))
         write.mux(copy.encode())
-    assert probe(tmp_path / "a.mkv").fps == pytest.approx(8 / 3, rel=0.01)
+    assert probe_video(tmp_path / "a.mkv").fps == pytest.approx(8 / 3, rel=0.01)
 
 
 def test_a_raw_stream_plays_at_the_rate_of_its_header(tmp_path):
@@ -252,12 +252,12 @@ def test_a_raw_stream_plays_at_the_rate_of_its_header(tmp_path):
         for _ in range(12):
             write.mux(copy.encode(av.VideoFrame(48, 32, "yuv420p")))
         write.mux(copy.encode())
-    assert probe(tmp_path / "a.h264").fps == 120
+    assert probe_video(tmp_path / "a.h264").fps == 120
 
 
 def test_a_gif_of_one_picture_is_like_a_folder_with_one(tmp_path):
     Image.new("RGB", (8, 8), RED).save(tmp_path / "a.gif")
-    assert probe(tmp_path / "a.gif").fps == 1.0
+    assert probe_video(tmp_path / "a.gif").fps == 1.0
 
 
 # -- files and folders
@@ -268,7 +268,7 @@ def test_images_of_a_kind_that_is_not_read_are_named(suffix, folder):
     frames = folder(length=3)
     (frames / f"frame3.{suffix}").write_bytes(b"x")
     with pytest.raises(DataError, match=f"frame3.{suffix}"):
-        probe(frames)
+        probe_video(frames)
 
 
 @pytest.mark.parametrize("name", ["loop.txt", "loop"])
@@ -283,11 +283,11 @@ def test_a_file_that_was_replaced_with_its_size_and_time_kept_is_read_again(tmp_
     for number, colour in enumerate((RED, (10, 20, 200))):
         Image.new("RGB", (8, 8), colour).save(path)
         os.utime(path, ns=(10**18, 10**18))
-        info = probe(path, known)
+        info = probe_video(path, known)
         assert tuple(decode(path, sample_spec(path, 1, known=known), known)[0, 0, 0]) == colour, number
-    assert probe(path, KnownVideos(tmp_path / "known")) == info
+    assert probe_video(path, KnownVideos(tmp_path / "known")) == info
 
 
 def test_half_of_a_surrogate_pair_in_a_name_is_an_error(tmp_path):
     with pytest.raises(DataError, match="a name that no file system holds"):
-        probe(f"{tmp_path}/\ud800.mp4")
+        probe_video(f"{tmp_path}/\ud800.mp4")

@@ -11,14 +11,14 @@ import pytest
 from rlaif.errors import DataError
 from rlaif.video import decode as decoding
 from rlaif.video import workers
-from rlaif.video.decode import decode, probe, sample_spec
+from rlaif.video.decode import decode, probe_video, sample_spec
 from rlaif.video.workers import Decoders
 
 STUCK = """
 import os, signal, sys
 import rlaif.video.container as container
 import rlaif.video.index as index
-original = container.opened
+original = container.open_container
 def opened(path):
     if path.name == "stuck.mp4":
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
@@ -27,9 +27,9 @@ def opened(path):
     if path.name == "crash.mp4":
         os.kill(os.getpid(), signal.SIGSEGV)
     return original(path)
-index.opened = opened
-from rlaif.video.worker import main
-main(int(sys.argv[1]), float(sys.argv[2]), *sys.argv[3:])
+index.open_container = opened
+from rlaif.video.worker import serve_requests
+serve_requests(int(sys.argv[1]), float(sys.argv[2]), *sys.argv[3:])
 """
 
 
@@ -44,7 +44,7 @@ def test_children_return_what_this_process_would(decoders, clip, folder, tmp_pat
     for path in (clip(), folder()):
         spec = sample_spec(path, 8, height=20)
         frames = decoders.decode(path, spec)
-        assert decoders.probe(path) == probe(path)
+        assert decoders.probe(path) == probe_video(path)
         assert np.array_equal(frames, decode(path, spec)) and not frames.flags.writeable and frames.flags.c_contiguous
     with pytest.raises(DataError, match="nothing there"):
         decoders.probe(tmp_path / "gone.mp4")
@@ -110,7 +110,7 @@ def test_a_pipe_is_refused_at_once(tmp_path):
 
     def ask():
         with pytest.raises(DataError, match="no regular file"):
-            decoding.probe(tmp_path / "pipe.mp4")
+            decoding.probe_video(tmp_path / "pipe.mp4")
         result.append(time.monotonic())
 
     thread = threading.Thread(target=ask, daemon=True)
