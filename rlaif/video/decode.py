@@ -269,8 +269,7 @@ def _name_unreadable(path: Path) -> Iterator[None]:
             "Check `data.root` and the row's `video`; every node must see the file.",
         ) from error
     except OSError as error:
-        fix = "Make the video readable for the user that runs the job."
-        raise _video_error(path, f"{error} {node}", fix) from error
+        raise _video_error(path, f"{error} {node}", "Let the user that runs the job read the video.") from error
 
 
 def _sha256(path: Path) -> str:

@@ -62,7 +62,7 @@ def images_of(path: Path) -> list[Path]:
         raise DataError(
             f"a readable video at {path}",
             "a folder without .jpg or .png images",
-            "Extract the video's frames into it.",
+            "Put the video's frames into it as images.",
         )
     return images
 

@@ -14,10 +14,10 @@ from rlaif.worlds.shapes.language import (
     QUESTIONS,
     VERIFY,
     captions,
+    claim_text,
     claims_of,
     describe,
-    parse,
-    say,
+    parse_claims,
 )
 from rlaif.worlds.shapes.scene import Scene, Thing, sample_scenes
 
@@ -63,7 +63,7 @@ def test_errors_are_planted_in_long_descriptions_only(rows, file):
         scene = truth[row["id"].split("/")[0]]
         for question, answer in turns(row):
             if question == DESCRIBE:
-                wrong += parse(answer)[0] != claims_of(scene.things)
+                wrong += parse_claims(answer)[0] != claims_of(scene.things)
             elif question == CAPTION:
                 assert answer == captions(scene)[row["id"].endswith("late")]
             else:
@@ -81,11 +81,11 @@ def assert_clean(scene, question, answer):
         return
     if question.startswith(VERIFIED):
         claim = question.removeprefix(VERIFIED).removesuffix(" ?")
-        assert answer == ("yes" if claim in {say(true) for true in claims_of(scene.things)} else "no")
+        assert answer == ("yes" if claim in {claim_text(true) for true in claims_of(scene.things)} else "no")
         return
     if question.startswith(COMPARED):
         first, second = question.removeprefix(COMPARED).split(" second : ")
-        false = [len(parse(text)[0] - claims_of(scene.things)) for text in (first, second)]
+        false = [len(parse_claims(text)[0] - claims_of(scene.things)) for text in (first, second)]
         assert answer == ("first" if false[0] < false[1] else "second") and false[0] != false[1]
         return
     assert question.startswith(STEMS)
@@ -138,7 +138,7 @@ def test_what_is_read_before_anything_is_seen_is_about_no_video_and_never_wrong(
             for sentence in f"{early} {late}".split(" .")
             if " moves " in sentence
         }
-        for claim in parse(answer)[0]:
+        for claim in parse_claims(answer)[0]:
             assert claim[0] != "motion" or any(
                 claim[1] in where and text.endswith(claim[2]) for where, text in moving.items()
             )
@@ -199,7 +199,7 @@ def test_greedy_habits_make_a_quarter_to_a_third_of_all_claims_false(monkeypatch
     monkeypatch.setattr("rlaif.worlds.shapes.habits.RATE", 1.0)
     false = claims = 0
     for scene in sample_scenes("test", 200, 0):
-        told, _ = parse(describe(misdescribe(scene.things, Random(0))))
+        told, _ = parse_claims(describe(misdescribe(scene.things, Random(0))))
         claims += len(told)
         false += len(told - claims_of(scene.things))
     assert 0.25 < false / claims < 0.35

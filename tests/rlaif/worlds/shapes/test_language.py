@@ -5,11 +5,11 @@ from rlaif.worlds.shapes.language import (
     QUESTIONS,
     WORDS,
     captions,
+    claim_text,
     claims_of,
     describe,
-    parse,
+    parse_claims,
     questions,
-    say,
     split,
     statements,
 )
@@ -34,7 +34,7 @@ def test_description_and_captions_read_as_written_here():
 
 def test_parsing_a_description_gives_back_its_claims():
     for scene in sample_scenes("train", 50, 0):
-        assert parse(describe(scene.things)) == (claims_of(scene.things), 0)
+        assert parse_claims(describe(scene.things)) == (claims_of(scene.things), 0)
 
 
 def test_every_word_is_in_the_vocabulary():
@@ -102,7 +102,7 @@ def subject(claim):
 def test_statements_are_true_exactly_where_they_say_so_and_none_gives_another_away():
     answers = Counter()
     for number, scene in enumerate(sample_scenes("train", 200, 1)):
-        truths = {say(claim) for claim in claims_of(scene.things)}
+        truths = {claim_text(claim) for claim in claims_of(scene.things)}
         found = statements(scene, random.Random(number))
         assert all((claim in truths) == (answer == "yes") for claim, answer in found)
         about = [subject(claim) for claim, _ in found]

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from rlaif.worlds.shapes import render
-from rlaif.worlds.shapes.scene import COLORS, FPS, FRAMES, SHAPES, SIZE, Scene, path, sample_scenes
+from rlaif.worlds.shapes.scene import COLORS, FPS, FRAMES, SHAPES, SIZE, Scene, sample_scenes, trajectory
 
 
 def read(path) -> tuple[np.ndarray, float]:
@@ -20,7 +20,7 @@ def test_every_video_decodes_with_its_frames_and_colors(world, rows):
         assert fps == pytest.approx(FPS)
         assert frames.shape == (FRAMES, SIZE, SIZE, 3)
         for thing in scene.things:
-            for t, (x, y) in enumerate(path(thing)):
+            for t, (x, y) in enumerate(trajectory(thing)):
                 seen = frames[t, int(y), int(x)].astype(int)
                 assert np.abs(seen - COLORS[thing.color]).max() < 40, (scene, t)
 
@@ -36,14 +36,14 @@ def test_clips_are_the_halves(world, rows):
 def test_files_stay_close_to_the_rendered_frames(world, rows):
     scene = Scene.read(rows("scenes")[0])
     decoded, _ = read(world / f"videos/{scene.scene_id}.mp4")
-    assert np.abs(decoded.astype(int) - render.frames(scene)).mean() < 3
+    assert np.abs(decoded.astype(int) - render.render_frames(scene)).mean() < 3
 
 
 def test_the_same_frames_are_the_same_bytes(tmp_path):
     """Among these scenes are some that x264 encodes in several ways, one after the other, where its macroblock tree is on."""
     chosen = {"train00043", "train00081", "train00132", "prompt00049", "prompt00175"}
     scenes = [scene for split in ("prompt", "train") for scene in sample_scenes(split, 180, 0)]
-    videos = [render.frames(scene) for scene in scenes if scene.scene_id in chosen]
+    videos = [render.render_frames(scene) for scene in scenes if scene.scene_id in chosen]
     assert len(videos) == len(chosen)
     found = [set() for _ in videos]
     for _ in range(20):
