@@ -72,6 +72,7 @@ class FrameCache:
 
     def get(self, path: str | Path, spec: FrameSpec) -> Any:
         """Return the stored value of `spec`, decoded from `path` if there is none. Errors of `decode` pass through."""
+        # Threads that request one spec wait here for the first of them, so it is decoded once.
         with self._decoding(spec.hash):
             with self._guard:
                 if spec.hash in self._values:
@@ -93,6 +94,7 @@ class FrameCache:
         with self._guard:
             if spec.hash not in self._values:
                 return
+            # Another client may have replaced the value already.
             if value is None or self._values.peek(spec.hash) == value:
                 self._values.remove(spec.hash)
                 self._counters.lost += 1

@@ -75,10 +75,12 @@ def open_container(path: Path) -> Iterator[InputContainer]:
     # Reading a pipe or a device may never return.
     if not stat.S_ISREG(mode):
         raise NotVideoError("no regular file")
+    # FFmpeg judges a file by its content; the lists keep it from following references to others.
     options = {"protocol_whitelist": "file", "format_whitelist": _allowed_formats()}
     # The prefix keeps FFmpeg from reading a name such as "concat:a" as another protocol.
     url = f"file:{path}"
     try:
+        # A title in another encoding than UTF-8 is no reason to refuse a video.
         container = av.open(url, container_options=options, metadata_errors="replace")
     except av.error.ArgumentError as error:
         # FFmpeg answers this for a format that is not on the list.
@@ -89,6 +91,7 @@ def open_container(path: Path) -> Iterator[InputContainer]:
 
 def video_stream(container: InputContainer) -> VideoStream:
     """Return the stream that is used. Raises NotVideoError if there is none."""
+    # decord picks the larger of two streams; a player shows the one that FFmpeg prefers, and so do we.
     every = list(container.streams.video)
     streams = [stream for stream in every if not stream.disposition & PICTURES]
     if every and not streams:
@@ -126,6 +129,7 @@ def decode_frames(path: Path, stream: int, threads: int = 1) -> Iterator[VideoFr
         logs_damage = context.name == "ffv1"
         context.thread_count = 1 if logs_damage else threads
         if threads > 1 and not logs_damage:
+            # What threads conceal differs from run to run, so every error is raised.
             context.thread_type = "AUTO"
             context.options = {"err_detect": "explode"}
         frames = container.decode(video)

@@ -119,10 +119,12 @@ def decode(path: str | Path, spec: FrameSpec, known: KnownVideos | None = None) 
             "Restore the video, or start again so that it is probed again.",
             expected=f"the video that was probed, sha256 {spec.sha256[:12]}",
         )
+    # A frame that occurs twice is decoded once.
     numbers = sorted(set(spec.indices))
     by_number = {}
     with _name_unreadable(path):
         numbered = _file_frames(path, numbers, index) if index else _image_frames(path, numbers)
+        # A number may come twice: the later frame replaces one that was in doubt.
         for number, frame in _require_same_size(path, numbered, (info.height, info.width)):
             by_number[number] = _resize(frame, spec.height, spec.width)
     stack = np.stack([by_number[number] for number in spec.indices])
@@ -137,6 +139,7 @@ def decode(path: str | Path, spec: FrameSpec, known: KnownVideos | None = None) 
 def _look_up(path: Path, known: KnownVideos | None) -> tuple[VideoInfo, Index | None]:
     """Return what is known about a video, and for a file its index. Raises DataError for one that cannot be used."""
     _require_name(path)
+    # Without a store of their own, all calls of this process share one.
     with _name_unreadable(path):
         facts = (known or _IN_PROCESS).get(path, partial(_learn, path))
     if "problem" in facts:
@@ -156,8 +159,9 @@ def _require_name(path: Path) -> None:
     try:
         os.fsencode(path)
     except UnicodeEncodeError as error:
-        found = f"a name that no file system holds ({first_line(error)})"
-        raise _video_error(ascii(str(path)), found, fix) from error
+        problem = f"a name that no file system holds ({first_line(error)})"
+        # The name itself could not be printed.
+        raise _video_error(ascii(str(path)), problem, fix) from error
 
 
 def _learn(path: Path, earlier: dict | None) -> dict:

@@ -43,6 +43,7 @@ def frames_in(folder: Path) -> list[Path]:
                 images.append(folder / entry.name)
             else:
                 unread.append(entry.name)
+    # All of them are named at once, in a fixed order: scandir has none.
     if unread:
         raise DataError(
             f"frames in {folder} of a kind that is read ({', '.join(sorted(IMAGES))})",

@@ -32,6 +32,7 @@ def read_image(path: Path) -> np.ndarray:
     """Return uint8 [H, W, 3] RGB. Raises DataError that names the file if it is not one image that decodes."""
     try:
         with Image.open(path) as image:
+            # Pillow decodes lazily: all of it happens while the file is open.
             count = _count_pictures(image)
             if count > 1:
                 raise _unreadable(path, f"a file of {count} pictures", "Extract its pictures into a folder of frames.")
@@ -101,9 +102,11 @@ def _grey(image: Image.Image) -> np.ndarray:
     values = np.asarray(image)
     tags = getattr(image, "tag_v2", {})
     bits = tags.get(TIFF_BITS, (16,))[0]
+    # Pillow does not scale samples of 12 bits up to 16, so the file says how many bits there are.
     grey = (values >> (bits - 8)).astype(np.uint8)
     if tags.get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO:
         grey = 255 - grey
+    # A PNG may name one value that is transparent, which is white here.
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         grey[values == transparent] = 255

@@ -80,6 +80,7 @@ def read_index(path: Path) -> Index:
         require_whole(path, container.format.name)
         table = _Table(stream)
         for packet in container.demux(stream):
+            # PyAV ends with an empty packet, which flushes decoders.
             if packet.size:
                 table.add(packet)
         table.check()
@@ -91,6 +92,7 @@ def read_index(path: Path) -> Index:
         height, width = _proven_size(path, number)
         return Index(number, table.packets, fps, height, width, starts)
     expected = table.packets - table.hidden
+    # Threads are faster but differ from one thread if there is any error; then one thread counts again.
     if containers.THREADS > 1 and pixels > SMALL:
         index = _count_on_threads(path, number, fps, expected)
         if index:
@@ -177,6 +179,7 @@ def _count_in_order(path: Path, stream: int, fps: float, expected: int) -> Index
         count = max(expected, count + 1)
     if not shape:
         raise RuntimeError("no frames")
+    # Only now: a file that does not decode at its start is an error of its own.
     if turned:
         _require_same_orientation(first, turned, turned_at)
     height, width = shape[:2]
@@ -299,9 +302,9 @@ class _Table:
 
 def _display_times(period: Sequence[_Shown]) -> list[int]:
     """Return the timestamps of a period's pictures by their order counts; empty if the two contradict each other."""
-    times = [shown.pts for shown in sorted(period)]
+    times = [picture.pts for picture in sorted(period)]
     rising = all(early < late for early, late in itertools.pairwise(times))
-    orders = {shown.order for shown in period}
+    orders = {picture.order for picture in period}
     return times if rising and len(orders) == len(period) else []
 
 
@@ -309,8 +312,8 @@ def _depth(period: Sequence[_Shown]) -> int:
     """Return the most pictures that precede another in decoding order and follow it when shown."""
     orders: list[int] = []
     depth = 0
-    for shown in period:
-        later = len(orders) - bisect_right(orders, shown.order)
+    for picture in period:
+        later = len(orders) - bisect_right(orders, picture.order)
         depth = max(depth, later)
-        insort(orders, shown.order)
+        insort(orders, picture.order)
     return depth

@@ -58,6 +58,7 @@ class KnownVideos:
         earlier = None
         if entry and entry["stamp"] == stamp:
             earlier = entry["facts"]
+        # Size and times are the same, and the video was not written just before it was read: nothing changed.
         if earlier and entry["inodes"] == inodes and abs(entry["read_ns"] - written_ns) > RACE_NS:
             return earlier
         # The time of reading is noted before the video is read: a change in between is then seen by the next look.

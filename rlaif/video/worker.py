@@ -40,6 +40,7 @@ def serve_requests(descriptor: int, timeout_s: float, known: str | None = None) 
 
 def _receive(connection: socket.socket) -> tuple[dict, int | None] | None:
     """Return a request and the descriptor of its shared memory, if it has one; None when the parent closed its end."""
+    # A request may come in parts; the descriptor comes with one of them.
     line = b""
     memory = None
     while not line.endswith(b"\n"):
@@ -66,8 +67,8 @@ def _answer(request: dict, memory: int | None, known: KnownVideos) -> dict:
     except DataError as error:
         return {"error": [error.expected, error.found, error.change]}
     except Exception as error:  # the parent has no other way to see it; a fault of ours must not look like a hang
-        found = f"{type(error).__name__}: {error}"
-        return {"error": [f"a readable video at {path}", found, "Report this video, or remove it."]}
+        problem = f"{type(error).__name__}: {error}"
+        return {"error": [f"a readable video at {path}", problem, "Report this video, or remove it."]}
     finally:
         if memory is not None:
             os.close(memory)

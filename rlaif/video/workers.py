@@ -54,6 +54,7 @@ class Decoders:
     def decode(self, path: str | Path, spec: FrameSpec) -> np.ndarray:
         """Return the frames that `spec` names: uint8 [T, H, W, 3] RGB, contiguous, read-only."""
         shape = (len(spec.indices), spec.height, spec.width, 3)
+        # An anonymous file: it is gone as soon as neither process uses it, also if one crashes.
         memory = os.memfd_create("frames")
         try:
             os.ftruncate(memory, int(np.prod(shape)))
@@ -118,6 +119,7 @@ class _Child:
             packages.append(os.environ["PYTHONPATH"])
         with child_socket:
             self._process = subprocess.Popen(
+                # -P: a file in the current folder must not shadow a module.
                 [sys.executable, "-P", "-m", "rlaif.video.worker", *arguments],
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(packages)},
                 pass_fds=[child_socket.fileno()],

@@ -108,6 +108,7 @@ def _rows_of(scenes: Iterable[Scene], train: int, pretrain: int, seed: int) -> d
     """Return the rows of every file, by its name."""
     rows: dict[str, list[Row]] = {name: [] for name in FILES if name != "reading"}
     for scene in scenes:
+        # Each scene has random numbers of its own, so its rows do not depend on how many scenes there are.
         add_rows(rows, scene, random.Random(derive("rows", seed, scene.scene_id)))
     # Rows of all train scenes were drawn, to use the same random numbers whatever the two sizes are.
     rows["sft"] = _first_rows(rows["sft"], train)
@@ -322,6 +323,7 @@ def comparison(scene: Scene, rng: random.Random) -> Turn:
         second = describe(misreport(scene.things, rng))
         first_errors = len(parse_claims(first)[0] - truths)
         second_errors = len(parse_claims(second)[0] - truths)
+        # Only a pair in which one is truer has an answer.
         if first_errors != second_errors:
             question = COMPARE.format(a=first, b=second)
             return question, "first" if first_errors < second_errors else "second"
@@ -336,6 +338,7 @@ def misreport(things: tuple[Thing, ...], rng: random.Random) -> tuple[Thing, ...
         name = rng.choice(list(words))
         report[place] = replace(report[place], **{name: rng.choice(words[name])})
     colors = {thing.color for thing in report}
+    # A scene has at most one thing of each color.
     free = [color for color in COLORS if color not in colors]
     if rng.random() < 0.15:
         report.append(draw_extra_thing(free, rng))

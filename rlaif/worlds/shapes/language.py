@@ -140,6 +140,7 @@ def statements(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
     """
     truths = claims_of(scene.things)
     claims: dict[tuple[str, ...], Claim] = {}
+    # A set has another order in each process; sorted, the same seed draws the same claims.
     for truth in sorted(truths):
         changed = rng.random() < 0.5
         claim = alter(truth, rng) if changed else truth
@@ -192,6 +193,7 @@ def draw_question(kind: str, scene: Scene, rng: random.Random) -> tuple[str, str
     thing = rng.choice(scene.things)
     if kind == "exists":
         return draw_exists_question(thing, scene, rng)
+    # A color never occurs twice in a scene, but a shape may: then the question has two answers.
     same_shape = sum(other.shape == thing.shape for other in scene.things)
     if kind == "color" and same_shape > 1:
         return None

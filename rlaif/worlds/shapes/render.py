@@ -32,6 +32,7 @@ def render_frames(scene: Scene, span: slice = slice(None)) -> np.ndarray:
 @lru_cache(maxsize=4096)
 def coverage(shape: str, x: float, y: float) -> np.ndarray:
     """Return [SIZE, SIZE] in 0..1: how much of each pixel a shape centred at (x, y) covers, from its distance field."""
+    # Distances are those of the pixels' centres.
     row, column = np.mgrid[0:SIZE, 0:SIZE] + 0.5
     distance = signed_distance(shape, column - x, row - y)
     return np.clip(0.5 - distance, 0, 1).astype(np.float32)

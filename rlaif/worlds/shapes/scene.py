@@ -116,6 +116,7 @@ def sample_things(rng: random.Random) -> tuple[Thing, ...]:
     number = rng.choice((1, 2, 2))
     colors = sorted(rng.sample(list(COLORS), number), key=list(COLORS).index)
     kinds = [(color, rng.choice(SHAPES), rng.choice(list(MOTIONS)), rng.choice(TIMES)) for color in colors]
+    # What the things are is drawn once and their places until they fit: no kind is rarer because it fits less often.
     while True:
         things = []
         for kind in kinds:

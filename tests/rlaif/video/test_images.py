@@ -1,4 +1,4 @@
-"""Images as frames: upright, 8 bits, on white; one picture each; and which files of a folder count."""
+"""Tests of images as frames: upright, 8 bits, on white, one picture each; and of which files of a folder count."""
 
 from fractions import Fraction
 
@@ -24,7 +24,7 @@ UPRIGHT = {
 }
 
 
-def shown(path) -> np.ndarray:
+def decode_single_frame(path) -> np.ndarray:
     return decode(path, sample_spec(path, 1))[0]
 
 
@@ -36,7 +36,7 @@ def test_images_are_turned_upright(tmp_path, orientation, suffix):
     path = tmp_path / f"a.{suffix}"
     options = {"lossless": True} if suffix == "webp" else {}
     Image.fromarray(COLORS).save(path, exif=exif, **options)
-    assert np.array_equal(shown(path), UPRIGHT[orientation](COLORS))
+    assert np.array_equal(decode_single_frame(path), UPRIGHT[orientation](COLORS))
 
 
 def sixteen_bits(value: int) -> Image.Image:
@@ -68,8 +68,9 @@ KINDS = {
 def test_every_kind_of_pixel_becomes_rgb(tmp_path, kind):
     make, color = KINDS[kind]
     image = make()
-    image.save(tmp_path / "a.png", **({"transparency": 1} if image.mode == "P" else {}))
-    assert np.abs(shown(tmp_path / "a.png").astype(int) - color).max() <= 1
+    options = {"transparency": 1} if image.mode == "P" else {}
+    image.save(tmp_path / "a.png", **options)
+    assert np.abs(decode_single_frame(tmp_path / "a.png").astype(int) - color).max() <= 1
 
 
 def test_sixteen_bit_colour_keeps_its_high_byte(tmp_path):
@@ -79,7 +80,7 @@ def test_sixteen_bit_colour_keeps_its_high_byte(tmp_path):
     encoder.time_base = Fraction(1, 25)
     (packet,) = [*encoder.encode(frame.reformat(format="rgb48be")), *encoder.encode()]
     (tmp_path / "a.png").write_bytes(bytes(packet))
-    assert np.abs(shown(tmp_path / "a.png").astype(int) - 234).max() <= 1
+    assert np.abs(decode_single_frame(tmp_path / "a.png").astype(int) - 234).max() <= 1
 
 
 def moving(path, **options):
@@ -146,13 +147,15 @@ def test_a_decompression_bomb_is_named(tmp_path, monkeypatch, place):
     assert "exceeds limit" in raised.value.found
 
 
+HEADS = {".png": b"\x89PNG\r\n\x1a\n", ".bmp": b"BM", ".tif": b"II*\0", ".gif": b"GIF89a"}
+JPEG_HEAD = b"\xff\xd8\xff"
+
+
 @pytest.mark.parametrize("suffix", sorted(IMAGES))
 def test_garbage_in_an_image_is_named(tmp_path, suffix):
     for seed in range(8):
         path = tmp_path / f"{seed}{suffix}"
-        head = {".png": b"\x89PNG\r\n\x1a\n", ".bmp": b"BM", ".tif": b"II*\0", ".gif": b"GIF89a"}.get(
-            suffix, b"\xff\xd8\xff"
-        )
-        path.write_bytes(head + np.random.default_rng(seed).bytes(300))
+        garbage = np.random.default_rng(seed).bytes(300)
+        path.write_bytes(HEADS.get(suffix, JPEG_HEAD) + garbage)
         with pytest.raises(DataError, match=path.name.replace(".", r"\.")):
             probe_video(path)

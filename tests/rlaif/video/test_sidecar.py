@@ -1,4 +1,4 @@
-"""A folder's `frames.json` that states no frame rate is an error that names it."""
+"""Tests that a folder's `frames.json` without a frame rate is an error that names it."""
 
 import os
 

@@ -42,7 +42,7 @@ TABLE = [
 
 
 @pytest.mark.parametrize("answer, claims, false, recalled", TABLE)
-def test_hand_made_answers(answer, claims, false, recalled):
+def test_check_counts_claims_of_hand_written_answers(answer, claims, false, recalled):
     expected = {"claims": claims, "false_claims": false, "truths": 7, "recalled": recalled}
     assert checker.check(prompt(), answer) == expected
 
@@ -55,7 +55,7 @@ def test_truthful_descriptions_are_perfect():
 
 
 @pytest.mark.parametrize("response, correct", [("left", 1), (" Left ", 1), ("right", 0), ("left left", 0), ("", 0)])
-def test_short_answers(response, correct):
+def test_short_answers_are_correct_or_not(response, correct):
     asked = prompt("qa", answer="left")
     assert checker.check(asked, response) == {"correct": correct}
     assert checker.reward(asked, response) == {"correct": float(correct)}

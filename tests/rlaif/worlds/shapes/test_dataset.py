@@ -102,7 +102,7 @@ def assert_clean(scene, question, answer):
         assert not question.startswith(stem) or answer == fact
 
 
-def test_captions_are_given_in_one_conversation_of_five_and_then_in_four_of_ten(rows):
+def test_share_of_conversations_with_captions(rows):
     for file, least, most in (("pretrain", 0.19, 0.21), ("sft", 0.35, 0.55), ("reading", 1.0, 1.0)):
         with_context = [row for row in rows(file) if row["messages"][0]["content"].startswith("context")]
         assert least <= len(with_context) / len(rows(file)) <= most
@@ -114,7 +114,7 @@ def test_claims_to_verify_are_true_about_half_the_time(rows):
         assert len(answers) > least and 0.4 < answers.count("yes") / len(answers) < 0.6
 
 
-def test_claims_are_verified_by_what_is_read_before_they_are_by_what_is_seen(rows):
+def test_pretraining_verifies_claims_by_captions_only(rows):
     for file in ("reading", "pretrain"):
         for row in rows(file):
             asked = [question for question, _ in turns(row)]
@@ -122,7 +122,7 @@ def test_claims_are_verified_by_what_is_read_before_they_are_by_what_is_seen(row
             assert asked[0].startswith("context") or not any(VERIFIED in question for question in asked)
 
 
-def test_what_is_read_before_anything_is_seen_is_about_no_video_and_never_wrong(rows):
+def test_reading_rows_have_no_video_and_no_errors(rows):
     assert len(rows("reading")) == 24 * 4 and not any("video" in row for row in rows("reading"))
     held = {tuple(thing.kind for thing in Scene.read(row).things) for row in rows("scenes") if row["split"] != "train"}
     told = {row["messages"][0]["content"].split("\n")[0] for row in rows("reading")}

@@ -20,7 +20,7 @@ SCENE = Scene(
 )
 
 
-def test_description_and_captions_read_as_written_here():
+def test_exact_texts_of_description_and_captions():
     assert (
         describe(SCENE.things)
         == "there are two objects . a red circle moves left early . a blue square moves up late ."
@@ -78,7 +78,7 @@ def test_no_color_question_about_a_shape_that_occurs_twice():
     assert not any(question.startswith("what color") for question in asked)
 
 
-def test_an_answer_is_cut_into_its_claims_in_words():
+def test_split_lists_the_claims_of_an_answer_in_words():
     told = "there are two objects . a red circle moves left early . a blue cross . nonsense here ."
     assert split(told) == [
         "there are two objects",
@@ -99,7 +99,7 @@ def subject(claim):
     return words[1], words[-1] in TIMES
 
 
-def test_statements_are_true_exactly_where_they_say_so_and_none_gives_another_away():
+def test_statements_are_labelled_correctly_and_give_no_hints():
     answers = Counter()
     for number, scene in enumerate(sample_scenes("train", 200, 1)):
         truths = {claim_text(claim) for claim in claims_of(scene.things)}
