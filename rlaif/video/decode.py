@@ -34,8 +34,9 @@ from rlaif.video.container import DAMAGED, NotVideoError, first_line
 from rlaif.video.files import read_frames
 from rlaif.video.folder import IMAGES, folder_fps, images_of
 from rlaif.video.images import is_animation, read_image
-from rlaif.video.index import Index, Start, read_index
+from rlaif.video.index import Index, read_index
 from rlaif.video.known import KnownVideos
+from rlaif.video.packets import Start
 from rlaif.video.spec import FrameSpec, uniform
 
 _IN_PROCESS = KnownVideos()

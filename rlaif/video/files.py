@@ -21,7 +21,8 @@ from av.video.stream import VideoStream
 
 from rlaif.video import container as containers
 from rlaif.video.container import DAMAGED, decode_frames, open_container, upright_pixels
-from rlaif.video.index import Index, Start
+from rlaif.video.index import Index
+from rlaif.video.packets import Start
 
 # PyAV decodes, not decord: decord's seeking returns wrong frames without an error for open groups of pictures, MPEG-4
 # with B-frames, streams without a second IDR picture, negative timestamps and clips cut from transport streams.

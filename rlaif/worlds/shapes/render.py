@@ -58,6 +58,12 @@ def signed_distance(shape: str, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
     raise ValueError(f"no shape named {shape!r}")
 
 
+def video_name(scene: Scene, half: str | None = None) -> str:
+    """Return the path of a scene's video, or of the clip of one half, relative to the dataset's folder."""
+    suffix = f"_{half}" if half else ""
+    return f"videos/{scene.scene_id}{suffix}.mp4"
+
+
 def write_mp4(file: Path, video: np.ndarray, fps: int = FPS) -> None:
     """Encode uint8 [T, H, W, 3] as H.264 into `file`; H and W are even. Raises av.error.FFmpegError.
 

@@ -7,7 +7,7 @@ import pytest
 from video_corpus import LENGTH, X264, encode, in_order, number_of, odd, plain, remux
 
 from rlaif.errors import DataError
-from rlaif.video import container, files, index
+from rlaif.video import container, files, index, packets
 from rlaif.video.decode import decode, probe_video
 from rlaif.video.known import KnownVideos
 from rlaif.video.spec import FrameSpec, uniform
@@ -30,7 +30,7 @@ def jumping(monkeypatch):
     """Jump to every proven start, however little it saves, and decode sound files on several threads."""
     monkeypatch.setattr(container, "THREADS", 4)
     monkeypatch.setattr(index, "SMALL", 0)
-    monkeypatch.setattr(index, "APART", 1)
+    monkeypatch.setattr(packets, "APART", 1)
     monkeypatch.setattr(files, "WORTH", float("inf"))
 
 
