@@ -28,16 +28,22 @@ class Start:
     """An IDR picture: decoding may start at this packet."""
 
     frame: int
+    """Number of the frame in the video."""
     pts: int
+    """Presentation time in units of the stream's time base."""
     pos: int
+    """Place in the file in bytes."""
     size: int
+    """Size in bytes."""
 
 
 class _Shown(NamedTuple):
-    """When a picture is shown: first by the headers, then by the container."""
+    """When a picture is shown."""
 
     order: int
+    """Picture order count, by the headers."""
     pts: int
+    """Presentation time, by the container."""
 
 
 class _Packet(NamedTuple):
@@ -138,6 +144,7 @@ class PacketTable:
         if packet.pts is None or packet.pos is None or packet.pos <= self._place or packet.is_discard:
             raise UnprovenError("no timestamps, or packets out of order")
         self._place = packet.pos
+        # FFmpeg hands over parameter sets that replace those of the file's header.
         if packet.has_sidedata("new_extradata"):
             raise UnprovenError("parameter sets change")
         picture = pictures.next(memoryview(packet))
@@ -161,6 +168,7 @@ def _depth(period: Sequence[_Shown]) -> int:
     orders: list[int] = []
     depth = 0
     for picture in period:
+        # `orders` is sorted: what is behind this picture's place was decoded earlier and is shown later.
         later = len(orders) - bisect_right(orders, picture.order)
         depth = max(depth, later)
         insort(orders, picture.order)

@@ -57,7 +57,7 @@ Turn = tuple[str, str]
 def reading_rows(count: int, seed: int) -> Iterator[Row]:
     """Yield conversations about captions alone, without videos, of `count` scenes like those of the train split.
 
-    A model that learns to read them before it learns to see can then match captions to questions.
+    From these a model learns to read before it sees anything.
     """
     for scene in sample_scenes("train", count, derive("reading", seed)):
         rng = random.Random(derive("reading", seed, scene.scene_id))
