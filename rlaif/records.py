@@ -17,7 +17,7 @@ SCORE = "score"
 
 @dataclass(frozen=True)
 class Prompt:
-    """One row of a prompts file that was validated."""
+    """One row of a prompts file that was validated (rlaif/data/rows.py)."""
 
     prompt_id: str
     video: str

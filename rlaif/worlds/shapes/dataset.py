@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from rlaif.errors import DataError
-from rlaif.progress import progress
+from rlaif.io.progress import progress
 from rlaif.seeds import derive
 from rlaif.worlds.shapes import render
 from rlaif.worlds.shapes.conversations import READING, Row, finetuning_rows, pretraining_rows, reading_rows
