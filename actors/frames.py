@@ -69,7 +69,7 @@ class FrameStore:
 
     def lost(self, spec: FrameSpec, refs: list[ray.ObjectRef]) -> None:
         """A client could not resolve `refs`: decode again on the next request."""
-        self._cache.lost(spec, refs[0])
+        self._cache.forget(spec, refs[0])
 
     def prefetch(self, paths: list[str]) -> int:
         """Decode in the background and return at once, with the number accepted: only a hint, dropped when the queue

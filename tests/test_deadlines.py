@@ -98,7 +98,7 @@ def test_an_endless_wait_is_seen(line):
         "ray.wait(refs, timeout=limit)",
         "ask(refs, deadline_s)",
         "store.ask.remote(key)",
-        "pool.results(batch, roles.deadline_s)",
+        "pool.results(batch, workers.deadline_s)",
     ],
 )
 def test_a_wait_with_a_deadline_is_not(line):

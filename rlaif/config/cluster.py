@@ -25,6 +25,7 @@ class Rollout(Section):
     the GPU."""
     cpu_kv_cache_gib: float = Field(1.0, gt=0)
     """Size of the KV cache of a CPU engine, in GiB."""
+    # A prefix shorter than a block is never shared, so vLLM's 128 on a CPU shares little between short prompts.
     block_size: int | None = Field(None, ge=1)
     """Tokens per block of the KV cache; null: vLLM's choice (128 on a CPU). Prompts share whole blocks only."""
     tensor_parallel_size: int = Field(1, ge=1)
@@ -38,6 +39,7 @@ class Rollout(Section):
     GPU to GPU. nccl needs GPUs of their own for learners and engines; ipc needs engines that share the GPU of a
     learner rank. Both hold the new weights beside the old ones until they are checked. An actor that they do not
     reach gets the version through the object store."""
+    # Level 2 is of no use with adapters: a publish brings the adapter, but not the base that the engine has discarded.
     sleep_level: Literal[0, 1, 2] = 0
     """What engines that share their GPU with learners release during the update: 0 nothing; 1 their cache, and their
     weights to host memory; 2 both without a copy (full weights only: the next publish brings them)."""
@@ -54,6 +56,8 @@ class RoleResources(Section):
     """CPUs that Ray reserves per actor."""
     accelerator: str | None = None
     """Ray accelerator type that the actors need (label ray.io/accelerator-type), such as A100; null: any."""
+    # By default torch takes a thread per core in every process. Several actors on one machine then spin on the same cores, which
+    # made an engine and a training step ten to twenty times slower.
     threads: int = Field(1, ge=1)
     """OpenMP and torch threads per actor."""
 
@@ -73,15 +77,18 @@ class Cluster(Section):
     deadline_s: float = Field(600.0, gt=0)
     """Longest time, in seconds, to wait for the placement of actors. After it the run stops and says which role waits
     for what."""
+    # 30 minutes is also torch's default for a process group. Without a bound, one dead rank leaves the others hanging.
     collective_timeout_s: float = Field(1800.0, gt=0)
     """Longest time, in seconds, that learner ranks wait for each other, and that the run waits for a rollout actor to
     answer or to receive weights."""
     learner_timeout_s: float = Field(14400.0, gt=0)
     """Longest time, in seconds, of one call to the learner ranks: loading, an update on all samples, a checkpoint, an
     export."""
+    # `ray job stop` sends SIGTERM, then SIGKILL after 3 seconds; most schedulers leave 30.
     grace_s: float | None = Field(None, ge=0)
     """Time, in seconds, in which a run that gets SIGTERM or Ctrl-C may finish its iteration and save a checkpoint; a
     second signal ends it at once. null: 20 seconds, or 1 inside a Ray job, which `ray job stop` kills after 3."""
+    # 2 suits adapters, whose gradients and states are small; 3 is for full weights that do not fit on one GPU.
     zero_stage: Literal[1, 2, 3] = 2
     """Parts of the training state that DeepSpeed divides among the ranks: 1 optimizer state, 2 also gradients, 3 also
     weights."""

@@ -28,6 +28,7 @@ ORDER = (
 )
 """Options that decide which rows a step uses: a resume with another value may repeat or skip rows."""
 
+# None is a value of many options, so that a missing one needs a mark of its own.
 _MISSING = object()
 
 
@@ -109,6 +110,7 @@ def resumed_with(
 
 def is_fixed(stage: str, option: str) -> bool:
     """Return whether a checkpoint of `stage` can't be resumed with another value of `option`."""
+    # `ppo.lora.r` is fixed because `lora` is.
     section, _, name = option.partition(".")
     return section in ("model", stage) and name.split(".")[0] in FIXED
 

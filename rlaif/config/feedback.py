@@ -22,6 +22,7 @@ class Caption(Section):
     `data.pairs_eval` are captioned too if these files exist."""
     unit: Literal["clip", "frame"] = "clip"
     """Part of a video that one caption covers: a clip, or a single frame (rules in `clips` of rlaif/feedback/narrative.py)."""
+    # Three clips of at most 20 frames did best in VLM-RLAIF (Ahn et al. 2024).
     count: int = Field(3, ge=1)
     """Number of clips, or of frames, per video."""
     frames: int = Field(20, ge=1)
@@ -119,6 +120,7 @@ class Label(Section):
     it may hold `{question}`."""
     yes_no: tuple[str, str] = ("yes", "no")
     """Beginning of the reply to `claim_prompt` if the claim is true, and if it is not."""
+    # Below 0.5 a claim would be rejected although the judge finds it more likely true than not.
     reject_at: float = Field(0.5, ge=0.5, lt=1)
     """Probability of no, as a share of that of yes and no together, from which on a claim is rejected. Above 0.5, claims
     that the judge is unsure of do not count against an answer."""
@@ -151,6 +153,7 @@ class Pairs(Section):
     """Largest number of pairs per prompt; null: no limit."""
     min_words: int = Field(1, ge=0)
     """Least number of words of an answer in a pair."""
+    # A model trained on pairs with a longer side learns length instead of quality (RLAIF-V, Yu et al. 2024).
     lengths: Literal["off", "rejected", "symmetric"] = "rejected"
     """Drop pairs with one much longer side, so that the mean lengths of both sides come close: pairs whose rejected
     answer is longer, or whose longer side is the one that is longer on average (symmetric). Rules in
@@ -202,6 +205,7 @@ class Winrate(Section):
 class Bench(Section):
     """Size of `rlaif bench label`."""
 
+    # At least 2: the first round warms up.
     rounds: int = Field(4, ge=2)
     """Number of rounds. Medians are over all but the first, which warms up."""
     prompts: int = Field(8, ge=1)

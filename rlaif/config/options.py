@@ -78,6 +78,7 @@ This page is generated from `rlaif/config/`. Change the text there and run `pyth
 def options_page() -> str:
     """Return the reference page of all options in Markdown."""
     entries = [option.markdown() for option in all_options()]
+    # One entry is one line: a line that began with a minus sign of its text would be a list item in Markdown.
     return "\n".join([_INTRODUCTION, *entries]) + "\n"
 
 
@@ -112,6 +113,7 @@ def _walk(section: type[BaseModel], defaults: BaseModel | None, prefix: str) -> 
         path = f"{prefix}{name}"
         default = _default(field, defaults, name)
         groups = sections_of(field.annotation)
+        # A field that is a group is a heading; one that may also be something else (null, a text) is an option as well.
         if field.annotation in groups:
             yield Option(path, "", "", field.description or (groups[0].__doc__ or "").strip())
         else:
@@ -132,7 +134,9 @@ def _shown(default: Any) -> str:
     if isinstance(default, BaseModel):
         return _GROUP
     value = list(default) if isinstance(default, tuple) else default
-    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True).strip()
+    # Only double quotes show the end of a line as \n; PyYAML's own choice would write it as an empty line.
+    quotes = '"' if isinstance(value, str) and "\n" in value else None
+    text = yaml.safe_dump(value, default_style=quotes, default_flow_style=True, width=10**6, allow_unicode=True).strip()
     # PyYAML ends a document that is a bare scalar with a line of three dots.
     return text.removesuffix("...").strip()
 
@@ -159,7 +163,8 @@ def _type(annotation: Any, limits: list[Any]) -> str:
 
 def _tuple_type(args: tuple[Any, ...], limits: list[Any]) -> str:
     if len(args) == 2 and args[1] is Ellipsis:
-        return f"list of {_type(args[0], [])}{_bounds(limits)}"
+        bounds = _bounds(limits)
+        return f"list of {_type(args[0], [])}" + (f",{bounds}" if bounds else "")
     return f"list [{', '.join(_type(arg, []) for arg in args)}]"
 
 

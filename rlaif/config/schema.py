@@ -67,6 +67,7 @@ class Video(Section):
     resize again."""
     width: int | None = None
     """Width in pixels to resize frames to, together with `height`; null keeps the stored size."""
+    # Every process has a cache of its own, so the budget counts once per learner rank and reward actor of a node.
     feature_cache_bytes: int = Field(512 * 1024**2, ge=1)
     """Byte budget for processed videos in each learner rank and reward actor."""
     decode_threads: int | None = Field(None, ge=1)
@@ -85,6 +86,7 @@ class Video(Section):
 class Lora(Section):
     """Low-rank adapters."""
 
+    # vLLM serves adapters of rank 512 at most.
     r: int = Field(64, ge=1, le=512)
     """Rank of the adapter."""
     alpha: float = 16.0
@@ -121,8 +123,10 @@ class Optim(Section):
     """Learning rate after the warm-up."""
     projector_lr: float | None = Field(None, gt=0)
     """Learning rate of the projector if it is trained (`train_projector`), on the same schedule; null: `lr`."""
+    # 0.95 is usual for language models; torch's default of 0.999 remembers a thousand steps, more than a short run has.
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay rates of AdamW's first and second moment."""
+    # Below this scale of gradients, Adam's steps shrink with them: it matters if losses are scaled down.
     eps: float = 1e-8
     """Number that AdamW adds to its denominator, which keeps it above zero."""
     weight_decay: float = 0.0
@@ -183,7 +187,7 @@ class Reward(Section):
     """Training of a reward model (`rlaif reward`): one scalar per dimension, read at the last token of question, context and answer."""
 
     preset: Preset = "modern"
-    """Source of the defaults below: modern are the ones listed here, another name is the system it stands for
+    """Source of this section's defaults: the ones listed here (modern), or those of the system with that name
     (docs/presets.md). Options that are set win."""
     init: str = "{run}/sft/export"
     """Model to start from. It may be larger than the policy; its own tokenizer and processor are used."""
@@ -276,6 +280,7 @@ class Kl(Section):
 class Sampling(Section):
     """How answers are sampled."""
 
+    # Chat-completions servers accept temperatures from 0 to 2, and so does every sampling option here.
     temperature: float = Field(1.0, ge=0, le=2)
     """Temperature that divides the logits; 0 takes the most likely token."""
     top_p: float = Field(1.0, gt=0, le=1)
@@ -315,7 +320,7 @@ class Ppo(Section):
     """PPO from AI feedback (`rlaif ppo`)."""
 
     preset: Preset = "modern"
-    """Source of the defaults below: modern are the ones listed here, another name is the system it stands for
+    """Source of this section's defaults: the ones listed here (modern), or those of the system with that name
     (docs/presets.md). Options that are set win."""
     policy: str = "{run}/sft/export"
     """Model that the policy starts from, which is also the reference of the KL penalty."""
@@ -345,6 +350,7 @@ class Ppo(Section):
     """How answers are sampled."""
     max_staleness: int = Field(0, ge=0)
     """Largest number of versions that a sample may be behind the weights that train on it; 0: synchronous."""
+    # In float32 engine and learner agree to about 1e-6; in bfloat16 the difference is large enough to bias the ratio.
     old_logprobs: Literal["auto", "engine", "learner"] = "auto"
     """Source of the log-probs that the ratio starts from. auto: the engine's in float32, else the learner's with
     truncated importance weights."""
@@ -378,6 +384,7 @@ class Ppo(Section):
     """The probability ratio is clipped to 1 - clip and 1 + clip."""
     value_clip: float = Field(0.2, gt=0)
     """Largest change of the critic's prediction from the old one, in the unit of `value_clip_unit`."""
+    # An absolute range that suits returns around 1 would stop a critic whose returns are around 100.
     value_clip_unit: Literal["running_scale", "absolute"] = "running_scale"
     """Unit of `value_clip`: the running standard deviation of returns, or one unit of reward."""
     value_coef: float = Field(1.0, gt=0)
@@ -447,6 +454,7 @@ class Eval(Section):
 class Logging(Section):
     """Destinations of metrics and of printed output, besides the run directory."""
 
+    # YAML reads a bare `off` as false, see the validator below.
     wandb: Literal["auto", "off"] = "auto"
     """auto: report metrics to Weights & Biases, online if you are logged in, else offline. A failure of W&B never stops
     a run."""
@@ -489,6 +497,7 @@ class Demo(Section):
 class Config(Section):
     """All options of one run."""
 
+    # `rlaif options` and docs/options.md list sections in this order, which is roughly that of the stages.
     name: str
     """Name of the run, whose directory is `<storage>/<name>`."""
     storage: str = "runs"

@@ -15,8 +15,9 @@ def off(value: object) -> object:
 class Section(BaseModel):
     """A frozen group of options; unknown keys are errors."""
 
-    # pydantic's own errors would show the input, which may be a secret in the wrong place. rlaif/config/load.py shows it if
-    # it is not one.
+    # frozen: several stages share one configuration. hide_input_in_errors: pydantic's own errors would show the input, which
+    # may be a secret in the wrong place; rlaif/config/load.py shows it if it is not one. allow_inf_nan: YAML has .inf and
+    # .nan. use_attribute_docstrings: `rlaif options` lists them.
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True, allow_inf_nan=False
     )

@@ -105,9 +105,9 @@ def check(
 
 
 def _probe(path: Path) -> Any:
-    from rlaif.video.decode import probe
+    from rlaif.video.decode import probe_video
 
-    return probe(path)
+    return probe_video(path)
 
 
 Named = tuple[str, tuple[str, ...], RowError | None]

@@ -77,7 +77,9 @@ class AdaptiveController:
         ContractError if `kl` is not finite.
         """
         if not math.isfinite(kl):
-            raise ContractError("a finite mean KL", str(kl), "look for samples with broken log-probs")
+            raise ContractError(
+                "a finite mean KL", str(kl), "Look for a `kl` that is not finite in samples/ of the run"
+            )
         error = min(max(kl / self.target - 1.0, -_LARGEST_ERROR), _LARGEST_ERROR)
         # Beyond five horizons per batch, the formula of the paper would turn the coefficient negative.
         horizons = min(n_samples / self.horizon, 1.0)

@@ -50,7 +50,9 @@ def token_logprobs_entropy(
 def _apply(logits, targets, temperature, banned, block_elements, entropy):
     if not temperature > 0:
         raise ContractError(
-            "a sampling temperature above 0", str(temperature), "train at the temperature that samples, or at 1"
+            "a sampling temperature above 0",
+            str(temperature),
+            "Train at the temperature that samples (`ppo.sampling.temperature`), or at 1",
         )
     banned_ids = torch.as_tensor(list(banned), dtype=torch.long, device=logits.device)
     return _TokenLogprobs.apply(logits, targets, temperature, banned_ids, block_elements, entropy)

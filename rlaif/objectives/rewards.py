@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from rlaif.config.schema import Terms
 from rlaif.errors import ContractError
 from rlaif.objectives.masked import Moments, scale_of, wide, zero_outside
 from rlaif.records import Masked, Outcome, total
+
+if TYPE_CHECKING:  # objectives need torch alone; options only name the types of arguments
+    from rlaif.config.schema import Terms
 
 LARGEST = 1e16
 """The largest reward that is trained on: the value loss squares returns and adds them up in float32, which ends at 3e38."""
@@ -41,7 +44,7 @@ def shaped_score(
         raise ContractError(
             "reward parts named apart from the terms",
             f"{', '.join(clash)} in both",
-            "rename the reward function's part",
+            "Rename that part in the reward function (`ppo.reward`)",
         )
     return total({**parts, **added}, value + sum(added.values()))
 

@@ -10,13 +10,16 @@ two padding tokens stand for any number of them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from rlaif.config.schema import Ppo
 from rlaif.errors import ContractError
+
+if TYPE_CHECKING:  # objectives need torch alone; options only name the types of arguments
+    from rlaif.config.schema import Ppo
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,9 @@ class ResponseSlots:
             return 0
         if length > self.total:
             raise ContractError(
-                f"answers of at most {self.total} tokens (ppo.sampling.max_tokens)", f"{length}", "Raise that option"
+                f"answers of at most {self.total} tokens (ppo.sampling.max_tokens)",
+                f"{length}",
+                "Raise `ppo.sampling.max_tokens`",
             )
         # Slot n is read at the last token, so the first padding token serves slot n + 1 and the second one all later slots;
         # each of them takes a slot itself, so an answer that is one token short has room for one.

@@ -1,4 +1,4 @@
-"""New weights to the rollout actors: over the transport of `rollout.transport`, and the object store where that fails."""
+"""Weight sync: new weights go to the rollout actors over `rollout.transport`, or through the object store if that fails."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Publisher:
-    """Brings numbered versions of the policy to every rollout actor, each of them whole or not at all."""
+class WeightSync:
+    """Publishes numbered versions of the policy to every rollout actor, each version whole or not at all."""
 
     learners: LearnerGroup
     rollouts: RolloutPool
     options: Rollout
     deadline_s: float
     apply_s: float = 0.0
-    """How long the slowest rollout actor took to verify and load the weights published last."""
+    """Seconds that the slowest rollout actor took to verify and load the weights published last."""
     rerouted: int = 0
-    """Times that an actor got a version through the object store because the transport did not reach it."""
+    """How often an actor received a version through the object store because the transport did not reach it."""
     _unreached: Delivery | None = None
-    """The last delivery, if it reached nobody."""
+    """The last delivery, if it reached no actor."""
 
     def publish(self, version: int) -> dict[str, float]:
-        """Send the policy's newest weights to every rollout actor; returns the transfer's metrics.
+        """Send the policy's newest weights to every rollout actor. Returns the metrics of the transfer.
 
-        Through the object store, each actor applies them behind what it still owes and `wait` says when they are in place;
-        a transport between GPUs waits for that here.
+        Through the object store, each actor applies them after its pending requests, and `wait` returns when they are in
+        place. A transport between GPUs waits for that here.
         """
         began = time.perf_counter()
         manifest = None
@@ -51,7 +51,7 @@ class Publisher:
         }
 
     def wait(self) -> None:
-        """Every rollout actor holds the version published last, verified.
+        """Wait until every rollout actor holds the version published last, verified.
 
         Raises:
             ContractError: the transport reached no actor, though all of them are well: it cannot work as configured.
@@ -64,7 +64,7 @@ class Publisher:
             raise undelivered(unreached.failed)
 
     def _deliver(self, version: int) -> Manifest | None:
-        """The version's manifest if it reached every actor, else None: it has to be published the other way too."""
+        """Return the version's manifest if it reached every actor, else None: it has to be published the other way too."""
         receivers = Receivers(
             self.rollouts.fleet.handles, self.options.tensor_parallel_size, self.deadline_s, self.options.transport
         )

@@ -15,14 +15,14 @@ def pairs(n, seed=0):
     return torch.randn(2, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def test_safesora_vector():
+def test_bradley_terry_matches_the_safesora_vector():
     chosen, rejected = torch.tensor([1.2, 0.3]), torch.tensor([0.4, 0.9])
     loss, metrics = bradley_terry(chosen, rejected, "squared", 1e-3, 2)
-    found = mean_metrics(read_metrics(metrics))
-    assert found["preference_loss"] == pytest.approx(0.704294, abs=1e-6)
-    assert found["centering"] == pytest.approx(0.000625)
+    means = mean_metrics(read_metrics(metrics))
+    assert means["preference_loss"] == pytest.approx(0.704294, abs=1e-6)
+    assert means["centering"] == pytest.approx(0.000625)
     assert loss.item() == pytest.approx(0.704919, abs=1e-6)
-    assert found["accuracy"] == 0.5 and found["score"] == pytest.approx(0.7) and found["margin"] == pytest.approx(0.1)
+    assert means["accuracy"] == 0.5 and means["score"] == pytest.approx(0.7) and means["margin"] == pytest.approx(0.1)
 
 
 def test_vlm_rlaif_centering_is_the_absolute_mean_of_the_pair_sums():
@@ -45,7 +45,7 @@ def test_bradley_terry_is_binary_cross_entropy_of_the_score_difference():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_vlm_rlaif_loss_from_two_outputs_and_a_choice(seed):
-    """BCE with logits of r2 - r1 against the choice, plus 1e-3 |mean(r1 + r2)|, whichever output was preferred."""
+    """Compare with BCE with logits of r2 - r1 against the choice, plus 1e-3 |mean(r1 + r2)|, whichever output is preferred."""
     r1, r2 = (10 * x - 3 for x in pairs(6, seed))
     choice = torch.randint(0, 2, (6,), generator=torch.Generator().manual_seed(seed)).tolist()
     each, sums = [], []
@@ -53,10 +53,12 @@ def test_vlm_rlaif_loss_from_two_outputs_and_a_choice(seed):
         p = 1 / (1 + math.exp(a - b))
         each.append(-math.log(p) if second else -math.log(1 - p))
         sums.append(a + b)
-    wanted = sum(each) / 6 + 1e-3 * abs(sum(sums) / 6)
-    picked = torch.tensor(choice, dtype=torch.bool)
-    loss, _ = bradley_terry(torch.where(picked, r2, r1), torch.where(picked, r1, r2), "mean_abs", 1e-3, 6)
-    assert loss.item() == pytest.approx(wanted)
+    expected = sum(each) / 6 + 1e-3 * abs(sum(sums) / 6)
+    second_is_better = torch.tensor(choice, dtype=torch.bool)
+    loss, _ = bradley_terry(
+        torch.where(second_is_better, r2, r1), torch.where(second_is_better, r1, r2), "mean_abs", 1e-3, 6
+    )
+    assert loss.item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("centering", ["none", "squared"])
@@ -76,7 +78,7 @@ def test_mean_abs_centering_is_each_micro_batchs_own_weighted_by_its_pairs():
     assert read_metrics(*parts)["centering"] == pytest.approx((expected, 7))
 
 
-def test_a_tie_is_not_counted_as_right():
+def test_tie_counts_as_wrong():
     assert read_metrics(bradley_terry(torch.ones(1), torch.ones(1), "none", 0.0, 1)[1])["accuracy"] == (0.0, 1.0)
 
 
@@ -84,22 +86,23 @@ def test_a_tie_is_not_counted_as_right():
 @pytest.mark.parametrize("centering", ["none", "mean_abs", "squared"])
 def test_bradley_terry_gradients(centering, margin):
     chosen, rejected = (x.clone().requires_grad_() for x in pairs(4))
-    wanted = None if margin is None else torch.tensor(margin, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda a, b: bradley_terry(a, b, centering, 0.1, 4, wanted)[0], (chosen, rejected))
+    expected = None if margin is None else torch.tensor(margin, dtype=torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda a, b: bradley_terry(a, b, centering, 0.1, 4, expected)[0], (chosen, rejected)
+    )
 
 
-def test_a_margin_asks_for_a_larger_difference():
-    """-log sigmoid(s_w - s_l - m), by hand: the SafeSora scores with the margins of Llama 2's first and third rating."""
+def test_required_margin_is_subtracted_from_the_difference():
+    """Compute -log sigmoid(s_w - s_l - m) by hand, for the SafeSora scores with margins of Llama 2's first and third rating."""
     chosen, rejected = torch.tensor([1.2, 0.3]), torch.tensor([0.4, 0.9])
     loss, metrics = bradley_terry(chosen, rejected, "none", 0.0, 2, torch.tensor([1.0, 1 / 3]))
-    wanted = (softplus(-(1.2 - 0.4 - 1)) + softplus(-(0.3 - 0.9 - 1 / 3))) / 2
-    assert loss.item() == pytest.approx(wanted, abs=1e-6) and loss.item() == pytest.approx(1.031552, abs=1e-6)
-    assert mean_metrics(read_metrics(metrics))["accuracy"] == 0.5 and mean_metrics(read_metrics(metrics))[
-        "margin"
-    ] == pytest.approx(0.1)
-    plain, told = bradley_terry(chosen, rejected, "none", 0.0, 2)
-    same, again = bradley_terry(chosen, rejected, "none", 0.0, 2, torch.zeros(2))
-    assert torch.equal(plain, same) and told == again
+    expected = (softplus(-(1.2 - 0.4 - 1)) + softplus(-(0.3 - 0.9 - 1 / 3))) / 2
+    assert loss.item() == pytest.approx(expected, abs=1e-6) and loss.item() == pytest.approx(1.031552, abs=1e-6)
+    means = mean_metrics(read_metrics(metrics))
+    assert means["accuracy"] == 0.5 and means["margin"] == pytest.approx(0.1)
+    plain, plain_metrics = bradley_terry(chosen, rejected, "none", 0.0, 2)
+    same, zero_metrics = bradley_terry(chosen, rejected, "none", 0.0, 2, torch.zeros(2))
+    assert torch.equal(plain, same) and plain_metrics == zero_metrics
 
 
 # Vectors of the fine-grained DPO of RLHF-V: log-probs of one pair, reference log-probs, weights of corrected tokens.
@@ -117,7 +120,7 @@ def published(beta, weighted, average):
     return [s.item() for s in scores], loss.item(), mean_metrics(read_metrics(metrics))
 
 
-def test_published_dpo_vectors():
+def test_dpo_matches_published_vectors():
     scores, loss, metrics = published(0.5, weighted=True, average=True)
     assert scores == pytest.approx([-0.814286, -1.614286, -1.185714, -1.014286], abs=1e-6)
     assert loss == pytest.approx(0.479494, abs=1e-6)
@@ -153,7 +156,7 @@ def test_dpo_matches_a_loop_and_micro_batches_sum(loss_type):
     assert torch.autograd.gradcheck(lambda x, y: dpo(x, y, ref_a, ref_b, 0.5, loss_type, 9)[0], leaves)
 
 
-def test_the_reference_is_a_constant():
+def test_dpo_reference_gets_no_gradient():
     leaves = [x.clone().requires_grad_() for x in (*pairs(3), *pairs(3, seed=1))]
     dpo(*leaves, 0.5, "sigmoid", 3)[0].backward()
     assert [x.grad is None for x in leaves] == [False, False, True, True]
@@ -168,7 +171,7 @@ def test_extreme_margins_stay_finite(margin):
         assert torch.isfinite(loss) and torch.isfinite(gradient).all()
 
 
-def test_no_pairs_give_a_connected_zero():
+def test_bradley_terry_without_pairs_is_zero_with_zero_gradient():
     scores = torch.ones(2, requires_grad=True)
     for centering in ("none", "mean_abs", "squared"):
         loss, metrics = bradley_terry(scores[:0], scores[:0], centering, 1e-3, 4)

@@ -21,7 +21,7 @@ from rlaif.stages.train.workers import (
     identity,
     learner_spec,
     require_inputs,
-    start_roles,
+    start_workers,
 )
 
 ADAPTER = Lora(r=8)
@@ -85,7 +85,7 @@ def test_a_run_prints_what_the_critic_starts_from(make_config, world, tmp_path, 
     reward = reward_on(tmp_path / "reward", world / "base")
     config = make_config(tmp_path, f"ppo.reward={reward}")
     with pytest.raises(Full):
-        start_roles(config, SimpleNamespace(topology=SimpleNamespace(place=place)), [], learner_spec(config))
+        start_workers(config, SimpleNamespace(topology=SimpleNamespace(place=place)), learner_spec(config))
     assert f"critic starts from the reward model {reward}" in capsys.readouterr().out
 
 

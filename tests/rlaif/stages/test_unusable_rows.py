@@ -20,7 +20,7 @@ from rlaif.stages.feedback.judge_inputs import read_cases
 from rlaif.stages.run import datasets
 from rlaif.stages.run.run import Run
 from rlaif.stages.train import evaluate, ppo, reward, sft
-from rlaif.stages.train.replacing import open_deck
+from rlaif.stages.train.prompts import open_deck
 
 LONG = "describe the video . " * 80
 STARTED = "an actor was asked for"
