@@ -19,7 +19,7 @@ from rlaif.io.rundir import typed_command
 from rlaif.records import Masked, Outcome, Prompt
 from rlaif.stages.compare.agreement_rows import read
 from rlaif.stages.feedback.ask_reward import judge_cases, require_reward, reward_answers
-from rlaif.stages.feedback.judge_inputs import Case, cases_of, masked_reasons
+from rlaif.stages.feedback.judge_inputs import AnsweredPrompt, Case, cases_of, masked_reasons
 from rlaif.stages.feedback.judges import frames_shown
 from rlaif.stages.feedback.label_report import server_usage
 from rlaif.stages.run import datasets
@@ -131,16 +131,19 @@ def reward_margins(config: Config, run: Run, records: Sequence[Preference]) -> P
     """
     reward = config.ppo.reward
     name = reward if isinstance(reward, str) else reward.path
-    sides = [_sides(record) for record in records]
-    scores = iter(reward_answers(config, run, list(itertools.chain.from_iterable(sides))))
-    margins = []
+    sides = list(map(_sides, records))
+    answers = list(itertools.chain.from_iterable(sides))
+    scores = iter(reward_answers(config, run, answers))
+    margins: list[Margin] = []
     masked: Counter[str] = Counter()
     for of_record in sides:
         # Two texts are two answers to one prompt; two videos are two prompts with one answer each.
         own = itertools.islice(scores, len(of_record))
         chosen, rejected = itertools.chain.from_iterable(own)
         margins.append(_score_margin(chosen, rejected))
-        masked.update(score.reason for score in (chosen, rejected) if isinstance(score, Masked))
+        for score in (chosen, rejected):
+            if isinstance(score, Masked):
+                masked[score.reason] += 1
     return PairVerdicts(name, margins, dict(masked), {})
 
 
@@ -151,6 +154,7 @@ def _sides(record: Preference) -> list[tuple[Prompt, tuple[str, ...]]]:
         return [(prompt, (record.chosen, record.rejected))]
     sides = []
     for side, video in zip(SIDES, _candidates(record), strict=True):
+        # The id says which side it is: outcomes are collected by prompt, and both sides have one pair.
         own = replace(prompt, prompt_id=f"{record.pair_id}\n{side}", video=video)
         sides.append((own, (getattr(record, side),)))
     return sides
@@ -179,12 +183,14 @@ def judge_margins(config: Config, run: Run, records: Sequence[Preference]) -> Pa
     """
     check_judge_sees_videos(config, records)
     cases = _record_cases(config, run, records)
+    # Two pairs may be about the same answers or videos; a judge is asked once.
     unique = {case.key: case for case in itertools.chain.from_iterable(cases)}
     name, rows, spent = judge_cases(config, run, list(unique.values()), "agreement")
     by_key = dict(zip(unique, rows, strict=True))
-    margins = []
-    for of_record in cases:
-        margins.append(_label_margin([by_key[case.key] for case in of_record]))
+    margins: list[Margin] = []
+    for own in cases:
+        labels = [by_key[case.key] for case in own]
+        margins.append(_label_margin(labels))
     masked: Counter[str] = Counter()
     for row in rows:
         masked.update(masked_reasons(row))
@@ -194,10 +200,14 @@ def judge_margins(config: Config, run: Run, records: Sequence[Preference]) -> Pa
 def _record_cases(config: Config, run: Run, records: Sequence[Preference]) -> list[list[Case]]:
     """Return what the judge reads of each record: one case, or one per video if it is asked about claims."""
     by_claims = config.label.method == "claims"
-    texts = [(_prompt(record), (record.chosen, record.rejected)) for record in records if not record.chosen_video]
+    texts: list[AnsweredPrompt] = []
+    for record in records:
+        if not record.chosen_video:
+            texts.append((_prompt(record), (record.chosen, record.rejected)))
+    # All texts at once: a shuffled context takes its captions from the other prompts.
     text_cases = iter(cases_of(config, texts))
     video_cases = claim_cases(config, run, records) if by_claims else {}
-    cases = []
+    cases: list[list[Case]] = []
     for record in records:
         videos = _candidates(record)
         if not record.chosen_video:
@@ -205,6 +215,7 @@ def _record_cases(config: Config, run: Run, records: Sequence[Preference]) -> li
         elif by_claims:
             own = [video_cases[video, record.question] for video in videos]
         else:
+            # The videos are the answers here; the prompt has none of its own, and no captions, which fit one video only.
             prompt = replace(_prompt(record), video="")
             own = [Case(prompt, videos, (), config.agreement.videos_prompt)]
         cases.append([_with_contents(run, case) for case in own])
@@ -213,13 +224,15 @@ def _record_cases(config: Config, run: Run, records: Sequence[Preference]) -> li
 
 def check_judge_sees_videos(config: Config, records: Sequence[Preference]) -> None:
     """Raise ConfigError if the judge could not see videos that are compared, before it is asked anything."""
-    label, videos = config.label, sum(bool(record.chosen_video) for record in records)
+    label = config.label
+    videos = sum(bool(record.chosen_video) for record in records)
     if not videos or isinstance(label.judge, Function):
         return
     if not label.show_video:
         raise ConfigError(
             f"a judge that sees the videos of {videos} pairs", "label.show_video=false", "Set label.show_video=true"
         )
+    # Claims are asked about one video at a time, which every judge can read.
     if label.method == "claims":
         return
     if not isinstance(label.judge, Server):
@@ -240,13 +253,15 @@ def check_judge_sees_videos(config: Config, records: Sequence[Preference]) -> No
 
 def claim_cases(config: Config, run: Run, records: Sequence[Preference]) -> dict[tuple[str, str], Case]:
     """Return, by (video, text), a case whose only answer is the text: its claims are asked about the video."""
-    keys: dict[tuple[str, str], None] = {}
+    prompts: dict[tuple[str, str], Prompt] = {}
     for record in records:
-        if record.chosen_video:
-            keys |= dict.fromkeys((video, record.question) for video in _candidates(record))
-    prompts = datasets.captioned(run, [Prompt(video, video, text) for video, text in keys])
-    cases = cases_of(config, [(prompt, (prompt.question,)) for prompt in prompts])
-    return dict(zip(keys, cases, strict=True))
+        if not record.chosen_video:
+            continue
+        for video in _candidates(record):
+            prompts[video, record.question] = Prompt(video, video, record.question)
+    captioned = datasets.captioned(run, list(prompts.values()))
+    cases = cases_of(config, [(prompt, (prompt.question,)) for prompt in captioned])
+    return dict(zip(prompts, cases, strict=True))
 
 
 def _with_contents(run: Run, case: Case) -> Case:
@@ -257,15 +272,24 @@ def _with_contents(run: Run, case: Case) -> Case:
 
 
 def _label_margin(rows: Sequence[dict]) -> Margin:
-    scores = itertools.chain.from_iterable(row["scores"] for row in rows)
-    chosen, rejected = (score.get("score") for score in scores)
+    # One row with two answers, or two rows with one each: the chosen side comes first in both.
+    chosen, rejected = itertools.chain.from_iterable(map(_row_scores, rows))
     value = None if chosen is None or rejected is None else chosen - rejected
     return lambda dimension: value
 
 
+def _row_scores(row: dict) -> list[float | None]:
+    return [score.get("score") for score in row["scores"]]
+
+
 def _prompt(record: Preference) -> Prompt:
-    extra = record.native.get("rlaif", {})
-    return Prompt(record.pair_id, record.video or "", record.question, captions=record.captions, extra=extra)
+    return Prompt(
+        record.pair_id,
+        record.video or "",
+        record.question,
+        captions=record.captions,
+        extra=record.native.get("rlaif", {}),
+    )
 
 
 # -- what is printed

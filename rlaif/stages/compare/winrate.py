@@ -19,7 +19,7 @@ from rlaif.models.check import require_model
 from rlaif.models.model_dir import ModelDir
 from rlaif.records import Masked, Outcome, Prompt
 from rlaif.stages.feedback.ask_reward import apply_reward_weights, judge_cases, require_reward, reward_answers
-from rlaif.stages.feedback.judge_inputs import Case, cases_of, masked_reasons
+from rlaif.stages.feedback.judge_inputs import AnsweredPrompt, Case, cases_of, masked_reasons
 from rlaif.stages.feedback.label_report import server_usage
 from rlaif.stages.feedback.sample import open_candidates, prompt_digest
 from rlaif.stages.run import datasets
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 Answers = Mapping[str, Mapping[str, str]]
 """By prompt_id: the answer of each model that has one, by the model's name."""
+Shares = dict[tuple[str, str], float | None]
+"""By names of two models: 1 if the first wins, 1/2 for a tie, 0 if it loses, None without a verdict."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,10 @@ def winrate(config: Config, run: Run) -> dict:
     rates, masked = verdicts.rates, verdicts.masked
     found = {"command": typed_command(), "by": verdicts.name, **rates.to_json()}
     found |= {"paths": dict(names), "masked": masked, **verdicts.usage}
-    unanswered = {name: sum(name not in answers[prompt.prompt_id] for prompt in prompts) for name in names}
+    unanswered = dict.fromkeys(names, len(prompts))
+    for prompt in prompts:
+        for name in answers[prompt.prompt_id]:
+            unanswered[name] -= 1
     found["unanswered"] = unanswered
     if masked or any(unanswered.values()):
         log.warning("prompts without an answer: %s; answers without a verdict: %s", unanswered, masked)
@@ -96,7 +101,9 @@ def _short_names(models: Sequence[str]) -> dict[str, str]:
     distinct = list(dict.fromkeys(models))
     parts = [Path(model).parts for model in distinct]
     names: list[str] = []
+    # The longest ends are the whole paths, which differ.
     for length in range(1, max(map(len, parts)) + 1):
+        # An absolute path begins with the part "/", which joining would double.
         names = ["/".join(part[-length:]).lstrip("/") for part in parts]
         if len(set(names)) == len(names):
             break
@@ -112,16 +119,20 @@ def first_answers(config: Config, names: Mapping[str, str], prompts: Sequence[Pr
     """
     store = open_candidates(config)
     digests = {prompt.prompt_id: prompt_digest(prompt) for prompt in prompts}
+    # By weights, not by path: a model may have moved since it answered.
     by_fingerprint = {ModelDir(model).fingerprint: name for name, model in names.items()}
     if len(by_fingerprint) < len(names):
         raise ConfigError("models that differ", f"the same weights twice in {dict(names)}", "Correct winrate.models")
-    answers: dict[str, dict[str, str]] = {prompt_id: {} for prompt_id in digests}
+    answers: dict[str, dict[str, str]] = {}
+    for prompt in prompts:
+        answers[prompt.prompt_id] = {}
     counts: Counter[str] = Counter()
     for row in store.rows():
-        prompt_id, name = row["prompt_id"], by_fingerprint.get(row.get("fingerprint"))
+        prompt_id = row["prompt_id"]
+        name = by_fingerprint.get(row.get("fingerprint"))
         if prompt_id not in digests or name is None or not row.get("answers"):
             continue
-        # Rows without `asked` are from a user, who may leave it out.
+        # A row without `asked`, which a user may write, fits the prompt as it is.
         if row.get("asked") in (None, digests[prompt_id]):
             answers[prompt_id][name] = row["answers"][0]
             counts[name] += 1
@@ -140,17 +151,17 @@ def rates_by_reward(
 ) -> WinVerdicts:
     """Return the win rates by the scores of `ppo.reward`, and by dimension by the parts of the scores."""
     present = [_present(answers, prompt, names) for prompt in prompts]
-    asked = []
-    for prompt, texts in zip(prompts, present, strict=True):
-        asked.append((prompt, list(texts.values())))
-    parts = reward_answers(config, run, asked)
+    parts = reward_answers(config, run, _answered(prompts, present))
+    # Weights apply to the totals only: a dimension is compared by its own part.
     totals = apply_reward_weights(config, parts)
     masked: Counter[str] = Counter()
-    for of_prompt in totals:
-        masked.update(outcome.reason for outcome in of_prompt if isinstance(outcome, Masked))
+    for outcome in itertools.chain.from_iterable(totals):
+        if isinstance(outcome, Masked):
+            masked[outcome.reason] += 1
     reward = config.ppo.reward
     name = reward if isinstance(reward, str) else reward.path
-    of_parts, of_totals = (_by_name(prompts, present, outcomes) for outcomes in (parts, totals))
+    of_parts = _by_name(prompts, present, parts)
+    of_totals = _by_name(prompts, present, totals)
     rates = outcome_rates(of_parts, of_totals, names, _prompt_types(prompts))
     return WinVerdicts(name, rates, dict(masked), {})
 
@@ -163,6 +174,13 @@ def _by_name(
     for prompt, texts, of_prompt in zip(prompts, present, outcomes, strict=True):
         result[prompt.prompt_id] = dict(zip(texts, of_prompt, strict=True))
     return result
+
+
+def _answered(prompts: Sequence[Prompt], present: Sequence[Mapping[str, str]]) -> list[AnsweredPrompt]:
+    answered: list[AnsweredPrompt] = []
+    for prompt, texts in zip(prompts, present, strict=True):
+        answered.append((prompt, list(texts.values())))
+    return answered
 
 
 def _present(answers: Answers, prompt: Prompt, names: Sequence[str]) -> dict[str, str]:
@@ -182,11 +200,9 @@ def rates_by_judge(
     # Every two models are compared, however many pairs `label.comparisons` draws for training.
     label = config.label.model_copy(update={"comparisons": None})
     present = [_present(answers, prompt, names) for prompt in prompts]
-    answered = []
-    for prompt, texts in zip(prompts, present, strict=True):
-        answered.append((prompt, list(texts.values())))
-    cases = cases_of(config, answered)
-    judge, rows, spent = judge_cases(config.model_copy(update={"label": label}), run, cases, "winrate")
+    cases = cases_of(config, _answered(prompts, present))
+    every_pair = config.model_copy(update={"label": label})
+    judge, rows, spent = judge_cases(every_pair, run, cases, "winrate")
     verdicts = {}
     masked: Counter[str] = Counter()
     for case, texts, row in zip(cases, present, rows, strict=True):
@@ -196,14 +212,13 @@ def rates_by_judge(
     return WinVerdicts(judge, rates, dict(masked), server_usage(config, rows, spent))
 
 
-def row_verdicts(case: Case, names: Sequence[str], row: dict) -> dict[tuple[str, str], float | None]:
-    """Return the share of the first of every two models: 1 for a win, 1/2 for a tie, 0 for a loss, None without a verdict.
-
-    Equal answers are a tie: the judge was not asked about them.
-    """
-    winners = {(pair["a"], pair["b"]): pair.get("winner") for pair in row.get("pairs", ())}
+def row_verdicts(case: Case, names: Sequence[str], row: dict) -> Shares:
+    """Return the shares of every two models. Equal answers are a tie: the judge was not asked about them."""
+    winners = {}
+    for pair in row.get("pairs", ()):
+        winners[pair["a"], pair["b"]] = pair.get("winner")
     scores = [score.get("score") for score in row["scores"]]
-    verdicts = {}
+    shares: Shares = {}
     for a, b in itertools.combinations(range(len(names)), 2):
         if case.answers[a] == case.answers[b]:
             winner = 0
@@ -213,8 +228,10 @@ def row_verdicts(case: Case, names: Sequence[str], row: dict) -> dict[tuple[str,
             winner = None
         else:
             winner = (scores[a] > scores[b]) - (scores[a] < scores[b])
-        verdicts[names[a], names[b]] = None if winner is None else (1 + winner) / 2
-    return verdicts
+        # The winner is 1, 0 or -1.
+        share = None if winner is None else (1 + winner) / 2
+        shares[names[a], names[b]] = share
+    return shares
 
 
 def winrate_table(found: dict) -> str:

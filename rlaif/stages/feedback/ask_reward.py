@@ -10,8 +10,8 @@ from rlaif.config.section import Function
 from rlaif.errors import ConfigError
 from rlaif.functions import load_function
 from rlaif.models.reward import check_weights, dimensions_of, read_card, require_reward_model
-from rlaif.records import Key, Masked, Outcome, Prompt, RewardInput, reward_outcome
-from rlaif.stages.feedback.judge_inputs import Case
+from rlaif.records import Key, Masked, Outcome, RewardInput, reward_outcome
+from rlaif.stages.feedback.judge_inputs import AnsweredPrompt, Case
 from rlaif.stages.feedback.label import LabelResult, label_cases, label_store
 from rlaif.stages.feedback.label_hash import label_hash
 from rlaif.stages.run.reward_context import prompts_with_context
@@ -45,7 +45,7 @@ def require_reward(config: Config, weights: Mapping[str, float] | None = None) -
         )
 
 
-def reward_answers(config: Config, run: Run, answers: Sequence[tuple[Prompt, Sequence[str]]]) -> list[list[Outcome]]:
+def reward_answers(config: Config, run: Run, answers: Sequence[AnsweredPrompt]) -> list[list[Outcome]]:
     """Score each prompt's answers with `ppo.reward` on the reward actors; weights are not applied.
 
     Returns the outcomes of each prompt's answers, in the order of the arguments.
@@ -59,10 +59,10 @@ def reward_answers(config: Config, run: Run, answers: Sequence[tuple[Prompt, Seq
     pool = run.topology.rewards(ppo.reward, ppo.tokens_per_microbatch, timeout_s=ppo.reward_timeout_s)
     by_key = collect_outcomes(pool, inputs)
     run.topology.stop_rewards()
-    outcomes = []
+    outcomes: list[list[Outcome]] = []
     for prompt, texts in answers:
-        indices = range(len(texts))
-        outcomes.append([by_key[prompt.prompt_id, index] for index in indices])
+        keys = [(prompt.prompt_id, index) for index in range(len(texts))]
+        outcomes.append([by_key[key] for key in keys])
     return outcomes
 
 

@@ -15,6 +15,8 @@ from rlaif.stages.feedback.judges import Judge, Question
 
 Tally = dict[str, int]
 """How often an answer makes each of its claims, by claim."""
+AnswerClaims = list[Tally | Masked]
+"""The claims of each answer to a prompt, or why they are not known."""
 
 
 def by_claims(config: Config, judge: Judge, cases: Sequence[Case]) -> list[dict]:
@@ -33,16 +35,18 @@ def by_claims(config: Config, judge: Judge, cases: Sequence[Case]) -> list[dict]
             verdicts[key] = claims.judge_claim(tokens, *options.yes_no, options.reject_at)
     rows = []
     for number, case in enumerate(cases):
-        scores = [_claim_score(tally, verdicts, number) for tally in tallies[number]]
-        values = [_value(score) for score in scores]
-        evidence = [None if isinstance(score, Masked) else _evidence(score) for score in scores]
-        outcomes = [replies[_claim_key(number, claim)] for claim in _claims_of(tallies[number])]
-        row = label_row(case, values, claims=evidence)
-        rows.append(row | retry_field([*tallies[number], *outcomes]))
+        own = tallies[number]
+        scores = [_claim_score(tally, verdicts, number) for tally in own]
+        row = label_row(case, list(map(_value, scores)), claims=list(map(_evidence, scores)))
+        # Whether a prompt is asked about again depends on what failed, not on the masked scores that follow from it.
+        outcomes: list = list(own)
+        for claim in _claims_of(own):
+            outcomes.append(replies[_claim_key(number, claim)])
+        rows.append(row | retry_field(outcomes))
     return rows
 
 
-def _claims_of(tallies: Sequence[Tally | Masked]) -> list[str]:
+def _claims_of(tallies: AnswerClaims) -> list[str]:
     """Return the claims of all answers to a prompt, each once, sorted."""
     distinct: set[str] = set()
     for tally in tallies:
@@ -71,22 +75,24 @@ def _claim_score(
 ) -> claims.ClaimScore | Masked:
     if isinstance(tally, Masked):
         return tally
-    return claims.score(tally, [verdicts[_claim_key(number, claim)] for claim in tally])
+    own = [verdicts[_claim_key(number, claim)] for claim in tally]
+    return claims.score(tally, own)
 
 
-def split_answers(config: Config, judge: Judge, cases: Sequence[Case]) -> list[list[Tally | Masked]]:
+def split_answers(config: Config, judge: Judge, cases: Sequence[Case]) -> list[AnswerClaims]:
     """Return the claims of each answer of each case, with how often the answer makes each."""
     method = config.label.split
     if method == "model":
         return _split_by_model(judge, config.label.split_prompt, cases)
     split = claims.split if method == "sentences" else load_function(method)
-    tallies = []
+    tallies: list[AnswerClaims] = []
     for case in cases:
+        # Splitting needs no judge here, so that it cannot fail for a reason that may pass.
         tallies.append([claims.tally(split(answer)) for answer in case.answers])
     return tallies
 
 
-def _split_by_model(judge: Judge, prompt: str, cases: Sequence[Case]) -> list[list[Tally | Masked]]:
+def _split_by_model(judge: Judge, prompt: str, cases: Sequence[Case]) -> list[AnswerClaims]:
     questions = []
     for number, case in enumerate(cases):
         for index, answer in enumerate(case.answers):
@@ -94,13 +100,16 @@ def _split_by_model(judge: Judge, prompt: str, cases: Sequence[Case]) -> list[li
                 text = fill(prompt, question=case.prompt.question, answer=answer)
                 questions.append(Question(_split_key(number, index), text))
     replies = judge.write(questions)
-    tallies = []
+    tallies: list[AnswerClaims] = []
     for number, case in enumerate(cases):
-        of_case: list[Tally | Masked] = []
+        own: AnswerClaims = []
         for index, answer in enumerate(case.answers):
             # An answer without text makes no claims, and the judge was not asked about it.
-            of_case.append(_listed_claims(replies[_split_key(number, index)]) if answer.strip() else {})
-        tallies.append(of_case)
+            if answer.strip():
+                own.append(_listed_claims(replies[_split_key(number, index)]))
+            else:
+                own.append({})
+        tallies.append(own)
     return tallies
 
 
@@ -126,5 +135,10 @@ def _value(score: claims.ClaimScore | Masked) -> float | Masked:
     return Masked("it makes no claims") if score.empty else float(score.score)
 
 
-def _evidence(score: claims.ClaimScore) -> list[dict]:
-    return [{"claim": e.claim, "times": e.times, **asdict(e.judged)} for e in score.evidence]
+def _evidence(score: claims.ClaimScore | Masked) -> list[dict] | None:
+    if isinstance(score, Masked):
+        return None
+    records = []
+    for part in score.evidence:
+        records.append({"claim": part.claim, "times": part.times, **asdict(part.judged)})
+    return records

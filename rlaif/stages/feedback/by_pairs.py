@@ -22,10 +22,18 @@ IndexPair = tuple[int, int]
 
 def drawn_pairs(config: Config, case: Case) -> list[IndexPair]:
     """Return the pairs of different answers to compare: all, or `label.comparisons` of them, drawn by seed."""
-    answers = case.answers
-    pairs = [(a, b) for a, b in itertools.combinations(range(len(answers)), 2) if answers[a] != answers[b]]
-    drawn = sorted(pairs, key=lambda pair: derive(config.seed, "compare", case.prompt.prompt_id, *pair))
-    return sorted(drawn[: config.label.comparisons])
+    answers, prompt_id = case.answers, case.prompt.prompt_id
+    pairs: list[IndexPair] = []
+    for a, b in itertools.combinations(range(len(answers)), 2):
+        if answers[a] != answers[b]:
+            pairs.append((a, b))
+
+    def rank(pair: IndexPair) -> int:
+        return derive(config.seed, "compare", prompt_id, *pair)
+
+    # Sorting by a hash of the pair draws without replacement, and a larger number adds to the pairs of a smaller one.
+    drawn = sorted(pairs, key=rank)[: config.label.comparisons]
+    return sorted(drawn)
 
 
 def by_pairs(config: Config, judge: Judge, cases: Sequence[Case]) -> list[dict]:
@@ -38,10 +46,15 @@ def by_pairs(config: Config, judge: Judge, cases: Sequence[Case]) -> list[dict]:
         outcomes: dict[IndexPair, pairwise.Verdict | Masked] = {}
         failures = []
         for a, b in pairs.get(number, []):
-            orders = replies[_order_key(number, a, b)], replies[_order_key(number, b, a)]
-            masked = [reply for reply in orders if isinstance(reply, Masked)]
-            outcomes[a, b] = masked[0] if masked else pairwise.judge(*orders, options.choices, options.flips)
-            failures += masked
+            one = replies[_order_key(number, a, b)]
+            other = replies[_order_key(number, b, a)]
+            masked = [reply for reply in (one, other) if isinstance(reply, Masked)]
+            if masked:
+                # One order alone would carry the judge's bias for the first or the second place.
+                outcomes[a, b] = masked[0]
+                failures += masked
+            else:
+                outcomes[a, b] = pairwise.judge(one, other, options.choices, options.flips)
         rows.append(_pair_row(case, outcomes) | retry_field(failures))
     return rows
 
@@ -74,19 +87,26 @@ def pair_questions(
 
 
 def _ask_about_answers(config: Config, case: Case, key: str, order: IndexPair, context: str) -> Question:
-    options = config.label
-    first, second = (case.answers[index] for index in order)
-    text = fill(options.pairwise_prompt, context=context, question=case.prompt.question, a=first, b=second)
-    return Question(key, text, case.prompt.video if options.show_video else "")
+    options, prompt = config.label, case.prompt
+    slots = {
+        "context": context,
+        "question": prompt.question,
+        "a": case.answers[order[0]],
+        "b": case.answers[order[1]],
+    }
+    text = fill(options.pairwise_prompt, **slots)
+    return Question(key, text, prompt.video if options.show_video else "")
 
 
 def _ask_about_videos(config: Config, case: Case, key: str, order: IndexPair) -> Question:
     """Return a question about two videos; a server receives the frames of both as images, one video after the other."""
     size = frames_shown(config)
-    names = ("image 1", "image 2") if size == 1 else (f"images 1 to {size}", f"images {size + 1} to {2 * size}")
-    text = fill(case.videos_prompt, question=case.prompt.question, a=names[0], b=names[1])
-    first, second = (case.answers[index] for index in order)
-    return Question(key, text, first, second)
+    first, second = "image 1", "image 2"
+    if size > 1:
+        first, second = f"images 1 to {size}", f"images {size + 1} to {2 * size}"
+    text = fill(case.videos_prompt, question=case.prompt.question, a=first, b=second)
+    videos = [case.answers[index] for index in order]
+    return Question(key, text, *videos)
 
 
 def by_function(config: Config, case: Case) -> dict:
@@ -100,8 +120,10 @@ def by_function(config: Config, case: Case) -> dict:
             # The function is the user's own code and may raise anything: this pair is masked with the reason.
             outcomes[a, b] = Masked(f"{type(error).__name__}: {error}")
             continue
+        # A function is certain and does not depend on the order.
         orders = pairwise.Asked(float(sign), 1.0), pairwise.Asked(float(-sign), 1.0)
-        outcomes[a, b] = pairwise.Verdict((1 + sign) / 2, sign, False, orders)
+        probability = (1 + sign) / 2
+        outcomes[a, b] = pairwise.Verdict(probability, sign, False, orders)
     return _pair_row(case, outcomes)
 
 

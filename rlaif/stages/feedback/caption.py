@@ -19,7 +19,7 @@ from rlaif.models.model_dir import ModelDir
 from rlaif.models.templates import within_budget
 from rlaif.records import Prompt
 from rlaif.seeds import derive
-from rlaif.stages.feedback.fill import fill_store
+from rlaif.stages.feedback.fill import counts_text, fill_store
 from rlaif.stages.run import datasets, row_checks
 from rlaif.stages.run.run import Run
 
@@ -75,7 +75,9 @@ def caption(config: Config, run: Run) -> dict[str, int]:
     keys = [(task.key, task.video) for task in tasks]
     missing = set(store.missing(keys))
     todo = [task for task in tasks if (task.key, task.video) in missing]
-    counts = {"captioned": 0, "retried": sum(key in store for key in missing), "there": len(tasks) - len(todo)}
+    # Counted before anything is appended: a key that failed before is missing and in the store.
+    retried = sum(key in store for key in missing)
+    counts = {"captioned": 0, "retried": retried, "there": len(tasks) - len(todo)}
     todo, refused = _answerable(config, run, todo)
     store.append(refused)
     counts["failed"] = len(refused)
@@ -87,15 +89,18 @@ def caption(config: Config, run: Run) -> dict[str, int]:
     rows = [store[key] for key in keys]
     counts["left_out"] = sum(row.get("left_out", 0) for row in rows)
     counts["cut"] = sum("cut" in row for row in rows)
-    log.info("%s: %s", store.path, ", ".join(f"{count} {name}" for name, count in counts.items()))
+    log.info("%s: %s", store.path, counts_text(counts))
     return counts
 
 
 def _answerable(config: Config, run: Run, todo: Sequence[CaptionTask]) -> tuple[list[CaptionTask], list[dict]]:
     """Return the tasks that the captioner can read, and the masked rows of the others, which no engine is started for."""
-    options, readable, refused = config.caption, [], []
+    options = config.caption
+    readable: list[CaptionTask] = []
+    refused: list[dict] = []
     if not todo:
-        return [], []
+        # Without this the reader would load the captioner's processor for nothing.
+        return readable, refused
     reader = row_checks.reader_of(run, options.model)
     rooms = row_checks.engine_rooms(config)
     for task in todo:
@@ -105,10 +110,12 @@ def _answerable(config: Config, run: Run, todo: Sequence[CaptionTask]) -> tuple[
                 reader.prompt(Prompt(task.id, task.video, text, frames=unit), rooms)
             readable.append(task)
         except RowError as error:
-            refused.append(_row(config, task, CaptionResult(failed=f"{error.reason}: {error.detail}")))
+            result = CaptionResult(failed=f"{error.reason}: {error.detail}")
+            refused.append(_row(config, task, result))
     if refused:
-        reason, videos = refused[0]["masked"], [row["video"] for row in refused]
-        log.warning("%d of %d videos cannot be captioned: %s; %s", len(videos), len(todo), named(videos), reason)
+        videos = [row["video"] for row in refused]
+        text = "%d of %d videos cannot be captioned: %s; %s"
+        log.warning(text, len(videos), len(todo), named(videos), refused[0]["masked"])
     return readable, refused
 
 
@@ -124,7 +131,9 @@ def check_captioner(config: Config, store: Store) -> None:
     """Raise ContractError if a file holds captions by another captioner or other prompts: no stage could read both."""
     own = (ModelDir(config.caption.model).fingerprint, version(config.caption))
     for row in store.rows():
-        if (row.get("captioner", own[0]), row["version"]) != own:
+        # Rows without `captioner` are older than that field; only their prompts can be compared.
+        captioner = row.get("captioner", own[0])
+        if (captioner, row["version"]) != own:
             raise ContractError(
                 f"captions in {store.path} by {config.caption.model} as it is, with the prompts of `caption` as they are",
                 f"some by {row['model']} with other weights or prompts",
@@ -144,7 +153,8 @@ def _tasks(config: Config, run: Run) -> Iterator[CaptionTask]:
         known.add((prompt.video, question))
         spec = client.spec(prompt.video)
         units = tuple(map(tuple, clips(spec.total_frames, options)))
-        key = caption_key(spec.sha256, spec.part(units[0]).hash, captioner, prompts, question)
+        first = spec.part(units[0])
+        key = caption_key(spec.sha256, first.hash, captioner, prompts, question)
         yield CaptionTask(key, prompt.video, spec.sha256, units, question)
 
 
@@ -152,6 +162,7 @@ def caption_prompts(config: Config, run: Run) -> list[Prompt]:
     """Return the questions about videos in the files that exist; ids of prompts and of pairs may be equal."""
     files = [file for file in config.caption.of if datasets.data_path(config, file).is_file()]
     named = [file for file in (config.data.pairs, config.data.pairs_eval) if file]
+    # A published set of pairs may be a folder, which `is_file` would not find.
     pairs = [file for file in named if datasets.data_path(config, file).exists()]
     if not files and not pairs:
         raise ConfigError(
@@ -160,6 +171,10 @@ def caption_prompts(config: Config, run: Run) -> list[Prompt]:
             "Correct caption.of, data.pairs or data.root",
         )
     return [*datasets.prompts_of(run, files), *(prompt for file in pairs for prompt in datasets.of_pairs(run, file))]
+
+
+Results = Mapping[str, CaptionResult]
+"""What there is of each video so far, by the task's id."""
 
 
 class _Captioner:
@@ -173,7 +188,9 @@ class _Captioner:
         """Return the rows of the store; the requests about one video follow each other: each may use the caption before."""
         options = self._config.caption
         results = {task.id: CaptionResult() for task in tasks}
-        for unit in range(max(len(task.units) for task in tasks)):
+        count = max(len(task.units) for task in tasks)
+        # Unit by unit over all videos: the requests of one unit are independent and fill the engine together.
+        for unit in range(count):
             prompts = _unit_prompts(options, tasks, results, unit)
             for key, text in self._answers(f"unit {unit}", prompts, results).items():
                 results[key].captions.append(text)
@@ -183,32 +200,36 @@ class _Captioner:
                 results[key].summary = text.strip()
         return [_row(self._config, task, results[task.id]) for task in tasks]
 
-    def _summary_prompts(self, tasks: Sequence[CaptionTask], results: Mapping[str, CaptionResult]) -> list[Prompt]:
+    def _summary_prompts(self, tasks: Sequence[CaptionTask], results: Results) -> list[Prompt]:
         """Return the requests for summaries: of whole captions, as many as the budget holds."""
-        options, prompts = self._config.caption, []
+        options = self._config.caption
+        prompts: list[Prompt] = []
         for task in tasks:
             result = results[task.id]
             if result.failed is not None:
                 continue
-            within, beyond = within_budget(result.captions, self._count, options.max_caption_tokens)
+            limit = options.max_caption_tokens
+            within, beyond = within_budget(result.captions, self._count, limit)
             result.left_out = len(beyond)
             if not within:
-                limit = options.max_caption_tokens
                 result.failed = f"no caption fits into caption.max_caption_tokens ({limit})"
                 continue
-            prompts.append(Prompt(task.id, task.video, summary_text(within, options, task.question)))
+            text = summary_text(within, options, task.question)
+            prompts.append(Prompt(task.id, task.video, text))
         return prompts
 
-    def _answers(self, name: str, prompts: Sequence[Prompt], results: Mapping[str, CaptionResult]) -> dict[str, str]:
+    def _answers(self, name: str, prompts: Sequence[Prompt], results: Results) -> dict[str, str]:
         """Return the model's answers by prompt id; answers that failed or were cut are recorded in `results`.
 
         `name`: which text of each video this is.
         """
         if not prompts:
             return {}
-        options, texts = self._config.caption, {}
+        options = self._config.caption
+        texts: dict[str, str] = {}
+        seed = derive(self._config.seed, "captions", name)
         sampling = Sampling(temperature=options.temperature, max_tokens=options.max_tokens)
-        self._pool.submit("captions", prompts, 1, derive(self._config.seed, "captions", name), sampling)
+        self._pool.submit("captions", prompts, 1, seed, sampling)
         for answers in self._pool.results("captions", self._config.cluster.collective_timeout_s):
             for sample in answers.samples:
                 key = sample.prompt.prompt_id
@@ -224,9 +245,7 @@ class _Captioner:
         return texts
 
 
-def _unit_prompts(
-    options: Caption, tasks: Sequence[CaptionTask], results: Mapping[str, CaptionResult], unit: int
-) -> list[Prompt]:
+def _unit_prompts(options: Caption, tasks: Sequence[CaptionTask], results: Results, unit: int) -> list[Prompt]:
     """Return the requests for one unit of every video that has it and has not failed before."""
     prompts = []
     for task in tasks:
@@ -234,7 +253,8 @@ def _unit_prompts(
         if unit < len(task.units) and result.failed is None:
             last = result.captions[-1] if result.captions else None
             text = request_text(options, last, task.question)
-            prompts.append(Prompt(task.id, task.video, text, frames=task.units[unit]))
+            frames = task.units[unit]
+            prompts.append(Prompt(task.id, task.video, text, frames=frames))
     return prompts
 
 

@@ -42,6 +42,7 @@ def fill_store(
         for row in rows:
             if "masked" in row:
                 failed += 1
+                # Rows of answers have a prompt, rows of captions only a video.
                 masked[row["masked"]].append(row.get("prompt_id") or row["video"])
             else:
                 finished += 1
@@ -51,8 +52,15 @@ def fill_store(
     return finished, failed
 
 
+def counts_text(counts: Mapping[str, int]) -> str:
+    """Return counts as a line of a log: `3 made, 1 failed`."""
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
+
+
 def _warn(name: str, masked: Mapping[str, Sequence[str]]) -> None:
     for reason, rows in list(masked.items())[:SHOWN]:
-        log.warning("%s: %d masked, %s: %s", name, len(rows), " ".join(reason.split()), named(rows))
+        # Reasons of libraries may have line breaks; a warning is one line.
+        line = " ".join(reason.split())
+        log.warning("%s: %d masked, %s: %s", name, len(rows), line, named(rows))
     if len(masked) > SHOWN:
         log.warning("%s: masked for %d more reasons", name, len(masked) - SHOWN)

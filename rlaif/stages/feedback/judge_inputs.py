@@ -22,6 +22,10 @@ from rlaif.stages.run.run import Run
 log = logging.getLogger(__name__)
 
 
+AnsweredPrompt = tuple[Prompt, Sequence[str]]
+"""A prompt and its answers."""
+
+
 @dataclass(frozen=True)
 class Case:
     """One prompt with everything that the judge reads."""
@@ -39,9 +43,12 @@ class Case:
 
         How the video's frames are chosen is part of the label hash of the file.
         """
-        optional = [text for text in (self.videos_prompt, self.prompt.video_sha256) if text]
-        text = json.dumps([self.prompt.question, *self.captions, "", *self.answers, *optional])
-        return self.prompt.prompt_id, hashlib.sha256(text.encode()).hexdigest()[:16]
+        prompt = self.prompt
+        content = [prompt.question, *self.captions, "", *self.answers]
+        # Appended only if not empty, so that cases without them keep the keys of earlier labels.
+        content += filter(None, (self.videos_prompt, prompt.video_sha256))
+        digest = hashlib.sha256(json.dumps(content).encode())
+        return prompt.prompt_id, digest.hexdigest()[:16]
 
 
 def read_cases(config: Config, run: Run) -> tuple[list[Case], int]:
@@ -53,43 +60,57 @@ def read_cases(config: Config, run: Run) -> tuple[list[Case], int]:
         DataError: if `label.context` asks for captions and no prompt has any.
     """
     every = datasets.prompts_of(run, config.candidates.prompts)
-    answers = sample.answers_by_prompt(config, every)
-    prompts = [prompt for prompt in every if answers.get(prompt.prompt_id)]
-    unanswered = len(every) - len(prompts)
+    answers, file = sample.answers_by_prompt(config, every), config.data.candidates
+    answered: list[AnsweredPrompt] = []
+    for prompt in every:
+        own = answers.get(prompt.prompt_id)
+        if own:
+            answered.append((prompt, own))
+    unanswered = len(every) - len(answered)
     if unanswered:
-        log.warning("%d of %d prompts have no answers in %s", unanswered, len(every), config.data.candidates)
-    answered = [(prompt, answers[prompt.prompt_id]) for prompt in prompts]
-    cases = cases_of(config, without_media_marks(run, answered, config.data.candidates))
-    empty = sum(not case.captions for case in cases)
-    context = config.label.context
-    if context != "none" and config.data.captions and empty == len(cases):
-        raise datasets.no_captions(config, f"{empty} prompts", f"label.context={context} gives them to the judge")
-    if context != "none" and empty:
-        log.warning("%d of %d prompts have no captions: the judge reads no context there", empty, len(prompts))
+        log.warning("%d of %d prompts have no answers in %s", unanswered, len(every), file)
+    cases = cases_of(config, without_media_marks(run, answered, file))
+    if config.label.context != "none":
+        _check_captions(config, cases, len(answered))
     return cases, unanswered
 
 
-def without_media_marks(
-    run: Run, answered: Sequence[tuple[Prompt, Sequence[str]]], file: str
-) -> list[tuple[Prompt, Sequence[str]]]:
+def _check_captions(config: Config, cases: Sequence[Case], prompts: int) -> None:
+    """Raise DataError if `data.captions` is set and no case has captions; warn if some have none."""
+    empty = sum(not case.captions for case in cases)
+    if config.data.captions and empty == len(cases):
+        reader = f"label.context={config.label.context} gives them to the judge"
+        raise datasets.no_captions(config, f"{empty} prompts", reader)
+    if empty:
+        log.warning("%d of %d prompts have no captions: the judge reads no context there", empty, prompts)
+
+
+def without_media_marks(run: Run, answered: Sequence[AnsweredPrompt], file: str) -> list[AnsweredPrompt]:
     """Return the prompts whose answers hold no media mark; the others are counted and named.
 
     Raises:
         DataError: if every prompt has an answer with a media mark.
     """
-    bad = [prompt.prompt_id for prompt, answers in answered if any(map(media_marks, answers))]
+    good: list[AnsweredPrompt] = []
+    bad: list[str] = []
+    for prompt, answers in answered:
+        # The judge's prompt would have more placeholders than videos.
+        if any(map(media_marks, answers)):
+            bad.append(prompt.prompt_id)
+        else:
+            good.append((prompt, answers))
     if not bad:
-        return list(answered)
+        return good
     text = "%s: %d prompts have answers with a media mark, which no judge or reward model can read: %s"
     log.warning(text, file, len(bad), named(run.placed(bad)))
     if len(bad) == len(answered):
         raise DataError(
             f"answers without media marks in {file}", f"none for {len(bad)} prompts", "Remove the marks from the file"
         )
-    return [(prompt, answers) for prompt, answers in answered if prompt.prompt_id not in set(bad)]
+    return good
 
 
-def cases_of(config: Config, answered: Sequence[tuple[Prompt, Sequence[str]]]) -> list[Case]:
+def cases_of(config: Config, answered: Sequence[AnsweredPrompt]) -> list[Case]:
     """Return prompts and answers with the captions that `label.context` gives the judge."""
     if config.label.context == "none":
         return [Case(prompt, tuple(answers), ()) for prompt, answers in answered]
@@ -122,7 +143,9 @@ def left_out_field(config: Config, judge: Judge | None, case: Case) -> dict:
 
 def label_row(case: Case, scores: Sequence[float | Masked], **evidence: list) -> dict:
     """Return a case's row: its key, one score (or the reason why there is none) per answer, and the evidence."""
-    fields = [{"masked": score.reason} if isinstance(score, Masked) else {"score": score} for score in scores]
+    fields = []
+    for score in scores:
+        fields.append({"masked": score.reason} if isinstance(score, Masked) else {"score": score})
     prompt_id, answers_hash = case.key
     return {"prompt_id": prompt_id, "answers_hash": answers_hash, "scores": fields, **evidence}
 
@@ -137,6 +160,10 @@ def retry_field(outcomes: Iterable) -> dict:
 
 def masked_reasons(row: dict) -> list[str]:
     """Return why a row lacks verdicts: the reasons of its pairs, else of its scores, each once."""
-    of_pairs = [pair["masked"] for pair in row.get("pairs", ()) if "masked" in pair]
-    of_scores = [score["masked"] for score in row["scores"] if "masked" in score]
-    return of_pairs or list(dict.fromkeys(of_scores))
+    of_pairs = _masked(row.get("pairs", ()))
+    # The reason of a pair is its own; the scores of a pairwise judge only say that they have no verdict.
+    return of_pairs or list(dict.fromkeys(_masked(row["scores"])))
+
+
+def _masked(records: Iterable[dict]) -> list[str]:
+    return [record["masked"] for record in records if "masked" in record]

@@ -50,16 +50,22 @@ class Question:
     """A second video, which is shown after the first; only servers can see one."""
 
 
+Choices = dict[str, Tokens | Masked]
+"""Log-probs of words by the key of a question."""
+Texts = dict[str, str | Masked]
+"""Replies by the key of a question."""
+
+
 class Judge(Protocol):
     """Answers questions about texts and videos."""
 
     name: str
     """What records call the judge: a model with its fingerprint, or a server's model."""
 
-    def choose(self, questions: Sequence[Question], words: Sequence[str]) -> dict[str, Tokens | Masked]:
+    def choose(self, questions: Sequence[Question], words: Sequence[str]) -> Choices:
         """Return, by key, the log-probs of each of `words` as the first word of the reply."""
 
-    def write(self, questions: Sequence[Question]) -> dict[str, str | Masked]:
+    def write(self, questions: Sequence[Question]) -> Texts:
         """Return the replies by key."""
 
     def count(self, text: str) -> int:
@@ -82,8 +88,8 @@ class ModelJudge:
         self._frames = judge_frames(config, run.topology.client())
         self._encoder = Encoder(base.location)
 
-    def choose(self, questions: Sequence[Question], words: Sequence[str]) -> dict[str, Tokens | Masked]:
-        outcomes: dict[str, Tokens | Masked] = {}
+    def choose(self, questions: Sequence[Question], words: Sequence[str]) -> Choices:
+        outcomes: Choices = {}
         pool = self._pool()
         pool.submit_choices("judge", self._prompts(questions), words)
         for answers in pool.results("judge", self._config.cluster.collective_timeout_s):
@@ -94,9 +100,11 @@ class ModelJudge:
                 outcomes[failure.prompt_id] = Masked(failure.reason)
         return outcomes
 
-    def write(self, questions: Sequence[Question]) -> dict[str, str | Masked]:
-        outcomes: dict[str, str | Masked] = {}
-        pool, seed = self._pool(), derive(self._config.seed, "judge")
+    def write(self, questions: Sequence[Question]) -> Texts:
+        outcomes: Texts = {}
+        pool = self._pool()
+        seed = derive(self._config.seed, "judge")
+        # Greedy: the same answer always has the same claims.
         greedy = Sampling(temperature=0.0, max_tokens=self._config.label.split_tokens)
         pool.submit("judge", self._prompts(questions), 1, seed, greedy)
         for answers in pool.results("judge", self._config.cluster.collective_timeout_s):
@@ -126,25 +134,32 @@ class ModelJudge:
         return self._run.topology.engines(self._model)
 
 
+ReadReply = Callable[[Reply], Any]
+"""Takes what a question is about from a reply."""
+
+
 class ServerJudge:
     """A model behind an OpenAI-compatible server. Videos are sent as their frames, in JPEG."""
 
     def __init__(self, config: Config, run: Run, server: Server):
         self.name = judge_name(server)
-        self._client, self._directory, self._server = run.topology.client(), run.shared, server
+        self._server = server
+        self._client = run.topology.client()
+        # All parts of a study share the budget and the cached replies.
+        self._directory = run.shared
         self._frames = judge_frames(config, self._client)
         self._account = f"{server.model} at {server.origin or server.address}"
         self._saved_at = 0.0
         self._replies: list[tuple[str, dict]] = []
-        cache = str(run.shared.path / "judge" / "replies")
+        cache = str(self._directory.path / "judge" / "replies")
         options = EndpointOptions(server, max_tokens=config.label.split_tokens, cache=cache)
         used = Usage(**self._ledger().get(self._account, {}))
         self._endpoint = Endpoint(options, used, self._save)
 
-    def choose(self, questions: Sequence[Question], words: Sequence[str]) -> dict[str, Tokens | Masked]:
+    def choose(self, questions: Sequence[Question], words: Sequence[str]) -> Choices:
         return self._ask(questions, tuple(words), lambda reply: reply.first)
 
-    def write(self, questions: Sequence[Question]) -> dict[str, str | Masked]:
+    def write(self, questions: Sequence[Question]) -> Texts:
         return self._ask(questions, (), lambda reply: reply.text)
 
     def count(self, text: str) -> int:
@@ -159,7 +174,7 @@ class ServerJudge:
         this_run = {**asdict(used), "cost": cost(self._server, used)}
         return {"this_command": self._endpoint.spent(), "this_run": this_run}
 
-    def _ask(self, questions: Sequence[Question], words: tuple[str, ...], value: Callable[[Reply], Any]) -> dict:
+    def _ask(self, questions: Sequence[Question], words: tuple[str, ...], value: ReadReply) -> dict[str, Any]:
         """Return the value of each reply by key; failures are masked.
 
         What the model itself declined stays masked; every other failure may be asked about again.
@@ -168,6 +183,7 @@ class ServerJudge:
         try:
             replies = self._endpoint.ask_many(requests)
         finally:
+            # What was spent counts against the budget even if asking ended with an error.
             self._save(self._endpoint.used, at_once=True)
         outcomes: dict[str, Any] = dict(requests.unreadable)
         for reply in replies:
@@ -186,7 +202,9 @@ class ServerJudge:
 
     def _save(self, used: Usage, at_once: bool = False) -> None:
         if at_once or time.monotonic() - self._saved_at >= SAVE_INTERVAL_S:
-            self._directory.write_json(SPENT, self._ledger() | {self._account: asdict(used)})
+            # Read again, since other judges of this run have accounts in the same file.
+            ledger = self._ledger() | {self._account: asdict(used)}
+            self._directory.write_json(SPENT, ledger)
             self._saved_at = time.monotonic()
 
     def _ledger(self) -> dict[str, dict[str, int]]:
@@ -211,7 +229,8 @@ class _Requests:
             except DataError as error:
                 self.unreadable[question.key] = Masked(str(error))
                 continue
-            yield Ask(question.key, (Turn(question.text, images=shown),), self._words)
+            turn = Turn(question.text, images=shown)
+            yield Ask(question.key, (turn,), self._words)
 
 
 def judge_name(judge: str | Server | Function) -> str:
@@ -225,7 +244,9 @@ def judge_name(judge: str | Server | Function) -> str:
 
 def make_judge(config: Config, run: Run, judge: str | Server) -> Judge:
     """Return the judge that `label.judge` names."""
-    return ServerJudge(config, run, judge) if isinstance(judge, Server) else ModelJudge(config, run, judge)
+    if isinstance(judge, Server):
+        return ServerJudge(config, run, judge)
+    return ModelJudge(config, run, judge)
 
 
 def _whole_list(sample: Sample, limit: int) -> str | Masked:
@@ -233,6 +254,7 @@ def _whole_list(sample: Sample, limit: int) -> str | Masked:
     if sample.finish_reason != "length":
         return sample.response
     length = len(sample.response_ids)
+    # Shorter than its own limit: the engine's context was full.
     option = "label.split_tokens" if length >= limit else "rollout.max_model_len"
     return Masked(f"cut: the list was cut at {length} tokens, {option}")
 
@@ -241,7 +263,11 @@ def _masked(outcome: Unanswered) -> Masked:
     return Masked(f"{outcome.kind}: {outcome.reason}", again=outcome.kind not in SETTLED)
 
 
-def judge_frames(config: Config, client: FrameClient | LocalFrames) -> Callable[[str], tuple[int, ...]]:
+FrameNumbers = Callable[[str], tuple[int, ...]]
+"""Takes a video; returns native numbers of frames."""
+
+
+def judge_frames(config: Config, client: FrameClient | LocalFrames) -> FrameNumbers:
     """Return a function that gives the native numbers of the frames of a video that the judge sees.
 
     It gives none if `label.num_frames` is not set, so that the judge sees the same frames as everything else, and none

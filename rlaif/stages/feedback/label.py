@@ -59,35 +59,45 @@ class LabelResult(NamedTuple):
     """What this call spent, if the judge is a server."""
 
 
-def label_cases(config: Config, run: Run, cases: Sequence[Case], store: Store) -> LabelResult:
+LabelStore = Store[tuple[str, str]]
+"""Rows of labels by the key of their case."""
+
+
+def label_cases(config: Config, run: Run, cases: Sequence[Case], store: LabelStore) -> LabelResult:
     """Return the store's row of every case; the judge adds the rows that are missing."""
     options = config.label
     judge = None if isinstance(options.judge, Function) else make_judge(config, run, options.judge)
     check_label_hash(store, config)
     missing = set(store.missing([case.key for case in cases]))
     todo = [case for case in cases if case.key in missing]
-    log.info("%s: %d of %d prompts are labelled already", store.path, len(cases) - len(todo), len(cases))
+    labelled = len(cases) - len(todo)
+    log.info("%s: %d of %d prompts are labelled already", store.path, labelled, len(cases))
     origin = {"kind": label_hash(config), "judge": judge_name(options.judge)}
     progress, silence = Progress(len(todo), "labels"), ""
     for start in range(0, len(todo), PROMPTS_PER_PART):
         part = todo[start : start + PROMPTS_PER_PART]
-        rows = [_not_asked(case, silence) for case in part] if silence else judge_rows(config, judge, part)
-        silence = silence or _why_silent(rows)
+        if silence:
+            # A server that answered nothing about a whole part is down, or the budget is used up.
+            rows = [_not_asked(case, silence) for case in part]
+        else:
+            rows = judge_rows(config, judge, part)
+            silence = _why_silent(rows)
         complete = []
         for case, row in zip(part, rows, strict=True):
             complete.append({**row, **left_out_field(config, judge, case), **origin})
         store.append(complete)
         progress.to(start + len(part))
     progress.close()
-    return LabelResult(origin["judge"], [store[case.key] for case in cases], judge.spent() if judge else {})
+    spent = judge.spent() if judge else {}
+    return LabelResult(origin["judge"], [store[case.key] for case in cases], spent)
 
 
-def open_labels(config: Config) -> Store[tuple[str, str]]:
+def open_labels(config: Config) -> LabelStore:
     """Open the labels of `data.labels`."""
     return label_store(datasets.data_path(config, config.data.labels))
 
 
-def label_store(path: str | Path) -> Store[tuple[str, str]]:
+def label_store(path: str | Path) -> LabelStore:
     """Open the labels in a file; a prompt that the judge could not be asked about counts as missing."""
 
     def key(row: dict) -> tuple[str, str]:
@@ -111,11 +121,13 @@ def _with_replies(rows: list[dict], replies: Iterable[tuple[str, dict]]) -> list
     """Return the rows with the records of the server's replies about them; `asked` is the question's key within the row."""
     records: dict[int, list[dict]] = {}
     for key, record in replies:
+        # Keys of questions begin with the number of their case (by_claims.py, by_pairs.py).
         number, _, asked = key.partition(":")
         records.setdefault(int(number), []).append({"asked": asked, **record})
     complete = []
     for number, row in enumerate(rows):
-        complete.append(row | {"replies": records[number]} if number in records else row)
+        own = records.get(number)
+        complete.append(row | {"replies": own} if own else row)
     return complete
 
 
@@ -130,4 +142,5 @@ def _why_silent(rows: Sequence[dict]) -> str:
 
 def _not_asked(case: Case, reason: str) -> dict:
     masked = Masked(f"not asked, as nothing was answered about the prompts before: {reason}", again=True)
-    return label_row(case, [masked] * len(case.answers)) | retry_field([masked])
+    row = label_row(case, [masked] * len(case.answers))
+    return row | retry_field([masked])

@@ -30,7 +30,9 @@ def label_hash(config: Config) -> str:
 
 
 def _digest(options: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:16]
+    # Sorted, so that the order in which options are collected does not matter.
+    text = json.dumps(options, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def deciding_options(config: Config) -> dict[str, Any]:
@@ -38,8 +40,10 @@ def deciding_options(config: Config) -> dict[str, Any]:
 
     Options that only another method or another kind of judge reads are not included.
     """
-    options, by_code = config.label, isinstance(config.label.judge, Function)
+    options = config.label
+    by_code = isinstance(options.judge, Function)
     deciding: dict[str, Any] = {"judge": judge_name(options.judge), "method": options.method}
+    # The seed counts only if something is drawn: which captions are swapped, or which pairs are compared.
     random = not by_code and options.context == "shuffled"
     if options.method == "pairwise":
         deciding["comparisons"] = options.comparisons
@@ -94,15 +98,19 @@ def _is_moved(row: Mapping[str, Any], config: Config) -> bool:
     judge = config.label.judge
     if not isinstance(judge, str):
         return False
-    same_weights = row["judge"].rpartition("@")[2] == judge_name(judge).rpartition("@")[2]
-    return same_weights and row["kind"] == _digest(deciding_options(config) | {"judge": row["judge"]})
+    # A model's name is PATH@FINGERPRINT: the path may change, the weights may not.
+    fingerprint = row["judge"].rpartition("@")[2]
+    if fingerprint != judge_name(judge).rpartition("@")[2]:
+        return False
+    options = deciding_options(config) | {"judge": row["judge"]}
+    return row["kind"] == _digest(options)
 
 
 def _option_names(options: Label, deciding: dict[str, Any]) -> list[str]:
     """Return the deciding options as a user writes them."""
     spelled = {
-        "frames": ["label.num_frames", *(f"video.{name}" for name in FRAME_OPTIONS)],
-        "server": [f"label.judge.{name}" for name in SERVER_OPTIONS],
+        "frames": ["label.num_frames", *map("video.{}".format, FRAME_OPTIONS)],
+        "server": list(map("label.judge.{}".format, SERVER_OPTIONS)),
         "dtype": ["model.dtype"],
         "seed": ["seed"],
     }

@@ -18,15 +18,21 @@ from rlaif.functions import load_function
 from rlaif.records import Masked
 from rlaif.stages.feedback.judge_inputs import Case
 
+Rows = Sequence[dict]
+"""Rows of labels, one per case."""
 
-def label_report(config: Config, cases: Sequence[Case], rows: Sequence[dict], spent: Mapping[str, dict]) -> dict:
+
+def label_report(config: Config, cases: Sequence[Case], rows: Rows, spent: Mapping[str, dict]) -> dict:
     """Return the counts over answers, a pairwise judge's order bias, agreement with a reference, and a server's usage.
 
     `again`: prompts that the next run asks about once more. `without_context`: prompts whose videos have no captions.
     """
-    scores = list(itertools.chain.from_iterable(row["scores"] for row in rows))
-    masked = Counter(score["masked"] for score in scores if "masked" in score)
-    report = {"prompts": len(rows), "answers": len(scores), "masked": dict(masked)}
+    answers = 0
+    masked: Counter[str] = Counter()
+    for row in rows:
+        answers += len(row["scores"])
+        masked.update(score["masked"] for score in row["scores"] if "masked" in score)
+    report: dict = {"prompts": len(rows), "answers": answers, "masked": dict(masked)}
     beyond = sum(row.get("captions_left_out", 0) for row in rows)
     if beyond:
         report["captions_left_out"] = beyond
@@ -44,14 +50,14 @@ def label_report(config: Config, cases: Sequence[Case], rows: Sequence[dict], sp
     return report
 
 
-def _verdicts(rows: Sequence[dict]) -> list[Verdict | Masked]:
+def _verdicts(rows: Rows) -> list[Verdict | Masked]:
     outcomes: list[Verdict | Masked] = []
     for row in rows:
         outcomes += map(_verdict, row.get("pairs", ()))
     return outcomes
 
 
-def _claim_counts(rows: Sequence[dict]) -> dict[str, int]:
+def _claim_counts(rows: Rows) -> dict[str, int]:
     """Return the numbers of claims, of rejected claims, and of answers without claims (`empty`)."""
     count = rejected = empty = 0
     for row in rows:
@@ -64,7 +70,7 @@ def _claim_counts(rows: Sequence[dict]) -> dict[str, int]:
     return {"claims": count, "rejected": rejected, "empty": empty}
 
 
-def _reference_agreement(config: Config, cases: Sequence[Case], rows: Sequence[dict]) -> dict:
+def _reference_agreement(config: Config, cases: Sequence[Case], rows: Rows) -> dict:
     pairs: list[Compared] = []
     failures: Counter[str] = Counter()
     for pair, failure in compare_with_reference(config, cases, rows):
@@ -77,7 +83,7 @@ def _reference_agreement(config: Config, cases: Sequence[Case], rows: Sequence[d
     return fields
 
 
-def server_usage(config: Config, rows: Sequence[dict], spent: Mapping[str, dict]) -> dict:
+def server_usage(config: Config, rows: Rows, spent: Mapping[str, dict]) -> dict:
     """Return what a server was asked and spent, as the field `server`; empty for another judge.
 
     It has `this_command` and `this_run` of `spent`, and `labels` for all the rows.
@@ -88,14 +94,18 @@ def server_usage(config: Config, rows: Sequence[dict], spent: Mapping[str, dict]
     return {"server": {**spent, "labels": reply_usage(judge, rows)}}
 
 
-def reply_usage(server: Server, rows: Sequence[dict]) -> dict:
+def reply_usage(server: Server, rows: Rows) -> dict:
     """Return the tokens and cost of the replies behind all the rows, whichever run asked; each reply counts once."""
     replies: dict[str, dict] = {}
     for row in rows:
         for reply in row.get("replies", ()):
+            # A cached reply may be behind several rows; it was paid for once.
             replies[reply["prompt_hash"]] = reply
-    tokens = (sum(reply[name] for reply in replies.values()) for name in ("prompt_tokens", "completion_tokens"))
-    used = Usage(*tokens)
+    prompt_tokens = completion_tokens = 0
+    for reply in replies.values():
+        prompt_tokens += reply["prompt_tokens"]
+        completion_tokens += reply["completion_tokens"]
+    used = Usage(prompt_tokens, completion_tokens)
     return {"replies": len(replies), **asdict(used), "cost": cost(server, used)}
 
 
@@ -108,10 +118,15 @@ def flip_rates(policy: str, outcomes: Sequence[Verdict | Masked]) -> dict:
     verdicts = [outcome for outcome in outcomes if isinstance(outcome, Verdict)]
     flipped = [verdict for verdict in verdicts if verdict.flipped]
     decided = sum(verdict.winner != 0 for verdict in flipped)
-    rates = {"policy": policy, "verdicts": len(verdicts), "flipped": len(flipped), "flipped_decided": decided}
-    rates["before"] = len(flipped) / len(verdicts) if verdicts else None
-    rates["after"] = decided / len(verdicts) if verdicts else None
-    return rates
+    count = len(verdicts)
+    return {
+        "policy": policy,
+        "verdicts": count,
+        "flipped": len(flipped),
+        "flipped_decided": decided,
+        "before": len(flipped) / count if count else None,
+        "after": decided / count if count else None,
+    }
 
 
 def label_warnings(report: dict) -> list[str]:
@@ -138,27 +153,28 @@ def report_reasons(report: dict) -> list[str]:
     return list(reasons) or ["some comparisons failed"]
 
 
-def compare_with_reference(
-    config: Config, cases: Sequence[Case], rows: Sequence[dict]
-) -> Iterator[tuple[Compared, str | None]]:
+def compare_with_reference(config: Config, cases: Sequence[Case], rows: Rows) -> Iterator[tuple[Compared, str | None]]:
     """Yield every two different answers to a prompt, as the labels and `label.reference` order them.
 
     The second item is None, or the reason why the reference failed: the pair has no sign then.
     """
     prefer = load_function(config.label.reference)
     for case, row in zip(cases, rows, strict=True):
+        prompt, answers = case.prompt, case.answers
         scores = [score.get("score") for score in row["scores"]]
         for a, b in itertools.combinations(range(len(scores)), 2):
-            if case.answers[a] == case.answers[b]:
+            if answers[a] == answers[b]:
                 continue
-            margin = None if None in (scores[a], scores[b]) else scores[a] - scores[b]
+            margin = None
+            if scores[a] is not None and scores[b] is not None:
+                margin = scores[a] - scores[b]
             sign = failure = None
             try:
-                sign = prefer(case.prompt, case.answers[a], case.answers[b])
+                sign = prefer(prompt, answers[a], answers[b])
             except Exception as error:
                 # The reference is the user's own code, and runs after everything has been asked and paid for.
                 failure = f"{type(error).__name__}: {error}"
-            yield Compared(margin, sign, prompt_type=prompt_type(case.prompt.extra)), failure
+            yield Compared(margin, sign, prompt_type=prompt_type(prompt.extra)), failure
 
 
 def _verdict(pair: dict) -> Verdict | Masked:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rlaif.config.schema import Config
@@ -16,13 +16,12 @@ from rlaif.errors import ConfigError, DataError
 from rlaif.evaluation.agreement import prompt_type
 from rlaif.feedback.pair_report import report
 from rlaif.feedback.pairing import Candidate, PairOptions, ScoredPair, build
-from rlaif.feedback.store import Store
 from rlaif.io.rundir import typed_command
 from rlaif.records import Masked
 from rlaif.seeds import derive
 from rlaif.stages.feedback import sample
 from rlaif.stages.feedback.judge_inputs import Case, read_cases
-from rlaif.stages.feedback.label import open_labels
+from rlaif.stages.feedback.label import LabelStore, open_labels
 from rlaif.stages.feedback.label_hash import check_label_hash
 from rlaif.stages.run import datasets
 from rlaif.stages.run.run import Run
@@ -47,15 +46,27 @@ def pairs(config: Config, run: Run) -> dict:
             "preference pairs", f"none of {built.considered}: {built.dropped}", "Relax the options of `pairs`"
         )
     records = _records(config, cases, store, built.pairs)
-    outside = held_out_videos(config, [record.video for record in records]) if config.data.pairs_eval else set()
-    training = [record for record in records if record.video not in outside]
-    held_out = [record for record in records if record.video in outside]
+    training, held_out = _split(config, records)
     write_pairs(datasets.data_path(config, config.data.pairs), training)
     if config.data.pairs_eval:
         write_pairs(datasets.data_path(config, config.data.pairs_eval), held_out)
-    result = {"command": typed_command(), "unanswered": unanswered, **report(built), "held_out": len(held_out)}
+    result = {"command": typed_command(), "unanswered": unanswered, **report(built)}
+    result["held_out"] = len(held_out)
     run.directory.write_eval("pairs", result)
     return result
+
+
+def _split(config: Config, records: Sequence[Preference]) -> tuple[list[Preference], list[Preference]]:
+    """Return the pairs to train on and the held-out ones; nothing is held out without `data.pairs_eval`."""
+    if not config.data.pairs_eval:
+        return list(records), []
+    # By video, not by pair: a reward model would recognise a video that it was trained on.
+    videos = held_out_videos(config, [record.video for record in records])
+    training, held_out = [], []
+    for record in records:
+        part = held_out if record.video in videos else training
+        part.append(record)
+    return training, held_out
 
 
 MARGIN = {"claims": 1.0, "pairwise": 0.2}
@@ -68,22 +79,26 @@ def pair_options(config: Config) -> PairOptions:
     return PairOptions(**config.pairs.model_dump(exclude={"eval_fraction", "margin"}), margin=margin)
 
 
-def require_labels(config: Config, store: Store[tuple[str, str]], cases: Sequence[Case]) -> None:
+def require_labels(config: Config, store: LabelStore, cases: Sequence[Case]) -> None:
     """Raise DataError unless every case has a label, ContractError if labels were made with other options.
 
     Cases that still wait for the judge only cause a warning.
     """
     check_label_hash(store, config)
-    missing = [case.key for case in cases if case.key not in store]
+    keys = [case.key for case in cases]
+    missing = [key for key in keys if key not in store]
     if missing:
+        prompt_id, _ = missing[0]
         raise DataError(
             f"a label in {store.path} for every prompt that has answers",
-            f"none for {len(missing)} of {len(cases)}, such as {missing[0][0]!r}",
+            f"none for {len(missing)} of {len(cases)}, such as {prompt_id!r}",
             "Run `rlaif label`, which goes on from the labels it has",
         )
-    waiting = store.missing([case.key for case in cases])
+    # These have rows with scores that are masked for a reason that may pass; their pairs are left out.
+    waiting = store.missing(keys)
     if waiting:
-        log.warning("%d of %d prompts still wait for the judge: `rlaif label` asks again", len(waiting), len(cases))
+        text = "%d of %d prompts still wait for the judge: `rlaif label` asks again"
+        log.warning(text, len(waiting), len(cases))
 
 
 def check_pair_targets(config: Config) -> None:
@@ -95,6 +110,7 @@ def check_pair_targets(config: Config) -> None:
 
 def check_pair_target(path: Path) -> None:
     """Raise ConfigError if a file holds preferences that no judge of `rlaif label` made: they are never replaced."""
+    # The first row shows who wrote the file: `rlaif pairs` always writes it as a whole.
     first = next(iter(read_rows(path)), None) if path.is_file() else None
     if first is None:
         return
@@ -118,32 +134,40 @@ def is_own_label(judge: object) -> bool:
 
 def held_out_videos(config: Config, videos: Sequence[str]) -> set[str]:
     """Return the videos whose pairs are held out: a share of all, at least one, drawn by name and seed."""
-    draw = {video: derive(config.seed, "hold out", video) % 2**32 for video in videos}
+    # A video's draw depends on nothing but its name: it stays held out, or not, as other videos come and go.
+    draws = {}
+    for video in videos:
+        draws[video] = derive(config.seed, "hold out", video) % 2**32
     limit = config.pairs.eval_fraction * 2**32
-    below = {video for video in videos if draw[video] < limit}
-    return below or {min(draw, key=draw.__getitem__)}
+    below = {video for video, draw in draws.items() if draw < limit}
+    return below or {min(draws, key=draws.__getitem__)}
 
 
 def write_pairs(path: Path, records: Sequence[Preference]) -> None:
     """Write the records as rows of our own format, as JSON lines or parquet by the name of the file."""
-    rows = (record.to_row() for record in records)
-    write_rows(path, map(PAIRS.columns, rows) if kind(path) == ".parquet" else rows, PAIRS.schema)
+    rows: Iterable[dict] = (record.to_row() for record in records)
+    if kind(path) == ".parquet":
+        rows = map(PAIRS.columns, rows)
+    write_rows(path, rows, PAIRS.schema)
 
 
-def _candidates(cases: Sequence[Case], store: Store[tuple[str, str]]) -> Iterator[Candidate]:
+def _candidates(cases: Sequence[Case], store: LabelStore) -> Iterator[Candidate]:
     for case in cases:
         prompt = case.prompt
         scores = store[case.key]["scores"]
-        for index, (answer, score) in enumerate(zip(case.answers, scores, strict=True)):
+        for index, answer in enumerate(case.answers):
+            score = scores[index]
             value = Masked(score["masked"]) if "masked" in score else score["score"]
             yield Candidate(prompt.prompt_id, index, prompt.video, prompt.question, answer, value)
 
 
 def _records(
-    config: Config, cases: Sequence[Case], store: Store[tuple[str, str]], scored_pairs: Sequence[ScoredPair]
+    config: Config, cases: Sequence[Case], store: LabelStore, scored_pairs: Sequence[ScoredPair]
 ) -> list[Preference]:
     by_prompt = {case.prompt.prompt_id: case for case in cases}
-    judges = {row["prompt_id"]: {"model": row["judge"], "kind": row["kind"]} for row in store.rows()}
+    judges = {}
+    for row in store.rows():
+        judges[row["prompt_id"]] = {"model": row["judge"], "kind": row["kind"]}
     origins = sample.answer_origins(config, [case.prompt for case in cases])
     records = []
     for pair in scored_pairs:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import logging
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from rlaif.models.check import require_model
 from rlaif.models.model_dir import ModelDir
 from rlaif.records import Prompt, Sample
 from rlaif.seeds import derive
-from rlaif.stages.feedback.fill import fill_store
+from rlaif.stages.feedback.fill import counts_text, fill_store
 from rlaif.stages.run import datasets, row_checks
 from rlaif.stages.run.run import Run
 
@@ -46,18 +45,20 @@ def sample(config: Config, run: Run) -> dict[str, int]:
     counts = {"made": 0, "retried": 0, "there": 0, "failed": 0}
     for model in options.models:
         fingerprint = ModelDir(model).fingerprint
-        missing = store.missing([(prompt.prompt_id, fingerprint, prompt_digest(prompt)) for prompt in prompts])
+        keys = [(prompt.prompt_id, fingerprint, prompt_digest(prompt)) for prompt in prompts]
+        missing = store.missing(keys)
         counts["there"] += len(prompts) - len(missing)
         counts["retried"] += sum(key in store for key in missing)
         missing_ids = {prompt_id for prompt_id, _, _ in missing}
         todo = [prompt for prompt in prompts if prompt.prompt_id in missing_ids]
         if not todo:
+            # No engine starts for a model that has nothing to answer.
             continue
         sampler = _Sampler(config, run.topology.engines(model), model, fingerprint)
         made, failed = fill_store(store, todo, sampler.rows, f"answers of {model}")
         counts["made"] += made
         counts["failed"] += failed
-    log.info("%s: %s", store.path, ", ".join(f"{count} {name}" for name, count in counts.items()))
+    log.info("%s: %s", store.path, counts_text(counts))
     return counts
 
 
@@ -70,7 +71,8 @@ def open_candidates(config: Config) -> Store[AnswerKey]:
     def key(row: dict) -> AnswerKey:
         return row["prompt_id"], row.get("fingerprint", ""), row.get("asked", "")
 
-    return Store(datasets.data_path(config, config.data.candidates), key, lambda row: "masked" in row)
+    path = datasets.data_path(config, config.data.candidates)
+    return Store(path, key, lambda row: "masked" in row)
 
 
 def prompt_digest(prompt: Prompt) -> str:
@@ -78,8 +80,8 @@ def prompt_digest(prompt: Prompt) -> str:
 
     Another question, another video, or another file behind the video's name gives another digest.
     """
-    content = [prompt.question, prompt.video, prompt.video_sha256]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+    content = json.dumps([prompt.question, prompt.video, prompt.video_sha256])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def sampling_record(config: Config) -> dict:
@@ -122,9 +124,11 @@ def answers_by_prompt(config: Config, prompts: Sequence[Prompt]) -> dict[str, li
     if unused:
         path = datasets.data_path(config, config.data.candidates)
         log.warning("%s: %d rows of other models, weights, questions or video files are not used", path, unused)
-    answers = {}
+    answers: dict[str, list[str]] = {}
     for prompt_id, rows in by_prompt.items():
-        answers[prompt_id] = list(itertools.chain.from_iterable(row["answers"] for row in rows))
+        answers[prompt_id] = []
+        for row in rows:
+            answers[prompt_id] += row["answers"]
     return answers
 
 
@@ -139,33 +143,44 @@ def answer_origins(config: Config, prompts: Sequence[Prompt]) -> dict[str, list[
     for prompt_id, rows in by_prompt.items():
         of_prompt = origins.setdefault(prompt_id, [])
         for row in rows:
-            of_prompt += [_origin(row, index) for index in range(len(row["answers"]))]
+            for index in range(len(row["answers"])):
+                of_prompt.append(_origin(row, index))
     return origins
 
 
 def _origin(row: dict, index: int) -> dict:
-    origin = {name: row[name] for name in ("model", "fingerprint", "seed", "sampling") if name in row}
+    origin = {}
+    for name in ("model", "fingerprint", "seed", "sampling"):
+        if name in row:
+            origin[name] = row[name]
+    # Without a seed, the index would not tell how to sample the answer again.
     if "seed" in row:
         origin["index"] = index
     return origin
 
 
-def _used_rows(config: Config, prompts: Sequence[Prompt]) -> tuple[dict[str, list[dict]], int]:
+RowsByPrompt = dict[str, list[dict]]
+
+
+def _used_rows(config: Config, prompts: Sequence[Prompt]) -> tuple[RowsByPrompt, int]:
     """Return the rows whose answers are used, by prompt, and how many rows are not used."""
     store = open_candidates(config)
     digests = {prompt.prompt_id: prompt_digest(prompt) for prompt in prompts}
-    rows = [row for row in store.rows() if row["prompt_id"] in digests and "masked" not in row]
-    # Models are looked at only if a row names one: a file that a user wrote works without `candidates.models`.
-    models = config.candidates.models if any("fingerprint" in row for row in rows) else ()
-    rank: dict[str | None, int] = {ModelDir(model).fingerprint: place for place, model in enumerate(models)}
-    rank[None] = -1
+    rows = []
+    for row in store.rows():
+        if row["prompt_id"] in digests and "masked" not in row:
+            rows.append(row)
+    rank = _model_ranks(config, rows)
     used = []
     for row in rows:
+        # Rows that a user wrote name neither prompt nor model: they fit whatever there is.
         same_prompt = row.get("asked") in (None, digests[row["prompt_id"]])
         if same_prompt and row.get("fingerprint") in rank:
             used.append(row)
-    by_prompt: dict[str, list[dict]] = {}
-    for row in sorted(used, key=lambda row: rank[row.get("fingerprint")]):
+    # Python's sort is stable: rows of one model stay in the order of the file.
+    used.sort(key=lambda row: rank[row.get("fingerprint")])
+    by_prompt: RowsByPrompt = {}
+    for row in used:
         by_prompt.setdefault(row["prompt_id"], []).append(row)
     if not by_prompt:
         others = f"none; {len(rows)} of other models, weights, questions or video files" if rows else "none"
@@ -173,6 +188,16 @@ def _used_rows(config: Config, prompts: Sequence[Prompt]) -> tuple[dict[str, lis
             f"answers in {store.path}", others, "Run `rlaif sample`, or set candidates.models or data.candidates"
         )
     return by_prompt, len(rows) - len(used)
+
+
+def _model_ranks(config: Config, rows: Sequence[dict]) -> dict[str | None, int]:
+    """Return the place of each of `candidates.models` by its fingerprint; None, for rows without one, comes first."""
+    rank: dict[str | None, int] = {None: -1}
+    # Models are looked at only if a row names one: a file that a user wrote works if they do not exist.
+    if any("fingerprint" in row for row in rows):
+        for place, model in enumerate(config.candidates.models):
+            rank[ModelDir(model).fingerprint] = place
+    return rank
 
 
 class _Sampler:
@@ -202,11 +227,14 @@ class _Sampler:
         rows = []
         for prompt in prompts:
             prompt_id = prompt.prompt_id
-            row = {"prompt_id": prompt_id, "video": prompt.video, "asked": prompt_digest(prompt), **self._origin}
+            row = {"prompt_id": prompt_id, "video": prompt.video, "asked": prompt_digest(prompt)}
+            row |= self._origin
             if prompt_id in masked:
                 row["masked"] = masked[prompt_id]
             else:
-                row |= _answer_fields(sorted(samples[prompt_id], key=lambda one: one.key))
+                # Actors answer in any order; a sample's key ends with its index.
+                own = sorted(samples[prompt_id], key=lambda one: one.key)
+                row |= _answer_fields(own)
             rows.append(row)
         return rows
 

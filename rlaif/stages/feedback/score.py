@@ -36,12 +36,15 @@ RECORDS_PER_PART = 128
 """Records whose answers are scored, and then written, together: a kill costs at most their scores."""
 
 
+CaptionReader = Callable[[Preference], Sequence[str]]
+
+
 @dataclass
 class ScoringJob:
     """One reward model on one file."""
 
     model: Model
-    captions: Callable[[Preference], Sequence[str]]
+    captions: CaptionReader
     """Returns what fills the model's caption slot for a record."""
     frames: Callable[[str], str]
     """See `frame_hashes`."""
@@ -76,25 +79,26 @@ def score(config: Config, run: Run) -> dict:
         reader = caption_reader(run, mode, file, captions)
         jobs.append(ScoringJob(model, reader, frames, reads_captions=mode != "none"))
     store = Store(run.directory.path / "feedback" / "scores.jsonl", key=lambda row: row["key"])
-    # All checks come first: a reward actor takes minutes to start.
+    # The checks of all models come before the first actor starts.
     for job in jobs:
         require_captions(config, file, job)
     for job in jobs:
         fill_scores(config, run, job, valid_records(config, file), store, survey.kept)
     tallies = [Tally() for _ in jobs]
     rows = write_scores(out, scored_records(valid_records(config, file), jobs, store, tallies))
-    report = {"command": typed_command(), "file": str(file), "out": str(out), "rows": rows, "read": survey.counts}
-    report["models"] = []
+    report: dict = {"command": typed_command(), "file": str(file), "out": str(out)}
+    report |= {"rows": rows, "read": survey.counts, "models": []}
     for job, tally in zip(jobs, tallies, strict=True):
-        report["models"].append({**tally.report(job.model), "without_context": job.without_context})
+        figures = tally.report(job.model) | {"without_context": job.without_context}
+        report["models"].append(figures)
     run.directory.write_eval("score", report)
     return report
 
 
 def score_paths(config: Config) -> tuple[Path, Path]:
     """Return (file to read, file to write)."""
-    options = config.score
-    return datasets.data_path(config, options.file or config.data.pairs), datasets.data_path(config, options.out)
+    file = config.score.file or config.data.pairs
+    return datasets.data_path(config, file), datasets.data_path(config, config.score.out)
 
 
 def valid_records(config: Config, file: Path, report: Report | None = None) -> Iterator[Preference]:
@@ -159,19 +163,20 @@ def require_captions(config: Config, file: Path, job: ScoringJob) -> None:
     """Raise DataError if a reward model reads captions and no record of a text has any."""
     if not job.reads_captions:
         return
-    empty = True
+    texts = 0
     for record in valid_records(config, file):
+        # Records of two candidate videos need none: a context would be about one of them.
         if record.chosen_video:
             continue
         if job.captions(record):
             return
-        empty = False
-    if not empty:
+        texts += 1
+    if texts:
         reader = f"the reward model {job.model.name} was trained with them"
         raise datasets.no_captions(config, f"the records of {file}", reader)
 
 
-def caption_reader(run: Run, mode: str, file: Path, known: datasets.Captions) -> Callable[[Preference], Sequence[str]]:
+def caption_reader(run: Run, mode: str, file: Path, known: datasets.Captions) -> CaptionReader:
     """Return a function that gives a record's captions as a reward model was trained to read them.
 
     The rule is that of `rlaif.stages.train.reward`. `mode`: the context of the model's card.
@@ -182,13 +187,16 @@ def caption_reader(run: Run, mode: str, file: Path, known: datasets.Captions) ->
         if record.chosen_video:
             return record.captions
         prompt = Prompt(record.pair_id, record.video or "", record.question)
+        # What `rlaif caption` wrote takes precedence over the captions in the file.
         return datasets.stored(known, prompt, contents(prompt.video)) or record.captions
 
     if mode == "none":
         return lambda record: ()
     if mode != "shuffled":
         return own
-    by_video = {record.video or "": tuple(own(record)) for record in valid_records(run.config, file)}
+    by_video: dict[str, tuple[str, ...]] = {}
+    for record in valid_records(run.config, file):
+        by_video[record.video or ""] = tuple(own(record))
     shuffled = contexts(mode, list(by_video.items()), run.config.seed)
     moved = dict(zip(by_video, shuffled, strict=True))
     return lambda record: moved[record.video or ""]
@@ -210,7 +218,8 @@ def fill_scores(
             pool = pool or start_reward_actors(config, run, job.model.name)
             store_scores(job, collect_outcomes(pool, list(inputs.values())), store)
         if job.reads_captions:
-            job.without_context += sum(not (record.chosen_video or job.captions(record)) for record in part)
+            for record in part:
+                job.without_context += not (record.chosen_video or job.captions(record))
         count += len(part)
         progress.to(count)
     progress.close()
@@ -226,7 +235,10 @@ def missing_answers(job: ScoringJob, part: Sequence[Preference], store: Store[st
     for record in part:
         for item in job.items(record):
             key = item.key(job.model.fingerprint)
-            if key in store or key in job.reasons or unreadable(record, item) or job.model.known(record, item):
+            # A masked answer is tried once per call: the next command tries it again.
+            if key in store or key in job.reasons:
+                continue
+            if unreadable(record, item) or job.model.known(record, item):
                 continue
             prompt = Prompt(record.pair_id, item.video, item.question, captions=item.captions)
             inputs.setdefault(key, RewardInput((key, 0), prompt, item.response))
@@ -247,9 +259,10 @@ def store_scores(job: ScoringJob, outcomes: Mapping[Key, Outcome], store: Store[
         if isinstance(outcome, Masked):
             job.reasons[key] = outcome.reason
         else:
-            rows.append({"key": key, "from": job.model.name, "values": list(outcome.parts.values())})
+            values = list(outcome.parts.values())
+            rows.append({"key": key, "from": job.model.name, "values": values})
+            job.new.add(key)
     store.append(rows)
-    job.new.update(row["key"] for row in rows)
 
 
 def scored_records(
@@ -272,7 +285,9 @@ def write_scores(out: Path, records: Iterable[Preference]) -> int:
     The file appears as a whole at the end; until then an earlier file stays as it was.
     """
     rows = good(PAIRS.write(records), Report(str(out)))
-    return write_rows(out, map(PAIRS.columns, rows) if kind(out) == ".parquet" else rows, PAIRS.schema)
+    if kind(out) == ".parquet":
+        rows = map(PAIRS.columns, rows)
+    return write_rows(out, rows, PAIRS.schema)
 
 
 def _batches(records: Iterable[Preference], size: int) -> Iterator[list[Preference]]:

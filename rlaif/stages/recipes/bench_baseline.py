@@ -60,6 +60,7 @@ class Baseline:
     """Policy, reference, critic and reward model as modules of this process."""
 
     def __init__(self, config: Config, frames: Frames):
+        # Nothing else runs beside the baseline, so that it may use every core.
         torch.set_num_threads(os.cpu_count() or 1)
         self.config, ppo, options = config, config.ppo, config.model
         self.encoder = Encoder(ppo.policy, frames, config.video.feature_cache_bytes, options.dtype)
@@ -87,7 +88,7 @@ class Baseline:
         with times.phase("rollout"):
             answers = self.generate(repeated)
         times.tokens = sum(len(ids) for ids in answers)
-        items = [self._item(prompt, ids) for prompt, ids in zip(repeated, answers, strict=True)]
+        items = list(map(self._item, repeated, answers))
         with times.phase("reward"):
             scores = self.scores(repeated, answers)
         with times.phase("experience"):
@@ -154,10 +155,12 @@ class Baseline:
             width = batch.mask.shape[1]
             batch.extras = {name: tensor[rows, :width] for name, tensor in targets.items()}
             batch.extras["after_video"] = torch.ones(len(batch.mask))
+            count = float(batch.mask.sum())
+            # The order of learners/ppo.py: the critic's step, then the policy's.
             output = self.critic.train()(batch, "values", head="critic")
-            self._step("critic", self.critic, critic_loss(output, batch, float(batch.mask.sum())).loss)
+            self._step("critic", self.critic, critic_loss(output, batch, count).loss)
             output = self.policy.train()(batch, "logprobs", head=None)
-            self._step("policy", self.policy, policy_loss(output, batch, float(batch.mask.sum())).loss)
+            self._step("policy", self.policy, policy_loss(output, batch, count).loss)
 
     def _advantages(self, experience: _Experience, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return whitened advantages and returns, [B, T] each."""
@@ -170,10 +173,11 @@ class Baseline:
         return whitened, returns
 
     def _step(self, name: str, module: VideoLM, loss: torch.Tensor) -> None:
+        optimizer, limit = self.optimizers[name], self.config.ppo.optim.max_grad_norm
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(module.parameters(), self.config.ppo.optim.max_grad_norm)
-        self.optimizers[name].step()
-        self.optimizers[name].zero_grad()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), limit)
+        optimizer.step()
+        optimizer.zero_grad()
 
     @torch.no_grad()
     def _infer(self, module: VideoLM, items: list[Encoded], output: str) -> torch.Tensor:

@@ -50,6 +50,7 @@ class PlainJudge:
     name = "transformers"
 
     def __init__(self, config: Config, model: str, frames: LocalFrames):
+        # Every core, as the engine has: this process waits while the engine works, and the other way round.
         torch.set_num_threads(os.cpu_count() or 1)
         options = config.model
         model = whole_model(ModelDir(model), options.dtype)
@@ -65,7 +66,7 @@ class PlainJudge:
         outcomes = {}
         for start in range(0, len(questions), self._size):
             part = questions[start : start + self._size]
-            logprobs = self._first_token([self._encode(question) for question in part])
+            logprobs = self._first_token(list(map(self._encode, part)))
             for question, row in zip(part, logprobs, strict=True):
                 values = [float(row[ids].logsumexp(0)) for ids in spellings]
                 outcomes[question.key] = list(zip(words, values, strict=True))
@@ -93,6 +94,7 @@ class PlainJudge:
         )
         hidden = output.last_hidden_state[:, -1]
         logits = self._model.causal.lm_head(hidden).float()
+        # The engine does not sample placeholders of media either, so that both normalise over the same tokens.
         logits[:, list(self._model.banned_ids)] = -torch.inf
         return logits.log_softmax(-1)
 
@@ -139,7 +141,10 @@ def prepare_label_bench(config: Config, run: Run) -> list[list[Case]]:
     build_tiny(Path(config.label.judge), WORDS, config.seed, size=BENCH_MODEL)
     prompts = [prompt for name in config.candidates.prompts for prompt in datasets.prompts(run, name)][:count]
     cases = [_random_case(config, prompt) for prompt in prompts]
-    return [cases[start : start + options.prompts] for start in range(0, count, options.prompts)]
+    rounds = []
+    for start in range(0, count, options.prompts):
+        rounds.append(cases[start : start + options.prompts])
+    return rounds
 
 
 def _random_case(config: Config, prompt: Prompt) -> Case:
@@ -159,6 +164,7 @@ def measure_round(config: Config, run: Run, judges: dict[str, Judge], cases: Seq
     """Return the seconds of both judges for the same cases, and the largest difference of their log-odds."""
     rows, seconds = {}, {}
     before = _engine_counters(config, run)
+    # In turn, never together: both use the whole machine.
     for name, judge in judges.items():
         start = time.perf_counter()
         rows[name] = label.by_pairs(config, judge, cases)
@@ -190,9 +196,11 @@ def _engine_counters(config: Config, run: Run) -> dict[str, float]:
     """Return the token counters of all engines, added up."""
     handles = run.topology.engines(config.label.judge).fleet.handles.values()
     calls = [actor.stats.remote() for actor in handles]
-    counters = ask(calls, config.cluster.collective_timeout_s, "the rollout actors")
-    names = ("prompt_tokens", "cached_tokens")
-    return {name: sum(one[name] for one in counters) for name in names}
+    totals = {"prompt_tokens": 0.0, "cached_tokens": 0.0}
+    for counters in ask(calls, config.cluster.collective_timeout_s, "the rollout actors"):
+        for name in totals:
+            totals[name] += counters[name]
+    return totals
 
 
 def label_figures(rounds: Sequence[RoundFigures]) -> dict[str, float]:

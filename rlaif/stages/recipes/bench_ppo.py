@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -108,10 +109,12 @@ class _Iterations:
 
         `samples`: answers of one iteration.
         """
-        began = [row["timeline/waited_from"] for row in rows]
-        walls = [after - before for before, after in zip(began, began[1:], strict=False)]
+        # An iteration lasts from the moment it begins to wait for samples until the next one does.
+        starts = [row["timeline/waited_from"] for row in rows]
+        walls = [after - before for before, after in itertools.pairwise(starts)]
         inner = list(rows[1:-1])
-        return cls(inner, walls[1:], [row["response/length"] * samples for row in inner])
+        tokens = [row["response/length"] * samples for row in inner]
+        return cls(inner, walls[1:], tokens)
 
     def median_of(self, name: str) -> float:
         """Return the median of a metric."""
@@ -121,7 +124,8 @@ class _Iterations:
         """Return the median share of the wall time that these metrics (seconds) have together."""
         shares = []
         for row, wall in zip(self.rows, self.walls, strict=True):
-            shares.append(sum(row[name] for name in names) / wall)
+            seconds = sum(row[name] for name in names)
+            shares.append(seconds / wall)
         return median(shares)
 
     def tokens_per_second(self, name: str) -> float:
@@ -138,8 +142,12 @@ class _Iterations:
 
     def phase_seconds(self) -> dict[str, float]:
         """Return the median seconds of every phase that the metrics have."""
-        names = [phase for phase in PHASES if f"time/{phase}" in self.rows[-1]]
-        return {f"seconds_{phase}": self.median_of(f"time/{phase}") for phase in names}
+        seconds = {}
+        for phase in PHASES:
+            # Which phases there are depends on options, such as checkpoints.
+            if f"time/{phase}" in self.rows[-1]:
+                seconds[f"seconds_{phase}"] = self.median_of(f"time/{phase}")
+        return seconds
 
 
 def ppo_figures(rows: Sequence[dict], baseline: Sequence[Times], samples: int) -> dict[str, float]:
@@ -158,6 +166,7 @@ def ppo_figures(rows: Sequence[dict], baseline: Sequence[Times], samples: int) -
     }
     rollout_rate = run.tokens_per_second("time/rollout")
     baseline_rate = median(times.tokens / times.seconds["rollout"] for times in baseline)
+    # The baseline samples other lengths, so that iterations are compared by the time per token.
     baseline_per_token = median(sum(times.seconds.values()) / times.tokens for times in baseline)
     last = run.rows[-1]
     figures = {
@@ -179,7 +188,8 @@ def ppo_figures(rows: Sequence[dict], baseline: Sequence[Times], samples: int) -
     figures |= run.phase_seconds()
     # `publish` is a phase of the learner's time too; here it is sending and loading together.
     figures["seconds_publish"] = run.median_of("publish/seconds") + run.median_of("publish/apply_seconds")
-    figures |= {f"waiting_{role}": 1 - share for role, share in busy.items()}
+    for role, share in busy.items():
+        figures[f"waiting_{role}"] = 1 - share
     for name in baseline[0].seconds:
         figures[f"baseline_seconds_{name}"] = median(times.seconds[name] for times in baseline)
     figures["baseline_tokens_per_iteration"] = median(times.tokens for times in baseline)

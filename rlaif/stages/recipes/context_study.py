@@ -56,7 +56,8 @@ def context(config: Config, run: Run) -> list[dict]:
     shown = frames_shown(cells[0].config) if config.label.show_video else 0
     frames = {"judge": shown, "reward": config.video.num_frames}
     for cell, figures in zip(cells, judged, strict=True):
-        rows.append({"context": cell.context, "seed": cell.seed, **figures, **train_cell(cell.config, run)})
+        trained = train_cell(cell.config, run)
+        rows.append({"context": cell.context, "seed": cell.seed, **figures, **trained})
         # Written after every cell, so that a study that is killed leaves the rows it has.
         result = {"command": typed_command(), "seconds": time.time() - began, "frames": frames}
         run.directory.write_eval("context", result | {"rows": rows, "contexts": context_means(rows)})
@@ -97,7 +98,9 @@ def context_means(rows: Sequence[dict]) -> dict[str, dict[str, float]]:
         by_context.setdefault(row["context"], []).append(row)
     means: dict[str, dict[str, float]] = {}
     for mode, of_context in by_context.items():
-        means[mode] = {name: fmean(row[name] for row in of_context) for name in MEASURES}
+        means[mode] = {}
+        for name in MEASURES:
+            means[mode][name] = fmean(row[name] for row in of_context)
     if "none" in means:
         for figures in means.values():
             for name in MEASURES:

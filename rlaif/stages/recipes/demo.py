@@ -171,7 +171,9 @@ def train_seed(config: Config, run: Run, seed: int) -> list[dict]:
 def write_results(config: Config, run: Run, rows: list[dict]) -> None:
     """Write `eval/demo.json`: the rows, and which base model they start from."""
     names = ("policy", "seed", "decoding", "hallucination", "recall", "qa_accuracy", "reward", "kl", "length")
-    columns = [{name: row.get(name) for name in names} for row in rows]
+    columns = []
+    for row in rows:
+        columns.append({name: row.get(name) for name in names})
     base = "scratch" if config.demo.scratch else "shipped"
     run.directory.write_eval("demo", {"command": typed_command(), "base": base, "rows": columns})
 
@@ -207,7 +209,10 @@ def following(config: Config, typed: Typed | None) -> list[tuple[str, str]]:
 
 def seed_verdicts(config: Config, rows: list[dict]) -> list[str]:
     """Return a line per seed: how much greedy hallucination PPO removed, the recall it cost, how far the policy moved."""
-    greedy = {(row["policy"], row["seed"]): row for row in rows if row["decoding"] == "greedy"}
+    greedy = {}
+    for row in rows:
+        if row["decoding"] == "greedy":
+            greedy[row["policy"], row["seed"]] = row
     limit = config.ppo.kl.limit
     lines = []
     for (policy, seed), after in greedy.items():

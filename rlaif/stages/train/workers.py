@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,8 +27,6 @@ from rlaif.stages.run import datasets
 from rlaif.stages.run.run import Run
 from rlaif.stages.train.parity import Gate
 from rlaif.stages.train.weight_sync import WeightSync
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

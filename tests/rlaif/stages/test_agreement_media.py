@@ -109,16 +109,16 @@ def test_a_reward_model_reads_each_candidate_as_in_training(offline, root, rewar
     write_rows(root / "pairs.json", VIDEOS)
     config, run = offline("pairs.json", f"ppo.reward={reward_model}")
     records, _ = agreement.read(config, run)
-    _, margins, masked, _ = agreement.reward_margins(config, run, records)
+    verdicts = agreement.reward_margins(config, run, records)
     scorer = ModelScorer(reward_model, LocalFrames(root, 8), config.model, 10**6, 2**20)
-    for record, margin in zip(records, margins, strict=True):
+    for record, margin in zip(records, verdicts.margins, strict=True):
         sides = (record.chosen_video, record.rejected_video)
         asked = [RewardInput((video, 0), Prompt(video, video, record.question), "") for video in sides]
         scores = scorer(asked)
         chosen, rejected = (scores[video, 0].parts for video in sides)
         for name in DIMENSIONS:
             assert margin(name) == pytest.approx(chosen[name] - rejected[name], abs=1e-4) and margin(name) != 0
-    assert masked == {}
+    assert verdicts.masked == {}
 
 
 def server_judge(url: str, *more: str) -> tuple[str, ...]:

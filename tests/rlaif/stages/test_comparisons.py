@@ -144,9 +144,9 @@ def test_many_pairs_keep_their_scores(offline, world):
     rows = [{"chosen": "x" * (i % 7 + 1), "rejected": "y" * (i % 5 + 1)} for i in range(150)]
     write_pairs(config, world, [row for row in rows if row["chosen"] != row["rejected"]])
     records, _ = agreement.read(config, run)
-    _, margins, _, _ = agreement.reward_margins(config, run, records)
+    verdicts = agreement.reward_margins(config, run, records)
     assert run.topology.pool.calls == 5
-    for record, margin in zip(records, margins, strict=True):
+    for record, margin in zip(records, verdicts.margins, strict=True):
         assert margin("detail") == 2 * (len(record.chosen) - len(record.rejected))
         assert margin("overall") == len(record.chosen) - len(record.rejected)
 
@@ -351,7 +351,7 @@ def test_models_of_the_candidates_are_named_by_the_ends_of_their_paths(offline, 
     write_answers(config, models)
     found = winrate.winrate(config, run)
     assert found["models"] == ["base", "rl"] and found["paths"] == {name: models[name] for name in ("base", "rl")}
-    assert winrate._named(["/a/sft/export", "/a/export", "/b/x/sft/export"]) == {
+    assert winrate._short_names(["/a/sft/export", "/a/export", "/b/x/sft/export"]) == {
         "a/sft/export": "/a/sft/export",
         "a/export": "/a/export",
         "x/sft/export": "/b/x/sft/export",
