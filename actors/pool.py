@@ -281,7 +281,7 @@ class RolloutPool:
             return self._calls.get(self._weights.refs[name], timeout)
         except ContractError as error:
             raise ContractError(
-                error.expected, f"{error.found} (rollout actor {name!r}, twice)", error.change
+                error.expected, f"{error.found} (rollout actor {name!r}, twice)", error.fix
             ) from error
 
     def _send(self, name: str) -> None:

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 class RlaifError(Exception):
     """Base of every error this project raises on purpose; the command line prints it without a traceback."""
 
-    def __init__(self, expected: str, found: str, change: str):
-        self.expected, self.found, self.change = expected, found, change
-        super().__init__(f"expected {expected}\n  found    {found}\n  fix      {change}")
+    def __init__(self, expected: str, found: str, fix: str):
+        self.expected, self.found, self.fix = expected, found, fix
+        super().__init__(f"expected {expected}\n  found    {found}\n  fix      {fix}")
 
     def __reduce__(self):  # Ray and pickle rebuild exceptions from args; ours takes three
-        return type(self), (self.expected, self.found, self.change)
+        return type(self), (self.expected, self.found, self.fix)
 
 
 def named(names: Sequence[str], most: int = 8) -> str:
@@ -40,12 +40,12 @@ class NumericsError(RlaifError):
 class ParityError(ContractError):
     """Rollout engine and learner compute different log-probs for the same tokens; `cause` names what differs."""
 
-    def __init__(self, expected: str, found: str, change: str, cause: str = "unknown"):
-        super().__init__(expected, found, change)
+    def __init__(self, expected: str, found: str, fix: str, cause: str = "unknown"):
+        super().__init__(expected, found, fix)
         self.cause = cause
 
     def __reduce__(self):
-        return type(self), (self.expected, self.found, self.change, self.cause)
+        return type(self), (self.expected, self.found, self.fix, self.cause)
 
 
 class PlacementError(RlaifError):

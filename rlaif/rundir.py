@@ -13,7 +13,6 @@ it publishes a checkpoint finds every row up to that checkpoint in the bucket, w
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -27,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from filelock import FileLock, Timeout
 
 from rlaif.errors import ConfigError
 from rlaif.storage import Location, cache_folder, locate, replace_file, writing
@@ -102,24 +102,25 @@ class RunDir:
 
         The kernel drops the lock with the process, so a crash leaves nothing to clean up.
         """
+        path = self.path / ".lock"
         with writing(Location(str(self.path)), "the run directory"):
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = open(self.path / ".lock", "a+")
-        with lock as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                file.seek(0)
-                raise _already_alive(self.location, file.read() or "another process") from error
-            except OSError as error:
-                log.warning(
-                    "%s: no file locks there (%s), so nothing stops a second run of this name", self.path, error
-                )
+            path.touch()
+        # filelock's substitute for a file system without flock is a marker file, which a killed process leaves behind.
+        lock = FileLock(path, fallback_to_soft=False)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            raise _already_alive(self.location, path.read_text() or "another process") from error
+        except OSError as error:
+            log.warning("%s: no file locks there (%s), so nothing stops a second run of this name", self.path, error)
+        try:
+            # filelock never writes to the file or truncates it, so its text is for the message of a second process.
             with writing(Location(str(self.path)), "the run's lock"):
-                file.truncate(0)
-                file.write(f"process {os.getpid()} on {socket.gethostname()}")
-                file.flush()
+                path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
             yield
+        finally:
+            lock.release()
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write the resolved configuration, as plain values."""

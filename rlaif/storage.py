@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import re
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
+from filelock import FileLock
 from pyarrow import fs
 from safetensors import SafetensorError
 
@@ -363,11 +363,20 @@ def _make(target: Path, make: Callable[[Path], None]) -> None:
 
 @contextmanager
 def _alone(path: Path) -> Iterator[bool]:
-    """Held by one process at a time; a process that ends lets go. False where the file system has no locks."""
-    with open(path, "ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            yield False
-            return
+    """Hold a lock file that one process at a time can hold; yield False if the file system has no locks.
+
+    It waits as long as another process holds the lock. The kernel drops the lock with its process.
+    """
+    # Outside the `try`: a file that cannot be created is an error, not a file system without locks.
+    path.touch()
+    # filelock's substitute for a file system without flock is a marker file, which a killed process leaves behind.
+    lock = FileLock(path, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except OSError:
+        yield False
+        return
+    try:
         yield True
+    finally:
+        lock.release()

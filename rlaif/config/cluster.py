@@ -40,7 +40,7 @@ class Rollout(Section):
     memory) weights, 2 both without a copy (full weights only: the next publish brings them)."""
 
 
-class Role(Section):
+class RoleResources(Section):
     """The actors of one role."""
 
     actors: int = Field(1, ge=1)
@@ -60,11 +60,11 @@ class Cluster(Section):
 
     address: str | None = None
     """None: the cluster of the surrounding Ray job or RAY_ADDRESS, else a private local one that ends with the run."""
-    rollout: Role = Role()
+    rollout: RoleResources = RoleResources()
     """Engines that sample answers."""
-    reward: Role = Role()
+    reward: RoleResources = RoleResources()
     """Actors that score answers."""
-    learner: Role = Role(actors=2)
+    learner: RoleResources = RoleResources(actors=2)
     """Ranks that train."""
     deadline_s: float = Field(600.0, gt=0)
     """How long to wait for placement before the run stops and says which role waits for what."""

@@ -159,7 +159,7 @@ def _facts(path: Path) -> dict:
     except DataError as error:
         if isinstance(error.__cause__, (OSError, MemoryError)):  # perhaps the machine's trouble, not the video's
             raise
-        return {"problem": [error.expected, error.found, error.change]}
+        return {"problem": [error.expected, error.found, error.fix]}
     facts = None
     if index:
         starts = [[start.frame, start.pts, start.pos, start.size] for start in index.starts]

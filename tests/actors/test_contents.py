@@ -73,7 +73,7 @@ def test_full_weights_that_are_not_the_engines(model, weights, fault):
     with pytest.raises(ContractError, match=named) as caught:
         contents.check(full(change(weights)))
     assert "version 7" in caught.value.expected and model in caught.value.expected
-    assert "same model directory" in caught.value.change
+    assert "same model directory" in caught.value.fix
 
 
 def test_another_precision_of_the_whole_model_is_refused(model, weights):
@@ -91,7 +91,7 @@ def test_an_adapter_of_another_rank(model, r):
     other = adapter(model, Lora(r=r))
     with pytest.raises(ContractError, match=f"of rank {r}") as caught:
         contents.check(lora(other, r))
-    assert "of rank 4" in caught.value.expected and "ppo.lora.r" in caught.value.change
+    assert "of rank 4" in caught.value.expected and "ppo.lora.r" in caught.value.fix
     with pytest.raises(ContractError, match=rf"lora_A.*\({r}, 128\) instead of \(4, 128\)"):
         contents.check(lora(other, 4))  # its configuration claims the right one
     with pytest.raises(ContractError, match="rank None"):

@@ -16,7 +16,7 @@ from ray.cluster_utils import Cluster
 from cluster.session import attach, in_ray_job, probe_storage, refuse_temporary, start
 from cluster.starting import not_started
 from rlaif.config.cluster import Cluster as ClusterOptions
-from rlaif.config.cluster import Role
+from rlaif.config.cluster import RoleResources
 from rlaif.config.schema import Config
 from rlaif.errors import ConfigError
 from rlaif.rundir import RunDir
@@ -78,7 +78,7 @@ def test_a_private_cluster_that_does_not_start_is_a_clear_error(tmp_path, monkey
     monkeypatch.setattr("rlaif.writable.SOCKET_LIMIT", 500)
     with pytest.raises(ConfigError, match="a private Ray cluster that starts") as caught, start(config(tmp_path)):
         pass
-    assert "file is a file" in caught.value.found and "set RAY_TMPDIR" in caught.value.change
+    assert "file is a file" in caught.value.found and "set RAY_TMPDIR" in caught.value.fix
     assert "cluster.address" not in str(caught.value)
 
 
@@ -94,7 +94,7 @@ def test_a_private_cluster_that_does_not_start_is_a_clear_error(tmp_path, monkey
 def test_what_keeps_ray_from_starting_is_told(monkeypatch, condition, words):
     monkeypatch.setattr(*condition)
     error = not_started("The current node timed out during startup.\n" + "log\n" * 100)
-    assert words in error.change and "timed out" in error.found and error.found.count("log") == 2
+    assert words in error.fix and "timed out" in error.found and error.found.count("log") == 2
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_storage_that_fails_is_told_by_its_cause(tmp_path, monkeypatch, number, 
     monkeypatch.setattr("cluster.session.Location.write", fail)
     with pytest.raises(ConfigError, match="can be written") as caught:
         probe_storage(locate(tmp_path), [])
-    assert words in caught.value.change
+    assert words in caught.value.fix
 
 
 @pytest.mark.parametrize("storage", ["/proc/x", "/dev/null/x"])
@@ -147,7 +147,7 @@ def test_private_cluster(tmp_path, monkeypatch):
     for name in ("cluster", "actors", "learners"):
         (tmp_path / "here" / f"{name}.py").write_text("raise RuntimeError('not ours')")
     monkeypatch.chdir(tmp_path / "here")
-    options = config(tmp_path, learner=Role(actors=5, cpus=2))
+    options = config(tmp_path, learner=RoleResources(actors=5, cpus=2))
     with start(options) as session:
         ours = [str(ROOT / file) for file in ("cluster/session.py", "actors/pool.py", "learners/spec.py")]
         assert ray.get(packages_of_a_worker.remote(), timeout=60) == ours

@@ -25,7 +25,7 @@ def test_a_storage_that_cannot_be_reached_names_its_uri_and_what_to_correct(uri,
         with pytest.raises(ConfigError) as caught:
             use(uri)
         assert uri in caught.value.expected and found in caught.value.found
-        assert "bucket name" in caught.value.change and "network" in caught.value.change
+        assert "bucket name" in caught.value.fix and "network" in caught.value.fix
 
 
 def test_a_storage_that_never_answers_is_given_up_on(monkeypatch):
@@ -43,7 +43,7 @@ def test_a_uri_with_a_secret_is_refused_without_showing_it(secret):
     with pytest.raises(ConfigError, match="without credentials") as caught:
         locate(f"s3://{secret}@bucket/runs?region=x").reach()
     assert "hidden" not in str(caught.value) and "s3://***@bucket" in caught.value.found
-    assert "AWS_SECRET_ACCESS_KEY" in caught.value.change
+    assert "AWS_SECRET_ACCESS_KEY" in caught.value.fix
 
 
 def test_a_user_is_no_secret_and_what_the_client_says_of_a_uri_is_cleared_of_it():

@@ -126,7 +126,7 @@ def test_overrides_leave_their_neighbours_alone_and_the_last_one_wins(load):
 def test_overrides_that_are_none(load, override):
     with pytest.raises(ConfigError) as error:
         load("name: x\n", override)
-    assert "the argument" in error.value.change
+    assert "the argument" in error.value.fix
 
 
 @pytest.mark.parametrize(("text", "found"), [("a: [1\n", "line"), ("- 1\n", "list"), ("", "NoneType")])
