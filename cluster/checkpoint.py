@@ -154,7 +154,7 @@ class Checkpoints:
         """The checkpoint of one iteration, verified. Raises CheckpointError where it is missing or damaged."""
         ref = self._read(iteration, passed_over)
         if problem := damage(ref.location, ref.files):
-            raise CheckpointError(f"a complete checkpoint at {ref.location}", problem, "use an older checkpoint")
+            raise CheckpointError(f"a complete checkpoint at {ref.location}", problem, "Use an older checkpoint.")
         return ref
 
     def load(self, ref: CheckpointRef, parts: Collection[str] | None = None) -> Path:
@@ -171,7 +171,7 @@ class Checkpoints:
                     (source / name).copy_to((copy / name).local)
                 source = copy
             if problem := damage(source, chosen):
-                raise CheckpointError(f"a complete checkpoint at {ref.location}", problem, "use an older checkpoint")
+                raise CheckpointError(f"a complete checkpoint at {ref.location}", problem, "Use an older checkpoint.")
         return source.local
 
     def rewind(self, iteration: int) -> None:
@@ -195,7 +195,7 @@ class Checkpoints:
     def _read(self, iteration: int, passed_over: tuple[str, ...] = ()) -> CheckpointRef:
         """A checkpoint as its manifest describes it, not verified."""
         folder = self._folder(iteration)
-        change = "use an older checkpoint"
+        change = "Use an older checkpoint."
         try:
             manifest = json.loads((folder / MANIFEST).read())
             files = {name: (int(e["size"]), str(e["sha256"])) for name, e in manifest["files"].items()}
@@ -218,7 +218,7 @@ class Checkpoints:
         raise CheckpointError(
             f"no checkpoint of iteration {iteration} yet",
             f"a complete one at {self._folder(iteration)}",
-            "resume the run, rewind it to an earlier checkpoint, or give the run another name",
+            "Resume the run, rewind it to an earlier checkpoint, or give the run another name.",
         )
 
     def _require_space(self, iteration: int, nbytes: int | None) -> None:
@@ -230,8 +230,8 @@ class Checkpoints:
             raise CheckpointError(
                 f"{mib(nbytes)} free for checkpoint {iteration:06d} in {self.root}",
                 f"{mib(free)}",
-                f"free space at {self.root}, lower `save.keep`, or set storage= to a larger disk; "
-                "no checkpoint was touched",
+                f"Free space at {self.root}, lower `save.keep`, or set storage= to a larger disk; "
+                "no checkpoint was touched.",
             )
 
     def _point_to(self, iteration: int) -> None:
@@ -290,7 +290,7 @@ def check_identity(meta: Mapping[str, Any], expected: Mapping[str, Any]) -> None
         raise CheckpointError(
             "the model and the data (rows, captions, videos) that the checkpoint was made with",
             "; ".join(f"{_option(stage, c.option)}: checkpoint {show(c.before)}, now {show(c.now)}" for c in apart),
-            "Set these as they were, or start a run of another name (name=)",
+            "Set these as they were, or start a run of another name (name=).",
         )
 
 

@@ -90,7 +90,7 @@ def head_lost(address: str) -> HeadLostError:
     return HeadLostError(
         f"a cluster whose head answers at {address}",
         "nothing listens there any more: it was killed, or its node or network failed",
-        "Start the cluster again (a private one starts by itself), then resume the run",
+        "Start the cluster again (a private one starts by itself), then resume the run.",
     )
 
 

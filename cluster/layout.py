@@ -70,7 +70,7 @@ def layout(requests: Requests) -> list[Bundle]:
             raise ConfigError(
                 f"cluster.{name}.gpus to be at most 1 or a whole number",
                 f"{role.gpus:g}",
-                f"Set cluster.{name}.gpus={math.ceil(role.gpus)}",
+                f"Set cluster.{name}.gpus={math.ceil(role.gpus)}.",
             )
         if 0 < role.gpus < 1:
             shared.setdefault(role.accelerator, {})[name] = role

@@ -138,4 +138,4 @@ class Ledger:
 
 
 def _wrong(expected: str, found: str) -> ContractError:
-    return ContractError(expected, found, "report this: a sample was lost or used twice")
+    return ContractError(expected, found, "Report this: a sample was lost or used twice.")

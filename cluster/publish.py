@@ -133,7 +133,7 @@ def pack(
             sent.append(put(bucket))
             bucket, filled = {}, 0
         if name in infos:
-            raise ContractError("every tensor once", f"{name!r} twice", "publish each parameter under one name")
+            raise ContractError("every tensor once", f"{name!r} twice", "Publish each parameter under one name.")
         infos[name] = TensorInfo(tuple(array.shape), dtype, checksum(name, dtype, array))
         bucket[name] = array
         filled, total = filled + array.nbytes, total + array.nbytes
@@ -218,5 +218,5 @@ def _refusal(manifest: Manifest, found: str) -> ContractError:
     return ContractError(
         f"weights as listed in the manifest of version {manifest.version}",
         found,
-        "publish again; if it repeats, replace the actor or look at the transport between learner and rollout",
+        "Publish again; if it repeats, replace the actor or look at the transport between learner and rollout.",
     )

@@ -32,7 +32,7 @@ def ask(refs: Any, timeout_s: float = 3600.0, who: str = "actors", meanwhile: Ca
             f"an answer of {who} within {timeout_s:g} s",
             "none",
             "Look at the actors' logs. If they are only slow, raise cluster.learner_timeout_s (learners) or "
-            "cluster.collective_timeout_s (all others). Then resume the run",
+            "cluster.collective_timeout_s (all others). Then resume the run.",
         ) from error
 
 

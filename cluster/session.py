@@ -114,13 +114,13 @@ def attach(run_dir: RunDir) -> Iterator[Session]:
     """
     found = run_dir.read_json(SESSION_FILE)
     if not found:
-        raise ConfigError(f"a live run at {run_dir.location}", f"no {SESSION_FILE} there", "start or resume it first")
+        raise ConfigError(f"a live run at {run_dir.location}", f"no {SESSION_FILE} there", "Start or resume it first.")
     if found["auth"] and "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = found["auth"]
         ray._raylet.Config.initialize("")  # Ray read the variable when it was imported
     with _connected(found["address"], found["namespace"], SESSION_FILE):
         if _holder(found["namespace"]) is None:
-            raise ConfigError(f"a live run at {run_dir.location}", "one that has ended", "start or resume it first")
+            raise ConfigError(f"a live run at {run_dir.location}", "one that has ended", "Start or resume it first.")
         yield Session(found["address"], found["namespace"], found["owned"])
 
 
@@ -135,7 +135,7 @@ def refuse_temporary(storage: str) -> None:
         raise ConfigError(
             "`storage` to be an absolute path that every node sees, or a URI, inside a Ray job",
             f"the relative path {storage!r}, below the job's temporary working directory",
-            "Set storage=/path/on/a/shared/file/system or storage=s3://bucket/runs",
+            "Set storage=/path/on/a/shared/file/system or storage=s3://bucket/runs.",
         )
 
 
@@ -166,7 +166,7 @@ def probe_storage(location: Location, node_ids: list[str], patience_s: float = 1
         raise ConfigError(
             f"{location} to be one and the same folder on every node",
             "; ".join(f"node {nodes[n].address if n in nodes else n}: {problem}" for n, problem in blind.items()),
-            "set `storage` to a shared file system that is mounted everywhere, or to a URI such as s3://bucket/runs",
+            "Set `storage` to a shared file system that is mounted everywhere, or to a URI such as s3://bucket/runs.",
         )
 
 
@@ -273,7 +273,7 @@ def _address(config: Config) -> tuple[str, str]:
         raise ConfigError(
             f"{source} to be host:port of the cluster's head, or `auto` on one of its nodes",
             f"{address}, where jobs are submitted to",
-            f"Run `ray job submit --address {address} -- python -m rlaif ...`, or unset {source}",
+            f"Run `ray job submit --address {address} -- python -m rlaif ...`, or unset {source}.",
         )
     return address, source
 
@@ -282,14 +282,14 @@ def _no_cluster(address: str, reason: str, source: str) -> ConfigError:
     """Return the error for a cluster that was named, or is that of the surrounding job, and does not answer."""
     expected = f"a Ray cluster at {address}" + (f" ({source})" if source else "")
     if "AuthToken" in reason:
-        change = "Set RAY_AUTH_MODE=token in this shell, and write the cluster's token to ~/.ray/auth_token"
+        change = "Set RAY_AUTH_MODE=token in this shell, and write the cluster's token to ~/.ray/auth_token."
         return ConfigError(expected, "one that asks for a token", change)
     leave = {
         "cluster.address": "or leave cluster.address out to use a private cluster",
         "RAY_ADDRESS": "or `unset RAY_ADDRESS` to use a private cluster",
         SESSION_FILE: "or resume the run, which has ended",
     }.get(source, "or submit the job again")
-    return ConfigError(expected, reason, f"start it (`ray start --head`), {leave}")
+    return ConfigError(expected, reason, f"Start it (`ray start --head`), {leave}.")
 
 
 def _knock(address: str) -> None:
@@ -327,7 +327,7 @@ def _claim(run_dir: RunDir, session: Session, patience_s: float = 15.0) -> Any:
                 raise ConfigError(
                     f"no live run named {run_dir.name!r} in the cluster at {session.address}",
                     f"one of process {other.get('pid')} on {other.get('host')}, in {other.get('directory')}",
-                    "wait for it or stop it, or give this run another `name`",
+                    "Wait for it or stop it, or give this run another `name`.",
                 ) from error
         time.sleep(0.2)
 

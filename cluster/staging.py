@@ -74,7 +74,7 @@ def check_written(location: Location) -> Digests:
     if problem or not parts:
         expected = "the files of a checkpoint as their writers wrote them"
         raise CheckpointError(
-            expected, problem or f"no finished writer in {location}", "check the storage and save again"
+            expected, problem or f"no finished writer in {location}", "Check the storage and save again."
         )
     return declared
 
@@ -129,7 +129,7 @@ def storage_errors(location: Location, iteration: int, doing: str = "writing") -
         raise CheckpointError(
             f"storage that takes checkpoint {iteration:06d}" if doing == "writing" else f"readable {location}",
             f"{error} while {doing} {location}{free}",
-            f"{storage_fix(error, location)}; older checkpoints are untouched",
+            f"{storage_fix(error, location)}; older checkpoints are untouched.",
         ) from error
 
 

@@ -28,9 +28,9 @@ def make_run_directory(run_dir: RunDir) -> None:
 def storage_error(location: Location, error: OSError) -> ConfigError:
     """Return the error for storage that cannot be written, with a fix for its cause."""
     if is_full(error):
-        change = "free space there, or set `storage` to another disk"
+        change = "Free space there, or set `storage` to another disk."
     else:
-        change = "set `storage` to a folder that can be written, or change its permissions"
+        change = "Set `storage` to a folder that can be written, or change its permissions."
     return ConfigError(f"`storage` that can be written: {location}", str(error), change)
 
 

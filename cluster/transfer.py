@@ -97,7 +97,7 @@ def undelivered(failed: Mapping[str, str]) -> ContractError:
     return ContractError(
         "rollout actors that take weights by rollout.transport",
         "; ".join(f"{name}: {reason}" for name, reason in failed.items()) or "none that answers",
-        "Look at the actors' logs, or set rollout.transport=object_store, which works everywhere",
+        "Look at the actors' logs, or set rollout.transport=object_store, which works everywhere.",
     )
 
 

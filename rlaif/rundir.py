@@ -245,7 +245,7 @@ def _already_alive(location: Location, holder: str) -> ConfigError:
     return ConfigError(
         f"no other process working on the run at {location}",
         holder,
-        "wait for it or stop it, or give this run another `name`",
+        "Wait for it or stop it, or give this run another `name`.",
     )
 
 

@@ -45,7 +45,7 @@ def _filesystem(root: str) -> tuple[fs.FileSystem, str]:
         raise ConfigError(
             "a storage URI without credentials: it goes into the run's files and logs",
             _shown(root),
-            "Remove them, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your storage's client reads",
+            "Remove them, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your storage's client reads.",
         )
     try:
         return within(lambda: _connected(root), REACH_S, f"reach {_shown(root)}")
@@ -83,7 +83,7 @@ def _check_bucket(filesystem: fs.FileSystem, bucket: str, root: str) -> None:
 
 
 def _unreachable(root: str, found: str) -> ConfigError:
-    change = "Correct the URI (bucket name, `?region=`, `?endpoint_override=`), the credentials, or the network"
+    change = "Correct the URI (bucket name, `?region=`, `?endpoint_override=`), the credentials, or the network."
     return ConfigError(f"a storage that answers at {_shown(root)}", _shown(" ".join(found.split())), change)
 
 
@@ -218,8 +218,8 @@ def storage_fix(error: Exception, place: Location | Path | str) -> str:
     """Return what to do about a file that could not be written at `place`."""
     # safetensors raises errors of its own, with the system's text inside
     if is_full(error) or os.strerror(errno.ENOSPC) in str(error):
-        return f"free space at {place}, or set storage= to a larger disk"
-    return f"check that {place} exists and can be written, or set storage="
+        return f"Free space at {place}, or set storage= to a larger disk."
+    return f"Check that {place} exists and can be written, or set storage=."
 
 
 @contextmanager
@@ -240,11 +240,11 @@ def locate(text: str | Path | Location) -> Location:
     if text.startswith("file://"):
         if urlsplit(text).netloc not in ("", "localhost"):
             raise ConfigError(
-                "three slashes in the URI of a local folder", text, "Write file:///path, or just the path"
+                "three slashes in the URI of a local folder", text, "Write file:///path, or just the path."
             )
         text = urlsplit(text).path
     elif "://" in text and not text.partition("://")[2].strip("/"):
-        raise ConfigError("a bucket in a URI", text, "Write s3://bucket/folder")
+        raise ConfigError("a bucket in a URI", text, "Write s3://bucket/folder.")
     return Location(text if "://" in text else os.path.abspath(os.path.expanduser(text)))
 
 

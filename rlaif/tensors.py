@@ -40,7 +40,7 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path)
     except (SafetensorError, FileNotFoundError) as error:
         raise CheckpointError(
-            f"a safetensors file at {path}", str(error), "use another checkpoint or export"
+            f"a safetensors file at {path}", str(error), "Use another checkpoint or export."
         ) from error
 
 
@@ -55,4 +55,4 @@ def load_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CheckpointError(f"JSON in {path}", str(error), "use another checkpoint") from error
+        raise CheckpointError(f"JSON in {path}", str(error), "Use another checkpoint.") from error

@@ -224,7 +224,7 @@ def _opened(log: Path) -> TextIO:
         log.parent.mkdir(parents=True, exist_ok=True)
         return open(log, "a", buffering=1, errors="replace")
     except OSError as error:
-        change = "set `storage` to a folder that you may write to, on a disk with room left"
+        change = "Set `storage` to a folder that you may write to, on a disk with room left."
         raise ConfigError(f"a run directory that can be written: {log.parent.parent}", str(error), change) from error
 
 

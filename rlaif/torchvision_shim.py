@@ -66,12 +66,12 @@ def install(site: Path | None = None) -> str:
         state = "with the hook installed earlier" if (site / PTH).exists() else "nothing to do"
         return f"torchvision imports: {state}"
     if KNOWN_ERROR not in error:
-        raise _broken(error, "install a torchvision that was built for this torch")
+        raise _broken(error, "Install a torchvision that was built for this torch.")
     write_hook(site)
     error = import_error()
     if error is not None:
         remove_hook(site)
-        raise _broken(f"{error} (also with the import hook)", "install a torchvision that was built for this torch")
+        raise _broken(f"{error} (also with the import hook)", "Install a torchvision that was built for this torch.")
     return f"torchvision imports now: wrote {PTH} and {MODULE}.py to {site}"
 
 

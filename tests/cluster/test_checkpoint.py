@@ -211,7 +211,7 @@ def full_disk_by_monkeypatch(folder: Path) -> None:
 def test_full_disk_leaves_older_checkpoints_alone(store):
     with pytest.raises(CheckpointError, match="No space left on device") as caught:
         store.save(3, full_disk_by_monkeypatch)
-    assert "free space" in caught.value.fix
+    assert "Free space" in caught.value.fix
     assert leftovers(store) == [] and store.iterations() == [1, 2] and number_in(store) == 2
 
 

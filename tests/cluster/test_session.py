@@ -98,7 +98,7 @@ def test_what_keeps_ray_from_starting_is_told(monkeypatch, condition, words):
 
 
 @pytest.mark.parametrize(
-    ("number", "words"), [(errno.ENOSPC, "free space"), (errno.EDQUOT, "free space"), (errno.EACCES, "permissions")]
+    ("number", "words"), [(errno.ENOSPC, "Free space"), (errno.EDQUOT, "Free space"), (errno.EACCES, "permissions")]
 )
 def test_storage_that_fails_is_told_by_its_cause(tmp_path, monkeypatch, number, words):
     def fail(*args):

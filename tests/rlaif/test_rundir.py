@@ -101,14 +101,14 @@ def test_a_full_disk_is_named_with_what_helps(run, monkeypatch, write):
     monkeypatch.setattr("rlaif.storage.os.fsync", full)
     with pytest.raises(StorageError, match="No space left on device") as caught:
         write(run)
-    assert f"free space at {run.path}" in caught.value.fix and "set storage=" in caught.value.fix
+    assert f"Free space at {run.path}" in caught.value.fix and "set storage=" in caught.value.fix
 
 
 def test_a_storage_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="the run directory") as caught, RunDir(tmp_path / "file", "a").lock():
         pass
-    assert "free space" not in caught.value.fix and "set storage=" in caught.value.fix
+    assert "Free space" not in caught.value.fix and "set storage=" in caught.value.fix
 
 
 def test_a_row_that_fits_only_in_part_leaves_no_part(run):
