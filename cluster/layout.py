@@ -1,4 +1,4 @@
-"""Which actors share which GPU, whether a cluster holds them, and what to say when it does not. No Ray in here."""
+"""The layout of actors on GPUs, whether a cluster has room for it, and the error if it has not. No Ray here."""
 
 from __future__ import annotations
 
@@ -11,39 +11,48 @@ from rlaif.config.cluster import RoleResources
 from rlaif.errors import ConfigError, PlacementError
 
 Requests = Mapping[str, RoleResources]
-"""What each role asks for, by its name under `cluster` in the configuration."""
+"""The resources of each role, by its name under `cluster` in the configuration."""
 
 LOCKSTEP = frozenset({"learner"})
 """Roles whose actors meet in collectives: placed as one group, and never two on one GPU (NCCL refuses that)."""
 
 _UNIT = 10_000
-"""Ray counts GPUs in ten-thousandths; whole numbers keep thirds from adding up to more than one."""
+"""Ray counts GPUs in ten-thousandths. In whole numbers of them, three thirds do not add up to more than one GPU."""
 _SMALLEST_CPU = 0.001
+"""CPUs of a bundle without any: Ray refuses a bundle without resources."""
 _NODES_SHOWN = 12
+"""Nodes that an error lists; a cluster may have thousands."""
+_NEXT_LINE = "\n           "
+"""Starts another line of an error's `found`, below its first one."""
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """Resources reserved together on one node: of one actor, or of several that share a GPU."""
+    """Resources that are reserved together on one node: those of one actor, or of several that share a GPU."""
 
     members: tuple[tuple[str, int], ...]
-    """(role, index of the actor)."""
+    """(role, index of the actor) of each."""
     gpus: float
     cpus: float
     accelerator: str | None
 
     @property
     def resources(self) -> dict[str, float]:
-        return {"CPU": self.cpus or _SMALLEST_CPU} | ({"GPU": self.gpus} if self.gpus else {})
+        """Return the resources by Ray's names."""
+        resources = {"CPU": self.cpus or _SMALLEST_CPU}
+        if self.gpus:
+            resources["GPU"] = self.gpus
+        return resources
 
     @property
     def lockstep(self) -> bool:
+        """Return whether a member meets others in collectives."""
         return any(role in LOCKSTEP for role, _ in self.members)
 
 
 @dataclass(frozen=True)
 class Node:
-    """What one machine of the cluster has, and what of it is not reserved now."""
+    """The resources of one machine of the cluster, and the part of them that is free now."""
 
     address: str
     accelerator: str | None
@@ -53,53 +62,62 @@ class Node:
     free_cpus: float
 
     def now(self) -> Node:
-        """A node that has only what is free."""
+        """Return a node that has only what is free now."""
         return replace(self, gpus=self.free_gpus, cpus=self.free_cpus)
 
 
 def layout(requests: Requests) -> list[Bundle]:
-    """One bundle per actor, except that actors with fractions of a GPU are put together on as few GPUs as they need.
+    """Return one bundle per actor, except that actors with fractions of a GPU share as few GPUs as they need.
 
     Actors of *different* roles meet on a GPU before two of the same role do (a rollout and a learner that take turns),
-    and a learner never meets another learner.
+    and a learner never meets another learner. Raises ConfigError for a fraction above one.
     """
     bundles: list[Bundle] = []
-    shared: dict[str | None, dict[str, RoleResources]] = {}
+    fractions: dict[str | None, dict[str, RoleResources]] = {}
     for name, role in requests.items():
         if role.gpus > 1 and role.gpus != int(role.gpus):
             raise ConfigError(
                 f"cluster.{name}.gpus to be at most 1 or a whole number",
                 f"{role.gpus:g}",
-                f"Set cluster.{name}.gpus={math.ceil(role.gpus)}.",
+                f"Set `cluster.{name}.gpus={math.ceil(role.gpus)}`.",
             )
         if 0 < role.gpus < 1:
-            shared.setdefault(role.accelerator, {})[name] = role
-        else:
-            single = [Bundle(((name, i),), role.gpus, role.cpus, role.accelerator) for i in range(role.actors)]
-            bundles += single
-    return bundles + [bundle for accelerator, roles in shared.items() for bundle in _share(roles, accelerator)]
+            fractions.setdefault(role.accelerator, {})[name] = role
+            continue
+        for index in range(role.actors):
+            bundles.append(Bundle(((name, index),), role.gpus, role.cpus, role.accelerator))
+    for accelerator, roles in fractions.items():
+        bundles += _share(roles, accelerator)
+    return bundles
 
 
 def _share(roles: dict[str, RoleResources], accelerator: str | None) -> list[Bundle]:
+    """Put actors with fractions of a GPU together on as few GPUs of one type as they need."""
     units = {name: round(role.gpus * _UNIT) for name, role in roles.items()}
     ranks = max((roles[name].actors for name in roles if name in LOCKSTEP), default=0)
-    needed = math.ceil(sum(units[name] * role.actors for name, role in roles.items()) / _UNIT)
+    total = sum(units[name] * role.actors for name, role in roles.items())
+    needed = math.ceil(total / _UNIT)
     gpus: list[list[tuple[str, int]]] = [[] for _ in range(max(needed, ranks))]
-    for name in sorted(roles, key=lambda name: (name not in LOCKSTEP, -units[name])):
+    # Learners first, since each needs a GPU without another one; then the largest fractions, which fit least easily.
+    order = sorted(roles, key=lambda name: (name not in LOCKSTEP, -units[name]))
+    for name in order:
         for index in range(roles[name].actors):
             fitting = [gpu for gpu in gpus if _fits(gpu, name, units)]
             if not fitting:
                 fitting = [[]]
                 gpus += fitting
-            min(fitting, key=lambda gpu: _count(gpu, name)).append((name, index))
+            emptiest = min(fitting, key=lambda gpu: _count(gpu, name))
+            emptiest.append((name, index))
     return [_shared_bundle(gpu, roles, accelerator, whole=ranks > 1) for gpu in gpus if gpu]
 
 
 def _count(gpu: list[tuple[str, int]], name: str) -> int:
+    """Return how many actors of a role are on a GPU."""
     return sum(member == name for member, _ in gpu)
 
 
 def _fits(gpu: list[tuple[str, int]], name: str, units: dict[str, int]) -> bool:
+    """Check whether one more actor of a role fits on a GPU."""
     used = sum(units[member] for member, _ in gpu)
     return used + units[name] <= _UNIT and not (name in LOCKSTEP and _count(gpu, name))
 
@@ -107,44 +125,66 @@ def _fits(gpu: list[tuple[str, int]], name: str, units: dict[str, int]) -> bool:
 def _shared_bundle(
     members: list[tuple[str, int]], roles: dict[str, RoleResources], accelerator: str | None, whole: bool
 ) -> Bundle:
-    """A GPU with one of several learners is reserved whole: Ray might put two fractions on the same one."""
+    """Return the bundle of actors that share a GPU.
+
+    With `whole`, one of several learners is on it: then the GPU is reserved whole, because Ray might put the fractions
+    of two bundles on the same GPU.
+    """
     gpus = round(sum(roles[name].gpus for name, _ in members), 4)
-    bundle = Bundle(tuple(members), gpus, sum(roles[name].cpus for name, _ in members), accelerator)
+    cpus = sum(roles[name].cpus for name, _ in members)
+    bundle = Bundle(tuple(members), gpus, cpus, accelerator)
     return replace(bundle, gpus=1.0) if whole and bundle.lockstep else bundle
 
 
 def unplaced(bundles: Iterable[Bundle], nodes: Sequence[Node]) -> list[Bundle]:
-    """Bundles that find no room on nodes of which all is theirs; the better of two greedy packings (best and worst fit)."""
-    ordered = sorted(bundles, key=lambda b: (b.accelerator is None, -b.gpus, -b.cpus))
-    return min((_greedy(ordered, nodes, sign) for sign in (1, -1)), key=len)
+    """Return the bundles that do not fit on nodes that have nothing else, by the better of two greedy packings.
+
+    One puts each bundle on the fullest node that has room (best fit), the other on the emptiest (worst fit).
+    """
+    ordered = sorted(bundles, key=lambda bundle: (bundle.accelerator is None, -bundle.gpus, -bundle.cpus))
+    packings = [_greedy(ordered, nodes, sign) for sign in (1, -1)]
+    return min(packings, key=len)
 
 
 def _greedy(bundles: Sequence[Bundle], nodes: Sequence[Node], sign: int) -> list[Bundle]:
+    """Put each bundle on the fullest (`sign` 1) or emptiest (-1) node with room, and return those without a place."""
     slots = [_slots(node.gpus) for node in nodes]
     cpus = [node.cpus for node in nodes]
-    left = []
+    unplaced_bundles = []
     for bundle in bundles:
-        fitting = [
-            i for i, node in enumerate(nodes) if bundle.accelerator in (None, node.accelerator)
-            and cpus[i] >= bundle.cpus and _take(slots[i], bundle.gpus) is not None
-        ]  # fmt: skip
-        if not fitting:
-            left.append(bundle)
+        remaining: dict[int, list[int]] = {}
+        for index, node in enumerate(nodes):
+            if bundle.accelerator not in (None, node.accelerator) or cpus[index] < bundle.cpus:
+                continue
+            rest = _take(slots[index], bundle.gpus)
+            if rest is not None:
+                remaining[index] = rest
+        if not remaining:
+            unplaced_bundles.append(bundle)
             continue
-        best = min(fitting, key=lambda i: (sign * sum(slots[i]), sign * cpus[i]))
+        best = min(remaining, key=lambda index: (sign * sum(slots[index]), sign * cpus[index]))
         cpus[best] -= bundle.cpus
-        slots[best] = _take(slots[best], bundle.gpus)
-    return left
+        slots[best] = remaining[best]
+    return unplaced_bundles
 
 
 def _slots(gpus: float) -> list[int]:
-    """Units left on each GPU of a node (of a node in use it is not known which; the best case is assumed)."""
+    """Return the free units on each GPU of a node.
+
+    Ray does not say on which GPUs the units in use are: the best case, as few as possible, is assumed.
+    """
     whole, rest = divmod(round(gpus * _UNIT), _UNIT)
-    return [_UNIT] * whole + ([rest] if rest else [])
+    slots = [_UNIT] * whole
+    if rest:
+        slots.append(rest)
+    return slots
 
 
 def _take(slots: list[int], gpus: float) -> list[int] | None:
-    """What is left after `gpus` whole GPUs, or one fraction of the fullest that has it; None where there is no room."""
+    """Return the slots without `gpus` whole GPUs, or without one fraction of the fullest GPU that has it.
+
+    None if there is no room.
+    """
     if gpus >= 1:
         free = [slot for slot in slots if slot == _UNIT]
         used = [slot for slot in slots if slot != _UNIT]
@@ -155,40 +195,50 @@ def _take(slots: list[int], gpus: float) -> list[int] | None:
     fitting = [slot for slot in slots if slot >= units]
     if not fitting:
         return None
+    fullest = min(fitting)
     rest = list(slots)
-    rest.remove(min(fitting))
-    return [*rest, min(fitting) - units]
+    rest.remove(fullest)
+    return [*rest, fullest - units]
 
 
 def shortage(requests: Requests, waiting: Sequence[Bundle], nodes: Sequence[Node], busy: bool) -> PlacementError:
-    """Says which role waits for what, what the cluster has, and the smallest changes that would fit.
+    """Return the error that says which role waits for what, what the cluster has, and the smallest changes that fit.
 
     Args:
         busy: the cluster could hold it all, but others hold a part of it now.
     """
-    counts = Counter(role for bundle in waiting for role, _ in bundle.members)
-    waits = [f"{name} ({count} of {requests[name].actors} actors)" for name, count in counts.items()]
-    shown = [_describe(node) for node in nodes[:_NODES_SHOWN]]
+    needs = "; ".join(f"{name}: {role.actors} x ({_needs(role)})" for name, role in requests.items())
+    counts: Counter[str] = Counter()
+    for bundle in waiting:
+        counts.update(role for role, _ in bundle.members)
+    waits = ", ".join(f"{name} ({count} of {requests[name].actors} actors)" for name, count in counts.items())
+    reason = "others use a part of the cluster" if busy else "the whole cluster is too small"
+    lines = [f"no room for {waits}: {reason}", *(_describe(node) for node in nodes[:_NODES_SHOWN])]
     if len(nodes) > _NODES_SHOWN:
-        shown.append(f"and {len(nodes) - _NODES_SHOWN} more nodes")
-    why = "others use a part of the cluster" if busy else "the whole cluster is too small"
-    changes = list(_changes(requests, counts, [node.now() for node in nodes] if busy else nodes))
-    last = "wait for other jobs and raise cluster.deadline_s" if busy else f"add {_missing(waiting)}"
-    return PlacementError(
-        "room for " + "; ".join(f"{name}: {role.actors} x ({_needs(role)})" for name, role in requests.items()),
-        "\n           ".join([f"no room for {', '.join(waits)}: {why}", *shown]),
-        ("Set " if changes else "") + ", or ".join([*changes, last]),
-    )
+        lines.append(f"and {len(nodes) - _NODES_SHOWN} more nodes")
+    usable = [node.now() for node in nodes] if busy else nodes
+    changes = list(_changes(requests, counts, usable))
+    rest = "wait for other jobs and raise cluster.deadline_s" if busy else f"add {_missing(waiting)}"
+    if changes:
+        fix = f"Set {', or '.join([*changes, rest])}."
+    elif busy:
+        fix = "Wait for other jobs and raise cluster.deadline_s."
+    else:
+        fix = f"Add {_missing(waiting)}."
+    return PlacementError(f"room for {needs}", _NEXT_LINE.join(lines), fix)
 
 
 def _needs(role: RoleResources) -> str:
-    gpu = f"{role.gpus:g} GPU {role.accelerator or ''}".strip() + ", " if role.gpus else ""
-    return f"{gpu}{role.cpus:g} CPU" + (
-        f" on a node with {role.accelerator}" if role.accelerator and not role.gpus else ""
-    )
+    """Describe what one actor of a role needs."""
+    cpus = f"{role.cpus:g} CPU"
+    if role.gpus:
+        gpus = f"{role.gpus:g} GPU {role.accelerator or ''}".strip()
+        return f"{gpus}, {cpus}"
+    return f"{cpus} on a node with {role.accelerator}" if role.accelerator else cpus
 
 
 def _describe(node: Node) -> str:
+    """Describe a node and what of it is free."""
     return (
         f"node {node.address} ({node.accelerator or 'no accelerator'}): {node.gpus:g} GPU ({node.free_gpus:g} free), "
         f"{node.cpus:g} CPU ({node.free_cpus:g} free)"
@@ -196,33 +246,52 @@ def _describe(node: Node) -> str:
 
 
 def _missing(waiting: Sequence[Bundle]) -> str:
-    kinds = Counter((bundle.gpus, bundle.cpus, bundle.accelerator) for bundle in waiting)
-    return "room for " + ", ".join(
-        f"{count} x ({_needs(RoleResources(gpus=gpus, cpus=cpus, accelerator=accelerator))})"
-        for (gpus, cpus, accelerator), count in kinds.items()
-    )
+    """Describe the room that waiting bundles need."""
+    counts = Counter((bundle.gpus, bundle.cpus, bundle.accelerator) for bundle in waiting)
+    kinds = []
+    for (gpus, cpus, accelerator), count in counts.items():
+        needs = _needs(RoleResources(gpus=gpus, cpus=cpus, accelerator=accelerator))
+        kinds.append(f"{count} x ({needs})")
+    return f"room for {', '.join(kinds)}"
 
 
 def _changes(requests: Requests, waiting: Iterable[str], nodes: Sequence[Node]) -> Iterator[str]:
-    """Overrides that make everything fit, one kind of each per waiting role; every one was tried."""
+    """Yield overrides that make everything fit, one of each kind per waiting role; every one has been tried."""
+    accelerators = sorted({node.accelerator for node in nodes if node.accelerator})
     for name in waiting:
         role = requests[name]
-        for options in _alternatives(role, sorted({node.accelerator for node in nodes if node.accelerator})):
-            for fields in options:
+        for kind in _alternatives(role, accelerators):
+            for fields in kind:
                 if not unplaced(layout({**requests, name: role.model_copy(update=fields)}), nodes):
-                    yield " ".join(f"cluster.{name}.{key}={'null' if v is None else v}" for key, v in fields.items())
+                    yield _overrides(name, fields)
                     break
+    yield from _sharing(requests, nodes)
+
+
+def _overrides(name: str, fields: Mapping[str, object]) -> str:
+    """Write changes to one role as overrides of the command line."""
+    words = []
+    for key, value in fields.items():
+        words.append(f"cluster.{name}.{key}={'null' if value is None else value}")
+    return " ".join(words)
+
+
+def _sharing(requests: Requests, nodes: Sequence[Node]) -> Iterator[str]:
+    """Yield the largest fraction of a GPU with which all roles that use GPUs fit, if there are several such roles."""
+    users = {name: role for name, role in requests.items() if role.gpus >= 1}
+    if len(users) < 2:
+        return
     for share in (0.5, 0.33, 0.25):
-        users = {name: role for name, role in requests.items() if role.gpus >= 1}
-        shared = {name: role.model_copy(update={"gpus": share}) for name, role in users.items()}
-        if len(users) > 1 and not unplaced(layout({**requests, **shared}), nodes):
+        smaller = {name: role.model_copy(update={"gpus": share}) for name, role in users.items()}
+        if not unplaced(layout({**requests, **smaller}), nodes):
             yield " ".join(f"cluster.{name}.gpus={share}" for name in users)
             return
 
 
 def _alternatives(role: RoleResources, accelerators: list[str]) -> Iterator[Iterator[dict]]:
-    """Kinds of change to one role, each from the smallest change on."""
+    """Yield kinds of change to one role, each from the smallest change on."""
     yield ({"actors": count} for count in range(role.actors - 1, 0, -1))
     if role.accelerator:
-        yield ({"accelerator": other} for other in [*accelerators, None] if other != role.accelerator)
+        others = [other for other in [*accelerators, None] if other != role.accelerator]
+        yield ({"accelerator": other} for other in others)
     yield ({"cpus": float(count)} for count in range(math.ceil(role.cpus) - 1, 0, -1))

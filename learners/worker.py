@@ -16,7 +16,7 @@ from cluster.checkpoint import CheckpointRef, Checkpoints
 from cluster.publish import Manifest, pack
 from cluster.remote import free_port
 from cluster.staging import Staging
-from cluster.transfer import Delivery, Receivers
+from cluster.transfer import WeightReceipt, Receivers
 from learners import losses, parity, sequences
 from learners.export import adapter_config, export_role
 from learners.learner import Learner, Unit
@@ -148,7 +148,7 @@ class LearnerWorker:
 
     def open_transfer(
         self, role: str, receivers: Receivers, address: tuple[str, int], bucket_bytes: int
-    ) -> Delivery | None:
+    ) -> WeightReceipt | None:
         """Open a transport for the role's full weights, all ends meeting at `address`; None, or why nobody came."""
         from learners.transfer import Sender  # vLLM, which no other way of publishing needs here
 
@@ -156,16 +156,16 @@ class LearnerWorker:
         try:
             self.sender = Sender(self.learner.roles[role], receivers, self.rank, address, bucket_bytes)
         except ContractError as error:
-            return Delivery(None, {}, dict.fromkeys(receivers.actors, error.found))
+            return WeightReceipt(None, {}, dict.fromkeys(receivers.actors, error.found))
 
-    def transfer(self, version: int) -> Delivery:
+    def transfer(self, version: int) -> WeightReceipt:
         """Send the newest weights over the open transport, which a failure closes. Collective."""
         try:
             return self.sender.send(version)
         except ContractError as error:
             failed = dict.fromkeys(self.sender.receivers.actors, error.found)
             self._close_sender()
-            return Delivery(None, {}, failed)
+            return WeightReceipt(None, {}, failed)
 
     def _close_sender(self) -> None:
         if self.sender is not None:

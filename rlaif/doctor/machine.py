@@ -48,15 +48,17 @@ def check_caches() -> Check:
     """The folders that libraries write to without being asked."""
     problems = cache_problems()
     if problems:
-        detail = "; ".join(f"{user}: {found}" for user, found, _ in problems)
-        return Check("caches", "fail", detail, "; ".join(dict.fromkeys(fix for _, _, fix in problems)))
+        detail = "; ".join(f"{problem.user}: {problem.found}" for problem in problems)
+        fixes = dict.fromkeys(problem.fix for problem in problems)
+        return Check("caches", "fail", detail, " ".join(fixes))
     return Check("caches", "ok", f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'} and others can be written")
 
 
 def check_sockets() -> Check:
     """Whether Ray's sockets fit below the folder of temporary files."""
-    if problem := socket_problem():
-        return Check("sockets", "fail", *problem)
+    problem = socket_problem()
+    if problem:
+        return Check("sockets", "fail", problem.found, problem.fix)
     folder, _ = temporary_folder()
     return Check("sockets", "ok", f"the path {folder} is short enough for Ray's sockets")
 

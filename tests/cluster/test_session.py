@@ -78,16 +78,16 @@ def test_a_private_cluster_that_does_not_start_is_a_clear_error(tmp_path, monkey
     monkeypatch.setattr("rlaif.writable.SOCKET_LIMIT", 500)
     with pytest.raises(ConfigError, match="a private Ray cluster that starts") as caught, start(config(tmp_path)):
         pass
-    assert "file is a file" in caught.value.found and "set RAY_TMPDIR" in caught.value.fix
+    assert "file is a file" in caught.value.found and "Set RAY_TMPDIR" in caught.value.fix
     assert "cluster.address" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("condition", "words"),
     [
-        (("os.getloadavg", lambda: (1000.0, 0.0, 0.0)), "wait until the machine is less busy"),
-        (("cluster.starting._free", lambda folder: 2**20), "free or enlarge /dev/shm"),
-        (("cluster.starting.why_not_writable", lambda folder: "no"), "mount it"),
+        (("os.getloadavg", lambda: (1000.0, 0.0, 0.0)), "Wait until the machine is less busy"),
+        (("cluster.starting._free", lambda folder: 2**20), "Free or enlarge /dev/shm"),
+        (("cluster.starting.why_not_writable", lambda folder: "no"), "Mount /dev/shm"),
     ],
     ids=["load", "full", "read-only"],
 )
