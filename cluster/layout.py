@@ -127,8 +127,8 @@ def _shared_bundle(
 ) -> Bundle:
     """Return the bundle of actors that share a GPU.
 
-    With `whole`, one of several learners is on it: then the GPU is reserved whole, because Ray might put the fractions
-    of two bundles on the same GPU.
+    With `whole`, which means that there are several learners, a GPU with one of them is reserved whole: Ray might put
+    the fractions of two bundles on the same GPU.
     """
     gpus = round(sum(roles[name].gpus for name, _ in members), 4)
     cpus = sum(roles[name].cpus for name, _ in members)

@@ -13,7 +13,7 @@ from cluster.env import actor_env
 from cluster.publish import Manifest
 from cluster.remote import ask
 from cluster.staging import Staging
-from cluster.transfer import WeightReceipt, Receivers
+from cluster.transfer import Receivers, WeightReceipt
 from learners.spec import LearnerSpec
 from learners.worker import LearnerWorker
 from rlaif.config.schema import Ppo, Reward
@@ -108,7 +108,9 @@ class LearnerGroup:
         """Manifest and bucket references of a role's newest weights."""
         return self._ask([rank.publish.remote(role, version, bucket_bytes) for rank in self.ranks])[0]
 
-    def transfer(self, role: str, version: int, receivers: Receivers, bucket_bytes: int = 512 * 1024**2) -> WeightReceipt:
+    def transfer(
+        self, role: str, version: int, receivers: Receivers, bucket_bytes: int = 512 * 1024**2
+    ) -> WeightReceipt:
         """Send a role's newest full weights over a transport between GPUs, and wait until they are in place.
 
         The transport stays open for the next version, while its receivers are the same and it has not failed.

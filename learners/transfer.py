@@ -16,7 +16,7 @@ from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
 from cluster.publish import Manifest, TensorInfo, word_sum
-from cluster.transfer import WeightReceipt, Receivers, undelivered
+from cluster.transfer import Receivers, WeightReceipt, undelivered
 from learners.roles import Role
 from learners.state import published_weights
 from rlaif.errors import ContractError

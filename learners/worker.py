@@ -13,10 +13,10 @@ import ray
 import torch
 
 from cluster.checkpoint import CheckpointRef, Checkpoints
-from cluster.publish import Manifest, pack
+from cluster.publish import Manifest, pack_weights
 from cluster.remote import free_port
 from cluster.staging import Staging
-from cluster.transfer import WeightReceipt, Receivers
+from cluster.transfer import Receivers, WeightReceipt
 from learners import losses, parity, sequences
 from learners.export import adapter_config, export_role
 from learners.learner import Learner, Unit
@@ -144,7 +144,7 @@ class LearnerWorker:
             return None
         kind, lora = ("adapter", adapter_config(target)) if target.adapter else ("full", None)
         base = fingerprint(target.spec.base)
-        return pack(weights, bucket_bytes, version=version, kind=kind, lora=lora, base=base, put=ray.put)
+        return pack_weights(weights, bucket_bytes, version=version, kind=kind, lora=lora, base=base, put=ray.put)
 
     def open_transfer(
         self, role: str, receivers: Receivers, address: tuple[str, int], bucket_bytes: int

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from actors.pool import RolloutPool
 from cluster.publish import Manifest
-from cluster.transfer import WeightReceipt, Receivers, undelivered
+from cluster.transfer import Receivers, WeightReceipt, undelivered
 from learners.group import LearnerGroup
 from rlaif.config.cluster import Rollout
 

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.publish import Manifest, TensorInfo, checksum, from_wire, pack, unpack, verify_tensors, word_sum
+from cluster.publish import (
+    Manifest,
+    TensorInfo,
+    checksum,
+    from_wire,
+    pack_weights,
+    unpack_weights,
+    verify_tensors,
+    word_sum,
+)
 from rlaif.errors import ContractError
 
 
@@ -27,9 +36,9 @@ def weights() -> dict[str, torch.Tensor]:
 
 def test_every_dtype_and_layout_arrives_bit_by_bit():
     sent = weights()
-    manifest, buckets = pack(sent.items(), 1 << 20, version=3)
+    manifest, buckets = pack_weights(sent.items(), 1 << 20, version=3)
     manifest, buckets = pickle.loads(pickle.dumps((manifest, buckets)))
-    arrays = unpack(manifest, buckets)
+    arrays = unpack_weights(manifest, buckets)
     assert list(arrays) == list(sent) and manifest.version == 3
     assert manifest.nbytes == sum(tensor.nbytes for tensor in sent.values())
     for name, tensor in sent.items():
@@ -46,7 +55,9 @@ def test_buckets_are_closed_when_full_and_handed_over_one_by_one():
             yield f"t{index}", torch.zeros(100)
 
     sizes = []
-    manifest, buckets = pack(tensors(), 900, version=1, put=lambda bucket: sizes.append(list(bucket)) or len(sizes))
+    manifest, buckets = pack_weights(
+        tensors(), 900, version=1, put=lambda bucket: sizes.append(list(bucket)) or len(sizes)
+    )
     assert sizes == [["t0", "t1"], ["t2", "t3"], ["t4"]] and buckets == [1, 2, 3]
     assert taken == [0, 0, 0, 1, 1]  # the next bucket is filled after the last one has gone
     assert list(manifest.tensors) == ["t0", "t1", "t2", "t3", "t4"]
@@ -54,9 +65,9 @@ def test_buckets_are_closed_when_full_and_handed_over_one_by_one():
 
 def test_what_was_sent_does_not_change_with_the_weights():
     tensor = torch.zeros(4)
-    manifest, buckets = pack([("w", tensor)], 1 << 20, version=1)
+    manifest, buckets = pack_weights([("w", tensor)], 1 << 20, version=1)
     tensor += 1
-    assert unpack(manifest, buckets)["w"].sum() == 0
+    assert unpack_weights(manifest, buckets)["w"].sum() == 0
 
 
 def test_read_only_arrays_make_tensors_without_a_warning(recwarn):
@@ -77,20 +88,20 @@ def test_read_only_arrays_make_tensors_without_a_warning(recwarn):
     ],
 )
 def test_damage_is_named(damage, named):
-    manifest, (bucket,) = pack(weights().items(), 1 << 20, version=7)
+    manifest, (bucket,) = pack_weights(weights().items(), 1 << 20, version=7)
     damage(bucket)
     with pytest.raises(ContractError, match=named) as error:
-        unpack(manifest, [bucket])
+        unpack_weights(manifest, [bucket])
     assert "version 7" in str(error.value)
 
 
 def test_two_tensors_that_changed_places_are_noticed():
     same = {"q": torch.ones(3, 3), "k": torch.ones(3, 3)}
-    manifest, (bucket,) = pack(same.items(), 1 << 20, version=1)
+    manifest, (bucket,) = pack_weights(same.items(), 1 << 20, version=1)
     assert manifest.tensors["q"].checksum != manifest.tensors["k"].checksum
     swapped = replace(manifest, tensors={"q": manifest.tensors["k"], "k": manifest.tensors["q"]})
     with pytest.raises(ContractError, match="checksum"):
-        unpack(swapped, [bucket])
+        unpack_weights(swapped, [bucket])
 
 
 def test_the_checksum_covers_shape_and_dtype():
@@ -105,7 +116,7 @@ def test_the_checksum_covers_shape_and_dtype():
 
 def test_a_name_may_be_sent_once():
     with pytest.raises(ContractError, match="twice"):
-        pack([("w", torch.zeros(2)), ("w", torch.zeros(2))], 1 << 20, version=1)
+        pack_weights([("w", torch.zeros(2)), ("w", torch.zeros(2))], 1 << 20, version=1)
 
 
 def described(tensors: dict[str, torch.Tensor]) -> Manifest:
