@@ -9,15 +9,16 @@ from error_fixes import FixReader
 
 from rlaif import errors
 from rlaif.errors import RlaifError
+from rlaif.writable import Obstacle
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("rlaif", "actors", "learners", "cluster")
-ERRORS = frozenset(
-    name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, RlaifError)
-)
+CLASSES = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, RlaifError)]
+ERRORS = frozenset({kind.__name__ for kind in CLASSES} | {Obstacle.__name__})
+"""Classes whose third argument is a fix."""
 VERBS = frozenset(
     """Add Append Change Check Choose Collect Convert Copy Correct Extract Free Give Install Leave Let Load Look Lower
-    Make Mend Merge Move Name Open Pin Publish Put Raise Re-encode Relax Remove Rename Repair Replace Report Restore
+    Make Mend Merge Mount Move Name Open Pin Publish Put Raise Re-encode Relax Remove Rename Repair Replace Report Restore
     Resume Run Send Set Start Train Type Update Use Wait Write""".split()
 )
 
@@ -66,6 +67,7 @@ def test_flaw_of_a_fix_that_is_no_imperative_sentence(fix):
         (["class A:", "  def wrong(self, fix):", "    DataError('a', 'b', fix)", "A().wrong('Set it.')"], ["Set it."]),
         (["fix = {'a': 'Set a.'}.get(key, 'Wait.')", "raise ConfigError('a', 'b', fix)"], ["Set a.", "Wait."]),
         (["raise ConfigError(error.expected, 'b', error.fix)", "raise DataError(*parts)"], []),
+        (["raise ConfigError('a', 'b', ' '.join(it.fix for it in several) or 'Wait.')"], ["Wait."]),
     ],
 )
 def test_fixes_are_followed_to_their_texts(lines, texts):

@@ -13,7 +13,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from cluster.session import attach, in_ray_job, probe_storage, refuse_temporary, start
+from cluster.session import attach_session, in_ray_job, probe_storage, refuse_temporary, start_session
 from cluster.starting import not_started
 from rlaif.config.cluster import Cluster as ClusterOptions
 from rlaif.config.cluster import RoleResources
@@ -39,14 +39,14 @@ def config(storage: Path | str, name: str = "one", **cluster) -> Config:
 def test_the_job_servers_address_is_not_the_clusters(tmp_path, monkeypatch, address):
     """Users export RAY_ADDRESS=http://... for `ray job submit`; starting a run by hand then says what to do."""
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(ConfigError, match="ray job submit"), start(config(tmp_path)):
+    with pytest.raises(ConfigError, match="ray job submit"), start_session(config(tmp_path)):
         pass
 
 
 def test_an_address_where_nothing_listens_fails_at_once(tmp_path):
     with (
         pytest.raises(ConfigError, match="a Ray cluster at 127.0.0.1:1"),
-        start(config(tmp_path, address="127.0.0.1:1")),
+        start_session(config(tmp_path, address="127.0.0.1:1")),
     ):
         pass
 
@@ -58,7 +58,7 @@ def test_an_address_is_blamed_on_what_named_it(tmp_path, monkeypatch, option):
     given = {"address": "127.0.0.1:1"} if option == "cluster.address" else {}
     if not given:
         monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    with pytest.raises(ConfigError, match=option) as caught, start(config(tmp_path, **given)):
+    with pytest.raises(ConfigError, match=option) as caught, start_session(config(tmp_path, **given)):
         pass
     assert other not in str(caught.value)
 
@@ -66,7 +66,7 @@ def test_an_address_is_blamed_on_what_named_it(tmp_path, monkeypatch, option):
 def test_a_temporary_folder_with_a_long_path_is_named(tmp_path, monkeypatch):
     """The kernel takes 107 bytes for the path of a socket."""
     monkeypatch.setenv("TMPDIR", f"/tmp/{'x' * 50}")
-    with pytest.raises(ConfigError, match="TMPDIR=/tmp/xxx.* bytes") as caught, start(config(tmp_path)):
+    with pytest.raises(ConfigError, match="TMPDIR=/tmp/xxx.* bytes") as caught, start_session(config(tmp_path)):
         pass
     assert "cluster.address" not in str(caught.value)
 
@@ -76,7 +76,10 @@ def test_a_private_cluster_that_does_not_start_is_a_clear_error(tmp_path, monkey
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "file"))
     monkeypatch.setattr("rlaif.writable.SOCKET_LIMIT", 500)
-    with pytest.raises(ConfigError, match="a private Ray cluster that starts") as caught, start(config(tmp_path)):
+    with (
+        pytest.raises(ConfigError, match="a private Ray cluster that starts") as caught,
+        start_session(config(tmp_path)),
+    ):
         pass
     assert "file is a file" in caught.value.found and "Set RAY_TMPDIR" in caught.value.fix
     assert "cluster.address" not in str(caught.value)
@@ -112,7 +115,7 @@ def test_storage_that_fails_is_told_by_its_cause(tmp_path, monkeypatch, number, 
 
 @pytest.mark.parametrize("storage", ["/proc/x", "/dev/null/x"])
 def test_storage_that_cannot_be_made_is_found_before_ray_starts(storage):
-    with pytest.raises(ConfigError, match=f"can be written: {storage}/one"), start(config(storage)):
+    with pytest.raises(ConfigError, match=f"can be written: {storage}/one"), start_session(config(storage)):
         pass
     assert not ray.is_initialized()
 
@@ -129,9 +132,9 @@ def test_relative_storage_is_refused_inside_a_job(monkeypatch):
 
 JOIN = """
 import sys, ray
-from cluster.session import attach
+from cluster.session import attach_session
 from rlaif.rundir import RunDir
-with attach(RunDir(sys.argv[1], "one")) as session:
+with attach_session(RunDir(sys.argv[1], "one")) as session:
     assert session.owned and ray.get_actor("run", session.namespace)
 """
 
@@ -148,7 +151,7 @@ def test_private_cluster(tmp_path, monkeypatch):
         (tmp_path / "here" / f"{name}.py").write_text("raise RuntimeError('not ours')")
     monkeypatch.chdir(tmp_path / "here")
     options = config(tmp_path, learner=RoleResources(actors=5, cpus=2))
-    with start(options) as session:
+    with start_session(options) as session:
         ours = [str(ROOT / file) for file in ("cluster/session.py", "actors/pool.py", "learners/spec.py")]
         assert ray.get(packages_of_a_worker.remote(), timeout=60) == ours
         assert session.owned and session.namespace == "rlaif-one"
@@ -182,18 +185,18 @@ def connected(cluster):
 
 
 def test_joined_cluster_outlives_the_run(cluster, tmp_path):
-    with start(config(tmp_path, address=cluster.address)) as session:
+    with start_session(config(tmp_path, address=cluster.address)) as session:
         assert not session.owned and session.address == cluster.address
-    with start(config(tmp_path, address=cluster.address)):  # the name is free again at once
+    with start_session(config(tmp_path, address=cluster.address)):  # the name is free again at once
         assert len([node for node in ray.nodes() if node["Alive"]]) == 2
 
 
 HOLD = """
 import sys, time
-from cluster.session import start
+from cluster.session import start_session
 from rlaif.config.cluster import Cluster
 from rlaif.config.schema import Config
-with start(Config(name="one", storage=sys.argv[1], cluster=Cluster(address=sys.argv[2]))):
+with start_session(Config(name="one", storage=sys.argv[1], cluster=Cluster(address=sys.argv[2]))):
     print("alive", flush=True)
     time.sleep(600)
 """
@@ -205,26 +208,29 @@ def test_one_live_run_per_name(connected, tmp_path):
     other = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE)
     try:
         assert other.stdout.readline() == b"alive\n"
-        with pytest.raises(ConfigError, match=f"process {other.pid} on"), start(config(tmp_path / "a")):
+        with pytest.raises(ConfigError, match=f"process {other.pid} on"), start_session(config(tmp_path / "a")):
             pass
-        with pytest.raises(ConfigError, match=f"process {other.pid} on .*/a/one"), start(config(tmp_path / "b")):
+        with (
+            pytest.raises(ConfigError, match=f"process {other.pid} on .*/a/one"),
+            start_session(config(tmp_path / "b")),
+        ):
             pass
-        with start(config(tmp_path / "a", name="two")) as beside:
+        with start_session(config(tmp_path / "a", name="two")) as beside:
             assert beside.namespace == "rlaif-two" and not beside.owned
     finally:
         other.send_signal(signal.SIGKILL)
         other.wait()
-    with start(config(tmp_path / "a")):
+    with start_session(config(tmp_path / "a")):
         pass
     assert ray.is_initialized(), "a connection that was there before stays"
 
 
 def test_attach_needs_a_live_run(connected, tmp_path):
     run = RunDir(tmp_path, "gone")
-    with pytest.raises(ConfigError, match="no session.json"), attach(run):
+    with pytest.raises(ConfigError, match="no session.json"), attach_session(run):
         pass
     run.write_json("session.json", {"address": "127.0.0.1:1", "namespace": "rlaif-gone", "owned": True, "auth": None})
-    with pytest.raises(ConfigError, match="one that has ended"), attach(run):
+    with pytest.raises(ConfigError, match="one that has ended"), attach_session(run):
         pass
 
 

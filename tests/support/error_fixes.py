@@ -137,6 +137,8 @@ class FixReader:
         """Return what a function of ours may return, or what a `get` on a written-out dictionary may give."""
         if isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Dict):
             return self._all_texts([(scope, value) for value in [*call.func.value.values, *call.args[1:]]])
+        if joins_fixes(call):
+            return []
         functions = self._functions[ast.unparse(call.func).split(".")[-1]]
         values = []
         for path, function in functions:
@@ -152,6 +154,14 @@ class FixReader:
                 return None
             texts += more
         return texts if values else None
+
+
+def joins_fixes(call: ast.Call) -> bool:
+    """Return whether a call is `" ".join(x.fix for x in ...)`: sentences that are read at their own places."""
+    if not isinstance(call.func, ast.Attribute) or ast.unparse(call.func) != "' '.join":
+        return False
+    elements = call.args[0]
+    return isinstance(elements, ast.GeneratorExp) and ast.unparse(elements.elt).endswith(".fix")
 
 
 def alternatives(node: ast.expr) -> list[ast.expr]:
