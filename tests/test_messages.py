@@ -17,8 +17,8 @@ CLASSES = [kind for kind in vars(errors).values() if isinstance(kind, type) and 
 ERRORS = frozenset({kind.__name__ for kind in CLASSES} | {Obstacle.__name__})
 """Classes whose third argument is a fix."""
 VERBS = frozenset(
-    """Add Append Change Check Choose Collect Convert Copy Correct Extract Free Give Install Leave Let Load Look Lower
-    Make Mend Merge Mount Move Name Open Pin Publish Put Raise Re-encode Relax Remove Rename Repair Replace Report Restore
+    """Add Append Change Check Choose Collect Compare Convert Copy Correct Extract Free Give Install Leave Let Load Look Lower
+    Make Mend Merge Mount Move Name Open Pin Publish Put Raise Re-encode Relax Remove Rename Repair Replace Report Reset Restore
     Resume Run Send Set Start Train Type Update Use Wait Write""".split()
 )
 
@@ -63,6 +63,7 @@ def test_flaw_of_a_fix_that_is_no_imperative_sentence(fix):
         (["fix = 'one'", "def check():", "  found, fix = 0, 'two'", "  raise DataError('a', found, fix)"], ["two"]),
         (["FIX = 'one'", "def check():", "  raise DataError('a', 'b', FIX)"], ["one"]),
         (["def advice():", "  return 'Wait.'", "raise ConfigError('a', 'b', advice())"], ["Wait."]),
+        (["def two():", "  return 'b', 'Wait.'", "found, fix = two()", "DataError('a', found, fix)"], ["Wait."]),
         (["def _broken(fix):", "  return RlaifError('a', 'b', fix)", "_broken('Set it.')"], ["Set it."]),
         (["class A:", "  def wrong(self, fix):", "    DataError('a', 'b', fix)", "A().wrong('Set it.')"], ["Set it."]),
         (["fix = {'a': 'Set a.'}.get(key, 'Wait.')", "raise ConfigError('a', 'b', fix)"], ["Set a.", "Wait."]),

@@ -107,6 +107,8 @@ class FixReader:
             return self._texts_of_call(node, scope)
         if isinstance(node, ast.BinOp):
             return self._texts_of_sum(node, scope)
+        if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Call):
+            return self._texts_of_item(node, scope)
         return self._all_texts([(scope, part) for part in alternatives(node)])
 
     def _texts_of_sum(self, node: ast.BinOp, scope: Scope) -> list[Fix] | None:
@@ -139,12 +141,24 @@ class FixReader:
             return self._all_texts([(scope, value) for value in [*call.func.value.values, *call.args[1:]]])
         if joins_fixes(call):
             return []
-        functions = self._functions[ast.unparse(call.func).split(".")[-1]]
+        return self._all_texts(self._returned(call))
+
+    def _texts_of_item(self, node: ast.Subscript, scope: Scope) -> list[Fix] | None:
+        """Return what one item of the tuples that a function of ours returns may be."""
         values = []
-        for path, function in functions:
+        for inside, value in self._returned(node.value):
+            if not isinstance(value, ast.Tuple):
+                return None
+            values.append((inside, value.elts[node.slice.value]))
+        return self._all_texts(values)
+
+    def _returned(self, call: ast.Call) -> list[tuple[Scope, ast.expr]]:
+        """Return the expressions that the functions of the called name return."""
+        values = []
+        for path, function in self._functions[ast.unparse(call.func).split(".")[-1]]:
             returns = [node for node in ast.walk(function) if isinstance(node, ast.Return) and node.value]
             values += [(Scope(path, (function,)), node.value) for node in returns]
-        return self._all_texts(values)
+        return values
 
     def _all_texts(self, values: list[tuple[Scope, ast.expr]]) -> list[Fix] | None:
         texts: list[Fix] = []
@@ -176,7 +190,7 @@ def alternatives(node: ast.expr) -> list[ast.expr]:
 
 
 def assignments(nodes: list[ast.AST]) -> Iterator[tuple[str, ast.expr]]:
-    """Yield (name, value) of every assignment among `nodes`, those of written-out tuples included."""
+    """Yield (name, value) of every assignment among `nodes`; a target that is a tuple gets an item of the value each."""
     for node in nodes:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
@@ -184,6 +198,14 @@ def assignments(nodes: list[ast.AST]) -> Iterator[tuple[str, ast.expr]]:
             continue
         if isinstance(targets[0], ast.Name):
             yield targets[0].id, value
-        elif isinstance(targets[0], ast.Tuple) and isinstance(value, ast.Tuple):
-            pairs = zip(targets[0].elts, value.elts, strict=False)
-            yield from [(target.id, item) for target, item in pairs if isinstance(target, ast.Name)]
+        elif isinstance(targets[0], ast.Tuple):
+            for index, target in enumerate(targets[0].elts):
+                if isinstance(target, ast.Name):
+                    yield target.id, item_of(value, index)
+
+
+def item_of(value: ast.expr, index: int) -> ast.expr:
+    """Return the expression of one item of a value."""
+    if isinstance(value, ast.Tuple):
+        return value.elts[index]
+    return ast.copy_location(ast.Subscript(value, ast.Constant(index)), value)
