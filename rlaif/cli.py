@@ -395,6 +395,6 @@ def run_convert(args: argparse.Namespace) -> None:
 
 
 def run_doctor(args: argparse.Namespace) -> int:
-    from rlaif.doctor import main as doctor
+    from rlaif.doctor import run_doctor as doctor
 
     return doctor()

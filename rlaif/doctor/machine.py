@@ -15,12 +15,13 @@ from rlaif.doctor.check import Check
 from rlaif.writable import cache_problems, socket_problem, temporary_folder
 
 GIB = 2**30
-MEMORY_GIB, DISK_GIB = 6, 10  # room for one rollout actor, two learner ranks and their checkpoints
+# Room for one rollout actor, two learner ranks and their checkpoints.
+MEMORY_GIB, DISK_GIB = 6, 10
 COMPILER = "install a C++ compiler and the Python headers (Debian: apt-get install g++ python3-dev)"
 
 
 def check_compiler() -> Check:
-    """A C++ compiler that finds Python's headers: DeepSpeed builds an operator at its first use."""
+    """Check for a C++ compiler that finds Python's headers: DeepSpeed builds an operator at its first use."""
     compiler = os.environ.get("CXX") or "g++"
     if shutil.which(compiler) is None:
         return Check("compiler", "fail", f"no {compiler}", COMPILER)
@@ -35,17 +36,21 @@ def check_compiler() -> Check:
 
 
 def check_disk() -> Check:
-    """Free space where runs are written by default and where Ray keeps its sessions."""
+    """Check the free space of two folders: the default one of runs, and the one of Ray's sessions."""
     places = {"here": Path.cwd(), "temporary": Path(tempfile.gettempdir())}
-    free = {name: shutil.disk_usage(path).free / GIB for name, path in places.items()}
-    detail = ", ".join(f"{name} ({places[name]}) {gib:.0f} GiB free" for name, gib in free.items())
-    if min(free.values()) < DISK_GIB:
+    sizes, texts = [], []
+    for name, path in places.items():
+        gib = shutil.disk_usage(path).free / GIB
+        sizes.append(gib)
+        texts.append(f"{name} ({path}) {gib:.0f} GiB free")
+    detail = ", ".join(texts)
+    if min(sizes) < DISK_GIB:
         return Check("disk", "warn", detail, f"free {DISK_GIB} GiB, or set storage= and TMPDIR to a larger disk")
     return Check("disk", "ok", detail)
 
 
 def check_caches() -> Check:
-    """The folders that libraries write to without being asked."""
+    """Check that the folders can be written that libraries use by default."""
     problems = cache_problems()
     if problems:
         detail = "; ".join(f"{problem.user}: {problem.found}" for problem in problems)
@@ -55,7 +60,7 @@ def check_caches() -> Check:
 
 
 def check_sockets() -> Check:
-    """Whether Ray's sockets fit below the folder of temporary files."""
+    """Check that the paths of Ray's sockets are short enough below the folder of temporary files."""
     problem = socket_problem()
     if problem:
         return Check("sockets", "fail", problem.found, problem.fix)
@@ -64,14 +69,14 @@ def check_sockets() -> Check:
 
 
 def container_limit() -> int | None:
-    """Bytes of memory that the container (cgroup v2) may use; None without a limit."""
+    """Return the bytes of memory that the container (cgroup v2) may use, None without a limit."""
     path = Path("/sys/fs/cgroup/memory.max")
     text = path.read_text().strip() if path.exists() else "max"
     return None if text == "max" else int(text)
 
 
 def check_memory() -> Check:
-    """Memory that is free now, inside a container at most what the container may use."""
+    """Check the memory that is free now; inside a container, at most what the container may use."""
     import psutil
 
     memory = psutil.virtual_memory()
@@ -84,7 +89,7 @@ def check_memory() -> Check:
 
 
 def check_cores() -> Check:
-    """CPU cores that this process may use."""
+    """Count the CPU cores that this process may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if cores < 2:
         return Check("cores", "warn", f"{cores}", "it works, slowly: actors and learners share one core")
@@ -92,7 +97,7 @@ def check_cores() -> Check:
 
 
 def wandb_login() -> str:
-    """Where W&B finds a key for its server ('' for nowhere); the key itself is never read out."""
+    """Return the place that holds a key for W&B's server ('' if there is none), and never the key itself."""
     if os.environ.get("WANDB_API_KEY"):
         return "WANDB_API_KEY"
     server = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
@@ -101,17 +106,16 @@ def wandb_login() -> str:
 
 
 def check_wandb() -> Check:
-    """Whether runs would be logged online."""
+    """Report whether runs would be logged online."""
     mode = os.environ.get("WANDB_MODE")
     if mode in ("offline", "disabled", "dryrun"):
         return Check("wandb", "ok", f"WANDB_MODE={mode}")
     try:
         source = wandb_login()
-    except (
-        netrc.NetrcParseError
-    ) as error:  # its message can quote the file, and with it a key, so only the line is told
-        found = f"{error.filename} is malformed near line {error.lineno}"
-        return Check("wandb", "warn", found, "repair that line, then 'wandb login'")
+    except netrc.NetrcParseError as error:
+        # The error's message can quote the file, and with it a key, so only the line is printed.
+        detail = f"{error.filename} is malformed near line {error.lineno}"
+        return Check("wandb", "warn", detail, "repair that line, then 'wandb login'")
     if source:
         return Check("wandb", "ok", f"logged in ({source})")
     return Check("wandb", "ok", "not logged in: runs are logged offline ('wandb login' changes that)")

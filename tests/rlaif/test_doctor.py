@@ -9,7 +9,7 @@ import pytest
 
 from rlaif import doctor, torchvision_shim
 from rlaif.doctor import libraries, machine
-from rlaif.doctor.check import Check, ProbeError, probe
+from rlaif.doctor.check import Check, ProbeError, run_probe
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_an_exception_becomes_a_finding():
 def test_exit_status_and_table(monkeypatch, capsys, status, code):
     found = Check("thing", status, "as found", "" if status == "ok" else "mend [it]")
     monkeypatch.setattr(doctor, "CHECKS", (lambda: found,))
-    assert doctor.main([]) == code
+    assert doctor.run_doctor([]) == code
     printed = capsys.readouterr().out
     assert "thing" in printed and "as found" in printed
     assert ("thing: mend [it]" in printed) == (status != "ok")
@@ -56,7 +56,7 @@ def test_findings_are_printed_as_they_come(monkeypatch, capsys):
         return Check("second", "ok", "late")
 
     monkeypatch.setattr(doctor, "CHECKS", (lambda: Check("first", "ok", "early"), second))
-    assert doctor.main([]) == 0
+    assert doctor.run_doctor([]) == 0
     assert "first" in seen[0] and "second" not in seen[0]
 
 
@@ -96,15 +96,15 @@ def test_a_path_too_long_for_sockets(monkeypatch):
 
 def test_json_for_scripts(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "CHECKS", (lambda: Check("thing", "warn", "as found", "mend it"),))
-    doctor.main(["--json"])
+    doctor.run_doctor(["--json"])
     expected = [{"name": "thing", "status": "warn", "detail": "as found", "fix": "mend it"}]
     assert json.loads(capsys.readouterr().out) == expected
 
 
 def test_probe_returns_the_last_line_or_raises_it():
-    assert probe("print('noise'); print('answer')") == "answer"
+    assert run_probe("print('noise'); print('answer')") == "answer"
     with pytest.raises(ProbeError, match="ValueError: no"):
-        probe("raise ValueError('no')")
+        run_probe("raise ValueError('no')")
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_requirements_come_from_the_project_where_it_is_not_installed(monkeypatc
 @pytest.mark.parametrize(("cuda", "device"), [(False, "cuda"), (True, "cpu"), (False, "")])
 def test_vllm_on_another_platform_than_torch(monkeypatch, cuda, device):
     monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
-    monkeypatch.setattr(libraries, "probe", lambda code: f"0.32.0 {device}".strip())
+    monkeypatch.setattr(libraries, "run_probe", lambda code: f"0.32.0 {device}".strip())
     check = libraries.check_vllm()
     assert check.status == "fail"
     assert f"EXTRA={'gpu' if cuda else 'cpu'}" in check.fix
@@ -160,7 +160,7 @@ def test_torchaudio_that_breaks_transformers(monkeypatch):
     def fail(code):
         raise ProbeError("OSError: Could not load this library: torchaudio/lib/_torchaudio.abi3.so")
 
-    monkeypatch.setattr(libraries, "probe", fail)
+    monkeypatch.setattr(libraries, "run_probe", fail)
     assert "uninstall torchaudio" in libraries.check_transformers().fix
 
 
@@ -188,7 +188,7 @@ Usage = namedtuple("Usage", "total used free")
 
 def test_little_space(monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(100 * 2**30, 99 * 2**30, 2**30))
-    monkeypatch.setattr(libraries, "probe", lambda code: "2.60.0")
+    monkeypatch.setattr(libraries, "run_probe", lambda code: "2.60.0")
     assert machine.check_disk().status == "warn"
     assert "shm" in libraries.check_ray().fix
 
