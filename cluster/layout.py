@@ -93,47 +93,58 @@ def layout(requests: Requests) -> list[Bundle]:
 
 def _share(roles: dict[str, RoleResources], accelerator: str | None) -> list[Bundle]:
     """Put actors with fractions of a GPU together on as few GPUs of one type as they need."""
-    units = {name: round(role.gpus * _UNIT) for name, role in roles.items()}
-    ranks = max((roles[name].actors for name in roles if name in LOCKSTEP), default=0)
-    total = sum(units[name] * role.actors for name, role in roles.items())
-    needed = math.ceil(total / _UNIT)
-    gpus: list[list[tuple[str, int]]] = [[] for _ in range(max(needed, ranks))]
+    ranks = max((role.actors for name, role in roles.items() if name in LOCKSTEP), default=0)
+    total = sum(_units(role) * role.actors for role in roles.values())
+    gpus = [_SharedGpu() for _ in range(max(math.ceil(total / _UNIT), ranks))]
     # Learners first, since each needs a GPU without another one; then the largest fractions, which fit least easily.
-    order = sorted(roles, key=lambda name: (name not in LOCKSTEP, -units[name]))
+    order = sorted(roles, key=lambda name: (name not in LOCKSTEP, -_units(roles[name])))
     for name in order:
         for index in range(roles[name].actors):
-            fitting = [gpu for gpu in gpus if _fits(gpu, name, units)]
+            fitting = [gpu for gpu in gpus if gpu.fits(name, roles[name])]
             if not fitting:
-                fitting = [[]]
+                fitting = [_SharedGpu()]
                 gpus += fitting
-            emptiest = min(fitting, key=lambda gpu: _count(gpu, name))
-            emptiest.append((name, index))
-    return [_shared_bundle(gpu, roles, accelerator, whole=ranks > 1) for gpu in gpus if gpu]
+            emptiest = min(fitting, key=lambda gpu: gpu.actors[name])
+            emptiest.add(name, index, roles[name])
+    return [gpu.bundle(accelerator, several_learners=ranks > 1) for gpu in gpus if gpu.members]
 
 
-def _count(gpu: list[tuple[str, int]], name: str) -> int:
-    """Return how many actors of a role are on a GPU."""
-    return sum(member == name for member, _ in gpu)
+def _units(role: RoleResources) -> int:
+    """Return the fraction of a GPU that an actor needs, in units."""
+    return round(role.gpus * _UNIT)
 
 
-def _fits(gpu: list[tuple[str, int]], name: str, units: dict[str, int]) -> bool:
-    """Check whether one more actor of a role fits on a GPU."""
-    used = sum(units[member] for member, _ in gpu)
-    return used + units[name] <= _UNIT and not (name in LOCKSTEP and _count(gpu, name))
+class _SharedGpu:
+    """A GPU on which actors with fractions are put."""
 
+    def __init__(self) -> None:
+        self.members: list[tuple[str, int]] = []
+        self.actors: Counter[str] = Counter()
+        """Actors on this GPU by role."""
+        self._units = 0
+        self._gpus = self._cpus = 0.0
 
-def _shared_bundle(
-    members: list[tuple[str, int]], roles: dict[str, RoleResources], accelerator: str | None, whole: bool
-) -> Bundle:
-    """Return the bundle of actors that share a GPU.
+    def fits(self, name: str, role: RoleResources) -> bool:
+        """Check whether one more actor of a role fits."""
+        if name in LOCKSTEP and self.actors[name]:
+            return False
+        return self._units + _units(role) <= _UNIT
 
-    With `whole`, which means that there are several learners, a GPU with one of them is reserved whole: Ray might put
-    the fractions of two bundles on the same GPU.
-    """
-    gpus = round(sum(roles[name].gpus for name, _ in members), 4)
-    cpus = sum(roles[name].cpus for name, _ in members)
-    bundle = Bundle(tuple(members), gpus, cpus, accelerator)
-    return replace(bundle, gpus=1.0) if whole and bundle.lockstep else bundle
+    def add(self, name: str, index: int, role: RoleResources) -> None:
+        """Put an actor on this GPU."""
+        self.members.append((name, index))
+        self.actors[name] += 1
+        self._units += _units(role)
+        self._gpus += role.gpus
+        self._cpus += role.cpus
+
+    def bundle(self, accelerator: str | None, several_learners: bool) -> Bundle:
+        """Return the bundle of the actors on this GPU.
+
+        A GPU with one of several learners is reserved whole: Ray might put the fractions of two bundles on one GPU.
+        """
+        bundle = Bundle(tuple(self.members), round(self._gpus, 4), self._cpus, accelerator)
+        return replace(bundle, gpus=1.0) if several_learners and bundle.lockstep else bundle
 
 
 def unplaced(bundles: Iterable[Bundle], nodes: Sequence[Node]) -> list[Bundle]:
@@ -142,14 +153,16 @@ def unplaced(bundles: Iterable[Bundle], nodes: Sequence[Node]) -> list[Bundle]:
     One puts each bundle on the fullest node that has room (best fit), the other on the emptiest (worst fit).
     """
     ordered = sorted(bundles, key=lambda bundle: (bundle.accelerator is None, -bundle.gpus, -bundle.cpus))
-    packings = [_greedy(ordered, nodes, sign) for sign in (1, -1)]
-    return min(packings, key=len)
+    best_fit, worst_fit = _greedy(ordered, nodes, sign=1), _greedy(ordered, nodes, sign=-1)
+    return min(best_fit, worst_fit, key=len)
 
 
 def _greedy(bundles: Sequence[Bundle], nodes: Sequence[Node], sign: int) -> list[Bundle]:
     """Put each bundle on the fullest (`sign` 1) or emptiest (-1) node with room, and return those without a place."""
-    slots = [_slots(node.gpus) for node in nodes]
-    cpus = [node.cpus for node in nodes]
+    slots, cpus = [], []
+    for node in nodes:
+        slots.append(_slots(node.gpus))
+        cpus.append(node.cpus)
     unplaced_bundles = []
     for bundle in bundles:
         remaining: dict[int, list[int]] = {}
@@ -186,9 +199,11 @@ def _take(slots: list[int], gpus: float) -> list[int] | None:
     None if there is no room.
     """
     if gpus >= 1:
-        free = [slot for slot in slots if slot == _UNIT]
+        whole = slots.count(_UNIT)
+        if whole < gpus:
+            return None
         used = [slot for slot in slots if slot != _UNIT]
-        return used + free[int(gpus) :] if len(free) >= gpus else None
+        return used + [_UNIT] * (whole - int(gpus))
     units = round(gpus * _UNIT)
     if not units:
         return slots
@@ -207,13 +222,11 @@ def shortage(requests: Requests, waiting: Sequence[Bundle], nodes: Sequence[Node
     Args:
         busy: the cluster could hold it all, but others hold a part of it now.
     """
-    needs = "; ".join(f"{name}: {role.actors} x ({_needs(role)})" for name, role in requests.items())
-    counts: Counter[str] = Counter()
-    for bundle in waiting:
-        counts.update(role for role, _ in bundle.members)
-    waits = ", ".join(f"{name} ({count} of {requests[name].actors} actors)" for name, count in counts.items())
+    needs = [f"{name}: {role.actors} x ({_needs(role)})" for name, role in requests.items()]
+    counts = _actors_of(waiting)
+    waits = [f"{name} ({count} of {requests[name].actors} actors)" for name, count in counts.items()]
     reason = "others use a part of the cluster" if busy else "the whole cluster is too small"
-    lines = [f"no room for {waits}: {reason}", *(_describe(node) for node in nodes[:_NODES_SHOWN])]
+    lines = [f"no room for {', '.join(waits)}: {reason}", *map(_describe, nodes[:_NODES_SHOWN])]
     if len(nodes) > _NODES_SHOWN:
         lines.append(f"and {len(nodes) - _NODES_SHOWN} more nodes")
     usable = [node.now() for node in nodes] if busy else nodes
@@ -225,7 +238,16 @@ def shortage(requests: Requests, waiting: Sequence[Bundle], nodes: Sequence[Node
         fix = "Wait for other jobs and raise cluster.deadline_s."
     else:
         fix = f"Add {_missing(waiting)}."
-    return PlacementError(f"room for {needs}", _NEXT_LINE.join(lines), fix)
+    return PlacementError(f"room for {'; '.join(needs)}", _NEXT_LINE.join(lines), fix)
+
+
+def _actors_of(bundles: Iterable[Bundle]) -> Counter[str]:
+    """Count the actors of each role in bundles."""
+    counts: Counter[str] = Counter()
+    for bundle in bundles:
+        for role, _ in bundle.members:
+            counts[role] += 1
+    return counts
 
 
 def _needs(role: RoleResources) -> str:
@@ -290,8 +312,10 @@ def _sharing(requests: Requests, nodes: Sequence[Node]) -> Iterator[str]:
 
 def _alternatives(role: RoleResources, accelerators: list[str]) -> Iterator[Iterator[dict]]:
     """Yield kinds of change to one role, each from the smallest change on."""
-    yield ({"actors": count} for count in range(role.actors - 1, 0, -1))
+    fewer_actors = range(role.actors - 1, 0, -1)
+    yield ({"actors": count} for count in fewer_actors)
     if role.accelerator:
         others = [other for other in [*accelerators, None] if other != role.accelerator]
         yield ({"accelerator": other} for other in others)
-    yield ({"cpus": float(count)} for count in range(math.ceil(role.cpus) - 1, 0, -1))
+    fewer_cpus = range(math.ceil(role.cpus) - 1, 0, -1)
+    yield ({"cpus": float(count)} for count in fewer_cpus)

@@ -156,19 +156,24 @@ def may_grow() -> bool:
 
 def _groups(bundles: Sequence[Bundle]) -> list[tuple[Bundle, ...]]:
     """Put the bundles of learners into one group, and every other bundle into a group of its own."""
-    lockstep = tuple(bundle for bundle in bundles if bundle.lockstep)
-    groups = [lockstep] if lockstep else []
-    groups += [(bundle,) for bundle in bundles if not bundle.lockstep]
-    return groups
+    lockstep: list[Bundle] = []
+    singles: list[tuple[Bundle, ...]] = []
+    for bundle in bundles:
+        if bundle.lockstep:
+            lockstep.append(bundle)
+        else:
+            singles.append((bundle,))
+    return [tuple(lockstep), *singles] if lockstep else singles
 
 
 def _reserve(bundles: tuple[Bundle, ...]) -> _Group:
     """Request a placement group; Ray creates it when there is room."""
-    selectors = []
+    resources, selectors = [], []
     for bundle in bundles:
+        resources.append(bundle.resources)
         selectors.append({ACCELERATOR_LABEL: bundle.accelerator} if bundle.accelerator else {})
     handle = placement_group(
-        [bundle.resources for bundle in bundles],
+        resources,
         strategy="PACK",
         bundle_label_selector=selectors if any(selectors) else None,
     )

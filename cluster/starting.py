@@ -47,19 +47,20 @@ def check_socket_path(address: str) -> None:
 def not_started(reason: str) -> ConfigError:
     """Return the error for a private cluster that did not start: what Ray says, and what is unusual on this machine."""
     obstacles = suspects()
-    causes = [obstacle.found for obstacle in obstacles]
+    lines = [_short(reason)]
+    for obstacle in obstacles:
+        lines.append(obstacle.found)
     fix = " ".join(obstacle.fix for obstacle in obstacles) or (
         "Look into the newest log below /tmp/ray/session_latest/logs, or run `rlaif doctor`; "
         "to use a cluster that runs already, set cluster.address or RAY_ADDRESS."
     )
-    found = _NEXT_LINE.join([_short(reason), *causes])
-    return ConfigError("a private Ray cluster that starts on this machine", found, fix)
+    return ConfigError("a private Ray cluster that starts on this machine", _NEXT_LINE.join(lines), fix)
 
 
 def suspects() -> list[Obstacle]:
     """Return what is known to keep Ray from starting and is the case on this machine."""
-    candidates = [_temporary_folder_obstacle(), _shared_memory_obstacle(), _load_obstacle()]
-    return [obstacle for obstacle in candidates if obstacle]
+    candidates = (_temporary_folder_obstacle(), _shared_memory_obstacle(), _load_obstacle())
+    return list(filter(None, candidates))
 
 
 def _temporary_folder_obstacle() -> Obstacle | None:
@@ -105,5 +106,8 @@ def _free(folder: str | Path) -> int:
 
 def _short(reason: str) -> str:
     """Return the first lines of what Ray says, which can go on with pages of a log."""
-    lines = [line.strip() for line in reason.strip().splitlines() if line.strip()]
-    return _NEXT_LINE.join(line[:300] for line in lines[:3])
+    lines = []
+    for line in reason.splitlines():
+        if line.strip():
+            lines.append(line.strip()[:300])
+    return _NEXT_LINE.join(lines[:3])

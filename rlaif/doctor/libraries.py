@@ -43,11 +43,13 @@ def check_packages() -> Check:
     """Compare installed versions with the ranges that the project declares."""
     from packaging.requirements import Requirement
 
-    requirements = [Requirement(text) for text in declared_requirements()]
-    # A marker limits a requirement to an extra or to some Python versions.
-    needed = [entry for entry in requirements if entry.marker is None or entry.marker.evaluate()]
-    missing, outside = [], []
-    for requirement in needed:
+    missing, outside, needed = [], [], 0
+    for text in declared_requirements():
+        requirement = Requirement(text)
+        # A marker limits a requirement to an extra or to some Python versions.
+        if requirement.marker is not None and not requirement.marker.evaluate():
+            continue
+        needed += 1
         try:
             version = metadata.version(requirement.name)
         except metadata.PackageNotFoundError:
@@ -59,7 +61,7 @@ def check_packages() -> Check:
         return Check("packages", "fail", f"missing: {', '.join(missing)}", REINSTALL)
     if outside:
         return Check("packages", "warn", f"outside the tested range: {', '.join(outside)}", REINSTALL)
-    return Check("packages", "ok", f"all {len(needed)} in their ranges")
+    return Check("packages", "ok", f"all {needed} in their ranges")
 
 
 def nvidia_gpus() -> list[str]:
@@ -96,10 +98,12 @@ def check_gpus() -> Check:
         if count and torch.version.cuda:
             return Check("gpus", "fail", f"the driver sees {count}, torch none", "match the driver to torch's CUDA")
         return Check("gpus", "ok", "none: models run on the CPU")
-    cards = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-    names = ", ".join(f"{card.name} {card.total_memory / GIB:.0f} GiB" for card in cards)
+    cards = []
+    for index in range(torch.cuda.device_count()):
+        card = torch.cuda.get_device_properties(index)
+        cards.append(f"{card.name} {card.total_memory / GIB:.0f} GiB")
     nccl = ".".join(map(str, torch.cuda.nccl.version()))
-    return Check("gpus", "ok", f"{len(cards)}: {names}; NCCL {nccl}")
+    return Check("gpus", "ok", f"{len(cards)}: {', '.join(cards)}; NCCL {nccl}")
 
 
 def check_vllm() -> Check:
