@@ -1,4 +1,4 @@
-"""How far a stage is: a bar with the time left on a terminal, a line now and then elsewhere."""
+"""Progress of a stage: on a terminal a bar with the time left, elsewhere a line now and then."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LINE = "{desc}: {n_fmt}/{total_fmt} ({percentage:.0f}%) in {elapsed}, {remainin
 
 
 class Progress:
-    """Counts up to `total`; `done` is where a resumed stage starts (it does not count into the speed).
+    """A count up to `total`. A resumed stage starts at `done`, which does not count for the speed.
 
     It is shown on `where`, by default the screen of the running command (see rlaif/terminal.py).
     """
@@ -23,7 +23,8 @@ class Progress:
     def __init__(self, total: int, desc: str, done: int = 0, where: Screen | None = None):
         self.total, self.desc, self.done, self.start = total, desc, done, done
         self.note = ""
-        self._printed = done  # the count of the last line
+        self._printed = done
+        """The count of the last line."""
         self._screen = where or screen()
         self._bar: tqdm | None = None
         if self._screen.live:
@@ -34,7 +35,7 @@ class Progress:
         self._screen.begin(self)
 
     def to(self, done: int, note: str = "") -> None:
-        """Set the count. `note` is shown behind it."""
+        """Set the count. `note` is shown after it."""
         before, self.done, self.note = self.done, done, note
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
@@ -42,6 +43,7 @@ class Progress:
         self._screen.tick()
 
     def close(self) -> None:
+        """End the activity. Its last line is printed unless it has been printed already."""
         if not self._open:
             return
         self._open = False
@@ -50,16 +52,19 @@ class Progress:
             self._bar.close()
 
     def line(self, seconds: float) -> str:
+        """Return the line that describes the progress after `seconds`."""
         self._printed = self.done
         return tqdm.format_meter(
             self.done, self.total, seconds, prefix=self.desc, postfix=self.note, bar_format=_LINE, initial=self.start
         )
 
     def hide(self) -> None:
+        """Remove the bar from the terminal."""
         if self._bar is not None:
             self._bar.clear()
 
     def show(self) -> None:
+        """Draw the bar on the terminal, unless the activity is still short."""
         if self._bar is not None and self._screen.clock() - self._began >= SHORT_S:
             self._bar.refresh()
 

@@ -1,4 +1,4 @@
-"""Temporary folders that do not pile up when their processes are killed, as Ray's actors are."""
+"""Temporary folders that do not accumulate when their processes are killed, as Ray kills actors."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from filelock import FileLock, Timeout
 class Scratch:
     """A new folder, `path`, in the system's temporary one, for as long as this object lives.
 
-    A killed process leaves its folder behind; the next `Scratch` of that prefix on the node removes it. What tells it from
-    a folder in use is a lock that the kernel drops with its process.
+    A killed process leaves its folder behind; the next `Scratch` of that prefix on the node removes it. A folder in use
+    differs from it by a lock, which the kernel drops with its process.
     """
 
     def __init__(self, prefix: str):
@@ -30,11 +30,11 @@ class Scratch:
         lock.acquire()
         self.path.mkdir(mode=0o700)
         self.close = weakref.finalize(self, _remove, lock)
-        """Remove it now."""
+        """Remove the folder now."""
 
     @contextmanager
     def holding(self) -> Iterator[None]:
-        """Let libraries that make temporary files of their own make them in this folder, until the end of the block."""
+        """Let libraries create their own temporary files in this folder, until the end of the block."""
         before, tempfile.tempdir = tempfile.tempdir, str(self.path)
         try:
             yield
