@@ -116,7 +116,7 @@ def test_a_phase_is_one_line_with_its_time(screen, clock, seconds, expected):
 
 
 def test_a_command_is_never_silent_between_its_phases(tmp_path, monkeypatch, clock):
-    with terminal.shown("sft", tmp_path) as screen:
+    with terminal.show_command("sft", tmp_path) as screen:
         monkeypatch.setattr(screen, "clock", clock)
         monkeypatch.setattr(screen, "err", io.StringIO())
         screen._printed_at = clock.now = 100.0
@@ -191,7 +191,7 @@ from pathlib import Path
 from rlaif import terminal
 
 logging.basicConfig(level=logging.INFO)
-with terminal.shown("eval context", Path(sys.argv[1])):
+with terminal.show_command("eval context", Path(sys.argv[1])):
     terminal.say("a result")
     print("foreign: python")
     print("foreign: \\x1b[36mcolour\\x1b[0m", file=sys.stderr)
@@ -248,7 +248,7 @@ def test_the_log_of_an_earlier_start_stays(tmp_path):
 
 def test_streams_and_loggers_are_as_before_in_a_process_that_goes_on(tmp_path, capfd):
     handlers = list(logging.getLogger().handlers)
-    with terminal.shown("sft", tmp_path):
+    with terminal.show_command("sft", tmp_path):
         os.write(1, b"foreign\n")
         terminal.say("own")
     print("afterwards")
@@ -259,7 +259,7 @@ def test_streams_and_loggers_are_as_before_in_a_process_that_goes_on(tmp_path, c
 
 
 def test_foreign_output_can_stay_on_the_terminal(tmp_path, capfd):
-    with terminal.shown("sft", tmp_path, foreign=True):
+    with terminal.show_command("sft", tmp_path, foreign=True):
         os.write(1, b"foreign\n")
     assert "foreign" in capfd.readouterr().out
 
@@ -268,7 +268,7 @@ def test_a_run_directory_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(ConfigError, match="run directory that can be written"),
-        terminal.shown("sft", tmp_path / "file"),
+        terminal.show_command("sft", tmp_path / "file"),
     ):
         pass
 

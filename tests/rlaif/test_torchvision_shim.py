@@ -67,13 +67,13 @@ def errors(monkeypatch, *answers: str | None) -> None:
 
 def test_install_writes_nothing_where_torchvision_imports(monkeypatch, tmp_path):
     errors(monkeypatch, None)
-    assert "nothing to do" in torchvision_shim.install(tmp_path)
+    assert "nothing to do" in torchvision_shim.install_hook(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_install_verifies_and_says_what_it_wrote(monkeypatch, tmp_path):
     errors(monkeypatch, f"RuntimeError: {torchvision_shim.KNOWN_ERROR}", None)
-    said = torchvision_shim.install(tmp_path)
+    said = torchvision_shim.install_hook(tmp_path)
     written = {path.name for path in tmp_path.iterdir()}
     assert written == {torchvision_shim.PTH, f"{torchvision_shim.MODULE}.py"}
     assert all(name in said for name in (*written, str(tmp_path)))
@@ -82,22 +82,22 @@ def test_install_verifies_and_says_what_it_wrote(monkeypatch, tmp_path):
 def test_install_leaves_other_errors_to_the_user(monkeypatch, tmp_path):
     errors(monkeypatch, "OSError: libsomething.so is missing")
     with pytest.raises(RlaifError, match=r"libsomething\.so"):
-        torchvision_shim.install(tmp_path)
+        torchvision_shim.install_hook(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_install_takes_back_a_hook_that_does_not_help(monkeypatch, tmp_path):
     errors(monkeypatch, torchvision_shim.KNOWN_ERROR, "still broken")
     with pytest.raises(RlaifError, match="still broken"):
-        torchvision_shim.install(tmp_path)
+        torchvision_shim.install_hook(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_uninstall(tmp_path):
     torchvision_shim.write_hook(tmp_path)
-    assert torchvision_shim.PTH in torchvision_shim.uninstall(tmp_path)
+    assert torchvision_shim.PTH in torchvision_shim.uninstall_hook(tmp_path)
     assert not list(tmp_path.iterdir())
-    assert "no hook" in torchvision_shim.uninstall(tmp_path)
+    assert "no hook" in torchvision_shim.uninstall_hook(tmp_path)
 
 
 def test_torchvision_resizes_in_this_environment():
