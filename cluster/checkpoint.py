@@ -88,7 +88,7 @@ class Checkpoints:
             with staging.writer() as folder:
                 write(folder)
             return self.commit(staging, meta, protect)
-        except BaseException:
+        except BaseException:  # also an interrupt: an unfinished checkpoint may be many GiB
             self.abort(staging)
             raise
 
@@ -123,12 +123,14 @@ class Checkpoints:
         iteration, meta = staging.iteration, dict(meta or {})
         with storage_errors(self.root, iteration):
             files = check_written(staging.location)
+            # The declarations have served their purpose: the manifest has the same digests.
             (staging.location / PARTS).remove()
             entries = {name: {"size": size, "sha256": digest} for name, (size, digest) in files.items()}
             manifest = {"format": FORMAT, "iteration": iteration, "time": time.time(), "meta": meta, "files": entries}
             (staging.location / MANIFEST).write(json.dumps(manifest, indent=1).encode())
             final = self._folder(iteration)
             if staging.location.local and final.local and self.root.local:
+                # The step that publishes. Without the flush of the parent folder a power cut could undo it.
                 os.rename(staging.location.local, final.local)
                 flush(self.root.local)
             # Older checkpoints are deleted only now that the new one is published: a crash never leaves fewer than one.
@@ -203,6 +205,7 @@ class Checkpoints:
 
     def iterations(self) -> list[int]:
         """Return the published checkpoints, oldest first. They may be damaged: `at` verifies one."""
+        # By the manifest in a bucket, by the name on a file system; latest.json is not read.
         names = [name for name in self.root.children() if name.isdigit() and not self._is_unfinished(name)]
         return sorted(map(int, names))
 
@@ -306,6 +309,7 @@ class Checkpoints:
     def _sweep(self) -> None:
         """Delete leftovers of saves and deletions that did not finish."""
         for name in self.root.children():
+            # The run's lock lets one process save, so none of these is in use.
             hidden = name.startswith((_STAGED, _RETIRED))
             if hidden or (name.isdigit() and self._is_unfinished(name)):
                 (self.root / name).remove()

@@ -93,6 +93,7 @@ def layout(requests: Requests) -> list[Bundle]:
 
 def _share(roles: dict[str, RoleResources], accelerator: str | None) -> list[Bundle]:
     """Put actors with fractions of a GPU together on as few GPUs of one type as they need."""
+    # A GPU per learner, even if fewer GPUs would hold all fractions together.
     ranks = max((role.actors for name, role in roles.items() if name in LOCKSTEP), default=0)
     total = sum(_units(role) * role.actors for role in roles.values())
     gpus = [_SharedGpu() for _ in range(max(math.ceil(total / _UNIT), ranks))]
@@ -152,6 +153,7 @@ def unplaced(bundles: Iterable[Bundle], nodes: Sequence[Node]) -> list[Bundle]:
 
     One puts each bundle on the fullest node that has room (best fit), the other on the emptiest (worst fit).
     """
+    # Greedy packing works best with the demanding bundles first.
     ordered = sorted(bundles, key=lambda bundle: (bundle.accelerator is None, -bundle.gpus, -bundle.cpus))
     best_fit, worst_fit = _greedy(ordered, nodes, sign=1), _greedy(ordered, nodes, sign=-1)
     return min(best_fit, worst_fit, key=len)

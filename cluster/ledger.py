@@ -40,6 +40,7 @@ class Ledger:
 
         A batch that a checkpoint has as issued is requested again, and must have the same samples.
         """
+        # A resume must request the same samples again: others would be an error in the order of its prompts.
         keys = set(keys)
         open_samples = self._open.get(iteration)
         if open_samples is None:
@@ -128,6 +129,7 @@ class Ledger:
 
         Samples in flight are in it as `issued`, whatever their state: what was generated for them is not saved.
         """
+        # Sorted, and with lists for tuples: two ledgers that are equal give the same JSON.
         open_samples = {}
         for iteration, keys in sorted(self._open.items()):
             open_samples[str(iteration)] = sorted(map(list, keys))

@@ -55,6 +55,7 @@ class Placement:
     def options(self, index: int) -> dict[str, Any]:
         """Return arguments for `Actor.options(...)` of actor `index`."""
         group, bundle = self.slots[index]
+        # Ray subtracts these amounts from the bundle, which several actors may share.
         strategy = PlacementGroupSchedulingStrategy(group.handle, placement_group_bundle_index=bundle)
         return {"scheduling_strategy": strategy, "num_cpus": self.role.cpus, "num_gpus": self.role.gpus}
 
@@ -87,6 +88,7 @@ def place(requests: Requests, deadline_s: float, can_grow: bool | None = None) -
             raise error
         log.warning("waiting up to %.0f s for the cluster to grow:\n%s", deadline_s, error)
     groups = [_reserve(group) for group in _groups(bundles)]
+    # Also after an interrupt: what one run reserves and does not use is lost to all others.
     try:
         _wait(requests, groups, deadline_s)
     except BaseException:
@@ -172,6 +174,7 @@ def _reserve(bundles: tuple[Bundle, ...]) -> _Group:
     for bundle in bundles:
         resources.append(bundle.resources)
         selectors.append({ACCELERATOR_LABEL: bundle.accelerator} if bundle.accelerator else {})
+    # PACK: collectives between ranks of one node are much faster. It spreads them if they do not fit on one.
     handle = placement_group(
         resources,
         strategy="PACK",

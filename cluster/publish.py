@@ -71,6 +71,7 @@ def checksum(name: str, dtype: str, array: np.ndarray) -> int:
 
     It guards against damage, truncation and swapped tensors, not against an attacker; about 2 GB/s per thread.
     """
+    # With name, dtype and shape in the sum, two tensors that were swapped or reshaped do not pass.
     head = zlib.crc32(f"{name}|{dtype}|{array.shape}".encode())
     data = array.reshape(-1).view(np.uint8)
     return zlib.crc32(data.data, head)
@@ -83,7 +84,9 @@ def word_sum(tensor: torch.Tensor) -> torch.Tensor:
     single word cancels out.
     """
     words = tensor.detach().contiguous().flatten()
+    # The bits as integers: sums of floats would depend on the order, and NaN would hide every difference.
     words = words.view(_WORDS[words.element_size()])
+    # int64 arithmetic wraps around in torch, on every device: that is the modulo 2^64.
     total = torch.zeros((), dtype=torch.int64, device=words.device)
     for start in range(0, len(words), _WORDS_AT_ONCE):
         part = words[start : start + _WORDS_AT_ONCE].to(torch.int64)
@@ -95,6 +98,7 @@ def word_sum(tensor: torch.Tensor) -> torch.Tensor:
 
 def to_wire(tensor: torch.Tensor) -> np.ndarray:
     """Return a contiguous copy of the tensor's bits. The tensor may be freed or trained on as soon as this returns."""
+    # `copy=True`, because a tensor on the CPU would otherwise share its memory with the array.
     tensor = tensor.detach().to("cpu", copy=True).contiguous()
     return tensor.view(_WIRE.get(tensor.dtype, tensor.dtype)).numpy()
 
@@ -143,6 +147,7 @@ def pack_weights(
     filled = total = 0
     for name, tensor in tensors:
         array, dtype = to_wire(tensor), _name_of(tensor.dtype)
+        # Handed over before the next tensor is added, so that at most one bucket is in memory.
         if bucket and filled + array.nbytes > bucket_bytes:
             results.append(put(bucket))
             bucket, filled = {}, 0
@@ -170,6 +175,7 @@ def unpack_weights(manifest: Manifest, buckets: Iterable[Bucket]) -> Bucket:
     for bucket in buckets:
         arrays.update(bucket)
     verify(manifest, arrays)
+    # Only now, after every array has been checked: a damaged transfer must leave the old version in place.
     return {name: arrays[name] for name in manifest.tensors}
 
 

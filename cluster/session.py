@@ -104,6 +104,7 @@ def _claimed(run_dir: RunDir, session: Session) -> Iterator[None]:
         yield
     finally:
         (run_dir.location / SESSION_FILE).remove()
+        # A call through Ray would not return without the head.
         if session.alive():
             ray.kill(claim)
 
@@ -148,6 +149,7 @@ def probe_storage(location: Location, node_ids: list[str], patience_s: float = 1
     Args:
         patience_s: how long a node may take to see a new file (network file systems cache what a folder contains).
     """
+    # Random content: a file of the same name in another folder on a node does not pass.
     probe, content = location / f".probe-{uuid.uuid4().hex}", uuid.uuid4().hex
     try:
         probe.write(content.encode())
@@ -241,6 +243,7 @@ def _connected(
         yield None
         return
     _connect(address, namespace, source, **options)
+    # The address of the head itself: `address` may be "local" or "auto".
     head = ray.get_runtime_context().gcs_address
     patience = _HEAD_PATIENCE_S["private" if address == "local" else "joined"]
     watch = HeadWatch(head, patience, on_lost) if on_lost else None

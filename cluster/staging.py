@@ -41,10 +41,12 @@ class Staging:
         """
         with storage_errors(self.location, self.iteration):
             target = self.location / part
+            # Libraries write to paths: for a bucket they write to a local folder, which is then uploaded.
             folder = target.local or Path(tempfile.mkdtemp(prefix="rlaif-checkpoint-"))
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 yield folder
+                # Of the local files, before an upload: the check then covers the upload too.
                 digests = _digests(Location(str(folder)))
                 if target.local:
                     _flush_tree(folder)
@@ -144,6 +146,7 @@ def storage_errors(location: Location, iteration: int, doing: str = "writing") -
     try:
         yield
     except (OSError, SafetensorError) as error:
+        # The folder itself may not exist yet, or not any more.
         below = location.local
         while below and not below.exists():
             below = below.parent

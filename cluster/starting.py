@@ -69,6 +69,7 @@ def _temporary_folder_obstacle() -> Obstacle | None:
     if reason:
         fix = f"Set {name or 'TMPDIR'} to a folder that can be written."
         return Obstacle("Ray", f"its folder cannot be written: {reason}", fix)
+    # Ray writes its logs and its sockets there, and spills objects to it.
     free = _free(folder)
     if free < _GIB:
         fix = f"Free space in {folder}, or set TMPDIR to another folder."
@@ -89,6 +90,7 @@ def _shared_memory_obstacle() -> Obstacle | None:
 
 
 def _load_obstacle() -> Obstacle | None:
+    # Ray gives its processes a fixed time to start, and then ends with a message that names no cause.
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     if load > _BUSY * cores:
         fix = "Wait until the machine is less busy, then start again."

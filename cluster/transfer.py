@@ -67,6 +67,7 @@ class Receivers:
         def join_arguments(name: str) -> tuple[str, dict]:
             if "rank_offset" not in init_info:
                 return self.backend, init_info
+            # Rank 0 is the sender.
             place = list(self.actors).index(name)
             return self.backend, init_info | {"rank_offset": 1 + self.width * place}
 
@@ -123,5 +124,6 @@ def _reason(error: Exception) -> str:
     """Return one line: what an error of ours found, or the last line of another one, which follows its traceback."""
     if isinstance(error, RlaifError):
         return error.found
+    # Ray puts the actor's traceback before the message.
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[-1]

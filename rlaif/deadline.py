@@ -10,12 +10,12 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-class Late(Exception):
+class LateError(Exception):
     """A call has not returned in time."""
 
 
 def within(call: Callable[[], T], seconds: float, name: str) -> T:
-    """Return what a call returns, or raise what it raises. Raises Late after `seconds`.
+    """Return what a call returns, or raise what it raises. Raises LateError after `seconds`.
 
     The call runs in a daemon thread called `name`. If it is late, the thread goes on, since Python cannot stop a thread.
     """
@@ -31,7 +31,7 @@ def within(call: Callable[[], T], seconds: float, name: str) -> T:
     try:
         result, error = outcomes.get(timeout=seconds)
     except Empty:
-        raise Late(f"no answer within {seconds:g} s") from None
+        raise LateError(f"no answer within {seconds:g} s") from None
     if error is not None:
         raise error
     return result

@@ -28,6 +28,7 @@ class Progress:
         self._screen = where or screen()
         self._bar: tqdm | None = None
         if self._screen.live:
+            # After SHORT_S, as with every other activity.
             options = {"dynamic_ncols": True, "delay": SHORT_S, "leave": False}
             self._bar = tqdm(total=total, desc=desc, initial=done, file=self._screen.err, **options)
         self._open = True

@@ -46,6 +46,7 @@ class RunDir:
     def __init__(self, storage: str | Path, name: str):
         self.location: Location = locate(storage) / name
         self.name = name
+        # Part of the mirror's name: runs of one name may be in several buckets.
         mirror = hashlib.sha256(str(self.location).encode()).hexdigest()[:12]
         self.path: Path = self.location.local or cache_folder() / "runs" / f"{name}-{mirror}"
         self.restarting: set[str] = set()
@@ -198,6 +199,7 @@ class RunDir:
         """Copy metrics.jsonl to the bucket; do nothing on a file system."""
         if self.location.local:
             return
+        # A bucket cannot append, so the file is copied as a whole.
         files = {"metrics.jsonl"}
         for stage in self.restarting:
             files.add(self.of_stage(stage, "metrics.jsonl"))
@@ -275,6 +277,7 @@ def _already_alive(location: Location, holder: str) -> ConfigError:
 
 def dumps(value: Any, indent: int | None = None) -> str:
     """Return JSON that every reader accepts: numpy values become plain ones, NaN and infinities null."""
+    # Python would write NaN and Infinity, which JSON does not have and most readers refuse.
     return json.dumps(_plain(value), allow_nan=False, ensure_ascii=False, indent=indent)
 
 

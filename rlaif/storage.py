@@ -21,7 +21,7 @@ from filelock import FileLock
 from pyarrow import fs
 from safetensors import SafetensorError
 
-from rlaif.deadline import Late, within
+from rlaif.deadline import LateError, within
 from rlaif.errors import ConfigError, StorageError
 from rlaif.writable import is_full
 
@@ -49,7 +49,7 @@ def _filesystem(root: str) -> tuple[fs.FileSystem, str]:
         )
     try:
         return within(lambda: _connected(root), REACH_S, f"reach {_shown(root)}")
-    except Late as error:
+    except LateError as error:
         raise _unreachable(root, str(error)) from None
 
 
@@ -150,6 +150,7 @@ class Location:
         """Return every file below this folder, by its path relative to it."""
         filesystem, path = self.on()
         files = {}
+        # One listing with sizes and times, which is a single request to a bucket; one per file would take minutes.
         for info in filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=True)):
             if info.type == fs.FileType.File:
                 relative = info.path[len(path) :].lstrip("/")
@@ -289,6 +290,7 @@ def writing_aside(path: Path) -> Iterator[BinaryIO]:
 
 def flush(path: Path) -> None:
     """Flush a file's content, or the renames in a folder, so that they survive a power cut."""
+    # A rename is in its folder, so the folder itself has to be flushed.
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -318,6 +320,7 @@ def replacing(target: Location) -> Iterator[Path]:
             target.remove()
             target.upload(folder)
             return
+        # Two renames, because a folder cannot be replaced by another one in a single step.
         old = path.with_name(f"{folder.name}.old")
         if path.exists():
             path.rename(old)

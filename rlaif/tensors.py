@@ -47,6 +47,7 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 def save_json(path: Path, record: Any) -> None:
     """Write a record. Floats survive exactly (shortest round-trip form). Raises ValueError for NaN and infinities."""
+    # Readers in other languages refuse NaN, which Python would write.
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, allow_nan=False, indent=1), encoding="utf-8")
 

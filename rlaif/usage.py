@@ -80,6 +80,7 @@ def _hint(parser: argparse.ArgumentParser, argv: list[str], flag: str, command: 
         return f"did you mean {near[0]}?"
     stage = (command or "").partition(" ")[0]
     options = nearest(name.lstrip("-").replace("-", "_"), stage)
+    # argparse knows flags only; most settings are options of the configuration.
     if not options:
         return "options are written as key=value (`rlaif options` lists them)"
     if not equals:

@@ -27,6 +27,7 @@ class ProbeError(Exception):
 
 def run_probe(code: str, timeout_s: float = 300.0) -> str:
     """Run Python `code` in a process of its own and return the last line it printed. Raises ProbeError if it fails."""
+    # A process of its own: a library that crashes on import, or that cannot be unloaded, must not affect other checks.
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout_s, check=False)
     if child.returncode != 0:
         lines = child.stderr.strip().splitlines() or [f"exit status {child.returncode}"]

@@ -84,6 +84,7 @@ def check_torch() -> Check:
 
     build = f"CUDA {torch.version.cuda} build" if torch.version.cuda else "CPU build"
     detail = f"{torch.__version__}, {build}"
+    # A CPU build of torch sees no GPU, so the driver tells.
     if torch.version.cuda is None and nvidia_gpus():
         return Check("torch", "warn", f"{detail}, but the driver sees GPUs", "make clean; make EXTRA=gpu install")
     return Check("torch", "ok", detail)
@@ -124,6 +125,7 @@ def check_torchvision() -> Check:
     error = torchvision_shim.import_error()
     if error is None:
         return Check("torchvision", "ok", f"{metadata.version('torchvision')} imports")
+    # Our import hook helps against one error only.
     known = torchvision_shim.KNOWN_ERROR in error
     return Check("torchvision", "fail", error, "python -m rlaif.torchvision_shim install" if known else REINSTALL)
 
@@ -183,6 +185,7 @@ def check_deepspeed() -> Check:
 def check_ray() -> Check:
     """Check that Ray imports and that a private cluster's object store fits into shared memory. Starts nothing."""
     version = run_probe("import ray, ray.train; print(ray.__version__)")
+    # `import ray.train` fails without Ray's extra `train`, which `import ray` does not notice.
     address = os.environ.get("RAY_ADDRESS")
     cluster = f"joins {address} (RAY_ADDRESS)" if address else "no RAY_ADDRESS: runs start a private cluster"
     shm = Path("/dev/shm")

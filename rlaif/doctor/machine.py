@@ -26,6 +26,7 @@ def check_compiler() -> Check:
     if shutil.which(compiler) is None:
         return Check("compiler", "fail", f"no {compiler}", COMPILER)
     include = sysconfig.get_path("include")
+    # Only the preprocessor and the parser run: the check is about the headers.
     command = [compiler, "-x", "c++", "-fsyntax-only", f"-I{include}", "-"]
     result = subprocess.run(
         command, input="#include <Python.h>\n", capture_output=True, text=True, timeout=60, check=False
@@ -79,6 +80,7 @@ def check_memory() -> Check:
     """Check the memory that is free now; inside a container, at most what the container may use."""
     import psutil
 
+    # /proc/meminfo, which psutil reads, shows the machine's memory inside a container too.
     memory = psutil.virtual_memory()
     total = min(memory.total, container_limit() or memory.total)
     available = min(memory.available, total) / GIB
@@ -90,6 +92,7 @@ def check_memory() -> Check:
 
 def check_cores() -> Check:
     """Count the CPU cores that this process may use."""
+    # Batch systems limit a process to some of the machine's cores.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if cores < 2:
         return Check("cores", "warn", f"{cores}", "it works, slowly: actors and learners share one core")
@@ -100,6 +103,7 @@ def wandb_login() -> str:
     """Return the place that holds a key for W&B's server ('' if there is none), and never the key itself."""
     if os.environ.get("WANDB_API_KEY"):
         return "WANDB_API_KEY"
+    # A key belongs to a server: another one, of `wandb login --host`, does not count.
     server = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
     path = Path(os.environ.get("NETRC") or Path.home() / ".netrc").expanduser()
     return str(path) if path.exists() and netrc.netrc(str(path)).authenticators(server) else ""
