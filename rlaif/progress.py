@@ -17,15 +17,15 @@ _LINE = "{desc}: {n_fmt}/{total_fmt} ({percentage:.0f}%) in {elapsed}, {remainin
 class Progress:
     """A count up to `total`. A resumed stage starts at `done`, which does not count for the speed.
 
-    It is shown on `where`, by default the screen of the running command (see rlaif/terminal.py).
+    It is shown on `display`, by default the screen of the running command (see rlaif/terminal.py).
     """
 
-    def __init__(self, total: int, desc: str, done: int = 0, where: Screen | None = None):
+    def __init__(self, total: int, desc: str, done: int = 0, display: Screen | None = None):
         self.total, self.desc, self.done, self.start = total, desc, done, done
         self.note = ""
         self._printed = done
         """The count of the last line."""
-        self._screen = where or screen()
+        self._screen = display or screen()
         self._bar: tqdm | None = None
         if self._screen.live:
             # After SHORT_S, as with every other activity.
@@ -75,8 +75,8 @@ def progress(items: Iterable[T], desc: str, total: int | None = None) -> Iterato
     total = len(items) if total is None else total  # type: ignore[arg-type]
     bar = Progress(total, desc)
     try:
-        for done, item in enumerate(items, 1):
+        for count, item in enumerate(items, 1):
             yield item
-            bar.to(done)
+            bar.to(count)
     finally:
         bar.close()

@@ -167,29 +167,29 @@ def headline(text: str) -> None:
 @contextmanager
 def phase(text: str) -> Iterator[None]:
     """Show a step that takes time, and at its end how long it took."""
-    where = screen()
-    step = Phase(text, where)
-    where.begin(step)
+    display = screen()
+    step = Phase(text, display)
+    display.begin(step)
     try:
         yield
         step.finished = True
     finally:
-        where.end(step, step.finished)
+        display.end(step, step.finished)
 
 
 @contextmanager
 def show_command(command: str, run: Path, foreign: bool = False) -> Iterator[Screen]:
     """Show a command that works on the run directory `run`; its log is `logs/<command>.log` there."""
     file = run / "logs" / f"{command.replace(' ', '-')}.log"
-    with quiet(file, foreign) as where:
-        where.say(f"rlaif {command}: run directory {run} (log: {file.relative_to(run)})", where.err)
+    with quiet(file, foreign) as display:
+        display.say(f"rlaif {command}: run directory {run} (log: {file.relative_to(run)})", display.err)
         # Without it a command would print nothing between two phases, however long that takes.
-        whole = Phase(f"rlaif {command}: working", where)
-        where.begin(whole)
+        whole = Phase(f"rlaif {command}: working", display)
+        display.begin(whole)
         try:
-            yield where
+            yield display
         finally:
-            where.end(whole, finished=False)
+            display.end(whole, finished=False)
 
 
 @contextmanager
@@ -259,10 +259,10 @@ class Plain:
         return getattr(self._file, name)
 
 
-def _tick(where: Screen, stop: threading.Event) -> None:
+def _tick(display: Screen, stop: threading.Event) -> None:
     """Let the current activity print its line in time, while the main thread is busy."""
     while not stop.wait(1.0):
-        where.tick()
+        display.tick()
 
 
 def _private_copy(stream: TextIO) -> TextIO:
@@ -307,7 +307,7 @@ def _leave_to(file: TextIO) -> None:
     os.dup2(file.fileno(), 2)
 
 
-def _redirect_logging(file: TextIO, where: Screen, foreign: bool) -> Callable[[], None]:
+def _redirect_logging(file: TextIO, display: Screen, foreign: bool) -> Callable[[], None]:
     """Write all records to the file and our own warnings to the terminal; return a function that undoes it."""
     root = logging.getLogger()
     everything = logging.StreamHandler(file)
@@ -315,7 +315,7 @@ def _redirect_logging(file: TextIO, where: Screen, foreign: bool) -> Callable[[]
     added: list[logging.Handler] = [everything]
     removed: list[logging.Handler] = []
     if not foreign:
-        added.append(_Warnings(where))
+        added.append(_Warnings(display))
         # Exactly this class: its subclasses, such as FileHandler, do not write to the terminal.
         removed = [handler for handler in root.handlers if type(handler) is logging.StreamHandler]
     _exchange(root, removed, added)
@@ -333,9 +333,9 @@ def _exchange(logger: logging.Logger, removed: list[logging.Handler], added: lis
 class _Warnings(logging.Handler):
     """A handler that prints warnings of our own packages as lines on the terminal."""
 
-    def __init__(self, where: Screen):
+    def __init__(self, display: Screen):
         super().__init__(logging.WARNING)
-        self._where = where
+        self._display = display
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Accept records of our own packages only."""
@@ -344,6 +344,6 @@ class _Warnings(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
         try:
-            self._where.say(f"{record.levelname.lower()}: {record.getMessage()}", self._where.err)
+            self._display.say(f"{record.levelname.lower()}: {record.getMessage()}", self._display.err)
         except Exception:
             self.handleError(record)

@@ -109,5 +109,5 @@ def socket_problem() -> Obstacle | None:
     excess = len(os.fsencode(os.path.join(folder, SESSION))) - SOCKET_LIMIT
     if excess <= 0:
         return None
-    found = f"{name}={folder}: {length} bytes, of which Ray's sockets leave {length - excess}"
-    return Obstacle("Ray", found, f"Set {name} to a shorter path such as /tmp, or RAY_TMPDIR for Ray alone.")
+    text = f"{name}={folder}: {length} bytes, of which Ray's sockets leave {length - excess}"
+    return Obstacle("Ray", text, f"Set {name} to a shorter path such as /tmp, or RAY_TMPDIR for Ray alone.")

@@ -153,8 +153,8 @@ def check_video() -> Check:
     dark, bright = frames[0].mean(), frames[1].mean()
     # The first and the last of six grey levels are 200 apart; the codec changes each by a few.
     if frames.shape != (2, 48, 64, 3) or not dark + 100 < bright:
-        found = f"shape {frames.shape}, mean brightness {dark:.0f} and {bright:.0f}"
-        return Check("video", "fail", f"PyAV read the wrong pixels: {found}", REINSTALL)
+        actual = f"shape {frames.shape}, mean brightness {dark:.0f} and {bright:.0f}"
+        return Check("video", "fail", f"PyAV read the wrong pixels: {actual}", REINSTALL)
     return Check("video", "ok", f"PyAV {metadata.version('av')} decodes mp4")
 
 

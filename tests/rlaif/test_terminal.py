@@ -55,7 +55,7 @@ def lines(screen: Screen) -> list[str]:
     ],
 )
 def test_progress_prints_by_time_and_not_by_count(screen, clock, steps, seconds_each, printed):
-    bar = Progress(steps, "demo sft", where=screen)
+    bar = Progress(steps, "demo sft", display=screen)
     times = [0.0]
     for done in range(1, steps + 1):
         for _ in range(max(1, round(seconds_each))):
@@ -73,14 +73,14 @@ def test_progress_prints_by_time_and_not_by_count(screen, clock, steps, seconds_
 
 
 def test_progress_of_a_resumed_stage_counts_from_where_it_starts(screen, clock):
-    bar = Progress(10, "ppo", done=5, where=screen)
+    bar = Progress(10, "ppo", done=5, display=screen)
     clock.now = 40
     bar.to(6)
     assert lines(screen) == ["ppo: 6/10 (60%) in 00:40, 02:40 left"]
 
 
 def test_the_last_line_is_printed_once(screen, clock):
-    bar = Progress(2, "ppo", where=screen)
+    bar = Progress(2, "ppo", display=screen)
     clock.now = 30
     bar.to(2, "kl 0.1")
     bar.close()
@@ -88,7 +88,7 @@ def test_the_last_line_is_printed_once(screen, clock):
 
 
 def test_progress_that_ends_early_says_how_far_it_came(screen, clock):
-    bar = Progress(10, "ppo", where=screen)
+    bar = Progress(10, "ppo", display=screen)
     clock.now = 5
     bar.to(3)
     bar.close()
@@ -147,7 +147,7 @@ def test_a_phase_that_fails_prints_no_time(monkeypatch, screen, clock):
 
 
 def test_the_inner_activity_is_the_one_shown(screen, clock):
-    bar = Progress(10, "ppo", where=screen)
+    bar = Progress(10, "ppo", display=screen)
     step = Phase("evaluating", screen)
     screen.begin(step)
     clock.now = 25
@@ -178,7 +178,7 @@ def test_on_a_terminal_lines_do_not_tear_what_is_live(clock):
 def test_progress_on_a_terminal_is_a_bar(monkeypatch):
     screen = Screen(io.StringIO(), Tty())
     monkeypatch.setattr("rlaif.progress.SHORT_S", 0)
-    bar = Progress(4, "ppo", where=screen)
+    bar = Progress(4, "ppo", display=screen)
     bar.to(4, "kl 0.1")
     bar.show()
     assert "4/4" in screen.err.getvalue() and "kl 0.1" in screen.err.getvalue()
