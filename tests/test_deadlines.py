@@ -66,7 +66,7 @@ def _may_be_none(name: ast.arg, value: ast.expr | None) -> bool:
     return names_a_deadline and isinstance(value, ast.Constant) and value.value is None
 
 
-def test_no_deadline_is_none_when_it_is_left_out():
+def test_no_default_of_a_deadline_is_none():
     files = [file for package in ("actors", "learners", "cluster") for file in (ROOT / package).rglob("*.py")]
     found = {str(file.relative_to(ROOT)): endless_defaults(file.read_text()) for file in files}
     assert {name: lines for name, lines in found.items() if lines} == {}
@@ -87,7 +87,7 @@ def test_no_deadline_is_none_when_it_is_left_out():
         "def f():\n    return ray.get(store.ask.remote(key))",
     ],
 )
-def test_an_endless_wait_is_seen(line):
+def test_a_wait_without_a_deadline_is_reported(line):
     assert endless(line)
 
 
@@ -101,5 +101,5 @@ def test_an_endless_wait_is_seen(line):
         "pool.results(batch, roles.deadline_s)",
     ],
 )
-def test_a_wait_with_a_deadline_is_not(line):
+def test_a_wait_with_a_deadline_is_not_reported(line):
     assert endless(line) == []

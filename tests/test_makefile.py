@@ -33,7 +33,7 @@ def test_pip_is_upgraded_before_anything_else_is_installed(target):
     assert not [line for line in installs for option in INDEX if option in line]
 
 
-def test_what_is_compiled_after_an_installation_exists():
+def test_modules_that_make_compiles_exist():
     """The recipe passes over what does not import, so that a renamed module would go unnoticed."""
     (line,) = re.findall(r'^COMPILE = .* -c "import ((?:.|\n)*?)"', MAKEFILE, re.M)
     modules = [name.strip() for name in line.replace("\\\n", " ").split(",")]

@@ -49,7 +49,7 @@ def files_of(root: Path, folders: Iterable[str]) -> set[str]:
     return {str(path.relative_to(root)) for path in paths if "__pycache__" not in path.parts}
 
 
-def test_the_wheel_holds_every_source_file_and_nothing_else_on_top(wheel):
+def test_the_wheel_contains_every_source_file_and_nothing_else(wheel):
     """Data files too, such as the base model that the demo starts from."""
     assert files_of(wheel, PACKAGES) == files_of(ROOT, PACKAGES)
     assert files_of(wheel, ["configs"]) == files_of(ROOT, ["configs"]) | {"configs/planted.yaml"}
@@ -57,13 +57,13 @@ def test_the_wheel_holds_every_source_file_and_nothing_else_on_top(wheel):
     assert top == {*PACKAGES, "configs"}
 
 
-def test_the_wheel_holds_the_base_model_of_the_demo(wheel):
+def test_the_wheel_contains_the_base_model_of_the_demo(wheel):
     folder = Path("rlaif/worlds/shapes/base")
     files = sorted(path.name for path in (ROOT / folder).iterdir())
     assert "model.safetensors" in files and sorted(path.name for path in (wheel / folder).iterdir()) == files
 
 
-def test_the_wheel_finds_its_configurations(wheel, tmp_path):
+def test_configurations_are_found_in_the_wheel(wheel, tmp_path):
     """From another folder and without the checkout on the path."""
     code = (
         f"import sys; sys.path = [{str(wheel)!r}] + [p for p in sys.path if p not in ('', {str(ROOT)!r})]\n"
@@ -86,7 +86,7 @@ def test_the_top_package_imports_nothing():
     assert result.stdout.strip() == "{'rlaif'}"
 
 
-def test_the_wheel_says_what_it_is(wheel):
+def test_the_wheel_has_complete_metadata(wheel):
     (info,) = wheel.glob("*.dist-info")
     metadata = email.message_from_string((info / "METADATA").read_text())
     assert metadata["License-Expression"] == "Apache-2.0" and metadata["License-File"] == "LICENSE"
@@ -97,7 +97,7 @@ def test_the_wheel_says_what_it_is(wheel):
     assert "Apache License" in licence and "END OF TERMS AND CONDITIONS" in licence
 
 
-def test_the_wheel_installs_and_its_command_runs(built, tmp_path):
+def test_the_command_runs_after_the_wheel_is_installed(built, tmp_path):
     """From another folder, with the dependencies of this environment and nothing from an index."""
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", tmp_path / "site"]
     subprocess.run([*pip, built], check=True, capture_output=True)

@@ -1,4 +1,4 @@
-"""A run's connection: private and joined clusters, one live run per name, runs side by side, storage all nodes see."""
+"""Connections of runs: private and joined clusters, one live run per name, runs in parallel, storage on all nodes."""
 
 import errno
 import importlib.util
@@ -36,8 +36,8 @@ def config(storage: Path | str, name: str = "one", **cluster) -> Config:
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "ray://127.0.0.1:10001"])
-def test_the_job_servers_address_is_not_the_clusters(tmp_path, monkeypatch, address):
-    """Users export RAY_ADDRESS=http://... for `ray job submit`; starting a run by hand then says what to do."""
+def test_the_address_of_the_job_server_is_refused(tmp_path, monkeypatch, address):
+    """Users export RAY_ADDRESS=http://... for `ray job submit`; a run that is started by hand then fails with a fix."""
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ConfigError, match="ray job submit"), start_session(config(tmp_path)):
         pass
@@ -52,8 +52,8 @@ def test_an_address_where_nothing_listens_fails_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("option", ["cluster.address", "RAY_ADDRESS"])
-def test_an_address_is_blamed_on_what_named_it(tmp_path, monkeypatch, option):
-    """`cluster.address`, which nobody set, is not the cause of what RAY_ADDRESS does."""
+def test_an_error_names_the_option_or_variable_of_the_address(tmp_path, monkeypatch, option):
+    """The error of RAY_ADDRESS does not name `cluster.address`, which is not set, and the other way round."""
     other = {"cluster.address": "RAY_ADDRESS", "RAY_ADDRESS": "cluster.address"}[option]
     given = {"address": "127.0.0.1:1"} if option == "cluster.address" else {}
     if not given:
@@ -63,7 +63,7 @@ def test_an_address_is_blamed_on_what_named_it(tmp_path, monkeypatch, option):
     assert other not in str(caught.value)
 
 
-def test_a_temporary_folder_with_a_long_path_is_named(tmp_path, monkeypatch):
+def test_a_temporary_folder_with_too_long_a_path_is_refused(tmp_path, monkeypatch):
     """The kernel takes 107 bytes for the path of a socket."""
     monkeypatch.setenv("TMPDIR", f"/tmp/{'x' * 50}")
     with pytest.raises(ConfigError, match="TMPDIR=/tmp/xxx.* bytes") as caught, start_session(config(tmp_path)):
@@ -72,7 +72,7 @@ def test_a_temporary_folder_with_a_long_path_is_named(tmp_path, monkeypatch):
 
 
 def test_a_private_cluster_that_does_not_start_is_a_clear_error(tmp_path, monkeypatch):
-    """With what is unusual on this machine: here the folder for temporary files is a file."""
+    """The error names what is unusual on this machine: here the folder for temporary files is a file."""
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "file"))
     monkeypatch.setattr("rlaif.writable.SOCKET_LIMIT", 500)
@@ -94,7 +94,7 @@ def test_a_private_cluster_that_does_not_start_is_a_clear_error(tmp_path, monkey
     ],
     ids=["load", "full", "read-only"],
 )
-def test_what_keeps_ray_from_starting_is_told(monkeypatch, condition, words):
+def test_not_started_names_what_keeps_ray_from_starting(monkeypatch, condition, words):
     monkeypatch.setattr(*condition)
     error = not_started("The current node timed out during startup.\n" + "log\n" * 100)
     assert words in error.fix and "timed out" in error.found and error.found.count("log") == 2
@@ -103,7 +103,7 @@ def test_what_keeps_ray_from_starting_is_told(monkeypatch, condition, words):
 @pytest.mark.parametrize(
     ("number", "words"), [(errno.ENOSPC, "Free space"), (errno.EDQUOT, "Free space"), (errno.EACCES, "permissions")]
 )
-def test_storage_that_fails_is_told_by_its_cause(tmp_path, monkeypatch, number, words):
+def test_storage_that_cannot_be_written_has_a_fix_for_its_cause(tmp_path, monkeypatch, number, words):
     def fail(*args):
         raise OSError(number, os.strerror(number))
 
@@ -114,7 +114,7 @@ def test_storage_that_fails_is_told_by_its_cause(tmp_path, monkeypatch, number, 
 
 
 @pytest.mark.parametrize("storage", ["/proc/x", "/dev/null/x"])
-def test_storage_that_cannot_be_made_is_found_before_ray_starts(storage):
+def test_storage_that_cannot_be_created_fails_before_ray_starts(storage):
     with pytest.raises(ConfigError, match=f"can be written: {storage}/one"), start_session(config(storage)):
         pass
     assert not ray.is_initialized()
@@ -144,8 +144,8 @@ def packages_of_a_worker() -> list[str]:
     return [importlib.util.find_spec(name).origin for name in ("cluster.session", "actors.pool", "learners.spec")]
 
 
-def test_private_cluster(tmp_path, monkeypatch):
-    """Its workers import our packages also if the working directory, which comes first there, has others of the name."""
+def test_a_private_cluster_has_enough_cpus_and_can_be_joined(tmp_path, monkeypatch):
+    """Its workers import our packages although the working directory, first on their path, has others of these names."""
     (tmp_path / "here").mkdir()
     for name in ("cluster", "actors", "learners"):
         (tmp_path / "here" / f"{name}.py").write_text("raise RuntimeError('not ours')")
@@ -184,7 +184,7 @@ def connected(cluster):
     ray.shutdown()
 
 
-def test_joined_cluster_outlives_the_run(cluster, tmp_path):
+def test_a_joined_cluster_outlives_the_run(cluster, tmp_path):
     with start_session(config(tmp_path, address=cluster.address)) as session:
         assert not session.owned and session.address == cluster.address
     with start_session(config(tmp_path, address=cluster.address)):  # the name is free again at once
@@ -202,8 +202,8 @@ with start_session(Config(name="one", storage=sys.argv[1], cluster=Cluster(addre
 """
 
 
-def test_one_live_run_per_name(connected, tmp_path):
-    """A second one is refused, also with another storage; another name runs beside it; a killed one frees its name."""
+def test_a_second_live_run_of_a_name_is_refused(connected, tmp_path):
+    """It is refused with another storage too. A run of another name is accepted, and a killed run frees its name."""
     command = [sys.executable, "-c", HOLD, str(tmp_path / "a"), connected.address]
     other = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE)
     try:
@@ -225,7 +225,7 @@ def test_one_live_run_per_name(connected, tmp_path):
     assert ray.is_initialized(), "a connection that was there before stays"
 
 
-def test_attach_needs_a_live_run(connected, tmp_path):
+def test_attach_session_needs_a_live_run(connected, tmp_path):
     run = RunDir(tmp_path, "gone")
     with pytest.raises(ConfigError, match="no session.json"), attach_session(run):
         pass
@@ -234,8 +234,8 @@ def test_attach_needs_a_live_run(connected, tmp_path):
         pass
 
 
-def test_storage_that_a_node_does_not_see(connected, tmp_path):
-    """A path that only this process can open stands for a folder that is not mounted on the other nodes."""
+def test_storage_that_a_node_does_not_see_names_the_node(connected, tmp_path):
+    """A path that only this process can open imitates a folder that is not mounted on the other nodes."""
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
     probe_storage(locate(tmp_path), nodes)
     handle = os.open(tmp_path, os.O_RDONLY)
@@ -251,7 +251,7 @@ def test_storage_that_a_node_does_not_see(connected, tmp_path):
     assert list(tmp_path.iterdir()) == [], "the probe is cleaned up"
 
 
-def test_storage_that_cannot_be_written(tmp_path):
+def test_probe_storage_fails_if_the_storage_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="can be written"):
         probe_storage(locate(tmp_path / "file/below"), [])

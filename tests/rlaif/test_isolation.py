@@ -24,7 +24,7 @@ print(*(importlib.util.find_spec(name).origin for name in names), sep="\\n")
 
 @pytest.mark.parametrize("shadow", ["folder", "package", "file"])
 @pytest.mark.parametrize("when", ["early", "first"])
-def test_our_packages_win_and_the_users_functions_are_found(tmp_path, shadow, when):
+def test_our_packages_come_before_others_of_their_name(tmp_path, shadow, when):
     for name in ("actors", "cluster", "learners"):
         if shadow == "file":
             (tmp_path / f"{name}.py").write_text("raise RuntimeError('not ours')" if when == "first" else "")

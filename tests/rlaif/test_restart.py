@@ -109,7 +109,7 @@ def marked(stage: str, number: int, count: int, export: bool = True) -> dict:
 
 
 @pytest.mark.parametrize("stage", ["ppo", "reward"])
-def test_earlier_results_move_to_a_folder_that_stays_with_the_first_new_checkpoint(storage, stage, caplog):
+def test_the_first_new_checkpoint_moves_earlier_results_aside(storage, stage, caplog):
     finished(storage, stage)
     process = Process(storage, stage, "fresh")
     place = process.directory.location
@@ -130,7 +130,7 @@ def test_earlier_results_move_to_a_folder_that_stays_with_the_first_new_checkpoi
     assert [name for name in place.children() if name.startswith("restart")] == []
 
 
-def test_a_new_start_is_another_run_in_wandb_once_it_has_a_checkpoint(storage):
+def test_a_new_start_takes_the_wandb_id_with_its_first_checkpoint(storage):
     finished(storage, "ppo")
     directory = Process(storage, "ppo", "resume").directory
     directory.write_json("wandb_id.json", {"ppo": "old", "sft": "other"})
@@ -143,7 +143,7 @@ def test_a_new_start_is_another_run_in_wandb_once_it_has_a_checkpoint(storage):
     assert _run_id(Process(storage, "ppo", "resume").directory, "ppo") == new
 
 
-def test_two_new_starts_are_set_aside_under_two_names(storage):
+def test_two_new_starts_have_two_folders_aside(storage):
     finished(storage, "ppo")
     for number in (2, 3):
         process = Process(storage, "ppo", "fresh")
@@ -152,7 +152,7 @@ def test_two_new_starts_are_set_aside_under_two_names(storage):
     assert [numbers(aside, "ppo")["checkpoint"] for aside in asides(storage)] == [1, 2]
 
 
-def test_a_new_start_that_saved_nothing_costs_nothing(storage, caplog):
+def test_a_new_start_without_a_checkpoint_leaves_earlier_results(storage, caplog):
     finished(storage, "ppo")
     process = Process(storage, "ppo", "fresh")
     process.iterate(1, 2, 2, save=False)
@@ -165,7 +165,7 @@ def test_a_new_start_that_saved_nothing_costs_nothing(storage, caplog):
     assert asides(storage) == []
 
 
-def test_without_checkpoints_nothing_is_promised_and_nothing_is_in_the_way(storage):
+def test_a_new_start_replaces_results_without_a_checkpoint(storage):
     process = Process(storage, "ppo")
     assert "nothing was saved yet" in advice(process.config, "ppo")
     process.iterate(1, 1, 1, save=False)
@@ -209,7 +209,7 @@ def check_completed(storage: str) -> None:
     assert numbers(RunDir(storage, "run").location, "ppo") == marked("ppo", 2, 2, export=False)
 
 
-def test_a_move_that_is_killed_at_any_step_is_completed_by_a_resume(storage, monkeypatch):
+def test_a_resume_completes_a_move_that_was_killed_at_any_step(storage, monkeypatch):
     for step in itertools.count():
         run = f"{storage}/{step}"
         finished(run, "ppo")
@@ -222,7 +222,7 @@ def test_a_move_that_is_killed_at_any_step_is_completed_by_a_resume(storage, mon
     assert step > 10
 
 
-def test_a_deletion_that_was_killed_half_way_costs_no_rows(storage, monkeypatch):
+def test_a_deletion_that_was_killed_loses_no_rows(storage, monkeypatch):
     """A folder is deleted file by file: the rows of metrics may go before the journal that asks for them."""
     finished(storage, "ppo")
     process = Process(storage, "ppo", "fresh")
@@ -244,7 +244,7 @@ def test_a_deletion_that_was_killed_half_way_costs_no_rows(storage, monkeypatch)
 
 
 @pytest.mark.parametrize("start", ["fresh", "new"])
-def test_a_move_that_was_killed_is_completed_however_the_next_process_starts(tmp_path, monkeypatch, start):
+def test_any_next_process_completes_a_move_that_was_killed(tmp_path, monkeypatch, start):
     storage = str(tmp_path)
     finished(storage, "ppo")
     process = Process(storage, "ppo", "fresh")

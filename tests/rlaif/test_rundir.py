@@ -45,7 +45,7 @@ def log_some(run: RunDir) -> None:
         run.write_samples(iteration, [{"prompt_id": "p", "sample_index": i} for i in range(2)])
 
 
-def test_paths(run, tmp_path):
+def test_ppo_is_at_the_top_and_other_stages_have_a_folder(run, tmp_path):
     top = tmp_path / "runs/first"
     assert str(run.checkpoints("ppo")) == f"{top}/checkpoints" and str(run.export("ppo")) == f"{top}/export"
     assert (
@@ -69,7 +69,7 @@ def test_options_of_a_uri_stay_at_its_end():
     assert str(run.checkpoints("ppo")) == "s3://bucket/some/where/a/checkpoints?region=eu"
 
 
-def test_config_samples_eval(run):
+def test_config_samples_and_eval_are_written_as_plain_values(run):
     run.write_config({"name": "first", "ppo": {"clip": 0.2, "targets": ["ä"]}})
     assert yaml.safe_load((run.path / "config.yaml").read_text()) == {
         "name": "first",
@@ -96,7 +96,7 @@ def full(*args, **kwargs):
         lambda run: run.append_metrics({"stage": "ppo", "iteration": 1}),
     ],
 )
-def test_a_full_disk_is_named_with_what_helps(run, monkeypatch, write):
+def test_a_full_disk_is_a_storage_error_with_a_fix(run, monkeypatch, write):
     (run.path / "metrics.jsonl").symlink_to("/dev/full")
     monkeypatch.setattr("rlaif.storage.os.fsync", full)
     with pytest.raises(StorageError, match="No space left on device") as caught:
@@ -104,14 +104,14 @@ def test_a_full_disk_is_named_with_what_helps(run, monkeypatch, write):
     assert f"Free space at {run.path}" in caught.value.fix and "set storage=" in caught.value.fix
 
 
-def test_a_storage_that_cannot_be_written_is_named(tmp_path):
+def test_a_storage_that_cannot_be_written_is_a_storage_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="the run directory") as caught, RunDir(tmp_path / "file", "a").lock():
         pass
     assert "Free space" not in caught.value.fix and "set storage=" in caught.value.fix
 
 
-def test_a_row_that_fits_only_in_part_leaves_no_part(run):
+def test_a_row_that_does_not_fit_is_removed_again(run):
     run.append_metrics({"stage": "ppo", "iteration": 1})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (run.metrics.stat().st_size + 10, hard))
@@ -123,12 +123,12 @@ def test_a_row_that_fits_only_in_part_leaves_no_part(run):
     assert [row["iteration"] for row in rows(run.metrics)] == [1]
 
 
-def test_dumps_is_plain_json():
+def test_dumps_writes_plain_json():
     value = {1: np.arange(3), "nested": [{"x": float("inf")}, (np.int64(2), np.bool_(True), None)], "text": "é"}
     assert dumps(value) == '{"1": [0, 1, 2], "nested": [{"x": null}, [2, true, null]], "text": "é"}'
 
 
-def test_cut_back(run):
+def test_cut_back_removes_later_rows_and_samples_of_the_stage(run):
     log_some(run)
     with open(run.metrics, "ab") as file:
         file.write(b'{"stage": "ppo", "iterat')
@@ -145,12 +145,12 @@ def test_cut_back_of_another_stage_leaves_samples_alone(run):
     assert len(list((run.path / "samples").iterdir())) == 5
 
 
-def test_cut_back_before_anything_was_logged(run):
+def test_cut_back_of_an_empty_run_writes_nothing(run):
     run.cut_back("ppo", 0)
     assert not run.metrics.exists()
 
 
-def test_torn_line_is_dropped(run, caplog):
+def test_a_torn_last_line_is_dropped(run, caplog):
     run.append_metrics({"stage": "ppo", "iteration": 1})
     with open(run.metrics, "ab") as file:
         file.write(b'{"stage": ')
@@ -166,7 +166,7 @@ def hold(path: Path, held, release) -> None:
         release.wait(30)
 
 
-def test_lock(run):
+def test_lock_refuses_a_second_process_and_ends_with_its_holder(run):
     context = multiprocessing.get_context("spawn")
     held, release = context.Event(), context.Event()
     other = context.Process(target=hold, args=(run.path.parent, held, release))
@@ -182,7 +182,7 @@ def test_lock(run):
         pass
 
 
-def test_bucket(remote, tmp_path):
+def test_files_of_a_bucket_run_are_in_the_mirror_and_in_the_bucket(remote, tmp_path):
     remote.write_config({"name": "far"})
     log_some(remote)
     assert (remote.location / "config.yaml").read() == (remote.path / "config.yaml").read_bytes()
@@ -193,7 +193,7 @@ def test_bucket(remote, tmp_path):
     assert remote.read_json("wandb_id.json") == {"ppo": "abc"} and remote.read_json("nothing.json") is None
 
 
-def test_bucket_run_resumes_on_another_machine(remote, tmp_path, monkeypatch):
+def test_a_bucket_run_resumes_on_another_machine(remote, tmp_path, monkeypatch):
     log_some(remote)
     remote.sync()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))
@@ -212,7 +212,7 @@ def write_model(target, text: str) -> None:
         (folder / "sub/weights").write_text("w")
 
 
-def test_export_to_a_bucket_and_back(remote):
+def test_an_export_in_a_bucket_is_fetched_once_per_version(remote):
     target = remote.export("sft")
     write_model(target, "{}")
     assert str(target) == remote.resolve("{run}/sft/export")
@@ -223,7 +223,7 @@ def test_export_to_a_bucket_and_back(remote):
     assert (Path(fetch(str(target))) / "config.json").read_text() == '{"new": 1}'
 
 
-def test_an_export_that_fails_leaves_the_old_one(run):
+def test_an_export_that_fails_leaves_the_previous_one(run):
     target = run.export("ppo")
     write_model(target, "old")
     with pytest.raises(OSError, match="full"), replacing(target) as folder:
@@ -235,13 +235,13 @@ def test_an_export_that_fails_leaves_the_old_one(run):
     assert [path.name for path in target.local.parent.iterdir() if path.name.startswith(".tmp")] == []
 
 
-def test_fetch_leaves_paths_and_hub_names_alone(tmp_path):
+def test_fetch_returns_paths_and_hub_names_unchanged(tmp_path):
     assert fetch(str(tmp_path)) == str(tmp_path) and fetch("org/model-7b") == "org/model-7b"
     with pytest.raises(FileNotFoundError, match="no files there"):
         fetch(f"fsspec+memory:///{uuid.uuid4().hex}/none")
 
 
-def test_a_location_travels_as_text(tmp_path):
+def test_a_location_reads_writes_and_removes_files(tmp_path):
     location = locate(tmp_path) / "a/b"
     (location / "c.txt").write(b"hello")
     assert location.children() == ["c.txt"] and location.files()["c.txt"].size == 5

@@ -20,7 +20,7 @@ CLOSED = "s3://no-such-bucket/runs?region=x&endpoint_override=localhost:1&scheme
         ("nosuch://bucket/runs", "nosuch", [fetch, lambda uri: locate(uri).reach(), lambda uri: locate(uri).exists()]),
     ],
 )
-def test_a_storage_that_cannot_be_reached_names_its_uri_and_what_to_correct(uri, found, uses):
+def test_an_unreachable_storage_is_an_error_with_its_uri_and_a_fix(uri, found, uses):
     for use in uses:
         with pytest.raises(ConfigError) as caught:
             use(uri)
@@ -28,7 +28,7 @@ def test_a_storage_that_cannot_be_reached_names_its_uri_and_what_to_correct(uri,
         assert "bucket name" in caught.value.fix and "network" in caught.value.fix
 
 
-def test_a_storage_that_never_answers_is_given_up_on(monkeypatch):
+def test_a_storage_that_never_answers_is_an_error_after_the_deadline(monkeypatch):
     never = threading.Event()
     monkeypatch.setattr(storage, "REACH_S", 0.05)
     monkeypatch.setattr(storage, "_connected", lambda root: never.wait())
@@ -46,13 +46,13 @@ def test_a_uri_with_a_secret_is_refused_without_showing_it(secret):
     assert "AWS_SECRET_ACCESS_KEY" in caught.value.fix
 
 
-def test_a_user_is_no_secret_and_what_the_client_says_of_a_uri_is_cleared_of_it():
+def test_errors_hide_the_user_of_a_uri():
     with pytest.raises(ConfigError) as caught:
         locate("nosuch://USER@[::1]:9000/runs").reach()
     assert "USER" not in str(caught.value) and "nosuch://***@[::1]:9000" in caught.value.expected
 
 
-def test_a_storage_that_answers_is_reached_once(tmp_path):
+def test_a_storage_that_answers_can_be_reached(tmp_path):
     locate(tmp_path).reach()
     locate("mock://bucket/runs").reach()
 

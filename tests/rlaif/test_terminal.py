@@ -87,7 +87,7 @@ def test_the_last_line_is_printed_once(screen, clock):
     assert len(lines(screen)) == 1
 
 
-def test_progress_that_ends_early_says_how_far_it_came(screen, clock):
+def test_progress_that_ends_early_prints_its_count(screen, clock):
     bar = Progress(10, "ppo", display=screen)
     clock.now = 5
     bar.to(3)
@@ -115,7 +115,7 @@ def test_a_phase_is_one_line_with_its_time(screen, clock, seconds, expected):
     assert lines(screen) == expected
 
 
-def test_a_command_is_never_silent_between_its_phases(tmp_path, monkeypatch, clock):
+def test_a_command_prints_lines_between_its_phases(tmp_path, monkeypatch, clock):
     with terminal.show_command("sft", tmp_path) as screen:
         monkeypatch.setattr(screen, "clock", clock)
         monkeypatch.setattr(screen, "err", io.StringIO())
@@ -127,7 +127,7 @@ def test_a_command_is_never_silent_between_its_phases(tmp_path, monkeypatch, clo
     assert len(shown) == 2 and all(line.startswith("rlaif sft: working ...") for line in shown)
 
 
-def test_short_phases_one_after_another_are_not_silent(screen, clock):
+def test_many_short_phases_still_print_lines(screen, clock):
     for number in range(40):
         step = Phase(f"part {number}", screen)
         screen.begin(step)
@@ -163,7 +163,7 @@ def test_the_inner_activity_is_the_one_shown(screen, clock):
     ]
 
 
-def test_on_a_terminal_lines_do_not_tear_what_is_live(clock):
+def test_a_line_on_a_terminal_redraws_the_activity(clock):
     screen = Screen(io.StringIO(), Tty(), clock)
     step = Phase("starting Ray", screen)
     screen.begin(step)
@@ -234,19 +234,19 @@ def test_foreign_output_goes_to_the_log_and_nowhere_else(tmp_path):
     assert "own information" in log and "rows left out" in log and "\x1b" not in log
 
 
-def test_an_error_says_where_the_log_is(tmp_path):
+def test_an_error_prints_the_path_of_the_log(tmp_path):
     _, err, _ = run_command(tmp_path, "fail")
     assert f"log: {tmp_path}/logs/eval-context.log" in err.splitlines()
     assert "RuntimeError: broken" in err
 
 
-def test_the_log_of_an_earlier_start_stays(tmp_path):
+def test_the_log_grows_from_start_to_start(tmp_path):
     for _ in range(2):
         _, _, log = run_command(tmp_path)
     assert log.count("foreign: thread") == 2
 
 
-def test_streams_and_loggers_are_as_before_in_a_process_that_goes_on(tmp_path, capfd):
+def test_streams_and_loggers_are_restored_after_a_command(tmp_path, capfd):
     handlers = list(logging.getLogger().handlers)
     with terminal.show_command("sft", tmp_path):
         os.write(1, b"foreign\n")
@@ -264,7 +264,7 @@ def test_foreign_output_can_stay_on_the_terminal(tmp_path, capfd):
     assert "foreign" in capfd.readouterr().out
 
 
-def test_a_run_directory_that_cannot_be_written(tmp_path):
+def test_a_run_directory_that_cannot_be_written_is_a_config_error(tmp_path):
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(ConfigError, match="run directory that can be written"),
@@ -273,7 +273,7 @@ def test_a_run_directory_that_cannot_be_written(tmp_path):
         pass
 
 
-def test_what_runs_inside_a_command_does_not_print():
+def test_stages_and_actors_never_call_print():
     """Its lines would end in the log file: `say` is for what a user should see."""
     root = Path(terminal.__file__).parents[1]
     files = [
@@ -287,7 +287,7 @@ def test_what_runs_inside_a_command_does_not_print():
     assert files and printing == []
 
 
-def test_a_command_goes_on_when_the_reader_of_its_lines_has_gone(tmp_path):
+def test_a_command_continues_if_the_reader_of_its_output_ends(tmp_path):
     """As in `rlaif ppo CONFIG 2>&1 | head`."""
     script = "import logging\nfrom pathlib import Path\nfrom rlaif.terminal import quiet, say\n"
     script += "logging.basicConfig(level=logging.INFO)\n"
