@@ -16,11 +16,13 @@ PACKAGES = ("rlaif", "actors", "learners", "cluster")
 CLASSES = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, RlaifError)]
 ERRORS = frozenset({kind.__name__ for kind in CLASSES} | {Obstacle.__name__})
 """Classes whose third argument is a fix."""
-VERBS = frozenset(
-    """Add Append Change Check Choose Collect Compare Convert Copy Correct Extract Free Give Install Leave Let Load Look Lower
-    Make Mend Merge Mount Move Name Open Pin Publish Put Raise Re-encode Relax Remove Rename Repair Replace Report Reset Restore
-    Resume Run Send Set Start Train Type Update Use Wait Write""".split()
-)
+WORDS = """
+    Add Append Change Check Choose Collect Compare Convert Copy Correct Extract Free Give Install Leave Let Load
+    Look Lower Make Mend Merge Mount Move Name Open Pin Publish Put Raise Re-encode Relax Remove Rename Repair
+    Replace Report Reset Restore Resume Run Send Set Start Train Type Update Use Wait Write
+"""
+VERBS = frozenset(WORDS.split())
+"""Verbs that a fix may begin with; a new one is added here."""
 
 
 def flaw(text: str) -> str:

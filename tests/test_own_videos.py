@@ -1,4 +1,4 @@
-"""From twelve clips in an empty folder to a policy trained with PPO, by the commands of the README."""
+"""The commands of the README, from twelve clips in an empty folder to a policy trained with PPO."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def make_files():
-    """The module that writes clips and rows, which the script runs as well."""
+    """Import the module that writes clips and rows, which the script runs as well."""
     spec = importlib.util.spec_from_file_location("make_files", ROOT / "tests" / "own_videos" / "make_files.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -26,7 +26,7 @@ def make_files():
 
 
 def test_check_names_missing_files_and_passes_when_they_exist(tmp_path, capsys):
-    """And before that, the check names every missing file at once."""
+    """It names all missing files at once."""
     mine = tmp_path / "mine"
     build_tiny(tmp_path / "model", ["a"], seed=0)
     assert cli.main(["init", str(mine), "--model", str(tmp_path / "model")]) == 0
@@ -46,7 +46,7 @@ def test_check_names_missing_files_and_passes_when_they_exist(tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.timeout(1600)
 def test_ppo_runs_on_twelve_own_clips(tmp_path):
-    """Without a configuration error on the way."""
+    """No command of the script ends with a configuration error."""
     mine = tmp_path / "mine"
     environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "WANDB_MODE": "disabled"}
     command = ["bash", str(ROOT / "tests" / "own_videos.sh"), str(mine)]

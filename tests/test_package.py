@@ -1,4 +1,4 @@
-"""What is installed: the wheel's contents, the lock, the commands."""
+"""The installed package: the wheel's contents, the lock, the commands."""
 
 import email
 import os
@@ -23,7 +23,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Path:
-    """A wheel of the project, built without a network; one planted file stands for the configurations that will come."""
+    """Build a wheel of the project without a network, with one more configuration than the checkout has."""
     source = tmp_path_factory.mktemp("source")
     for file in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, source)
@@ -38,15 +38,20 @@ def built(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(built, tmp_path_factory) -> Path:
-    """The wheel, unpacked."""
+    """Unpack the wheel."""
     unpacked = tmp_path_factory.mktemp("wheel")
     zipfile.ZipFile(built).extractall(unpacked)
     return unpacked
 
 
 def files_of(root: Path, folders: Iterable[str]) -> set[str]:
-    paths = [path for name in folders for path in (root / name).rglob("*") if path.is_file()]
-    return {str(path.relative_to(root)) for path in paths if "__pycache__" not in path.parts}
+    """Return the paths, relative to `root`, of all files in folders below it."""
+    files = set()
+    for name in folders:
+        for path in (root / name).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                files.add(str(path.relative_to(root)))
+    return files
 
 
 def test_the_wheel_contains_every_source_file_and_nothing_else(wheel):
@@ -76,7 +81,7 @@ def test_configurations_are_found_in_the_wheel(wheel, tmp_path):
 
 def test_every_folder_of_code_is_a_package():
     """A folder without __init__.py would still import, but the layer rule is not checked there."""
-    folders = {path.parent for name in PACKAGES for path in (ROOT / name).rglob("*.py")}
+    folders = {(ROOT / file).parent for file in files_of(ROOT, PACKAGES) if file.endswith(".py")}
     assert [folder for folder in folders if not (folder / "__init__.py").exists()] == []
 
 
@@ -106,8 +111,8 @@ def test_the_command_runs_after_the_wheel_is_installed(built, tmp_path):
     run = partial(subprocess.run, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert "ppo" in run([script, "--help"]).stdout
     assert run([script, "--version"]).stdout.strip() == f"rlaif {PROJECT['version']}"
-    where = run([sys.executable, "-c", "import rlaif.cli; print(rlaif.cli.__file__)"]).stdout
-    assert where.startswith(str(tmp_path / "site"))
+    file = run([sys.executable, "-c", "import rlaif.cli; print(rlaif.cli.__file__)"]).stdout
+    assert file.startswith(str(tmp_path / "site"))
 
 
 def test_all_documents_name_the_same_version():
@@ -118,11 +123,15 @@ def test_all_documents_name_the_same_version():
 
 
 def locked() -> dict[str, str]:
-    """Names and versions of the lock; every line but comments must be an exact version that any index can serve."""
-    lines = (ROOT / "requirements" / "cpu.lock").read_text().splitlines()
-    pins = [line for line in lines if not line.startswith("#")]
-    assert [pin for pin in pins if not re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9_.!]+", pin)] == []
-    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in (pin.split("==") for pin in pins)}
+    """Return names and versions of the lock. Every line but comments must be an exact version that any index has."""
+    pins = {}
+    for line in (ROOT / "requirements" / "cpu.lock").read_text().splitlines():
+        if line.startswith("#"):
+            continue
+        assert re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9_.!]+", line), line
+        name, version = line.split("==")
+        pins[re.sub(r"[-_.]+", "-", name).lower()] = version
+    return pins
 
 
 def test_the_lock_pins_what_the_project_declares():

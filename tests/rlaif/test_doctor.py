@@ -1,4 +1,4 @@
-"""The doctor: on this machine as it is, and each finding in a situation that is made for it."""
+"""The doctor: on this machine as it is, and each finding in a situation that causes it."""
 
 import json
 import shutil
@@ -39,8 +39,8 @@ def test_an_exception_becomes_a_finding():
 
 @pytest.mark.parametrize(("status", "code"), [("ok", 0), ("warn", 0), ("fail", 1)])
 def test_the_exit_status_and_the_table_show_the_finding(monkeypatch, capsys, status, code):
-    found = Check("thing", status, "as found", "" if status == "ok" else "mend [it]")
-    monkeypatch.setattr(doctor, "CHECKS", (lambda: found,))
+    check = Check("thing", status, "as found", "" if status == "ok" else "mend [it]")
+    monkeypatch.setattr(doctor, "CHECKS", (lambda: check,))
     assert doctor.run_doctor([]) == code
     printed = capsys.readouterr().out
     assert "thing" in printed and "as found" in printed
@@ -48,16 +48,16 @@ def test_the_exit_status_and_the_table_show_the_finding(monkeypatch, capsys, sta
 
 
 def test_each_finding_is_printed_before_the_next_check(monkeypatch, capsys):
-    """Not after the slowest of them."""
-    seen = []
+    """A user does not wait for the slowest check to read the first finding."""
+    printed = []
 
     def second() -> Check:
-        seen.append(capsys.readouterr().out)
+        printed.append(capsys.readouterr().out)
         return Check("second", "ok", "late")
 
     monkeypatch.setattr(doctor, "CHECKS", (lambda: Check("first", "ok", "early"), second))
     assert doctor.run_doctor([]) == 0
-    assert "first" in seen[0] and "second" not in seen[0]
+    assert "first" in printed[0] and "second" not in printed[0]
 
 
 @pytest.mark.parametrize(

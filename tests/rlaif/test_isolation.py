@@ -1,4 +1,4 @@
-"""Folders and files that are called like our packages do not take their place."""
+"""Our packages are imported although folders or files of the same names are on the path."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_our_packages_come_before_others_of_their_name(tmp_path, shadow, when):
         if shadow == "package":
             (tmp_path / name / "__init__.py").write_text("")
     (tmp_path / "my_functions.py").write_text("")
-    # the working directory comes first, as with `python -m`
+    # The working directory comes first on the path, as with `python -m`.
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     result = subprocess.run(
         [sys.executable, "-c", CODE, when], cwd=tmp_path, env=environment, capture_output=True, text=True

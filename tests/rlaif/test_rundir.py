@@ -1,6 +1,7 @@
 """The run directory on a file system and in a bucket: paths, atomic files, locks, and what a resume cuts back."""
 
 import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -26,7 +27,7 @@ def run(tmp_path) -> RunDir:
 
 @pytest.fixture
 def remote(tmp_path, monkeypatch) -> RunDir:
-    """A run whose storage is an object store, in memory."""
+    """Return a run whose storage is an object store, in memory."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     run = RunDir(f"fsspec+memory:///{uuid.uuid4().hex}", "far")
     run.prepare()
@@ -34,10 +35,12 @@ def remote(tmp_path, monkeypatch) -> RunDir:
 
 
 def rows(path: Path) -> list[dict]:
+    """Read a file of one JSON object per line."""
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def log_some(run: RunDir) -> None:
+    """Write metrics of three iterations of SFT and of five of PPO, and samples of the latter."""
     for stage, last in (("sft", 3), ("ppo", 5)):
         for iteration in range(1, last + 1):
             run.append_metrics({"stage": stage, "iteration": iteration, "time": 0.5, "loss/total": 1 / iteration})
@@ -79,7 +82,7 @@ def test_config_samples_and_eval_are_written_as_plain_values(run):
     assert rows(run.path / "samples/000007.jsonl") == [{"kl": 0.5, "reward": {"masked": "no key"}}, {"kl": None}]
     run.write_eval("final", {"f1": 0.5, "command": "rlaif eval"})
     assert json.loads((run.path / "eval/final.json").read_text()) == {"f1": 0.5, "command": "rlaif eval"}
-    assert not [path for path in run.path.rglob(".*")], "nothing half-written stays"
+    assert not list(run.path.rglob(".*")), "a half-written file stays behind"
 
 
 def full(*args, **kwargs):
@@ -133,8 +136,8 @@ def test_cut_back_removes_later_rows_and_samples_of_the_stage(run):
     with open(run.metrics, "ab") as file:
         file.write(b'{"stage": "ppo", "iterat')
     run.cut_back("ppo", 3)
-    kept = [(row["stage"], row["iteration"]) for row in rows(run.metrics)]
-    assert kept == [("sft", i) for i in (1, 2, 3)] + [("ppo", i) for i in (1, 2, 3)]
+    remaining = [(row["stage"], row["iteration"]) for row in rows(run.metrics)]
+    assert remaining == [("sft", i) for i in (1, 2, 3)] + [("ppo", i) for i in (1, 2, 3)]
     assert sorted(p.name for p in (run.path / "samples").iterdir()) == [f"{i:06d}.jsonl" for i in (1, 2, 3)]
 
 
@@ -160,26 +163,41 @@ def test_a_torn_last_line_is_dropped(run, caplog):
     assert "cut short" in caplog.text
 
 
-def hold(path: Path, held, release) -> None:
+def hold(path: Path, locked, release) -> None:
+    """Hold the lock of a run, in a process of its own."""
     with RunDir(path, "first").lock():
-        held.set()
+        locked.set()
         release.wait(30)
 
 
 def test_lock_refuses_a_second_process_and_ends_with_its_holder(run):
     context = multiprocessing.get_context("spawn")
-    held, release = context.Event(), context.Event()
-    other = context.Process(target=hold, args=(run.path.parent, held, release))
+    locked, release = context.Event(), context.Event()
+    other = context.Process(target=hold, args=(run.path.parent, locked, release))
     other.start()
-    assert held.wait(60)
+    assert locked.wait(60)
     with pytest.raises(ConfigError, match=f"process {other.pid} on "), run.lock():
         pass
     other.kill()
     other.join()
-    with run.lock():  # a killed holder leaves nothing behind
-        pass
+    with run.lock():  # a killed process leaves nothing behind
+        assert (run.path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
     with run.lock():
         pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP])
+def test_lock_warns_on_a_file_system_without_locks(run, monkeypatch, caplog, number):
+    """Such as some network file systems: the run works, and no marker file stays that would block a later one."""
+
+    def refuse(*args):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    for _ in range(2):
+        with run.lock():
+            assert "no file locks there" in caplog.text
+        caplog.clear()
 
 
 def test_files_of_a_bucket_run_are_in_the_mirror_and_in_the_bucket(remote, tmp_path):
@@ -206,6 +224,7 @@ def test_a_bucket_run_resumes_on_another_machine(remote, tmp_path, monkeypatch):
 
 
 def write_model(target, text: str) -> None:
+    """Write a folder with a file in a sub-folder, through `replacing`."""
     with replacing(target) as folder:
         (folder / "sub").mkdir()
         (folder / "config.json").write_text(text)

@@ -1,4 +1,4 @@
-"""Folders of killed processes are removed, those in use are not."""
+"""Temporary folders: those of killed processes are removed, those in use are not."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_folder_of_a_killed_process_is_removed_and_one_in_use_is_not(temporary
     ) as process:
         folder = process.stdout.readline().strip()
         other = temporary / "rlaif-test-mine"
-        other.mkdir()  # nobody's lock says that it is abandoned
+        other.mkdir()  # a folder without a lock file belongs to another program
         scratch = Scratch("rlaif-test-")
         assert os.path.exists(f"{folder}/weights")
         process.send_signal(signal.SIGKILL)

@@ -1,14 +1,17 @@
-"""A storage that does not answer is one clear error within seconds, wherever it is first used."""
+"""Storages that do not answer: one clear error within seconds, whichever function uses them first."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import threading
 
 import pytest
 
 from rlaif import storage
 from rlaif.errors import ConfigError
-from rlaif.storage import fetch, locate
+from rlaif.storage import fetch, locate, once
 
 CLOSED = "s3://no-such-bucket/runs?region=x&endpoint_override=localhost:1&scheme=http"
 
@@ -61,3 +64,16 @@ def test_a_storage_that_answers_can_be_reached(tmp_path):
 def test_a_uri_without_a_bucket_or_an_absolute_path_is_refused(uri):
     with pytest.raises(ConfigError, match="in a URI|in the URI"):
         locate(uri)
+
+
+def test_once_works_on_a_file_system_without_locks(monkeypatch, tmp_path):
+    """Another process may be at work, so folders that look abandoned stay."""
+
+    def refuse(*args):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    (tmp_path / ".copy.part-of-another").mkdir()
+    copy = once(tmp_path / "copy", lambda folder: (folder / "file").write_text("x"))
+    assert (copy / "file").read_text() == "x"
+    assert (tmp_path / ".copy.part-of-another").is_dir()

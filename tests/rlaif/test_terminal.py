@@ -1,4 +1,4 @@
-"""What a command shows: phases and progress by the clock, foreign output in the log and nowhere else."""
+"""Output of a command: phases and progress by the clock, and foreign output only in the log."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ def screen(clock) -> Screen:
 
 
 def lines(screen: Screen) -> list[str]:
+    """Return the lines that a screen has written to standard error."""
     return screen.err.getvalue().splitlines()
 
 
@@ -123,8 +124,8 @@ def test_a_command_prints_lines_between_its_phases(tmp_path, monkeypatch, clock)
         for _ in range(50):
             clock.now += 1
             screen.tick()
-        shown = screen.err.getvalue().splitlines()
-    assert len(shown) == 2 and all(line.startswith("rlaif sft: working ...") for line in shown)
+        printed = lines(screen)
+    assert len(printed) == 2 and all(line.startswith("rlaif sft: working ...") for line in printed)
 
 
 def test_many_short_phases_still_print_lines(screen, clock):
@@ -218,6 +219,7 @@ print("after the command")
 
 
 def run_command(folder: Path, *more: str) -> tuple[str, str, str]:
+    """Run COMMAND in a process of its own; return its standard output, its standard error and its log."""
     result = subprocess.run([sys.executable, "-c", COMMAND, str(folder), *more], capture_output=True, text=True)
     return result.stdout, result.stderr, (folder / "logs" / "eval-context.log").read_text()
 
@@ -274,11 +276,11 @@ def test_a_run_directory_that_cannot_be_written_is_a_config_error(tmp_path):
 
 
 def test_stages_and_actors_never_call_print():
-    """Its lines would end in the log file: `say` is for what a user should see."""
+    """Such lines would go to the log file: `say` is for what a user should see."""
     root = Path(terminal.__file__).parents[1]
-    files = [
-        file for folder in ("rlaif/stages", "actors", "learners", "cluster") for file in (root / folder).rglob("*.py")
-    ]
+    files = []
+    for folder in ("rlaif/stages", "actors", "learners", "cluster"):
+        files += (root / folder).rglob("*.py")
     printing = []
     for file in files:
         calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]

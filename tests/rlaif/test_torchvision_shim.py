@@ -1,4 +1,4 @@
-"""The torchvision import hook, tried in fresh processes on a stand-in package that fails as the real one does."""
+"""The torchvision import hook, tried in new processes on a stand-in package that fails as the real one does."""
 
 import subprocess
 import sys
@@ -10,16 +10,16 @@ import pytest
 from rlaif import torchvision_shim
 from rlaif.errors import RlaifError
 
-#: What torchvision does at import: its fake kernels ask for a schema that only the compiled operators define.
 META_REGISTRATIONS = """
 import torch
 torch.library.register_fake("torchvision::nms")(lambda dets, scores, iou_threshold: dets)
 """
+"""What torchvision does at import: its fake kernels need a schema that only the compiled operators define."""
 
 
 @pytest.fixture
 def stand_in(tmp_path) -> Path:
-    """A folder with a package `torchvision` whose operators do not load."""
+    """Create a folder with a package `torchvision` whose operators do not load."""
     package = tmp_path / "path" / "torchvision"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("import torch\nfrom torchvision import _meta_registrations\n")
@@ -45,7 +45,7 @@ def test_the_hook_makes_the_import_work(stand_in, tmp_path):
 
 
 def test_the_hook_does_nothing_if_operators_load(stand_in, tmp_path):
-    """Also when a torchvision that works is installed later over the one that needed the hook."""
+    """A torchvision that works may be installed later in place of the one that needed the hook."""
     (stand_in / "torchvision" / "extension.py").write_text("def _has_ops():\n    return True\n")
     (stand_in / "torchvision" / "_meta_registrations.py").write_text("")
     torchvision_shim.write_hook(tmp_path)
