@@ -222,7 +222,7 @@ def shortage(requests: Requests, waiting: Sequence[Bundle], nodes: Sequence[Node
     """Return the error that says which role waits for what, what the cluster has, and the smallest changes that fit.
 
     Args:
-        busy: the cluster could hold it all, but others hold a part of it now.
+        busy: the cluster has enough room for all of it, but others use a part of the cluster now.
     """
     needs = [f"{name}: {role.actors} x ({_needs(role)})" for name, role in requests.items()]
     counts = _actors_of(waiting)

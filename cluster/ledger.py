@@ -127,7 +127,7 @@ class Ledger:
     def state_dict(self) -> dict:
         """Return the ledger as JSON values.
 
-        Samples in flight are in it as `issued`, whatever their state: what was generated for them is not saved.
+        Samples in flight are in it as `issued`, in any state: text that was generated for them is not saved.
         """
         # Sorted, and with lists for tuples: two ledgers that are equal give the same JSON.
         open_samples = {}

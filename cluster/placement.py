@@ -71,9 +71,9 @@ class Placement:
 def place(requests: Requests, deadline_s: float, can_grow: bool | None = None) -> dict[str, Placement]:
     """Reserve room for all roles, or raise PlacementError and hold nothing.
 
-    Learners and whatever shares their GPUs form one group, on as few nodes as possible; every other bundle has a group
-    of its own, so that a rollout actor can be added or given back alone. If even the empty cluster is too small, the
-    error is raised at once, unless the cluster may grow (an autoscaler): then the wait goes on to the deadline.
+    Learners and the actors that share their GPUs form one group, on as few nodes as possible. Every other bundle has a
+    group of its own, so that a single rollout actor can be added or removed. If even the empty cluster is too small, the
+    error is raised at once, unless the cluster may grow (an autoscaler): then the wait lasts until the deadline.
 
     Args:
         deadline_s: seconds to wait for room.

@@ -45,7 +45,7 @@ def check_socket_path(address: str) -> None:
 
 
 def not_started(reason: str) -> ConfigError:
-    """Return the error for a private cluster that did not start: what Ray says, and what is unusual on this machine."""
+    """Return the error for a private cluster that did not start: Ray's message, and what is unusual on this machine."""
     obstacles = suspects()
     lines = [_short(reason)]
     for obstacle in obstacles:
@@ -58,7 +58,7 @@ def not_started(reason: str) -> ConfigError:
 
 
 def suspects() -> list[Obstacle]:
-    """Return what is known to keep Ray from starting and is the case on this machine."""
+    """Return the conditions of this machine that are known to keep Ray from starting."""
     candidates = (_temporary_folder_obstacle(), _shared_memory_obstacle(), _load_obstacle())
     return list(filter(None, candidates))
 
@@ -107,7 +107,7 @@ def _free(folder: str | Path) -> int:
 
 
 def _short(reason: str) -> str:
-    """Return the first lines of what Ray says, which can go on with pages of a log."""
+    """Return the first lines of Ray's message, which can have pages of a log after them."""
     lines = []
     for line in reason.splitlines():
         if line.strip():

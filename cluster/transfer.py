@@ -121,7 +121,7 @@ def undelivered(failed: Mapping[str, str]) -> ContractError:
 
 
 def _reason(error: Exception) -> str:
-    """Return one line: what an error of ours found, or the last line of another one, which follows its traceback."""
+    """Return one line: `found` of a RlaifError, or the last line of another error, which comes after its traceback."""
     if isinstance(error, RlaifError):
         return error.found
     # Ray puts the actor's traceback before the message.

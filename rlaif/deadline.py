@@ -17,7 +17,7 @@ class LateError(Exception):
 def within(call: Callable[[], T], seconds: float, name: str) -> T:
     """Return what a call returns, or raise what it raises. Raises LateError after `seconds`.
 
-    The call runs in a daemon thread called `name`. If it is late, the thread goes on, since Python cannot stop a thread.
+    The call runs in a daemon thread called `name`. If it is late, the thread keeps running, since Python cannot stop a thread.
     """
     outcomes: Queue = Queue()
 

@@ -55,7 +55,7 @@ class ParityError(ContractError):
 
 
 class PlacementError(RlaifError):
-    """The cluster cannot hold what the run asks for."""
+    """A cluster without room for the actors of a run."""
 
 
 class StorageError(RlaifError):

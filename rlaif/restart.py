@@ -73,8 +73,8 @@ class Restart:
         self._split_metrics(aside, journal)
         self._take_wandb_id()
         self.directory.sync()
-        # While the journal is there, the steps above are repeated, and they need the new rows of metrics. So it goes
-        # before the rest of the folder, whose files are deleted in no particular order.
+        # As long as the journal exists, the steps above are repeated, and they need the new rows of metrics. So it is
+        # deleted before the rest of the folder, whose files are deleted in no particular order.
         (self.folder / _JOURNAL).remove()
         self.discard()
         return aside

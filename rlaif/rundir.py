@@ -109,7 +109,7 @@ class RunDir:
         """Lock this run's directory. Raises ConfigError if another process of this machine (or file server) has the lock.
 
         The kernel drops the lock with the process, so a crash leaves nothing to clean up. On a file system without locks
-        it warns and goes on.
+        it warns and continues.
         """
         path = self.path / ".lock"
         with writing(Location(str(self.path)), "the run directory"):

@@ -69,7 +69,7 @@ class Screen:
             try:
                 print(text, file=stream or self.out, flush=True)
             except BrokenPipeError:
-                # With `rlaif ... | head` the reader ends early; the work goes on.
+                # With `rlaif ... | head` the reader ends early, but the work continues.
                 log.info("not shown, the reader has gone: %s", text)
             if self.live and self._activities:
                 self._activities[-1][0].show()

@@ -19,7 +19,7 @@ class Obstacle(NamedTuple):
     """Something on this machine that keeps a run from starting."""
 
     user: str
-    """Which library, or what of ours, it keeps from working."""
+    """The library, or the part of this project, that it keeps from working."""
     found: str
     fix: str
     """An imperative sentence."""

@@ -35,7 +35,7 @@ CHECKS: tuple[Callable[[], Check], ...] = (
 
 
 def guarded(check: Callable[[], Check]) -> Check:
-    """Run one check; whatever it raises becomes a failed Check with the exception's message."""
+    """Run one check; an exception becomes a failed Check with its message."""
     try:
         return check()
     except Exception as error:  # a broken library may raise anything, and to report it is this module's purpose
