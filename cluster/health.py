@@ -69,6 +69,7 @@ class HeadWatch:
         self._ended.set()
 
     def _watch(self) -> None:
+        # Not through Ray: if Ray ends while a thread of the driver calls it, it ends the process with status 1 and no word.
         while not self._ended.wait(1.0):
             if self._patience.lost(answers(self.address)):
                 return self._lost()

@@ -118,6 +118,7 @@ def attach_session(run_dir: RunDir) -> Iterator[Session]:
     record = run_dir.read_json(SESSION_FILE)
     if not record:
         raise ConfigError(f"a live run at {run_dir.location}", f"no {SESSION_FILE} there", "Start or resume it first.")
+    # `ray start --head` of Ray 2.60 turns on authentication by token, which every client has to use.
     if record["auth"] and "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = record["auth"]
         # Ray read the variable when it was imported, so its configuration is built once more.
