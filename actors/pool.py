@@ -280,9 +280,7 @@ class RolloutPool:
         try:
             return self._calls.get(self._weights.refs[name], timeout)
         except ContractError as error:
-            raise ContractError(
-                error.expected, f"{error.found} (rollout actor {name!r}, twice)", error.fix
-            ) from error
+            raise ContractError(error.expected, f"{error.found} (rollout actor {name!r}, twice)", error.fix) from error
 
     def _send(self, name: str) -> None:
         weights = self._weights

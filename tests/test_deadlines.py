@@ -20,7 +20,7 @@ WAITS = {
     "committed": (0, "timeout"),
 }
 """Functions that wait for an actor: the place and the name of their deadline."""
-OTHER_MEANINGS = {"rlaif/worlds/shapes/language.py", "rlaif/stages/judging/by_pairs.py"}
+OTHER_MEANINGS = {"rlaif/worlds/shapes/language.py", "rlaif/stages/feedback/by_pairs.py"}
 """Modules with an `ask` of their own: a question, not a wait."""
 
 

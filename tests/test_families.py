@@ -83,7 +83,9 @@ class World:
     def publish(self, role: Role, version: int) -> None:
         """As a learner does; the engine refuses weights that leave one of its parameters as it was."""
         kind, lora = ("adapter", adapter_config(role)) if role.adapter else ("full", None)
-        self.engine.weights.publish(*pack_weights(published_weights(role), 1 << 20, version=version, kind=kind, lora=lora))
+        self.engine.weights.publish(
+            *pack_weights(published_weights(role), 1 << 20, version=version, kind=kind, lora=lora)
+        )
 
 
 @torch.no_grad()

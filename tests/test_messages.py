@@ -9,7 +9,7 @@ from error_fixes import FixReader
 
 from rlaif import errors
 from rlaif.errors import RlaifError
-from rlaif.writable import Obstacle
+from rlaif.io.writable import Obstacle
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("rlaif", "actors", "learners", "cluster")

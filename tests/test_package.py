@@ -111,7 +111,7 @@ def test_the_command_runs_after_the_wheel_is_installed(built, tmp_path):
     run = partial(subprocess.run, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert "ppo" in run([script, "--help"]).stdout
     assert run([script, "--version"]).stdout.strip() == f"rlaif {PROJECT['version']}"
-    file = run([sys.executable, "-c", "import rlaif.cli; print(rlaif.cli.__file__)"]).stdout
+    file = run([sys.executable, "-c", "import rlaif.cli.main; print(rlaif.cli.main.__file__)"]).stdout
     assert file.startswith(str(tmp_path / "site"))
 
 

@@ -23,7 +23,7 @@ from rlaif.feedback.budget import Budget, cost
 from rlaif.feedback.options import EndpointOptions
 from rlaif.feedback.replies import SETTLED, Answer, Failure, Reply, Unanswered, Usage, outcome
 from rlaif.feedback.wire import api_key, check_model, client, post
-from rlaif.storage import Location, locate
+from rlaif.io.storage import Location, locate
 
 Outcome = Reply | Unanswered
 SILENT = ("down", "slow", "busy", "server error")
