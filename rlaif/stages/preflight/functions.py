@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rlaif.config.section import Function
-from rlaif.deadline import Late, within
+from rlaif.deadline import LateError, within
 from rlaif.errors import ConfigError
 from rlaif.evaluation.claims import rates
 from rlaif.functions import FunctionScorer, load_function
@@ -107,7 +107,7 @@ def within_deadline(option: str, path: str, call: Callable[[], Any]) -> Any:
     """Return what a dry call returns, or raise what it raises; ConfigError if it has not returned in time or exits."""
     try:
         return within(call, DRY_CALL_S, f"dry call of {path}")
-    except Late:
+    except LateError:
         found = f"{path} has not returned after {DRY_CALL_S:g} s"
     except SystemExit:
         found = f"{path} ended its thread"
