@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from rlaif.config.server import Server
-from rlaif.feedback.options import EndpointOptions
-from rlaif.feedback.replies import Usage
+from rlaif.feedback.chat_request import EndpointOptions
+from rlaif.feedback.chat_response import Usage
 
 
 def cost(server: Server, used: Usage) -> float | None:

@@ -18,11 +18,10 @@ from typing import Any
 
 from rlaif.config.server import Server
 from rlaif.errors import ConfigError, ContractError
-from rlaif.feedback.asking import Ask, canonical, messages, prompt_hash
 from rlaif.feedback.budget import Budget, cost
-from rlaif.feedback.options import EndpointOptions
-from rlaif.feedback.replies import SETTLED, Answer, Failure, Reply, Unanswered, Usage, outcome
-from rlaif.feedback.wire import api_key, check_model, client, post
+from rlaif.feedback.chat_client import api_key, check_model, client, post
+from rlaif.feedback.chat_request import Ask, EndpointOptions, canonical, messages, prompt_hash
+from rlaif.feedback.chat_response import SETTLED, Answer, Failure, Reply, Unanswered, Usage, outcome
 from rlaif.storage import Location, locate
 
 Outcome = Reply | Unanswered

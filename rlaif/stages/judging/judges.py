@@ -15,11 +15,10 @@ from rlaif.config.schema import Config, Sampling
 from rlaif.config.section import Function
 from rlaif.config.server import Server
 from rlaif.errors import DataError
-from rlaif.feedback.asking import Ask, Turn, encode_frames
 from rlaif.feedback.budget import cost
+from rlaif.feedback.chat_request import Ask, EndpointOptions, Turn, encode_frames
+from rlaif.feedback.chat_response import SETTLED, Reply, Unanswered, Usage
 from rlaif.feedback.endpoint import Endpoint
-from rlaif.feedback.options import EndpointOptions
-from rlaif.feedback.replies import SETTLED, Reply, Unanswered, Usage
 from rlaif.feedback.tokens import Tokens
 from rlaif.models.adapter import base_of
 from rlaif.models.check import fingerprint, require_model

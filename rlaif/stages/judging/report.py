@@ -12,9 +12,9 @@ from rlaif.config.schema import Config
 from rlaif.config.server import Server
 from rlaif.evaluation.agreement import Compared, agreement, prompt_type
 from rlaif.feedback.budget import cost
+from rlaif.feedback.chat_response import Usage
 from rlaif.feedback.pairwise import Asked, Verdict
 from rlaif.feedback.position import position_bias
-from rlaif.feedback.replies import Usage
 from rlaif.records import Masked
 from rlaif.stages.judging.cases import Case
 

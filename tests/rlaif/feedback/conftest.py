@@ -4,8 +4,7 @@ import pytest
 from judge_server import MODEL
 
 from rlaif.config.server import Server
-from rlaif.feedback.asking import Ask, Turn
-from rlaif.feedback.options import EndpointOptions
+from rlaif.feedback.chat_request import Ask, EndpointOptions, Turn
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ import pytest
 from judge_server import MODEL, JudgeServer, answer, completion, status
 
 from rlaif.errors import ConfigError, ContractError
-from rlaif.feedback.asking import Ask, Turn, canonical, data_url, encode_frames, prompt_hash
+from rlaif.feedback.chat_request import Ask, Turn, canonical, data_url, encode_frames, prompt_hash
+from rlaif.feedback.chat_response import Answer, Reply, Usage
 from rlaif.feedback.endpoint import Endpoint
-from rlaif.feedback.replies import Answer, Reply, Usage
 from rlaif.feedback.tokens import choice_logprobs
 
 ROOT = Path(__file__).parents[3]
@@ -312,9 +312,9 @@ def test_a_killed_run_goes_on_where_it_was(options, ask, tmp_path):
     code = (
         "import sys; sys.path[:0] = ['tests/support']\n"
         "from rlaif.feedback.endpoint import Endpoint\n"
-        "from rlaif.feedback.asking import Ask, Turn\n"
+        "from rlaif.feedback.chat_request import Ask, Turn\n"
         "from rlaif.config.server import Server\n"
-        "from rlaif.feedback.options import EndpointOptions\n"
+        "from rlaif.feedback.chat_request import EndpointOptions\n"
         f"server = Server(url=sys.argv[1], model={MODEL!r}, concurrency=2)\n"
         "options = EndpointOptions(server, cache=sys.argv[2])\n"
         "Endpoint(options).ask_many(Ask(('p', n), (Turn(f'question {n} ?'),)) for n in range(30))\n"

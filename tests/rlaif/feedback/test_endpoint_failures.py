@@ -19,9 +19,9 @@ import pytest
 from judge_server import JudgeServer, answer, completion, half, hang_up, raw, stall, status, trickle
 
 from rlaif.errors import ConfigError, ContractError, RlaifError
+from rlaif.feedback.chat_client import retry_after
+from rlaif.feedback.chat_response import Reply, Unanswered
 from rlaif.feedback.endpoint import Endpoint, wait
-from rlaif.feedback.replies import Reply, Unanswered
-from rlaif.feedback.wire import retry_after
 
 BUSY = {"error": {"message": "slow down", "type": "rate_limit"}}
 

@@ -9,9 +9,9 @@ import pytest
 from vllm_server import KEY, serving
 
 from rlaif.errors import ConfigError
-from rlaif.feedback.asking import Ask, Turn, encode_frames
+from rlaif.feedback.chat_request import Ask, Turn, encode_frames
+from rlaif.feedback.chat_response import Reply, Usage
 from rlaif.feedback.endpoint import Endpoint
-from rlaif.feedback.replies import Reply, Usage
 from rlaif.feedback.tokens import choice_logprobs
 
 pytestmark = pytest.mark.slow  # a server's start, and an engine's: about a minute

@@ -16,7 +16,7 @@ import httpx
 
 from rlaif.config.server import Server
 from rlaif.errors import ConfigError, ContractError
-from rlaif.feedback.replies import Answer, Failure, parse
+from rlaif.feedback.chat_response import Answer, Failure, parse
 
 TRANSIENT = (408, 409, 425, 429)
 """Besides 5xx, statuses after which another attempt may fare better."""

@@ -8,10 +8,12 @@ import io
 import json
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from rlaif.config.server import Server
 from rlaif.errors import ContractError
 
 MAGIC = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
@@ -43,6 +45,30 @@ class Ask:
             raise ContractError(
                 "choices that differ by more than spaces", repr(self.choices), f"Change the choices of {self.key!r}"
             )
+
+
+@dataclass(frozen=True)
+class EndpointOptions:
+    """The user's options of a server, and what a stage adds to them."""
+
+    server: Server
+    max_tokens: int = 256
+    """Of a reply in free text."""
+    temperature: float = 0.0
+    cache: str | None = None
+    """Folder, or a bucket's URI, in which answers are kept; None: only in memory."""
+
+    def sampling(self, seed: int, first_token: bool) -> dict[str, Any]:
+        """Every field of a request but its messages. `first_token`: its log-probs are wanted, and nothing behind it."""
+        fields = {
+            "model": self.server.model,
+            "max_tokens": 1 if first_token else self.max_tokens,
+            "temperature": self.temperature,
+            "seed": seed,
+            **({"logprobs": True, "top_logprobs": self.server.top_logprobs} if first_token else {}),
+            **self.server.extra,
+        }
+        return {name: value for name, value in fields.items() if value is not None}
 
 
 def encode_frames(frames: np.ndarray, jpeg_quality: int | None = None) -> tuple[bytes, ...]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, NonNegativeInt, TypeAdapter, ValidationError
 
-from rlaif.feedback.asking import Ask
+from rlaif.feedback.chat_request import Ask
 
 Kind = Literal[
     "down",  # no connection, or one that broke
