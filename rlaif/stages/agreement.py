@@ -13,6 +13,7 @@ from rlaif.config.server import Server
 from rlaif.errors import ConfigError, DataError
 from rlaif.evaluation import agreement as rates
 from rlaif.evaluation.agreement import Compared
+from rlaif.markdown import markdown_table
 from rlaif.preferences.record import SIDES, Preference
 from rlaif.records import Masked, Outcome, Prompt
 from rlaif.stages import data
@@ -225,10 +226,12 @@ def _prompt(record: Preference) -> Prompt:
 def table(found: dict) -> str:
     """A line per group as a Markdown table."""
     groups = [("overall", found["overall"]), *rates.groups(found)]
-    lines = [f"agreement of {found['by']} with {found['file']}", ""]
-    lines += ["| | agreement | 95 % interval | pairs | ties | no verdict |", "|---|---|---|---|---|---|"]
+    header = ["", "agreement", "95 % interval", "pairs", "ties", "no verdict"]
+    rows = []
     for name, rate in groups:
         share = "" if rate["agreement"] is None else f"{rate['agreement']:.3f}"
         interval = "" if rate["low"] is None else f"{rate['low']:.3f} to {rate['high']:.3f}"
-        lines.append(f"| {name} | {share} | {interval} | {rate['pairs']} | {rate['ties']} | {rate['no_verdict']} |")
-    return "\n".join(lines)
+        counts = [str(rate[count]) for count in ("pairs", "ties", "no_verdict")]
+        rows.append([name, share, interval, *counts])
+    title = f"agreement of {found['by']} with {found['file']}"
+    return f"{title}\n\n{markdown_table(header, rows)}"

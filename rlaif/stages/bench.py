@@ -9,6 +9,7 @@ from statistics import median
 
 from actors.frames import LocalFrames
 from rlaif.config.schema import Config
+from rlaif.markdown import markdown_table
 from rlaif.models.tiny import Size, build_tiny
 from rlaif.preferences.files import write_rows
 from rlaif.progress import progress
@@ -123,7 +124,5 @@ def figures(rows: Sequence[dict], baseline: Sequence[Times], samples: int) -> di
 
 def report(found: dict) -> str:
     """The figures as a Markdown table."""
-    lines = ["| figure | median |", "|---|---|"]
-    return "\n".join(
-        lines + [f"| {name} | {value:.3g} |" for name, value in found.items() if not isinstance(value, str)]
-    )
+    rows = [(name, f"{value:.3g}") for name, value in found.items() if not isinstance(value, str)]
+    return markdown_table(["figure", "median"], rows)

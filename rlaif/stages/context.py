@@ -11,6 +11,7 @@ from statistics import fmean
 from actors.reward import load_function
 from rlaif.config.schema import Config
 from rlaif.errors import ConfigError, ContractError, DataError
+from rlaif.markdown import markdown_table
 from rlaif.models.check import require_model
 from rlaif.preferences.record import Preference
 from rlaif.rundir import RunDir
@@ -83,11 +84,13 @@ def means(rows: Sequence[dict]) -> dict[str, dict[str, float]]:
 
 
 def table(contexts: Mapping[str, Mapping[str, float]]) -> str:
-    lines = ["| context | judge | above none | reward model | above none |", "|---|---|---|---|---|"]
+    rows = []
     for mode, figures in contexts.items():
-        cells = (f"{figures[name]:.3f} | {figures[f'{name}_above_none']:+.3f}" for name in MEASURES)
-        lines.append(f"| {mode} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        cells = [mode]
+        for name in MEASURES:
+            cells += [f"{figures[name]:.3f}", f"{figures[f'{name}_above_none']:+.3f}"]
+        rows.append(cells)
+    return markdown_table(["context", "judge", "above none", "reward model", "above none"], rows)
 
 
 def _is_demo(config: Config) -> bool:

@@ -14,6 +14,7 @@ from learners.spec import LearnerSpec
 from rlaif.config.schema import Config, Sampling
 from rlaif.errors import ConfigError, RlaifError
 from rlaif.evaluation.claims import rates
+from rlaif.markdown import markdown_table
 from rlaif.records import Answer, Masked, Prompt, Sample
 from rlaif.seeds import derive
 from rlaif.stages import data, usable
@@ -145,8 +146,8 @@ def command() -> str:
 def table(rows: Sequence[dict]) -> str:
     """The rows as a Markdown table."""
     names = ("policy", "seed", "decoding", "hallucination", "recall", "qa_accuracy", "reward", "kl", "length")
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    lines = []
     for row in rows:
-        cells = [f"{row[n]:.3f}" if isinstance(row.get(n), float) else str(row.get(n, "")) for n in names]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        values = [row.get(name, "") for name in names]
+        lines.append([f"{value:.3f}" if isinstance(value, float) else str(value) for value in values])
+    return markdown_table(names, lines)

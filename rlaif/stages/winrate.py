@@ -13,6 +13,7 @@ from rlaif.errors import ConfigError, DataError
 from rlaif.evaluation.agreement import groups, prompt_type
 from rlaif.evaluation.winrate import WinRates, outcome_rates, verdict_rates
 from rlaif.evaluation.winrate_svg import svg
+from rlaif.markdown import markdown_table
 from rlaif.models.check import fingerprint, require_model
 from rlaif.records import Masked, Prompt
 from rlaif.stages import data
@@ -173,12 +174,12 @@ def _share(winner: int | None) -> float | None:
 def table(found: dict) -> str:
     """The matrices as a Markdown table: how often the row's model wins against the column's; overall with 95 % intervals."""
     names = found["models"]
-    lines = ["| | row beats column | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 2)]
+    rows = []
     for title, matrix in [("overall", found), *groups(found)]:
         for i, name in enumerate(names):
             cells = [_cell(matrix, i, j, matrix is found) for j in range(len(names))]
-            lines.append(f"| {title} | {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            rows.append([title, name, *cells])
+    return markdown_table(["", "row beats column", *names], rows)
 
 
 def _cell(matrix: dict, i: int, j: int, interval: bool) -> str:
