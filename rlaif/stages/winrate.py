@@ -12,7 +12,7 @@ from rlaif.config.schema import Config
 from rlaif.errors import ConfigError, DataError
 from rlaif.evaluation.agreement import groups, prompt_type
 from rlaif.evaluation.winrate import WinRates, outcome_rates, verdict_rates
-from rlaif.evaluation.winrate_svg import svg
+from rlaif.evaluation.winrate_page import winrate_page
 from rlaif.markdown import markdown_table
 from rlaif.models.check import fingerprint, require_model
 from rlaif.records import Masked, Prompt
@@ -34,7 +34,7 @@ Measured = tuple[str, WinRates, dict[str, int], dict]
 
 def winrate(config: Config, run: Run) -> dict:
     """The win matrix (wins + its transpose = 1, diagonal 1/2) overall, by dimension and by prompt type, as
-    `eval/winrate.json` and `eval/winrate.svg`.
+    `eval/winrate.json` and `eval/winrate.html`.
 
     Each model enters with its first answer to a prompt. Raises ConfigError for less than two models, DataError for a model
     that has no answers, or where no two models have answered the same prompt.
@@ -57,7 +57,8 @@ def winrate(config: Config, run: Run) -> dict:
     if masked or any(found["unanswered"].values()):
         log.warning("prompts without an answer: %s; answers without a verdict: %s", found["unanswered"], masked)
     run.directory.write_eval("winrate", found)
-    run.directory.write_text("eval/winrate.svg", svg({"overall": rates.overall, **dict(groups(vars(rates)))}))
+    matrices = {"overall": rates.overall, **dict(groups(vars(rates)))}
+    run.directory.write_text("eval/winrate.html", winrate_page(matrices))
     return found
 
 

@@ -1,8 +1,6 @@
-"""The win matrix and its picture."""
+"""The win matrix."""
 
 import math
-import re
-import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
@@ -12,7 +10,6 @@ from hypothesis import strategies as st
 from rlaif.errors import DataError
 from rlaif.evaluation.intervals import wilson
 from rlaif.evaluation.winrate import outcome_rates, verdict_matrix, verdict_rates, win_matrix
-from rlaif.evaluation.winrate_svg import COLUMNS, LABEL, LETTER, _colour, _ink, svg
 from rlaif.records import Masked, Scored
 
 MODELS = ("HSXL", "MST2V", "VC1", "VC2")
@@ -220,83 +217,3 @@ def test_verdicts_by_prompt_type():
     assert {name: one.wins[0, 1] for name, one in found.prompt_type.items()} == {"how": 1, "who": 0.5}
     assert found.prompt_type["how"].prompts.tolist() == [[1, 1], [1, 1]]
     assert found.prompt_type["how"].missing == {"a": 1, "b": 1} and found.prompt_type["who"].missing == {"a": 0, "b": 0}
-
-
-# -- the picture
-
-SPACE = {"s": "http://www.w3.org/2000/svg"}
-
-
-def test_the_picture():
-    scores = {'a <b> & "c"': {"1": 1.0, "2": 0.0, "3": 1.0}, "rlaif": {"1": 0.0, "2": 1.0, "3": 0.0}, "none": {}}
-    matrix = win_matrix(scores)
-    root = ElementTree.fromstring(svg({"over & under": matrix}, title='wins & "losses"'))
-    shown = [text.text for text in root.iterfind("s:g/s:g/s:text", SPACE)]
-    assert shown == ["0.50", "–", "0.67", "–", "0.50", "–", "0.33", "–", "0.50"]
-    labels = [text.text for text in root.iterfind("s:g/s:text", SPACE)]
-    assert labels[0] == "over & under" and sorted(labels[1:]) == sorted([*matrix.models, *matrix.models])
-    assert [text.text for text in root.iterfind("s:text", SPACE)] == ['wins & "losses"']
-    assert root.get("aria-label") == 'wins & "losses"'
-    tips = [title.text for title in root.iterfind(".//s:title", SPACE)]
-    assert tips[2].startswith('a <b> & "c" against rlaif: 3 prompts, 95 % interval 0.21 to 0.94')
-    fills = [rect.get("fill") for rect in root.iterfind(".//s:rect", SPACE)]
-    assert len(fills) == 9 and fills[0] == fills[4] and len({fills[0], fills[1], fills[2], fills[6]}) == 4
-
-
-def contrast(one, other):
-    def luminance(colour):
-        parts = [part / 255 for part in colour]
-        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    low, high = sorted((luminance(one), luminance(other)))
-    return (high + 0.05) / (low + 0.05)
-
-
-def test_numbers_and_labels_can_be_read():
-    """WCAG 2: at least 4.5 for numbers in cells, 4 for labels on either background."""
-    for step in range(101):
-        colour = _colour(step / 100)
-        assert contrast(colour, (0, 0, 0) if _ink(colour) == "#000" else (255, 255, 255)) >= 4.5
-    label = tuple(int(LABEL[at : at + 2], 16) for at in (1, 3, 5))
-    assert contrast(label, (255, 255, 255)) >= 4 and contrast(label, (13, 17, 23)) >= 4
-
-
-def test_everything_lies_inside_the_picture():
-    """In its own panel, and panels do not overlap."""
-    matrix = win_matrix({"a rather long name of a model": {"1": 1.0}, "b": {"1": 0.0}})
-    names = [
-        "overall",
-        "dimension: one whose name is longer than two models and all that stands beside them in a panel",
-    ]
-    names += [f"prompt_type: {number}" for number in range(COLUMNS)]
-    root = ElementTree.fromstring(svg(dict.fromkeys(names, matrix)))
-    width, height = float(root.get("width")), float(root.get("height"))
-    panels = root.findall("s:g", SPACE)
-    places = [moved(panel) for panel in panels]
-    assert [panel.find("s:text", SPACE).text for panel in panels] == names and len(set(places)) == len(names)
-    wide, high = width / COLUMNS, (height - places[0][1]) / 2
-    for number, (panel, (left, top)) in enumerate(zip(panels, places, strict=True)):
-        assert left == pytest.approx(number % COLUMNS * wide, abs=1) and top - 24 == pytest.approx(
-            number // COLUMNS * high, abs=1
-        )
-        check_inside(panel, wide, high)
-
-
-def moved(element) -> tuple[float, ...]:
-    return tuple(map(float, re.match(r"translate\((\S+) (\S+)\)", element.get("transform")).groups()))
-
-
-def check_inside(panel, width, height):
-    for text in panel.iterfind("s:text", SPACE):
-        along = LETTER * len(text.text)
-        if text.get("transform"):
-            x, y = moved(text)
-            assert x + along * math.cos(math.radians(40)) <= width and y - along * math.sin(math.radians(40)) >= 20
-        elif text.get("text-anchor"):
-            assert float(text.get("x")) - along >= 0
-        else:
-            assert float(text.get("x")) + along <= width
-    for rect in panel.iterfind("s:g/s:rect", SPACE):
-        assert 0 <= float(rect.get("x")) and float(rect.get("x")) + float(rect.get("width")) <= width
-        assert 0 <= float(rect.get("y")) and float(rect.get("y")) + float(rect.get("height")) <= height
