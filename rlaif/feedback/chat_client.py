@@ -1,4 +1,4 @@
-"""One request to a chat-completions server: an answer, what went wrong, or an error that stops the run."""
+"""One request to a chat-completions server. The result is an answer, a failure, or an error that stops the run."""
 
 from __future__ import annotations
 
@@ -10,107 +10,135 @@ import re
 import time
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import httpx
 
 from rlaif.config.server import Server
 from rlaif.errors import ConfigError, ContractError
-from rlaif.feedback.chat_response import Answer, Failure, parse
+from rlaif.feedback.chat_response import Completion, RequestFailure, parse_completion
 
 TRANSIENT = (408, 409, 425, 429)
-"""Besides 5xx, statuses after which another attempt may fare better."""
+"""Statuses after which another attempt may succeed, besides 5xx."""
 MAX_RESPONSE_BYTES = 4 * 2**20
+"""Far more than any completion of `max_tokens` with log-probs; an endless answer must not fill the memory."""
 
 
 def api_key(server: Server) -> str | None:
-    """The API key, read from the environment at every use, so that nothing holds it."""
+    """Return the API key, or None if the server needs none.
+
+    The key is read from the environment at every use, so that no object holds it. Raises ConfigError if the variable is
+    not set, empty, or holds characters that a header cannot hold.
+    """
     if server.api_key_env is None:
         return None
     key = os.environ.get(server.api_key_env, "").strip()
+    # Printable ASCII without spaces: httpx and h11 reject most other characters with errors that show the key.
     if not re.fullmatch(r"[\x21-\x7e]+", key):
         found = "characters that a header cannot hold" if key else "nothing"
         raise ConfigError(
             f"the API key for {server.address} in the environment variable {server.api_key_env}",
             f"{found} there",
-            "set that variable where the judge is asked from",
+            f"Set {server.api_key_env} in the environment of the command that asks the judge",
         )
     return key
 
 
-def client(server: Server) -> httpx.AsyncClient:
-    """Follows no redirect and checks certificates. Proxies and authorities come from the environment, as usual."""
-    for name in ("httpx", "httpcore"):  # a line per request; and they show headers, in which servers may repeat a key
+def http_client(server: Server) -> httpx.AsyncClient:
+    """Return a client that follows no redirects and checks certificates.
+
+    Proxies and certificate authorities come from the environment, as usual.
+    """
+    # At INFO both log a line per request; at DEBUG they log headers, in which servers may repeat a key.
+    for name in ("httpx", "httpcore"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # httpx's timeouts bound single reads only; `_exchange` keeps the deadline of a whole request.
     return httpx.AsyncClient(
-        timeout=None,  # httpx times single reads; the deadline here is that of a whole request
+        timeout=None,
         follow_redirects=False,
         limits=httpx.Limits(max_connections=server.concurrency),
     )
 
 
-async def post(http: httpx.AsyncClient, server: Server, body: dict[str, Any]) -> Answer | Failure:
+async def post_chat(http: httpx.AsyncClient, server: Server, body: dict[str, Any]) -> Completion | RequestFailure:
     """Send one request.
 
-    Raises ConfigError where no request can succeed: key, model, address or certificate are wrong.
+    Raises ConfigError if no request can succeed: the key, the model, the address or the certificate is wrong.
     """
     start = time.monotonic()
-    got = await _exchange(http, server, body)
-    if isinstance(got, Failure):
-        return got
-    status, wait_s, data = got
-    if status != 200:
-        return _refused(server, status, wait_s, data)
-    return parse(data, round(time.monotonic() - start, 3))
+    response = await _exchange(http, server, body)
+    if isinstance(response, RequestFailure):
+        return response
+    if response.status != 200:
+        return _failure_of_status(server, response)
+    return parse_completion(response.data, round(time.monotonic() - start, 3))
 
 
-def check_model(server: Server, answer: Answer) -> None:
-    """ContractError where another model than the pinned one has answered."""
+def check_answering_model(server: Server, answer: Completion) -> None:
+    """Raise ContractError if another model than the pinned one has answered."""
     if answer.model != server.model:
         raise ContractError(
             f"answers of {server.model!r} from {server.address}",
             f"an answer of {answer.model[:200]!r}",
-            "pin the name that the server's answers carry (model)",
+            "Set `model` of the judge to the name that the server's answers carry",
         )
 
 
-async def _exchange(
-    http: httpx.AsyncClient, server: Server, body: dict[str, Any]
-) -> tuple[int, float | None, bytes] | Failure:
-    """(status, seconds to wait, body), all without the key. httpx's errors and responses end here: they hold the key."""
-    certificate, content, address = "", json.dumps(body).encode(), f"{server.address}/chat/completions"
+class _Response(NamedTuple):
+    """A response without the API key."""
+
+    status: int
+    wait_s: float | None
+    """Seconds that the server asks to wait."""
+    data: bytes
+
+
+async def _exchange(http: httpx.AsyncClient, server: Server, body: dict[str, Any]) -> _Response | RequestFailure:
+    """Send the request and read its response.
+
+    httpx's errors and responses hold the key, so none of them leaves this function.
+    """
+    content, address = json.dumps(body).encode(), f"{server.address}/chat/completions"
     try:
         async with asyncio.timeout(server.timeout_s):
             async with http.stream("POST", address, content=content, headers=_headers(server)) as response:
                 data = await _limited(response, MAX_RESPONSE_BYTES)
                 if data is None:
-                    return Failure("garbled", f"more than {MAX_RESPONSE_BYTES} bytes", used=True)
+                    return RequestFailure("garbled", f"more than {MAX_RESPONSE_BYTES} bytes", used=True)
                 wait_s = retry_after(response.headers.get("retry-after"))
-                return response.status_code, wait_s, _scrubbed(data, server)
+                return _Response(response.status_code, wait_s, _scrubbed(data, server))
     except TimeoutError:
-        return Failure("slow", f"no whole answer within {server.timeout_s:g} s", again=True, used=True)
+        return RequestFailure("slow", f"no whole answer within {server.timeout_s:g} s", again=True, used=True)
     except httpx.ConnectError as error:
-        certificate = str(error) if "CERTIFICATE" in str(error) else ""
-        if not certificate:
-            return Failure("down", f"no connection to {server.address}: {error}", again=True)
+        problem = str(error)
     except httpx.RequestError as error:
-        broke = f"the connection broke: {type(error).__name__}: {error}"
-        return Failure("down", broke, again=True, used=True)
+        reason = f"the connection broke: {type(error).__name__}: {error}"
+        return RequestFailure("down", reason, again=True, used=True)
+    # Outside of the `except` clauses: an error raised inside one would carry httpx's error, and with it the key.
+    if "CERTIFICATE" in problem:
+        _untrusted(server, problem)
+    return RequestFailure("down", f"no connection to {server.address}: {problem}", again=True)
+
+
+def _untrusted(server: Server, problem: str) -> NoReturn:
     raise ConfigError(
         f"a certificate for {server.address} that this machine trusts",
-        certificate,
+        problem,
         "Correct the server's certificate, or set SSL_CERT_FILE for an authority of your own",
     )
 
 
 def _headers(server: Server) -> dict[str, str]:
+    # `identity`: a small compressed body could expand to any size within one chunk, past MAX_RESPONSE_BYTES.
+    headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
     key = api_key(server)
-    plain = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
-    return {**plain, "Authorization": f"Bearer {key}"} if key else plain
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
+    return headers
 
 
 async def _limited(response: httpx.Response, limit: int) -> bytes | None:
-    """The body, or None where it is longer than the limit."""
+    """Return the body, or None if it is longer than the limit."""
     data = bytearray()
     async for chunk in response.aiter_bytes():
         data += chunk
@@ -120,67 +148,77 @@ async def _limited(response: httpx.Response, limit: int) -> bytes | None:
 
 
 def _scrubbed(data: bytes, server: Server) -> bytes:
-    """Servers repeat a wrong key in what they say about it."""
+    """Remove the key from the body: servers repeat a wrong key in their error messages."""
     key = api_key(server)
     return data.replace(key.encode(), b"***") if key else data
 
 
-def _refused(server: Server, status: int, wait_s: float | None, data: bytes) -> Failure:
+def _failure_of_status(server: Server, response: _Response) -> RequestFailure:
+    status, data = response.status, response.data
     if status in (401, 402, 403):
         _no_access(server, status)
     if status == 404:
         raise ConfigError(
             f"the model {server.model!r} at {server.address}",
-            f"404: {message(data)}",
+            f"404: {error_message(data)}",
             f"Set model to a name that {server.address}/models lists, or correct url, which mostly ends in /v1",
         )
     if 300 <= status < 400:
+        # Questions and the key go to the configured address only.
         raise ConfigError(
             f"an answer from {server.address}",
             f"a redirect ({status}), which is not followed",
             "Set url to the address that the server itself has",
         )
-    reason = f"{status}: {message(data)}"
+    reason = f"{status}: {error_message(data)}"
     if status in TRANSIENT or status >= 500:
         kind = "busy" if status == 429 else "server error"
-        return Failure(kind, reason, again=True, wait_s=wait_s)
-    return Failure("rejected" if status >= 400 else "garbled", reason)
+        return RequestFailure(kind, reason, again=True, wait_s=response.wait_s)
+    return RequestFailure("rejected" if status >= 400 else "garbled", reason)
 
 
 def _no_access(server: Server, status: int) -> NoReturn:
-    """The server's own words stay out: they often hold parts of the key."""
+    """Raise ConfigError without the server's own words, which often hold parts of the key."""
     name = server.api_key_env
-    raise ConfigError(
-        f"access to {server.model!r} at {server.address}",
-        f"{status} with " + (f"the key in the environment variable {name}" if name else "no API key"),
-        f"Correct the value of {name}, or the account behind it"
-        if name
-        else "Set api_key_env to the NAME of a variable with a key",
-    )
+    if name:
+        found = f"{status} with the key in the environment variable {name}"
+        fix = f"Correct the value of {name}, or the account behind it"
+    else:
+        found = f"{status} with no API key"
+        fix = "Set api_key_env to the NAME of a variable with a key"
+    raise ConfigError(f"access to {server.model!r} at {server.address}", found, fix)
 
 
-def message(data: bytes) -> str:
-    """What an error's body says, in 200 characters."""
+def error_message(data: bytes) -> str:
+    """Return what the body of an error says, in at most 200 characters."""
     text = data.decode(errors="replace")
     try:
-        found = json.loads(text)
+        body = json.loads(text)
     except (ValueError, RecursionError):
-        found = None
-    if isinstance(found, dict):
-        error = found.get("error", found)
-        text = str(error.get("message") or error.get("detail") or text) if isinstance(error, dict) else str(error)
+        body = None
+    if isinstance(body, dict):
+        error = body.get("error", body)
+        if isinstance(error, dict):
+            text = str(error.get("message") or error.get("detail") or text)
+        else:
+            text = str(error)
     return " ".join(text.split())[:200]
 
 
 def retry_after(value: str | None, now: datetime | None = None) -> float | None:
-    """Seconds that a Retry-After header (seconds, or a date) asks to wait; None where it is missing or unreadable."""
+    """Return the seconds that a Retry-After header (seconds, or a date) asks to wait.
+
+    None if the header is missing or unreadable. `now` replaces the current time for dates.
+    """
     if not value:
         return None
     try:
         seconds = float(value)
     except ValueError:
         try:
-            seconds = (parsedate_to_datetime(value) - (now or datetime.now(UTC))).total_seconds()
+            moment = parsedate_to_datetime(value)
+            seconds = (moment - (now or datetime.now(UTC))).total_seconds()
         except (ValueError, TypeError):
             return None
+    # `nan` and `inf` parse as numbers; neither compares below infinity.
     return max(seconds, 0.0) if seconds < float("inf") else None

@@ -1,4 +1,4 @@
-"""What a judge's server answers, and what is made of it: a reply, or a masked question with its reason."""
+"""What a judge's server answers, and its result: a usable reply, or an unanswered question with the reason."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, NonNegativeInt, TypeAdapter, ValidationError
 
-from rlaif.feedback.chat_request import Ask
+from rlaif.feedback.chat_request import ChatRequest
 
-Kind = Literal[
-    "down",  # no connection, or one that broke
-    "slow",  # no whole answer within the deadline
+FailureKind = Literal[
+    "down",  # no connection, or a connection that broke
+    "slow",  # no complete answer within the deadline
     "busy",  # 429
     "server error",  # 5xx
-    "rejected",  # another 4xx: this request is not to the server's liking
+    "rejected",  # another 4xx: the server does not accept this request
     "garbled",  # an answer that cannot be read
     "refused",  # by the model or by a filter
     "cut",  # at max_tokens
     "empty",
     "no log-probs",
     "budget",
-    "given up",  # not sent: too many before it went unanswered
+    "given up",  # not sent: too many questions in a row had no answer
 ]
 SETTLED = ("refused", "cut")
-"""The model's own doing: asked again it would be the same, so that the answer is kept like any other."""
+"""Failures that are the model's own answer: the same question would end the same way, so the answer is stored."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Usage:
         return self.prompt_tokens + self.completion_tokens
 
     def plus(self, other: Usage, times: int = 1) -> Usage:
+        """Return this usage plus `times` times the other one; -1 subtracts it."""
         return Usage(
             self.prompt_tokens + times * other.prompt_tokens,
             self.completion_tokens + times * other.completion_tokens,
@@ -54,88 +55,91 @@ class Reply:
     key: Hashable
     text: str
     finish_reason: str
-    """`stop`; or `length` where choices were wanted: then the first token is the answer."""
+    """`stop`; or `length` if the request has choices: then the first token is the answer."""
     usage: Usage
     model: str
     prompt_hash: str
     latency_s: float
-    """Of the request that was answered, without the failed ones before it."""
+    """Seconds of the request that was answered, without failed requests before it."""
     cached: bool = False
-    """Answered before, so that nothing was spent now; usage and latency are those of then."""
+    """The answer was stored before, so nothing was spent now; usage and latency are those of the first time."""
     first: tuple[tuple[str, float], ...] = ()
     """(token, log-prob) of every reported first token."""
 
     def record(self) -> dict[str, Any]:
-        """What was asked of whom and what it took, to be stored next to a judgement; plain values for JSON.
+        """Return the facts that are stored next to a judgement, as plain values for JSON.
 
-        The same from the cache as from the server: `cached` says something of one run, not of the judgement.
+        They are the same from the cache as from the server: `cached` describes one run, not the judgement.
         """
         return _record(self.prompt_hash, self)
 
 
 @dataclass(frozen=True)
 class Unanswered:
-    """A question without a usable answer; what depends on it is masked. It never becomes a number."""
+    """A question without a usable answer. Whatever depends on it is masked; it never becomes a number."""
 
     key: Hashable
-    kind: Kind
+    kind: FailureKind
     reason: str
     prompt_hash: str = ""
-    answer: Answer | None = None
-    """What the server said, where it said anything."""
+    answer: Completion | None = None
+    """The server's answer, if there was one."""
 
     def record(self) -> dict[str, Any]:
-        """As of a `Reply`, with the kind of failure as `masked`; empty where the server said nothing."""
-        return _record(self.prompt_hash, self.answer) | {"masked": self.kind} if self.answer else {}
+        """Return the same facts as `Reply.record`, with the kind of failure as `masked`; {} without an answer."""
+        if not self.answer:
+            return {}
+        return _record(self.prompt_hash, self.answer) | {"masked": self.kind}
 
 
 @dataclass(frozen=True)
-class Failure:
+class RequestFailure:
     """One request that brought no answer."""
 
-    kind: Kind
+    kind: FailureKind
     reason: str
     again: bool = False
-    """Another attempt may fare better."""
+    """Another attempt may succeed."""
     wait_s: float | None = None
-    """What the server asks to wait before it."""
+    """Seconds that the server asks to wait before another attempt."""
     used: bool = False
     """The server may have computed an answer, and may charge for it."""
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What the server said, as it is kept."""
+class Completion:
+    """The server's answer in the form in which it is stored."""
 
     model: str
     text: str | None
     refusal: str | None
     finish_reason: str | None
     first: tuple[tuple[str, float], ...] | None
-    """(token, log-prob) pairs of the first token's place; None where the server reported none."""
+    """(token, log-prob) pairs at the first token's position; None if the server reported none."""
     usage: Usage
     latency_s: float
 
     @classmethod
-    def of(cls, fields: Any) -> Answer:
-        """The inverse of `dataclasses.asdict`, also after a way through JSON; ValueError for anything else."""
-        return _KEPT.validate_python(fields)
+    def of(cls, fields: Any) -> Completion:
+        """Build a completion from the output of `dataclasses.asdict`, also after a way through JSON.
+
+        Raises ValueError for anything else.
+        """
+        return _STORED.validate_python(fields)
 
 
-def parse(data: bytes, latency_s: float) -> Answer | Failure:
-    """A chat completion's JSON as an answer, or what is wrong with it. Log-probs that are not finite are left out."""
+def parse_completion(data: bytes, latency_s: float) -> Completion | RequestFailure:
+    """Return a chat completion's JSON as an answer, or what is wrong with it.
+
+    Log-probs that are not finite are left out.
+    """
     try:
-        found = _Completion.model_validate_json(data, strict=True)
+        parsed = _CompletionJson.model_validate_json(data, strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        # what is no JSON at all comes from something between here and the model, and may not come twice
-        no_json = first["type"] == "json_invalid"
-        reason = f"{len(data)} bytes that are no JSON" if no_json else f"another form of JSON: {place}: {first['msg']}"
-        return Failure("garbled", reason, again=no_json, used=True)
-    choice, usage = found.choices[0], found.usage
-    return Answer(
-        model=found.model,
+        return _garbled(data, error)
+    choice, usage = parsed.choices[0], parsed.usage
+    return Completion(
+        model=parsed.model,
         text=choice.message.content,
         refusal=choice.message.refusal,
         finish_reason=choice.finish_reason,
@@ -145,13 +149,27 @@ def parse(data: bytes, latency_s: float) -> Answer | Failure:
     )
 
 
-def outcome(answer: Answer, ask: Ask, prompt_hash: str, cached: bool = False) -> Reply | Unanswered:
-    """What an answer is worth to the question. With choices the first token decides, so the rest may be cut or empty."""
-    masked = _fault(answer, bool(ask.choices))
-    if masked:
-        return Unanswered(ask.key, masked[0], masked[1], prompt_hash, answer)
+def _garbled(data: bytes, error: ValidationError) -> RequestFailure:
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    # Bytes that are no JSON come from something between here and the model (a proxy's page), so another attempt may
+    # succeed. JSON in another form is the server's own, and would come again.
+    if first["type"] == "json_invalid":
+        return RequestFailure("garbled", f"{len(data)} bytes that are no JSON", again=True, used=True)
+    place = ".".join(map(str, first["loc"]))
+    return RequestFailure("garbled", f"another form of JSON: {place}: {first['msg']}", used=True)
+
+
+def outcome_of(answer: Completion, request: ChatRequest, prompt_hash: str, cached: bool = False) -> Reply | Unanswered:
+    """Return the reply that an answer gives to a request, or why it gives none.
+
+    With choices the first token decides, so the rest of the answer may be cut or empty.
+    """
+    fault = _fault(answer, bool(request.choices))
+    if fault:
+        kind, reason = fault
+        return Unanswered(request.key, kind, reason, prompt_hash, answer)
     return Reply(
-        key=ask.key,
+        key=request.key,
         text=answer.text or "",
         finish_reason=answer.finish_reason or "",
         usage=answer.usage,
@@ -163,12 +181,18 @@ def outcome(answer: Answer, ask: Ask, prompt_hash: str, cached: bool = False) ->
     )
 
 
-def _record(prompt_hash: str, said: Reply | Answer) -> dict[str, Any]:
-    names = ("model", "finish_reason", "latency_s")
-    return {"prompt_hash": prompt_hash, **{name: getattr(said, name) for name in names}, **asdict(said.usage)}
+def _record(prompt_hash: str, answer: Reply | Completion) -> dict[str, Any]:
+    return {
+        "prompt_hash": prompt_hash,
+        "model": answer.model,
+        "finish_reason": answer.finish_reason,
+        "latency_s": answer.latency_s,
+        **asdict(answer.usage),
+    }
 
 
-def _fault(answer: Answer, first_token: bool) -> tuple[Kind, str] | None:
+def _fault(answer: Completion, first_token: bool) -> tuple[FailureKind, str] | None:
+    """Return (kind, reason) for an answer that cannot be used. The order matters: a refusal comes before all others."""
     if answer.refusal:
         return "refused", f"the model refused: {answer.refusal[:200]}"
     if answer.finish_reason == "content_filter":
@@ -177,7 +201,9 @@ def _fault(answer: Answer, first_token: bool) -> tuple[Kind, str] | None:
         return None if answer.first else ("no log-probs", "no log-probs of the first token, although asked for")
     if not (answer.text or "").strip():
         return "empty", f"an empty answer (finish_reason {answer.finish_reason})"
-    return ("cut", "the answer was cut at max_tokens") if answer.finish_reason == "length" else None
+    if answer.finish_reason == "length":
+        return "cut", "the answer was cut at max_tokens"
+    return None
 
 
 # -- the forms of JSON that are read
@@ -196,14 +222,15 @@ class _Logprobs(BaseModel):
     content: list[_Token] | None = None
 
     def first(self) -> tuple[tuple[str, float], ...] | None:
-        """Of the likeliest tokens, and of the sampled one where it is not among them."""
+        """Return the likeliest first tokens, and the sampled one if it is not among them; None without any."""
         if not self.content:
             return None
         sampled = self.content[0]
         pairs = [(pair.token, pair.logprob) for pair in sampled.top_logprobs or ()]
         if sampled.token not in dict(pairs):
             pairs.append((sampled.token, sampled.logprob))
-        return tuple((token, value) for token, value in pairs if math.isfinite(value)) or None
+        finite = [(token, value) for token, value in pairs if math.isfinite(value)]
+        return tuple(finite) or None
 
 
 class _Message(BaseModel):
@@ -222,10 +249,10 @@ class _Counts(BaseModel):
     completion_tokens: NonNegativeInt
 
 
-class _Completion(BaseModel):
+class _CompletionJson(BaseModel):
     model: str
     choices: list[_Choice] = Field(min_length=1)
     usage: _Counts
 
 
-_KEPT = TypeAdapter(Answer)
+_STORED = TypeAdapter(Completion)

@@ -12,7 +12,7 @@ from rlaif.config.section import Function
 from rlaif.config.server import Server
 from rlaif.errors import ConfigError, DataError
 from rlaif.evaluation import agreement as rates
-from rlaif.evaluation.agreement import Compared
+from rlaif.evaluation.agreement import ComparedPair
 from rlaif.markdown import markdown_table
 from rlaif.preferences.record import SIDES, Preference
 from rlaif.records import Masked, Outcome, Prompt
@@ -78,21 +78,21 @@ def rates_of(records: Sequence[Preference], margins: Sequence[Margin], dimension
     for record, margin in zip(records, margins, strict=True):
         for one in compared(record, margin):
             (own if one.dimension == record.dimension else further).append(one)
-    found = rates.agreement(own)
-    by_dimension = rates.agreement(own + further)["dimension"]
+    found = rates.agreement_rates(own)
+    by_dimension = rates.agreement_rates(own + further)["dimension"]
     kept = {name: rate for name, rate in by_dimension.items() if not dimensions or name in dimensions}
     return found | {"dimension": kept}
 
 
-def compared(record: Preference, margin: Margin) -> Iterator[Compared]:
+def compared(record: Preference, margin: Margin) -> Iterator[ComparedPair]:
     """The record in its own dimension and in every further one, as both sides see it."""
     for dimension, sign in record.signs.items():
-        yield Compared(margin(dimension), sign, dimension, prompt_type(record))
+        yield ComparedPair(margin(dimension), sign, dimension, prompt_type(record))
 
 
 def prompt_type(record: Preference) -> str:
     fields = {"safety": record.safety, "provenance": record.provenance}
-    return rates.prompt_type(record.native.get("rlaif", {}) | fields)
+    return rates.prompt_type_of(record.native.get("rlaif", {}) | fields)
 
 
 # -- who is compared
@@ -225,7 +225,7 @@ def _prompt(record: Preference) -> Prompt:
 
 def table(found: dict) -> str:
     """A line per group as a Markdown table."""
-    groups = [("overall", found["overall"]), *rates.groups(found)]
+    groups = [("overall", found["overall"]), *rates.named_groups(found)]
     header = ["", "agreement", "95 % interval", "pairs", "ties", "no verdict"]
     rows = []
     for name, rate in groups:

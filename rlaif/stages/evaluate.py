@@ -13,7 +13,7 @@ from actors.rollout import Failure
 from learners.spec import LearnerSpec
 from rlaif.config.schema import Config, Sampling
 from rlaif.errors import ConfigError, RlaifError
-from rlaif.evaluation.claims import rates
+from rlaif.evaluation.claims import checker_rates
 from rlaif.markdown import markdown_table
 from rlaif.records import Answer, Masked, Prompt, Sample
 from rlaif.seeds import derive
@@ -91,7 +91,7 @@ def measure(config: Config, roles: Roles, prompts: Sequence[Prompt], decoding: s
     length in tokens; how many answers there are, how many prompts gave none and how many rewards were masked."""
     samples, failures = answer(config, roles, prompts, decoding)
     answers = [(s.prompt, s.response) for s in samples]
-    found = rates(answers, load_function(config.eval.checker)) if config.eval.checker else {}
+    found = checker_rates(answers, load_function(config.eval.checker)) if config.eval.checker else {}
     captions = context_of(config, prompts)
     asked = [Answer(s.key, s.prompt, captions[s.prompt.prompt_id], s.response) for s in samples]
     outcomes = roles.rewards.collect([roles.rewards.score(asked)]).values()

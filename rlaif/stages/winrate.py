@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rlaif.config.schema import Config
 from rlaif.errors import ConfigError, DataError
-from rlaif.evaluation.agreement import groups, prompt_type
+from rlaif.evaluation.agreement import named_groups, prompt_type_of
 from rlaif.evaluation.winrate import WinRates, outcome_rates, verdict_rates
 from rlaif.evaluation.winrate_page import winrate_page
 from rlaif.markdown import markdown_table
@@ -57,7 +57,7 @@ def winrate(config: Config, run: Run) -> dict:
     if masked or any(found["unanswered"].values()):
         log.warning("prompts without an answer: %s; answers without a verdict: %s", found["unanswered"], masked)
     run.directory.write_eval("winrate", found)
-    matrices = {"overall": rates.overall, **dict(groups(vars(rates)))}
+    matrices = {"overall": rates.overall, **dict(named_groups(vars(rates)))}
     run.directory.write_text("eval/winrate.html", winrate_page(matrices))
     return found
 
@@ -133,7 +133,7 @@ def _present(answers: Answers, prompt: Prompt, names: Sequence[str]) -> dict[str
 
 
 def _types(prompts: Sequence[Prompt]) -> dict[str, str]:
-    return {prompt.prompt_id: prompt_type(prompt.extra) for prompt in prompts}
+    return {prompt.prompt_id: prompt_type_of(prompt.extra) for prompt in prompts}
 
 
 def by_judge(config: Config, run: Run, prompts: Sequence[Prompt], answers: Answers, names: Sequence[str]) -> Measured:
@@ -176,7 +176,7 @@ def table(found: dict) -> str:
     """The matrices as a Markdown table: how often the row's model wins against the column's; overall with 95 % intervals."""
     names = found["models"]
     rows = []
-    for title, matrix in [("overall", found), *groups(found)]:
+    for title, matrix in [("overall", found), *named_groups(found)]:
         for i, name in enumerate(names):
             cells = [_cell(matrix, i, j, matrix is found) for j in range(len(names))]
             rows.append([title, name, *cells])

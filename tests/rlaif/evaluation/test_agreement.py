@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlaif.evaluation.agreement import Compared, agreement, groups, prompt_type
+from rlaif.evaluation.agreement import ComparedPair, agreement_rates, named_groups, prompt_type_of
 from rlaif.evaluation.intervals import wilson
 
 
@@ -30,16 +30,16 @@ def test_an_interval_holds_its_rate_and_mirrors(successes, trials):
 
 def test_overall_and_by_group():
     pairs = [
-        Compared(0.3, 1, "helpfulness", "neutral"),
-        Compared(-2.0, 1, "helpfulness", "critical"),
-        Compared(0.0, -1, "helpfulness", "neutral"),
-        Compared(-0.1, -1, "harmlessness"),
-        Compared(None, 1, "harmlessness"),
-        Compared(float("nan"), 1, "harmlessness"),
-        Compared(1.0, None, "harmlessness"),
-        Compared(1.0, 0, "harmlessness"),
+        ComparedPair(0.3, 1, "helpfulness", "neutral"),
+        ComparedPair(-2.0, 1, "helpfulness", "critical"),
+        ComparedPair(0.0, -1, "helpfulness", "neutral"),
+        ComparedPair(-0.1, -1, "harmlessness"),
+        ComparedPair(None, 1, "harmlessness"),
+        ComparedPair(float("nan"), 1, "harmlessness"),
+        ComparedPair(1.0, None, "harmlessness"),
+        ComparedPair(1.0, 0, "harmlessness"),
     ]
-    found = agreement(pairs)
+    found = agreement_rates(pairs)
     whole = found["overall"]
     assert whole["agreement"] == 2.5 / 4 and (whole["low"], whole["high"]) == wilson(2.5, 4)
     assert (whole["pairs"], whole["ties"], whole["no_verdict"], whole["no_reference"]) == (4, 1, 2, 2)
@@ -61,18 +61,18 @@ def test_overall_and_by_group():
     ],
 )
 def test_what_a_row_says_its_prompt_is(row, told):
-    assert prompt_type(row) == told
+    assert prompt_type_of(row) == told
 
 
 def test_groups_are_named_for_a_reader():
     found = {"overall": 0, "dimension": {"x": 1, "y": 2}, "prompt_type": {"x": 3}}
-    assert list(groups(found)) == [("dimension: x", 1), ("dimension: y", 2), ("prompt_type: x", 3)]
+    assert list(named_groups(found)) == [("dimension: x", 1), ("dimension: y", 2), ("prompt_type: x", 3)]
 
 
 def test_nothing_to_compare():
-    found = agreement([Compared(None, 1)])
+    found = agreement_rates([ComparedPair(None, 1)])
     assert found["overall"]["agreement"] is None and found["overall"]["no_verdict"] == 1
-    assert agreement([])["dimension"] == {}
+    assert agreement_rates([])["dimension"] == {}
 
 
 @settings(deadline=None)
@@ -82,12 +82,12 @@ def test_nothing_to_compare():
     )
 )
 def test_every_pair_is_counted_once(rows):
-    pairs = [Compared(*row) for row in rows]
-    found = agreement(pairs)
+    pairs = [ComparedPair(*row) for row in rows]
+    found = agreement_rates(pairs)
     for rate in [found["overall"]]:
         assert rate["pairs"] + rate["no_verdict"] + rate["no_reference"] == len(rows)
     for name in ("pairs", "ties", "no_verdict", "no_reference"):
         assert sum(rate[name] for rate in found["dimension"].values()) == found["overall"][name]
-    assert agreement(pairs[::-1]) == found
-    turned = agreement([Compared(p.judged and -p.judged, p.reference and -p.reference, p.dimension) for p in pairs])
+    assert agreement_rates(pairs[::-1]) == found
+    turned = agreement_rates([ComparedPair(p.judged and -p.judged, p.reference and -p.reference, p.dimension) for p in pairs])
     assert turned == found

@@ -4,7 +4,7 @@ import pytest
 from judge_server import MODEL
 
 from rlaif.config.server import Server
-from rlaif.feedback.chat_request import Ask, EndpointOptions, Turn
+from rlaif.feedback.chat_request import ChatRequest, EndpointOptions, Turn
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def options():
 def ask():
     """Question number `n`, of the words alone."""
 
-    def of(n=0, choices=(), **changes) -> Ask:
-        return Ask(**{"key": ("p", n), "turns": (Turn(f"question {n} ?"),), "choices": choices, **changes})
+    def of(n=0, choices=(), **changes) -> ChatRequest:
+        return ChatRequest(**{"key": ("p", n), "turns": (Turn(f"question {n} ?"),), "choices": choices, **changes})
 
     return of

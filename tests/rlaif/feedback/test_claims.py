@@ -7,11 +7,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlaif.feedback.claims import ClaimScore, Judged, judge_claim, parse_list, score, split, tally
+from rlaif.feedback.claims import (
+    ClaimScore,
+    ClaimVerdict,
+    claim_score,
+    count_claims,
+    judge_claim,
+    parse_list,
+    split_claims,
+)
 from rlaif.feedback.sentences import sentences
 from rlaif.records import Masked
 
-YES, NO = Judged(0.9, 0.1, True), Judged(0.1, 0.9, False)
+YES, NO = ClaimVerdict(0.9, 0.1, True), ClaimVerdict(0.1, 0.9, False)
 WORDS = ("yes", "no")
 
 
@@ -38,7 +46,7 @@ WORDS = ("yes", "no")
     ],
 )
 def test_sentences(answer, claims):
-    assert split(answer) == claims
+    assert split_claims(answer) == claims
 
 
 @settings(deadline=None)
@@ -49,12 +57,12 @@ def test_no_word_is_lost(text):
 
 def test_a_long_answer_is_never_cut():
     answer = " ".join(f"object {number} is here ." for number in range(400))
-    assert len(split(answer)) == 400
+    assert len(split_claims(answer)) == 400
 
 
 def test_repeats_are_one_claim_and_counted():
-    assert tally(sentences("A cat. a  CAT! A dog. A cat.")) == {"A cat.": 3, "A dog.": 1}
-    assert split("A cat. a  CAT! A dog.") == ["A cat.", "A dog."]
+    assert count_claims(sentences("A cat. a  CAT! A dog. A cat.")) == {"A cat.": 3, "A dog.": 1}
+    assert split_claims("A cat. a  CAT! A dog.") == ["A cat.", "A dog."]
 
 
 def test_a_models_list():
@@ -104,18 +112,18 @@ def test_a_claim_that_cannot_be_judged_is_masked():
 
 def test_the_score_is_minus_the_rejected_claims():
     """RLAIF-V: accepted - claims."""
-    found = score({"a": 1, "b": 2, "c": 1}, [YES, NO, NO])
+    found = claim_score({"a": 1, "b": 2, "c": 1}, [YES, NO, NO])
     assert (found.score, found.empty) == (-2, False)
     assert [(item.claim, item.times, item.judged) for item in found.evidence] == [
         ("a", 1, YES),
         ("b", 2, NO),
         ("c", 1, NO),
     ]
-    assert score({"a": 1}, [YES]).score == 0
+    assert claim_score({"a": 1}, [YES]).score == 0
 
 
 def test_an_answer_without_claims_is_empty():
-    found = score({}, [])
+    found = claim_score({}, [])
     assert found.score == 0 and found.empty
 
 
@@ -124,12 +132,12 @@ def test_an_answer_without_claims_is_empty():
     [([YES], "2 claims, but 1 judgements"), ([YES] * 3, "2 claims, but 3"), ([YES, Masked("x")], "not judged: x")],
 )
 def test_a_score_that_cannot_be_computed_is_masked(judgements, reason):
-    found = score({"a": 1, "b": 1}, judgements)
+    found = claim_score({"a": 1, "b": 1}, judgements)
     assert isinstance(found, Masked) and reason in found.reason
 
 
 @settings(deadline=None)
 @given(st.lists(st.booleans(), max_size=12))
 def test_score_counts(accepted):
-    found = score({str(number): 1 for number in range(len(accepted))}, [YES if one else NO for one in accepted])
+    found = claim_score({str(number): 1 for number in range(len(accepted))}, [YES if one else NO for one in accepted])
     assert isinstance(found, ClaimScore) and found.score == sum(accepted) - len(accepted) <= 0

@@ -17,8 +17,8 @@ import pytest
 from judge_server import MODEL, JudgeServer, answer, completion, status
 
 from rlaif.errors import ConfigError, ContractError
-from rlaif.feedback.chat_request import Ask, Turn, canonical, data_url, encode_frames, prompt_hash
-from rlaif.feedback.chat_response import Answer, Reply, Usage
+from rlaif.feedback.chat_request import ChatRequest, Turn, canonical, data_url, encode_frames, prompt_hash
+from rlaif.feedback.chat_response import Completion, Reply, Usage
 from rlaif.feedback.endpoint import Endpoint
 from rlaif.feedback.tokens import choice_logprobs
 
@@ -59,7 +59,7 @@ def test_the_request_is_a_chat_completion(options, monkeypatch):
     extra = {"chat_template_kwargs": {"enable_thinking": False}, "max_tokens": None, "max_completion_tokens": 7}
     with JudgeServer(answer()) as server:
         chosen = options(server, api_key_env="JUDGE_KEY", temperature=0.5, top_logprobs=4, extra=extra)
-        Endpoint(chosen).ask_many([Ask("k", turns, ("A", "B"), seed=9)])
+        Endpoint(chosen).ask_many([ChatRequest("k", turns, ("A", "B"), seed=9)])
     assert server.paths == ["/v1/chat/completions"]
     assert server.headers[0]["Authorization"] == "Bearer sk-planted"
     assert server.bodies == [
@@ -113,7 +113,7 @@ def test_what_is_no_image_is_refused():
 def test_too_many_images_are_an_error_not_a_cut(options):
     turns = (Turn("?", images=encode_frames(FRAMES)),)
     with JudgeServer(answer()) as server, pytest.raises(ContractError, match="at most 2 images"):
-        Endpoint(options(server, max_images=2)).ask_many([Ask("k", turns)])
+        Endpoint(options(server, max_images=2)).ask_many([ChatRequest("k", turns)])
     assert server.bodies == []
 
 
@@ -241,8 +241,10 @@ def test_whatever_decides_the_answer_is_in_the_hash(options, change, tmp_path):
     of_options, of_ask = CHANGES[change]
     plain = {"key": 1, "turns": (Turn("question", images=encode_frames(FRAMES)),)}
     with JudgeServer(by=lambda body: answer(top={"model": body["model"]})) as server:
-        (first,) = Endpoint(options(server, cache=str(tmp_path))).ask_many([Ask(**plain)])
-        (other,) = Endpoint(options(server, cache=str(tmp_path), **of_options)).ask_many([Ask(**plain | of_ask)])
+        (first,) = Endpoint(options(server, cache=str(tmp_path))).ask_many([ChatRequest(**plain)])
+        (other,) = Endpoint(options(server, cache=str(tmp_path), **of_options)).ask_many(
+            [ChatRequest(**plain | of_ask)]
+        )
     assert first.prompt_hash != other.prompt_hash
     assert not other.cached and len(server.bodies) == 2
 
@@ -266,12 +268,12 @@ def test_replies_to_the_same_options_stay_known(options, choices, known):
     """Of a stage's options, with the defaults of the others, and an address with a slash at its end."""
     extra = {"a": {"b": [1]}, "max_tokens": None}
     endpoint = Endpoint(options("http://judge/v1/", model="m", extra=extra, max_tokens=512))
-    kept = Answer("m", "A", None, "stop", (("A", -0.2),), Usage(10, 5), 0.1)
+    kept = Completion("m", "A", None, "stop", (("A", -0.2),), Usage(10, 5), 0.1)
     sampling = {"model": "m", "temperature": 0.0, "seed": 3, "a": {"b": [1]}}
     of_verdict = {"logprobs": True, "top_logprobs": 20} if choices else {}
     turns = (Turn("which ?"),)
     endpoint.answers.put(canonical("http://judge/v1", sampling | of_verdict, turns), kept)
-    (reply,) = endpoint.ask_many([Ask("k", turns, choices, seed=3)])
+    (reply,) = endpoint.ask_many([ChatRequest("k", turns, choices, seed=3)])
     assert reply.cached and reply.prompt_hash == known
 
 
@@ -286,7 +288,7 @@ def test_the_address_is_in_the_hash_unless_an_origin_is_named(options, ask, tmp_
 def test_frames_are_kept_as_their_hash(options, tmp_path):
     turns = (Turn("?", images=encode_frames(FRAMES)),)
     with JudgeServer(answer()) as server:
-        Endpoint(options(server, cache=str(tmp_path))).ask_many([Ask("k", turns)])
+        Endpoint(options(server, cache=str(tmp_path))).ask_many([ChatRequest("k", turns)])
     (file,) = files(tmp_path)
     assert "base64" not in file.read_text() and file.stat().st_size < 2000
 
@@ -312,12 +314,12 @@ def test_a_killed_run_goes_on_where_it_was(options, ask, tmp_path):
     code = (
         "import sys; sys.path[:0] = ['tests/support']\n"
         "from rlaif.feedback.endpoint import Endpoint\n"
-        "from rlaif.feedback.chat_request import Ask, Turn\n"
+        "from rlaif.feedback.chat_request import ChatRequest, Turn\n"
         "from rlaif.config.server import Server\n"
         "from rlaif.feedback.chat_request import EndpointOptions\n"
         f"server = Server(url=sys.argv[1], model={MODEL!r}, concurrency=2)\n"
         "options = EndpointOptions(server, cache=sys.argv[2])\n"
-        "Endpoint(options).ask_many(Ask(('p', n), (Turn(f'question {n} ?'),)) for n in range(30))\n"
+        "Endpoint(options).ask_many(ChatRequest(('p', n), (Turn(f'question {n} ?'),)) for n in range(30))\n"
     )
     with JudgeServer(answer("A", delay=0.05)) as server:
         run = subprocess.Popen([sys.executable, "-c", code, server.url, str(tmp_path)], cwd=ROOT)

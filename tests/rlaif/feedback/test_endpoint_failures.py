@@ -21,7 +21,7 @@ from judge_server import JudgeServer, answer, completion, half, hang_up, raw, st
 from rlaif.errors import ConfigError, ContractError, RlaifError
 from rlaif.feedback.chat_client import retry_after
 from rlaif.feedback.chat_response import Reply, Unanswered
-from rlaif.feedback.endpoint import Endpoint, wait
+from rlaif.feedback.endpoint import Endpoint, backoff_seconds
 
 BUSY = {"error": {"message": "slow down", "type": "rate_limit"}}
 
@@ -219,10 +219,10 @@ def test_retry_after_is_honoured_and_bounded(options, ask):
 
 def test_waits_double_are_drawn_and_end_somewhere(options):
     chosen = options("http://h/v1", backoff_s=1.0, max_backoff_s=10.0).server
-    assert [wait(chosen, n, None, 0.5) for n in range(6)] == [0.5, 1, 2, 4, 8, 10]
-    assert wait(chosen, 3, None, 0.0) == 0
-    assert wait(chosen, 0, 5.0, 0.5) == 5
-    assert wait(chosen, 5, 5.0, 0.5) == 10
+    assert [backoff_seconds(chosen, n, None, 0.5) for n in range(6)] == [0.5, 1, 2, 4, 8, 10]
+    assert backoff_seconds(chosen, 3, None, 0.0) == 0
+    assert backoff_seconds(chosen, 0, 5.0, 0.5) == 5
+    assert backoff_seconds(chosen, 5, 5.0, 0.5) == 10
 
 
 NOW = datetime(2025, 1, 1, 12, 0, 0, tzinfo=UTC)

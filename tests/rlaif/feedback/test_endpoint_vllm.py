@@ -9,7 +9,7 @@ import pytest
 from vllm_server import KEY, serving
 
 from rlaif.errors import ConfigError
-from rlaif.feedback.chat_request import Ask, Turn, encode_frames
+from rlaif.feedback.chat_request import ChatRequest, Turn, encode_frames
 from rlaif.feedback.chat_response import Reply, Usage
 from rlaif.feedback.endpoint import Endpoint
 from rlaif.feedback.tokens import choice_logprobs
@@ -50,10 +50,10 @@ def clip(seed: int) -> np.ndarray:
     return coarse.repeat(8, axis=1).repeat(8, axis=2)
 
 
-def about(seed: int | None, words: str = QUESTION) -> Ask:
+def about(seed: int | None, words: str = QUESTION) -> ChatRequest:
     """The question, of a clip where there is a seed."""
     turn = Turn(words) if seed is None else Turn(words, images=encode_frames(clip(seed)))
-    return Ask(seed, (turn,), CHOICES, seed=1)
+    return ChatRequest(seed, (turn,), CHOICES, seed=1)
 
 
 def values(reply) -> np.ndarray:
@@ -127,7 +127,7 @@ def test_a_model_that_is_not_served(options):
 
 def test_what_the_server_declines_is_masked_with_its_words(options):
     declined, cut = Endpoint(options()).ask_many(
-        [about(None, words="red " * 300), Ask("free", (Turn(QUESTION),))]  # too long; one token of free text
+        [about(None, words="red " * 300), ChatRequest("free", (Turn(QUESTION),))]  # too long; one token of free text
     )
     assert declined.kind == "rejected" and "256" in declined.reason
     assert cut.kind in ("cut", "empty")

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from rlaif.config.feedback import Caption
 from rlaif.errors import ContractError, DataError
-from rlaif.feedback.narrative import clips, request_text, summary_text, version
+from rlaif.feedback.narrative import clips, prompt_version, request_text, summary_text
 
 SHORT = Caption(prompt="{previous}{question}describe .", previous_slot="<{previous}> ", question_slot="[{question}] ")
 
@@ -88,9 +88,9 @@ ELSEWHERE = {"model": "hub/name", "of": ("few.jsonl",), "cut": "keep"}
 
 def test_every_option_that_changes_what_is_asked_changes_the_version():
     assert OTHER.keys() | ELSEWHERE.keys() == Caption.model_fields.keys()
-    versions = {name: version(but(FULL, **{name: value})) for name, value in OTHER.items()}
-    assert len({version(FULL), *versions.values()}) == len(OTHER) + 1
-    assert version(FULL) == version(but(FULL))
+    versions = {name: prompt_version(but(FULL, **{name: value})) for name, value in OTHER.items()}
+    assert len({prompt_version(FULL), *versions.values()}) == len(OTHER) + 1
+    assert prompt_version(FULL) == prompt_version(but(FULL))
 
 
 @pytest.mark.parametrize(
@@ -99,13 +99,13 @@ def test_every_option_that_changes_what_is_asked_changes_the_version():
 )
 def test_captions_of_earlier_releases_stay_known(options, known):
     """With another number for the same options `rlaif caption` would refuse the files that it wrote."""
-    assert version(options) == known
+    assert prompt_version(options) == known
 
 
 def test_options_without_effect_do_not():
     plain = Caption()
     for name in ("previous_slot", "question_slot", "summary_prompt", "max_caption_tokens"):
-        assert version(but(plain, **{name: OTHER[name]})) == version(plain)
-    assert version(but(FULL, **ELSEWHERE)) == version(FULL)
+        assert prompt_version(but(plain, **{name: OTHER[name]})) == prompt_version(plain)
+    assert prompt_version(but(FULL, **ELSEWHERE)) == prompt_version(FULL)
     frame = Caption(unit="frame")
-    assert version(but(frame, frames=8)) == version(frame)
+    assert prompt_version(but(frame, frames=8)) == prompt_version(frame)

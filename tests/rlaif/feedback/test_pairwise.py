@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlaif.feedback.pairwise import Asked, Verdict, decide, judge, read
+from rlaif.feedback.pairwise import OrderOdds, Verdict, decide, judge_pair, read_order
 from rlaif.feedback.position import position_bias
 from rlaif.records import Masked
 
@@ -18,22 +18,22 @@ def tokens(p_a: float, p_b: float) -> list[tuple[str, float]]:
 
 
 def test_a_verdict_that_both_orders_share():
-    verdict = judge(tokens(0.6, 0.2), tokens(0.1, 0.4))
+    verdict = judge_pair(tokens(0.6, 0.2), tokens(0.1, 0.4))
     assert (verdict.winner, verdict.flipped) == (1, False)
     assert verdict.p == pytest.approx((0.75 + 0.8) / 2)
     assert [order.p_first for order in verdict.orders] == pytest.approx([0.75, 0.2])
     assert [order.mass for order in verdict.orders] == pytest.approx([0.8, 0.5])
-    assert judge(tokens(0.1, 0.4), tokens(0.6, 0.2)).winner == -1
+    assert judge_pair(tokens(0.1, 0.4), tokens(0.6, 0.2)).winner == -1
 
 
 @pytest.mark.parametrize(("policy", "p", "winner"), [("tie", 0.5, 0), ("average", 0.65, 1)])
 def test_a_flipped_verdict(policy, p, winner):
-    verdict = judge(tokens(0.9, 0.1), tokens(0.6, 0.4), policy=policy)
+    verdict = judge_pair(tokens(0.9, 0.1), tokens(0.6, 0.4), policy=policy)
     assert verdict.flipped and verdict.winner == winner and verdict.p == pytest.approx(p)
 
 
 def test_an_order_that_prefers_nothing_flips_nothing():
-    verdict = judge(tokens(0.4, 0.4), tokens(0.2, 0.6))
+    verdict = judge_pair(tokens(0.4, 0.4), tokens(0.2, 0.6))
     assert not verdict.flipped and verdict.winner == 1 and verdict.p == pytest.approx(0.625)
 
 
@@ -48,17 +48,17 @@ def test_variants_of_a_choice_are_summed():
         ("AB", 0.3),
         ("Answer", 0.2),
     ]
-    order = read([(text, math.log(p)) for text, p in listed], ("A", "B"))
+    order = read_order([(text, math.log(p)) for text, p in listed], ("A", "B"))
     assert order.p_first == pytest.approx(0.8) and order.mass == pytest.approx(0.5)
 
 
 def test_other_choices():
-    order = read([("1", math.log(0.3)), ("2", math.log(0.1)), ("A", math.log(0.5))], ("1", "2"))
+    order = read_order([("1", math.log(0.3)), ("2", math.log(0.1)), ("A", math.log(0.5))], ("1", "2"))
     assert order.p_first == pytest.approx(0.75)
 
 
 def test_a_choice_that_is_not_listed_is_no_likelier_than_what_is():
-    order = read([("A", math.log(0.8)), ("The", math.log(0.1)), ("x", math.log(0.05))], ("A", "B"))
+    order = read_order([("A", math.log(0.8)), ("The", math.log(0.1)), ("x", math.log(0.05))], ("A", "B"))
     assert order.log_odds == pytest.approx(math.log(0.8 / 0.05)) and order.mass == pytest.approx(0.8)
 
 
@@ -77,20 +77,20 @@ def test_a_choice_that_is_not_listed_is_no_likelier_than_what_is():
 def test_what_cannot_be_read_is_masked_with_its_reason(listed, reason):
     good = tokens(0.6, 0.2)
     for pair, place in (((listed, good), "a first"), ((good, listed), "b first")):
-        outcome = judge(*pair)
+        outcome = judge_pair(*pair)
         assert isinstance(outcome, Masked) and reason in outcome.reason and outcome.reason.startswith(place)
 
 
 def test_a_variant_of_probability_zero_is_no_harm():
-    order = read([("A", math.log(0.6)), ("a", -math.inf), ("B", math.log(0.2))], ("A", "B"))
+    order = read_order([("A", math.log(0.6)), ("a", -math.inf), ("B", math.log(0.2))], ("A", "B"))
     assert order.p_first == pytest.approx(0.75)
 
 
 @settings(deadline=None)
 @given(odds, odds, st.sampled_from(["tie", "average"]))
 def test_exchanging_the_answers_exchanges_the_verdict(first, second, policy):
-    one = decide(Asked(first, 1.0), Asked(second, 1.0), policy)
-    other = decide(Asked(second, 1.0), Asked(first, 1.0), policy)
+    one = decide(OrderOdds(first, 1.0), OrderOdds(second, 1.0), policy)
+    other = decide(OrderOdds(second, 1.0), OrderOdds(first, 1.0), policy)
     assert one.winner == -other.winner and one.p == pytest.approx(1 - other.p) and one.flipped == other.flipped
     assert 0 <= one.p <= 1 and (one.p > 0.5) - (one.p < 0.5) == one.winner
 
@@ -99,11 +99,11 @@ def test_exchanging_the_answers_exchanges_the_verdict(first, second, policy):
 @given(odds, st.floats(-1e3, 1e3))
 def test_a_shift_of_all_logprobs_changes_nothing(gap, shift):
     listed = [("A", shift + gap), ("B", shift)]
-    assert read(listed, ("A", "B")).log_odds == pytest.approx(gap, abs=1e-6)
+    assert read_order(listed, ("A", "B")).log_odds == pytest.approx(gap, abs=1e-6)
 
 
 def verdicts(*orders: tuple[float, float], policy="tie") -> list[Verdict]:
-    return [decide(Asked(a, 0.9), Asked(b, 0.7), policy) for a, b in orders]
+    return [decide(OrderOdds(a, 0.9), OrderOdds(b, 0.7), policy) for a, b in orders]
 
 
 @pytest.mark.parametrize(("place", "lean"), [("first", 4.0), ("second", -4.0)])

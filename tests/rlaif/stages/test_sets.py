@@ -14,8 +14,8 @@ from preference_rows import RLAIF_V, picture
 from actors.frames import LocalFrames
 from actors.rollout import Answers, Failure
 from rlaif.errors import ConfigError, ContractError, DataError
-from rlaif.feedback.narrative import version
-from rlaif.feedback.scoring import Model
+from rlaif.feedback.narrative import prompt_version
+from rlaif.feedback.scoring import ScoringModel
 from rlaif.preferences.files import read_rows, write_rows
 from rlaif.preferences.formats.own import PAIRS
 from rlaif.preferences.formats.table import FORMATS
@@ -160,7 +160,7 @@ def test_the_budget_of_a_summary_counts_the_captioners_tokens_and_belongs_to_the
     assert caption.counter(config)("a red circle moves") == 4
     other, _ = scripted(summarising, "caption.aggregate=summarise", "caption.max_caption_tokens=9")
     joined, _ = scripted(summarising, "caption.max_caption_tokens=9")
-    versions = [version(one.caption) for one in (config, other, scripted()[0], joined)]
+    versions = [prompt_version(one.caption) for one in (config, other, scripted()[0], joined)]
     assert versions[0] != versions[1] and versions[2] == versions[3]
 
 
@@ -368,7 +368,7 @@ def test_scores_go_by_what_a_video_shows_not_by_where_it_lies(scripted, monkeypa
 
     def filled(store):
         job = score.Job(
-            Model("rm", "f" * 16, ("overall",)), lambda record: (), score.frames_of(run), reads_captions=True
+            ScoringModel("rm", "f" * 16, ("overall",)), lambda record: (), score.frames_of(run), reads_captions=True
         )
         pool.asked.clear()
         score.fill(config, run, job, records, store, len(records))
