@@ -16,7 +16,7 @@ import httpx
 
 from rlaif.config.server import Server
 from rlaif.errors import ConfigError, ContractError
-from rlaif.feedback.chat_response import Completion, RequestFailure, parse_completion
+from rlaif.feedback.chat_response import ChatCompletion, RequestFailure, parse_completion
 
 TRANSIENT = (408, 409, 425, 429)
 """Statuses after which another attempt may succeed, besides 5xx."""
@@ -35,10 +35,10 @@ def api_key(server: Server) -> str | None:
     key = os.environ.get(server.api_key_env, "").strip()
     # Printable ASCII without spaces: httpx and h11 reject most other characters with errors that show the key.
     if not re.fullmatch(r"[\x21-\x7e]+", key):
-        found = "characters that a header cannot hold" if key else "nothing"
+        problem = "characters that a header cannot hold" if key else "nothing"
         raise ConfigError(
             f"the API key for {server.address} in the environment variable {server.api_key_env}",
-            f"{found} there",
+            f"{problem} there",
             f"Set {server.api_key_env} in the environment of the command that asks the judge",
         )
     return key
@@ -60,7 +60,7 @@ def http_client(server: Server) -> httpx.AsyncClient:
     )
 
 
-async def post_chat(http: httpx.AsyncClient, server: Server, body: dict[str, Any]) -> Completion | RequestFailure:
+async def post_chat(http: httpx.AsyncClient, server: Server, body: dict[str, Any]) -> ChatCompletion | RequestFailure:
     """Send one request.
 
     Raises ConfigError if no request can succeed: the key, the model, the address or the certificate is wrong.
@@ -74,7 +74,7 @@ async def post_chat(http: httpx.AsyncClient, server: Server, body: dict[str, Any
     return parse_completion(response.data, round(time.monotonic() - start, 3))
 
 
-def check_answering_model(server: Server, answer: Completion) -> None:
+def check_answering_model(server: Server, answer: ChatCompletion) -> None:
     """Raise ContractError if another model than the pinned one has answered."""
     if answer.model != server.model:
         raise ContractError(
@@ -181,12 +181,12 @@ def _no_access(server: Server, status: int) -> NoReturn:
     """Raise ConfigError without the server's own words, which often hold parts of the key."""
     name = server.api_key_env
     if name:
-        found = f"{status} with the key in the environment variable {name}"
+        problem = f"{status} with the key in the environment variable {name}"
         fix = f"Correct the value of {name}, or the account behind it"
     else:
-        found = f"{status} with no API key"
+        problem = f"{status} with no API key"
         fix = "Set api_key_env to the NAME of a variable with a key"
-    raise ConfigError(f"access to {server.model!r} at {server.address}", found, fix)
+    raise ConfigError(f"access to {server.model!r} at {server.address}", problem, fix)
 
 
 def error_message(data: bytes) -> str:
@@ -197,12 +197,14 @@ def error_message(data: bytes) -> str:
     except (ValueError, RecursionError):
         body = None
     if isinstance(body, dict):
+        # OpenAI: {"error": {"message": ...}}; FastAPI: {"detail": ...}; others: {"error": "..."}.
         error = body.get("error", body)
-        if isinstance(error, dict):
-            text = str(error.get("message") or error.get("detail") or text)
-        else:
-            text = str(error)
+        text = _text_of_error(error, text) if isinstance(error, dict) else str(error)
     return " ".join(text.split())[:200]
+
+
+def _text_of_error(error: dict[str, Any], otherwise: str) -> str:
+    return str(error.get("message") or error.get("detail") or otherwise)
 
 
 def retry_after(value: str | None, now: datetime | None = None) -> float | None:

@@ -102,8 +102,8 @@ def media_type(image: bytes) -> str:
     for magic, name in MAGIC.items():
         if image.startswith(magic):
             return name
-    found = f"{len(image)} bytes that begin with {image[:8]!r}"
-    raise ContractError("a PNG or JPEG file", found, "Encode the frames with `encode_frames`")
+    content = f"{len(image)} bytes that begin with {image[:8]!r}"
+    raise ContractError("a PNG or JPEG file", content, "Encode the frames with `encode_frames`")
 
 
 def messages(turns: Sequence[Turn]) -> list[dict]:

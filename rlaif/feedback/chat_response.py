@@ -82,7 +82,7 @@ class Unanswered:
     kind: FailureKind
     reason: str
     prompt_hash: str = ""
-    answer: Completion | None = None
+    answer: ChatCompletion | None = None
     """The server's answer, if there was one."""
 
     def record(self) -> dict[str, Any]:
@@ -107,7 +107,7 @@ class RequestFailure:
 
 
 @dataclass(frozen=True)
-class Completion:
+class ChatCompletion:
     """The server's answer in the form in which it is stored."""
 
     model: str
@@ -120,7 +120,7 @@ class Completion:
     latency_s: float
 
     @classmethod
-    def of(cls, fields: Any) -> Completion:
+    def of(cls, fields: Any) -> ChatCompletion:
         """Build a completion from the output of `dataclasses.asdict`, also after a way through JSON.
 
         Raises ValueError for anything else.
@@ -128,7 +128,7 @@ class Completion:
         return _STORED.validate_python(fields)
 
 
-def parse_completion(data: bytes, latency_s: float) -> Completion | RequestFailure:
+def parse_completion(data: bytes, latency_s: float) -> ChatCompletion | RequestFailure:
     """Return a chat completion's JSON as an answer, or what is wrong with it.
 
     Log-probs that are not finite are left out.
@@ -138,7 +138,7 @@ def parse_completion(data: bytes, latency_s: float) -> Completion | RequestFailu
     except ValidationError as error:
         return _garbled(data, error)
     choice, usage = parsed.choices[0], parsed.usage
-    return Completion(
+    return ChatCompletion(
         model=parsed.model,
         text=choice.message.content,
         refusal=choice.message.refusal,
@@ -159,7 +159,9 @@ def _garbled(data: bytes, error: ValidationError) -> RequestFailure:
     return RequestFailure("garbled", f"another form of JSON: {place}: {first['msg']}", used=True)
 
 
-def outcome_of(answer: Completion, request: ChatRequest, prompt_hash: str, cached: bool = False) -> Reply | Unanswered:
+def outcome_of(
+    answer: ChatCompletion, request: ChatRequest, prompt_hash: str, cached: bool = False
+) -> Reply | Unanswered:
     """Return the reply that an answer gives to a request, or why it gives none.
 
     With choices the first token decides, so the rest of the answer may be cut or empty.
@@ -181,7 +183,7 @@ def outcome_of(answer: Completion, request: ChatRequest, prompt_hash: str, cache
     )
 
 
-def _record(prompt_hash: str, answer: Reply | Completion) -> dict[str, Any]:
+def _record(prompt_hash: str, answer: Reply | ChatCompletion) -> dict[str, Any]:
     return {
         "prompt_hash": prompt_hash,
         "model": answer.model,
@@ -191,7 +193,7 @@ def _record(prompt_hash: str, answer: Reply | Completion) -> dict[str, Any]:
     }
 
 
-def _fault(answer: Completion, first_token: bool) -> tuple[FailureKind, str] | None:
+def _fault(answer: ChatCompletion, first_token: bool) -> tuple[FailureKind, str] | None:
     """Return (kind, reason) for an answer that cannot be used. The order matters: a refusal comes before all others."""
     if answer.refusal:
         return "refused", f"the model refused: {answer.refusal[:200]}"
@@ -255,4 +257,4 @@ class _CompletionJson(BaseModel):
     usage: _Counts
 
 
-_STORED = TypeAdapter(Completion)
+_STORED = TypeAdapter(ChatCompletion)

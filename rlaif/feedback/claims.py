@@ -35,10 +35,12 @@ def count_claims(claims: Sequence[str]) -> dict[str, int]:
 
     Claims that differ by case, spaces or final dots alone are one claim.
     """
-    counts = Counter(_normal_form(claim) for claim in claims)
+    counts: Counter[str] = Counter()
     first: dict[str, str] = {}
     for claim in claims:
-        first.setdefault(_normal_form(claim), claim)
+        form = _normal_form(claim)
+        counts[form] += 1
+        first.setdefault(form, claim)
     return {claim: counts[form] for form, claim in first.items()}
 
 
@@ -109,7 +111,7 @@ def judge_claim(tokens: Tokens, yes: str, no: str, reject_at: float = 0.5) -> Cl
     logprobs = choice_logprobs(tokens, (yes, no))
     if isinstance(logprobs, Masked):
         return logprobs
-    log_yes, log_no = (-math.inf if logprobs[word] is None else logprobs[word] for word in (yes, no))
+    log_yes, log_no = _or_zero(logprobs[yes]), _or_zero(logprobs[no])
     # p_no / (p_yes + p_no) < r  <=>  log p_no - log p_yes < log(r / (1 - r)); in logs even tiny probabilities compare.
     accepted = log_no - log_yes < math.log(reject_at) - math.log1p(-reject_at)
     return ClaimVerdict(math.exp(log_yes), math.exp(log_no), accepted)
@@ -122,13 +124,19 @@ def claim_score(claims: dict[str, int], judgements: Sequence[ClaimVerdict | Mask
     """
     if len(claims) != len(judgements):
         return Masked(f"{len(claims)} claims, but {len(judgements)} judgements")
-    evidence = []
+    evidence, rejected = [], 0
     for (claim, times), judgement in zip(claims.items(), judgements, strict=True):
         if isinstance(judgement, Masked):
             return Masked(f"a claim was not judged: {judgement.reason}")
         evidence.append(Evidence(claim, times, judgement))
-    rejected = sum(not item.judged.accepted for item in evidence)
+        # Once, however often the answer makes the claim.
+        rejected += not judgement.accepted
     return ClaimScore(-rejected, tuple(evidence))
+
+
+def _or_zero(logprob: float | None) -> float:
+    """Return the log-prob; that of probability 0 for a word that is not listed."""
+    return -math.inf if logprob is None else logprob
 
 
 def _normal_form(claim: str) -> str:

@@ -23,7 +23,7 @@ from rlaif.feedback.chat_client import api_key, check_answering_model, http_clie
 from rlaif.feedback.chat_request import ChatRequest, EndpointOptions, canonical, messages, prompt_hash
 from rlaif.feedback.chat_response import (
     SETTLED,
-    Completion,
+    ChatCompletion,
     Reply,
     RequestFailure,
     Unanswered,
@@ -101,9 +101,9 @@ class AnswerCache:
 
     def __init__(self, folder: str | None):
         self._folder = locate(folder) if folder else None
-        self._answers: dict[str, Completion] = {}
+        self._answers: dict[str, ChatCompletion] = {}
 
-    def get(self, key: str) -> Completion | None:
+    def get(self, key: str) -> ChatCompletion | None:
         """Return the answer under a prompt hash, or None. Raises ConfigError if the folder cannot be read."""
         if key not in self._answers:
             answer = self._load(key)
@@ -111,7 +111,7 @@ class AnswerCache:
                 self._answers[key] = answer
         return self._answers.get(key)
 
-    def put(self, canonical_text: str, answer: Completion) -> None:
+    def put(self, canonical_text: str, answer: ChatCompletion) -> None:
         """Store the answer to a question (`canonical`). Raises ConfigError if the folder cannot be written."""
         key = prompt_hash(canonical_text)
         self._answers[key] = answer
@@ -124,13 +124,13 @@ class AnswerCache:
             except OSError as error:
                 raise self._unusable(error) from error
 
-    def _load(self, key: str) -> Completion | None:
+    def _load(self, key: str) -> ChatCompletion | None:
         """Return the answer in a file; None if there is none, or none that can be read: the question is asked again."""
         if not self._folder:
             return None
         try:
             content = json.loads(self._file(key).read())
-            return Completion.of(content["answer"]) if prompt_hash(content["asked"]) == key else None
+            return ChatCompletion.of(content["answer"]) if prompt_hash(content["asked"]) == key else None
         except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             return None
         except OSError as error:
@@ -208,7 +208,9 @@ class _Run:
             return result
 
     def _check_images(self, request: ChatRequest) -> None:
-        images = sum(len(turn.images) for turn in request.turns)
+        images = 0
+        for turn in request.turns:
+            images += len(turn.images)
         if images > self.server.max_images:
             raise ContractError(
                 f"at most {self.server.max_images} images in a question",
@@ -216,7 +218,7 @@ class _Run:
                 "Use fewer frames, or raise max_images (and the server's own limit)",
             )
 
-    async def _ask(self, request: ChatRequest) -> Completion | RequestFailure:
+    async def _ask(self, request: ChatRequest) -> ChatCompletion | RequestFailure:
         """Send until there is an answer, a failure that another attempt cannot change, or no attempt is left."""
         for attempt in range(self.server.retries + 1):
             if reason := self._stop_reason():
@@ -226,21 +228,21 @@ class _Run:
             self.counts.requests += 1
             self.counts.retries += attempt > 0
             result = await self._send(request)
-            if isinstance(result, Completion) or not result.again:
+            if isinstance(result, ChatCompletion) or not result.again:
                 break
             if attempt < self.server.retries:
                 await asyncio.sleep(backoff_seconds(self.server, attempt, result.wait_s, random.random()))
         self._count_silence(result)
         return result
 
-    async def _send(self, request: ChatRequest) -> Completion | RequestFailure:
+    async def _send(self, request: ChatRequest) -> ChatCompletion | RequestFailure:
         """Send one request and settle its usage with the budget, whatever happens."""
         used: Usage | None = Usage()
         try:
             sampling = self.options.sampling(request.seed, bool(request.choices))
             body = {**sampling, "messages": messages(request.turns)}
             result = await post_chat(self.http, self.server, body)
-            if isinstance(result, Completion):
+            if isinstance(result, ChatCompletion):
                 # The usage first: an answer of another model is an error, and is paid for all the same.
                 used = result.usage
                 check_answering_model(self.server, result)
@@ -259,7 +261,7 @@ class _Run:
             return f"{self._silent} questions in a row went unanswered ({self._last_reason})"
         return ""
 
-    def _count_silence(self, result: Completion | RequestFailure) -> None:
+    def _count_silence(self, result: ChatCompletion | RequestFailure) -> None:
         """Count the questions in a row to which the server kept silent."""
         if isinstance(result, RequestFailure) and result.kind in SILENT:
             self._silent, self._last_reason = self._silent + 1, result.reason

@@ -76,9 +76,9 @@ class PairOptions:
             raise ConfigError("choose: best_worst or all", repr(self.choose), "Set choose to one of these")
         # `not >=` rather than `<`: a margin that is NaN is refused too.
         if not self.margin >= 0 or self.min_words < 0 or (self.per_prompt is not None and self.per_prompt < 1):
-            found = f"margin {self.margin}, min_words {self.min_words}, per_prompt {self.per_prompt}"
+            values = f"margin {self.margin}, min_words {self.min_words}, per_prompt {self.per_prompt}"
             raise ConfigError(
-                "margin and min_words of 0 or more, per_prompt of 1 or more", found, "Correct these options"
+                "margin and min_words of 0 or more, per_prompt of 1 or more", values, "Correct these options"
             )
 
 
@@ -116,9 +116,9 @@ def build_pairs(candidates: Iterable[Candidate], options: PairOptions, seed: int
         pairs += _pairs_of_prompt(group, options, seed, dropped)
     # The limit per prompt comes after the removal of repeats, so that no repeat takes the place of another pair.
     pairs = _capped(_unique(pairs, dropped), options.per_prompt, seed, dropped)
-    keep, balanced = balance(
-        [words(pair.chosen.answer) for pair in pairs], [words(pair.rejected.answer) for pair in pairs], options.lengths
-    )
+    chosen_words = [words(pair.chosen.answer) for pair in pairs]
+    rejected_words = [words(pair.rejected.answer) for pair in pairs]
+    keep, balanced = balance(chosen_words, rejected_words, options.lengths)
     if unbalanced := int((~keep).sum()):
         dropped["length balance"] = unbalanced
     return PairSet(
@@ -168,14 +168,14 @@ def _check(candidates: Sequence[Candidate]) -> None:
     """Raise ContractError if a key comes twice or a prompt has two videos or questions; candidates are sorted by key."""
     for before, candidate in itertools.pairwise(candidates):
         if _place(candidate) == _place(before):
-            found = f"prompt {candidate.prompt_id!r}, sample {candidate.sample_index} twice"
-            raise ContractError("each candidate once", found, "Collect each candidate once")
+            repeat = f"prompt {candidate.prompt_id!r}, sample {candidate.sample_index} twice"
+            raise ContractError("each candidate once", repeat, "Collect each candidate once")
         content, content_before = (candidate.video, candidate.question), (before.video, before.question)
         if candidate.prompt_id == before.prompt_id and content != content_before:
-            found = f"{before.video!r}, {before.question!r} and {candidate.video!r}, {candidate.question!r}"
+            both = f"{before.video!r}, {before.question!r} and {candidate.video!r}, {candidate.question!r}"
             raise ContractError(
                 f"one video and question in prompt {candidate.prompt_id!r}",
-                found,
+                both,
                 "Give different prompts different ids",
             )
 

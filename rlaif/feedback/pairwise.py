@@ -57,13 +57,13 @@ def judge_pair(
     policy: what a flipped pair becomes: `tie`, or the `average` of both orders, which decides every other pair too.
     Masked, with the reason, if either order cannot be read.
     """
-    orders = []
-    for tokens, shown in ((a_first, "a first"), (b_first, "b first")):
-        order = read_order(tokens, choices)
-        if isinstance(order, Masked):
-            return Masked(f"{shown}: {order.reason}")
-        orders.append(order)
-    return decide(orders[0], orders[1], policy)
+    order_a = read_order(a_first, choices)
+    if isinstance(order_a, Masked):
+        return Masked(f"a first: {order_a.reason}")
+    order_b = read_order(b_first, choices)
+    if isinstance(order_b, Masked):
+        return Masked(f"b first: {order_b.reason}")
+    return decide(order_a, order_b, policy)
 
 
 def read_order(tokens: Tokens, choices: tuple[str, str]) -> OrderOdds | Masked:
@@ -75,18 +75,24 @@ def read_order(tokens: Tokens, choices: tuple[str, str]) -> OrderOdds | Masked:
     logprobs = choice_logprobs(tokens, choices)
     if isinstance(logprobs, Masked):
         return logprobs
-    known = [value for value in logprobs.values() if value is not None]
-    # Engines may report log-probs slightly above 0; a probability is at most 1.
-    mass = min(1.0, math.fsum(math.exp(min(value, 0.0)) for value in known))
-    if len(known) < len(logprobs):
+    first, second = logprobs[choices[0]], logprobs[choices[1]]
+    mass = min(1.0, math.fsum((_probability(first), _probability(second))))
+    if first is None or second is None:
         listed = [value for _, value in tokens if value is not None and math.isfinite(value)]
-        # With one listed token it would be its own bound, and the order would look undecided.
+        # A single listed token would be the bound of itself, and the order would look undecided.
         if len(listed) < 2:
             return Masked("one token listed: ask for more log-probs")
-        least = min(listed)
-        logprobs = {choice: least if value is None else value for choice, value in logprobs.items()}
-    first, second = (logprobs[choice] for choice in choices)
+        first = min(listed) if first is None else first
+        second = min(listed) if second is None else second
     return OrderOdds(first - second, mass)
+
+
+def _probability(logprob: float | None) -> float:
+    """Return 0 for a choice that is not listed."""
+    if logprob is None:
+        return 0.0
+    # A log-prob above 0 (rounding, or a server that shifts them all) counts as probability 1.
+    return math.exp(min(logprob, 0.0))
 
 
 def decide(a_first: OrderOdds, b_first: OrderOdds, policy: FlipPolicy = "tie") -> Verdict:

@@ -28,8 +28,13 @@ def position_bias(outcomes: Sequence[Verdict | Masked]) -> dict[str, Any]:
     order. mean_mass: probability of the two choices among all tokens. one_sided: `first` or `second` for a judge that
     always names that place, with a `warning` in words.
     """
-    verdicts = [outcome for outcome in outcomes if isinstance(outcome, Verdict)]
-    masked = Counter(outcome.reason for outcome in outcomes if isinstance(outcome, Masked))
+    verdicts: list[Verdict] = []
+    masked: Counter[str] = Counter()
+    for outcome in outcomes:
+        if isinstance(outcome, Masked):
+            masked[outcome.reason] += 1
+        else:
+            verdicts.append(outcome)
     report = {"verdicts": len(verdicts), "masked": dict(sorted(masked.items())), "one_sided": "", "warning": ""}
     report |= dict.fromkeys(RATES)
     if verdicts:
@@ -39,19 +44,24 @@ def position_bias(outcomes: Sequence[Verdict | Masked]) -> dict[str, Any]:
 
 
 def _rates(verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    orders = []
+    log_odds, p_first, mass, ties = [], [], [], 0
     for verdict in verdicts:
-        orders += verdict.orders
-    odds = np.array([order.log_odds for order in orders]).reshape(len(verdicts), 2)
+        ties += verdict.winner == 0
+        for order in verdict.orders:
+            log_odds.append(order.log_odds)
+            p_first.append(order.p_first)
+            mass.append(order.mass)
+    odds = np.array(log_odds).reshape(len(verdicts), 2)
     sides = _sides(odds)
     return {
-        "ties": sum(verdict.winner == 0 for verdict in verdicts),
+        "ties": ties,
         "flip_rate": _flips(odds),
+        # The answers' own effect cancels in the mean: every pair is shown in both orders.
         "flip_rate_debiased": _flips(odds - odds.mean()),
         "first_share": float(np.mean((sides + 1) / 2)),
-        "mean_p_first": float(np.mean([order.p_first for order in orders])),
+        "mean_p_first": float(np.mean(p_first)),
         "log_odds_first": float(odds.mean()),
-        "mean_mass": float(np.mean([order.mass for order in orders])),
+        "mean_mass": float(np.mean(mass)),
     }
 
 

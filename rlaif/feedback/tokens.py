@@ -21,15 +21,17 @@ def choice_logprobs(tokens: Tokens, choices: Iterable[str]) -> dict[str, float |
     number; a variant with probability 0 has no effect as long as the choice's sum is above 0.
     """
     logprobs: dict[str, float | None] = {}
+    listed = False
     for choice in choices:
         values = [value for text, value in tokens if _same(text, choice)]
         logprobs[choice] = None
         if values:
+            listed = True
             total = _sum_of_variants(values)
             if total is None:
                 return Masked(f"log-prob of {choice!r} is not finite")
             logprobs[choice] = total
-    if all(value is None for value in logprobs.values()):
+    if not listed:
         return Masked(f"none of {', '.join(map(repr, logprobs))} among the likeliest tokens")
     return logprobs
 

@@ -18,7 +18,7 @@ from judge_server import MODEL, JudgeServer, answer, completion, status
 
 from rlaif.errors import ConfigError, ContractError
 from rlaif.feedback.chat_request import ChatRequest, Turn, canonical, data_url, encode_frames, prompt_hash
-from rlaif.feedback.chat_response import Completion, Reply, Usage
+from rlaif.feedback.chat_response import ChatCompletion, Reply, Usage
 from rlaif.feedback.endpoint import Endpoint
 from rlaif.feedback.tokens import choice_logprobs
 
@@ -268,7 +268,7 @@ def test_replies_to_the_same_options_stay_known(options, choices, known):
     """Of a stage's options, with the defaults of the others, and an address with a slash at its end."""
     extra = {"a": {"b": [1]}, "max_tokens": None}
     endpoint = Endpoint(options("http://judge/v1/", model="m", extra=extra, max_tokens=512))
-    kept = Completion("m", "A", None, "stop", (("A", -0.2),), Usage(10, 5), 0.1)
+    kept = ChatCompletion("m", "A", None, "stop", (("A", -0.2),), Usage(10, 5), 0.1)
     sampling = {"model": "m", "temperature": 0.0, "seed": 3, "a": {"b": [1]}}
     of_verdict = {"logprobs": True, "top_logprobs": 20} if choices else {}
     turns = (Turn("which ?"),)

@@ -39,7 +39,7 @@ def test_every_candidate_is_there_once():
 def test_a_key_is_of_everything_that_a_score_depends_on():
     item = Item("chosen", "v.mp4", "what ?", ("c",), "a cat", "0123")
     other = {"frames": "4567", "question": "who ?", "captions": (), "response": "a dog"}
-    keys = {replace(item, **{name: value}).key("f") for name, value in other.items_of()}
+    keys = {replace(item, **{name: value}).key("f") for name, value in other.items()}
     assert len({item.key("f"), item.key("g"), *keys}) == 6
     assert replace(item, candidate="third").key("f") == item.key("f")  # the same answer, wherever it stands
     assert replace(item, video="w.mp4").key("f") == item.key("f")  # and the same video

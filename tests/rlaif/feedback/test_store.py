@@ -133,7 +133,7 @@ def test_every_append_is_flushed_to_disk(tmp_path, monkeypatch):
 def test_a_second_writer_is_noticed(tmp_path):
     one, two = open_store(tmp_path), open_store(tmp_path)
     two.append([row("a")])
-    with pytest.raises(ContractError, match="nobody else"):
+    with pytest.raises(ContractError, match="no other process"):
         one.append([row("b")])
     assert open_store(tmp_path).rows() == [row("a")]
 
