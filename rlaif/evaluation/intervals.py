@@ -20,6 +20,7 @@ def wilson(successes: float, trials: int, level: float = 0.95) -> tuple[float, f
     # (rate + z²/2n ± z sqrt(rate (1 - rate) / n + z²/4n²)) / (1 + z²/n), with spread = z²/n
     middle = rate + spread / 2
     half = z * math.sqrt(rate * (1 - rate) / trials + spread / (4 * trials))
-    low, high = (middle - half) / (1 + spread), (middle + half) / (1 + spread)
+    low = (middle - half) / (1 + spread)
+    high = (middle + half) / (1 + spread)
     # At 0 and 1 rounding would put the rate itself outside.
     return max(0.0, min(low, rate)), min(1.0, max(high, rate))

@@ -23,6 +23,7 @@ def pair_metrics(scores: Sequence[tuple[float, float]]) -> dict[str, float]:
     margin = array[:, 0] - array[:, 1]
     # NaN scores give a NaN loss without a warning; the metrics count it.
     with np.errstate(invalid="ignore"):
+        # -log sigmoid(margin), without overflow
         log_loss = float(np.logaddexp(0, -margin).mean())
     return {
         "accuracy": float(np.mean(_right(margin))),
@@ -79,9 +80,11 @@ def reliability(margins: Sequence[float]) -> list[dict[str, float]]:
     """
     margin = np.asarray(margins, np.float64)
     margin = margin[np.isfinite(margin)]
-    confidence, right = 1 / (1 + np.exp(-np.abs(margin))), _right(margin)
-    # A confidence of exactly 1 belongs to the last bin.
-    place = np.minimum(((confidence - 0.5) * 2 * BINS).astype(int), BINS - 1)
+    confidence = 1 / (1 + np.exp(-np.abs(margin)))
+    right = _right(margin)
+    # BINS equal bins of 1/2..1; a confidence of exactly 1 belongs to the last one.
+    place = ((confidence - 0.5) * 2 * BINS).astype(int)
+    place = np.minimum(place, BINS - 1)
     bins = []
     for number in np.unique(place):
         inside = place == number

@@ -89,7 +89,9 @@ def outcome_rates(outcomes: Outcomes, weighted: Outcomes, models: Sequence[str],
 
 def verdict_rates(verdicts: Verdicts, models: Sequence[str], types: Types) -> WinRates:
     """Return win rates by a judge, which has one opinion, whatever the dimension."""
-    by_type = {name: verdict_matrix(_only(verdicts, types, name), models) for name in _type_names(types)}
+    by_type = {}
+    for name in _type_names(types):
+        by_type[name] = verdict_matrix(_only(verdicts, types, name), models)
     return WinRates(verdict_matrix(verdicts, models), {}, by_type)
 
 
@@ -112,8 +114,11 @@ def win_matrix(scores: Scores, models: Sequence[str] | None = None) -> WinMatrix
         for column, prompt in enumerate(prompts):
             table[row, column] = _number(scores[name].get(prompt))
     table[~np.isfinite(table)] = np.nan
+    # [M, 1, P] against [1, M, P] compares every two models on every prompt; a tie is half a win.
     a, b = table[:, None], table[None]
-    shares = np.where(np.isnan(a) | np.isnan(b), np.nan, (a > b) + 0.5 * (a == b))
+    shares = (a > b) + 0.5 * (a == b)
+    # Comparisons with NaN are False, which would count as a loss.
+    shares[np.isnan(a) | np.isnan(b)] = np.nan
     return _matrix(names, shares, ~np.isnan(table))
 
 
@@ -180,15 +185,21 @@ def _matrix(names: tuple[str, ...], shares: np.ndarray, present: np.ndarray) -> 
     whether a model takes part in a prompt.
     """
     size = (len(names), len(names))
-    wins, low, high, common = np.full(size, np.nan), np.full(size, np.nan), np.full(size, np.nan), np.zeros(size, int)
+    wins = np.full(size, np.nan)
+    low = np.full(size, np.nan)
+    high = np.full(size, np.nan)
+    common = np.zeros(size, int)
+    # A model beats itself half the time, so that wins + wins.T is 1 everywhere.
     np.fill_diagonal(wins, 0.5)
     for i in range(len(names)):
         common[i, i] = present[i].sum()
         for j in range(i + 1, len(names)):
-            n, wins[i, j], low[i, j], high[i, j] = _rate(shares[i, j])
+            common[i, j], wins[i, j], low[i, j], high[i, j] = _rate(shares[i, j])
             # The mirrored cell is 1 - this one, so its interval has its ends swapped.
-            wins[j, i], low[j, i], high[j, i] = 1 - wins[i, j], 1 - high[i, j], 1 - low[i, j]
-            common[i, j] = common[j, i] = n
+            wins[j, i] = 1 - wins[i, j]
+            low[j, i] = 1 - high[i, j]
+            high[j, i] = 1 - low[i, j]
+            common[j, i] = common[i, j]
     prompts = present.shape[1]
     missing = {name: prompts - int(common[i, i]) for i, name in enumerate(names)}
     return WinMatrix(names, wins, low, high, common, missing)

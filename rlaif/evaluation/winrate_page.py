@@ -73,14 +73,14 @@ def _cell(matrix: WinMatrix, i: int, j: int) -> str:
 
 def _details(matrix: WinMatrix, i: int, j: int) -> str:
     """Return the interval and the number of prompts in short; only the number without an interval."""
-    low, high = float(matrix.low[i, j]), float(matrix.high[i, j])
+    low, high = matrix.low[i, j], matrix.high[i, j]
     count = f"n = {matrix.prompts[i, j]}"
     return count if math.isnan(low) else f"{low:.2f} – {high:.2f}, {count}"
 
 
 def _tooltip(matrix: WinMatrix, i: int, j: int) -> str:
     names = f"{matrix.models[i]} against {matrix.models[j]}"
-    low, high = float(matrix.low[i, j]), float(matrix.high[i, j])
+    low, high = matrix.low[i, j], matrix.high[i, j]
     interval = "" if math.isnan(low) else f", 95 % interval {low:.2f} to {high:.2f}"
     return f"{names}: {matrix.prompts[i, j]} prompts{interval}"
 
@@ -91,8 +91,10 @@ def cell_colour(rate: float) -> Colour:
         return UNKNOWN
     end = WIN if rate >= 0.5 else LOSS
     share = abs(2 * rate - 1)
-    red, green, blue = (round(a + (b - a) * share) for a, b in zip(EVEN, end, strict=True))
-    return red, green, blue
+    parts = []
+    for even, extreme in zip(EVEN, end, strict=True):
+        parts.append(round(even + (extreme - even) * share))
+    return tuple(parts)
 
 
 def text_colour(background: Colour) -> str:

@@ -65,6 +65,7 @@ class EndpointOptions:
 
         `first_token`: request the log-probs of the first token, and no token after it.
         """
+        # With `first_token` one token is enough: its log-probs are the answer.
         fields: dict[str, Any] = {
             "model": self.server.model,
             "max_tokens": 1 if first_token else self.max_tokens,

@@ -134,6 +134,7 @@ def parse_completion(data: bytes, latency_s: float) -> ChatCompletion | RequestF
     Log-probs that are not finite are left out.
     """
     try:
+        # Strict: nothing is converted, so a number in the place of the text is an error and not its digits.
         parsed = _CompletionJson.model_validate_json(data, strict=True)
     except ValidationError as error:
         return _garbled(data, error)

@@ -66,7 +66,8 @@ class Endpoint:
     def spent(self) -> dict[str, float | None]:
         """Return requests, questions, tokens and money of this endpoint alone; `cost` is None without prices."""
         used = self.used.plus(self._before, -1)
-        return {**asdict(self.counts), **asdict(used), "cost": cost(self.options.server, used)}
+        money = cost(self.options.server, used)
+        return {**asdict(self.counts), **asdict(used), "cost": money}
 
     def ask_many(self, requests: Iterable[ChatRequest]) -> list[ChatOutcome]:
         """Return one outcome per question, in order.
@@ -289,5 +290,6 @@ def _finish(coroutine: Coroutine[Any, Any, list[ChatOutcome]]) -> list[ChatOutco
     # Not inside the `except` clause: errors of the coroutine would carry the RuntimeError as their context.
     if not inside_loop:
         return asyncio.run(coroutine)
+    # `asyncio.run` refuses to start inside a running loop; a thread has none.
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(asyncio.run, coroutine).result()

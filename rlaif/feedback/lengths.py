@@ -91,7 +91,12 @@ def lengths(chosen: np.ndarray, rejected: np.ndarray) -> Lengths:
     if not len(chosen):
         return Lengths(0, 0.0, 0.0, 0.0)
     longer = np.mean((chosen > rejected) + 0.5 * (chosen == rejected))
-    return Lengths(len(chosen), float(chosen.mean()), float(rejected.mean()), float(longer))
+    return Lengths(
+        pairs=len(chosen),
+        chosen=float(chosen.mean()),
+        rejected=float(rejected.mean()),
+        chosen_longer=float(longer),
+    )
 
 
 def _excess(longer: np.ndarray, shorter: np.ndarray) -> np.ndarray:

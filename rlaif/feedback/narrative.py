@@ -8,6 +8,7 @@ there.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 
@@ -34,7 +35,8 @@ def clips(total_frames: int, options: Caption) -> list[list[int]]:
     if options.unit == "clip":
         # Integer arithmetic: the same edges on every machine, and part lengths that differ by one at most.
         edges = [part * total_frames // count for part in range(count + 1)]
-        return [_spread(edges[part], edges[part + 1] - 1, options.frames) for part in range(count)]
+        parts = itertools.pairwise(edges)
+        return [_spread(first, end - 1, options.frames) for first, end in parts]
     if total_frames >= count + 2:
         return [[place * (total_frames - 1) // (count + 1)] for place in range(1, count + 1)]
     return [[index] for index in _spread(0, total_frames - 1, count)]
@@ -62,6 +64,7 @@ def prompt_version(options: Caption) -> str:
 
     Stores of captions are identified by it.
     """
+    # Files of captions carry this number: a change of its parts would disown the files of earlier releases.
     names = ["unit", "count", "dependent", "conditioned", "prompt", "max_tokens", "temperature"]
     names += ["frames"] if options.unit == "clip" else []
     names += ["previous_slot"] if options.dependent else []
@@ -71,7 +74,8 @@ def prompt_version(options: Caption) -> str:
     content = {name: getattr(options, name) for name in names}
     if options.aggregate == "summarise":
         content["separator"] = SEPARATOR
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _spread(first: int, last: int, most: int) -> list[int]:

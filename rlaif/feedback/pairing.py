@@ -109,6 +109,7 @@ def build_pairs(candidates: Iterable[Candidate], options: PairOptions, seed: int
     every = sorted(candidates, key=_place)
     _check(every)
     usable, unusable = _usable(every, options)
+    # `groupby` needs equal prompts next to each other, as `every` is sorted.
     groups = [list(group) for _, group in itertools.groupby(usable, key=_prompt_of)]
     dropped: Counter[str] = Counter()
     pairs: list[ScoredPair] = []
@@ -140,7 +141,8 @@ def win_scores(
     outcomes: by (index of answer a, index of answer b). An answer without any verdict is masked.
     """
     wins: dict[int, list[float]] = {index: [] for index in sorted(indices)}
-    for (a, b), outcome in sorted(outcomes.items(), key=lambda item: item[0]):
+    for a, b in sorted(outcomes):
+        outcome = outcomes[a, b]
         if isinstance(outcome, Verdict):
             wins[a].append(outcome.p)
             wins[b].append(1 - outcome.p)
@@ -252,7 +254,12 @@ def _capped(pairs: Sequence[ScoredPair], most: int | None, seed: int, dropped: C
 
     The draw never depends on the order of calls.
     """
-    drawn = sorted(pairs, key=lambda pair: (pair.key[0], derive(seed, "pairs", *pair.key), pair.key))
+
+    def draw(pair: ScoredPair) -> tuple[str, int, tuple[str, int, int]]:
+        # The key decides between pairs with the same draw.
+        return pair.chosen.prompt_id, derive(seed, "pairs", *pair.key), pair.key
+
+    drawn = sorted(pairs, key=draw)
     capped: list[ScoredPair] = []
     for _, of_prompt in itertools.groupby(drawn, key=lambda pair: pair.key[0]):
         group = list(of_prompt)

@@ -35,7 +35,9 @@ def position_bias(outcomes: Sequence[Verdict | Masked]) -> dict[str, Any]:
             masked[outcome.reason] += 1
         else:
             verdicts.append(outcome)
-    report = {"verdicts": len(verdicts), "masked": dict(sorted(masked.items())), "one_sided": "", "warning": ""}
+    report: dict[str, Any] = {"verdicts": len(verdicts)}
+    report["masked"] = dict(sorted(masked.items()))
+    report |= {"one_sided": "", "warning": ""}
     report |= dict.fromkeys(RATES)
     if verdicts:
         report |= _rates(verdicts)

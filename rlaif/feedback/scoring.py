@@ -39,6 +39,7 @@ class Item:
 
         The video enters by its content, not by its path, which may name another video another time.
         """
+        # Stored scores are looked up by this hash: another order or form of the parts would compute them all again.
         content = [fingerprint, self.frames or self.video, self.question, self.captions, self.response]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
@@ -51,11 +52,14 @@ def items_of(record: Preference, captions: Sequence[str], frames: Callable[[str]
 
     def item(name: str, video: str | None, response: str) -> Item:
         video = video or ""
-        return Item(name, video, record.question, tuple(captions), response, frames(video) if video else "")
+        frames_hash = frames(video) if video else ""
+        return Item(name, video, record.question, tuple(captions), response, frames_hash)
 
     items: dict[str, Item] = {}
     for side in SIDES:
-        items[side] = item(side, getattr(record, f"{side}_video") or record.video, getattr(record, side))
+        # A pair of two videos for one text has a video per side; any other pair has one for both.
+        video = getattr(record, f"{side}_video") or record.video
+        items[side] = item(side, video, getattr(record, side))
     for other in record.candidates:
         name, text = other.get("candidate"), other.get("text")
         if isinstance(name, str) and isinstance(text, str) and name not in items:

@@ -37,7 +37,8 @@ def sentences(text: str) -> list[str]:
 def _sentences(block: str) -> list[str]:
     pieces, start = [], 0
     for end in _END.finditer(block):
-        before, after = block[start : end.start()].strip(), block[end.end() :].lstrip()
+        before = block[start : end.start()].strip()
+        after = block[end.end() :].lstrip()
         # A Chinese or Japanese full stop (no `mark`) always ends a sentence.
         if not end["mark"] or _ends_sentence(before, end, after):
             pieces.append(block[start : end.end()])

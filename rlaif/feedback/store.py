@@ -80,6 +80,7 @@ class Store(Generic[K]):
         Rows are stored as they will be read: tuples become lists, NaN and infinities null. Raises ContractError for a key
         that has a row already or comes twice, and if another process has changed the file.
         """
+        # Everything is checked before the first byte is written, and keys are read from what will be read back.
         texts = [dumps(row) for row in rows]
         added: dict[K, Row] = {}
         for text in texts:
@@ -106,6 +107,7 @@ class Store(Generic[K]):
                 _write_all(file, data)
                 os.fsync(file.fileno())
             except BaseException:
+                # Also after a KeyboardInterrupt: the file holds all of the rows, or none.
                 file.truncate(self._whole_size)
                 self._file_size = self._whole_size
                 raise
@@ -185,7 +187,9 @@ def caption_key(video_sha256: str, frames_hash: str, captioner: str, prompt_vers
     empty = [name for name, part in parts.items() if not part]
     if empty:
         raise ContractError("a caption key without empty parts", f"no {', '.join(empty)}", "Give every part of the key")
-    return hashlib.sha256(json.dumps([*parts.values(), question]).encode()).hexdigest()[:32]
+    # A JSON list, not joined text: parts cannot run into each other.
+    content = json.dumps([*parts.values(), question])
+    return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
 def _object(line: bytes) -> Row | None:

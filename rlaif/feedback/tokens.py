@@ -57,7 +57,10 @@ def log_sum_exp(values: Sequence[float]) -> float:
 
 def sigmoid(x: float) -> float:
     """Return 1 / (1 + exp(-x)) without overflow."""
-    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+    # exp of a positive number may overflow, so each sign has its own form.
+    if x >= 0:
+        return 1 / (1 + math.exp(-x))
+    return math.exp(x) / (1 + math.exp(x))
 
 
 def _same(text: str, choice: str) -> bool:
