@@ -45,13 +45,13 @@ def options(options, url, model, monkeypatch):
 
 
 def clip(seed: int) -> np.ndarray:
-    """[8, 56, 56, 3] uint8: coarse noise."""
+    """Return [8, 56, 56, 3] uint8: coarse noise."""
     coarse = np.random.default_rng(seed).integers(0, 255, (8, 7, 7, 3), dtype=np.uint8)
     return coarse.repeat(8, axis=1).repeat(8, axis=2)
 
 
 def about(seed: int | None, words: str = QUESTION) -> ChatRequest:
-    """The question, of a clip where there is a seed."""
+    """Return a question about a clip; without one if there is no seed."""
     turn = Turn(words) if seed is None else Turn(words, images=encode_frames(clip(seed)))
     return ChatRequest(seed, (turn,), CHOICES, seed=1)
 
@@ -62,8 +62,8 @@ def values(reply) -> np.ndarray:
     return np.array([found[choice] for choice in CHOICES], float)
 
 
-def test_logprobs_of_choices_are_the_engines_own(options, model):
-    """Against the engine in this process: the same template, the same number."""
+def test_logprobs_of_choices_equal_those_of_the_engine(options, model):
+    """Compare with the engine in this process: the same template gives the same log-probs."""
     from transformers import AutoProcessor
 
     from actors.engine import Engine, EngineSpec, Request
@@ -83,8 +83,8 @@ def test_logprobs_of_choices_are_the_engines_own(options, model):
     np.testing.assert_allclose(values(reply), np.concatenate(own), atol=2e-5)
 
 
-def test_frames_are_seen(options):
-    """Asked anew each time: the same frames give the same number, others another one."""
+def test_other_frames_give_other_logprobs(options):
+    """Nothing is stored between the calls: the same frames give the same log-probs, other frames others."""
     asks = [about(None), about(1), about(2)]
     first, second = (np.stack([values(reply) for reply in Endpoint(options()).ask_many(asks)]) for _ in range(2))
     np.testing.assert_allclose(first, second, atol=2e-5)
@@ -92,7 +92,7 @@ def test_frames_are_seen(options):
     assert differences[np.triu_indices(len(asks), 1)].min() > 1e-3
 
 
-def test_a_reply_says_what_it_took(options, tmp_path):
+def test_a_reply_has_model_usage_and_latency(options, tmp_path):
     chosen = options(cache=str(tmp_path))
     (reply,) = Endpoint(chosen).ask_many([about(1)])
     assert reply.model == "tiny" and reply.usage.completion_tokens == 1
@@ -103,7 +103,7 @@ def test_a_reply_says_what_it_took(options, tmp_path):
     assert kept.cached and kept.first == reply.first and again.used == Usage()
 
 
-def test_many_at_a_time_are_told_apart(options):
+def test_concurrent_questions_get_their_own_answers(options):
     asks = [
         about(None, words=words) for words in ("is there a circle ?", "a red square ?", "what moves ?", "yes .")
     ] * 3
@@ -113,19 +113,19 @@ def test_many_at_a_time_are_told_apart(options):
 
 
 @pytest.mark.parametrize("wrong", ["sk-of-somebody-else", None])
-def test_the_server_wants_its_key(options, monkeypatch, wrong):
+def test_a_wrong_or_missing_key_is_an_error(options, monkeypatch, wrong):
     monkeypatch.setenv("JUDGE_KEY", wrong or "")
     with pytest.raises(ConfigError, match="401") as error:
         Endpoint(options(**{} if wrong else {"api_key_env": None})).ask_many([about(None)])
     assert str(error.value).count("JUDGE_KEY" if wrong else "api_key_env") and str(wrong) not in str(error.value)
 
 
-def test_a_model_that_is_not_served(options):
+def test_a_model_that_is_not_served_is_an_error(options):
     with pytest.raises(ConfigError, match=r"404.*does not exist"):
         Endpoint(options(model="big")).ask_many([about(None)])
 
 
-def test_what_the_server_declines_is_masked_with_its_words(options):
+def test_declined_and_cut_requests_are_masked(options):
     declined, cut = Endpoint(options()).ask_many(
         [about(None, words="red " * 300), ChatRequest("free", (Turn(QUESTION),))]  # too long; one token of free text
     )

@@ -1,4 +1,4 @@
-"""Which frames captions cover, and what is asked for them."""
+"""Frames that captions cover, and the texts that request them."""
 
 import pytest
 from hypothesis import given, settings
@@ -16,7 +16,7 @@ def but(options: Caption, **changes) -> Caption:
 
 
 def test_fifty_frames_in_three_clips():
-    """The best setting of VLM-RLAIF: 50 frames, three clips, at most 20 frames each: none is left out."""
+    """With the best setting of VLM-RLAIF (three clips, at most 20 frames each) no frame is left out."""
     assert clips(50, Caption()) == [list(range(16)), list(range(16, 33)), list(range(33, 50))]
 
 
@@ -55,7 +55,7 @@ def test_units_are_in_time_order_and_never_overlap(total, count, frames, unit):
         assert 0 not in flat and total - 1 not in flat
 
 
-def test_a_request_holds_what_the_options_say():
+def test_a_request_text_follows_the_options():
     assert request_text(SHORT, "a cat", "what ?") == "describe ."
     assert request_text(but(SHORT, dependent=True), "a cat", "what ?") == "<a cat> describe ."
     assert request_text(but(SHORT, dependent=True), None, "what ?") == "describe ."
@@ -69,10 +69,10 @@ def test_conditioned_captions_need_a_question():
         request_text(but(SHORT, conditioned=True), None, " ")
 
 
-def test_a_summary_is_asked_for_with_the_captions_in_order():
+def test_a_summary_text_holds_the_captions_in_order():
     options = Caption(aggregate="summarise", conditioned=True, summary_prompt="{question}sum up: {captions}")
-    asked = summary_text([" a . ", " ", "b ."], options, "what ?")
-    assert asked == "What will be asked about the video: what ?\nsum up: a . b ."
+    text = summary_text([" a . ", " ", "b ."], options, "what ?")
+    assert text == "What will be asked about the video: what ?\nsum up: a . b ."
     assert summary_text([], but(options, conditioned=False)) == "sum up: "
 
 
@@ -83,10 +83,10 @@ OTHER = {
     "summary_prompt": "{captions}", "max_caption_tokens": 9, "max_tokens": 5, "temperature": 0.5,
 }  # fmt: skip
 ELSEWHERE = {"model": "hub/name", "of": ("few.jsonl",), "cut": "keep"}
-"""The captioner's weights have a place of their own in a store; the others change no answer."""
+"""The captioner's weights have a field of their own in a store; the other two change no caption."""
 
 
-def test_every_option_that_changes_what_is_asked_changes_the_version():
+def test_every_option_that_changes_a_prompt_changes_the_version():
     assert OTHER.keys() | ELSEWHERE.keys() == Caption.model_fields.keys()
     versions = {name: prompt_version(but(FULL, **{name: value})) for name, value in OTHER.items()}
     assert len({prompt_version(FULL), *versions.values()}) == len(OTHER) + 1
@@ -97,12 +97,12 @@ def test_every_option_that_changes_what_is_asked_changes_the_version():
     ("options", "known"),
     [(Caption(), "00e24a9ccda15fb6"), (Caption(unit="frame"), "49cc791600d859c8"), (FULL, "ceff411f0617dea0")],
 )
-def test_captions_of_earlier_releases_stay_known(options, known):
-    """With another number for the same options `rlaif caption` would refuse the files that it wrote."""
+def test_versions_are_those_of_earlier_releases(options, known):
+    """With other versions for the same options `rlaif caption` would refuse the files that it wrote before."""
     assert prompt_version(options) == known
 
 
-def test_options_without_effect_do_not():
+def test_options_without_effect_do_not_change_the_version():
     plain = Caption()
     for name in ("previous_slot", "question_slot", "summary_prompt", "max_caption_tokens"):
         assert prompt_version(but(plain, **{name: OTHER[name]})) == prompt_version(plain)

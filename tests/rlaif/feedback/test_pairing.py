@@ -1,6 +1,8 @@
-"""Pairs from scored answers: which are made, and that every other one is counted."""
+"""Pairs from scored answers: those that are made, and the counts of all others."""
 
+import math
 import random
+from collections import defaultdict
 from dataclasses import replace
 
 import pytest
@@ -18,13 +20,13 @@ ALL = PairOptions("all", margin=1.0, per_prompt=None, min_words=1, lengths="off"
 
 
 def answers(*scored: tuple[str, float], prompt="p", video=None) -> list[Candidate]:
-    return [
-        Candidate(prompt, index, video or f"{prompt}.mp4", "what ?", text, score)
-        for index, (text, score) in enumerate(scored)
-    ]
+    """Return candidates of one prompt from (text, score)."""
+    video = video or f"{prompt}.mp4"
+    return [Candidate(prompt, index, video, "what ?", text, score) for index, (text, score) in enumerate(scored)]
 
 
 def texts(built) -> list[tuple[str, str]]:
+    """Return (chosen, rejected) of every pair."""
     return [(pair.chosen.answer, pair.rejected.answer) for pair in built.pairs]
 
 
@@ -46,14 +48,14 @@ def test_equal_scores_never_pair():
     assert not built.pairs and built.dropped == {"tied": 1}
 
 
-def test_the_best_with_the_worst():
+def test_best_worst_pairs_the_two_extremes_only():
     built = build_pairs(
         answers(("a", 0.1), ("b", 0.9), ("c", 0.5), ("d", -3)), replace(ALL, choose="best_worst", margin=0.5), 0
     )
     assert texts(built) == [("b", "d")] and built.dropped == {"not best and worst": 5}
 
 
-def test_ties_for_the_best_do_not_go_by_the_place():
+def test_ties_for_the_best_are_broken_by_seed():
     chosen = set()
     for number in range(40):
         built = build_pairs(
@@ -95,17 +97,22 @@ def test_pairs_that_contradict_each_other_are_dropped():
 
 
 def test_the_limit_per_prompt_is_drawn_by_seed():
-    rows = [row for number in range(6) for row in answers(*[(f"x{i}", i) for i in range(6)], prompt=f"p{number}")]
+    scored = [(f"x{i}", i) for i in range(6)]
+    rows = []
+    for number in range(6):
+        rows += answers(*scored, prompt=f"p{number}")
     some = [build_pairs(rows, replace(ALL, per_prompt=2), seed) for seed in (1, 1, 2)]
     assert texts(some[0]) == texts(some[1]) != texts(some[2])
     assert len(some[0].pairs) == 12 and some[0].dropped == {"over the limit per prompt": 6 * 13}
-    by_prompt = [tuple(pair.key[1:] for pair in some[0].pairs if pair.key[0] == f"p{number}") for number in range(6)]
-    assert len(set(by_prompt)) > 1
+    drawn = defaultdict(list)
+    for pair in some[0].pairs:
+        drawn[pair.key[0]].append(pair.key[1:])
+    assert len(set(map(tuple, drawn.values()))) > 1  # not the same for every prompt
     alone = build_pairs([row for row in rows if row.prompt_id == "p3"], replace(ALL, per_prompt=2), 1)
     assert [pair.key for pair in alone.pairs] == [pair.key for pair in some[0].pairs if pair.key[0] == "p3"]
 
 
-def test_length_balance_is_counted_too():
+def test_pairs_dropped_by_length_balance_are_counted():
     rows = [
         *answers(("a", 1), ("b " * 10, 0), prompt="p"),
         *answers(("a b", 1), ("c d", 0), prompt="q"),
@@ -133,7 +140,7 @@ options = st.builds(
 
 @settings(deadline=None)
 @given(rows_of_prompts, options, st.integers(0, 3), st.randoms())
-def test_order_never_matters_and_nothing_is_lost_uncounted(rows, options, seed, shuffle: random.Random):
+def test_pairs_do_not_depend_on_the_order_and_every_drop_is_counted(rows, options, seed, shuffle: random.Random):
     video = {"p": "v", "q": "v", "r": "w"}
     candidates = [Candidate(p, i, video[p], "what ?", text, score) for p, i, text, score in rows]
     built = build_pairs(candidates, options, seed)
@@ -159,12 +166,12 @@ def test_a_key_that_comes_twice_is_an_error():
 @pytest.mark.parametrize(
     "wrong", [{"margin": -1}, {"margin": float("nan")}, {"per_prompt": 0}, {"min_words": -1}, {"choose": "some"}]
 )
-def test_options_that_cannot_work(wrong):
+def test_invalid_pair_options_are_refused(wrong):
     with pytest.raises(ConfigError):
         replace(ALL, **wrong)
 
 
-def test_the_report():
+def test_the_report_of_pairs_and_of_none():
     rows = [*answers(("a", 3), ("b c", 1), ("d", 0)), *answers(("z", 1), prompt="q")]
     found = pair_report(build_pairs(rows, ALL, 0))
     assert (found["pairs"], found["prompts"], found["prompts_with_pairs"]) == (3, 2, 1)
@@ -179,13 +186,12 @@ def test_the_report():
 
 
 def verdict(p: float):
-    import math
-
+    """Return a verdict with probability `p` for the first answer."""
     gap = math.log(p / (1 - p))
     return decide(OrderOdds(gap, 1.0), OrderOdds(-gap, 1.0))
 
 
-def test_scores_from_a_pairwise_judge():
+def test_win_scores_are_mean_probabilities_of_winning():
     outcomes = {(0, 1): verdict(0.9), (2, 0): verdict(0.4), (1, 2): Masked("x"), (3, 1): Masked("x")}
     found = win_scores([3, 1, 2, 0], outcomes)
     assert {index: found[index] for index in (0, 1, 2)} == pytest.approx({0: (0.9 + 0.6) / 2, 1: 0.1, 2: 0.4})

@@ -1,4 +1,4 @@
-"""Candidates of a record and their scores: each once, by key, and none that is there already."""
+"""Candidates of a record and their scores: each is scored once by its key."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PLAIN = {"v.mp4": "0123", "a.mp4": "4567", "b.mp4": "89ab"}.__getitem__
 ONE, TWO = ScoringModel("rm", "f" * 16, ("overall",)), ScoringModel("rm2", "e" * 16, ("helpful", "harmless"))
 
 
-def test_every_candidate_is_there_once():
+def test_every_candidate_is_listed_once():
     assert items_of(RECORD, ["c"], PLAIN) == [
         Item("chosen", "v.mp4", "what ?", ("c",), "a cat", "0123"),
         Item("rejected", "v.mp4", "what ?", ("c",), "a dog", "0123"),
@@ -36,19 +36,19 @@ def test_every_candidate_is_there_once():
     assert [(item.video, item.response) for item in items_of(VIDEOS, (), PLAIN)] == [("a.mp4", ""), ("b.mp4", "")]
 
 
-def test_a_key_is_of_everything_that_a_score_depends_on():
+def test_an_items_key_covers_everything_that_a_score_depends_on():
     item = Item("chosen", "v.mp4", "what ?", ("c",), "a cat", "0123")
     other = {"frames": "4567", "question": "who ?", "captions": (), "response": "a dog"}
     keys = {replace(item, **{name: value}).key("f") for name, value in other.items()}
     assert len({item.key("f"), item.key("g"), *keys}) == 6
-    assert replace(item, candidate="third").key("f") == item.key("f")  # the same answer, wherever it stands
+    assert replace(item, candidate="third").key("f") == item.key("f")  # the same answer under another name
     assert replace(item, video="w.mp4").key("f") == item.key("f")  # and the same video
     lost = replace(item, frames="")
-    assert replace(lost, video="w.mp4").key("f") != lost.key("f")  # each for itself
+    assert replace(lost, video="w.mp4").key("f") != lost.key("f")  # without a hash the path counts
 
 
 @pytest.mark.parametrize(("modality", "readable"), [("text", True), ("video", False), ("image", False)])
-def test_what_is_about_a_video_is_not_read_without_it(modality, readable):
+def test_a_pair_about_a_video_is_not_read_without_it(modality, readable):
     record = Preference("r", "q", "a", "b", modality=modality, frames=("f0.png",))
     assert (why_unreadable(record, items_of(record, (), PLAIN)[0]) is None) == readable
     assert why_unreadable(VIDEOS, items_of(VIDEOS, (), PLAIN)[0]) is None
@@ -86,7 +86,7 @@ def test_a_score_of_another_answer_or_model_does_not_count_as_this_one():
     assert not ONE.known(by_others, asked[0])
 
 
-def test_what_was_masked_has_a_reason_and_no_number():
+def test_a_masked_candidate_has_a_reason_and_no_score():
     asked, tally = items_of(RECORD, (), PLAIN), Tally()
     values = {asked[1].key(ONE.fingerprint): [2.0]}
     reasons = {item.key(ONE.fingerprint): "garbage" for item in (asked[0], asked[2])}
@@ -96,5 +96,5 @@ def test_what_was_masked_has_a_reason_and_no_number():
     assert (report["candidates"], report["scored"], report["there"], report["masked"]) == (3, 1, 0, 2)
     assert report["reasons"] == {"garbage": 2}
     assert report["first"][0] == {"pair_id": "r", "candidate": "chosen", "reason": "garbage"}
-    with pytest.raises(KeyError):  # nobody is left out silently
+    with pytest.raises(KeyError):  # no candidate is left out silently
         new_scores(RECORD, asked, ONE, values, {}, set(values), Tally())
