@@ -140,7 +140,7 @@ class Tally:
 
 def new_scores(
     record: Preference,
-    asked: Sequence[Item],
+    items: Sequence[Item],
     model: ScoringModel,
     values: Mapping[str, Sequence[float]],
     reasons: Mapping[str, str],
@@ -149,11 +149,11 @@ def new_scores(
 ) -> list[dict]:
     """Return the scores that a record gets from one model, and count its candidates in `tally`.
 
-    asked: its candidates. values, reasons: by key, of the candidates that were scored (in this call or an earlier one)
+    items: its candidates. values, reasons: by key, of the candidates that were scored (in this call or an earlier one)
     and masked. new: the keys of this call. Raises KeyError for a candidate with neither a value nor a reason.
     """
     scores: list[dict] = []
-    for item in asked:
+    for item in items:
         key = item.key(model.fingerprint)
         tally.candidates += 1
         if model.known(record, item):

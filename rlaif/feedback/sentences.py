@@ -9,9 +9,9 @@ _ITEM = re.compile(r"\A\s*" + _MARK)
 _BLOCK = re.compile(r"\n\s*\n|\n(?=\s*" + _MARK + ")")
 """A blank line, or a line that begins a list item; any other line break may be inside a sentence."""
 _END = re.compile(r"""(?P<mark>[.!?…]+)(?P<closing>["'”’)\]]*)(?=\s|$)|[。！？]+[”’」』）]*""")
-_NEVER = frozenset("mr mrs ms dr prof st vs e.g i.e eg ie cf approx al".split())
+_NEVER = frozenset(("mr", "mrs", "ms", "dr", "prof", "st", "vs", "e.g", "i.e", "eg", "ie", "cf", "approx", "al"))
 """A dot after these ends no sentence."""
-_NUMBERED = frozenset("no nos fig figs p pp vol ch sec".split())
+_NUMBERED = frozenset(("no", "nos", "fig", "figs", "p", "pp", "vol", "ch", "sec"))
 """Nor after these, if a number follows."""
 _UNSURE = re.compile(r"etc|jr|sr|inc|ltd|co|ft|min|[a-z](?:\.[a-z])+")
 """A dot after these ends a sentence if the next word begins with a capital: a.m. and its like."""

@@ -16,7 +16,7 @@ def test_metrics_equal_a_published_example():
 
 
 SIGNS = {"a": {"x": 1, "y": -1}, "b": {"x": 1}, "c": {"y": 1, "z": 1}, "unread": {"x": 1}}
-READ = {
+SCORES = {
     "c": np.array([[9.0, 0.0], [9.0, 2.0]]),
     "a": np.array([[1.0, 0.1], [0.0, 0.3]]),
     "b": np.array([[0.0, 5.0], [2.0, 5.0]]),
@@ -25,8 +25,8 @@ READ = {
 
 
 def test_scores_are_matched_by_pair_and_turned_by_sign():
-    metrics = scores_by_dimension(SIGNS, READ, ("x", "y"))
-    assert metrics == {"x": [(1.0, 0.0), (0.0, 2.0)], "y": [(0.3, 0.1), (0.0, 2.0)]}
+    scores = scores_by_dimension(SIGNS, SCORES, ("x", "y"))
+    assert scores == {"x": [(1.0, 0.0), (0.0, 2.0)], "y": [(0.3, 0.1), (0.0, 2.0)]}
 
 
 def test_agreement_by_dimension():
@@ -35,9 +35,8 @@ def test_agreement_by_dimension():
     assert metrics["accuracy"] == pytest.approx(5 / 6)  # each dimension counts the same
     assert (metrics["x_score_min"], metrics["x_score_max"]) == (0, 3) and "y_log_loss" in metrics
     alone = [(1.0, 0.0), (0.0, 2.0)]
-    assert dimension_metrics({"overall": alone}) == pair_metrics(
-        alone
-    )  # the names of a single dimension are as they were
+    # A single dimension keeps the names without a prefix.
+    assert dimension_metrics({"overall": alone}) == pair_metrics(alone)
     assert "accuracy" not in dimension_metrics({"x": [], "y": []})
 
 

@@ -208,7 +208,8 @@ def test_a_prompt_counts_in_a_dimension_if_its_answers_have_the_part():
     assert {name: one.prompts[0, 1] for name, one in rates.items()} == {"correct": 1, "false": 1, "recall": 2}
     assert {name: one.wins[0, 1] for name, one in rates.items()} == {"correct": 0, "false": 0.5, "recall": 0.5}
     assert {name: one.missing for name, one in rates.items()} == {
-        **{"correct": {"a": 1, "b": 1}, "false": {"a": 1, "b": 2}},
+        "correct": {"a": 1, "b": 1},
+        "false": {"a": 1, "b": 2},
         "recall": {"a": 1, "b": 2},
     }
 

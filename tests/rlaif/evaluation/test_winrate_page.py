@@ -13,7 +13,7 @@ SCORES = {WITH_MARKUP: {"1": 1.0, "2": 0.0, "3": 1.0}, "rlaif": {"1": 0.0, "2": 
 
 @pytest.fixture
 def page():
-    """The parsed page of two matrices with the same numbers; names and title hold markup."""
+    """Return the parsed page of two matrices with the same numbers; names and title hold markup."""
     matrix = win_matrix(SCORES)
     text = winrate_page({"over & under": matrix, "dimension: <i>": matrix}, title='wins & "losses"')
     return ElementTree.fromstring(text)

@@ -13,7 +13,14 @@ def options():
 
     def of(server, **changes) -> EndpointOptions:
         url = server if isinstance(server, str) else server.url
-        quick = dict(model=MODEL, timeout_s=5.0, retries=1, backoff_s=0.01, max_backoff_s=2.0, concurrency=1)
+        quick = {
+            "model": MODEL,
+            "timeout_s": 5.0,
+            "retries": 1,
+            "backoff_s": 0.01,
+            "max_backoff_s": 2.0,
+            "concurrency": 1,
+        }
         of_stage = {}
         for name in ("max_tokens", "temperature", "cache"):
             if name in changes:

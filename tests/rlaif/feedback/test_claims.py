@@ -79,11 +79,11 @@ def tokens(**probabilities) -> list[tuple[str, float]]:
 @pytest.mark.parametrize(
     ("listed", "accepted"),
     [
-        (dict(yes=0.2, Yes=0.2, _Yes=0.1, No=0.4), True),
-        (dict(yes=0.2, Yes=0.15, No=0.2, no=0.1, _no=0.1), False),
-        (dict(Yes=0.3, No=0.3), False),
-        (dict(Yes=0.01, The=0.9), True),
-        (dict(NO=0.01, The=0.9), False),
+        ({"yes": 0.2, "Yes": 0.2, "_Yes": 0.1, "No": 0.4}, True),
+        ({"yes": 0.2, "Yes": 0.15, "No": 0.2, "no": 0.1, "_no": 0.1}, False),
+        ({"Yes": 0.3, "No": 0.3}, False),
+        ({"Yes": 0.01, "The": 0.9}, True),
+        ({"NO": 0.01, "The": 0.9}, False),
     ],
 )
 def test_a_claim_is_accepted_if_yes_is_likelier(listed, accepted):

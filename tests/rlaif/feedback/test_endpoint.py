@@ -165,15 +165,15 @@ def test_outcomes_keep_the_order_of_the_questions(options, ask):
 
 def test_questions_are_taken_from_the_iterable_as_room_becomes_free(options, ask):
     with JudgeServer(answer(delay=0.05)) as server:
-        taken = []
+        progress = []
 
         def asks():
             for n in range(6):
-                taken.append((n, len(server.bodies)))
+                progress.append((n, len(server.bodies)))
                 yield ask(n)
 
         Endpoint(options(server, concurrency=2)).ask_many(asks())
-    assert all(n - sent <= 2 for n, sent in taken)
+    assert all(number - answered <= 2 for number, answered in progress)
 
 
 def test_the_same_question_twice_is_asked_once(options, ask):
@@ -251,8 +251,8 @@ def test_the_hash_covers_everything_that_decides_the_answer(options, change, tmp
 def test_prompt_hashes_are_those_of_earlier_releases():
     """With another hash for the same question its stored answer would be paid for again."""
     turns = (Turn("be strict .", "system"), Turn("which ?", images=(b"\xff\xd8\xff one", b"\x89PNG\r\n\x1a\n two")))
-    asked = canonical("http://judge", {"model": "m", "seed": 1}, turns)
-    assert prompt_hash(asked) == "43eb00570dd1e8aebd782623347d90e384713baf6daab9470cbb07122be8615e"
+    text = canonical("http://judge", {"model": "m", "seed": 1}, turns)
+    assert prompt_hash(text) == "43eb00570dd1e8aebd782623347d90e384713baf6daab9470cbb07122be8615e"
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_stored_answers_of_earlier_releases_are_used(options, choices, known):
 def test_the_address_is_in_the_hash_unless_an_origin_is_named(options, ask, tmp_path):
     with JudgeServer(answer()) as one, JudgeServer(answer()) as two:
         for origin, cached in ((None, False), ("judge", True)):
-            chosen = dict(cache=str(tmp_path), origin=origin)
+            chosen = {"cache": str(tmp_path), "origin": origin}
             Endpoint(options(one, **chosen)).ask_many([ask()])
             assert Endpoint(options(two, **chosen)).ask_many([ask()])[0].cached is cached
 
@@ -326,11 +326,11 @@ def test_a_killed_run_asks_only_what_has_no_answer(options, ask, tmp_path):
             time.sleep(0.01)
         os.kill(run.pid, signal.SIGKILL)
         assert run.wait() == -signal.SIGKILL
-        asked = len(server.bodies)
+        before_the_kill = len(server.bodies)
         replies = Endpoint(options(server, cache=str(tmp_path))).ask_many([ask(n) for n in range(30)])
     assert [reply.text for reply in replies] == ["A"] * 30
-    assert 6 <= sum(reply.cached for reply in replies) <= asked
-    assert len(server.bodies) <= 30 + 4  # at most what was open is asked twice
+    assert 6 <= sum(reply.cached for reply in replies) <= before_the_kill
+    assert len(server.bodies) <= 30 + 4  # at most the open requests are sent twice
 
 
 def test_a_cache_that_cannot_be_written(options, ask, tmp_path):
@@ -359,7 +359,7 @@ def test_a_budget_is_not_exceeded_and_unsent_questions_are_masked(options, ask, 
         masked = [one for one in outcomes if not isinstance(one, Reply)]
         assert len(masked) == 4 and {one.kind for one in masked} == {"budget"}
         assert next(iter(limits)) in masked[0].reason
-        # what was answered still costs nothing; what was not still has no room, in this call and in a later run
+        # Stored answers still cost nothing, and the others still have no room, in this call and in a later run.
         assert sum(isinstance(one, Reply) and one.cached for one in endpoint.ask_many([ask(n) for n in range(10)])) == 6
         later = Endpoint(endpoint.options, endpoint.used)
         assert [one.cached for one in later.ask_many([ask(0)])] == [True]

@@ -37,10 +37,10 @@ def url(model, tmp_path_factory):
 @pytest.fixture
 def options(options, url, model, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", KEY)
-    # of the whole vocabulary, so that no choice is missing; a larger number ends vLLM's engine
+    # The whole vocabulary, so that no choice is missing; a larger number ends vLLM's engine.
     top = json.loads((model / "config.json").read_text())["text_config"]["vocab_size"]
-    plain = dict(model="tiny", api_key_env="JUDGE_KEY", max_tokens=1, top_logprobs=top)
-    patient = dict(retries=0, timeout_s=120.0, concurrency=8)
+    plain = {"model": "tiny", "api_key_env": "JUDGE_KEY", "max_tokens": 1, "top_logprobs": top}
+    patient = {"retries": 0, "timeout_s": 120.0, "concurrency": 8}
     return lambda **changes: options(url, **{**plain, **patient, **changes})
 
 
@@ -57,9 +57,10 @@ def about(seed: int | None, words: str = QUESTION) -> ChatRequest:
 
 
 def values(reply) -> np.ndarray:
+    """Return the log-probs of CHOICES."""
     assert isinstance(reply, Reply), reply
-    found = choice_logprobs(reply.first, CHOICES)
-    return np.array([found[choice] for choice in CHOICES], float)
+    logprobs = choice_logprobs(reply.first, CHOICES)
+    return np.array([logprobs[choice] for choice in CHOICES], float)
 
 
 def test_logprobs_of_choices_equal_those_of_the_engine(options, model):
@@ -86,7 +87,12 @@ def test_logprobs_of_choices_equal_those_of_the_engine(options, model):
 def test_other_frames_give_other_logprobs(options):
     """Nothing is stored between the calls: the same frames give the same log-probs, other frames others."""
     asks = [about(None), about(1), about(2)]
-    first, second = (np.stack([values(reply) for reply in Endpoint(options()).ask_many(asks)]) for _ in range(2))
+
+    def measure():
+        replies = Endpoint(options()).ask_many(asks)
+        return np.stack([values(reply) for reply in replies])
+
+    first, second = measure(), measure()
     np.testing.assert_allclose(first, second, atol=2e-5)
     differences = np.abs(first[:, None] - first[None]).max(-1)
     assert differences[np.triu_indices(len(asks), 1)].min() > 1e-3
@@ -99,14 +105,13 @@ def test_a_reply_has_model_usage_and_latency(options, tmp_path):
     assert reply.usage.prompt_tokens > 8  # every frame has visual tokens
     assert reply.latency_s > 0
     again = Endpoint(chosen)
-    (kept,) = again.ask_many([about(1)])
-    assert kept.cached and kept.first == reply.first and again.used == Usage()
+    (stored,) = again.ask_many([about(1)])
+    assert stored.cached and stored.first == reply.first and again.used == Usage()
 
 
 def test_concurrent_questions_get_their_own_answers(options):
-    asks = [
-        about(None, words=words) for words in ("is there a circle ?", "a red square ?", "what moves ?", "yes .")
-    ] * 3
+    texts = ("is there a circle ?", "a red square ?", "what moves ?", "yes .")
+    asks = [about(None, words=text) for text in texts] * 3
     together = Endpoint(options(concurrency=12)).ask_many(asks)
     alone = [values(Endpoint(options()).ask_many([ask])[0]) for ask in asks[:4]]
     np.testing.assert_allclose(np.stack([values(reply) for reply in together]), np.stack(alone * 3), atol=2e-5)

@@ -46,7 +46,7 @@ def test_units_are_in_time_order_and_never_overlap(total, count, frames, unit):
     options = Caption(unit=unit, count=count, frames=frames)
     units = clips(total, options)
     flat = [index for part in units for index in part]
-    assert flat == sorted(set(flat)) and 0 <= flat[0] and flat[-1] < total
+    assert flat == sorted(set(flat)) and flat[0] >= 0 and flat[-1] < total
     assert len(units) == min(count, total)
     assert all(1 <= len(part) <= (frames if unit == "clip" else 1) for part in units)
     if unit == "clip" and frames >= total:

@@ -173,13 +173,13 @@ def test_invalid_pair_options_are_refused(wrong):
 
 def test_the_report_of_pairs_and_of_none():
     rows = [*answers(("a", 3), ("b c", 1), ("d", 0)), *answers(("z", 1), prompt="q")]
-    found = pair_report(build_pairs(rows, ALL, 0))
-    assert (found["pairs"], found["prompts"], found["prompts_with_pairs"]) == (3, 2, 1)
-    assert found["chosen_is_earlier"] == 1.0
-    assert found["lengths"]["after"] == found["lengths"]["before"]
-    assert found["lengths"]["before"]["chosen"] == pytest.approx(4 / 3) and found["lengths"]["ratio"] is None
-    assert found["margin"]["mean"] == 2.0 and sum(found["margin"]["counts"]) == 3
-    assert found["margin"]["edges"][0] == 1 and found["margin"]["edges"][-1] == 3
+    report = pair_report(build_pairs(rows, ALL, 0))
+    assert (report["pairs"], report["prompts"], report["prompts_with_pairs"]) == (3, 2, 1)
+    assert report["chosen_is_earlier"] == 1.0
+    assert report["lengths"]["after"] == report["lengths"]["before"]
+    assert report["lengths"]["before"]["chosen"] == pytest.approx(4 / 3) and report["lengths"]["ratio"] is None
+    assert report["margin"]["mean"] == 2.0 and sum(report["margin"]["counts"]) == 3
+    assert report["margin"]["edges"][0] == 1 and report["margin"]["edges"][-1] == 3
     empty = pair_report(build_pairs([], ALL, 0))
     assert empty["pairs"] == 0 and empty["chosen_is_earlier"] is None and empty["margin"]["counts"] == []
     dumps(empty)
@@ -193,6 +193,6 @@ def verdict(p: float):
 
 def test_win_scores_are_mean_probabilities_of_winning():
     outcomes = {(0, 1): verdict(0.9), (2, 0): verdict(0.4), (1, 2): Masked("x"), (3, 1): Masked("x")}
-    found = win_scores([3, 1, 2, 0], outcomes)
-    assert {index: found[index] for index in (0, 1, 2)} == pytest.approx({0: (0.9 + 0.6) / 2, 1: 0.1, 2: 0.4})
-    assert isinstance(found[3], Masked)
+    scores = win_scores([3, 1, 2, 0], outcomes)
+    assert {index: scores[index] for index in (0, 1, 2)} == pytest.approx({0: (0.9 + 0.6) / 2, 1: 0.1, 2: 0.4})
+    assert isinstance(scores[3], Masked)

@@ -109,9 +109,9 @@ def verdicts(*orders: tuple[float, float], policy="tie") -> list[Verdict]:
 @pytest.mark.parametrize(("place", "lean"), [("first", 4.0), ("second", -4.0)])
 @pytest.mark.parametrize("policy", ["tie", "average"])
 def test_a_judge_that_always_names_the_same_place_is_detected(place, lean, policy):
-    found = verdicts(*[(lean, lean)] * 8, policy=policy)
-    assert {(verdict.winner, verdict.p) for verdict in found} == {(0, 0.5)}
-    report = position_bias(found)
+    outcomes = verdicts(*[(lean, lean)] * 8, policy=policy)
+    assert {(verdict.winner, verdict.p) for verdict in outcomes} == {(0, 0.5)}
+    report = position_bias(outcomes)
     assert report["one_sided"] == place and f"names the {place} answer in 100%" in report["warning"]
     assert report["flip_rate"] == 1.0 and report["ties"] == 8
     assert report["first_share"] == (place == "first") and report["log_odds_first"] == pytest.approx(lean)

@@ -55,15 +55,15 @@ def test_a_pair_about_a_video_is_not_read_without_it(modality, readable):
 
 
 def test_scores_are_added_once_per_candidate_model_and_dimension():
-    asked = items_of(RECORD, (), PLAIN)
-    values = {item.key(ONE.fingerprint): [float(n)] for n, item in enumerate(asked)}
-    values |= {item.key(TWO.fingerprint): [n + 0.5, -1.0 * n] for n, item in enumerate(asked)}
+    items = items_of(RECORD, (), PLAIN)
+    values = {item.key(ONE.fingerprint): [float(n)] for n, item in enumerate(items)}
+    values |= {item.key(TWO.fingerprint): [n + 0.5, -1.0 * n] for n, item in enumerate(items)}
     tally, other = Tally(), Tally()
-    new = {asked[0].key(ONE.fingerprint)}
-    scored = RECORD.with_scores(new_scores(RECORD, asked, ONE, values, {}, new, tally))
-    scored = scored.with_scores(new_scores(scored, asked, TWO, values, {}, set(values), other))
-    told = [(s["from"], s["candidate"], s.get("dimension"), s["value"]) for s in scored.scores]
-    assert told == [
+    new = {items[0].key(ONE.fingerprint)}
+    scored = RECORD.with_scores(new_scores(RECORD, items, ONE, values, {}, new, tally))
+    scored = scored.with_scores(new_scores(scored, items, TWO, values, {}, set(values), other))
+    entries = [(s["from"], s["candidate"], s.get("dimension"), s["value"]) for s in scored.scores]
+    assert entries == [
         *[("rm", name, None, value) for name, value in (("chosen", 0.0), ("rejected", 1.0), ("third", 2.0))],
         *[("rm2", "chosen", "helpful", 0.5), ("rm2", "chosen", "harmless", 0.0)],
         *[("rm2", "rejected", "helpful", 1.5), ("rm2", "rejected", "harmless", -1.0)],
@@ -72,29 +72,29 @@ def test_scores_are_added_once_per_candidate_model_and_dimension():
     assert (tally.candidates, tally.scored, tally.there) == (3, 1, 2) and other.scored == 3
     assert Preference.from_row(scored.to_row()) == scored
     again = Tally()
-    assert new_scores(scored, asked, TWO, values, {}, set(values), again) == [] and again.there == 3
+    assert new_scores(scored, items, TWO, values, {}, set(values), again) == [] and again.there == 3
 
 
 def test_a_score_of_another_answer_or_model_does_not_count_as_this_one():
-    asked = items_of(RECORD, (), PLAIN)
-    scored = RECORD.with_scores(ONE.entries(asked[0], [1.0]))
-    assert ONE.known(scored, asked[0]) and not ONE.known(scored, asked[1])
-    assert not replace(ONE, fingerprint="0" * 16).known(scored, asked[0])
-    assert not ONE.known(scored, replace(asked[0], response="another"))
-    assert not replace(ONE, dimensions=("overall", "style")).known(scored, asked[0])
+    items = items_of(RECORD, (), PLAIN)
+    scored = RECORD.with_scores(ONE.entries(items[0], [1.0]))
+    assert ONE.known(scored, items[0]) and not ONE.known(scored, items[1])
+    assert not replace(ONE, fingerprint="0" * 16).known(scored, items[0])
+    assert not ONE.known(scored, replace(items[0], response="another"))
+    assert not replace(ONE, dimensions=("overall", "style")).known(scored, items[0])
     by_others = RECORD.with_scores([{"value": 1.0, "from": "rm", "candidate": "chosen"}])
-    assert not ONE.known(by_others, asked[0])
+    assert not ONE.known(by_others, items[0])
 
 
 def test_a_masked_candidate_has_a_reason_and_no_score():
-    asked, tally = items_of(RECORD, (), PLAIN), Tally()
-    values = {asked[1].key(ONE.fingerprint): [2.0]}
-    reasons = {item.key(ONE.fingerprint): "garbage" for item in (asked[0], asked[2])}
-    found = new_scores(RECORD, asked, ONE, values, reasons, set(values), tally)
-    assert [score["candidate"] for score in found] == ["rejected"]
+    items, tally = items_of(RECORD, (), PLAIN), Tally()
+    values = {items[1].key(ONE.fingerprint): [2.0]}
+    reasons = {item.key(ONE.fingerprint): "garbage" for item in (items[0], items[2])}
+    scores = new_scores(RECORD, items, ONE, values, reasons, set(values), tally)
+    assert [score["candidate"] for score in scores] == ["rejected"]
     report = tally.report(ONE)
     assert (report["candidates"], report["scored"], report["there"], report["masked"]) == (3, 1, 0, 2)
     assert report["reasons"] == {"garbage": 2}
     assert report["first"][0] == {"pair_id": "r", "candidate": "chosen", "reason": "garbage"}
     with pytest.raises(KeyError):  # no candidate is left out silently
-        new_scores(RECORD, asked, ONE, values, {}, set(values), Tally())
+        new_scores(RECORD, items, ONE, values, {}, set(values), Tally())

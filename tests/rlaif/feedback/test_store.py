@@ -80,7 +80,7 @@ def test_a_whole_last_row_without_its_newline_stays(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "message"),
     [
         ('{"key": "a"}\n{"key": "b"\n{"key": "c"}\n', "line 2"),
         ('{"key": "a"}\n[1]\n', "line 2"),
@@ -89,9 +89,9 @@ def test_a_whole_last_row_without_its_newline_stays(tmp_path):
         ('{"key": "a"}\n{"key": "a"}', "line 2 repeats"),
     ],
 )
-def test_a_bad_line_before_the_last_one_is_an_error_with_its_number(tmp_path, text, found):
+def test_a_bad_line_before_the_last_one_is_an_error_with_its_number(tmp_path, text, message):
     (tmp_path / "captions.jsonl").write_text(text)
-    with pytest.raises(DataError, match=found):
+    with pytest.raises(DataError, match=message):
         open_store(tmp_path)
 
 
