@@ -25,7 +25,7 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check
 UPGRADE_PIP = $(PIP) install --quiet --upgrade "pip>=23.1"
 # pip would compile every file of every package, one after another, for over a minute: a fifth of them is ever imported. What
 # does not import here (a library for another driver, say) is for 'make doctor' to explain.
-COMPILE = env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -c "import rlaif.cli, rlaif.stages.demo, learners.worker, \
+COMPILE = env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -c "import rlaif.cli.main, rlaif.stages.recipes.demo, learners.worker, \
 	vllm.v1.engine.llm_engine, vllm.v1.worker.cpu_worker" > /dev/null 2>&1 || true
 PYTEST = .venv/bin/python -m pytest -q
 TORCH := $(shell sed -n 's/^torch==//p' $(LOCK))
@@ -114,7 +114,7 @@ clean:
 	}
 	$(PIP) install --quiet --no-compile --constraint $(LOCK) --editable ".[cpu,dev]"
 	$(PIP) uninstall --quiet --yes torchaudio torchcodec
-	.venv/bin/python -m rlaif.torchvision_shim install
+	.venv/bin/python -m rlaif.doctor.torchvision_shim install
 	$(COMPILE)
 	touch $@
 	echo "Installed in $$((SECONDS - started)) s. 'make doctor' checks this machine."

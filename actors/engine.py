@@ -14,7 +14,7 @@ from actors.weights import EngineWeights
 from rlaif.config.cluster import Rollout
 from rlaif.config.schema import Sampling
 from rlaif.errors import ContractError
-from rlaif.scratch import Scratch
+from rlaif.io.tempdirs import Scratch
 
 SCRATCH = "rlaif-engine-"
 """How the folders of engines' temporary files are called."""

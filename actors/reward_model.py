@@ -9,6 +9,8 @@ import torch
 
 from rlaif.config.schema import Lora, Model
 from rlaif.errors import ContractError, DataError
+from rlaif.io.storage import fetch
+from rlaif.io.tensors import load_tensors
 from rlaif.models.batch import collate
 from rlaif.models.encode import Encoded, Encoder, Frames
 from rlaif.models.packing import pack
@@ -17,8 +19,6 @@ from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.models.vision import Shared, VisionCache, tower_key
 from rlaif.models.vlm import VideoLM, load_adapter, load_vlm
 from rlaif.records import SCORE, Answer, Key, Masked, Outcome, scored
-from rlaif.storage import fetch
-from rlaif.tensors import load_tensors
 
 
 class ModelScorer:

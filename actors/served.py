@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from actors.engine import ADAPTER_RANKS, EngineSpec
+from rlaif.io.storage import fetch
 from rlaif.models.adapter import base_of, plain_rank
 from rlaif.models.merged import whole_model
-from rlaif.storage import fetch
 
 
 def local(spec: EngineSpec) -> EngineSpec:

@@ -7,11 +7,11 @@ import transformers
 
 from cluster.publish import Manifest
 from rlaif.errors import ContractError
+from rlaif.io.storage import fetch
 from rlaif.models.encode import VideoFeatures
 from rlaif.models.family import engine_video_of, family_of
 from rlaif.models.vision import Shared, VisionCache, tower_key, tower_output
 from rlaif.models.vlm import load_tower
-from rlaif.storage import fetch
 
 CACHE_BYTES = 256 * 1024**2
 CPU = torch.device("cpu")

@@ -14,10 +14,10 @@ from typing import Any
 from actors.contents import Contents
 from cluster.publish import Bucket, Manifest, from_wire, unpack
 from rlaif.errors import ContractError
+from rlaif.io.tempdirs import Scratch
 from rlaif.models.adapter import SETTINGS
 from rlaif.models.check import fingerprint
 from rlaif.models.vlm import ADAPTER
-from rlaif.scratch import Scratch
 
 ADAPTERS = "rlaif-adapter-"
 """How the folders of published adapters are called."""

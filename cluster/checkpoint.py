@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.staging import PARTS, Digests, Staging, check_written, damage, mib, storage_errors
 from rlaif.config.difference import differences, show
 from rlaif.errors import CheckpointError
-from rlaif.storage import Location, flush, locate
+from rlaif.io.storage import Location, flush, locate
 
 if TYPE_CHECKING:
     from ray.train import Checkpoint

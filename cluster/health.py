@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 from rlaif.errors import HeadLostError
-from rlaif.terminal import screen
+from rlaif.io.terminal import screen
 
 log = logging.getLogger(__name__)
 

@@ -25,9 +25,9 @@ from cluster.starting import check_socket_path, make_run_directory, not_started,
 from rlaif.config.cluster import Role
 from rlaif.config.schema import Config
 from rlaif.errors import ConfigError, HeadLostError
+from rlaif.io.rundir import RunDir
+from rlaif.io.storage import Location
 from rlaif.isolation import HOOK
-from rlaif.rundir import RunDir
-from rlaif.storage import Location
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from rlaif.errors import CheckpointError
-from rlaif.storage import Location, flush, storage_fix
+from rlaif.io.storage import Location, flush, storage_fix
 
 Digests = dict[str, tuple[int, str]]
 """(bytes, SHA-256) by path relative to the checkpoint."""

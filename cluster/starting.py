@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 
 from rlaif.errors import ConfigError
-from rlaif.rundir import RunDir
-from rlaif.storage import Location
-from rlaif.writable import is_full, socket_problem, temporary_folder, why_not_writable
+from rlaif.io.rundir import RunDir
+from rlaif.io.storage import Location
+from rlaif.io.writable import is_full, socket_problem, temporary_folder, why_not_writable
 
 _BUSY = 4.0
 """Load per core above which Ray's processes may not start in time."""

@@ -17,10 +17,10 @@ from cluster.transfer import Delivery, Receivers
 from learners.spec import LearnerSpec
 from learners.worker import LearnerWorker
 from rlaif.config.schema import Ppo, Reward
-from rlaif.data import Conversation, Pair
+from rlaif.data.rows import Conversation, Pair
+from rlaif.io.storage import Location
 from rlaif.models.packing import chunks, deal
 from rlaif.records import Probe, Probed, Sample
-from rlaif.storage import Location
 
 
 class LearnerGroup:

@@ -11,10 +11,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from learners.learner import Learner
+from rlaif.io.storage import fetch
 from rlaif.models.encode import Encoded, Encoder
 from rlaif.models.rival_positions import POSITION_RULES
 from rlaif.records import Probe, Probed
-from rlaif.storage import fetch
 from rlaif.video.spec import frames_digest
 
 STALE_HEAD = "stale head"

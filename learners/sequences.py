@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from learners.learner import Unit
-from rlaif.data import ID_FIELD, OVERALL, Conversation, Pair
+from rlaif.data.rows import ID_FIELD, OVERALL, Conversation, Pair
 from rlaif.errors import ContractError, DataError
 from rlaif.models.encode import Encoder, VideoFeatures
 from rlaif.models.reward_prompt import RewardPrompt

@@ -36,7 +36,7 @@ class LearnerSpec:
     """Everything a rank needs to build its share of the group."""
 
     roles: tuple[RoleSpec, ...]
-    model: ScoringModel
+    model: Model
     cluster: Cluster
     max_tokens: int
     """Longest sequence of a dataset row, in positions."""

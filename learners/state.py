@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from learners.roles import Role
 from rlaif.errors import CheckpointError
+from rlaif.io.tensors import load_json, load_tensors, save_json, save_tensors
 from rlaif.models.check import fingerprint
-from rlaif.tensors import load_json, load_tensors, save_json, save_tensors
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

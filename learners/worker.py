@@ -24,8 +24,9 @@ from learners.ppo import PpoState, critic_report, train_on
 from learners.spec import LearnerSpec
 from learners.state import load_role, published_weights, save_role
 from rlaif.config.schema import Ppo, Reward
-from rlaif.data import Conversation, Pair
+from rlaif.data.rows import Conversation, Pair
 from rlaif.errors import ContractError
+from rlaif.io.storage import Location, replacing, writing
 from rlaif.models.adapter import SETTINGS
 from rlaif.models.bases import RECORD, record_text
 from rlaif.models.check import fingerprint
@@ -34,7 +35,6 @@ from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.models.vision import Shared
 from rlaif.objectives.metrics import Metrics, means
 from rlaif.records import Probe, Probed, Sample
-from rlaif.storage import Location, replacing, writing
 
 
 def join_ranks(device: torch.device, timeout: timedelta) -> None:

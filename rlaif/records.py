@@ -17,7 +17,7 @@ SCORE = "score"
 
 @dataclass(frozen=True)
 class Prompt:
-    """One row of a prompts file, already validated (see rlaif/data.py)."""
+    """One row of a prompts file, already validated (see rlaif/data/rows.py)."""
 
     prompt_id: str
     video: str

@@ -19,7 +19,7 @@ WAITS = {
     "results": (1, "timeout"),
     "committed": (0, "timeout"),
 }
-OTHER_MEANINGS = {"rlaif/worlds/shapes/language.py", "rlaif/stages/judging/by_pairs.py"}
+OTHER_MEANINGS = {"rlaif/worlds/shapes/language.py", "rlaif/stages/feedback/by_pairs.py"}
 """Modules with an `ask` of their own: a question, not a wait."""
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rlaif.cli import parse
+from rlaif.cli.main import parse
 from rlaif.config.load import load_config
 from rlaif.config.options import all_options
 

@@ -42,7 +42,7 @@ def test_packages_keep_the_layer_rule():
         ("rlaif/planted.py", "import deepspeed.comm"),
         ("rlaif/planted.py", "import cluster"),
         ("rlaif/planted.py", "import rlaif.stages"),
-        ("rlaif/planted.py", "import rlaif.cli"),
+        ("rlaif/planted.py", "import rlaif.cli.main"),
         ("actors/planted.py", "import learners"),
         ("learners/planted.py", "import rlaif.stages"),
         ("cluster/planted.py", "import actors"),

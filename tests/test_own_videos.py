@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rlaif import cli
+from rlaif.cli import main
 from rlaif.config.load import load_config
 from rlaif.models.tiny import build_tiny
 
@@ -29,15 +29,15 @@ def test_a_new_configuration_passes_the_check_once_the_files_are_there(tmp_path,
     """And before that, the check names every missing file at once."""
     mine = tmp_path / "mine"
     build_tiny(tmp_path / "model", ["a"], seed=0)
-    assert cli.main(["init", str(mine), "--model", str(tmp_path / "model")]) == 0
-    assert cli.main(["check", str(mine / "rlaif.yaml")]) == 1
+    assert main.main(["init", str(mine), "--model", str(tmp_path / "model")]) == 0
+    assert main.main(["check", str(mine / "rlaif.yaml")]) == 1
     told = capsys.readouterr().out
     for name in ("prompts", "sft", "pairs"):
         assert f"no file at {mine}/{name}.jsonl" in told
     (mine / "rlaif.yaml").rename(tmp_path / "written.yaml")
     mine.rmdir()
     make_files().write_files(mine)
-    assert cli.main(["check", str(tmp_path / "written.yaml")]) == 0
+    assert main.main(["check", str(tmp_path / "written.yaml")]) == 0
     told = capsys.readouterr().out
     assert "sft -> reward -> ppo -> eval" in told and "no problems found" in told
     assert told.rstrip().splitlines()[-1] == f"next:  rlaif sft {tmp_path / 'written.yaml'}"

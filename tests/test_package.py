@@ -106,7 +106,7 @@ def test_the_wheel_installs_and_its_command_runs(built, tmp_path):
     run = partial(subprocess.run, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert "ppo" in run([script, "--help"]).stdout
     assert run([script, "--version"]).stdout.strip() == f"rlaif {PROJECT['version']}"
-    where = run([sys.executable, "-c", "import rlaif.cli; print(rlaif.cli.__file__)"]).stdout
+    where = run([sys.executable, "-c", "import rlaif.cli.main; print(rlaif.cli.main.__file__)"]).stdout
     assert where.startswith(str(tmp_path / "site"))
 
 

@@ -18,8 +18,8 @@ from rlaif.config.nearest import hint
 from rlaif.config.options import sections_of
 from rlaif.config.schema import Config
 from rlaif.errors import ConfigError
-from rlaif.rundir import RunDir
-from rlaif.storage import locate
+from rlaif.io.rundir import RunDir
+from rlaif.io.storage import locate
 
 HIDDEN = "(hidden)"
 OPEN_OPTIONS = ("region", "scheme", "endpoint_override", "allow_bucket_creation")

@@ -12,10 +12,10 @@ from pathlib import Path
 import yaml
 
 from rlaif.config.starter_text import CPU, ONE_GPU, TEXT
+from rlaif.data.bad_rows import Bad
+from rlaif.data.files import read_rows
 from rlaif.errors import ConfigError, DataError
-from rlaif.preferences.files import read_rows
-from rlaif.preferences.rows import Bad
-from rlaif.writable import why_not_writable
+from rlaif.io.writable import why_not_writable
 
 NAME = "rlaif.yaml"
 ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")

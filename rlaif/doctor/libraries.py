@@ -15,7 +15,7 @@ import tomllib
 from importlib import metadata
 from pathlib import Path
 
-from rlaif import torchvision_shim
+from rlaif.doctor import torchvision_shim
 from rlaif.doctor.check import REINSTALL, Check, ProbeError, probe
 
 GIB = 2**30
@@ -118,7 +118,9 @@ def check_torchvision() -> Check:
     if error is None:
         return Check("torchvision", "ok", f"{metadata.version('torchvision')} imports")
     known = torchvision_shim.KNOWN_ERROR in error
-    return Check("torchvision", "fail", error, "python -m rlaif.torchvision_shim install" if known else REINSTALL)
+    return Check(
+        "torchvision", "fail", error, "python -m rlaif.doctor.torchvision_shim install" if known else REINSTALL
+    )
 
 
 def check_transformers() -> Check:

@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from rlaif.doctor.check import Check
-from rlaif.writable import cache_problems, socket_problem, temporary_folder
+from rlaif.io.writable import cache_problems, socket_problem, temporary_folder
 
 GIB = 2**30
 MEMORY_GIB, DISK_GIB = 6, 10  # room for one rollout actor, two learner ranks and their checkpoints

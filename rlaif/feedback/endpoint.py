@@ -30,7 +30,7 @@ from rlaif.feedback.chat_response import (
     Usage,
     outcome_of,
 )
-from rlaif.storage import Location, locate
+from rlaif.io.storage import Location, locate
 
 ChatOutcome = Reply | Unanswered
 SILENT = ("down", "slow", "busy", "server error")

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from rlaif.config.feedback import Caption
 from rlaif.errors import ContractError, DataError
-from rlaif.text import fill
+from rlaif.models.templates import fill
 
 SEPARATOR = " "
 """Between the captions of a summary's prompt."""

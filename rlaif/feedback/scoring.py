@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rlaif.data import OVERALL
-from rlaif.preferences.record import SIDES, Preference
+from rlaif.data.preference import SIDES, Preference
+from rlaif.data.rows import OVERALL
 
 SHOWN = 10
 """Masked candidates that a report names."""

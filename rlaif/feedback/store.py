@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from rlaif.errors import ConfigError, ContractError, DataError
-from rlaif.rundir import dumps
-from rlaif.storage import Location, flush, locate
+from rlaif.io.rundir import dumps
+from rlaif.io.storage import Location, flush, locate
 
 log = logging.getLogger(__name__)
 

@@ -17,11 +17,11 @@ from safetensors import safe_open
 from torch import nn
 
 from rlaif.errors import CheckpointError, ConfigError
+from rlaif.io.storage import fetch
+from rlaif.io.tensors import load_tensors
 from rlaif.models.bases import find_base
 from rlaif.models.family import family_of
 from rlaif.models.vlm import ADAPTER, load_vlm
-from rlaif.storage import fetch
-from rlaif.tensors import load_tensors
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rlaif.io.storage import Location, locate
 from rlaif.models.digest import whole_fingerprint
-from rlaif.storage import Location, locate
 
 RECORD = "rlaif.json"
 CONFIG = "config.json"

@@ -10,12 +10,12 @@ from pathlib import Path
 import transformers
 
 from rlaif.errors import ConfigError
+from rlaif.io.storage import fetch
 from rlaif.models.adapter import SETTINGS, base_of, check_fit, is_adapter, problem_of, settings_of
 from rlaif.models.bases import RECORD, read_record
 from rlaif.models.digest import add_weights, whole_fingerprint
 from rlaif.models.family import NEW_FAMILY, family_of
 from rlaif.models.vlm import ADAPTER
-from rlaif.storage import fetch
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from rlaif.storage import fetch
+from rlaif.io.storage import fetch
 
 _EDGE = 2**20
 

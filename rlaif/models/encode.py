@@ -13,8 +13,8 @@ import torch
 import transformers
 
 from rlaif.errors import ConfigError, ContractError
+from rlaif.io.storage import fetch
 from rlaif.models.family import family_of, media_token_ids, token_id, visual_token_id
-from rlaif.storage import fetch
 from rlaif.video.spec import FrameSpec
 
 Message = tuple[str, str]

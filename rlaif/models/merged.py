@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 import transformers
 
+from rlaif.io.storage import cache_folder, fetch, once
 from rlaif.models.adapter import base_of, is_adapter, merged_model
 from rlaif.models.check import fingerprint
-from rlaif.storage import cache_folder, fetch, once
 from rlaif.video.recipe import RECIPE
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import transformers
 
+from rlaif.io.storage import fetch
 from rlaif.models.adapter import base_of
-from rlaif.storage import fetch
 
 _PLAIN = (None, "default", "mrope")
 """Kinds of rotary positions that end at `max_position_embeddings`; the others are scaled beyond it."""

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.config.schema import Lora
-from rlaif.data import OVERALL
+from rlaif.data.rows import OVERALL
 from rlaif.errors import ConfigError
+from rlaif.io.storage import fetch, locate
 from rlaif.models.bases import absolute, find_base
 from rlaif.models.check import fingerprint, require_base, require_model
 from rlaif.models.digest import add_weights
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.models.vlm import ADAPTER
-from rlaif.storage import fetch, locate
 
 CARD = "reward.json"
 

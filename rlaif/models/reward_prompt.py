@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from rlaif.config.schema import Reward
 from rlaif.models.encode import Encoded, Encoder, VideoFeatures
+from rlaif.models.templates import fill, within_budget
 from rlaif.seeds import derive
-from rlaif.text import fill, within_budget
 
 
 @dataclass(frozen=True)

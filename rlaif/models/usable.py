@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlaif.data import Conversation, Pair, RowError
+from rlaif.data.misread import MARKED
+from rlaif.data.rows import Conversation, Pair, RowError
 from rlaif.errors import ContractError
 from rlaif.models.encode import Encoded, Encoder, VideoFeatures
 from rlaif.models.reward_prompt import RewardPrompt
-from rlaif.preferences.misread import MARKED
 from rlaif.records import Prompt
 from rlaif.video.spec import FrameSpec
 

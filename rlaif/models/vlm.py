@@ -16,11 +16,11 @@ from torch.utils.checkpoint import checkpoint
 
 from rlaif.config.schema import Lora
 from rlaif.errors import CheckpointError
+from rlaif.io.storage import fetch
+from rlaif.io.tensors import load_tensors
 from rlaif.models.batch import Batch
 from rlaif.models.family import family_of, media_token_ids
 from rlaif.objectives.logprobs import token_logprobs_entropy
-from rlaif.storage import fetch
-from rlaif.tensors import load_tensors
 
 Output = Literal["logprobs", "values", "score"]
 

@@ -1,4 +1,4 @@
-"""What each stage says at its end; `rlaif/stages/summary.py` says how it is printed."""
+"""What each stage says at its end; `rlaif/stages/run/summary.py` says how it is printed."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Any
 
 from rlaif.config.schema import Config
 from rlaif.config.section import Function
-from rlaif.rundir import MAIN_STAGE, RunDir
-from rlaif.stages import agreement, evaluate, winrate
-from rlaif.stages import context as context_stage
-from rlaif.stages.data import data_path
-from rlaif.stages.summary import Summary, Typed
-from rlaif.storage import locate
+from rlaif.io.rundir import MAIN_STAGE, RunDir
+from rlaif.io.storage import locate
+from rlaif.stages.compare import agreement, winrate
+from rlaif.stages.recipes import context_study as context_stage
+from rlaif.stages.run.datasets import data_path
+from rlaif.stages.run.summary import Summary, Typed
+from rlaif.stages.train import evaluate
 
 
 def summarise(stage: str, config: Config, typed: Typed, result: Any) -> Summary:

@@ -11,7 +11,7 @@ import transformers
 
 from rlaif.config.schema import Video
 from rlaif.errors import ConfigError
-from rlaif.storage import fetch
+from rlaif.io.storage import fetch
 from rlaif.video.decode import decode, sample_spec
 
 RECIPE = "frame_recipe.json"

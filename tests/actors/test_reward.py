@@ -21,6 +21,7 @@ from actors.reward_model import ModelScorer
 from actors.reward_pool import start_reward_pool
 from rlaif.config.schema import Lora, Model, Reward
 from rlaif.errors import ConfigError, DataError
+from rlaif.io.storage import locate
 from rlaif.models.bases import RECORD, record_text
 from rlaif.models.reward_card import (
     CARD,
@@ -35,7 +36,6 @@ from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.models.tiny import build_tiny
 from rlaif.models.vlm import VideoLM, load_vlm
 from rlaif.records import Answer, Masked, Prompt, Scored, scored
-from rlaif.storage import locate
 from rlaif.video.spec import FrameSpec
 
 WORDS = "a red green blue circle square triangle moves left right up down what do you see ? . : context".split()

@@ -16,7 +16,7 @@ import torch
 
 from cluster.checkpoint import Checkpoints, check_identity
 from rlaif.errors import CheckpointError
-from rlaif.tensors import load_json, load_tensors, save_json, save_tensors
+from rlaif.io.tensors import load_json, load_tensors, save_json, save_tensors
 
 ROOT = Path(__file__).parents[2]
 
@@ -223,7 +223,7 @@ from pathlib import Path
 import numpy as np
 from cluster.checkpoint import Checkpoints
 from rlaif.errors import CheckpointError
-from rlaif.tensors import save_tensors
+from rlaif.io.tensors import save_tensors
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 try:
     Checkpoints(sys.argv[1]).save(3, lambda f: save_tensors(f / "w.safetensors", {"w": np.zeros(10**6)}))

@@ -19,8 +19,8 @@ from rlaif.config.cluster import Cluster as ClusterOptions
 from rlaif.config.cluster import Role
 from rlaif.config.schema import Config
 from rlaif.errors import ConfigError
-from rlaif.rundir import RunDir
-from rlaif.storage import locate
+from rlaif.io.rundir import RunDir
+from rlaif.io.storage import locate
 
 ROOT = Path(__file__).parents[2]
 
@@ -75,7 +75,7 @@ def test_a_private_cluster_that_does_not_start_is_a_clear_error(tmp_path, monkey
     """With what is unusual on this machine: here the folder for temporary files is a file."""
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "file"))
-    monkeypatch.setattr("rlaif.writable.SOCKET_LIMIT", 500)
+    monkeypatch.setattr("rlaif.io.writable.SOCKET_LIMIT", 500)
     with pytest.raises(ConfigError, match="a private Ray cluster that starts") as caught, start(config(tmp_path)):
         pass
     assert "file is a file" in caught.value.found and "set RAY_TMPDIR" in caught.value.change
@@ -130,7 +130,7 @@ def test_relative_storage_is_refused_inside_a_job(monkeypatch):
 JOIN = """
 import sys, ray
 from cluster.session import attach
-from rlaif.rundir import RunDir
+from rlaif.io.rundir import RunDir
 with attach(RunDir(sys.argv[1], "one")) as session:
     assert session.owned and ray.get_actor("run", session.namespace)
 """

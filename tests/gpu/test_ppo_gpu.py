@@ -9,8 +9,8 @@ import torch
 
 from rlaif.config.load import load_config
 from rlaif.models.tiny import build_tiny
-from rlaif.stages import ppo
-from rlaif.stages.run import open_run
+from rlaif.stages.run.run import open_run
+from rlaif.stages.train import ppo
 from rlaif.worlds.shapes.dataset import write_dataset
 from rlaif.worlds.shapes.language import WORDS
 

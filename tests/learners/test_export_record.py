@@ -10,10 +10,10 @@ import pytest
 
 from learners import worker
 from learners.worker import LearnerWorker
+from rlaif.io.storage import locate
 from rlaif.models.adapter import SETTINGS, base_of
 from rlaif.models.bases import RECORD
 from rlaif.models.digest import whole_fingerprint
-from rlaif.storage import locate
 
 
 def exporter(base: str) -> LearnerWorker:

@@ -11,7 +11,7 @@ from ranks import NoiseFrames
 from learners.losses import tokens
 from learners.sequences import conversations, preferences
 from rlaif.config.schema import Reward
-from rlaif.data import Conversation, Pair
+from rlaif.data.rows import Conversation, Pair
 from rlaif.models.encode import Encoder
 from rlaif.models.reward_prompt import RewardPrompt
 

@@ -20,10 +20,10 @@ import yaml
 from common import ROOT, commit, libraries, machine
 
 from rlaif.config.load import load_config
-from rlaif.stages import evaluate
-from rlaif.stages.demo import SHIPPED
-from rlaif.stages.roles import start_roles
-from rlaif.stages.run import open_run
+from rlaif.stages.recipes.demo import SHIPPED
+from rlaif.stages.run.run import open_run
+from rlaif.stages.train import evaluate
+from rlaif.stages.train.workers import start_roles
 from rlaif.worlds.shapes.dataset import write_dataset
 
 SCENES, SEED = 256, 0

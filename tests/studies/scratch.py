@@ -17,7 +17,7 @@ from pathlib import Path
 from bases import measure
 from common import ROOT, write_figures
 
-from rlaif.stages.demo import SHIPPED, SPREAD
+from rlaif.stages.recipes.demo import SHIPPED, SPREAD
 
 POINTS = 0.02
 """Largest difference of claim accuracy."""

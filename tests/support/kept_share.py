@@ -10,12 +10,12 @@ from pathlib import Path
 from mutations import single_mutations
 from preference_rows import EXAMPLES
 
-from rlaif.preferences.formats.base import Options
-from rlaif.preferences.formats.table import FORMATS
-from rlaif.preferences.media import Media
-from rlaif.preferences.rows import Bad, Row
+from rlaif.data.bad_rows import Bad, Row
+from rlaif.data.formats.base import Options
+from rlaif.data.formats.table import FORMATS
+from rlaif.data.media import Media
 
-RECORDED = Path(__file__).parents[1] / "rlaif/preferences/kept_share.json"
+RECORDED = Path(__file__).parents[1] / "rlaif/data/kept_share.json"
 TURNS = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "What rolls?"},

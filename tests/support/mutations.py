@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from rlaif.preferences.misread import media_marks
+from rlaif.data.misread import media_marks
 
 Path = tuple[str | int, ...]
 ADDED: dict[str, Any] = {

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from preference_rows import gpt, human, picture
 
-from rlaif import cli
-from rlaif.preferences.files import read_rows
+from rlaif.cli import main
+from rlaif.data.files import read_rows
 from rlaif.worlds.shapes.render import write_mp4
 
 PAIR = {"pair_id": "k0", "video": "v.mp4", "question": "What rolls?", "chosen": "An orange.", "rejected": "A coin."}
@@ -29,7 +29,7 @@ def make_world(folder: Path) -> Path:
 
 def data(capsys, *arguments: object) -> tuple[int, str, str]:
     """Run `rlaif data ...` and return its exit code, what it printed, and what it said on the error stream."""
-    code = cli.main(["data", *map(str, arguments)])
+    code = main.main(["data", *map(str, arguments)])
     said = capsys.readouterr()
     return code, said.out, said.err
 

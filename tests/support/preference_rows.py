@@ -9,8 +9,8 @@ import numpy as np
 from hypothesis import strategies as st
 from PIL import Image
 
-from rlaif.preferences.formats.safesora_items import HARM_LABELS
-from rlaif.preferences.misread import media_marks
+from rlaif.data.formats.safesora_items import HARM_LABELS
+from rlaif.data.misread import media_marks
 
 FRAMES = [f"anet_50frames/v_1/{number:04d}.jpg" for number in range(3)]
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from rlaif.config.load import bullets, examine, options_of, read_yaml
 from rlaif.config.schema import Config
 from rlaif.errors import ConfigError
-from rlaif.rundir import RunDir
+from rlaif.io.rundir import RunDir
+from rlaif.io.writable import cache_problems, why_not_writable
 from rlaif.stages.preflight.inquiry import EXPORTING, Inquiry
 from rlaif.stages.preflight.stages import CHECKS, chain
-from rlaif.writable import cache_problems, why_not_writable
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rlaif.config.schema import Config
-from rlaif.data import Report
+from rlaif.data.read import read_conversations, read_pairs, read_prompts
+from rlaif.data.rows import Report
 from rlaif.errors import ConfigError, RlaifError
-from rlaif.readers import read_conversations, read_pairs, read_prompts
-from rlaif.rundir import RunDir
-from rlaif.stages.data import data_path
-from rlaif.storage import Location, locate
+from rlaif.io.rundir import RunDir
+from rlaif.io.storage import Location, locate
+from rlaif.stages.run.datasets import data_path
 
 Result = TypeVar("Result")
 

@@ -8,13 +8,13 @@ from rlaif.config.section import Function
 from rlaif.config.server import Server
 from rlaif.errors import ConfigError
 from rlaif.feedback.chat_client import api_key
+from rlaif.io.storage import fetch
 from rlaif.models.check import require_model
 from rlaif.models.family import engine_video_of
 from rlaif.models.positions import positions_of
 from rlaif.models.reward_card import check_weights, read_card, require_reward_model
 from rlaif.stages.preflight.functions import check_function, check_reward_function, require_braces
 from rlaif.stages.preflight.inquiry import Inquiry
-from rlaif.storage import fetch
 
 
 def check_model(

@@ -9,14 +9,14 @@ from rlaif.config.schema import Config
 from rlaif.config.section import Function
 from rlaif.errors import ConfigError
 from rlaif.models.reward_card import require_reward_model
-from rlaif.stages import sft as sft_stage
-from rlaif.stages.data import check_captions, data_path
+from rlaif.stages.compare.winrate import models_of
+from rlaif.stages.feedback.score import paths as score_paths
 from rlaif.stages.preflight.functions import check_checker, check_function
 from rlaif.stages.preflight.inquiry import Inquiry
 from rlaif.stages.preflight.models import check_judge, check_model, check_policy, check_reward
-from rlaif.stages.reward import compared, hold_out
-from rlaif.stages.score import paths as score_paths
-from rlaif.stages.winrate import models_of
+from rlaif.stages.run.datasets import check_captions, data_path
+from rlaif.stages.train import sft as sft_stage
+from rlaif.stages.train.reward import compared, hold_out
 
 
 def sft(inquiry: Inquiry) -> None:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from rlaif.errors import DataError
-from rlaif.progress import progress
+from rlaif.io.progress import progress
 from rlaif.seeds import derive
 from rlaif.worlds.shapes import render
 from rlaif.worlds.shapes.habits import misdescribe

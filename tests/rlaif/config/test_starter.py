@@ -72,10 +72,10 @@ def test_a_folder_that_cannot_be_written(tmp_path, where):
 
 
 def test_the_length_is_that_of_the_model(tmp_path, capsys):
-    from rlaif import cli
+    from rlaif.cli import main
 
     build_tiny(tmp_path / "model", ["a"], max_positions=256)
-    assert cli.main(["init", str(tmp_path), "--model", str(tmp_path / "model")]) == 0
+    assert main.main(["init", str(tmp_path), "--model", str(tmp_path / "model")]) == 0
     config = load_config(tmp_path / "rlaif.yaml")
     assert config.rollout.max_model_len == 256 and config.sft.init == str(tmp_path / "model")
     assert "next:  rlaif check" in capsys.readouterr().out

@@ -13,8 +13,8 @@ from rlaif.errors import ConfigError, ContractError
 from rlaif.feedback.pair_report import pair_report
 from rlaif.feedback.pairing import Candidate, PairOptions, build_pairs, win_scores
 from rlaif.feedback.pairwise import OrderOdds, decide
+from rlaif.io.rundir import dumps
 from rlaif.records import Masked
-from rlaif.rundir import dumps
 
 ALL = PairOptions("all", margin=1.0, per_prompt=None, min_words=1, lengths="off")
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from rlaif.data.preference import Preference
 from rlaif.feedback.scoring import Item, ScoringModel, Tally, items_of, new_scores, why_unreadable
-from rlaif.preferences.record import Preference
 
 RECORD = Preference(
     "r",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rlaif.errors import ConfigError, ContractError, DataError
 from rlaif.feedback.store import Store, caption_key
-from rlaif.storage import locate
+from rlaif.io.storage import locate
 
 
 def open_store(folder) -> Store:

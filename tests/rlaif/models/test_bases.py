@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from rlaif.errors import ConfigError
+from rlaif.io.storage import locate
 from rlaif.models import bases
 from rlaif.models.bases import RECORD, find_base, record_text
 from rlaif.models.check import require_base, require_model
 from rlaif.models.digest import whole_fingerprint
-from rlaif.storage import locate
 
 BASES = {
     "in the run": "run/sft/export",

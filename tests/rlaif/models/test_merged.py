@@ -18,13 +18,13 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from rlaif.errors import ConfigError
+from rlaif.io.storage import locate, once
 from rlaif.models import merged
 from rlaif.models.adapter import SETTINGS, base_of, is_adapter, merged_model
 from rlaif.models.check import fingerprint, require_model
 from rlaif.models.encode import Encoder
 from rlaif.models.merged import copy_of, whole_model, write_merged
 from rlaif.models.vlm import ADAPTER, load_vlm
-from rlaif.storage import locate, once
 
 OPTION = "candidates.models"
 
@@ -128,7 +128,7 @@ def test_several_ask_at_the_same_time(own, monkeypatch):
 
 def test_another_process_waits_for_what_is_being_made(tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from rlaif.storage import once\n"
+        "import sys, time; from pathlib import Path; from rlaif.io.storage import once\n"
         "def make(folder): print('making', flush=True); time.sleep(1); (folder / 'x').write_text(sys.argv[2])\n"
         "once(Path(sys.argv[1]), make)"
     )
@@ -141,7 +141,7 @@ def test_another_process_waits_for_what_is_being_made(tmp_path):
 
 def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
     program = (
-        "import os, sys; from pathlib import Path; from rlaif.storage import once\n"
+        "import os, sys; from pathlib import Path; from rlaif.io.storage import once\n"
         "def make(folder):\n    (folder / 'half').write_text('x'); os.kill(os.getpid(), 9)\n"
         "once(Path(sys.argv[1]), make)"
     )

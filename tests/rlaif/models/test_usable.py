@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rlaif.config.schema import Reward
-from rlaif.data import Conversation, Pair, RowError
+from rlaif.data.rows import Conversation, Pair, RowError
 from rlaif.errors import ContractError
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.models.usable import Reader, Room

@@ -16,15 +16,16 @@ from without_actors import NoActors
 from actors.frames import LocalFrames
 from actors.reward_model import ModelScorer
 from rlaif.config.schema import Reward
+from rlaif.data.files import write_rows
+from rlaif.data.formats.table import FORMATS
 from rlaif.errors import ConfigError, DataError
+from rlaif.io.rundir import RunDir
 from rlaif.models.reward_card import CARD, card_text
 from rlaif.models.reward_prompt import RewardPrompt
-from rlaif.preferences.files import write_rows
-from rlaif.preferences.formats.table import FORMATS
 from rlaif.records import Answer, Prompt
-from rlaif.rundir import RunDir
-from rlaif.stages import agreement, data
-from rlaif.stages.run import Run
+from rlaif.stages.compare import agreement
+from rlaif.stages.run import datasets
+from rlaif.stages.run.run import Run
 
 DIMENSIONS = ("helpfulness", "harmlessness")
 BY_CODE = ("agreement.by=judge", "label.judge={path: 'opinions:later'}", "label.context=none")
@@ -280,7 +281,7 @@ def test_frames_of_several_folders_are_found_or_the_row_is_named(offline, root, 
         assert all(len(body["messages"][0]["content"]) == 4 for body in server.bodies) and len(server.bodies) == 2
     assert "'gone'" in caplog.text and "z/none.png" in caplog.text and "'outside'" in caplog.text
     records, _ = agreement.read(config, run)
-    folder = data.data_path(config, records[0].video)
+    folder = datasets.data_path(config, records[0].video)
     assert records[0].video == records[1].video  # the same frames, once
     assert [path.read_bytes() for path in sorted(folder.iterdir())] == [PICTURES[0], PICTURES[2], PICTURES[1]]
 

@@ -14,14 +14,16 @@ from without_actors import NoTopology
 
 from cluster.checkpoint import Checkpoints
 from rlaif.config.schema import Reward
+from rlaif.data.read import read_prompts
 from rlaif.errors import CheckpointError, ConfigError, DataError
+from rlaif.io.rundir import RunDir
 from rlaif.models.reward_card import CARD, card_text
 from rlaif.models.reward_prompt import RewardPrompt
-from rlaif.readers import read_prompts
-from rlaif.rundir import RunDir
-from rlaif.stages import data, ppo, reward, score, sft, supervised
-from rlaif.stages.roles import identity
-from rlaif.stages.run import Run
+from rlaif.stages.feedback import score
+from rlaif.stages.run import datasets
+from rlaif.stages.run.run import Run
+from rlaif.stages.train import ppo, reward, sft, supervised
+from rlaif.stages.train.workers import identity
 
 
 @pytest.fixture
@@ -182,7 +184,7 @@ def test_a_reward_model_is_not_resumed_as_another_one(offline, world, tmp_path, 
     (tmp_path / "data" / "fewer.jsonl").write_text("\n".join(rows[1:]) + "\n")
     config, run = offline(*plain)
     checkpoints = run.checkpoints("reward", 2)
-    meta = {"identity": reward.identity(config.reward, config.seed, *reward.datasets(config, run)), "learner": {}}
+    meta = {"identity": reward.identity(config.reward, config.seed, *reward.training_pairs(config, run)), "learner": {}}
     checkpoints.save(3, lambda folder: (folder / "x.json").write_text("{}"), meta)
     overrides, named = TOLD[name]
     with pytest.raises(CheckpointError) as caught:
@@ -197,10 +199,10 @@ def test_what_a_reward_models_checkpoint_does_not_depend_on(offline, world, tmp_
     shutil.copy(tmp_path / "data" / "pairs.jsonl", tmp_path / "data" / "copy.jsonl")
     config, run = offline(f"data.root={tmp_path}/data")
     other, _ = offline(f"data.root={tmp_path}/data", "data.pairs=copy.jsonl", "reward.steps=9", "reward.optim.lr=0.1")
-    assert reward.identity(config.reward, config.seed, *reward.datasets(config, run)) == reward.identity(
-        other.reward, other.seed, *reward.datasets(other, Run(other, run.directory, None, run.topology))
+    assert reward.identity(config.reward, config.seed, *reward.training_pairs(config, run)) == reward.identity(
+        other.reward, other.seed, *reward.training_pairs(other, Run(other, run.directory, None, run.topology))
     )
-    rows, held_out = reward.datasets(config, run)
+    rows, held_out = reward.training_pairs(config, run)
     told = [replace(row, captions=("another",)) for row in rows]
     for context, same in (("none", True), ("captions", False)):
         section = config.reward.model_copy(update={"context": context})
@@ -243,12 +245,12 @@ def broken_world(world, tmp_path):
 def test_bad_rows_are_counted_named_and_skipped(offline, broken_world, caplog):
     folder, good = broken_world
     config, run = offline(f"data.root={folder}")
-    rows = data.conversations(run, config.data.sft)
+    rows = datasets.conversations(run, config.data.sft)
     assert len(rows) == good
     for name in (*BROKEN, "no fields"):
         assert name in caplog.text
     with pytest.raises(DataError, match="as data.strict asks for"):
-        data.conversations(offline(f"data.root={folder}", "data.strict=true")[1], "sft.jsonl")
+        datasets.conversations(offline(f"data.root={folder}", "data.strict=true")[1], "sft.jsonl")
 
 
 def test_rows_without_a_video_where_ranks_train_the_tower(offline, tmp_path):
@@ -260,7 +262,7 @@ def test_rows_without_a_video_where_ranks_train_the_tower(offline, tmp_path):
     frozen, _ = offline("sft.train_vision=false", "sft.train_projector=false")
     for allowed, ranks in ((frozen, config), (config, offline("cluster.learner.actors=1")[0])):
         role = supervised.learner_spec(allowed, allowed.sft, "policy").roles[0]
-        sft.check_videos(ranks, role, data.conversations(run, "talk.jsonl"))
+        sft.check_videos(ranks, role, datasets.conversations(run, "talk.jsonl"))
 
 
 def test_videos_shorter_than_asked_for_are_skipped_or_fatal_when_all_are(offline, world):

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from rlaif.cli import main
+from rlaif.cli.main import main
 from rlaif.models.tiny import Size
-from rlaif.stages import bench
-from rlaif.stages.baseline import Times
+from rlaif.stages.recipes import bench_ppo
+from rlaif.stages.recipes.bench_baseline import Times
 
 KEYS = (
     "rollout_speedup iteration_speedup padding_waste vision_passes_per_key decodes_per_video publish_share idle_share "
@@ -42,7 +42,7 @@ def test_figures_are_medians_without_the_first_iteration_and_the_last_row():
     slow = {"time/rollout": 99.0, "time/update": 99.0, "waste/padding": 9.0}
     rows = [row(0, **slow), row(100), row(110), row(120, **{"time/update": 9.0}), row(130, **slow)]
     alone = [Times({"rollout": 99.0}, 1), *[Times({"rollout": 10.0, "reward": 5.0, "update": 25.0}, 20)] * 3]
-    found = bench.figures(rows, alone, 8)
+    found = bench_ppo.figures(rows, alone, 8)
     assert found["rollout_tokens_per_s"] == 40 / 4 and found["rollout_speedup"] == (40 / 4) / (20 / 10)
     assert found["iteration_speedup"] == (40 / 20) / (10 / 40)
     assert found["idle_share"] == pytest.approx(0.2) and found["waiting_rollout"] == pytest.approx(0.6)
@@ -53,7 +53,7 @@ def test_figures_are_medians_without_the_first_iteration_and_the_last_row():
 
 @pytest.mark.slow
 def test_the_benchmark_runs_and_writes_its_keys(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(bench, "MODEL", Size(frames_per_patch=2))
+    monkeypatch.setattr(bench_ppo, "MODEL", Size(frames_per_patch=2))
     small = ["ppo.iterations=4", "ppo.prompts_per_iteration=2", "ppo.samples_per_prompt=2", "ppo.minibatch_size=4"]
     file = tmp_path / "bench.json"
     arguments = ["configs/bench.yaml", f"storage={tmp_path}/runs", *small, "ppo.sampling.max_tokens=24"]

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from rlaif.cli import main
+from rlaif.cli.main import main
 from rlaif.errors import ConfigError
 from rlaif.models.tiny import Size
-from rlaif.stages import bench_label
+from rlaif.stages.recipes import bench_label
 
 
 def one_round(seconds: float, baseline: float, **changes) -> dict:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from rlaif.stages.best import Best
+from rlaif.stages.train.best import Best
 
 
 def test_the_first_of_equal_scores_stays_the_best():

@@ -9,11 +9,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from cluster.checkpoint import Checkpoints
+from rlaif.data.sampler import rows_of_step
 from rlaif.errors import NumericsError, RlaifError
-from rlaif.order import rows_of_step
-from rlaif.rundir import RunDir
-from rlaif.stages import ppo
-from rlaif.stages.run import Run, open_run
+from rlaif.io.rundir import RunDir
+from rlaif.stages.run.run import Run, open_run
+from rlaif.stages.train import ppo
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,11 @@ from without_actors import NoActors
 
 from actors.pool import RolloutPool
 from actors.rollout import Answers, Failure
+from rlaif.io.rundir import RunDir
 from rlaif.records import Prompt, Sample
-from rlaif.rundir import RunDir
-from rlaif.stages import caption, data
-from rlaif.stages.run import Run
+from rlaif.stages.feedback import caption
+from rlaif.stages.run import datasets
+from rlaif.stages.run.run import Run
 
 SUMMARY = "sum up : "
 ALL = {"captioned": 0, "retried": 0, "there": 0, "failed": 0, "left_out": 0, "cut": 0}
@@ -103,7 +104,7 @@ def videos_of(world) -> list[str]:
 
 
 def rows_of(config) -> list[dict]:
-    return data.open_captions(data.data_path(config, config.data.captions)).newest_last()
+    return datasets.open_captions(datasets.data_path(config, config.data.captions)).newest_last()
 
 
 def asked_by(captioner: Captioner) -> dict[str, list[Prompt]]:
@@ -153,7 +154,7 @@ def test_a_part_without_a_caption_masks_its_video_and_the_next_run_asks_again(
     assert first[bad]["masked"] == reason and not {"captions", "context"} & first[bad].keys()
     assert f"1 masked, {reason}: {bad}" in caplog.text
     assert len(asked_by(captioner)[bad]) == (1 if failing == 0 else 2)  # nothing more about what is lost
-    assert data.captions_by_video(data.data_path(config, config.data.captions)).keys() == {(good, "")}
+    assert datasets.captions_by_video(datasets.data_path(config, config.data.captions)).keys() == {(good, "")}
 
     captioner.says, captioner.asked = shown, []
     assert caption.caption(config, run) == ALL | {"captioned": 1, "retried": 1, "there": 1}
@@ -188,7 +189,7 @@ def test_captions_on_the_question_are_a_row_for_each_question_of_a_video(caption
     assert len({row["key"] for row in rows}) == 3
     for row in rows:
         assert row["captions"] == [f"{row['video']}@{first} [{row['question']}] describe ." for first in (0, 12)]
-    told = {(prompt.video, prompt.question): prompt.captions for prompt in data.prompts_of(run, config.caption.of)}
+    told = {(prompt.video, prompt.question): prompt.captions for prompt in datasets.prompts_of(run, config.caption.of)}
     assert told == {(row["video"], row["question"]): tuple(row["context"]) for row in rows}
 
 

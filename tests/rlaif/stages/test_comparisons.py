@@ -16,15 +16,17 @@ from actors.reward_model import ModelScorer
 from rlaif.config.load import load_config
 from rlaif.config.schema import Lora, Reward
 from rlaif.errors import ConfigError, DataError
+from rlaif.io.rundir import RunDir
 from rlaif.models.check import fingerprint
 from rlaif.models.reward_card import CARD, card_text
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.models.tiny import build_tiny
 from rlaif.records import Masked, scored
-from rlaif.rundir import RunDir
-from rlaif.stages import agreement, caption, data, scoring, winrate
-from rlaif.stages.judging.judges import make_judge
-from rlaif.stages.run import Run
+from rlaif.stages.compare import agreement, winrate
+from rlaif.stages.feedback import ask_reward, caption
+from rlaif.stages.feedback.judges import make_judge
+from rlaif.stages.run import datasets
+from rlaif.stages.run.run import Run
 from rlaif.worlds.shapes.language import WORDS
 
 
@@ -47,7 +49,7 @@ BY_JUDGE = ("agreement.by=judge", "label.judge={path: 'opinions:longer'}", "labe
 def write_pairs(config, world, rows: list[dict]) -> None:
     """Rows with the video and question of the world's first prompt where they have none of their own."""
     prompt = json.loads((world / "data" / "descriptions.jsonl").read_text().splitlines()[0])
-    path = data.data_path(config, config.data.pairs_eval)
+    path = datasets.data_path(config, config.data.pairs_eval)
     path.parent.mkdir(parents=True, exist_ok=True)
     own = [{"pair_id": str(i), "video": prompt["video"], "question": "what ?", **row} for i, row in enumerate(rows)]
     path.write_text("".join(json.dumps(row) + "\n" for row in own))
@@ -110,7 +112,7 @@ def test_a_published_file_whose_choice_is_neither(offline, world, caplog):
     turns = [{"from": "human", "value": "<image>\nwhat ?"}, {"from": "gpt", "value": "x"}]
     outputs = {f"output_{n}": {"from": "gpt", "value": text} for n, text in ((1, "long answer"), (2, "short"))}
     row = {"conversations": turns, **outputs, "image": prompt["video"]}
-    path = data.data_path(config, config.data.pairs_eval)
+    path = datasets.data_path(config, config.data.pairs_eval)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps([row | {"id": str(n), "preference": n} for n in (1, 2, 3)]))
     found = agreement.agreement(config, run)
@@ -173,7 +175,7 @@ def test_a_judge_is_not_asked_twice(offline, world, monkeypatch):
     config, run = offline(*BY_JUDGE)
     write_pairs(config, world, ROWS)
     first = agreement.agreement(config, run)
-    monkeypatch.setattr("rlaif.stages.label.by_function", None)
+    monkeypatch.setattr("rlaif.stages.feedback.label.by_function", None)
     assert agreement.agreement(config, run)["overall"] == first["overall"]
 
 
@@ -193,13 +195,13 @@ WINS = [[0.5, 0.25, 1 / 3], [0.75, 0.5, 1 / 6], [2 / 3, 5 / 6, 0.5]]
 
 
 def write_answers(config, models, lengths=LENGTHS) -> None:
-    prompts = [json.loads(line) for line in (data.data_path(config, "descriptions.jsonl")).read_text().splitlines()]
+    prompts = [json.loads(line) for line in (datasets.data_path(config, "descriptions.jsonl")).read_text().splitlines()]
     rows = []
     for name, letters in lengths.items():
         who = {"fingerprint": fingerprint(models[name]), "model": models[name]}
         for prompt, count in zip(prompts, letters, strict=False):
             rows.append({"prompt_id": prompt["prompt_id"], "answers": ["x" * count, "another sample"], **who})
-    path = data.data_path(config, config.data.candidates)
+    path = datasets.data_path(config, config.data.candidates)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -293,7 +295,7 @@ def test_weights_count_in_the_total_as_in_ppo(offline, models, tmp_path, monkeyp
     scores = [[(3.0, 1.0), (2.0, 2.0)], [(5.0, 1e308), (5.0, 1.0)]]
     parts = [[scored(dict(zip(two, pair, strict=True))) for pair in of] for of in scores]
     actor = SimpleNamespace(dimensions=two, weights=[weights[name] for name in two])
-    assert scoring.weighted(config, parts) == [[ModelScorer._outcome(actor, pair) for pair in of] for of in scores]
+    assert ask_reward.weighted(config, parts) == [[ModelScorer._outcome(actor, pair) for pair in of] for of in scores]
     monkeypatch.setattr(winrate, "rewarded", lambda *_: parts)
     found = winrate.winrate(config, run)
     assert found["wins"][0][1] == 1 and found["prompts"][0][1] == 1 and sum(found["masked"].values()) == 1
@@ -306,9 +308,9 @@ def test_the_weight_of_a_single_dimension(offline, models, tmp_path):
     config, _ = offline(
         f"ppo.reward={reward_export(tmp_path / 'rm', models['base'], ('overall',))}", "ppo.reward_weights={overall: -1}"
     )
-    assert scoring.weighted(config, [[scored(2.0), Masked("no")]]) == [[scored(-2.0), Masked("no")]]
+    assert ask_reward.weighted(config, [[scored(2.0), Masked("no")]]) == [[scored(-2.0), Masked("no")]]
     plain = config.model_copy(update={"ppo": config.ppo.model_copy(update={"reward_weights": {}})})
-    assert scoring.weighted(plain, [[scored(2.0)]]) == [[scored(2.0)]]
+    assert ask_reward.weighted(plain, [[scored(2.0)]]) == [[scored(2.0)]]
 
 
 def test_an_adapter_competes_with_its_base(offline, models, tmp_path):
@@ -358,9 +360,9 @@ def test_what_cannot_be_compared(offline, models, tmp_path):
     with pytest.raises(ConfigError, match="the same weights twice"):
         winrate.winrate(*offline(f"winrate.models={{a: {models['base']}, b: {models['base']}}}"))
     write_answers(one[0], models, {"base": (1,), "rl": ()})
-    rows = data.data_path(one[0], one[0].data.candidates)
+    rows = datasets.data_path(one[0], one[0].data.candidates)
     other = json.loads(rows.read_text()) | {"prompt_id": "elsewhere", "fingerprint": fingerprint(models["rl"])}
-    prompts = [json.loads(line) for line in (data.data_path(one[0], "descriptions.jsonl")).read_text().splitlines()]
+    prompts = [json.loads(line) for line in (datasets.data_path(one[0], "descriptions.jsonl")).read_text().splitlines()]
     other["prompt_id"] = prompts[3]["prompt_id"]
     with rows.open("a") as file:
         file.write(json.dumps(other) + "\n")
@@ -399,7 +401,7 @@ def test_a_reward_model_is_checked_before_anything_is_read(offline, models, tmp_
     config, run = offline(*options, named(models, "base", "sft"))
     if damage:
         damage(rm)
-    monkeypatch.setattr(winrate.data, "prompts_of", None)
+    monkeypatch.setattr(winrate.datasets, "prompts_of", None)
     monkeypatch.setattr(agreement, "read", None)
     with pytest.raises(ConfigError, match=expected):
         {"winrate": winrate.winrate, "agreement": agreement.agreement}[stage](config, run)
@@ -424,7 +426,7 @@ def test_the_base_of_a_reward_model_that_is_an_adapter_is_checked(offline, model
 def test_the_judge_is_asked_for_every_two_models_and_claims_count_too():
     """Rows of labels as `rlaif label` writes them, read as verdicts."""
     from rlaif.records import Prompt
-    from rlaif.stages.judging.cases import Case
+    from rlaif.stages.feedback.judge_inputs import Case
 
     case = Case(Prompt("p", "v", "q"), ("one", "two", "one"), ())
     row = {

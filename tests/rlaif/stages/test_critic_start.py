@@ -10,10 +10,11 @@ import pytest
 
 from rlaif.config.schema import Lora, Reward
 from rlaif.errors import ConfigError
+from rlaif.io.storage import locate
 from rlaif.models.bases import RECORD, record_text
 from rlaif.models.reward_card import CARD, card_text
 from rlaif.models.reward_prompt import RewardPrompt
-from rlaif.stages.roles import (
+from rlaif.stages.train.workers import (
     critic_start,
     describe_critic_start,
     identity,
@@ -21,7 +22,6 @@ from rlaif.stages.roles import (
     require_inputs,
     start_roles,
 )
-from rlaif.storage import locate
 
 ADAPTER = Lora(r=8)
 SPELLINGS = {

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from rlaif.records import Prompt
-from rlaif.stages.deck import Deck
+from rlaif.stages.train.deck import Deck
 
 PROMPTS = [Prompt(f"p{number}", f"{number}.mp4", "what ?") for number in range(10)]
 

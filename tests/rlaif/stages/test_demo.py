@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from rlaif import cli
+from rlaif.cli import main
 from rlaif.config.load import load_config
 from rlaif.models.check import require_model
 from rlaif.models.vlm import load_vlm
-from rlaif.stages import demo
-from rlaif.stages.run import open_run
+from rlaif.stages.recipes import demo
+from rlaif.stages.run.run import open_run
 
 DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
 SMALL = (
@@ -86,7 +86,7 @@ FOREIGN = ("(pid=", " pid=", "\x1b", "DeepSpeed", "Triton", "NUMA", "accelerator
 def test_the_quick_demo_shows_its_own_lines_and_prints_commands_that_work(tmp_path, monkeypatch, capsys):
     """From the base model in the package; the printed PPO command runs the same experiment in another directory."""
     monkeypatch.setattr(sys, "argv", ["pytest"])
-    assert cli.main(["demo", str(DEMO), f"storage={tmp_path}", *SMALL]) == 0
+    assert main.main(["demo", str(DEMO), f"storage={tmp_path}", *SMALL]) == 0
     shown = capsys.readouterr()
     lines = (shown.out + shown.err).splitlines()
     assert not [line for line in lines if any(word in line for word in FOREIGN)]
@@ -97,12 +97,12 @@ def test_the_quick_demo_shows_its_own_lines_and_prints_commands_that_work(tmp_pa
     assert json.loads((run / "eval" / "demo.json").read_text())["base"] == "shipped"
 
     again, variant = [shlex.split(line) for line in shown.out.splitlines() if re.match(r" +rlaif (eval|ppo) ", line)]
-    assert cli.main(variant[1:]) == 0
+    assert main.main(variant[1:]) == 0
     told = capsys.readouterr().err
     assert "captions" not in told, "every prompt has captions there too"
     scored = {name: read(tmp_path / name / "samples" / "000001.jsonl") for name in ("demo", "demo-kl")}
     assert [sample["reward"] for sample in scored["demo"]] == [sample["reward"] for sample in scored["demo-kl"]]
-    assert cli.main(again[1:]) == 0
+    assert main.main(again[1:]) == 0
     assert "| rlaif | 0 | greedy |" in capsys.readouterr().out
 
 

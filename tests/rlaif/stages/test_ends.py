@@ -19,10 +19,10 @@ ROOT = Path(__file__).parents[3]
 STAGE = """
 import os, signal, sys, time
 import psutil, ray
-from rlaif import cli
+from rlaif.cli import main as cli
 from rlaif.stages import preflight
-from rlaif.stages.run import open_run
-from rlaif.terminal import say
+from rlaif.stages.run.run import open_run
+from rlaif.io.terminal import say
 
 @ray.remote(num_cpus=0)
 def sleep():
@@ -126,7 +126,7 @@ def test_a_head_that_goes_after_a_whole_run_costs_nothing(command, make_config, 
     config = make_config(tmp_path, "ppo.iterations=1", "ppo.advantage=leave_one_out", "data.eval=none.jsonl")
     file = tmp_path / "resolved.yaml"
     file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    process = command("from rlaif.stages import ppo; ppo.train(config, run); end_head()", file)
+    process = command("from rlaif.stages.train import ppo; ppo.train(config, run); end_head()", file)
     _, told = process.communicate(timeout=600)
     assert process.returncode == 0 and "everything was done" in told, told[-3000:]
     assert (tmp_path / "runs" / "run" / "export" / "adapter_model.safetensors").is_file()

@@ -15,16 +15,19 @@ from peft import PeftModel
 from cluster.remote import ask
 from rlaif.config.schema import Sampling
 from rlaif.config.section import Function
+from rlaif.data.read import read_pairs
 from rlaif.errors import ConfigError, ContractError, DataError
 from rlaif.feedback.store import Store
 from rlaif.models.batch import collate
 from rlaif.models.encode import Encoder
 from rlaif.models.merged import copy_of
 from rlaif.models.vlm import load_vlm
-from rlaif.readers import read_pairs
 from rlaif.records import Probe
-from rlaif.stages import agreement, candidates, caption, data, label, pairs, reward, topology, winrate
-from rlaif.stages.run import open_run
+from rlaif.stages.compare import agreement, winrate
+from rlaif.stages.feedback import caption, label, pairs, sample
+from rlaif.stages.run import datasets, topology
+from rlaif.stages.run.run import open_run
+from rlaif.stages.train import reward
 from rlaif.worlds.shapes.language import CAPTION, COMPARE, DESCRIBE, VERIFY
 
 SPLIT = "rlaif.worlds.shapes.language:split"
@@ -71,7 +74,7 @@ def fed(world, make_config, tmp_path_factory):
     )
     with pytest.MonkeyPatch.context() as patch, open_run(config) as run:
         engines = started(patch)
-        reports = {"caption": caption.caption(config, run), "sample": candidates.sample(config, run)}
+        reports = {"caption": caption.caption(config, run), "sample": sample.sample(config, run)}
         reports |= {"claims": label.label(config, run), "pairwise": label.label(other, run)}
         reports["engines"] = list(engines)
         reports["pairs"] = pairs.pairs(config, run)
@@ -91,7 +94,7 @@ def started(patch: pytest.MonkeyPatch) -> list[str]:
 
 
 def rows_of(config, file: str, key: str) -> list[dict]:
-    return Store(data.data_path(config, file), key=lambda row: json.dumps(row[key])).rows()
+    return Store(datasets.data_path(config, file), key=lambda row: json.dumps(row[key])).rows()
 
 
 def test_captioner_policy_and_judge_of_one_model_are_one_engine(fed):
@@ -108,19 +111,19 @@ def test_every_video_has_a_caption_of_each_half_and_every_stage_reads_them(fed):
         assert len(row["captions"]) == 2 and row["context"] == row["captions"]
         assert row["frames"] == [[0, 1, 3, 4, 6, 7, 9, 11], [12, 13, 15, 16, 18, 19, 21, 23]]
     told = {row["video"]: row["context"] for row in rows_of(config, config.data.captions, "key")}
-    for prompt in data.prompts(run, "prompts.jsonl"):
+    for prompt in datasets.prompts(run, "prompts.jsonl"):
         assert list(prompt.captions) == told[prompt.video]
 
 
 def test_what_is_there_is_not_made_again_and_a_cut_line_is_made_once_more(fed):
     config, _, run, _ = fed
-    path = data.data_path(config, config.data.captions)
+    path = datasets.data_path(config, config.data.captions)
     whole = path.read_bytes()
     assert caption.caption(config, run) | {"cut": 0} == COUNTS | {"there": 12}
     path.write_bytes(whole[:-40])
     assert caption.caption(config, run) | {"cut": 0} == COUNTS | {"captioned": 1, "there": 11}
     assert path.read_bytes() == whole  # greedy, and of the same weights
-    assert candidates.sample(config, run) == {"made": 0, "retried": 0, "there": 8, "failed": 0}
+    assert sample.sample(config, run) == {"made": 0, "retried": 0, "there": 8, "failed": 0}
 
 
 def test_captions_of_single_frames_on_the_question_each_knowing_the_last_and_summed_up(fed):
@@ -144,7 +147,7 @@ def test_captions_of_single_frames_on_the_question_each_knowing_the_last_and_sum
             "data": config.data.model_copy(update={n: run.directory.resolve(file) for n, file in files.items()}),
         }
     )
-    asked = [prompt for file in config.caption.of for prompt in data.prompts(run, file)]
+    asked = [prompt for file in config.caption.of for prompt in datasets.prompts(run, file)]
     wanted = {(prompt.video, prompt.question) for prompt in asked}
     assert len(wanted) > len({video for video, _ in wanted}) == 12  # some videos are asked about more than once
     assert caption.caption(changed, run) | {"cut": 0} == COUNTS | {"captioned": len(wanted)}
@@ -155,7 +158,7 @@ def test_captions_of_single_frames_on_the_question_each_knowing_the_last_and_sum
         assert row["frames"] == [[5], [11], [17]] and len(row["captions"]) == 3
         assert len(row["context"]) == 1 and row["context"][0].strip() == row["context"][0] != ""
     told = {(row["video"], row["question"]): tuple(row["context"]) for row in rows}
-    for prompt in data.prompts(replace(run, config=changed), "eval.jsonl"):
+    for prompt in datasets.prompts(replace(run, config=changed), "eval.jsonl"):
         assert prompt.captions == told[prompt.video, prompt.question]
     actors, whole = run.topology.engines(config.caption.model).handles.values(), path_of(changed).read_bytes()
     before = [ask(actor.stats.remote())["prompt_tokens"] for actor in actors]
@@ -165,7 +168,7 @@ def test_captions_of_single_frames_on_the_question_each_knowing_the_last_and_sum
 
 
 def path_of(config):
-    return data.data_path(config, config.data.captions)
+    return datasets.data_path(config, config.data.captions)
 
 
 def test_answers_come_from_seeds_and_keep_their_origin(fed):
@@ -180,7 +183,7 @@ def test_answers_come_from_seeds_and_keep_their_origin(fed):
 def test_claims_are_judged_once_each_and_scores_are_minus_the_rejected(fed):
     config, _, run, reports = fed
     rows = rows_of(config, config.data.labels, "prompt_id")
-    texts = candidates.by_prompt(config, data.prompts(run, "descriptions.jsonl"))
+    texts = sample.by_prompt(config, datasets.prompts(run, "descriptions.jsonl"))
     for row in rows:
         for answer, score, evidence in zip(texts[row["prompt_id"]], row["scores"], row["claims"], strict=True):
             rejected = sum(not claim["accepted"] for claim in evidence)
@@ -251,7 +254,7 @@ def test_labels_by_other_options_are_not_mixed_in(fed):
 
 def test_pairs_are_rows_that_the_reward_model_reads(fed):
     config, _, run, reports = fed
-    rows, report = read_pairs(data.data_path(config, config.data.pairs), config.data.root)
+    rows, report = read_pairs(datasets.data_path(config, config.data.pairs), config.data.root)
     assert len(rows) == reports["pairs"]["pairs"] and not report.skipped
     found = reports["pairs"]
     assert found["considered"] == found["pairs"] + sum(found["dropped"].values())
@@ -308,7 +311,7 @@ def test_policies_win_against_each_other_on_the_reward_actors(fed, world, tmp_pa
     both = {"candidates": config.candidates.model_copy(update={"models": (config.candidates.models[0], other)})}
     both |= {"ppo": config.ppo.model_copy(update={"reward": Function(path="rlaif.worlds.shapes.checker:reward")})}
     config = config.model_copy(update=both)
-    assert candidates.sample(config, run) == {"made": 8, "retried": 0, "there": 8, "failed": 0}
+    assert sample.sample(config, run) == {"made": 8, "retried": 0, "there": 8, "failed": 0}
     found = winrate.winrate(config, run)
     check_served(run, other, config.candidates.models[0])
     assert found["models"] == ["base", "other"] and found["prompts"] == [[8, 8], [8, 8]]
@@ -342,7 +345,7 @@ def logprobs(model, batch, encoder) -> np.ndarray:
 def test_claims_of_a_text_are_asked_about_two_videos_on_the_engine(fed):
     """SafeSora's kind of pairs: the model sees one video at a time, with that video's captions."""
     config, _, run, _ = fed
-    told = [json.loads(line) for line in (data.data_path(config, "descriptions.jsonl")).read_text().splitlines()]
+    told = [json.loads(line) for line in (datasets.data_path(config, "descriptions.jsonl")).read_text().splitlines()]
     rows = [
         {"pair_id": str(n), "question": f"{a['answer']}", "chosen_video": a["video"], "rejected_video": b["video"]}
         for n, (a, b) in enumerate(zip(told, [*told[1:], told[0]], strict=True))

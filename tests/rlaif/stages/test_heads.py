@@ -10,18 +10,19 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from rlaif.data import Pair
+from rlaif.data.files import read_rows
+from rlaif.data.formats.own import PAIRS
+from rlaif.data.rows import Pair
 from rlaif.errors import DataError
+from rlaif.io.rundir import RunDir
 from rlaif.models.packing import chunks
 from rlaif.models.reward_card import read_card
-from rlaif.preferences.files import read_rows
-from rlaif.preferences.formats.own import PAIRS
 from rlaif.records import Answer, Prompt
-from rlaif.rundir import RunDir
-from rlaif.stages import ppo, reward, score, supervised
-from rlaif.stages.reward import compared, hold_out
-from rlaif.stages.roles import learner_spec
-from rlaif.stages.run import open_run
+from rlaif.stages.feedback import score
+from rlaif.stages.run.run import open_run
+from rlaif.stages.train import ppo, reward, supervised
+from rlaif.stages.train.reward import compared, hold_out
+from rlaif.stages.train.workers import learner_spec
 
 TWO = ("helpfulness", "harmlessness")
 BUDGET = 300
@@ -59,7 +60,7 @@ def trained(compared_world, make_config, tmp_path_factory):
             usual = reward.agreements
             patch.setattr(reward, "agreements", lambda found: usual(found) | {"accuracy": next(given)})
             reward.train(config, run)
-        rows = reward.with_context(compared(reward.data.pairs(run, "pairs.jsonl"), config.reward, "pairs"), config)
+        rows = reward.with_context(compared(reward.datasets.pairs(run, "pairs.jsonl"), config.reward, "pairs"), config)
         learners, actors = both_sides(config, run, rows)
         yield config, run, learners, actors, [score.score(config, run), score.score(config, run)]
 

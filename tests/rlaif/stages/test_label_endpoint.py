@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from vllm_server import KEY, NAME, serving
 
-from rlaif.stages import candidates, label
-from rlaif.stages.run import open_run
+from rlaif.stages.feedback import label, sample
+from rlaif.stages.run.run import open_run
 from rlaif.worlds.shapes.language import COMPARE, VERIFY
 
 pytestmark = pytest.mark.slow  # two starts of a server, one of an engine: about two minutes
@@ -53,7 +53,7 @@ def configured(world, make_config, tmp_path_factory):
 def sampled(configured):
     """A run whose candidates are made, and what the model says of them when it is asked directly."""
     with open_run(configured(None)) as run:
-        candidates.sample(configured(None), run)
+        sample.sample(configured(None), run)
         direct = {}
         for name, method in METHODS.items():
             config = configured(None, *method, f"data.labels={{run}}/direct_{name}.jsonl")

@@ -10,8 +10,8 @@ from rlaif.config.section import Function
 from rlaif.config.server import Server
 from rlaif.errors import ContractError
 from rlaif.feedback.store import Store
-from rlaif.stages.judging.judges import name_of
-from rlaif.stages.judging.kind import check_kind, kind_of
+from rlaif.stages.feedback.judges import name_of
+from rlaif.stages.feedback.label_hash import check_kind, kind_of
 
 MODEL, CODE = "org/judge", Function(path="world:judge")
 SERVER = Server(url="http://127.0.0.1:1/v1", model="judge-1")

@@ -16,10 +16,12 @@ from actors.frames import LocalFrames
 from rlaif.config.section import Function
 from rlaif.errors import ConfigError, ContractError, DataError
 from rlaif.feedback.chat_request import encode_frames
-from rlaif.rundir import RunDir
-from rlaif.stages import candidates, data, demo, label, pairs
-from rlaif.stages.judging.report import flips
-from rlaif.stages.run import Run
+from rlaif.io.rundir import RunDir
+from rlaif.stages.feedback import label, pairs, sample
+from rlaif.stages.feedback.label_report import flips
+from rlaif.stages.recipes import demo
+from rlaif.stages.run import datasets
+from rlaif.stages.run.run import Run
 
 HELD_OUT = "descriptions.jsonl"
 
@@ -46,7 +48,7 @@ def judging(tmp_path, make_config, world):
         ]
         config = make_config(tmp_path, "candidates.prompts=[descriptions.jsonl]", *plain, *overrides)
         run = Run(config, RunDir(config.storage, config.name), None, NoTopology(config))
-        file = data.data_path(config, config.data.candidates)
+        file = datasets.data_path(config, config.data.candidates)
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
             who = {"model": "base"}
@@ -61,7 +63,7 @@ def judging(tmp_path, make_config, world):
 
 
 def ids_of(run) -> list[str]:
-    return [prompt.prompt_id for prompt in data.prompts(run, HELD_OUT)]
+    return [prompt.prompt_id for prompt in datasets.prompts(run, HELD_OUT)]
 
 
 def labels(config) -> dict[str, dict]:
@@ -217,7 +219,7 @@ def test_prompts_without_answers_are_counted(judging, caplog):
         config, run = judging(server.url)
         assert label.label(config, run)["unanswered"] == pairs.pairs(config, run)["unanswered"] == 0
         assert "have no answers" not in caplog.text
-        path = data.data_path(config, config.data.candidates)
+        path = datasets.data_path(config, config.data.candidates)
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         rows = [{"prompt_id": rows[0]["prompt_id"], "answers": []}, *rows[1:6]]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -240,7 +242,7 @@ def test_a_judge_that_sees_fewer_frames_than_others(judging):
     sparse = LocalFrames(config.data.root, 2)
     wanted = {
         f"data:image/jpeg;base64,{base64.b64encode(image).decode()}"
-        for prompt in data.prompts(run, HELD_OUT)
+        for prompt in datasets.prompts(run, HELD_OUT)
         for image in encode_frames(sparse.get(prompt.video), jpeg_quality=90)
     }
     assert {part["image_url"]["url"] for content in shown for part in content if "image_url" in part} == wanted
@@ -252,7 +254,7 @@ def test_another_file_behind_a_videos_name_is_judged_anew(judging, world, tmp_pa
     with JudgeServer(by=prefers("red")) as server:
         config, run = judging(server.url, f"data.root={tmp_path}/data")
         label.label(config, run)
-        prompts = data.prompts(run, HELD_OUT)
+        prompts = datasets.prompts(run, HELD_OUT)
         video = prompts[0].video
         other = next(prompt.video for prompt in prompts if prompt.video != video)
         shutil.copy(tmp_path / "data" / other, tmp_path / "data" / video)
@@ -260,10 +262,8 @@ def test_another_file_behind_a_videos_name_is_judged_anew(judging, world, tmp_pa
         report = label.label(config, run)
     changed = sum(prompt.video == video for prompt in prompts)
     assert 0 < changed < len(prompts) and report["server"]["this_command"]["cached"] == 6 * changed
-    now = data.prompts(run, HELD_OUT)
-    different = [
-        a.prompt_id for a, b in zip(prompts, now, strict=True) if candidates.asked_of(a) != candidates.asked_of(b)
-    ]
+    now = datasets.prompts(run, HELD_OUT)
+    different = [a.prompt_id for a, b in zip(prompts, now, strict=True) if sample.asked_of(a) != sample.asked_of(b)]
     assert different == [prompt.prompt_id for prompt in prompts if prompt.video == video]
 
 
@@ -339,8 +339,8 @@ def test_equal_answers_are_not_asked_about(judging):
 def test_a_video_without_captions_is_counted_and_judged_without_context(judging, caplog):
     with JudgeServer(by=prefers("red")) as server:
         config, run = judging(server.url, "label.context=captions", "data.captions={run}/captions.jsonl")
-        videos = sorted({prompt.video for prompt in data.prompts(run, HELD_OUT)})
-        file = data.data_path(config, config.data.captions)
+        videos = sorted({prompt.video for prompt in datasets.prompts(run, HELD_OUT)})
+        file = datasets.data_path(config, config.data.captions)
         made = [
             {
                 "key": video,

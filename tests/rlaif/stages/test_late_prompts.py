@@ -11,10 +11,10 @@ import pytest
 from half_broken import half_broken
 
 from cluster.checkpoint import Checkpoints
-from rlaif.order import rows_of_step
-from rlaif.rundir import RunDir
-from rlaif.stages import ppo
-from rlaif.stages.run import open_run
+from rlaif.data.sampler import rows_of_step
+from rlaif.io.rundir import RunDir
+from rlaif.stages.run.run import open_run
+from rlaif.stages.train import ppo
 
 pytestmark = pytest.mark.slow
 

@@ -9,12 +9,12 @@ import pytest
 from safetensors.numpy import load_file
 
 from rlaif.config.schema import Config
+from rlaif.io.rundir import RunDir
 from rlaif.models.adapter import base_of
 from rlaif.models.bases import RECORD
 from rlaif.models.reward_card import read_card
-from rlaif.rundir import RunDir
-from rlaif.stages import evaluate, ppo, reward
-from rlaif.stages.run import Run, open_run
+from rlaif.stages.run.run import Run, open_run
+from rlaif.stages.train import evaluate, ppo, reward
 
 OPTIONS = ["deterministic=true", "reward.init={run}/base", "ppo.policy={run}/base", "ppo.reward={run}/reward/export"]
 OPTIONS += ["ppo.prompts_per_iteration=2", "ppo.minibatch_size=4", "ppo.parity.every=1", "reward.context=none"]

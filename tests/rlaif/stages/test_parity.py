@@ -16,11 +16,11 @@ from cluster.publish import from_wire, pack, unpack
 from cluster.remote import ask
 from rlaif.errors import ParityError
 from rlaif.records import Probed
-from rlaif.stages import data
-from rlaif.stages.parity import Gate, differences
-from rlaif.stages.roles import enough_prompts, learner_spec, parity_gate, start_roles
-from rlaif.stages.rounds import ask_for, collect, learn
-from rlaif.stages.run import open_run
+from rlaif.stages.run import datasets
+from rlaif.stages.run.run import open_run
+from rlaif.stages.train.experience import ask_for, collect, learn
+from rlaif.stages.train.parity import Gate, differences
+from rlaif.stages.train.workers import enough_prompts, learner_spec, parity_gate, start_roles
 
 
 @pytest.fixture(
@@ -36,7 +36,7 @@ def started(request, world, make_config, tmp_path_factory):
     overrides += ["ppo.train_vision=true", "ppo.train_projector=true"] if full else ["rollout.vision=shared"]
     config = make_config(folder, *overrides)
     with open_run(config) as run:
-        prompts = enough_prompts(config, data.prompts(run, config.data.prompts))
+        prompts = enough_prompts(config, datasets.prompts(run, config.data.prompts))
         roles = start_roles(config, run, prompts, learner_spec(config))
         roles.publisher.publish(0)
         yield config, roles, prompts, parity_gate(config, roles, prompts)

@@ -15,9 +15,10 @@ from safetensors import safe_open
 from rlaif.config.schema import Sampling
 from rlaif.errors import ConfigError
 from rlaif.models.vlm import load_vlm
-from rlaif.stages import data, evaluate, ppo, reward
-from rlaif.stages.roles import learner_spec
-from rlaif.stages.run import open_run
+from rlaif.stages.run import datasets
+from rlaif.stages.run.run import open_run
+from rlaif.stages.train import evaluate, ppo, reward
+from rlaif.stages.train.workers import learner_spec
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +127,7 @@ def test_the_engine_uses_the_new_policy(make_config, tmp_path, lora, metrics_of)
     )
     with open_run(config) as run:
         ppo.train(config, run)
-        prompts = data.prompts(run, config.data.prompts)[:4]
+        prompts = datasets.prompts(run, config.data.prompts)[:4]
         pool = run.topology.rollouts(config.ppo.policy, config.ppo.lora.r if config.ppo.lora else None)
         pool.submit("check", prompts, 1, 5, Sampling(max_tokens=12))
         samples = [sample for answers in pool.results("check") for sample in answers.samples]

@@ -6,8 +6,8 @@ import pytest
 from families import build
 
 from rlaif.models.check import require_model
-from rlaif.stages import ppo
-from rlaif.stages.run import open_run
+from rlaif.stages.run.run import open_run
+from rlaif.stages.train import ppo
 
 FULL = ("ppo.lora=null", "ppo.train_vision=true", "ppo.train_projector=true")
 RUNS = [

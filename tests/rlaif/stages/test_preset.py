@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from rlaif.stages import ppo, reward
-from rlaif.stages.run import open_run
+from rlaif.stages.run.run import open_run
+from rlaif.stages.train import ppo, reward
 
 
 @pytest.mark.slow

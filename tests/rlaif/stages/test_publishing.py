@@ -12,12 +12,12 @@ import ray
 from cluster.remote import ask
 from rlaif.config.cluster import Rollout
 from rlaif.errors import ContractError, PlacementError
-from rlaif.stages import data
-from rlaif.stages.parity import Gate
-from rlaif.stages.publishing import Publisher
-from rlaif.stages.roles import enough_prompts, learner_spec, parity_gate, start_roles
-from rlaif.stages.rounds import ask_for, collect, learn
-from rlaif.stages.run import open_run
+from rlaif.stages.run import datasets
+from rlaif.stages.run.run import open_run
+from rlaif.stages.train.experience import ask_for, collect, learn
+from rlaif.stages.train.parity import Gate
+from rlaif.stages.train.weight_sync import Publisher
+from rlaif.stages.train.workers import enough_prompts, learner_spec, parity_gate, start_roles
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +29,7 @@ class Started:
 
     def __init__(self, config, run):
         self.config = config
-        self.prompts = enough_prompts(config, data.prompts(run, config.data.prompts))
+        self.prompts = enough_prompts(config, datasets.prompts(run, config.data.prompts))
         self.roles = start_roles(config, run, self.prompts, learner_spec(config))
         pool = self.roles.rollouts
         support = str(Path(__file__).parents[2] / "support")

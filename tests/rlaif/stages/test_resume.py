@@ -18,8 +18,8 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from rlaif.stages import reward, supervised
-from rlaif.stages.run import open_run
+from rlaif.stages.run.run import open_run
+from rlaif.stages.train import reward, supervised
 
 ROOT = Path(__file__).parents[3]
 EXACT = ["deterministic=true", "ppo.iterations=4", "ppo.kl.controller=adaptive", "ppo.epochs=2"]

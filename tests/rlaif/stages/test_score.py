@@ -15,14 +15,14 @@ from transformers import AutoConfig
 from without_actors import NoActors
 
 from rlaif.config.schema import Reward
+from rlaif.data.files import read_rows
+from rlaif.data.formats.own import PAIRS
+from rlaif.data.preference import Preference
+from rlaif.io.rundir import RunDir
 from rlaif.models.reward_card import CARD, card_text
 from rlaif.models.reward_prompt import RewardPrompt
-from rlaif.preferences.files import read_rows
-from rlaif.preferences.formats.own import PAIRS
-from rlaif.preferences.record import Preference
-from rlaif.rundir import RunDir
-from rlaif.stages import score
-from rlaif.stages.run import Run
+from rlaif.stages.feedback import score
+from rlaif.stages.run.run import Run
 
 TWO = ("helpfulness", "harmlessness")
 SIDES = ("chosen", "rejected")

@@ -13,18 +13,21 @@ from preference_rows import RLAIF_V, picture
 
 from actors.frames import LocalFrames
 from actors.rollout import Answers, Failure
+from rlaif.data.files import read_rows, write_rows
+from rlaif.data.formats.own import PAIRS
+from rlaif.data.formats.table import FORMATS
+from rlaif.data.preference import Preference
+from rlaif.data.read import read_pairs
 from rlaif.errors import ConfigError, ContractError, DataError
 from rlaif.feedback.narrative import prompt_version
 from rlaif.feedback.scoring import ScoringModel
-from rlaif.preferences.files import read_rows, write_rows
-from rlaif.preferences.formats.own import PAIRS
-from rlaif.preferences.formats.table import FORMATS
-from rlaif.preferences.record import Preference
-from rlaif.readers import read_pairs
+from rlaif.io.rundir import RunDir
 from rlaif.records import Masked, Sample, Scored
-from rlaif.rundir import RunDir
-from rlaif.stages import agreement, candidates, caption, data, label, pairs, reward, score
-from rlaif.stages.run import Run
+from rlaif.stages.compare import agreement
+from rlaif.stages.feedback import caption, label, pairs, sample, score
+from rlaif.stages.run import datasets
+from rlaif.stages.run.run import Run
+from rlaif.stages.train import reward
 
 
 class Script:
@@ -81,11 +84,13 @@ def scripted(tmp_path, make_config, world):
 
 
 def videos(config) -> list[str]:
-    return [row.fields["video"] for row in read_rows(data.data_path(config, "few.jsonl"))]
+    return [row.fields["video"] for row in read_rows(datasets.data_path(config, "few.jsonl"))]
 
 
 def kept(config) -> dict[str, dict]:
-    return {row["video"]: row for row in data.open_captions(data.data_path(config, config.data.captions)).rows()}
+    return {
+        row["video"]: row for row in datasets.open_captions(datasets.data_path(config, config.data.captions)).rows()
+    }
 
 
 # -- captions
@@ -113,13 +118,13 @@ def test_a_caption_that_was_cut_is_masked_with_its_reason_and_asked_for_again(sc
     assert (
         len([prompt for prompt in run.topology.pool.asked if prompt.video == one]) == 2
     )  # the third unit is not asked for
-    before = data.data_path(config, config.data.captions).read_bytes()
+    before = datasets.data_path(config, config.data.captions).read_bytes()
     config, run = scripted(lambda prompt: "whole")
     found = caption.caption(config, run)
     assert found == {"captioned": 1, "retried": 1, "there": 1, "failed": 0, "left_out": 0, "cut": 0}
     assert {prompt.video for prompt in run.topology.pool.asked} == {one}
     assert kept(config)[one]["context"] == ["whole"] * 3 and kept(config)[other]["context"] == ["seen"] * 3
-    assert data.data_path(config, config.data.captions).read_bytes().startswith(before)
+    assert datasets.data_path(config, config.data.captions).read_bytes().startswith(before)
     again = caption.caption(*scripted(lambda prompt: pytest.fail("asked again")))
     assert (again["there"], again["retried"]) == (2, 0)
 
@@ -178,7 +183,7 @@ def published(config, file: str, names: list[str]) -> Path:
     turns = [{"from": "human", "value": "<image>\nwhat ?"}, {"from": "gpt", "value": "x"}]
     outputs = {f"output_{n}": {"from": "gpt", "value": text} for n, text in ((1, "long answer"), (2, "short"))}
     row = {"conversations": turns, **outputs, "preference": 1}
-    path = data.data_path(config, file)
+    path = datasets.data_path(config, file)
     write_rows(path, [row | {"id": f"{n}", "image": name} for n, name in enumerate(names)])
     return path
 
@@ -188,7 +193,7 @@ def imported(config, file: str, *names: str, **about) -> None:
         {"pair_id": f"{name}#{n}", "video": name, "question": "what ?", "chosen": "a", "rejected": "b", **about}
         for n, name in enumerate(names)
     ]
-    path = data.data_path(config, file)
+    path = datasets.data_path(config, file)
     write_rows(path, map(PAIRS.columns, rows) if path.suffix == ".parquet" else rows, PAIRS.schema)
 
 
@@ -196,12 +201,12 @@ def test_the_videos_of_pairs_are_captioned_too_and_each_once(scripted, caplog):
     options = ("data.pairs=theirs.parquet", "data.pairs_eval=held_out.json")
     config, run = scripted(lambda prompt: "seen", *options)
     one, other = videos(config)
-    more = sorted({row.fields["video"] for row in read_rows(data.data_path(config, "eval.jsonl"))})[:2]
+    more = sorted({row.fields["video"] for row in read_rows(datasets.data_path(config, "eval.jsonl"))})[:2]
     imported(config, "theirs.parquet", one, more[0], more[0], "gone.mp4")
     published(config, "held_out.json", [more[1], other])
     assert caption.caption(config, run)["captioned"] == 4
     assert set(kept(config)) == {one, other, *more} and "gone.mp4" in caplog.text
-    (trained,) = [row for row in data.pairs(run, "theirs.parquet") if row.video == one]
+    (trained,) = [row for row in datasets.pairs(run, "theirs.parquet") if row.video == one]
     assert trained.captions == ("seen",) * 3
 
 
@@ -210,13 +215,13 @@ def test_pairs_of_videos_and_an_empty_file_of_pairs_need_no_captions(scripted):
     with pytest.raises(ConfigError, match=r"preferences in data\.pairs"):
         caption.caption(config, run)
     one, other = videos(config)
-    write_rows(data.data_path(config, "pairs.jsonl"), [])
-    assert data.of_pairs(run, "pairs.jsonl") == []
+    write_rows(datasets.data_path(config, "pairs.jsonl"), [])
+    assert datasets.of_pairs(run, "pairs.jsonl") == []
     sides = {"pair_id": "r", "question": "q", "chosen_video": one, "rejected_video": other}
-    write_rows(data.data_path(config, "pairs.jsonl"), [sides])
-    assert data.of_pairs(run, "pairs.jsonl") == []
+    write_rows(datasets.data_path(config, "pairs.jsonl"), [sides])
+    assert datasets.of_pairs(run, "pairs.jsonl") == []
     with pytest.raises(DataError, match=r"preference pairs in .*few\.jsonl"):
-        data.of_pairs(run, "few.jsonl")
+        datasets.of_pairs(run, "few.jsonl")
 
 
 def test_a_reward_model_that_reads_captions_says_where_they_come_from(scripted, caplog):
@@ -227,20 +232,20 @@ def test_a_reward_model_that_reads_captions_says_where_they_come_from(scripted, 
     for run_config in (config, scripted(None, "data.captions=null")[0]):
         own = Run(run_config, run.directory, None, run.topology)
         with pytest.raises(DataError, match=r"captions of the videos in pairs\.jsonl(.|\n)*rlaif caption CONFIG"):
-            reward.datasets(run_config, own)
+            reward.training_pairs(run_config, own)
     none, _ = scripted(None, "reward.context=none", "reward.eval_fraction=0.5")
-    assert len(reward.datasets(none, Run(none, run.directory, None, run.topology))[0]) == 1
+    assert len(reward.training_pairs(none, Run(none, run.directory, None, run.topology))[0]) == 1
     caption.caption(config, run)
-    assert all(row.captions for rows in reward.datasets(config, run) for row in rows)
-    path = data.data_path(config, config.data.captions)
+    assert all(row.captions for rows in reward.training_pairs(config, run) for row in rows)
+    path = datasets.data_path(config, config.data.captions)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     rows = [row if row["video"] == one else {k: v for k, v in row.items() if k != "context"} for row in rows]
     path.write_text("".join(json.dumps(row if row["video"] == one else row | {"masked": "no"}) + "\n" for row in rows))
-    reward.datasets(config, run)
+    reward.training_pairs(config, run)
     assert "1 of 2 rows have no captions" in caplog.text
     path.write_text("".join(json.dumps(row) + "\n" for row in rows if row["video"] == one))
     with pytest.raises(DataError, match=f"none of 1 videos: {other}"):
-        reward.datasets(config, run)
+        reward.training_pairs(config, run)
 
 
 def test_own_captions_of_some_pairs_are_enough_without_a_store(scripted):
@@ -250,8 +255,8 @@ def test_own_captions_of_some_pairs_are_enough_without_a_store(scripted):
         {"pair_id": name, "video": name, "question": "q", "chosen": "a", "rejected": "b", "captions": captions}
         for name, captions in ((one, ["told"]), (other, []))
     ]
-    write_rows(data.data_path(config, "pairs.jsonl"), rows)
-    assert len(reward.datasets(config, run)[0]) == 1
+    write_rows(datasets.data_path(config, "pairs.jsonl"), rows)
+    assert len(reward.training_pairs(config, run)[0]) == 1
 
 
 # -- answers and pairs
@@ -262,43 +267,43 @@ def test_answers_that_failed_are_asked_for_again_and_nothing_else_is(scripted, c
     one, _ = videos(config)
     failing = lambda prompt: Failure(prompt.prompt_id, "no room") if prompt.video == one else "an answer"  # noqa: E731
     config, run = scripted(failing, "candidates.per_model=2")
-    assert candidates.sample(config, run) == {"made": 1, "retried": 0, "there": 0, "failed": 1}
+    assert sample.sample(config, run) == {"made": 1, "retried": 0, "there": 0, "failed": 1}
     assert "answers of" in caplog.text and "1 masked, no room: " in caplog.text
-    path = data.data_path(config, config.data.candidates)
+    path = datasets.data_path(config, config.data.candidates)
     before = path.read_bytes()
     config, run = scripted(lambda prompt: "an answer", "candidates.per_model=2")
-    assert candidates.sample(config, run) == {"made": 1, "retried": 1, "there": 1, "failed": 0}
+    assert sample.sample(config, run) == {"made": 1, "retried": 1, "there": 1, "failed": 0}
     assert [prompt.video for prompt in run.topology.pool.asked] == [one]
     assert path.read_bytes().startswith(before) and len(path.read_bytes().splitlines()) == 3
-    assert all(len(answers) == 2 for answers in candidates.by_prompt(config, data.prompts(run, "few.jsonl")).values())
+    assert all(len(answers) == 2 for answers in sample.by_prompt(config, datasets.prompts(run, "few.jsonl")).values())
     config, run = scripted(lambda prompt: pytest.fail("asked again"), "candidates.per_model=2")
-    assert candidates.sample(config, run) == {"made": 0, "retried": 0, "there": 2, "failed": 0}
+    assert sample.sample(config, run) == {"made": 0, "retried": 0, "there": 2, "failed": 0}
 
 
 def test_a_row_names_every_sampling_option_and_a_change_of_any_is_noticed(scripted, monkeypatch):
     config, run = scripted()
-    candidates.sample(config, run)
-    (row, *_), store = candidates.open_candidates(config).rows(), candidates.open_candidates(config)
+    sample.sample(config, run)
+    (row, *_), store = sample.open_candidates(config).rows(), sample.open_candidates(config)
     assert row["sampling"] == {
         **{"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_tokens": 256, "truncate_at": []},
         **{"per_model": 4, "run_seed": 0, "video": {"num_frames": 8, "height": None, "width": None}},
     }
-    changed = candidates.sampled_with(config).model_copy(update={"top_k": 5})  # as if the default were another one
-    monkeypatch.setattr(candidates, "sampled_with", lambda config: changed)
+    changed = sample.sampled_with(config).model_copy(update={"top_k": 5})  # as if the default were another one
+    monkeypatch.setattr(sample, "sampled_with", lambda config: changed)
     with pytest.raises(ContractError, match="top_k"):
-        candidates.check_options(config, store)
+        sample.check_options(config, store)
 
 
 def test_pairs_say_how_both_answers_were_sampled_and_may_be_parquet(scripted):
     """Two models: each answer keeps its own origin, wherever it ends up."""
     overrides = ("label.judge={path: 'opinions:longer'}", "label.context=none", "pairs.lengths=off")
     config, run = scripted(None, *overrides, "data.pairs={run}/made.parquet", "candidates.per_model=2")
-    path = data.data_path(config, config.data.candidates)
-    base, sampled = config.candidates.models[0], candidates.sampling_of(config)
-    who = {"model": base, "fingerprint": candidates.fingerprint(base), "seed": 7, "sampling": sampled}
-    asked = data.prompts(run, "few.jsonl")
+    path = datasets.data_path(config, config.data.candidates)
+    base, sampled = config.candidates.models[0], sample.sampling_of(config)
+    who = {"model": base, "fingerprint": sample.fingerprint(base), "seed": 7, "sampling": sampled}
+    asked = datasets.prompts(run, "few.jsonl")
     rows = [
-        {"prompt_id": p.prompt_id, "asked": candidates.asked_of(p), **who, "answers": ["short", f"a longer one {n}"]}
+        {"prompt_id": p.prompt_id, "asked": sample.asked_of(p), **who, "answers": ["short", f"a longer one {n}"]}
         for n, p in enumerate(asked)
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -306,32 +311,32 @@ def test_pairs_say_how_both_answers_were_sampled_and_may_be_parquet(scripted):
     label.label(config, run)
     for _ in range(2):  # what it wrote itself is replaced
         assert pairs.pairs(config, run)["pairs"] == 2
-    found = list(PAIRS.read(read_rows(data.data_path(config, config.data.pairs))))
+    found = list(PAIRS.read(read_rows(datasets.data_path(config, config.data.pairs))))
     for record in found:
         origin = {name: who[name] for name in ("model", "fingerprint", "seed", "sampling")}
         assert record.provenance["chosen"] == origin | {"index": 1} and record.chosen.startswith("a longer one")
         assert record.provenance["rejected"] == origin | {"index": 0}
-    read, report = read_pairs(data.data_path(config, config.data.pairs), config.data.root)
+    read, report = read_pairs(datasets.data_path(config, config.data.pairs), config.data.root)
     assert len(read) == 2 and not report.skipped
     rows = [{key: row[key] for key in ("prompt_id", "answers")} for row in rows]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))  # answers of one's own
     pairs.pairs(config, run)
-    (record, *_) = PAIRS.read(read_rows(data.data_path(config, config.data.pairs)))
+    (record, *_) = PAIRS.read(read_rows(datasets.data_path(config, config.data.pairs)))
     assert record.provenance.keys() <= {"prompt_type"}
 
 
 def test_origins_follow_the_order_of_the_models(scripted, world):
     config, run = scripted(None, "candidates.models=[hub/one, hub/two]")
-    asked = data.prompts(run, "few.jsonl")
-    path = data.data_path(config, config.data.candidates)
+    asked = datasets.prompts(run, "few.jsonl")
+    path = datasets.data_path(config, config.data.candidates)
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [
         {"prompt_id": asked[0].prompt_id, "model": model, "fingerprint": model, "seed": seed, "answers": answers}
         for model, seed, answers in (("hub/two", 2, ["c"]), ("hub/one", 1, ["a", "b"]))
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert candidates.by_prompt(config, asked)[asked[0].prompt_id] == ["a", "b", "c"]
-    told = candidates.origins(config, asked)[asked[0].prompt_id]
+    assert sample.by_prompt(config, asked)[asked[0].prompt_id] == ["a", "b", "c"]
+    told = sample.origins(config, asked)[asked[0].prompt_id]
     assert [(one["model"], one["seed"], one["index"]) for one in told] == [
         *[("hub/one", 1, 0), ("hub/one", 1, 1), ("hub/two", 2, 0)]
     ]
@@ -381,7 +386,7 @@ def test_scores_go_by_what_a_video_shows_not_by_where_it_lies(scripted, monkeypa
     shutil.copy(root / other, root / "copy.mp4")
     shutil.copy(root / other, root / one)
     assert filled(store) == [("gone.mp4", "a"), ("gone.mp4", "b")]  # under the old name, and known
-    more = sorted({row.fields["video"] for row in read_rows(data.data_path(config, "eval.jsonl"))})[0]
+    more = sorted({row.fields["video"] for row in read_rows(datasets.data_path(config, "eval.jsonl"))})[0]
     shutil.copy(root / more, root / one)
     assert filled(store)[:2] == [(one, "a"), (one, "b")]
 
@@ -408,7 +413,7 @@ def test_frames_that_a_row_lists(scripted, caplog):
     assert {client.total_frames for client in map(run.topology.client().spec, captioned)} == {3, 6}
     assert len({row["sha256"] for row in captioned.values()}) == 3
     assert {record.video for record in agreement.read(config, run)[0]} == set(captioned)
-    assert [row.pair_id for row in data.pairs(run, "pairs.jsonl")] == ["all"]
+    assert [row.pair_id for row in datasets.pairs(run, "pairs.jsonl")] == ["all"]
     assert "2 frames differ" in caplog.text and "--media DIR" in caplog.text
     assert [record.pair_id for record in score.records(config, root / "pairs.jsonl")] == ["all"]
     surveyed = score.survey(config, root / "pairs.jsonl")
@@ -422,7 +427,7 @@ def test_images_inside_a_file_of_pairs_are_captioned(scripted):
     config, run = scripted(lambda prompt: "seen", "video.num_frames=1", "caption.of=[nothing.jsonl]")
     row = RLAIF_V | {"question": "what ?", "chosen": "a", "rejected": "b"}
     rows = [row | {"idx": str(n), "image": {"bytes": picture(n), "path": None}} for n in range(2)]
-    write_rows(data.data_path(config, "theirs.parquet"), rows, FORMATS["rlaif_v"].schema)
+    write_rows(datasets.data_path(config, "theirs.parquet"), rows, FORMATS["rlaif_v"].schema)
     config, run = scripted(
         lambda prompt: "seen", "video.num_frames=1", "caption.of=[nothing.jsonl]", "data.pairs_eval=theirs.parquet"
     )
@@ -453,21 +458,21 @@ def test_a_file_in_a_bucket_is_an_error_that_names_the_option(scripted, make_con
     plain = () if "storage" not in override else ("data.root={run}/data",)
     config = make_config(tmp_path, *plain, override)
     with pytest.raises(ConfigError, match=told):
-        data.data_path(config, file or config.data.prompts)
-    assert data.data_path(config, "/data/p.jsonl") == Path("/data/p.jsonl")
-    assert data.data_path(config, "file:///data/p.jsonl") == Path("/data/p.jsonl")
+        datasets.data_path(config, file or config.data.prompts)
+    assert datasets.data_path(config, "/data/p.jsonl") == Path("/data/p.jsonl")
+    assert datasets.data_path(config, "file:///data/p.jsonl") == Path("/data/p.jsonl")
 
 
 def test_a_reader_of_captions_keeps_the_newest(tmp_path):
     """A video that changed and was captioned again, then changed back: what was retried counts, not what was made between."""
-    store = data.open_captions(tmp_path / "c.jsonl")
+    store = datasets.open_captions(tmp_path / "c.jsonl")
     about = {"video": "v", "model": "m", "captioner": "c", "version": "1"}
     store.append([{"key": "one", **about, "masked": "no"}])
     store.append([{"key": "two", **about, "context": ["two"]}])
     store.append([{"key": "one", **about, "context": ["one"]}])
-    for rows in (store.newest_last(), data.open_captions(tmp_path / "c.jsonl").newest_last()):
+    for rows in (store.newest_last(), datasets.open_captions(tmp_path / "c.jsonl").newest_last()):
         assert [row["key"] for row in rows] == ["two", "one"]
-    assert data.captions_by_video(tmp_path / "c.jsonl") == {("v", ""): {"": ("one",)}}
+    assert datasets.captions_by_video(tmp_path / "c.jsonl") == {("v", ""): {"": ("one",)}}
 
 
 @pytest.mark.parametrize("extra", [{"kind": "how"}, {"safety": {"prompt_type": "how"}, "kind": "describe"}])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from rlaif.config.schema import Config, Ppo, Reward, Video
-from rlaif.stages import roles, supervised
-from rlaif.stages.reward import steps_of
+from rlaif.stages.train import supervised, workers
+from rlaif.stages.train.reward import steps_of
 
 SMALL = {
     "iterations": 7,
@@ -21,13 +21,13 @@ SMALL = {
 @pytest.mark.parametrize(("per", "total"), [("step", 7 * 3 * 4), ("iteration", 7)])
 def test_what_the_schedule_counts(per, total):
     config = Config(name="x", ppo=Ppo(**SMALL, schedule_per=per))
-    trained = {role.name: role.total_steps for role in roles.learner_spec(config).roles if role.optim}
+    trained = {role.name: role.total_steps for role in workers.learner_spec(config).roles if role.optim}
     assert trained == {"policy": total, "critic": total}
 
 
 def test_roles_keep_what_they_train():
     config = Config(name="x", ppo=Ppo(**SMALL, lora=None, train_vision=True))
-    for role in roles.learner_spec(config).roles:
+    for role in workers.learner_spec(config).roles:
         assert (role.train_vision, role.train_projector) == (role.optim is not None, False)
 
 
@@ -53,6 +53,6 @@ def test_learners_of_every_stage_know_the_frame_rule():
     specs = [
         supervised.learner_spec(config, config.sft, "policy"),
         supervised.learner_spec(config, config.reward, "reward", "reward"),
-        roles.learner_spec(config),
+        workers.learner_spec(config),
     ]
     assert [spec.video for spec in specs] == [config.video] * 3

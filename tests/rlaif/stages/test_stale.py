@@ -12,7 +12,10 @@ import pytest
 from rlaif.errors import ConfigError, ContractError, DataError
 from rlaif.models.check import fingerprint
 from rlaif.records import Prompt
-from rlaif.stages import candidates, caption, context, data, demo, pairs, reward
+from rlaif.stages.feedback import caption, pairs, sample
+from rlaif.stages.recipes import context_study, demo
+from rlaif.stages.run import datasets
+from rlaif.stages.train import reward
 
 ASKED = Prompt("p", "v.mp4", "what ?")
 
@@ -31,14 +34,14 @@ def write(path, *rows):
 
 
 def answers(config, *rows):
-    write(data.data_path(config, config.data.candidates), *({"prompt_id": "p", **row} for row in rows))
+    write(datasets.data_path(config, config.data.candidates), *({"prompt_id": "p", **row} for row in rows))
 
 
 def row(model, text, asked=ASKED, **more):
     return {
         "model": model,
         "fingerprint": fingerprint(model),
-        "asked": candidates.asked_of(asked),
+        "asked": sample.asked_of(asked),
         "answers": [text],
         **more,
     }
@@ -54,38 +57,38 @@ def test_answers_of_other_models_weights_or_questions_are_not_judged(config, wor
         row(base, "of other weights") | {"fingerprint": "0" * 16},
         row(base, "of another model") | {"fingerprint": "1" * 16, "model": "elsewhere"},
     )
-    assert candidates.by_prompt(config, [ASKED]) == {"p": ["good"]}
+    assert sample.by_prompt(config, [ASKED]) == {"p": ["good"]}
     assert "3 rows" in caplog.text
-    assert candidates.by_prompt(config, [other]) == {"p": ["of another question"]}
+    assert sample.by_prompt(config, [other]) == {"p": ["of another question"]}
 
 
 def test_answers_without_an_origin_are_the_users_own(config):
     answers(config, {"answers": ["mine", "mine too"]})
-    assert candidates.by_prompt(config, [ASKED]) == {"p": ["mine", "mine too"]}
+    assert sample.by_prompt(config, [ASKED]) == {"p": ["mine", "mine too"]}
 
 
 def test_answers_sampled_in_another_way_are_not_added_to(config):
-    answers(config, row("m", "a", sampling=candidates.sampling_of(config) | {"per_model": 9}))
+    answers(config, row("m", "a", sampling=sample.sampling_of(config) | {"per_model": 9}))
     with pytest.raises(ContractError, match="per_model.*9"):
-        candidates.check_options(config, candidates.open_candidates(config))
-    answers(config, row("m", "a", sampling=candidates.sampling_of(config)))
-    candidates.check_options(config, candidates.open_candidates(config))
+        sample.check_options(config, sample.open_candidates(config))
+    answers(config, row("m", "a", sampling=sample.sampling_of(config)))
+    sample.check_options(config, sample.open_candidates(config))
 
 
 def test_a_judge_may_see_other_frames_than_who_answered(config):
     """What is there is judged; what would be added was answered by what saw less, or more."""
     base = config.candidates.models[0]
-    answers(config, row(base, "seen", sampling=candidates.sampling_of(config)))
+    answers(config, row(base, "seen", sampling=sample.sampling_of(config)))
     other = config.model_copy(update={"video": config.video.model_copy(update={"num_frames": 16})})
-    assert candidates.by_prompt(other, [ASKED]) == {"p": ["seen"]}
+    assert sample.by_prompt(other, [ASKED]) == {"p": ["seen"]}
     with pytest.raises(ContractError, match="'num_frames': 16"):
-        candidates.check_options(other, candidates.open_candidates(other))
+        sample.check_options(other, sample.open_candidates(other))
 
 
 def test_a_file_whose_answers_are_all_of_others_says_so(config):
     answers(config, row(config.candidates.models[0], "of another file", replace(ASKED, video_sha256="f" * 64)))
     with pytest.raises(DataError, match="1 of other models, weights, questions or video files"):
-        candidates.by_prompt(config, [ASKED])
+        sample.by_prompt(config, [ASKED])
 
 
 def told(number, text, **more):
@@ -102,22 +105,22 @@ def told(number, text, **more):
 
 def test_the_newest_captions_of_a_video_count_and_kinds_do_not_mix(tmp_path):
     path = write(tmp_path / "c.jsonl", told(9, "old"), told(1, "new"))
-    assert data.captions_by_video(path) == {("v", ""): {"": ("new",)}}
+    assert datasets.captions_by_video(path) == {("v", ""): {"": ("new",)}}
     for other in ({"captioner": "d"}, {"version": "2"}, {"model": "n"}):
         write(path, told(1, "a"), told(2, "b", **other))
         with pytest.raises(DataError, match="one model and prompt"):
-            data.captions_by_video(path)
+            datasets.captions_by_video(path)
 
 
 def test_captions_of_other_weights_or_prompts_are_named_before_any_is_added(config):
     own = {"captioner": fingerprint(config.caption.model), "version": caption.prompt_version(config.caption)}
-    path = data.data_path(config, config.data.captions).with_name("other-captions.jsonl")
+    path = datasets.data_path(config, config.data.captions).with_name("other-captions.jsonl")
     write(path, told(1, "a", **own))
-    caption.check_kind(config, data.open_captions(path))
+    caption.check_kind(config, datasets.open_captions(path))
     for other in ({"captioner": "0" * 16}, {"version": "0"}):
         write(path, told(1, "a", **own | other))
         with pytest.raises(ContractError, match=r"data\.captions"):
-            caption.check_kind(config, data.open_captions(path))
+            caption.check_kind(config, datasets.open_captions(path))
 
 
 def test_preferences_of_another_origin_are_not_replaced(tmp_path):
@@ -138,14 +141,14 @@ def test_preferences_of_another_origin_are_not_replaced(tmp_path):
 
 
 def test_rows_keep_their_own_captions_where_the_captioner_has_none(config):
-    store = data.open_captions(data.data_path(config, config.data.captions).with_name("own-captions.jsonl"))
+    store = datasets.open_captions(datasets.data_path(config, config.data.captions).with_name("own-captions.jsonl"))
     about = {"model": "m", "captioner": "c", "version": "1"}
     store.append(
         [{"key": "k", "video": "v", **about, "context": ["made"]}, {"key": "l", "video": "w", **about, "masked": "no"}]
     )
     changed = config.model_copy(update={"data": config.data.model_copy(update={"captions": str(store.path)})})
     rows = [Prompt(video, video, "what ?", captions=("own",)) for video in ("v", "w", "x")]
-    assert [row.captions for row in data.captioned(run_of(changed), rows)] == [("made",), ("own",), ("own",)]
+    assert [row.captions for row in datasets.captioned(run_of(changed), rows)] == [("made",), ("own",), ("own",)]
 
 
 def run_of(config, **sha256):
@@ -171,11 +174,11 @@ def test_captions_are_those_of_the_file_that_is_there_now(config, tmp_path):
     )
     changed = config.model_copy(update={"data": config.data.model_copy(update={"captions": str(path)})})
     rows = [Prompt("p", "v", "what ?")]
-    read = {now: data.captioned(run_of(changed, v=now), rows)[0].captions for now in "abcd"}
+    read = {now: datasets.captioned(run_of(changed, v=now), rows)[0].captions for now in "abcd"}
     assert read == {"a": ("of a",), "b": ("of b",), "c": (), "d": ()}
     write(path, told(4, "of the question", sha256="a", question="why ?"))
     asked = [Prompt("p", "v", "why ?"), Prompt("q", "v", "what ?")]
-    assert [row.captions for row in data.captioned(run_of(changed, v="a"), asked)] == [("of the question",), ()]
+    assert [row.captions for row in datasets.captioned(run_of(changed, v="a"), asked)] == [("of the question",), ()]
 
 
 def test_the_context_studys_files_and_steps_are_its_own(config):
@@ -186,9 +189,9 @@ def test_the_context_studys_files_and_steps_are_its_own(config):
             "reward": config.reward.model_copy(update={"epochs": 3}),
         }
     )
-    cell = context.variant(odd, 1, "none")
+    cell = context_study.variant(odd, 1, "none")
     assert reward.steps_of(cell.reward, 1000) == 7
-    outside = context.held_out(cell)
+    outside = context_study.held_out(cell)
     assert Path(outside.data.labels).parent == Path(cell.data.labels).parent
     assert len({outside.data.labels, cell.data.labels, outside.data.candidates, cell.data.candidates}) == 4
 
@@ -204,11 +207,11 @@ def test_some_video_is_held_out_and_the_margin_is_of_the_method(config):
 
 def test_a_prompt_in_two_files_is_one_and_two_prompts_of_one_id_are_an_error(monkeypatch):
     files = {"a": [ASKED], "b": [ASKED, Prompt("q", "v.mp4", "what ?")], "c": [Prompt("p", "w.mp4", "what ?")]}
-    monkeypatch.setattr(data, "prompts", lambda run, file, checks: files[file])
+    monkeypatch.setattr(datasets, "prompts", lambda run, file, checks: files[file])
     run = SimpleNamespace()
-    assert [prompt.prompt_id for prompt in data.prompts_of(run, ("a", "b"))] == ["p", "q"]
+    assert [prompt.prompt_id for prompt in datasets.prompts_of(run, ("a", "b"))] == ["p", "q"]
     with pytest.raises(DataError, match="prompt 'p'"):
-        data.prompts_of(run, ("a", "c"))
+        datasets.prompts_of(run, ("a", "c"))
 
 
 def test_an_earlier_demos_feedback_and_pairs_get_another_name(make_config, tmp_path):

@@ -10,8 +10,8 @@ import yaml
 
 from rlaif.config.schema import Config
 from rlaif.errors import CheckpointError, ConfigError
-from rlaif.rundir import RunDir
-from rlaif.stages.run import Run, advice, check_start
+from rlaif.io.rundir import RunDir
+from rlaif.stages.run.run import Run, advice, check_start
 
 LORA = {"r": 4, "alpha": 4}
 

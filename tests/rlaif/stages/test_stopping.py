@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from rlaif.stages.stopping import Interrupted, Stopper
+from rlaif.stages.run.stopping import Interrupted, Stopper
 
 
 class Timer:

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from rlaif import cli
+from rlaif.cli import main
 from rlaif.config.load import load_config
-from rlaif.rundir import RunDir
-from rlaif.stages import demo, summaries, summary
-from rlaif.stages.summary import Typed
+from rlaif.io.rundir import RunDir
+from rlaif.stages import summaries
+from rlaif.stages.recipes import demo
+from rlaif.stages.run import summary
+from rlaif.stages.run.summary import Typed
 
 ROW = {"policy": "sft", "seed": 0, "decoding": "greedy", "hallucination": 0.3, "recall": 0.8, "kl": 0.0, "length": 7.5}
 COMPARED = {"agreement": 0.93, "pairs": 40}
@@ -82,7 +84,7 @@ def commands_of(text: str) -> list[list[str]]:
 
 def parsed(words: list[str]):
     """(arguments, configuration) of printed words, read as the command line reads them."""
-    args = cli.parse(words)
+    args = main.parse(words)
     return args, load_config(args.config, args.overrides, None if args.command == "demo" else args.command.split()[0])
 
 
@@ -94,7 +96,7 @@ def test_a_stage_ends_with_what_it_did_and_where_things_are(config, typed, stage
 
 
 def test_every_stage_of_the_command_line_has_a_summary():
-    assert set(summaries.SUMMARIES) == set(cli.STAGES) - {"demo"}
+    assert set(summaries.SUMMARIES) == set(main.STAGES) - {"demo"}
 
 
 @pytest.mark.parametrize("stage", RESULTS)

@@ -11,10 +11,10 @@ import pytest
 
 from cluster.checkpoint import Checkpoints
 from rlaif.config.schema import Saving
-from rlaif.stages import supervised
-from rlaif.stages.best import Best
-from rlaif.stages.reward import measured
-from rlaif.stages.stopping import Interrupted, Stopper
+from rlaif.stages.run.stopping import Interrupted, Stopper
+from rlaif.stages.train import supervised
+from rlaif.stages.train.best import Best
+from rlaif.stages.train.reward import measured
 
 
 class Group:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from families import BUILDERS
 
-from rlaif.stages.topology import Topology
+from rlaif.stages.run.topology import Topology
 
 
 @pytest.fixture

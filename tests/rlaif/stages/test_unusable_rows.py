@@ -12,13 +12,15 @@ from without_actors import NoTopology
 
 from rlaif.config.schema import Reward
 from rlaif.errors import ConfigError, DataError
+from rlaif.io.rundir import RunDir
 from rlaif.models.reward_card import CARD, HEAD, card_text
 from rlaif.models.reward_prompt import RewardPrompt
-from rlaif.rundir import RunDir
-from rlaif.stages import candidates, caption, data, evaluate, ppo, reward, score, sft
-from rlaif.stages.judging.cases import read_cases
-from rlaif.stages.replacing import open_deck
-from rlaif.stages.run import Run
+from rlaif.stages.feedback import caption, sample, score
+from rlaif.stages.feedback.judge_inputs import read_cases
+from rlaif.stages.run import datasets
+from rlaif.stages.run.run import Run
+from rlaif.stages.train import evaluate, ppo, reward, sft
+from rlaif.stages.train.replacing import open_deck
 
 LONG = "describe the video . " * 80
 STARTED = "an actor was asked for"
@@ -70,7 +72,7 @@ ODD = {"vp": "what is <|video_pad|> here ?", "image": "see <image> .", "start": 
     [
         (ppo.train, "prompts.jsonl", "over 244 (rollout.max_model_len less the 12 of ppo.sampling.max_tokens)"),
         (ppo.train, "eval.jsonl", "over 255 (rollout.max_model_len less the 1 of an answer)"),
-        (candidates.sample, "prompts.jsonl", "over 255 (rollout.max_model_len less the 1 of an answer)"),
+        (sample.sample, "prompts.jsonl", "over 255 (rollout.max_model_len less the 1 of an answer)"),
     ],
 )
 def test_prompts_that_no_engine_answers(folder, world, caplog, stage, file, limit):
@@ -85,7 +87,7 @@ def test_prompts_that_no_engine_answers(folder, world, caplog, stage, file, limi
 
 def test_prompts_behind_which_no_whole_answer_fits_are_sampled_with_a_remark(folder, world, caplog):
     run = folder.run(f"candidates={{models: ['{world}/base'], prompts: [prompts.jsonl], max_tokens: 256}}")
-    train(candidates.sample, run)
+    train(sample.sample, run)
     remark = "they leave no room for a whole answer (rollout.max_model_len less the 256 of candidates.max_tokens)"
     assert f"{len(folder.rows('prompts.jsonl'))} rows are used although {remark}" in caplog.text
 
@@ -116,7 +118,7 @@ def test_questions_that_are_odd_and_usable_are_kept_with_a_remark_on_marks_of_tu
     good = prompts_with(folder, "prompts.jsonl", **odd, end="describe <|im_end|> the video .")
     run = folder.run()
     train(ppo.train, run)
-    assert len(data.prompts(run, "prompts.jsonl")) == good + 5
+    assert len(datasets.prompts(run, "prompts.jsonl")) == good + 5
     assert "1 rows are used although question holds '<|im_end|>'" in caplog.text
     assert f"'end' (prompts.jsonl line {good + 5})" in caplog.text
 
@@ -195,12 +197,12 @@ def test_a_new_run_leaves_out_prompts_whose_videos_do_not_decode(folder):
     folder.write("prompts.jsonl", [rows[0] | {"video": "half"}, *rows[1:]])
     for override, left_out in (("seed=0", 1), ("deterministic=true", 0), ("data.check_s=0", 0)):
         run = folder.run(override)
-        deck = open_deck(run.config, run, data.prompts(run, "prompts.jsonl"), None)
+        deck = open_deck(run.config, run, datasets.prompts(run, "prompts.jsonl"), None)
         assert len(deck.left_out) == left_out
         assert all(rows[0]["prompt_id"] not in [p.prompt_id for p in deck.of(n)] for n in range(9)) == bool(left_out)
     with pytest.raises(DataError, match="ppo.max_prompt_failures"):
         run = folder.run("ppo.max_prompt_failures=0.01")
-        open_deck(run.config, run, data.prompts(run, "prompts.jsonl"), None)
+        open_deck(run.config, run, datasets.prompts(run, "prompts.jsonl"), None)
 
 
 @pytest.fixture
@@ -236,7 +238,7 @@ def test_scores_by_a_reward_model_that_reads_captions_need_some(folder, reads_ca
 
 
 def test_a_bucket_that_does_not_answer_is_an_error_within_seconds(make_config, tmp_path):
-    from rlaif.stages.run import open_run
+    from rlaif.stages.run.run import open_run
 
     config = make_config(
         tmp_path, "storage='s3://no-such-bucket/runs?region=x&endpoint_override=localhost:1&scheme=http'"

@@ -1,0 +1,200 @@
+"""What a format of rows is: two functions between its rows and our records, and how a row of it is recognised."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from rlaif.data.bad_rows import Bad, Row, excerpt, refused, refused_record
+from rlaif.data.formats.losses import lost_fields
+from rlaif.data.formats.roundtrip import difference, restore, unholdable
+from rlaif.data.formats.texts import check_marks, check_media_paths, frames_of
+from rlaif.data.formats.visual import LONE
+from rlaif.data.media import Media
+from rlaif.data.misread import UNUSED, misread
+from rlaif.data.rows import RowError
+
+Fields = dict[str, Any]
+Kind = Literal["pairs", "prompts", "conversations", "videos", "texts"]
+
+
+@dataclass
+class Notes:
+    """What a conversion leaves behind, counted by row."""
+
+    uncarried: Counter = field(default_factory=Counter)
+    """By field of the source: values that JSON cannot hold (NaN, bytes, times) and that no record needs."""
+    lost: Counter = field(default_factory=Counter)
+    """By field of a record: what the other format cannot hold."""
+    missing: Counter = field(default_factory=Counter)
+    """By path: media that are not there."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a format may need besides the rows."""
+
+    media: Media = field(default_factory=lambda: Media(Path(), None))
+    video_dir: str | None = None
+    """Replaces the folder of every SafeSora video."""
+    notes: Notes = field(default_factory=Notes)
+    """Filled while rows are read and written."""
+
+
+def unchanged(fields: Fields, options: Options) -> Fields:
+    return fields
+
+
+@dataclass(frozen=True)
+class Format:
+    """Rows of one published (or our own) kind.
+
+    `read` and `write` are inverses on good rows: what no field of a record says goes with it in `native`.
+    """
+
+    name: str
+    kind: Kind
+    about: str
+    recognise: Callable[[Fields], bool]
+    build: Callable[[Fields], Any]
+    """A row to a record (`Preference`, `Prompt`, ...); raises RowError."""
+    bare: Callable[[Any, int], Fields]
+    """A record and its place in the file to the row that says the same; raises RowError if rows cannot say it."""
+    key: str
+    """Field of a record that names it."""
+    uses: frozenset[str]
+    """Fields of a row that `build` reads: a row with others that hold media or answers is bad (see misread.py)."""
+    source_key: str | None = None
+    """Field of a row that names it in messages; None: the same name."""
+    own: bool = False
+    """Our own rows: nothing is left over, and an id that comes twice is an error instead of being numbered."""
+    prepare: Callable[[Fields, Options], Fields] = unchanged
+    """Before `build`: what reads or writes other files, or opens JSON inside a text."""
+    tidy: Callable[[Fields], Fields] = lambda row: row
+    """Settles what a complete row says twice, before it is read back."""
+    finish: Callable[[Fields, Options], Fields] = unchanged
+    """The inverse of `prepare`, after the row is complete."""
+    schema: Any = None
+    """pyarrow.Schema of its parquet files; None: rows are nested, no parquet."""
+    columns: Callable[[Fields], Fields] = lambda row: row
+    """A row to a row of `schema`."""
+
+    def read(
+        self, rows: Iterable[Row | Bad], options: Options | None = None, seen: dict[str, int] | None = None
+    ) -> Iterator[Any | Bad]:
+        """Yield the records of good rows in order; bad ones, and those that were bad before, as `Bad`.
+
+        seen: filled with the number of every record's row, by id.
+        """
+        options, seen = options or Options(), {} if seen is None else seen
+        copies: Counter = Counter()
+        for row in rows:
+            if isinstance(row, Bad):
+                yield row
+                continue
+            try:
+                record = self._record(row, options, seen, copies)
+                seen[getattr(record, self.key)] = row.number
+                yield record
+            except RowError as error:
+                yield refused(row, row.fields.get(self.source_key or self.key), error)
+
+    def write(self, records: Iterable[Any | Bad], options: Options | None = None) -> Iterator[Fields | Bad]:
+        """Yield the rows of records; those that this format cannot say come as `Bad`.
+
+        A row of another tool is read back before it is given: what its own reader would refuse is not written, and what
+        it would lose is counted in the notes.
+        """
+        options = options or Options()
+        for number, record in enumerate(records, start=1):
+            if isinstance(record, Bad):
+                yield record
+                continue
+            try:
+                yield self._row(record, number - 1, options)
+            except RowError as error:
+                yield refused_record({getattr(record, self.key): number}, getattr(record, self.key), error, "record")
+
+    def _record(self, row: Row, options: Options, seen: dict[str, int], copies: Counter) -> Any:
+        fields = self.prepare(row.fields, options)
+        if self.own:
+            bad = unholdable(fields)
+            if used := [name for name in bad if name in self.uses]:
+                raise RowError("wrong type", f"{used[0]}: a value that JSON cannot hold: {excerpt(fields[used[0]])}")
+            options.notes.uncarried.update(bad)
+            fields = {name: value for name, value in fields.items() if name not in bad}
+        record = self._unique(self._built(fields), row, seen, copies)
+        return record if self.own else self._with_leftover(record, fields, row.number, options)
+
+    def _built(self, fields: Fields) -> Any:
+        lost = misread(fields, self.uses)
+        try:
+            record = self.build(fields)
+        except RowError as error:
+            if lost and error.reason == LONE:  # the media are in a field of another name: more to the point
+                raise RowError(UNUSED, lost) from error
+            raise
+        if lost:
+            raise RowError(UNUSED, lost)
+        check_marks(record)
+        check_media_paths(record)
+        return record
+
+    def _unique(self, record: Any, row: Row, seen: dict[str, int], copies: Counter) -> Any:
+        """The record under a name that no other has. `copies`: how often each name was numbered already."""
+        name = getattr(record, self.key)
+        if name not in seen:
+            return record
+        if self.own:
+            raise RowError("duplicate id", f"{row.unit} {seen[name]} has it already")
+        other = name
+        while other in seen:
+            copies[name] += 1
+            other = f"{name}#{copies[name] + 1}"
+        return replace(record, **{self.key: other})
+
+    def _with_leftover(self, record: Any, fields: Fields, number: int, options: Options) -> Any:
+        bare = self.bare(record, number - 1)
+        try:
+            patch = difference(fields, bare)
+        except RowError:
+            bad = unholdable(fields)
+            options.notes.uncarried.update(bad)
+            # as the record says it; a field that no record needs is left out
+            fields = {k: bare.get(k) if k in bad else v for k, v in fields.items() if k not in bad or k in bare}
+            patch = difference(fields, bare)
+        if not patch:
+            return record
+        native = native_of(record)
+        native |= {self.name: native.get(self.name, {}) | patch}
+        if hasattr(record, "native"):
+            return replace(record, native=native)
+        return replace(record, extra=record.extra | {"native": native})
+
+    def _row(self, record: Any, place: int, options: Options) -> Fields:
+        row = self.bare(record, place)
+        if self.own:
+            options.notes.missing.update(path for path in paths_of(record) if not options.media.there(path))
+            return row
+        row = self.tidy(restore(row, native_of(record).get(self.name)))
+        lost = lost_fields(record, self._built(row), self.name)
+        row = self.finish(row, options)
+        options.notes.lost.update(lost)
+        options.notes.missing.update(path for path in paths_of(record) if not options.media.there(path))
+        return row
+
+
+def native_of(record: Any) -> dict[str, Any]:
+    """Return what the source row says beyond the record's fields, by format."""
+    return dict(record.native if hasattr(record, "native") else record.extra.get("native", {}))
+
+
+def paths_of(record: Any) -> tuple[str, ...]:
+    """Return the media of a record, or the first of the frames that it lists."""
+    frames = frames_of(record)
+    if frames:
+        return (frames[0],)
+    return record.media if hasattr(record, "media") else tuple(filter(None, [getattr(record, "video", None)]))

@@ -1,0 +1,71 @@
+"""Conversations of the LLaVA kind: [{"from": "human" | "gpt", "value": text}], with a placeholder where the media go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from rlaif.data.formats.visual import check_placeholders, without_placeholders
+from rlaif.data.rows import RowError, build_row, check_turns
+
+PLACEHOLDER = "<image>"
+ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
+SPEAKERS = {role: speaker for speaker, role in ROLES.items()}
+Messages = tuple[tuple[str, str], ...]
+
+
+class _Turn(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    speaker: Literal["human", "gpt", "system"] = Field(alias="from")
+    value: str
+
+    def build(self) -> tuple[str, str]:
+        # the media come first in a prompt, wherever the row puts its mark
+        text = without_placeholders(self.value) if self.speaker == "human" else self.value
+        return ROLES[self.speaker], text
+
+
+def read_turns(
+    fields: dict[str, Any], name: str, last: Literal["user", "assistant"], media: dict[str, Any]
+) -> Messages:
+    """Return (role, content) of each turn, without the placeholders of `media` (from `read_media`).
+
+    Raises RowError for turns that are wrong or out of order, and for a placeholder that stands for nothing.
+    """
+    turns = fields.get(name)
+    if turns is None:
+        raise RowError("missing field", f"{name}: Field required")
+    if not isinstance(turns, list):
+        raise RowError("wrong type", f"{name}: a {type(turns).__name__} instead of a list")
+    if wrong := [turn for turn in turns if not isinstance(turn, dict)]:
+        raise RowError("wrong type", f"{name}: a turn that is a {type(wrong[0]).__name__}")
+    messages = tuple(build_row(_Turn, turn, f"{name}.{place}.") for place, turn in enumerate(turns))
+    check_placeholders([turn["value"] for turn in turns if turn["from"] == "human"], media)
+    check_turns(messages, last)
+    if any(role == "user" and not text.strip() for role, text in messages):
+        raise RowError("empty field", f"{name}: a human turn without text")
+    return messages
+
+
+def write_turns(messages: Sequence[tuple[str, str]], mark: str) -> list[dict[str, str]]:
+    """Return turns whose first human one begins with `mark` ("<image>" and a separator, or nothing)."""
+    turns, marked = [], False
+    for role, text in messages:
+        if role == "user" and not marked:
+            text, marked = mark + text, True
+        turns.append({"from": SPEAKERS[role], "value": text})
+    return turns
+
+
+def question(messages: Messages) -> dict[str, Any]:
+    """Return the fields of a pairs row that say what was asked: `question`, and `messages` if there is more than one turn."""
+    turns = [{"role": role, "content": text} for role, text in messages]
+    return {"question": messages[-1][1], "messages": turns if len(turns) > 1 else []}
+
+
+def asked(question: str, messages: Messages) -> Messages:
+    """Return the turns of `question`'s fields."""
+    return messages or (("user", question),)

@@ -1,0 +1,51 @@
+"""PDS-DPO's rows: one image (or video), `conversations` that end with the chosen answer and `rejected_conversations`."""
+
+from __future__ import annotations
+
+from rlaif.data.formats.base import Fields, Format
+from rlaif.data.formats.identity import identity
+from rlaif.data.formats.llava_turns import PLACEHOLDER, asked, question, read_turns, write_turns
+from rlaif.data.formats.visual import MEDIA, came_with_video, named_files, read_media, stored
+from rlaif.data.formats.vlm_rlaif import build_pair, check_texts, media_of
+from rlaif.data.preference import Preference
+from rlaif.data.rows import RowError
+
+NAME = "pds_dpo"
+CHOSEN, REJECTED = "conversations", "rejected_conversations"
+
+
+def _pair(fields: Fields) -> Preference:
+    pair_id, media = identity(fields, "id"), read_media(fields)
+    chosen = read_turns(fields, CHOSEN, last="assistant", media=media)
+    rejected = read_turns(fields, REJECTED, last="assistant", media=media)
+    if chosen[:-1] != rejected[:-1]:
+        raise RowError("prompts differ", f"{CHOSEN} and {REJECTED} answer different questions")
+    row = {"pair_id": pair_id, "chosen": chosen[-1][1], "rejected": rejected[-1][1]}
+    return build_pair(row | question(chosen[:-1]) | media | {"native": came_with_video(fields, NAME)})
+
+
+def _pair_row(record: Preference, place: int) -> Fields:
+    check_texts(record)
+    media = media_of(record, NAME)
+    turns = asked(record.question, record.messages)
+    mark = f"{PLACEHOLDER} " if media else ""
+    both = {
+        name: write_turns((*turns, ("assistant", answer)), mark)
+        for name, answer in ((CHOSEN, record.chosen), (REJECTED, record.rejected))
+    }
+    return {"id": record.pair_id, **media, **both}
+
+
+PDS_DPO = Format(
+    name=NAME,
+    kind="pairs",
+    about="PDS-DPO pairs: image, conversations, rejected_conversations",
+    recognise=lambda row: {CHOSEN, REJECTED} <= row.keys(),
+    build=_pair,
+    bare=_pair_row,
+    key="pair_id",
+    uses=frozenset(("id", CHOSEN, REJECTED, *MEDIA)),
+    source_key="id",
+    prepare=stored,
+    finish=named_files,
+)

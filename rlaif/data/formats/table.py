@@ -1,0 +1,56 @@
+"""The one table of formats, by name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from rlaif.data.bad_rows import excerpt
+from rlaif.data.formats import own, pds_dpo, rlhf_v, safesora, safesora_items, vlm_rlaif
+from rlaif.data.formats.base import Fields, Format
+from rlaif.errors import DataError
+
+FORMATS: dict[str, Format] = {
+    item.name: item
+    for item in (
+        safesora.PAIRS,
+        rlhf_v.RLHF_V,
+        rlhf_v.RLAIF_V,
+        vlm_rlaif.RM,
+        vlm_rlaif.RL,
+        pds_dpo.PDS_DPO,
+        vlm_rlaif.SFT,
+        own.PAIRS,
+        own.PROMPTS,
+        own.SFT,
+        safesora_items.VIDEOS,
+        safesora_items.PROMPTS,
+    )
+}
+"""In the order in which a row is recognised."""
+
+
+def named(name: str) -> Format:
+    """Return the format called `name`. Raises DataError that lists the formats there are."""
+    if name not in FORMATS:
+        raise DataError(f"a format: {', '.join(FORMATS)}", repr(name), "choose one of these")
+    return FORMATS[name]
+
+
+def detect(rows: Iterable[Fields]) -> Format:
+    """Return the format that most of the rows look like; of equally many the one that comes first.
+
+    Raises DataError that lists the formats there are if no row looks like any.
+    """
+    rows = list(rows)
+    votes = Counter(item for fields in rows if (item := _recognised(fields)) is not None)
+    if votes:
+        return FORMATS[votes.most_common(1)[0][0]]
+    known = "\n".join(f"             {item.name:16} {item.about}" for item in FORMATS.values())
+    names = excerpt(", ".join(max(rows, key=len, default={})), 160)
+    change = "name the format with --format (--from in `rlaif data convert`) if it is one of these, or rewrite the rows"
+    raise DataError(f"rows of one of these formats:\n{known}", f"rows with the fields {names or '(none)'}", change)
+
+
+def _recognised(fields: Fields) -> str | None:
+    return next((item.name for item in FORMATS.values() if item.recognise(fields)), None)

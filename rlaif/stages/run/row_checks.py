@@ -1,0 +1,99 @@
+"""Which checks the rows of each stage must pass before an engine or a learner starts (rlaif/models/usable.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+from rlaif.config.schema import Config, Reward
+from rlaif.config.section import Function
+from rlaif.data.rows import Conversation, Pair
+from rlaif.io.storage import fetch
+from rlaif.models.adapter import base_of
+from rlaif.models.encode import Encoder
+from rlaif.models.reward_card import read_card
+from rlaif.models.reward_prompt import RewardPrompt
+from rlaif.models.usable import Reader, Room
+from rlaif.records import Prompt
+from rlaif.stages.run.run import Run
+
+Check = Callable[[Any], str | None]
+"""Raises RowError for a row that can never be used; returns a remark about one that is not read as it looks."""
+
+
+@lru_cache(maxsize=8)
+def encoder_of(model: str) -> Encoder:
+    """Tokenizer and processor of a model directory, or of an adapter's base; no weights."""
+    return Encoder(base_of(model))
+
+
+def reader_of(run: Run, model: str) -> Reader:
+    return Reader(encoder_of(model), run.topology.client().spec, model)
+
+
+def answered(config: Config, run: Run, model: str, max_tokens: int, option: str) -> Check:
+    """Check prompts that an engine answers; one behind which `max_tokens` (the value of `option`) do not fit is remarked on."""
+    reader, rooms = reader_of(run, model), engine_rooms(config)
+    wish = Room(config.rollout.max_model_len - max_tokens, f"rollout.max_model_len less the {max_tokens} of {option}")
+    return lambda prompt: reader.prompt(prompt, rooms, wish)
+
+
+def engine_rooms(config: Config, max_tokens: int = 1, option: str = "an answer") -> list[Room]:
+    """Return what a prompt may take: the options' own limit, and what an answer leaves of the engine's length."""
+    rest = config.rollout.max_model_len - max_tokens
+    return [
+        Room(config.data.max_prompt_tokens, "data.max_prompt_tokens"),
+        Room(rest, f"rollout.max_model_len less the {max_tokens} of {option}"),
+    ]
+
+
+def scored(config: Config, run: Run) -> list[Check]:
+    """Check what a reward model, if `ppo.reward` is one, reads of prompts beside the answers."""
+    if isinstance(config.ppo.reward, Function):
+        return []
+    card = read_card(config.ppo.reward)
+    reader = reader_of(run, card["base"] if card["lora"] else fetch(config.ppo.reward))
+    form = RewardPrompt(**card["prompt"])
+
+    def check(prompt: Prompt) -> str | None:
+        return reader.scored(prompt.question, prompt.captions, form)
+
+    return [check]
+
+
+def sampled(config: Config, run: Run) -> list[Check]:
+    """Check the prompts of PPO, which leave room for a whole answer: one that is cut has no end to learn."""
+    reader = reader_of(run, config.ppo.policy)
+    rooms = engine_rooms(config, config.ppo.sampling.max_tokens, "ppo.sampling.max_tokens")
+    return [lambda prompt: reader.prompt(prompt, rooms), *scored(config, run)]
+
+
+def evaluated(config: Config, run: Run) -> list[Check]:
+    """Check the prompts of an evaluation."""
+    first = answered(config, run, config.ppo.policy, config.eval.max_tokens, "eval.max_tokens")
+    return [first, *scored(config, run)]
+
+
+def learned(config: Config, run: Run) -> Check:
+    """Check conversations of supervised fine-tuning."""
+    reader, rooms = reader_of(run, config.sft.init), _sequence_rooms(config)
+
+    def check(row: Conversation) -> str | None:
+        return reader.conversation(row, rooms)
+
+    return check
+
+
+def compared(config: Config, run: Run, reward: Reward) -> Check:
+    """Check pairs that a reward model is trained or measured on."""
+    reader, rooms, form = reader_of(run, reward.init), _sequence_rooms(config), RewardPrompt.of(reward)
+
+    def check(row: Pair) -> str | None:
+        return reader.pair(row, form, rooms)
+
+    return check
+
+
+def _sequence_rooms(config: Config) -> list[Room]:
+    return [Room(config.data.max_prompt_tokens, "data.max_prompt_tokens")]

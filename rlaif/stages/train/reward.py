@@ -1,0 +1,177 @@
+"""The reward model: `rlaif reward CONFIG`."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+
+import numpy as np
+
+from rlaif.config.schema import Config, Reward
+from rlaif.data.rows import Pair
+from rlaif.data.sampler import rows_of_step
+from rlaif.errors import DataError, named
+from rlaif.evaluation.preference import dimension_metrics, scores_by_dimension
+from rlaif.models.check import require_model
+from rlaif.models.reward_card import CARD, card_text
+from rlaif.models.reward_prompt import RewardPrompt, contexts
+from rlaif.seeds import derive
+from rlaif.stages.run import datasets, row_checks
+from rlaif.stages.run.run import Run, Start
+from rlaif.stages.train import supervised
+
+log = logging.getLogger(__name__)
+
+LEARNED = ("dimensions", "centering", "centering_coef", "margin", "margin_coef", "batch_size")
+"""Options of `reward` that decide what is learned, beside what the model reads."""
+
+
+def train(config: Config, run: Run, start: Start = "new") -> str:
+    """Train on preference pairs, measure on held-out ones, export the best step (`reward.export`); returns its path."""
+    require_model("reward.init", config.reward.init)
+    rows, held_out = training_pairs(config, run)
+    reward = config.reward.model_copy(update={"steps": steps_of(config.reward, len(rows))})
+    belongs = identity(reward, config.seed, rows, held_out)
+    checkpoints = run.checkpoints("reward", reward.save.keep)
+    newest = run.starting_point("reward", checkpoints, start, belongs)
+    if run.nothing_left("reward", newest, reward.steps, "reward.steps"):
+        return str(run.directory.export("reward"))
+    signs = {row.pair_id: row.signs for row in held_out}
+
+    def chosen(number: int) -> list[Pair]:
+        return [rows[i] for i in rows_of_step(len(rows), reward.batch_size, number, config.seed, "reward")]
+
+    def step(number: int) -> list:
+        return group.step_pairs(chosen(number), reward)
+
+    def videos(number: int) -> set[str]:
+        return {video for row in chosen(number) for video in row.videos}
+
+    def evaluate() -> dict[str, float]:
+        scores, skipped = group.score_pairs(held_out, reward)
+        return measured(signs, scores, skipped, reward.dimensions)
+
+    first = supervised.in_order(chosen, newest, len(rows))
+    datasets.decode_first(run, itertools.chain(first, held_out))
+    group = run.topology.learners(supervised.learner_spec(config, reward, "reward", "reward"))
+    best_by = "eval/accuracy" if reward.export == "best" else None
+    task = supervised.Supervised(
+        "reward", reward.steps, reward.save, belongs, step, videos, evaluate, reward.eval_every, best_by
+    )
+    best = supervised.train(task, run, group, checkpoints, newest)
+    if best_by and best.iteration not in (None, reward.steps):
+        log.info("exporting step %d, of accuracy %.3f on the held-out pairs", best.iteration, best.score)
+        group.load(checkpoints, checkpoints.at(best.iteration))
+    if best_by and best.iteration is None:
+        log.warning("exporting the last step: no held-out pair says which step is best (data.pairs_eval)")
+    card = {CARD: card_text(reward.init, reward.lora, RewardPrompt.of(reward), reward.dimensions)}
+    export = group.export("reward", run.directory.export("reward"), card=card)
+    run.exported("reward", max(reward.steps, newest.iteration if newest else 0))
+    run.topology.stop_learners()
+    return export
+
+
+def measured(
+    signs: Mapping[str, Mapping[str, int]],
+    scores: Mapping[str, np.ndarray],
+    skipped: Sequence[str],
+    dimensions: Sequence[str],
+) -> dict[str, float]:
+    """`eval/` metrics of the held-out pairs that could be read; `eval/skipped` counts the others. Without any there is no
+    `eval/accuracy`: what was trained is worth more than an error."""
+    if skipped:
+        log.warning("%d of %d held-out pairs are left out: %s", len(skipped), len(signs), named(skipped))
+    found = dimension_metrics(scores_by_dimension(signs, scores, dimensions)) | {"skipped": float(len(skipped))}
+    return {f"eval/{name}": value for name, value in found.items()}
+
+
+def steps_of(reward: Reward, pairs: int) -> int:
+    """Optimizer steps: `reward.steps`, or as many as `reward.epochs` passes over the pairs take, the last one filled up."""
+    return math.ceil(reward.epochs * pairs / reward.batch_size) if reward.epochs else reward.steps
+
+
+def identity(reward: Reward, seed: int, rows: Sequence[Pair], held_out: Sequence[Pair]) -> dict:
+    """What a checkpoint belongs to: base and adapter, what the model reads, what it learns, the pairs it learns it from and
+    is measured on, and what decides which of them make a step."""
+    learned = reward.model_dump(mode="json", include=set(LEARNED))
+    read = reward.context != "none"
+    pairs = {"pairs": digest_of(rows, read), "pairs_eval": digest_of(held_out, read)}
+    return supervised.identity("reward", reward) | asdict(RewardPrompt.of(reward)) | learned | pairs | {"seed": seed}
+
+
+def digest_of(rows: Sequence[Pair], captions: bool) -> str:
+    """16 hex digits over pairs (with their `captions`, where those are read) in order: a step takes them by their places."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(asdict(row if captions else replace(row, captions=())), sort_keys=True).encode())
+    return digest.hexdigest()[:16]
+
+
+def training_pairs(config: Config, run: Run) -> tuple[list[Pair], list[Pair]]:
+    """(training, held-out) pairs with the captions that `reward.context` asks for."""
+    rows = _read(config, run, config.data.pairs)
+    if config.data.pairs_eval:
+        held_out = _read(config, run, config.data.pairs_eval)
+    else:
+        rows, held_out = hold_out(rows, config.reward.eval_fraction, config.seed)
+    return with_context(rows, config), with_context(held_out, config)
+
+
+def _read(config: Config, run: Run, file: str) -> list[Pair]:
+    checks = [row_checks.compared(config, run, config.reward)]
+    rows = compared(datasets.pairs(run, file, checks), config.reward, file)
+    if config.reward.context != "none":
+        datasets.check_captions(config, rows, file)
+    return rows
+
+
+def compared(rows: list[Pair], reward: Reward, file: str) -> list[Pair]:
+    """The rows that were compared in any of `reward.dimensions`; those that lack one are counted by dimension.
+
+    Raises DataError for a dimension that no row has, and with `reward.margin` for a margin below 0.
+    """
+    there = Counter(name for row in rows for name in row.signs)
+    if unknown := [name for name in reward.dimensions if name not in there]:
+        raise DataError(
+            f"pairs in {file} that were compared in {', '.join(unknown)}",
+            f"none of {len(rows)}; there are {', '.join(f'{name} ({count})' for name, count in there.most_common())}",
+            "Set reward.dimensions, or use another file",
+        )
+    for name in reward.dimensions:
+        if without := len(rows) - there[name]:
+            log.warning("%s: %d of %d pairs were not compared in %s", file, without, len(rows), name)
+    below = [row.pair_id for row in rows if (row.margin or 0) < 0]
+    if reward.margin == "record" and below:
+        found = f"below 0 in {named(below)} of {file}"
+        raise DataError(
+            "margins that say how much better `chosen` is", found, "Correct the rows, or set reward.margin=none"
+        )
+    return [row for row in rows if not row.signs.keys().isdisjoint(reward.dimensions)]
+
+
+def hold_out(rows: list[Pair], fraction: float, seed: int) -> tuple[list[Pair], list[Pair]]:
+    """(training, held-out) rows; a video (a prompt, where two videos are compared) is on one side only.
+
+    Raises DataError where there are too few of them to split.
+    """
+    about = lambda row: (row.rejected_video and row.prompt_id) or row.video  # noqa: E731
+    groups = sorted({about(row) for row in rows}, key=lambda group: derive(seed, "hold out", group))
+    chosen = set(groups[: max(1, round(len(groups) * fraction))])
+    if len(chosen) == len(groups):
+        raise DataError("pairs on at least two videos", f"{len(groups)}", "Give more pairs, or set data.pairs_eval")
+    return [row for row in rows if about(row) not in chosen], [row for row in rows if about(row) in chosen]
+
+
+def with_context(rows: list[Pair], config: Config) -> list[Pair]:
+    """The rows with the captions that `reward.context` asks for; rows that have none are counted."""
+    mode, empty = config.reward.context, sum(not row.captions for row in rows)
+    if mode != "none" and empty:
+        log.warning("%d of %d pairs have no captions: the reward model reads no context there", empty, len(rows))
+    found = contexts(mode, [(row.video, row.captions) for row in rows], config.seed)
+    return [replace(row, captions=captions) for row, captions in zip(rows, found, strict=True)]

@@ -1,0 +1,63 @@
+"""A storage that does not answer is one clear error within seconds, wherever it is first used."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from rlaif.errors import ConfigError
+from rlaif.io import storage
+from rlaif.io.storage import fetch, locate
+
+CLOSED = "s3://no-such-bucket/runs?region=x&endpoint_override=localhost:1&scheme=http"
+
+
+@pytest.mark.parametrize(
+    ("uri", "found", "uses"),
+    [
+        (CLOSED, "NETWORK_CONNECTION", [fetch]),
+        ("nosuch://bucket/runs", "nosuch", [fetch, lambda uri: locate(uri).reach(), lambda uri: locate(uri).exists()]),
+    ],
+)
+def test_a_storage_that_cannot_be_reached_names_its_uri_and_what_to_correct(uri, found, uses):
+    for use in uses:
+        with pytest.raises(ConfigError) as caught:
+            use(uri)
+        assert uri in caught.value.expected and found in caught.value.found
+        assert "bucket name" in caught.value.change and "network" in caught.value.change
+
+
+def test_a_storage_that_never_answers_is_given_up_on(monkeypatch):
+    never = threading.Event()
+    monkeypatch.setattr(storage, "REACH_S", 0.05)
+    monkeypatch.setattr(storage, "_connected", lambda root: never.wait())
+    with pytest.raises(ConfigError, match="no answer within 0.05 s"):
+        locate("s3://silent/runs").reach()
+    never.set()
+
+
+@pytest.mark.parametrize("secret", ["KEY:hidden", "KEY:a/hidden"])
+def test_a_uri_with_a_secret_is_refused_without_showing_it(secret):
+    """It would be in the run's configuration, its logs and every checkpoint."""
+    with pytest.raises(ConfigError, match="without credentials") as caught:
+        locate(f"s3://{secret}@bucket/runs?region=x").reach()
+    assert "hidden" not in str(caught.value) and "s3://***@bucket" in caught.value.found
+    assert "AWS_SECRET_ACCESS_KEY" in caught.value.change
+
+
+def test_a_user_is_no_secret_and_what_the_client_says_of_a_uri_is_cleared_of_it():
+    with pytest.raises(ConfigError) as caught:
+        locate("nosuch://USER@[::1]:9000/runs").reach()
+    assert "USER" not in str(caught.value) and "nosuch://***@[::1]:9000" in caught.value.expected
+
+
+def test_a_storage_that_answers_is_reached_once(tmp_path):
+    locate(tmp_path).reach()
+    locate("mock://bucket/runs").reach()
+
+
+@pytest.mark.parametrize("uri", ["s3://", "file://tmp/runs"])
+def test_a_uri_without_a_bucket_or_an_absolute_path_is_refused(uri):
+    with pytest.raises(ConfigError, match="in a URI|in the URI"):
+        locate(uri)
