@@ -50,6 +50,7 @@ class Budget:
         Returns why there is no room, or "" if it was reserved.
         """
         async with self._changed:
+            # Without open requests nothing can change any more, so there is nothing to wait for.
             while self._open and (self._excess(self._open + 1) or self._unknown):
                 await self._changed.wait()
             if reason := self._excess(self._open + 1):
@@ -72,6 +73,7 @@ class Budget:
 
     def _excess(self, requests: int) -> str:
         """Return which budget so many open requests could exceed, or ""."""
+        # Every open request may turn out to be as large as the largest so far.
         server, need = self._server, self.used.plus(self._largest, requests)
         if server.token_budget is not None and need.total > server.token_budget:
             return f"token_budget: {self.used.total} of {server.token_budget} tokens used"

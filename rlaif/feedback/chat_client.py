@@ -115,6 +115,7 @@ async def _exchange(http: httpx.AsyncClient, server: Server, body: dict[str, Any
         reason = f"the connection broke: {type(error).__name__}: {error}"
         return RequestFailure("down", reason, again=True, used=True)
     # Outside of the `except` clauses: an error raised inside one would carry httpx's error, and with it the key.
+    # httpx turns the TLS error into a ConnectError; only its text tells an untrusted certificate from a server that is down.
     if "CERTIFICATE" in problem:
         _untrusted(server, problem)
     return RequestFailure("down", f"no connection to {server.address}: {problem}", again=True)

@@ -209,7 +209,7 @@ def _fault(answer: ChatCompletion, first_token: bool) -> tuple[FailureKind, str]
     return None
 
 
-# -- the forms of JSON that are read
+# -- the forms of JSON that are read; fields that are not named here are ignored, as every server adds its own
 
 
 class _Pair(BaseModel):

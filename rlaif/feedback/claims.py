@@ -16,6 +16,7 @@ from rlaif.feedback.sentences import sentences
 from rlaif.feedback.tokens import Tokens, choice_logprobs
 from rlaif.records import Masked
 
+# A number needs a space after its dot: "3.5 metres" begins no item.
 _ITEM = re.compile(r"(?:[-–—•*]\s*|\(?\d{1,3}[.)]\s+)(.*)")
 
 

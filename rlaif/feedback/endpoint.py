@@ -185,6 +185,7 @@ class _Run:
                 number, request = numbered
                 self._outcomes[number] = await self._settle(request)
             except Exception as error:
+                # The first error is raised by `all`; later ones are mostly its consequences.
                 self._error = self._error or error
 
     async def _settle(self, request: ChatRequest) -> ChatOutcome:
@@ -195,6 +196,7 @@ class _Run:
         key = prompt_hash(text)
         # One lock per question: a question that comes twice is sent once, and the second finds the stored answer.
         async with self._locks.setdefault(key, asyncio.Lock()):
+            # In a thread, as in `put` below: the folder may be a bucket.
             stored = await asyncio.to_thread(self.answers.get, key)
             if stored:
                 self.budget.note(stored.usage)

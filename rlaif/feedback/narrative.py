@@ -71,6 +71,7 @@ def prompt_version(options: Caption) -> str:
     names += ["question_slot"] if options.conditioned else []
     if options.aggregate == "summarise":
         names += ["summary_prompt", "max_caption_tokens"]
+    # Only options that have an effect: changing any other one must not ask for a new file.
     content = {name: getattr(options, name) for name in names}
     if options.aggregate == "summarise":
         content["separator"] = SEPARATOR

@@ -240,6 +240,7 @@ def _unique(pairs: Sequence[ScoredPair], dropped: Counter[str]) -> list[ScoredPa
         by_content[pair.chosen.video, pair.chosen.question, pair.texts].append(pair)
     unique = []
     for (video, question, texts), repeats in by_content.items():
+        # Both sides of a contradiction go: nothing tells which of them is right.
         if (video, question, texts[::-1]) in by_content:
             dropped["contradicted"] += len(repeats)
             continue

@@ -8,6 +8,7 @@ _MARK = r"(?:[-*•–—]+|\(?\d{1,3}[.)])\s+"
 _ITEM = re.compile(r"\A\s*" + _MARK)
 _BLOCK = re.compile(r"\n\s*\n|\n(?=\s*" + _MARK + ")")
 """A blank line, or a line that begins a list item; any other line break may be inside a sentence."""
+# A mark ends a sentence only before a space or the end of the text, so that 3.5 stays whole.
 _END = re.compile(r"""(?P<mark>[.!?…]+)(?P<closing>["'”’)\]]*)(?=\s|$)|[。！？]+[”’」』）]*""")
 _NEVER = frozenset(("mr", "mrs", "ms", "dr", "prof", "st", "vs", "e.g", "i.e", "eg", "ie", "cf", "approx", "al"))
 """A dot after these ends no sentence."""

@@ -172,6 +172,7 @@ class Store(Generic[K]):
 
     def _put(self, key: K, row: Row) -> None:
         """Append the row; it replaces an earlier unfinished one."""
+        # A dict keeps the place of a key that it has already: without this the newest row would not be last.
         self._rows.pop(key, None)
         self._rows[key] = row
 

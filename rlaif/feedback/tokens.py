@@ -11,7 +11,7 @@ Tokens = Sequence[tuple[str, float | None]]
 """(text, log-prob in nats) of the likeliest first tokens, as an engine lists them; None if there was no number."""
 
 _SPACES = str.maketrans("▁Ġ", "  ")
-"""How tokenizers write a space before a word."""
+"""How tokenizers write a space before a word: SentencePiece as ▁, byte-level BPE as Ġ."""
 
 
 def choice_logprobs(tokens: Tokens, choices: Iterable[str]) -> dict[str, float | None] | Masked:
