@@ -65,10 +65,10 @@ def _heading(model: str, scope: str) -> str:
 def _cell(matrix: WinMatrix, i: int, j: int) -> str:
     rate = float(matrix.wins[i, j])
     colour = cell_colour(rate)
-    shown = "–" if math.isnan(rate) else f"{rate:.2f}"
+    text = "–" if math.isnan(rate) else f"{rate:.2f}"
     style = f"background: rgb{colour}; color: {text_colour(colour)}"
     tooltip = escape(_tooltip(matrix, i, j))
-    return f'<td style="{style}" title="{tooltip}">{shown}<small>{_details(matrix, i, j)}</small></td>'
+    return f'<td style="{style}" title="{tooltip}">{text}<small>{_details(matrix, i, j)}</small></td>'
 
 
 def _details(matrix: WinMatrix, i: int, j: int) -> str:
