@@ -15,11 +15,10 @@ from rlaif.config.schema import Config, Sampling
 from rlaif.config.section import Function
 from rlaif.config.server import Server
 from rlaif.errors import DataError
-from rlaif.feedback.asking import Ask, Turn, encode_frames
 from rlaif.feedback.budget import cost
+from rlaif.feedback.chat_request import ChatRequest, EndpointOptions, Turn, encode_frames
+from rlaif.feedback.chat_response import SETTLED, Reply, Unanswered, Usage
 from rlaif.feedback.endpoint import Endpoint
-from rlaif.feedback.options import EndpointOptions
-from rlaif.feedback.replies import SETTLED, Reply, Unanswered, Usage
 from rlaif.feedback.tokens import Tokens
 from rlaif.models.check import require_model
 from rlaif.models.encode import Encoder
@@ -160,7 +159,7 @@ class ServerJudge:
                 self._replies.append((outcome.key, record))
         return found
 
-    def _asks(self, questions: Sequence[Question], words: tuple[str, ...], found: dict) -> Iterator[Ask]:
+    def _asks(self, questions: Sequence[Question], words: tuple[str, ...], found: dict) -> Iterator[ChatRequest]:
         """With their frames, read as they are taken; a question whose video cannot be read goes to `found`."""
         images = lru_cache(VIDEOS_HELD)(self._images)  # neighbours are about one video
         for question in questions:
@@ -169,7 +168,7 @@ class ServerJudge:
             except DataError as error:
                 found[question.key] = Masked(str(error))
                 continue
-            yield Ask(question.key, (Turn(question.text, images=shown),), words)
+            yield ChatRequest(question.key, (Turn(question.text, images=shown),), words)
 
     def _images(self, video: str) -> tuple[bytes, ...]:
         if not video:

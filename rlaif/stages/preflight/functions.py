@@ -9,7 +9,7 @@ from typing import Any
 from rlaif.config.section import Function
 from rlaif.deadline import LateError, within
 from rlaif.errors import ConfigError
-from rlaif.evaluation.claims import rates
+from rlaif.evaluation.claims import checker_rates
 from rlaif.functions import FunctionScorer, load_function
 from rlaif.records import Masked, Prompt, RewardInput
 from rlaif.stages.preflight.inquiry import Inquiry
@@ -92,7 +92,7 @@ def check_checker(inquiry: Inquiry, path: str | None) -> None:
 
 def _dry_check(option: str, path: str, function: Callable, prompt: Prompt) -> None:
     try:
-        within_deadline(option, path, lambda: rates([(prompt, prompt.answer or "A first answer.")], function))
+        within_deadline(option, path, lambda: checker_rates([(prompt, prompt.answer or "A first answer.")], function))
     except ConfigError:
         raise
     except Exception as error:  # a user's code: whatever it raises would end the evaluation later
