@@ -133,9 +133,7 @@ class RolloutFleet:
         try:
             return self.calls.get(self._weights.refs[name], timeout)
         except ContractError as error:
-            raise ContractError(
-                error.expected, f"{error.found} (rollout actor {name!r}, twice)", error.change
-            ) from error
+            raise ContractError(error.expected, f"{error.found} (rollout actor {name!r}, twice)", error.fix) from error
 
     def _send(self, name: str) -> None:
         weights = self._weights

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.contents import Contents
-from cluster.publish import Bucket, Manifest, from_wire, unpack
+from cluster.publish import Bucket, Manifest, from_wire, unpack_weights
 from rlaif.errors import ContractError
 from rlaif.io.tempdirs import Scratch
 from rlaif.models.model_dir import SETTINGS, ModelDir
@@ -73,7 +73,7 @@ class EngineWeights:
         start = time.perf_counter()
         self._check_fits(manifest)
         self._wake("weights")
-        arrays = unpack(manifest, buckets)
+        arrays = unpack_weights(manifest, buckets)
         if self.kind == "adapter":
             self._load_adapter(manifest, arrays)
         else:

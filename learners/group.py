@@ -14,7 +14,7 @@ from cluster.env import actor_env
 from cluster.publish import Manifest
 from cluster.remote import ask
 from cluster.staging import Staging
-from cluster.transfer import Delivery, Receivers
+from cluster.transfer import Receivers, WeightReceipt
 from learners.spec import LearnerSpec
 from learners.worker import LearnerWorker
 from rlaif.config.schema import Ppo, Reward
@@ -130,7 +130,9 @@ class LearnerGroup:
         published, *_ = self._on_all("publish", role, version, bucket_bytes)
         return published
 
-    def transfer(self, role: str, version: int, receivers: Receivers, bucket_bytes: int = BUCKET_BYTES) -> Delivery:
+    def transfer(
+        self, role: str, version: int, receivers: Receivers, bucket_bytes: int = BUCKET_BYTES
+    ) -> WeightReceipt:
         """Send a role's newest full weights over a transport between GPUs, and wait until they are in place.
 
         The transport stays open for the next version, while its receivers are the same and it has not failed.

@@ -17,7 +17,7 @@ from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
 from cluster.publish import Manifest, TensorInfo, word_sum
-from cluster.transfer import Delivery, Receivers, undelivered
+from cluster.transfer import Receivers, WeightReceipt, undelivered
 from learners.roles import Role
 from learners.state import published_weights
 from rlaif.errors import ContractError
@@ -119,7 +119,7 @@ class WeightSender:
         join = partial(start, info, client=receivers, source=self.source)
         self._engine = self._in_time(join)
 
-    def send(self, version: int) -> Delivery:
+    def send(self, version: int) -> WeightReceipt:
         """Send the newest weights and wait until the receivers have checked and loaded them.
 
         Raises:
@@ -138,7 +138,7 @@ class WeightSender:
             self.source.end_pass()
         if self.rank == 0 and not receivers.receipts:
             raise undelivered(receivers.failed)
-        return Delivery(manifest(), receivers.receipts, dict(receivers.failed))
+        return WeightReceipt(manifest(), receivers.receipts, dict(receivers.failed))
 
     def close(self) -> None:
         """Leave the transport."""

@@ -13,10 +13,10 @@ import ray
 import torch
 
 from cluster.checkpoint import CheckpointRef, Checkpoints
-from cluster.publish import Manifest, pack
+from cluster.publish import Manifest, pack_weights
 from cluster.remote import free_port
 from cluster.staging import Staging
-from cluster.transfer import Delivery, Receivers
+from cluster.transfer import Receivers, WeightReceipt
 from learners import losses, parity, sequences
 from learners.export import adapter_config, export_role
 from learners.learner import Learner, Unit
@@ -170,11 +170,11 @@ class LearnerWorker:
         base = ModelDir(target.spec.base).fingerprint
         lora = adapter_config(target) if target.adapter else None
         kind = "adapter" if target.adapter else "full"
-        return pack(weights, bucket_bytes, version=version, kind=kind, lora=lora, base=base, put=ray.put)
+        return pack_weights(weights, bucket_bytes, version=version, kind=kind, lora=lora, base=base, put=ray.put)
 
     def open_transfer(
         self, role: str, receivers: Receivers, address: tuple[str, int], bucket_bytes: int
-    ) -> Delivery | None:
+    ) -> WeightReceipt | None:
         """Open a transport for the role's full weights, all ends meeting at `address`.
 
         Returns None, or a delivery to no receiver that says why none joined.
@@ -187,16 +187,16 @@ class LearnerWorker:
             target = self.learner.roles[role]
             self.sender = WeightSender(target, receivers, self.rank, address, bucket_bytes)
         except ContractError as error:
-            return Delivery(None, {}, dict.fromkeys(receivers.actors, error.found))
+            return WeightReceipt(None, {}, dict.fromkeys(receivers.actors, error.found))
 
-    def transfer(self, version: int) -> Delivery:
+    def transfer(self, version: int) -> WeightReceipt:
         """Send the newest weights over the open transport, which a failure closes."""
         try:
             return self.sender.send(version)
         except ContractError as error:
             failed = dict.fromkeys(self.sender.receivers.actors, error.found)
             self._close_sender()
-            return Delivery(None, {}, failed)
+            return WeightReceipt(None, {}, failed)
 
     def _close_sender(self) -> None:
         if self.sender is not None:

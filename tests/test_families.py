@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from actors.engine import Engine, EngineSpec
 from actors.requests import Request
 from actors.tower import FrozenTower
-from cluster.publish import pack
+from cluster.publish import pack_weights
 from learners.export import adapter_config, export_role
 from learners.roles import Role
 from learners.spec import RoleSpec
@@ -83,7 +83,9 @@ class World:
     def publish(self, role: Role, version: int) -> None:
         """As a learner does; the engine refuses weights that leave one of its parameters as it was."""
         kind, lora = ("adapter", adapter_config(role)) if role.adapter else ("full", None)
-        self.engine.weights.publish(*pack(published_weights(role), 1 << 20, version=version, kind=kind, lora=lora))
+        self.engine.weights.publish(
+            *pack_weights(published_weights(role), 1 << 20, version=version, kind=kind, lora=lora)
+        )
 
 
 @torch.no_grad()

@@ -146,7 +146,7 @@ def _agreement(config: Config, run: RunDir, found: dict) -> Summary:
 def _winrate(config: Config, run: RunDir, found: dict) -> Summary:
     folder = run.path / "eval"
     return Summary(
-        {}, {"report": folder / "winrate.json", "picture": folder / "winrate.svg"}, winrate.winrate_table(found)
+        {}, {"report": folder / "winrate.json", "page": folder / "winrate.html"}, winrate.winrate_table(found)
     )
 
 

@@ -180,7 +180,7 @@ def _facts(path: Path) -> dict:
         # Perhaps this is the machine's trouble, not the video's: it must not be remembered.
         if isinstance(error.__cause__, (OSError, MemoryError)):
             raise
-        return {"problem": [error.expected, error.found, error.change]}
+        return {"problem": [error.expected, error.found, error.fix]}
     index_facts = None
     if index:
         starts = [[start.frame, start.pts, start.pos, start.size] for start in index.starts]

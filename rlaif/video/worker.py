@@ -65,7 +65,7 @@ def _answer(request: dict, memory: int | None, known: KnownVideos) -> dict:
             target.write(frames.data)
         return {"result": {}}
     except DataError as error:
-        return {"error": [error.expected, error.found, error.change]}
+        return {"error": [error.expected, error.found, error.fix]}
     except Exception as error:  # the parent has no other way to see it; a fault of ours must not look like a hang
         problem = f"{type(error).__name__}: {error}"
         return {"error": [f"a readable video at {path}", problem, "Report this video, or remove it."]}

@@ -9,7 +9,7 @@ import torch
 from families import BUILDERS, build
 
 from actors.contents import Contents
-from cluster.publish import pack
+from cluster.publish import pack_weights
 from learners.export import adapter_config
 from learners.roles import Role
 from learners.spec import RoleSpec
@@ -47,11 +47,11 @@ def adapter(model: str, lora: Lora) -> dict[str, torch.Tensor]:
 
 
 def full(tensors):
-    return pack(tensors.items(), 1 << 20, version=7)[0]
+    return pack_weights(tensors.items(), 1 << 20, version=7)[0]
 
 
 def lora(tensors, r=4):
-    return pack(tensors.items(), 1 << 20, version=7, kind="adapter", lora={"r": r})[0]
+    return pack_weights(tensors.items(), 1 << 20, version=7, kind="adapter", lora={"r": r})[0]
 
 
 WRONG = {
@@ -73,7 +73,7 @@ def test_full_weights_that_are_not_the_engines(model, weights, fault):
     with pytest.raises(ContractError, match=named) as caught:
         contents.check(full(change(weights)))
     assert "version 7" in caught.value.expected and model in caught.value.expected
-    assert "same model directory" in caught.value.change
+    assert "same model directory" in caught.value.fix
 
 
 def test_another_precision_of_the_whole_model_is_refused(model, weights):
@@ -91,7 +91,7 @@ def test_an_adapter_of_another_rank(model, r):
     other = adapter(model, Lora(r=r))
     with pytest.raises(ContractError, match=f"of rank {r}") as caught:
         contents.check(lora(other, r))
-    assert "of rank 4" in caught.value.expected and "ppo.lora.r" in caught.value.change
+    assert "of rank 4" in caught.value.expected and "ppo.lora.r" in caught.value.fix
     with pytest.raises(ContractError, match=rf"lora_A.*\({r}, 128\) instead of \(4, 128\)"):
         contents.check(lora(other, 4))  # its configuration claims the right one
     with pytest.raises(ContractError, match="rank None"):
@@ -148,8 +148,8 @@ def test_an_adapter_of_a_larger_model(model, tmp_path):
 def test_what_a_learner_publishes_is_what_the_engine_of_its_family_takes(family, tied, tmp_path):
     path = str(build(family, tmp_path, tied))
     role = Role(RoleSpec("policy", path), VideoLM(load_vlm(path, "float32")), None)
-    Contents(path, "float32", None).check(pack(published_weights(role), 1 << 20, version=1)[0])
+    Contents(path, "float32", None).check(pack_weights(published_weights(role), 1 << 20, version=1)[0])
     role = Role(RoleSpec("policy", path, LORA), VideoLM(load_vlm(path, "float32"), (), {"policy": LORA}), "policy")
-    manifest, _ = pack(published_weights(role), 1 << 20, version=1, kind="adapter", lora=adapter_config(role))
+    manifest, _ = pack_weights(published_weights(role), 1 << 20, version=1, kind="adapter", lora=adapter_config(role))
     assert len(manifest.tensors) >= 2 * len(LORA.targets)
     Contents(path, "float32", LORA.r, LORA.targets).check(manifest)

@@ -16,8 +16,8 @@ from peft import PeftModel
 from actors.contents import Contents
 from actors.engine import Engine, EngineSpec, Refused, Request
 from actors.rollout import RolloutActor
-from actors.served import local
-from cluster.publish import pack
+from actors.served import resolve_model
+from cluster.publish import pack_weights
 from rlaif.config.cluster import Rollout
 from rlaif.config.schema import Sampling
 from rlaif.errors import ContractError
@@ -150,7 +150,7 @@ def test_what_torch_compiles_outlives_the_engine(full):
 
 def send(engine, model, version, keep=lambda name: True):
     tensors = [(name, tensor) for name, tensor in model.state_dict().items() if keep(name)]
-    return engine.weights.publish(*pack(tensors, 1 << 20, version=version))
+    return engine.weights.publish(*pack_weights(tensors, 1 << 20, version=version))
 
 
 def test_answers_are_those_of_the_model(world, full):
@@ -258,7 +258,7 @@ def test_weights_that_arrive_whole_but_are_not_the_engines_leave_the_version_in_
     send(full, world.fresh(), version=40)
     state = change(perturbed(world.fresh(), [""]).state_dict())
     with pytest.raises(ContractError, match=named):
-        full.weights.publish(*pack(state.items(), 1 << 20, version=41))
+        full.weights.publish(*pack_weights(state.items(), 1 << 20, version=41))
     assert full.weights.version == 40 and deviation(world, full, world.fresh()) < 1e-4
 
 
@@ -354,7 +354,7 @@ def test_an_error_among_the_requests_leaves_an_idle_engine(world, full):
 
 def test_a_damaged_byte_is_refused_by_name_and_the_old_version_stays(world, full):
     send(full, world.fresh(), version=10)
-    manifest, buckets = pack(perturbed(world.fresh(), [""]).state_dict().items(), 1 << 20, version=11)
+    manifest, buckets = pack_weights(perturbed(world.fresh(), [""]).state_dict().items(), 1 << 20, version=11)
     name = "model.language_model.layers.2.mlp.up_proj.weight"
     bucket = next(bucket for bucket in buckets if name in bucket)
     bucket[name] = bucket[name].copy()
@@ -369,9 +369,9 @@ def test_weights_of_another_base_are_refused(world, full):
     state = dict(world.fresh().state_dict())
     send(full, world.fresh(), version=11)
     with pytest.raises(ContractError, match="another base"):
-        full.weights.publish(*pack(state.items(), 1 << 20, version=12, base="0123456789abcdef"))
+        full.weights.publish(*pack_weights(state.items(), 1 << 20, version=12, base="0123456789abcdef"))
     assert full.weights.version == 11
-    full.weights.publish(*pack(state.items(), 1 << 20, version=12, base=ModelDir(world.path).fingerprint))
+    full.weights.publish(*pack_weights(state.items(), 1 << 20, version=12, base=ModelDir(world.path).fingerprint))
     assert full.weights.version == 12
 
 
@@ -380,7 +380,7 @@ def test_after_a_load_that_broke_off_nothing_is_sampled_until_a_publish_succeeds
         world.fresh().state_dict(), **{"model.language_model.layers.9.input_layernorm.weight": torch.zeros(128)}
     )
     with pytest.raises(ContractError, match=r"layers\.9"):
-        full.weights.publish(*pack(state.items(), 1 << 20, version=13))
+        full.weights.publish(*pack_weights(state.items(), 1 << 20, version=13))
     with pytest.raises(ContractError, match="half-way"):
         full.generate([world.plain], SAMPLING, 13)
     send(full, world.fresh(), version=14)
@@ -417,16 +417,16 @@ def test_an_adapter_publish_equals_the_adapted_model(world, adapted):
         perturbed(model, ["lora_"], scale=0.1, seed=version)
         assert deviation(world, adapted, model) > 1e-2
         tensors = get_peft_model_state_dict(model).items()
-        receipt = adapted.weights.publish(*pack(tensors, 1 << 20, version=version, kind="adapter", lora=config))
+        receipt = adapted.weights.publish(*pack_weights(tensors, 1 << 20, version=version, kind="adapter", lora=config))
         assert adapted.weights.version == version and receipt.nbytes < 200_000
         assert deviation(world, adapted, model) < 1e-4
     for rank in (2, 16):
         with pytest.raises(ContractError, match=f"rank {rank}"):
             other = config | {"r": rank}
-            adapted.weights.publish(*pack(tensors, 1 << 20, version=3, kind="adapter", lora=other))
+            adapted.weights.publish(*pack_weights(tensors, 1 << 20, version=3, kind="adapter", lora=other))
     with pytest.raises(ContractError, match="another base"):
         adapted.weights.publish(
-            *pack(tensors, 1 << 20, version=3, kind="adapter", lora=config, base="0123456789abcdef")
+            *pack_weights(tensors, 1 << 20, version=3, kind="adapter", lora=config, base="0123456789abcdef")
         )
     with pytest.raises(ContractError, match="adapter weights"):
         send(adapted, world.fresh(), version=3)
@@ -450,16 +450,16 @@ def test_how_an_adapter_is_served(world, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     base, folder = str(world.path), write_adapter(tmp_path / "plain", str(world.path))
     spec = EngineSpec(folder, "bfloat16")
-    assert local(spec) == replace(spec, model_path=base, lora_rank=4, adapter=folder)
-    merged = local(replace(spec, dtype="float32"))
+    assert resolve_model(spec) == replace(spec, model_path=base, lora_rank=4, adapter=folder)
+    merged = resolve_model(replace(spec, dtype="float32"))
     assert merged.model_path.startswith(str(tmp_path / "cache")) and merged.adapter is merged.lora_rank is None
-    assert local(replace(spec, lora_rank=4)).adapter is None
-    assert local(replace(spec, model_path=base)) == replace(spec, model_path=base)
+    assert resolve_model(replace(spec, lora_rank=4)).adapter is None
+    assert resolve_model(replace(spec, model_path=base)) == replace(spec, model_path=base)
     for number, options in enumerate(
         ({"use_dora": True}, {"rank_pattern": {"v_proj": 2}}, {"target_modules": ["qkv"]})
     ):
         odd = write_adapter(tmp_path / str(number), base, **options)
-        assert local(replace(spec, model_path=odd)).adapter is None
+        assert resolve_model(replace(spec, model_path=odd)).adapter is None
 
 
 def test_a_rollout_actor_serves_an_adapter_in_16_bits(world, tmp_path):

@@ -17,7 +17,7 @@ from actors.features import FeatureClient
 from actors.frames import FrameClient, LocalFrames, start_frame_store
 from actors.pool import RolloutPool
 from actors.rollout import start_rollout
-from cluster.publish import pack
+from cluster.publish import pack_weights
 from cluster.remote import ask
 from rlaif.config.cluster import Rollout
 from rlaif.config.schema import Sampling
@@ -152,7 +152,7 @@ def test_a_published_tower_must_be_the_one_that_features_come_from(ray_session, 
     state["lm_head.weight"] = state["model.language_model.embed_tokens.weight"]
     other = state | {"model.visual.merger.mlp.0.weight": state["model.visual.merger.mlp.0.weight"] + 0.1}
     for version, tensors in ((1, other), (2, state)):
-        manifest, buckets = pack(tensors.items(), 1 << 20, version=version, put=ray_session.put)
+        manifest, buckets = pack_weights(tensors.items(), 1 << 20, version=version, put=ray_session.put)
         if version == 1:
             with pytest.raises(ContractError, match="merger.mlp.0.weight(.|\n)*Set rollout.vision=engine"):
                 ask(handed.publish.remote(manifest, buckets))
@@ -177,7 +177,7 @@ def test_an_answer_depends_on_its_key_and_seed_not_on_the_call(actor):
 def test_published_weights_reach_the_actor_through_the_pool(ray_session, actor, model):
     pool, state = RolloutPool({"only": actor}), noisy(model)
     pool.submit("before", prompts()[:3], 2, 0, SAMPLING)
-    pool.fleet.publish(*pack(state.items(), 1 << 20, version=5, put=ray_session.put))
+    pool.fleet.publish(*pack_weights(state.items(), 1 << 20, version=5, put=ray_session.put))
     receipt = pool.fleet.committed(timeout=120)["only"]
     assert (receipt.version, ask(actor.version.remote())) == (5, 5)
     pool.submit("after", prompts()[:3], 2, 0, SAMPLING)
@@ -201,7 +201,7 @@ def test_a_publish_that_did_not_arrive_whole_leaves_the_version_in_place(ray_ses
 
     before = ask(actor.version.remote())
     state = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32).state_dict()
-    manifest, buckets = pack(state.items(), 1 << 19, version=before + 1)
+    manifest, buckets = pack_weights(state.items(), 1 << 19, version=before + 1)
     name = sorted(buckets[1])[0]
     if fault == "flipped":
         bits = buckets[1][name].copy()
@@ -244,7 +244,7 @@ def test_answers_are_cut_at_a_given_token(actor, model):
 
 def damaged(ray_session, model: str, version: int, fault: str):
     """Manifest and references of a publish that did not leave the learner whole, and what it lost."""
-    manifest, buckets = pack(noisy(model).items(), 1 << 19, version=version)
+    manifest, buckets = pack_weights(noisy(model).items(), 1 << 19, version=version)
     name = min(buckets[1])
     if fault == "flipped byte":
         bits = buckets[1][name].copy()
@@ -272,7 +272,7 @@ def test_a_publish_that_is_broken_for_everybody_names_tensor_and_actor_and_all_k
     assert tensor in caught.value.found and "rollout actor 'left', twice" in caught.value.found
     assert versions([actor]) == [before]
     assert len(ask(actor.generate.remote(prompts()[:1], 2, 0, SAMPLING, before)).samples) == 2
-    pool.fleet.publish(*pack(noisy(model).items(), 1 << 19, version=before + 1, put=ray_session.put))
+    pool.fleet.publish(*pack_weights(noisy(model).items(), 1 << 19, version=before + 1, put=ray_session.put))
     assert pool.fleet.committed(timeout=60)["left"].version == before + 1
 
 
@@ -282,8 +282,8 @@ def test_two_publishes_at_once_and_the_first_of_them_broken(ray_session, actor, 
     pool = RolloutPool({"left": actor}, before)
     manifest, refs, _ = damaged(ray_session, model, before + 1, "flipped byte")
     pool.fleet.publish(manifest, refs)
-    pool.fleet.publish(*pack(noisy(model).items(), 1 << 19, version=before + 2, put=ray_session.put))
-    pool.fleet.publish(*pack(noisy(model).items(), 1 << 19, version=before + 3, put=ray_session.put))
+    pool.fleet.publish(*pack_weights(noisy(model).items(), 1 << 19, version=before + 2, put=ray_session.put))
+    pool.fleet.publish(*pack_weights(noisy(model).items(), 1 << 19, version=before + 3, put=ray_session.put))
     pool.submit("after", prompts()[:3], 2, 0, SAMPLING)
     assert pool.fleet.committed(timeout=60)["left"].version == before + 3 and versions([actor]) == [before + 3]
     samples = [s for part in pool.results("after", timeout=60) for s in part.samples]
@@ -294,7 +294,7 @@ def test_two_publishes_at_once_and_the_first_of_them_broken(ray_session, actor, 
 def test_bytes_that_change_on_the_way_to_one_actor_are_sent_to_it_again(ray_session, actor, fellows, model):
     pool = RolloutPool({"left": actor, "right": fellows[0]}, 0)
     ask(fellows[0].__ray_call__.remote(_flip_once))
-    pool.fleet.publish(*pack(noisy(model).items(), 1 << 19, version=50, put=ray_session.put))
+    pool.fleet.publish(*pack_weights(noisy(model).items(), 1 << 19, version=50, put=ray_session.put))
     assert sorted(pool.fleet.committed(timeout=60)) == ["left", "right"] and pool.fleet.dead == {}
     assert ask(fellows[0].__ray_call__.remote(lambda body: body.flipped)) == 1
     pool.submit("b", prompts()[:3], 2, 0, SAMPLING)
@@ -331,11 +331,11 @@ def test_a_receiver_that_is_killed_and_one_that_hangs_in_a_publish(ray_session, 
 
     killed, hung = ask([fellow.__ray_call__.remote(lambda _: os.getpid()) for fellow in fellows])
     actors = {"left": actor, "killed": fellows[0], "hung": fellows[1]}
-    first = pack(noisy(model).items(), 1 << 19, version=60, put=ray_session.put)
+    first = pack_weights(noisy(model).items(), 1 << 19, version=60, put=ray_session.put)
     pool = RolloutPool(actors, 0)
     pool.fleet.publish(*first)
     assert sorted(pool.fleet.committed(timeout=60)) == ["hung", "killed", "left"]
-    manifest, refs = pack(noisy(model).items(), 1 << 19, version=61, put=ray_session.put)
+    manifest, refs = pack_weights(noisy(model).items(), 1 << 19, version=61, put=ray_session.put)
     refs[1] = slowly.remote(refs[1])
     try:
         os.kill(hung, signal.SIGSTOP)

@@ -68,7 +68,7 @@ def check(path: Path, probe: Callable, decode: Callable, tally: Counter) -> None
 def _kind(error: DataError) -> str:
     if "its decoder was ended" in error.found:
         return "hung"
-    return "crashed" if "its decoder ended" in error.found or "Report this video" in error.change else "refused"
+    return "crashed" if "its decoder ended" in error.found or "Report this video" in error.fix else "refused"
 
 
 def fuzz(count: int, seed: int) -> dict:

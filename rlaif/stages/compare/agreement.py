@@ -14,8 +14,9 @@ from rlaif.config.server import Server
 from rlaif.data.preference import SIDES, Preference
 from rlaif.errors import ConfigError, DataError
 from rlaif.evaluation import agreement as rates
-from rlaif.evaluation.agreement import Compared
+from rlaif.evaluation.agreement import ComparedPair
 from rlaif.io.rundir import typed_command
+from rlaif.markdown import markdown_table
 from rlaif.records import Masked, Outcome, Prompt
 from rlaif.stages.compare.agreement_rows import read
 from rlaif.stages.feedback.ask_reward import judge_cases, require_reward, reward_answers
@@ -102,23 +103,23 @@ def rates_by_group(records: Sequence[Preference], margins: Sequence[Margin], dim
         for pair in compared_dimensions(record, margin):
             group = own if pair.dimension == record.dimension else further
             group.append(pair)
-    result = rates.agreement(own)
-    by_dimension = rates.agreement(own + further)["dimension"]
+    result = rates.agreement_rates(own)
+    by_dimension = rates.agreement_rates(own + further)["dimension"]
     if dimensions:
         by_dimension = {name: rate for name, rate in by_dimension.items() if name in dimensions}
     return result | {"dimension": by_dimension}
 
 
-def compared_dimensions(record: Preference, margin: Margin) -> Iterator[Compared]:
+def compared_dimensions(record: Preference, margin: Margin) -> Iterator[ComparedPair]:
     """Yield the record in its own dimension and in every further one, with the opinions of both sides."""
     for dimension, sign in record.signs.items():
-        yield Compared(margin(dimension), sign, dimension, pair_prompt_type(record))
+        yield ComparedPair(margin(dimension), sign, dimension, pair_prompt_type(record))
 
 
 def pair_prompt_type(record: Preference) -> str:
     """Return the group of prompts that a pair belongs to."""
     fields = {"safety": record.safety, "provenance": record.provenance}
-    return rates.prompt_type(record.native.get("rlaif", {}) | fields)
+    return rates.prompt_type_of(record.native.get("rlaif", {}) | fields)
 
 
 # -- the side that is compared with the preferences
@@ -297,11 +298,13 @@ def _prompt(record: Preference) -> Prompt:
 
 def agreement_table(found: dict) -> str:
     """Return a Markdown table with a line per group."""
-    groups = [("overall", found["overall"]), *rates.groups(found)]
-    lines = [f"agreement of {found['by']} with {found['file']}", ""]
-    lines += ["| | agreement | 95 % interval | pairs | ties | no verdict |", "|---|---|---|---|---|---|"]
+    groups = [("overall", found["overall"]), *rates.named_groups(found)]
+    header = ["", "agreement", "95 % interval", "pairs", "ties", "no verdict"]
+    rows = []
     for name, rate in groups:
         share = "" if rate["agreement"] is None else f"{rate['agreement']:.3f}"
         interval = "" if rate["low"] is None else f"{rate['low']:.3f} to {rate['high']:.3f}"
-        lines.append(f"| {name} | {share} | {interval} | {rate['pairs']} | {rate['ties']} | {rate['no_verdict']} |")
-    return "\n".join(lines)
+        counts = [str(rate[count]) for count in ("pairs", "ties", "no_verdict")]
+        rows.append([name, share, interval, *counts])
+    title = f"agreement of {found['by']} with {found['file']}"
+    return f"{title}\n\n{markdown_table(header, rows)}"

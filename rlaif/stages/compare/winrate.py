@@ -11,10 +11,11 @@ from pathlib import Path
 
 from rlaif.config.schema import Config
 from rlaif.errors import ConfigError, DataError
-from rlaif.evaluation.agreement import groups, prompt_type
+from rlaif.evaluation.agreement import named_groups, prompt_type_of
 from rlaif.evaluation.winrate import WinRates, outcome_rates, verdict_rates
-from rlaif.evaluation.winrate_svg import svg
+from rlaif.evaluation.winrate_page import winrate_page
 from rlaif.io.rundir import typed_command
+from rlaif.markdown import markdown_table
 from rlaif.models.check import require_model
 from rlaif.models.model_dir import ModelDir
 from rlaif.records import Masked, Outcome, Prompt
@@ -48,7 +49,7 @@ class WinVerdicts:
 def winrate(config: Config, run: Run) -> dict:
     """Compute the win matrix (wins + its transpose = 1, diagonal 1/2) overall, by dimension and by prompt type.
 
-    Each model takes part with its first answer to a prompt. Writes `eval/winrate.json` and `eval/winrate.svg`.
+    Each model takes part with its first answer to a prompt. Writes `eval/winrate.json` and `eval/winrate.html`.
 
     Raises:
         ConfigError: for less than two models.
@@ -78,7 +79,8 @@ def winrate(config: Config, run: Run) -> dict:
     if masked or any(unanswered.values()):
         log.warning("prompts without an answer: %s; answers without a verdict: %s", unanswered, masked)
     run.directory.write_eval("winrate", found)
-    run.directory.write_text("eval/winrate.svg", svg({"overall": rates.overall, **dict(groups(vars(rates)))}))
+    matrices = {"overall": rates.overall, **dict(named_groups(vars(rates)))}
+    run.directory.write_text("eval/winrate.html", winrate_page(matrices))
     return found
 
 
@@ -190,7 +192,7 @@ def _present(answers: Answers, prompt: Prompt, names: Sequence[str]) -> dict[str
 
 
 def _prompt_types(prompts: Sequence[Prompt]) -> dict[str, str]:
-    return {prompt.prompt_id: prompt_type(prompt.extra) for prompt in prompts}
+    return {prompt.prompt_id: prompt_type_of(prompt.extra) for prompt in prompts}
 
 
 def rates_by_judge(
@@ -237,12 +239,12 @@ def row_verdicts(case: Case, names: Sequence[str], row: dict) -> Shares:
 def winrate_table(found: dict) -> str:
     """Return a Markdown table of how often the row's model wins against the column's; overall with 95 % intervals."""
     names = found["models"]
-    lines = ["| | row beats column | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 2)]
-    for title, matrix in [("overall", found), *groups(found)]:
+    rows = []
+    for title, matrix in [("overall", found), *named_groups(found)]:
         for i, name in enumerate(names):
             cells = [_cell(matrix, i, j, matrix is found) for j in range(len(names))]
-            lines.append(f"| {title} | {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            rows.append([title, name, *cells])
+    return markdown_table(["", "row beats column", *names], rows)
 
 
 def _cell(matrix: dict, i: int, j: int, interval: bool) -> str:

@@ -27,7 +27,7 @@ def by_claims(config: Config, judge: Judge, cases: Sequence[Case]) -> list[dict]
     for number, case in enumerate(cases):
         questions += _claim_questions(config, judge, case, number, _claims_of(tallies[number]))
     replies = judge.choose(questions, options.yes_no)
-    verdicts: dict[str, claims.Judged | Masked] = {}
+    verdicts: dict[str, claims.ClaimVerdict | Masked] = {}
     for key, tokens in replies.items():
         if isinstance(tokens, Masked):
             verdicts[key] = tokens
@@ -71,12 +71,12 @@ def _claim_questions(
 
 
 def _claim_score(
-    tally: Tally | Masked, verdicts: Mapping[str, claims.Judged | Masked], number: int
+    tally: Tally | Masked, verdicts: Mapping[str, claims.ClaimVerdict | Masked], number: int
 ) -> claims.ClaimScore | Masked:
     if isinstance(tally, Masked):
         return tally
     own = [verdicts[_claim_key(number, claim)] for claim in tally]
-    return claims.score(tally, own)
+    return claims.claim_score(tally, own)
 
 
 def split_answers(config: Config, judge: Judge, cases: Sequence[Case]) -> list[AnswerClaims]:
@@ -84,11 +84,11 @@ def split_answers(config: Config, judge: Judge, cases: Sequence[Case]) -> list[A
     method = config.label.split
     if method == "model":
         return _split_by_model(judge, config.label.split_prompt, cases)
-    split = claims.split if method == "sentences" else load_function(method)
+    split = claims.split_claims if method == "sentences" else load_function(method)
     tallies: list[AnswerClaims] = []
     for case in cases:
         # Splitting needs no judge here, so that it cannot fail for a reason that may pass.
-        tallies.append([claims.tally(split(answer)) for answer in case.answers])
+        tallies.append([claims.count_claims(split(answer)) for answer in case.answers])
     return tallies
 
 
@@ -121,7 +121,7 @@ def _listed_claims(reply: str | Masked) -> Tally | Masked:
     """Return the claims that the judge listed for an answer that has text; a list without any is masked."""
     if isinstance(reply, Masked):
         return reply
-    tally = claims.tally(claims.parse_list(reply))
+    tally = claims.count_claims(claims.parse_list(reply))
     return tally or Masked("the judge listed no claims of an answer that is not empty")
 
 

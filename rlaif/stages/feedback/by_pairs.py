@@ -54,7 +54,7 @@ def by_pairs(config: Config, judge: Judge, cases: Sequence[Case]) -> list[dict]:
                 outcomes[a, b] = masked[0]
                 failures += masked
             else:
-                outcomes[a, b] = pairwise.judge(one, other, options.choices, options.flips)
+                outcomes[a, b] = pairwise.judge_pair(one, other, options.choices, options.flips)
         rows.append(_pair_row(case, outcomes) | retry_field(failures))
     return rows
 
@@ -121,7 +121,7 @@ def by_function(config: Config, case: Case) -> dict:
             outcomes[a, b] = Masked(f"{type(error).__name__}: {error}")
             continue
         # A function is certain and does not depend on the order.
-        orders = pairwise.Asked(float(sign), 1.0), pairwise.Asked(float(-sign), 1.0)
+        orders = pairwise.OrderOdds(float(sign), 1.0), pairwise.OrderOdds(float(-sign), 1.0)
         probability = (1 + sign) / 2
         outcomes[a, b] = pairwise.Verdict(probability, sign, False, orders)
     return _pair_row(case, outcomes)

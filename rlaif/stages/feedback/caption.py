@@ -11,7 +11,7 @@ from rlaif.config.feedback import Caption
 from rlaif.config.schema import Config, Sampling
 from rlaif.data.rows import RowError
 from rlaif.errors import ConfigError, ContractError, named
-from rlaif.feedback.narrative import clips, request_text, summary_text, version
+from rlaif.feedback.narrative import clips, prompt_version, request_text, summary_text
 from rlaif.feedback.store import Store, caption_key
 from rlaif.models.check import require_model
 from rlaif.models.encode import Encoder
@@ -129,7 +129,7 @@ def token_counter(config: Config) -> Callable[[str], int]:
 
 def check_captioner(config: Config, store: Store) -> None:
     """Raise ContractError if a file holds captions by another captioner or other prompts: no stage could read both."""
-    own = (ModelDir(config.caption.model).fingerprint, version(config.caption))
+    own = (ModelDir(config.caption.model).fingerprint, prompt_version(config.caption))
     for row in store.rows():
         # Rows without `captioner` are older than that field; only their prompts can be compared.
         captioner = row.get("captioner", own[0])
@@ -145,7 +145,7 @@ def _tasks(config: Config, run: Run) -> Iterator[CaptionTask]:
     """Yield every video of the prompt files and of the pairs once (once per question, if captions depend on it)."""
     options, client = config.caption, run.topology.client()
     known: set[tuple[str, str]] = set()
-    captioner, prompts = ModelDir(options.model).fingerprint, version(options)
+    captioner, prompts = ModelDir(options.model).fingerprint, prompt_version(options)
     for prompt in caption_prompts(config, run):
         question = prompt.question if options.conditioned else ""
         if (prompt.video, question) in known:
@@ -265,7 +265,7 @@ def _row(config: Config, task: CaptionTask, result: CaptionResult) -> dict:
         "sha256": task.sha256,
         "model": config.caption.model,
         "captioner": ModelDir(config.caption.model).fingerprint,
-        "version": version(config.caption),
+        "version": prompt_version(config.caption),
     }
     if task.question:
         row["question"] = task.question

@@ -15,11 +15,10 @@ from rlaif.config.schema import Config, Sampling
 from rlaif.config.section import Function
 from rlaif.config.server import Server
 from rlaif.errors import DataError
-from rlaif.feedback.asking import Ask, Turn, encode_frames
 from rlaif.feedback.budget import cost
+from rlaif.feedback.chat_request import ChatRequest, EndpointOptions, Turn, encode_frames
+from rlaif.feedback.chat_response import SETTLED, Reply, Unanswered, Usage
 from rlaif.feedback.endpoint import Endpoint
-from rlaif.feedback.options import EndpointOptions
-from rlaif.feedback.replies import SETTLED, Reply, Unanswered, Usage
 from rlaif.feedback.tokens import Tokens
 from rlaif.models.check import require_model
 from rlaif.models.encode import Encoder
@@ -222,7 +221,7 @@ class _Requests:
         self.unreadable: dict[str, Masked] = {}
         """Questions whose video could not be read, by key; there is no request for them."""
 
-    def __iter__(self) -> Iterator[Ask]:
+    def __iter__(self) -> Iterator[ChatRequest]:
         for question in self._questions:
             try:
                 shown = self._images(question.video) + self._images(question.other)
@@ -230,7 +229,7 @@ class _Requests:
                 self.unreadable[question.key] = Masked(str(error))
                 continue
             turn = Turn(question.text, images=shown)
-            yield Ask(question.key, (turn,), self._words)
+            yield ChatRequest(question.key, (turn,), self._words)
 
 
 def judge_name(judge: str | Server | Function) -> str:

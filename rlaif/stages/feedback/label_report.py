@@ -9,11 +9,11 @@ from dataclasses import asdict
 
 from rlaif.config.schema import Config
 from rlaif.config.server import Server
-from rlaif.evaluation.agreement import Compared, agreement, prompt_type
+from rlaif.evaluation.agreement import ComparedPair, prompt_type_of
 from rlaif.feedback.budget import cost
-from rlaif.feedback.pairwise import Asked, Verdict
+from rlaif.feedback.chat_response import Usage
+from rlaif.feedback.pairwise import OrderOdds, Verdict
 from rlaif.feedback.position import position_bias
-from rlaif.feedback.replies import Usage
 from rlaif.functions import load_function
 from rlaif.records import Masked
 from rlaif.stages.feedback.judge_inputs import Case
@@ -71,7 +71,7 @@ def _claim_counts(rows: Rows) -> dict[str, int]:
 
 
 def _reference_agreement(config: Config, cases: Sequence[Case], rows: Rows) -> dict:
-    pairs: list[Compared] = []
+    pairs: list[ComparedPair] = []
     failures: Counter[str] = Counter()
     for pair, failure in compare_with_reference(config, cases, rows):
         pairs.append(pair)
@@ -153,7 +153,9 @@ def report_reasons(report: dict) -> list[str]:
     return list(reasons) or ["some comparisons failed"]
 
 
-def compare_with_reference(config: Config, cases: Sequence[Case], rows: Rows) -> Iterator[tuple[Compared, str | None]]:
+def compare_with_reference(
+    config: Config, cases: Sequence[Case], rows: Rows
+) -> Iterator[tuple[ComparedPair, str | None]]:
     """Yield every two different answers to a prompt, as the labels and `label.reference` order them.
 
     The second item is None, or the reason why the reference failed: the pair has no sign then.
@@ -174,11 +176,11 @@ def compare_with_reference(config: Config, cases: Sequence[Case], rows: Rows) ->
             except Exception as error:
                 # The reference is the user's own code, and runs after everything has been asked and paid for.
                 failure = f"{type(error).__name__}: {error}"
-            yield Compared(margin, sign, prompt_type=prompt_type(prompt.extra)), failure
+            yield ComparedPair(margin, sign, prompt_type=prompt_type_of(prompt.extra)), failure
 
 
 def _verdict(pair: dict) -> Verdict | Masked:
     if "masked" in pair:
         return Masked(pair["masked"])
-    first, second = (Asked(**order) for order in pair["orders"])
+    first, second = (OrderOdds(**order) for order in pair["orders"])
     return Verdict(pair["p"], pair["winner"], pair["flipped"], (first, second))

@@ -13,9 +13,9 @@ from rlaif.data.files import kind, read_rows, write_rows
 from rlaif.data.formats.own import PAIRS
 from rlaif.data.preference import Preference
 from rlaif.errors import ConfigError, DataError
-from rlaif.evaluation.agreement import prompt_type
-from rlaif.feedback.pair_report import report
-from rlaif.feedback.pairing import Candidate, PairOptions, ScoredPair, build
+from rlaif.evaluation.agreement import prompt_type_of
+from rlaif.feedback.pair_report import pair_report
+from rlaif.feedback.pairing import Candidate, PairOptions, ScoredPair, build_pairs
 from rlaif.io.rundir import typed_command
 from rlaif.records import Masked
 from rlaif.seeds import derive
@@ -40,7 +40,7 @@ def pairs(config: Config, run: Run) -> dict:
     cases, unanswered = read_cases(config, run)
     store = open_labels(config)
     require_labels(config, store, cases)
-    built = build(_candidates(cases, store), pair_options(config), config.seed)
+    built = build_pairs(_candidates(cases, store), pair_options(config), config.seed)
     if not built.pairs:
         raise DataError(
             "preference pairs", f"none of {built.considered}: {built.dropped}", "Relax the options of `pairs`"
@@ -50,7 +50,7 @@ def pairs(config: Config, run: Run) -> dict:
     write_pairs(datasets.data_path(config, config.data.pairs), training)
     if config.data.pairs_eval:
         write_pairs(datasets.data_path(config, config.data.pairs_eval), held_out)
-    result = {"command": typed_command(), "unanswered": unanswered, **report(built)}
+    result = {"command": typed_command(), "unanswered": unanswered, **pair_report(built)}
     result["held_out"] = len(held_out)
     run.directory.write_eval("pairs", result)
     return result
@@ -183,7 +183,7 @@ def pair_record(pair: ScoredPair, case: Case, judge: Mapping[str, str], origins:
     """
     chosen, rejected = pair.chosen, pair.rejected
     provenance: dict = {}
-    type_ = prompt_type(case.prompt.extra)
+    type_ = prompt_type_of(case.prompt.extra)
     if type_:
         provenance["prompt_type"] = type_
     for side, candidate in (("chosen", chosen), ("rejected", rejected)):

@@ -19,7 +19,7 @@ from rlaif.data.media import Media
 from rlaif.data.preference import Preference
 from rlaif.data.rows import Report
 from rlaif.errors import DataError
-from rlaif.feedback.scoring import Item, Model, Tally, added, items, unreadable
+from rlaif.feedback.scoring import Item, ScoringModel, Tally, items_of, new_scores, why_unreadable
 from rlaif.feedback.store import Store
 from rlaif.io.progress import Progress
 from rlaif.io.rundir import typed_command
@@ -58,7 +58,7 @@ class ScoringJob:
 
     def items(self, record: Preference) -> list[Item]:
         """Return what is to be scored of a record."""
-        return items(record, self.captions(record), self.frames)
+        return items_of(record, self.captions(record), self.frames)
 
 
 def score(config: Config, run: Run) -> dict:
@@ -74,7 +74,7 @@ def score(config: Config, run: Run) -> dict:
         require_reward_model("score.models", path)
     frames, jobs = frame_hashes(run), []
     for path, card in cards.items():
-        model = Model(path, reward_fingerprint(path), dimensions_of(card))
+        model = ScoringModel(path, reward_fingerprint(path), dimensions_of(card))
         mode = card["prompt"]["context"]
         reader = caption_reader(run, mode, file, captions)
         jobs.append(ScoringJob(model, reader, frames, reads_captions=mode != "none"))
@@ -238,7 +238,7 @@ def missing_answers(job: ScoringJob, part: Sequence[Preference], store: Store[st
             # A masked answer is tried once per call: the next command tries it again.
             if key in store or key in job.reasons:
                 continue
-            if unreadable(record, item) or job.model.known(record, item):
+            if why_unreadable(record, item) or job.model.known(record, item):
                 continue
             prompt = Prompt(record.pair_id, item.video, item.question, captions=item.captions)
             inputs.setdefault(key, RewardInput((key, 0), prompt, item.response))
@@ -275,7 +275,7 @@ def scored_records(
             asked = job.items(record)
             keys = {item.key(job.model.fingerprint) for item in asked}
             values = {key: store[key]["values"] for key in keys if key in store}
-            scores += added(record, asked, job.model, values, job.reasons, job.new, tally)
+            scores += new_scores(record, asked, job.model, values, job.reasons, job.new, tally)
         yield record.with_scores(scores)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rlaif.config.section import Function
 from rlaif.config.server import Server
 from rlaif.errors import ConfigError
-from rlaif.feedback.wire import api_key
+from rlaif.feedback.chat_client import api_key
 from rlaif.models.check import require_model
 from rlaif.models.family import engine_video_of
 from rlaif.models.model_dir import ModelDir

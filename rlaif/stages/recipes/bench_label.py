@@ -196,7 +196,7 @@ def _engine_counters(config: Config, run: Run) -> dict[str, float]:
     """Return the token counters of all engines, added up."""
     handles = run.topology.engines(config.label.judge).fleet.handles.values()
     calls = [actor.stats.remote() for actor in handles]
-    totals = {"prompt_tokens": 0.0, "cached_tokens": 0.0}
+    totals: dict[str, float] = {"prompt_tokens": 0, "cached_tokens": 0}
     for counters in ask(calls, config.cluster.collective_timeout_s, "the rollout actors"):
         for name in totals:
             totals[name] += counters[name]

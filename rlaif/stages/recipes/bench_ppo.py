@@ -15,6 +15,7 @@ from rlaif.data.files import write_rows
 from rlaif.io.progress import progress
 from rlaif.io.rundir import typed_command
 from rlaif.io.terminal import headline, say
+from rlaif.markdown import markdown_table
 from rlaif.models.tiny import Size, build_tiny
 from rlaif.records import Prompt
 from rlaif.stages.recipes.bench_baseline import Baseline, Times
@@ -198,7 +199,5 @@ def ppo_figures(rows: Sequence[dict], baseline: Sequence[Times], samples: int) -
 
 def figures_table(found: dict) -> str:
     """Return the figures as a Markdown table."""
-    lines = ["| figure | median |", "|---|---|"]
-    return "\n".join(
-        lines + [f"| {name} | {value:.3g} |" for name, value in found.items() if not isinstance(value, str)]
-    )
+    rows = [(name, f"{value:.3g}") for name, value in found.items() if not isinstance(value, str)]
+    return markdown_table(["figure", "median"], rows)

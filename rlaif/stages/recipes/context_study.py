@@ -15,6 +15,7 @@ from rlaif.errors import ConfigError, ContractError, DataError
 from rlaif.functions import load_function
 from rlaif.io.rundir import RunDir, typed_command
 from rlaif.io.storage import locate
+from rlaif.markdown import markdown_table
 from rlaif.models.check import require_model
 from rlaif.stages.feedback import caption, label, pairs, sample
 from rlaif.stages.feedback.judge_inputs import Case, read_cases
@@ -110,11 +111,13 @@ def context_means(rows: Sequence[dict]) -> dict[str, dict[str, float]]:
 
 def context_table(contexts: Mapping[str, Mapping[str, float]]) -> str:
     """Return a Markdown table with a line per context."""
-    lines = ["| context | judge | above none | reward model | above none |", "|---|---|---|---|---|"]
+    rows = []
     for mode, figures in contexts.items():
-        cells = (f"{figures[name]:.3f} | {figures[f'{name}_above_none']:+.3f}" for name in MEASURES)
-        lines.append(f"| {mode} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        cells = [mode]
+        for name in MEASURES:
+            cells += [f"{figures[name]:.3f}", f"{figures[f'{name}_above_none']:+.3f}"]
+        rows.append(cells)
+    return markdown_table(["context", "judge", "above none", "reward model", "above none"], rows)
 
 
 def _is_demo(config: Config) -> bool:

@@ -11,10 +11,11 @@ from actors.rollout import Failure
 from learners.spec import LearnerSpec
 from rlaif.config.schema import Config, Sampling
 from rlaif.errors import ConfigError, RlaifError
-from rlaif.evaluation.claims import rates
+from rlaif.evaluation.claims import checker_rates
 from rlaif.functions import load_function
 from rlaif.io.rundir import typed_command
 from rlaif.io.terminal import phase
+from rlaif.markdown import markdown_table
 from rlaif.records import Masked, Prompt, RewardInput, Sample
 from rlaif.seeds import derive
 from rlaif.stages.run import datasets, row_checks
@@ -96,7 +97,7 @@ def measure(config: Config, workers: Workers, prompts: Sequence[Prompt], decodin
     """
     samples, failures = answer(config, workers, prompts, decoding)
     answers = [(s.prompt, s.response) for s in samples]
-    claims = rates(answers, load_function(config.eval.checker)) if config.eval.checker else {}
+    claims = checker_rates(answers, load_function(config.eval.checker)) if config.eval.checker else {}
     with_context = {prompt.prompt_id: prompt for prompt in prompts_with_context(config, prompts)}
     inputs = [RewardInput(s.key, with_context[s.prompt.prompt_id], s.response) for s in samples]
     outcomes = workers.rewards.collect([workers.rewards.score(inputs)]).values()
@@ -152,8 +153,8 @@ def kl_to_reference(workers: Workers, samples: Sequence[Sample]) -> float:
 def table(rows: Sequence[dict]) -> str:
     """The rows as a Markdown table."""
     names = ("policy", "seed", "decoding", "hallucination", "recall", "qa_accuracy", "reward", "kl", "length")
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    lines = []
     for row in rows:
-        cells = [f"{row[n]:.3f}" if isinstance(row.get(n), float) else str(row.get(n, "")) for n in names]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        values = [row.get(name, "") for name in names]
+        lines.append([f"{value:.3f}" if isinstance(value, float) else str(value) for value in values])
+    return markdown_table(names, lines)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from actors.pool import RolloutPool
 from cluster.publish import Manifest
-from cluster.transfer import Delivery, Receivers, undelivered
+from cluster.transfer import Receivers, WeightReceipt, undelivered
 from learners.group import LearnerGroup
 from rlaif.config.cluster import Rollout
 
@@ -27,7 +27,7 @@ class WeightSync:
     """Seconds that the slowest rollout actor took to verify and load the weights published last."""
     rerouted: int = 0
     """How often an actor received a version through the object store because the transport did not reach it."""
-    _unreached: Delivery | None = None
+    _unreached: WeightReceipt | None = None
     """The last delivery, if it reached no actor."""
 
     def publish(self, version: int) -> dict[str, float]:

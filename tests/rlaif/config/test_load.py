@@ -127,7 +127,7 @@ def test_overrides_leave_their_neighbours_alone_and_the_last_one_wins(load):
 def test_malformed_override_is_refused(load, override):
     with pytest.raises(ConfigError) as error:
         load("name: x\n", override)
-    assert "the argument" in error.value.change
+    assert "the argument" in error.value.fix
 
 
 @pytest.mark.parametrize(("text", "words"), [("a: [1\n", "line"), ("- 1\n", "list"), ("", "NoneType")])

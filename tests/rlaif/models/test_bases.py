@@ -127,7 +127,7 @@ def test_a_base_that_is_gone_is_an_error_with_all_places(tmp_path):
     with pytest.raises(ConfigError) as caught:
         require_base("ppo.reward, its base", str(reward), find_base(str(reward), str(base)))
     assert str(base) in caught.value.expected and "../../sft/export" in caught.value.expected
-    assert "no such folder" in caught.value.found and RECORD in caught.value.change
+    assert "no such folder" in caught.value.found and RECORD in caught.value.fix
 
 
 @pytest.mark.parametrize("place", ["a folder outside", "behind a symlink", "a hub name", "a relative path"])

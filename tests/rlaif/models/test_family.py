@@ -130,8 +130,8 @@ def test_unknown_families_are_told_what_to_supply():
         "names",
         "adapters",
     ):
-        assert wanted in error.value.change
-    page = next(word for word in error.value.change.split() if word.startswith("docs/"))
+        assert wanted in error.value.fix
+    page = next(word for word in error.value.fix.split() if word.startswith("docs/"))
     assert (Path(__file__).parents[3] / page).is_file()
 
 

@@ -235,9 +235,8 @@ def test_the_win_matrix_of_three_models(offline, models, by):
     assert found["low"][0][1] < 0.25 < found["high"][0][1]
     folder = run.directory.path / "eval"
     assert json.loads((folder / "winrate.json").read_text())["wins"] == found["wins"]
-    shown = ElementTree.parse(folder / "winrate.svg").getroot()
-    assert "0.83" in {text.text for text in shown.iter("{http://www.w3.org/2000/svg}text")}
-    assert "0.75" in {text.text for text in shown.iter("{http://www.w3.org/2000/svg}text")}
+    page = ElementTree.parse(folder / "winrate.html").getroot()
+    assert {"0.83", "0.75"} <= {cell.text for cell in page.iter("td")}
     lines = winrate.winrate_table(found).splitlines()
     assert lines[4] == "| overall | rl | 0.667 (0.208 to 0.939) | 0.833 (0.310 to 0.982) | 0.500 |"
     assert "| prompt_type: describe | rl | 0.667 | 0.833 | 0.500 |" in lines
@@ -278,14 +277,14 @@ def test_win_rates_by_prompt_type(offline, world, models, tmp_path, by):
     np.testing.assert_allclose(how["wins"], [[0.5, 0, 0], [1, 0.5, 0.25], [1, 0.75, 0.5]])
     np.testing.assert_allclose(who["wins"], [[0.5, 1, 1], [0, 0.5, 0], [0, 1, 0.5]])
     assert how["prompts"] == [[2, 2, 2]] * 3 and who["prompts"] == [[1, 1, 1]] * 3
-    picture = (run.directory.path / "eval" / "winrate.svg").read_text()
+    page = (run.directory.path / "eval" / "winrate.html").read_text()
     for name in (
         "overall",
         *(f"dimension: {one}" for one in found["dimension"]),
         "prompt_type: how",
         "prompt_type: who",
     ):
-        assert picture.count(f">{name}<") == 1
+        assert page.count(f">{name}<") == 1
 
 
 def test_weights_count_in_the_total_as_in_ppo(offline, models, tmp_path, monkeypatch):

@@ -115,4 +115,4 @@ def test_a_reward_model_without_its_base_stops_a_run_before_anything_starts(make
     with pytest.raises(ConfigError) as caught:
         require_inputs(make_config(tmp_path, f"ppo.reward={reward}"))
     assert "ppo.reward, its base" in caught.value.expected and str(base) in caught.value.expected
-    assert "no such folder" in caught.value.found and "move it along" in caught.value.change
+    assert "no such folder" in caught.value.found and "move it along" in caught.value.fix

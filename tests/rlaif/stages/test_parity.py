@@ -13,7 +13,7 @@ import pytest
 import ray
 
 from cluster.ledger import Ledger
-from cluster.publish import from_wire, pack, unpack
+from cluster.publish import from_wire, pack_weights, unpack_weights
 from cluster.remote import ask
 from rlaif.errors import ParityError
 from rlaif.records import Probed
@@ -236,7 +236,7 @@ def _refuse_parts(actor) -> None:
 
 def _without_head(manifest, buckets):
     """The same publish without its output head, and a manifest that fits it."""
-    arrays = unpack(manifest, buckets)
+    arrays = unpack_weights(manifest, buckets)
     tensors = {name: from_wire(array, manifest.tensors[name].dtype) for name, array in arrays.items()}
     del tensors["lm_head.weight"]
-    return pack(tensors.items(), 2**30, version=manifest.version, kind=manifest.kind, put=ray.put)
+    return pack_weights(tensors.items(), 2**30, version=manifest.version, kind=manifest.kind, put=ray.put)

@@ -166,7 +166,7 @@ def test_a_cache_that_cannot_be_written_is_found(problems, monkeypatch, tmp_path
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     found = "\n".join(problems("sft"))
-    assert f"{tmp_path}/file is a file" in found and "set XDG_CACHE_HOME" in found
+    assert f"{tmp_path}/file is a file" in found and "Set XDG_CACHE_HOME" in found
 
 
 def test_a_stage_does_not_start_with_problems(problems):

@@ -91,7 +91,7 @@ def test_the_run_stops_when_most_prompts_cannot_be_answered(run):
     every = {prompt.prompt_id for prompt in datasets.prompts(run, "prompts.jsonl")}
     with pytest.raises(DataError, match=r"at most 50% of the prompts unusable \(ppo\.max_prompt_failures\)") as caught:
         answer_first(run, every)
-    assert "cut off" in caught.value.found and "--resume" in caught.value.change
+    assert "cut off" in caught.value.found and "--resume" in caught.value.fix
 
 
 def test_a_resume_without_a_prompt_asks_for_what_is_left_of_the_open_iterations(run):

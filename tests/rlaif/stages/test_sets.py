@@ -19,8 +19,8 @@ from rlaif.data.formats.table import FORMATS
 from rlaif.data.preference import Preference
 from rlaif.data.read import read_pairs
 from rlaif.errors import ConfigError, ContractError, DataError
-from rlaif.feedback.narrative import version
-from rlaif.feedback.scoring import Model
+from rlaif.feedback.narrative import prompt_version
+from rlaif.feedback.scoring import ScoringModel
 from rlaif.io.rundir import RunDir
 from rlaif.records import Masked, Sample, Scored
 from rlaif.stages.compare import agreement
@@ -165,7 +165,7 @@ def test_the_budget_of_a_summary_counts_the_captioners_tokens_and_belongs_to_the
     assert caption.token_counter(config)("a red circle moves") == 4
     other, _ = scripted(summarising, "caption.aggregate=summarise", "caption.max_caption_tokens=9")
     joined, _ = scripted(summarising, "caption.max_caption_tokens=9")
-    versions = [version(one.caption) for one in (config, other, scripted()[0], joined)]
+    versions = [prompt_version(one.caption) for one in (config, other, scripted()[0], joined)]
     assert versions[0] != versions[1] and versions[2] == versions[3]
 
 
@@ -375,7 +375,7 @@ def test_scores_go_by_what_a_video_shows_not_by_where_it_lies(scripted, monkeypa
 
     def filled(store):
         job = score.ScoringJob(
-            Model("rm", "f" * 16, ("overall",)), lambda record: (), score.frame_hashes(run), reads_captions=True
+            ScoringModel("rm", "f" * 16, ("overall",)), lambda record: (), score.frame_hashes(run), reads_captions=True
         )
         pool.asked.clear()
         score.fill_scores(config, run, job, records, store, len(records))

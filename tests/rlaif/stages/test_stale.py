@@ -113,7 +113,7 @@ def test_the_newest_captions_of_a_video_count_and_kinds_do_not_mix(tmp_path):
 
 
 def test_captions_of_other_weights_or_prompts_are_named_before_any_is_added(config):
-    own = {"captioner": ModelDir(config.caption.model).fingerprint, "version": caption.version(config.caption)}
+    own = {"captioner": ModelDir(config.caption.model).fingerprint, "version": caption.prompt_version(config.caption)}
     path = datasets.data_path(config, config.data.captions).with_name("other-captions.jsonl")
     write(path, told(1, "a", **own))
     caption.check_captioner(config, datasets.open_captions(path))

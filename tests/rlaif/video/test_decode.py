@@ -147,7 +147,7 @@ def test_bad_files_are_named(clip, kind):
     spoil(path)
     with pytest.raises(DataError) as raised:
         sample_spec(path, 8)
-    assert str(path) in raised.value.expected and found in raised.value.found and raised.value.change
+    assert str(path) in raised.value.expected and found in raised.value.found and raised.value.fix
 
 
 def test_video_with_too_few_frames_is_refused(clip, folder):

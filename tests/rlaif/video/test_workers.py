@@ -87,7 +87,7 @@ def test_a_decoder_that_does_not_return_is_ended_and_its_video_named(faulty, tmp
     decoders, started = faulty
     with pytest.raises(DataError, match=r"within 3 s at .*stuck\.mp4") as raised:
         decoders.probe(tmp_path / "stuck.mp4")
-    assert "video.decode_timeout_s" in raised.value.change
+    assert "video.decode_timeout_s" in raised.value.fix
     assert started[0].poll() is not None
     assert decoders.probe(tmp_path / "good.mp4").total_frames == 24
 
