@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 from rlaif.config.schema import Config
 from rlaif.config.server import Server
-from rlaif.evaluation.agreement import ComparedPair, prompt_type_of
+from rlaif.evaluation.agreement import ComparedPair, agreement_rates, prompt_type_of
 from rlaif.feedback.budget import cost
 from rlaif.feedback.chat_response import Usage
 from rlaif.feedback.pairwise import OrderOdds, Verdict
@@ -77,7 +77,7 @@ def _reference_agreement(config: Config, cases: Sequence[Case], rows: Rows) -> d
         pairs.append(pair)
         if failure is not None:
             failures[failure] += 1
-    fields = {"agreement": agreement(pairs) | {"reference": config.label.reference}}
+    fields = {"agreement": agreement_rates(pairs) | {"reference": config.label.reference}}
     if failures:
         fields["reference_failed"] = dict(failures)
     return fields

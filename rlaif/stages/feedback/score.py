@@ -43,7 +43,7 @@ CaptionReader = Callable[[Preference], Sequence[str]]
 class ScoringJob:
     """One reward model on one file."""
 
-    model: Model
+    model: ScoringModel
     captions: CaptionReader
     """Returns what fills the model's caption slot for a record."""
     frames: Callable[[str], str]
