@@ -61,13 +61,13 @@ def winrate(config: Config, run: Run) -> dict:
     files = config.winrate.prompts or config.candidates.prompts
     prompts = datasets.prompts_of(run, files)
     answers = first_answers(config, names, prompts)
-    shared = [prompt for prompt in prompts if len(answers[prompt.prompt_id]) > 1]
-    if not shared:
+    contest = Contest.of(list(names), prompts, answers)
+    if not contest.prompts:
         raise DataError(
             "prompts that two of the models have answered", "none", "Run `rlaif sample` for the same prompts"
         )
     measure = {"reward": rates_by_reward, "judge": rates_by_judge}[config.winrate.by]
-    verdicts = measure(config, run, shared, answers, list(names))
+    verdicts = measure(config, run, contest)
     rates, masked = verdicts.rates, verdicts.masked
     found = {"command": typed_command(), "by": verdicts.name, **rates.to_json()}
     found |= {"paths": dict(names), "masked": masked, **verdicts.usage}
@@ -138,7 +138,10 @@ def first_answers(config: Config, names: Mapping[str, str], prompts: Sequence[Pr
         if row.get("asked") in (None, digests[prompt_id]):
             answers[prompt_id][name] = row["answers"][0]
             counts[name] += 1
-    silent = [f"{name} ({model})" for name, model in names.items() if not counts[name]]
+    silent = []
+    for name, model in names.items():
+        if not counts[name]:
+            silent.append(f"{name} ({model})")
     if silent:
         raise DataError(
             f"answers of every model in {store.path}",
@@ -148,12 +151,49 @@ def first_answers(config: Config, names: Mapping[str, str], prompts: Sequence[Pr
     return answers
 
 
-def rates_by_reward(
-    config: Config, run: Run, prompts: Sequence[Prompt], answers: Answers, names: Sequence[str]
-) -> WinVerdicts:
+@dataclass(frozen=True)
+class Contest:
+    """The models' answers to the prompts that at least two of them have answered."""
+
+    names: list[str]
+    prompts: list[Prompt]
+    texts: list[dict[str, str]]
+    """Per prompt: the answer of each model that has one, in the order of the names."""
+
+    @classmethod
+    def of(cls, names: Sequence[str], prompts: Sequence[Prompt], answers: Answers) -> Contest:
+        """Leave out prompts with fewer than two answers."""
+        contest = cls(list(names), [], [])
+        for prompt in prompts:
+            own = answers[prompt.prompt_id]
+            if len(own) > 1:
+                contest.prompts.append(prompt)
+                contest.texts.append({name: own[name] for name in names if name in own})
+        return contest
+
+    def answered(self) -> list[AnsweredPrompt]:
+        """Return each prompt with its answers."""
+        answered: list[AnsweredPrompt] = []
+        for prompt, texts in zip(self.prompts, self.texts, strict=True):
+            answered.append((prompt, list(texts.values())))
+        return answered
+
+    def by_name(self, outcomes: Sequence[Sequence[Outcome]]) -> dict[str, dict[str, Outcome]]:
+        """Return the outcomes of all answers by prompt_id and by model's name."""
+        result = {}
+        for index, prompt in enumerate(self.prompts):
+            pairs = zip(self.texts[index], outcomes[index], strict=True)
+            result[prompt.prompt_id] = dict(pairs)
+        return result
+
+    def prompt_types(self) -> dict[str, str]:
+        """Return the type of each prompt by its id."""
+        return {prompt.prompt_id: prompt_type_of(prompt.extra) for prompt in self.prompts}
+
+
+def rates_by_reward(config: Config, run: Run, contest: Contest) -> WinVerdicts:
     """Return the win rates by the scores of `ppo.reward`, and by dimension by the parts of the scores."""
-    present = [_present(answers, prompt, names) for prompt in prompts]
-    parts = reward_answers(config, run, _answered(prompts, present))
+    parts = reward_answers(config, run, contest.answered())
     # Weights apply to the totals only: a dimension is compared by its own part.
     totals = apply_reward_weights(config, parts)
     masked: Counter[str] = Counter()
@@ -162,55 +202,24 @@ def rates_by_reward(
             masked[outcome.reason] += 1
     reward = config.ppo.reward
     name = reward if isinstance(reward, str) else reward.path
-    of_parts = _by_name(prompts, present, parts)
-    of_totals = _by_name(prompts, present, totals)
-    rates = outcome_rates(of_parts, of_totals, names, _prompt_types(prompts))
+    of_parts, of_totals = contest.by_name(parts), contest.by_name(totals)
+    rates = outcome_rates(of_parts, of_totals, contest.names, contest.prompt_types())
     return WinVerdicts(name, rates, dict(masked), {})
 
 
-def _by_name(
-    prompts: Sequence[Prompt], present: Sequence[Mapping[str, str]], outcomes: Sequence[Sequence[Outcome]]
-) -> dict[str, dict[str, Outcome]]:
-    """Return the outcomes by prompt_id and by model's name."""
-    result = {}
-    for prompt, texts, of_prompt in zip(prompts, present, outcomes, strict=True):
-        result[prompt.prompt_id] = dict(zip(texts, of_prompt, strict=True))
-    return result
-
-
-def _answered(prompts: Sequence[Prompt], present: Sequence[Mapping[str, str]]) -> list[AnsweredPrompt]:
-    answered: list[AnsweredPrompt] = []
-    for prompt, texts in zip(prompts, present, strict=True):
-        answered.append((prompt, list(texts.values())))
-    return answered
-
-
-def _present(answers: Answers, prompt: Prompt, names: Sequence[str]) -> dict[str, str]:
-    """Return the answers to a prompt, in the order of the names."""
-    own = answers[prompt.prompt_id]
-    return {name: own[name] for name in names if name in own}
-
-
-def _prompt_types(prompts: Sequence[Prompt]) -> dict[str, str]:
-    return {prompt.prompt_id: prompt_type_of(prompt.extra) for prompt in prompts}
-
-
-def rates_by_judge(
-    config: Config, run: Run, prompts: Sequence[Prompt], answers: Answers, names: Sequence[str]
-) -> WinVerdicts:
+def rates_by_judge(config: Config, run: Run, contest: Contest) -> WinVerdicts:
     """Return the win rates by the judge of `label`: every two answers in both orders, or the claims of each."""
     # Every two models are compared, however many pairs `label.comparisons` draws for training.
     label = config.label.model_copy(update={"comparisons": None})
-    present = [_present(answers, prompt, names) for prompt in prompts]
-    cases = cases_of(config, _answered(prompts, present))
     every_pair = config.model_copy(update={"label": label})
+    cases = cases_of(config, contest.answered())
     judge, rows, spent = judge_cases(every_pair, run, cases, "winrate")
     verdicts = {}
     masked: Counter[str] = Counter()
-    for case, texts, row in zip(cases, present, rows, strict=True):
+    for case, texts, row in zip(cases, contest.texts, rows, strict=True):
         verdicts[case.prompt.prompt_id] = row_verdicts(case, list(texts), row)
         masked.update(masked_reasons(row))
-    rates = verdict_rates(verdicts, names, _prompt_types(prompts))
+    rates = verdict_rates(verdicts, contest.names, contest.prompt_types())
     return WinVerdicts(judge, rates, dict(masked), server_usage(config, rows, spent))
 
 
@@ -248,7 +257,8 @@ def winrate_table(found: dict) -> str:
 
 
 def _cell(matrix: dict, i: int, j: int, interval: bool) -> str:
-    rate, low, high = (matrix[name][i][j] for name in ("wins", "low", "high"))
+    rate = matrix["wins"][i][j]
+    low, high = matrix["low"][i][j], matrix["high"][i][j]
     if rate is None:
         return ""
     return f"{rate:.3f}" + (f" ({low:.3f} to {high:.3f})" if interval and low is not None else "")

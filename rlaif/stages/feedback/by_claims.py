@@ -37,7 +37,8 @@ def by_claims(config: Config, judge: Judge, cases: Sequence[Case]) -> list[dict]
     for number, case in enumerate(cases):
         own = tallies[number]
         scores = [_claim_score(tally, verdicts, number) for tally in own]
-        row = label_row(case, list(map(_value, scores)), claims=list(map(_evidence, scores)))
+        values = list(map(_value, scores))
+        row = label_row(case, values, claims=list(map(_evidence, scores)))
         # Whether a prompt is asked about again depends on what failed, not on the masked scores that follow from it.
         outcomes: list = list(own)
         for claim in _claims_of(own):
@@ -64,9 +65,10 @@ def _claim_questions(
 ) -> Iterator[Question]:
     options = config.label
     context = context_text(config, judge, case)
-    video = case.prompt.video if options.show_video else ""
+    prompt = case.prompt
+    video = prompt.video if options.show_video else ""
     for claim in distinct:
-        text = fill(options.claim_prompt, context=context, claim=claim, question=case.prompt.question)
+        text = fill(options.claim_prompt, context=context, claim=claim, question=prompt.question)
         yield Question(_claim_key(number, claim), text, video)
 
 

@@ -113,17 +113,19 @@ def by_function(config: Config, case: Case) -> dict:
     """Label one case by a function's verdicts, for a world in which code can check answers."""
     prefer = load_function(config.label.judge.path)
     outcomes: dict[IndexPair, pairwise.Verdict | Masked] = {}
+    prompt, answers = case.prompt, case.answers
     for a, b in drawn_pairs(config, case):
         try:
-            sign = int(prefer(case.prompt, case.answers[a], case.answers[b]))
+            sign = int(prefer(prompt, answers[a], answers[b]))
         except Exception as error:
             # The function is the user's own code and may raise anything: this pair is masked with the reason.
             outcomes[a, b] = Masked(f"{type(error).__name__}: {error}")
             continue
         # A function is certain and does not depend on the order.
-        orders = pairwise.OrderOdds(float(sign), 1.0), pairwise.OrderOdds(float(-sign), 1.0)
+        one = pairwise.OrderOdds(float(sign), 1.0)
+        other = pairwise.OrderOdds(float(-sign), 1.0)
         probability = (1 + sign) / 2
-        outcomes[a, b] = pairwise.Verdict(probability, sign, False, orders)
+        outcomes[a, b] = pairwise.Verdict(probability, sign, False, (one, other))
     return _pair_row(case, outcomes)
 
 

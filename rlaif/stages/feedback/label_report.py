@@ -106,7 +106,8 @@ def reply_usage(server: Server, rows: Rows) -> dict:
         prompt_tokens += reply["prompt_tokens"]
         completion_tokens += reply["completion_tokens"]
     used = Usage(prompt_tokens, completion_tokens)
-    return {"replies": len(replies), **asdict(used), "cost": cost(server, used)}
+    usage = {"replies": len(replies), **asdict(used)}
+    return usage | {"cost": cost(server, used)}
 
 
 def flip_rates(policy: str, outcomes: Sequence[Verdict | Masked]) -> dict:
@@ -149,7 +150,8 @@ def label_warnings(report: dict) -> list[str]:
 
 def report_reasons(report: dict) -> list[str]:
     """Return the reasons of what is masked in a report, at least one."""
-    reasons = report.get("position", {}).get("masked", {}) or report["masked"]
+    of_pairs = report.get("position", {}).get("masked", {})
+    reasons = of_pairs or report["masked"]
     return list(reasons) or ["some comparisons failed"]
 
 

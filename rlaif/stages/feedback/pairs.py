@@ -75,8 +75,11 @@ MARGIN = {"claims": 1.0, "pairwise": 0.2}
 
 def pair_options(config: Config) -> PairOptions:
     """Return the options of `pairs`, with the margin of the label method if none is set."""
-    margin = MARGIN[config.label.method] if config.pairs.margin is None else config.pairs.margin
-    return PairOptions(**config.pairs.model_dump(exclude={"eval_fraction", "margin"}), margin=margin)
+    margin = config.pairs.margin
+    if margin is None:
+        margin = MARGIN[config.label.method]
+    options = config.pairs.model_dump(exclude={"eval_fraction", "margin"})
+    return PairOptions(**options, margin=margin)
 
 
 def require_labels(config: Config, store: LabelStore, cases: Sequence[Case]) -> None:
@@ -172,7 +175,8 @@ def _records(
     records = []
     for pair in scored_pairs:
         prompt_id = pair.chosen.prompt_id
-        records.append(pair_record(pair, by_prompt[prompt_id], judges[prompt_id], origins[prompt_id]))
+        case, judge = by_prompt[prompt_id], judges[prompt_id]
+        records.append(pair_record(pair, case, judge, origins[prompt_id]))
     return records
 
 

@@ -48,6 +48,7 @@ def sample(config: Config, run: Run) -> dict[str, int]:
         keys = [(prompt.prompt_id, fingerprint, prompt_digest(prompt)) for prompt in prompts]
         missing = store.missing(keys)
         counts["there"] += len(prompts) - len(missing)
+        # A prompt that failed before is missing, and in the store all the same.
         counts["retried"] += sum(key in store for key in missing)
         missing_ids = {prompt_id for prompt_id, _, _ in missing}
         todo = [prompt for prompt in prompts if prompt.prompt_id in missing_ids]
@@ -240,8 +241,9 @@ class _Sampler:
 
 
 def _answer_fields(samples: Sequence[Sample]) -> dict[str, list]:
-    return {
-        "answers": [one.response for one in samples],
-        "tokens": [len(one.response_ids) for one in samples],
-        "ended": [one.finish_reason for one in samples],
-    }
+    fields: dict[str, list] = {"answers": [], "tokens": [], "ended": []}
+    for one in samples:
+        fields["answers"].append(one.response)
+        fields["tokens"].append(len(one.response_ids))
+        fields["ended"].append(one.finish_reason)
+    return fields

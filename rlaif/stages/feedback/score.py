@@ -247,7 +247,8 @@ def missing_answers(job: ScoringJob, part: Sequence[Preference], store: Store[st
 
 def start_reward_actors(config: Config, run: Run, path: str) -> RewardPool:
     """Start reward actors with the model at `path`, and wait until it is loaded."""
-    pool = run.topology.rewards(path, config.score.tokens_per_microbatch, timeout_s=config.ppo.reward_timeout_s)
+    timeout_s = config.ppo.reward_timeout_s
+    pool = run.topology.rewards(path, config.score.tokens_per_microbatch, timeout_s=timeout_s)
     pool.wait_ready()
     return pool
 
@@ -272,10 +273,13 @@ def scored_records(
     for record in records:
         scores = []
         for job, tally in zip(jobs, tallies, strict=True):
-            asked = job.items(record)
-            keys = {item.key(job.model.fingerprint) for item in asked}
-            values = {key: store[key]["values"] for key in keys if key in store}
-            scores += new_scores(record, asked, job.model, values, job.reasons, job.new, tally)
+            items = job.items(record)
+            values = {}
+            for item in items:
+                key = item.key(job.model.fingerprint)
+                if key in store:
+                    values[key] = store[key]["values"]
+            scores += new_scores(record, items, job.model, values, job.reasons, job.new, tally)
         yield record.with_scores(scores)
 
 

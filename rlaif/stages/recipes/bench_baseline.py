@@ -43,7 +43,8 @@ class Times:
         """Add the time of the block to the seconds of a phase."""
         start = time.perf_counter()
         yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        before = self.seconds.get(name, 0.0)
+        self.seconds[name] = before + time.perf_counter() - start
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Baseline:
         self.config, ppo, options = config, config.ppo, config.model
         self.encoder = Encoder(ppo.policy, frames, config.video.feature_cache_bytes, options.dtype)
         self.pad = self.encoder.tokenizer.pad_token_id
+        # Policy and reference begin as copies, and so does the critic, with a head of its own.
         self.policy = VideoLM(load_vlm(ppo.policy, options.dtype), ())
         self.reference = VideoLM(load_vlm(ppo.policy, options.dtype), ())
         self.critic = VideoLM(load_vlm(ppo.policy, options.dtype), ("critic",))
@@ -128,10 +130,11 @@ class Baseline:
         """Return the reward model's scores of the answers, [B]."""
         encoder, items = self.encoder, []
         for prompt, ids in zip(prompts, answers, strict=True):
-            video = encoder.video(prompt.video)
-            text = encoder.text(ids)
-            items.append(self.prompt.encode(encoder, prompt.question, prompt.captions, text, video))
-        output = self.reward.eval()(collate(items, self.pad), "score", head="reward")
+            text, video = encoder.text(ids), encoder.video(prompt.video)
+            item = self.prompt.encode(encoder, prompt.question, prompt.captions, text, video)
+            items.append(item)
+        batch = collate(items, self.pad)
+        output = self.reward.eval()(batch, "score", head="reward")
         by_dimension = output["score"].reshape(len(items), -1)
         return by_dimension @ self.weights
 
@@ -153,8 +156,9 @@ class Baseline:
             rows = slice(start, start + ppo.minibatch_size)
             batch = collate(items[rows], self.pad)
             width = batch.mask.shape[1]
-            batch.extras = {name: tensor[rows, :width] for name, tensor in targets.items()}
-            batch.extras["after_video"] = torch.ones(len(batch.mask))
+            batch.extras = {"after_video": torch.ones(len(batch.mask))}
+            for name, tensor in targets.items():
+                batch.extras[name] = tensor[rows, :width]
             count = float(batch.mask.sum())
             # The order of learners/ppo.py: the critic's step, then the policy's.
             output = self.critic.train()(batch, "values", head="critic")
@@ -165,6 +169,7 @@ class Baseline:
     def _advantages(self, experience: _Experience, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return whitened advantages and returns, [B, T] each."""
         ppo = self.config.ppo
+        # Per token: KL enters the reward, as in learners/ppo.py.
         kl = k1(experience.logprobs, experience.reference) * mask
         rewards = token_rewards(experience.scores, kl, ppo.kl.coef, mask)
         advantages, returns = gae(rewards, experience.values, mask, ppo.gamma, ppo.lam)
@@ -193,7 +198,8 @@ class Baseline:
         return out
 
     def _item(self, prompt: Prompt, ids: Sequence[int]) -> Encoded:
-        return self.encoder.prompt_and_response(prompt.question, ids, self.encoder.video(prompt.video))
+        video = self.encoder.video(prompt.video)
+        return self.encoder.prompt_and_response(prompt.question, ids, video)
 
 
 def _optimizer(module: VideoLM, options: Optim) -> torch.optim.AdamW:

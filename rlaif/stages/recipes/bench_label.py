@@ -55,7 +55,8 @@ class PlainJudge:
         options = config.model
         model = whole_model(ModelDir(model), options.dtype)
         self._encoder = Encoder(model, frames, config.video.feature_cache_bytes, options.dtype)
-        self._model = VideoLM(load_vlm(model, options.dtype, options.attention)).eval()
+        causal = load_vlm(model, options.dtype, options.attention)
+        self._model = VideoLM(causal).eval()
         self._size = config.rollout.max_num_seqs
         self._frames = judge_frames(config, frames)
 
@@ -137,7 +138,9 @@ def prepare_label_bench(config: Config, run: Run) -> list[list[Case]]:
     """Make videos and a random model. Returns the cases of each round, with answers and narratives of random words."""
     options = config.bench
     count = options.rounds * options.prompts
-    write_dataset(Path(config.data.root), {"train": 2, "prompt": count, "test": 1}, config.seed)
+    # Only prompts are read; the other sets are as small as the world allows.
+    sizes = {"train": 2, "prompt": count, "test": 1}
+    write_dataset(Path(config.data.root), sizes, config.seed)
     build_tiny(Path(config.label.judge), WORDS, config.seed, size=BENCH_MODEL)
     prompts = [prompt for name in config.candidates.prompts for prompt in datasets.prompts(run, name)][:count]
     cases = [_random_case(config, prompt) for prompt in prompts]

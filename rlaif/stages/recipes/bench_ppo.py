@@ -83,7 +83,9 @@ def _run_baseline(config: Config, prompts: Sequence[Prompt]) -> list[Times]:
 def prepare_ppo_bench(config: Config, run: Run) -> None:
     """Make videos, a random model, and a reward model of one step: its cost is measured, its scores mean nothing."""
     count = config.ppo.prompts_per_iteration * config.ppo.iterations
-    write_dataset(Path(config.data.root), {"train": 2, "prompt": count, "test": 1}, config.seed)
+    # Only prompts are read; the other sets are as small as the world allows.
+    sizes = {"train": 2, "prompt": count, "test": 1}
+    write_dataset(Path(config.data.root), sizes, config.seed)
     add_captions(datasets.data_path(config, config.data.prompts))
     build_tiny(Path(config.ppo.policy), WORDS, config.seed, size=BENCH_MODEL)
     prompts = datasets.prompts(run, config.data.prompts)

@@ -53,7 +53,7 @@ def root(world, tmp_path) -> Path:
 
 
 def compared(pair_id: str, first: int, second: int, helpful: int, harmless: int, **more) -> dict:
-    """A SafeSora row about two of the clips; `helpful` and `harmless` are the slots that were preferred."""
+    """Return a SafeSora row about two of the clips; `helpful` and `harmless` are the slots that were preferred."""
     videos = [safesora_video(f"clip_{number}", video_path=f"videos/p7/clip_{number}.mp4") for number in (first, second)]
     chosen = {"helpfulness": f"video_{helpful}", "harmlessness": f"video_{harmless}"}
     return SAFESORA | {"pair_id": pair_id, "video_0": videos[0], "video_1": videos[1], **chosen} | more
@@ -68,32 +68,32 @@ VIDEOS = [
 ]
 
 
-def test_pairs_of_videos_by_dimension(offline, root):
+def test_agreement_on_pairs_of_videos_has_every_dimension(offline, root):
     """SafeSora's file as it is; a reward with a part for each of two dimensions."""
     write_rows(root / "config-test.json.gz", VIDEOS)
     config, run = offline("config-test.json.gz", "ppo.reward={path: 'opinions:by_video'}")
-    found = agreement.agreement(config, run)
-    assert found["rows"] == {"kept": 4} and found["masked"] == {}
-    shares = {name: rate["agreement"] for name, rate in found["dimension"].items()}
+    result = agreement.agreement(config, run)
+    assert result["rows"] == {"kept": 4} and result["masked"] == {}
+    shares = {name: rate["agreement"] for name, rate in result["dimension"].items()}
     assert shares["helpfulness"] == 3 / 4 and shares["harmlessness"] == 2 / 4
     assert set(shares) == {*DIMENSIONS, "instruction_following", "correctness", "informativeness", "aesthetics"}
-    assert found["overall"]["pairs"] == 4 and found["overall"]["agreement"] == 3 / 4
-    assert found["prompt_type"]["safety_critical"]["pairs"] == 1
+    assert result["overall"]["pairs"] == 4 and result["overall"]["agreement"] == 3 / 4
+    assert result["prompt_type"]["safety_critical"]["pairs"] == 1
     config, run = offline("config-test.json.gz", "ppo.reward={path: 'opinions:by_video'}", "agreement.dimensions=[wit]")
     with pytest.raises(DataError, match="wit"):
         agreement.agreement(config, run)
 
 
-def test_a_function_compares_the_paths_of_two_videos(offline, root):
+def test_a_judge_that_is_a_function_gets_the_paths_of_both_videos(offline, root):
     write_rows(root / "pairs.json", VIDEOS)
     config, run = offline("pairs.json", *BY_CODE)
-    found = agreement.agreement(config, run)
-    assert found["overall"]["agreement"] == 3 / 4 and found["dimension"]["harmlessness"]["agreement"] == 2 / 4
+    result = agreement.agreement(config, run)
+    assert result["overall"]["agreement"] == 3 / 4 and result["dimension"]["harmlessness"]["agreement"] == 2 / 4
 
 
 @pytest.fixture
 def reward_model(world, tmp_path) -> str:
-    """The untrained model with a head of two outputs, as `rlaif reward` exports one."""
+    """Return the untrained model with a head of two outputs, as `rlaif reward` exports one."""
     folder = tmp_path / "reward"
     shutil.copytree(world / "base", folder)
     hidden = json.loads((folder / "config.json").read_text())["text_config"]["hidden_size"]
@@ -130,9 +130,9 @@ def test_a_server_is_shown_both_videos_in_both_orders(offline, root):
     write_rows(root / "pairs.json", VIDEOS)
     with JudgeServer(answer()) as server:  # always "A"
         config, run = offline("pairs.json", *server_judge(server.url, "label.choices=[A, B]"))
-        found = agreement.agreement(config, run)
+        result = agreement.agreement(config, run)
         again = agreement.agreement(config, run)
-    assert found["overall"]["ties"] == 4 and found["server"]["this_command"]["requests"] == 8
+    assert result["overall"]["ties"] == 4 and result["server"]["this_command"]["requests"] == 8
     assert again["server"]["this_command"]["requests"] == 0 and again["server"]["labels"]["replies"] == 8
     assert len(server.bodies) == 8
     shown = {}
@@ -159,12 +159,12 @@ def test_claims_of_the_text_are_asked_about_each_video_once(offline, root):
 
     with JudgeServer(by=by) as server:
         config, run = offline("pairs.json", *server_judge(server.url, "label.method=claims"))
-        found = agreement.agreement(config, run)
-    assert len(server.bodies) == 4 and found["masked"] == {}
+        result = agreement.agreement(config, run)
+    assert len(server.bodies) == 4 and result["masked"] == {}
     assert all(
         "a dog chases a kite Is that so?" in body["messages"][0]["content"][-1]["text"] for body in server.bodies
     )
-    assert found["overall"]["pairs"] == 4 and found["overall"]["ties"] < 4
+    assert result["overall"]["pairs"] == 4 and result["overall"]["ties"] < 4
 
 
 @pytest.mark.parametrize(
@@ -186,20 +186,20 @@ def test_a_judge_that_cannot_see_the_videos_is_refused(offline, root, world, ove
         assert server.bodies == []
 
 
-def test_a_pair_with_a_video_that_is_not_there(offline, root, caplog):
+def test_pairs_with_a_missing_video_are_skipped_with_a_reason(offline, root, caplog):
     gone = compared("gone", 0, 1, 0, 0)
     gone["video_1"] = safesora_video("clip_9", video_path="videos/p7/clip_9.mp4")
     neither = compared("neither", 0, 1, 0, 0) | {"helpfulness": "video_2"}
     unknown = compared("unknown", 0, 1, 0, 0)
     unknown["sub_preferences"] = unknown["sub_preferences"] | {"wit": "video_0"}
     write_rows(root / "pairs.json", [*VIDEOS, gone, neither, unknown])
-    found = agreement.agreement(*offline("pairs.json", *BY_CODE))
+    result = agreement.agreement(*offline("pairs.json", *BY_CODE))
     counts = {"video unusable": 1, "choice is neither": 1, "unknown dimension": 1}
-    assert found["rows"] == {"kept": 4, **counts}
+    assert result["rows"] == {"kept": 4, **counts}
     assert "'gone'" in caplog.text and "clip_9.mp4" in caplog.text and "'neither'" in caplog.text
 
 
-def test_a_question_that_has_no_templates_place(offline):
+def test_a_videos_prompt_without_both_places_is_rejected(offline):
     with pytest.raises(ConfigError, match=r"videos_prompt.*\{b\}"):
         offline("pairs.json", "agreement.videos_prompt='{question} {a}'")
 
@@ -218,15 +218,15 @@ def rows_of(name: str, count: int) -> list[dict]:
 
 
 @pytest.mark.parametrize("name", ["rlhf_v", "rlaif_v"])
-def test_images_inside_a_parquet_file(offline, root, tmp_path, reward_model, name):
+def test_images_inside_a_parquet_file_are_extracted_and_scored(offline, root, tmp_path, reward_model, name):
     """Each is kept once, and a reward model sees it; what is no image is named, and not kept."""
     rows = rows_of(name, 4)
     rows[3]["image"] = {"bytes": b"\x89PNG no", "path": None}
     write_rows(root / "theirs.parquet", rows, FORMATS[name].schema)
     config, run = offline("theirs.parquet", f"ppo.reward={reward_model}", "video.num_frames=1")
-    found = agreement.agreement(config, run)
-    assert found["rows"] == {"kept": 3, "video unusable": 1} and found["masked"] == {}
-    assert found["overall"]["pairs"] == 3
+    result = agreement.agreement(config, run)
+    assert result["rows"] == {"kept": 3, "video unusable": 1} and result["masked"] == {}
+    assert result["overall"]["pairs"] == 3
     kept = sorted(path.read_bytes() for path in (run.directory.path / "feedback" / "media").rglob("0.*"))
     assert kept == sorted(picture(number) for number in range(3))
     records, _ = agreement.read(config, run)
@@ -238,7 +238,7 @@ def test_images_inside_a_parquet_file(offline, root, tmp_path, reward_model, nam
     assert len(set(scores.values())) == 3  # another image, another score
 
 
-def test_an_image_is_one_frame(offline, root):
+def test_images_need_one_frame_per_video(offline, root):
     """With the usual eight frames none can be read: the error says which option it is."""
     write_rows(root / "theirs.parquet", rows_of("rlaif_v", 2), FORMATS["rlaif_v"].schema)
     with pytest.raises(DataError, match=r"at least 8 frames.*video\.num_frames=1"):
@@ -249,8 +249,8 @@ def test_a_server_sees_the_image(offline, root):
     write_rows(root / "theirs.parquet", rows_of("rlaif_v", 2), FORMATS["rlaif_v"].schema)
     with JudgeServer(answer()) as server:
         options = server_judge(server.url, "label.choices=[A, B]", "video.num_frames=1")
-        found = agreement.agreement(*offline("theirs.parquet", *options))
-    assert found["overall"]["pairs"] == 2 and len(server.bodies) == 4
+        result = agreement.agreement(*offline("theirs.parquet", *options))
+    assert result["overall"]["pairs"] == 2 and len(server.bodies) == 4
     assert {len(body["messages"][0]["content"]) for body in server.bodies} == {2}
 
 
@@ -275,8 +275,8 @@ def test_frames_of_several_folders_are_found_or_the_row_is_named(offline, root, 
     with JudgeServer(answer()) as server:
         options = server_judge(server.url, "label.choices=[A, B]", "video.num_frames=3")
         config, run = offline("theirs.json", *options)
-        found = agreement.agreement(config, run)
-        assert found["rows"] == {"kept": 2, "frame missing": 2}
+        result = agreement.agreement(config, run)
+        assert result["rows"] == {"kept": 2, "frame missing": 2}
         assert all(len(body["messages"][0]["content"]) == 4 for body in server.bodies) and len(server.bodies) == 2
     assert "'gone'" in caplog.text and "z/none.png" in caplog.text and "'outside'" in caplog.text
     records, _ = agreement.read(config, run)
@@ -285,17 +285,17 @@ def test_frames_of_several_folders_are_found_or_the_row_is_named(offline, root, 
     assert [path.read_bytes() for path in sorted(folder.iterdir())] == [PICTURES[0], PICTURES[2], PICTURES[1]]
 
 
-def test_a_row_without_its_media_is_not_judged_blind(offline, root):
+def test_rows_whose_frames_are_missing_are_skipped(offline, root):
     row = {"pair_id": "p", "question": "q", "chosen": "longer", "rejected": "short"}
     text, named = row | {"pair_id": "text"}, row | {"video": "videos/p7/clip_0.mp4"}
     lost = row | {"pair_id": "lost", "frames": ["videos/none.png"], "modality": "video"}
     (root / "own.jsonl").write_text("".join(json.dumps(one) + "\n" for one in (text, named, lost)))
-    found = agreement.agreement(*offline("own.jsonl", "ppo.reward={path: 'opinions:length'}"))
-    assert found["rows"] == {"kept": 2, "frame missing": 1}
+    result = agreement.agreement(*offline("own.jsonl", "ppo.reward={path: 'opinions:length'}"))
+    assert result["rows"] == {"kept": 2, "frame missing": 1}
 
 
 @pytest.mark.parametrize("ending", ["theirs", "ours"])
-def test_of_a_folder_the_listed_frames_are_shown_in_their_order(offline, root, ending):
+def test_listed_frames_of_a_folder_are_shown_in_their_order(offline, root, ending):
     """Three of its six images, and all of them in another order."""
     names = [f"v/{number}.png" for number in (1, 2, 3, 10, 11, 12)]
     (root / "v").mkdir()
@@ -327,7 +327,7 @@ def test_of_a_folder_the_listed_frames_are_shown_in_their_order(offline, root, e
         assert len(frames.spec(record.video).indices) == 3 and frames.spec(record.video).total_frames == len(listed)
 
 
-def test_a_run_in_a_bucket_has_no_place_for_listed_frames(offline, root, caplog):
+def test_rows_with_listed_frames_are_skipped_if_media_are_in_a_bucket(offline, root, caplog):
     (root / "v").mkdir()
     for number in range(9):
         (root / f"v/{number}.png").write_bytes(picture(number))

@@ -12,13 +12,20 @@ from rlaif.stages.recipes import bench_ppo
 from rlaif.stages.recipes.bench_baseline import Times
 
 KEYS = (
-    "rollout_speedup iteration_speedup padding_waste vision_passes_per_key decodes_per_video publish_share idle_share "
-    "rollout_tokens_per_s update_tokens_per_s"
-).split()
+    "rollout_speedup",
+    "iteration_speedup",
+    "padding_waste",
+    "vision_passes_per_key",
+    "decodes_per_video",
+    "publish_share",
+    "idle_share",
+    "rollout_tokens_per_s",
+    "update_tokens_per_s",
+)
 
 
 def row(start: float, **changes) -> dict:
-    """An iteration that begins at `start`: 8 answers of 5 tokens each."""
+    """Return an iteration that begins at `start`: 8 answers of 5 tokens each."""
     return {
         "timeline/waited_from": start,
         "time/rollout": 4.0,
@@ -42,13 +49,13 @@ def test_figures_are_medians_without_the_first_iteration_and_the_last_row():
     slow = {"time/rollout": 99.0, "time/update": 99.0, "waste/padding": 9.0}
     rows = [row(0, **slow), row(100), row(110), row(120, **{"time/update": 9.0}), row(130, **slow)]
     alone = [Times({"rollout": 99.0}, 1), *[Times({"rollout": 10.0, "reward": 5.0, "update": 25.0}, 20)] * 3]
-    found = bench_ppo.ppo_figures(rows, alone, 8)
-    assert found["rollout_tokens_per_s"] == 40 / 4 and found["rollout_speedup"] == (40 / 4) / (20 / 10)
-    assert found["iteration_speedup"] == (40 / 20) / (10 / 40)
-    assert found["idle_share"] == pytest.approx(0.2) and found["waiting_rollout"] == pytest.approx(0.6)
-    assert found["waiting_reward"] == pytest.approx(0.9) and found["update_tokens_per_s"] == 5.0
-    assert found["publish_share"] == pytest.approx(0.05) and found["publish_gb_per_s"] == pytest.approx(1.0)
-    assert found["padding_waste"] == 1.1 and found["decodes_per_video"] == 1.0 and found["iteration_seconds"] == 10.0
+    result = bench_ppo.ppo_figures(rows, alone, 8)
+    assert result["rollout_tokens_per_s"] == 40 / 4 and result["rollout_speedup"] == (40 / 4) / (20 / 10)
+    assert result["iteration_speedup"] == (40 / 20) / (10 / 40)
+    assert result["idle_share"] == pytest.approx(0.2) and result["waiting_rollout"] == pytest.approx(0.6)
+    assert result["waiting_reward"] == pytest.approx(0.9) and result["update_tokens_per_s"] == 5.0
+    assert result["publish_share"] == pytest.approx(0.05) and result["publish_gb_per_s"] == pytest.approx(1.0)
+    assert result["padding_waste"] == 1.1 and result["decodes_per_video"] == 1.0 and result["iteration_seconds"] == 10.0
 
 
 @pytest.mark.slow
@@ -58,9 +65,9 @@ def test_the_benchmark_runs_and_writes_its_keys(tmp_path, monkeypatch, capsys):
     file = tmp_path / "bench.json"
     arguments = ["configs/bench.yaml", f"storage={tmp_path}/runs", *small, "ppo.sampling.max_tokens=24"]
     assert main(["bench", "ppo", *arguments, "--json", str(file)]) == 0
-    found = json.loads(file.read_text())
-    assert set(KEYS) <= found.keys() and all(found[key] > 0 for key in KEYS if key != "idle_share")
-    assert found["vision_passes_per_key"] == 1.0 and found["decodes_per_video"] == 1.0
+    result = json.loads(file.read_text())
+    assert set(KEYS) <= result.keys() and all(result[key] > 0 for key in KEYS if key != "idle_share")
+    assert result["vision_passes_per_key"] == 1.0 and result["decodes_per_video"] == 1.0
     assert "| rollout_speedup |" in capsys.readouterr().out
 
 

@@ -16,7 +16,7 @@ def test_the_first_of_equal_scores_stays_the_best():
     assert best.after(6, {"eval/score": 1.0}) == Best(6, 1.0)
 
 
-def test_a_checkpoint_remembers_it():
+def test_the_best_score_is_restored_from_a_checkpoint():
     assert Best.of(None) == Best() and Best().spared() == () and Best().state() == {}
     assert Best.of(SimpleNamespace(meta={"best": Best(2, 0.7).state()})) == Best(2, 0.7)
     assert Best.of(SimpleNamespace(meta={"best": Best().state()})) == Best.of(SimpleNamespace(meta={})) == Best()

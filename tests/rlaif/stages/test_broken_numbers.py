@@ -136,7 +136,7 @@ def test_a_learning_rate_that_makes_the_loss_infinite_is_counted_then_stops_the_
 
 
 @pytest.mark.slow
-def test_a_policy_thrown_away_by_its_learning_rate(train, metrics_of, samples_of):
+def test_a_policy_with_nan_weights_still_answers_until_the_run_stops(train, metrics_of, samples_of):
     """The rollout engine answers with such weights too: no crash, but log-probs that are NaN. Last here: NaN stays in its
     key-value cache, whatever is published afterwards."""
     with pytest.raises(NumericsError, match="role 'policy'"):

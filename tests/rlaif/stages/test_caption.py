@@ -63,7 +63,7 @@ def answer(prompt: Prompt, text: str, version: int) -> Sample:
 
 
 def shown(prompt: Prompt) -> str:
-    """The first frame and the video: no two captions are equal."""
+    """Return the first frame and the video: no two captions are equal."""
     return f"{prompt.video}@{prompt.frames[0]}" if prompt.frames else "in short"
 
 
@@ -108,12 +108,12 @@ def rows_of(config) -> list[dict]:
 
 
 def asked_by(captioner: Captioner) -> dict[str, list[Prompt]]:
-    """What was asked about each video, in the order in which it was asked."""
+    """Return the requests about each video, in their order."""
     return {video: [p for p in captioner.asked if p.video == video] for video in {p.video for p in captioner.asked}}
 
 
 def without(frames: int, video: str) -> Callable[[Prompt], str | None]:
-    """A captioner that fails at one unit of one video."""
+    """Return a captioner that fails at one unit of one video."""
     return lambda prompt: None if (prompt.video, prompt.frames[:1]) == (video, (frames,)) else shown(prompt)
 
 
@@ -132,7 +132,7 @@ def test_each_caption_is_asked_for_with_the_one_before_it_of_the_same_video(capt
     }
 
 
-def test_without_dependence_no_caption_is_handed_on(captioning):
+def test_captions_are_independent_without_the_dependent_option(captioning):
     config, run, captioner = captioning("caption.count=2")
     caption.caption(config, run)
     assert {prompt.question for prompt in captioner.asked} == {"describe ."} and len(captioner.asked) == 4
@@ -242,7 +242,7 @@ def test_a_summary_is_of_all_captions_of_its_video_and_question_and_is_what_othe
     assert len([prompt for prompt in captioner.asked if not prompt.frames]) == 3
 
 
-def test_what_failed_is_not_summarised_and_a_failed_summary_masks_its_video(captioning, world):
+def test_failed_videos_are_not_summarised_and_a_failed_summary_masks_its_video(captioning, world):
     config, run, captioner = captioning(*SUMMED)
     a, b = videos_of(world)
     captioner.says = lambda prompt: without(12, b)(prompt) if prompt.frames else None

@@ -66,22 +66,22 @@ ROWS = [
 def test_agreement_overall_by_dimension_and_by_prompt_type(offline, world, by):
     config, run = offline(*by)
     write_pairs(config, world, ROWS)
-    found = agreement.agreement(config, run)
-    assert found["overall"]["pairs"] == 4 and found["overall"]["agreement"] == 2.5 / 4
-    assert found["overall"]["ties"] == 1 and 0 < found["overall"]["low"] < 2.5 / 4 < found["overall"]["high"] < 1
-    assert found["dimension"]["overall"]["agreement"] == 1.5 / 3 and found["dimension"]["detail"]["agreement"] == 1
-    assert found["prompt_type"]["how"] | {"low": 0, "high": 0} == {
+    result = agreement.agreement(config, run)
+    assert result["overall"]["pairs"] == 4 and result["overall"]["agreement"] == 2.5 / 4
+    assert result["overall"]["ties"] == 1 and 0 < result["overall"]["low"] < 2.5 / 4 < result["overall"]["high"] < 1
+    assert result["dimension"]["overall"]["agreement"] == 1.5 / 3 and result["dimension"]["detail"]["agreement"] == 1
+    assert result["prompt_type"]["how"] | {"low": 0, "high": 0} == {
         **{"agreement": 0.5, "low": 0, "high": 0, "pairs": 2},
         **{"ties": 0, "no_verdict": 0, "no_reference": 0},
     }
-    assert found["prompt_type"]["who"]["agreement"] == 0.5
+    assert result["prompt_type"]["who"]["agreement"] == 0.5
     # a reward model has a part for brevity, a judge one opinion for everything
-    assert found["dimension"]["brevity"]["agreement"] == (1.0 if by is BY_LENGTH else 0.0)
+    assert result["dimension"]["brevity"]["agreement"] == (1.0 if by is BY_LENGTH else 0.0)
     kept = json.loads((run.directory.path / "eval" / "agreement.json").read_text())
-    assert kept["overall"] == found["overall"] and kept["rows"] == {"kept": 4}
+    assert kept["overall"] == result["overall"] and kept["rows"] == {"kept": 4}
     assert "| overall | 0.625 |" in agreement.agreement_table(
-        found
-    ) and "| dimension: brevity |" in agreement.agreement_table(found)
+        result
+    ) and "| dimension: brevity |" in agreement.agreement_table(result)
 
 
 def test_rows_that_cannot_be_compared_are_counted_and_named(offline, world, caplog):
@@ -98,15 +98,15 @@ def test_rows_that_cannot_be_compared_are_counted_and_named(offline, world, capl
             {"question": "nothing else"},
         ],
     )
-    found = agreement.agreement(config, run)
-    assert found["rows"] == {
+    result = agreement.agreement(config, run)
+    assert result["rows"] == {
         **{"kept": 1, "chosen equals rejected": 1, "wrong type": 1, "missing field": 1},
         "video unusable": 2,
     }
-    assert found["overall"]["pairs"] == 1 and "id '1'" in caplog.text and "gone.mp4" in caplog.text
+    assert result["overall"]["pairs"] == 1 and "id '1'" in caplog.text and "gone.mp4" in caplog.text
 
 
-def test_a_published_file_whose_choice_is_neither(offline, world, caplog):
+def test_published_rows_without_a_valid_choice_are_skipped(offline, world, caplog):
     """VLM-RLAIF's rows as they are: no conversion is needed to compare with them."""
     config, run = offline(*BY_JUDGE, "data.pairs_eval={run}/theirs.json")
     prompt = json.loads((world / "data" / "descriptions.jsonl").read_text().splitlines()[0])
@@ -116,12 +116,12 @@ def test_a_published_file_whose_choice_is_neither(offline, world, caplog):
     path = datasets.data_path(config, config.data.pairs_eval)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps([row | {"id": str(n), "preference": n} for n in (1, 2, 3)]))
-    found = agreement.agreement(config, run)
-    assert found["rows"] == {"kept": 2, "choice is neither": 1} and found["overall"]["agreement"] == 0.5
+    result = agreement.agreement(config, run)
+    assert result["rows"] == {"kept": 2, "choice is neither": 1} and result["overall"]["agreement"] == 0.5
     assert "choice is neither" in caplog.text
 
 
-def test_a_dimension_that_the_file_does_not_have(offline, world):
+def test_a_dimension_that_the_file_lacks_is_rejected(offline, world):
     config, run = offline(*BY_LENGTH, "agreement.dimensions=[detail, wit]")
     write_pairs(config, world, ROWS)
     with pytest.raises(DataError, match=r"compared in wit in .*\n.*found +the dimensions brevity, detail, overall"):
@@ -130,12 +130,12 @@ def test_a_dimension_that_the_file_does_not_have(offline, world):
     assert list(agreement.agreement(config, run)["dimension"]) == ["detail"]
 
 
-def test_a_score_that_is_missing_is_no_verdict(offline, world, caplog):
+def test_a_masked_score_counts_as_no_verdict(offline, world, caplog):
     config, run = offline("ppo.reward={path: 'opinions:no_opinion_of_red'}")
     write_pairs(config, world, [*ROWS, {"chosen": "red", "rejected": "b"}, {"chosen": "infinite", "rejected": "b"}])
-    found = agreement.agreement(config, run)
-    assert found["overall"]["no_verdict"] == 2 and found["overall"]["pairs"] == 4
-    assert sum(found["masked"].values()) == 2 and "no opinion" in caplog.text
+    result = agreement.agreement(config, run)
+    assert result["overall"]["no_verdict"] == 2 and result["overall"]["pairs"] == 4
+    assert sum(result["masked"].values()) == 2 and "no opinion" in caplog.text
 
 
 def test_many_pairs_keep_their_scores(offline, world):
@@ -151,7 +151,7 @@ def test_many_pairs_keep_their_scores(offline, world):
         assert margin("overall") == len(record.chosen) - len(record.rejected)
 
 
-def test_agreement_needs_preferences(offline):
+def test_agreement_rejects_missing_or_other_kinds_of_files(offline):
     with pytest.raises(ConfigError, match=r"data\.pairs_eval"):
         agreement.agreement(*offline("data.pairs_eval=null"))
     with pytest.raises(DataError, match=r"held_out\.jsonl"):
@@ -164,7 +164,7 @@ def test_agreement_needs_preferences(offline):
     ("reward", "expected"),
     [("{path: 'opinions:typo'}", "a function as"), ("{run}/nothing", "a reward model exported by `rlaif reward`")],
 )
-def test_a_reward_that_is_not_there(offline, world, reward, expected):
+def test_a_missing_reward_is_rejected_before_actors_start(offline, world, reward, expected):
     config, run = offline(f"ppo.reward={reward}")
     write_pairs(config, world, ROWS)
     with pytest.raises(ConfigError, match=expected):
@@ -222,30 +222,30 @@ def named(models, *names: str) -> str:
 def test_the_win_matrix_of_three_models(offline, models, by):
     config, run = offline(*by, named(models, "base", "sft", "rl"))
     write_answers(config, models)
-    found = winrate.winrate(config, run)
-    assert found["models"] == ["base", "sft", "rl"]
-    np.testing.assert_allclose(found["wins"], WINS)
-    wins = np.array(found["wins"])
+    result = winrate.winrate(config, run)
+    assert result["models"] == ["base", "sft", "rl"]
+    np.testing.assert_allclose(result["wins"], WINS)
+    wins = np.array(result["wins"])
     assert np.allclose(wins + wins.T, 1) and (np.diag(wins) == 0.5).all()
-    assert found["prompts"] == [[4, 4, 3], [4, 4, 3], [3, 3, 3]] and found["unanswered"] == {
+    assert result["prompts"] == [[4, 4, 3], [4, 4, 3], [3, 3, 3]] and result["unanswered"] == {
         "base": 4,
         "sft": 4,
         "rl": 5,
     }
-    assert found["low"][0][1] < 0.25 < found["high"][0][1]
+    assert result["low"][0][1] < 0.25 < result["high"][0][1]
     folder = run.directory.path / "eval"
-    assert json.loads((folder / "winrate.json").read_text())["wins"] == found["wins"]
+    assert json.loads((folder / "winrate.json").read_text())["wins"] == result["wins"]
     page = ElementTree.parse(folder / "winrate.html").getroot()
     assert {"0.83", "0.75"} <= {cell.text for cell in page.iter("td")}
-    lines = winrate.winrate_table(found).splitlines()
+    lines = winrate.winrate_table(result).splitlines()
     assert lines[4] == "| overall | rl | 0.667 (0.208 to 0.939) | 0.833 (0.310 to 0.982) | 0.500 |"
     assert "| prompt_type: describe | rl | 0.667 | 0.833 | 0.500 |" in lines
     # a reward has parts, a judge one opinion for everything
-    assert list(found["dimension"]) == (["brevity", "detail"] if "reward" in by[0] else [])
-    for name, one in found["dimension"].items():
+    assert list(result["dimension"]) == (["brevity", "detail"] if "reward" in by[0] else [])
+    for name, one in result["dimension"].items():
         np.testing.assert_allclose(one["wins"], WINS if name == "detail" else np.transpose(WINS))
-        assert one["prompts"] == found["prompts"] and one["missing"] == found["missing"]
-    assert len(lines) == 2 + 3 * (2 + len(found["dimension"]))
+        assert one["prompts"] == result["prompts"] and one["missing"] == result["missing"]
+    assert len(lines) == 2 + 3 * (2 + len(result["dimension"]))
 
 
 @pytest.mark.parametrize(
@@ -270,17 +270,17 @@ def test_win_rates_by_prompt_type(offline, world, models, tmp_path, by):
     (tmp_path / "typed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:4]))
     config, run = offline(*by, f"winrate.prompts=[{tmp_path}/typed.jsonl]", named(models, "base", "sft", "rl"))
     write_answers(config, models)
-    found = winrate.winrate(config, run)
-    np.testing.assert_allclose(found["wins"], WINS)
-    assert list(found["prompt_type"]) == ["how", "who"]  # the fourth has none
-    how, who = found["prompt_type"].values()
+    result = winrate.winrate(config, run)
+    np.testing.assert_allclose(result["wins"], WINS)
+    assert list(result["prompt_type"]) == ["how", "who"]  # the fourth has none
+    how, who = result["prompt_type"].values()
     np.testing.assert_allclose(how["wins"], [[0.5, 0, 0], [1, 0.5, 0.25], [1, 0.75, 0.5]])
     np.testing.assert_allclose(who["wins"], [[0.5, 1, 1], [0, 0.5, 0], [0, 1, 0.5]])
     assert how["prompts"] == [[2, 2, 2]] * 3 and who["prompts"] == [[1, 1, 1]] * 3
     page = (run.directory.path / "eval" / "winrate.html").read_text()
     for name in (
         "overall",
-        *(f"dimension: {one}" for one in found["dimension"]),
+        *(f"dimension: {one}" for one in result["dimension"]),
         "prompt_type: how",
         "prompt_type: who",
     ):
@@ -300,13 +300,13 @@ def test_weights_count_in_the_total_as_in_ppo(offline, models, tmp_path, monkeyp
         [ModelScorer._outcome(actor, pair) for pair in of] for of in scores
     ]
     monkeypatch.setattr(winrate, "reward_answers", lambda *_: parts)
-    found = winrate.winrate(config, run)
-    assert found["wins"][0][1] == 1 and found["prompts"][0][1] == 1 and sum(found["masked"].values()) == 1
-    assert found["dimension"]["help"]["wins"][0][1] == 0.75 and found["dimension"]["harm"]["wins"][0][1] == 0.5
-    assert found["dimension"]["harm"]["prompts"][0][1] == 2
+    result = winrate.winrate(config, run)
+    assert result["wins"][0][1] == 1 and result["prompts"][0][1] == 1 and sum(result["masked"].values()) == 1
+    assert result["dimension"]["help"]["wins"][0][1] == 0.75 and result["dimension"]["harm"]["wins"][0][1] == 0.5
+    assert result["dimension"]["harm"]["prompts"][0][1] == 2
 
 
-def test_the_weight_of_a_single_dimension(offline, models, tmp_path):
+def test_the_weight_of_a_model_with_one_dimension_is_applied_to_its_only_part(offline, models, tmp_path):
     """Its part is not called like it."""
     config, _ = offline(
         f"ppo.reward={reward_export(tmp_path / 'rm', models['base'], ('overall',))}", "ppo.reward_weights={overall: -1}"
@@ -323,9 +323,9 @@ def test_an_adapter_competes_with_its_base(offline, models, tmp_path):
     both = {"base": models["base"], "rl": write_adapter(tmp_path / "adapter", models["base"])}
     config, run = offline("ppo.reward={path: 'opinions:length'}", named(both, "base", "rl"))
     write_answers(config, both, {name: LENGTHS[name] for name in both})
-    found = winrate.winrate(config, run)
-    np.testing.assert_allclose(found["wins"], [[0.5, 1 / 3], [2 / 3, 0.5]])
-    assert found["paths"] == both
+    result = winrate.winrate(config, run)
+    np.testing.assert_allclose(result["wins"], [[0.5, 1 / 3], [2 / 3, 0.5]])
+    assert result["paths"] == both
 
 
 def test_an_adapter_judges_and_captions_with_the_tokenizer_of_its_base(offline, models, tmp_path):
@@ -343,13 +343,13 @@ def test_an_adapter_judges_and_captions_with_the_tokenizer_of_its_base(offline, 
         make_judge(config, run, adapter)
 
 
-def test_models_of_the_candidates_are_named_by_the_ends_of_their_paths(offline, models):
+def test_models_are_named_by_the_shortest_distinct_ends_of_their_paths(offline, models):
     config, run = offline(
         f"candidates.models=[{models['base']}, {models['rl']}]", "ppo.reward={path: 'opinions:length'}"
     )
     write_answers(config, models)
-    found = winrate.winrate(config, run)
-    assert found["models"] == ["base", "rl"] and found["paths"] == {name: models[name] for name in ("base", "rl")}
+    result = winrate.winrate(config, run)
+    assert result["models"] == ["base", "rl"] and result["paths"] == {name: models[name] for name in ("base", "rl")}
     assert winrate._short_names(["/a/sft/export", "/a/export", "/b/x/sft/export"]) == {
         "a/sft/export": "/a/sft/export",
         "a/export": "/a/export",
@@ -357,7 +357,7 @@ def test_models_of_the_candidates_are_named_by_the_ends_of_their_paths(offline, 
     }
 
 
-def test_what_cannot_be_compared(offline, models, tmp_path):
+def test_winrate_rejects_models_that_cannot_be_compared(offline, models, tmp_path):
     one = offline(named(models, "base"))
     with pytest.raises(ConfigError, match="two models or more"):
         winrate.winrate(*one)
@@ -380,7 +380,7 @@ def test_what_cannot_be_compared(offline, models, tmp_path):
 
 
 def reward_export(folder, base: str, dimensions=("overall", "length"), lora: str | None = None) -> str:
-    """What is looked at before a reward model is loaded: card, model, and the head's file."""
+    """Write what is checked before a reward model is loaded: card, model, and the head's file."""
     shutil.copytree(base, folder)
     (folder / "head.safetensors").write_bytes(b"")
     card = card_text(lora or base, Lora(r=2) if lora else None, RewardPrompt.of(Reward()), dimensions)
@@ -432,7 +432,7 @@ def test_the_base_of_a_reward_model_that_is_an_adapter_is_checked(offline, model
         winrate.winrate(config, run)
 
 
-def test_the_judge_is_asked_for_every_two_models_and_claims_count_too():
+def test_row_verdicts_come_from_pairs_or_from_claim_scores():
     """Rows of labels as `rlaif label` writes them, read as verdicts."""
     from rlaif.records import Prompt
     from rlaif.stages.feedback.judge_inputs import Case
@@ -442,15 +442,15 @@ def test_the_judge_is_asked_for_every_two_models_and_claims_count_too():
         "scores": [{"score": 0.0}] * 3,
         "pairs": [{"a": 0, "b": 1, "winner": -1}, {"a": 1, "b": 2, "masked": "server down"}],
     }
-    found = winrate.row_verdicts(case, ("x", "y", "z"), row)
-    assert found == {("x", "y"): 0.0, ("x", "z"): 0.5, ("y", "z"): None}
+    result = winrate.row_verdicts(case, ("x", "y", "z"), row)
+    assert result == {("x", "y"): 0.0, ("x", "z"): 0.5, ("y", "z"): None}
     row = {"scores": [{"score": -1.0}, {"score": -3.0}, {"masked": "no"}], "claims": []}
     case = Case(Prompt("p", "v", "q"), ("one", "two", "three"), ())
     assert winrate.row_verdicts(case, ("x", "y", "z"), row) == {("x", "y"): 1.0, ("x", "z"): None, ("y", "z"): None}
 
 
 @pytest.mark.parametrize("stage", ["eval agreement", "eval winrate"])
-def test_options_are_checked_for_who_is_asked(tmp_path, stage):
+def test_label_options_are_checked_only_if_the_judge_is_asked(tmp_path, stage):
     section = stage.split()[1]
     file = tmp_path / "c.yaml"
     file.write_text(f"name: x\nstorage: {tmp_path}\nlabel: {{pairwise_prompt: nothing}}\n")

@@ -64,7 +64,7 @@ def test_without_a_reference_there_is_nothing_to_measure_against(world, make_con
         context_study.context(config, None)
 
 
-def test_each_cell_differs_in_what_the_study_is_about_alone(world, make_config, tmp_path):
+def test_cells_differ_only_in_context_and_seed(world, make_config, tmp_path):
     config = make_config(tmp_path, *settings(world), "label.num_frames=3", "reward.steps=7")
     plain = config.model_copy(update={"context": config.context.model_copy(update={"num_frames": None})})
     cells = {mode: context_study.cell_config(config, 5, mode) for mode in context_study.CONTEXTS}
@@ -78,7 +78,7 @@ def test_each_cell_differs_in_what_the_study_is_about_alone(world, make_config, 
     assert context_study.cell_config(plain, 5, "none").data.labels != cells["none"].data.labels
 
 
-def test_cells_that_say_nothing_of_some_pairs_are_named():
+def test_cells_without_verdicts_on_some_pairs_are_reported():
     row = {"context": "captions", "seed": 1, "pairs": 9, "judge_pairs": 9, "rm_pairs": 9}
     assert context_study.unequal_counts([row]) == []
     (judge, reward) = context_study.unequal_counts([row | {"judge_pairs": 8}, row | {"rm_pairs": 3}])
@@ -100,8 +100,8 @@ def test_contexts_that_lack_verdicts_are_not_compared():
 def test_contexts_are_averaged_over_seeds_and_compared_with_none():
     cells = {("captions", 0): (0.9, 0.8), ("captions", 1): (0.8, 0.9), ("none", 0): (0.7, 0.6), ("none", 1): (0.8, 0.8)}
     rows = [{"context": c, "seed": s, "judge_agreement": j, "rm_accuracy": r} for (c, s), (j, r) in cells.items()]
-    found = context_study.context_means(rows)
-    assert found["captions"] == pytest.approx(
+    result = context_study.context_means(rows)
+    assert result["captions"] == pytest.approx(
         {
             "judge_agreement": 0.85,
             "rm_accuracy": 0.85,
@@ -109,5 +109,5 @@ def test_contexts_are_averaged_over_seeds_and_compared_with_none():
             "rm_accuracy_above_none": 0.15,
         }
     )
-    assert found["none"]["rm_accuracy_above_none"] == 0
-    assert "| captions | 0.850 | +0.100 | 0.850 | +0.150 |" in context_study.context_table(found)
+    assert result["none"]["rm_accuracy_above_none"] == 0
+    assert "| captions | 0.850 | +0.100 | 0.850 | +0.150 |" in context_study.context_table(result)

@@ -42,7 +42,7 @@ def _made(path, make):
 
 
 def reward_on(folder, base: object, lora: Lora | None = ADAPTER):
-    """A reward model's card alone."""
+    """Write only the card of a reward model."""
     folder.mkdir(parents=True)
     text = card_text(str(base), lora, RewardPrompt.of(Reward()))
     (folder / CARD).write_text(text)
@@ -51,7 +51,9 @@ def reward_on(folder, base: object, lora: Lora | None = ADAPTER):
 
 @pytest.mark.parametrize("side", ["policy", "card"])
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_the_critic_starts_from_the_reward_model_whatever_the_spelling(make_config, world, tmp_path, spelling, side):
+def test_the_critic_starts_from_the_reward_model_for_any_spelling_of_its_path(
+    make_config, world, tmp_path, spelling, side
+):
     base, other = world / "base", SPELLINGS[spelling](world / "base", tmp_path)
     policy, in_card = (other, base) if side == "policy" else (base, other)
     reward = reward_on(tmp_path / "reward", in_card)
@@ -74,23 +76,23 @@ def test_another_base_or_a_function_starts_the_critic_from_the_policy(make_confi
         assert describe_critic_start(config).startswith(f"critic starts from the policy {policy}: ")
 
 
-class Full(Exception):
+class FullError(Exception):
     """There is no room for actors here."""
 
 
 def test_a_run_prints_what_the_critic_starts_from(make_config, world, tmp_path, capsys):
     def place(*roles):
-        raise Full
+        raise FullError
 
     reward = reward_on(tmp_path / "reward", world / "base")
     config = make_config(tmp_path, f"ppo.reward={reward}")
-    with pytest.raises(Full):
+    with pytest.raises(FullError):
         start_workers(config, SimpleNamespace(topology=SimpleNamespace(place=place)), learner_spec(config))
     assert f"critic starts from the reward model {reward}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("record", [True, False], ids=["record", "no record"])
-def test_a_run_that_moved_is_the_one_of_its_checkpoints(make_config, world, tmp_path, record):
+def test_a_moved_run_accepts_its_own_checkpoints(make_config, world, tmp_path, record):
     """Old runs have no record of their bases; their cards hold absolute paths alone."""
     options = ["ppo.policy={run}/sft/export", "ppo.reward={run}/reward/export"]
     first = make_config(tmp_path, "name=first", *options)

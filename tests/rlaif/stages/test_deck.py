@@ -26,7 +26,7 @@ def test_every_prompt_comes_once_before_any_repeats(deck):
     assert sorted(drawn) == sorted([prompt.prompt_id for prompt in PROMPTS] * 2)
 
 
-def test_one_that_is_left_out_changes_its_own_places_only(deck):
+def test_leaving_a_prompt_out_changes_only_its_own_places(deck):
     before = ids(deck, *range(10))
     deck.leave_out("p4", since=3, reason="broken")
     after = ids(deck, *range(10))

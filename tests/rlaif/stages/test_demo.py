@@ -106,7 +106,7 @@ def test_the_quick_demo_shows_its_own_lines_and_prints_commands_that_work(tmp_pa
     assert "| rlaif | 0 | greedy |" in capsys.readouterr().out
 
 
-def test_the_base_model_that_comes_along_is_what_its_record_says():
+def test_the_shipped_base_model_matches_its_record():
     made_by = json.loads((demo.SHIPPED / "made_by.json").read_text())
     files = [file for file in demo.SHIPPED.iterdir() if file.name != "made_by.json"]
     assert {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files} == made_by["sha256"]
@@ -117,7 +117,7 @@ def test_the_base_model_that_comes_along_is_what_its_record_says():
     assert made_by["pretrain_scenes"] == config.demo.pretrain_scenes
 
 
-def test_the_base_model_that_comes_along_loads():
+def test_the_shipped_base_model_loads():
     require_model("sft.init", str(demo.SHIPPED))
     weights = load_vlm(str(demo.SHIPPED), "float32")
     assert 1_000_000 < sum(weight.numel() for weight in weights.parameters()) < 1_200_000

@@ -81,22 +81,22 @@ def wait_for(process: subprocess.Popen, word: str) -> None:
         pytest.param(signal.SIGTERM, True, 143, marks=pytest.mark.slow),  # as schedulers send it
     ],
 )
-def test_a_signal_ends_the_command_with_its_code_a_hint_and_no_foreign_words(command, signum, whole_group, code):
+def test_a_signal_ends_the_command_with_its_exit_code_and_a_hint_only(command, signum, whole_group, code):
     process = command(WAITING)
     wait_for(process, "waiting")
     (os.killpg if whole_group else os.kill)(process.pid, signum)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == code, told
-    assert "interrupted; nothing was saved yet: the same command starts again" in told
-    assert "***" not in told and "Traceback" not in told
+    _, output = process.communicate(timeout=60)
+    assert process.returncode == code, output
+    assert "interrupted; nothing was saved yet: the same command starts again" in output
+    assert "***" not in output and "Traceback" not in output
 
 
 @pytest.mark.slow
-def test_a_head_that_goes_when_everything_is_done_is_a_warning(command):
+def test_losing_the_head_after_the_work_is_a_warning(command):
     process = command("end_head()")
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 0, told
-    assert "everything was done" in told and "Traceback" not in told
+    _, output = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert "everything was done" in output and "Traceback" not in output
 
 
 @pytest.mark.slow
@@ -112,21 +112,21 @@ def test_a_head_that_goes_when_everything_is_done_is_a_warning(command):
     ],
     ids=["waiting for an actor", "inside a call to the head"],
 )
-def test_a_head_that_goes_before_is_an_error_within_seconds(command, body, advised):
+def test_losing_the_head_during_the_work_is_an_error_within_seconds(command, body, advised):
     process = command(body)
     wait_for(process, "waiting")
-    _, told = process.communicate(timeout=40)
-    assert process.returncode == 1, told
-    assert "HeadLostError: expected a cluster whose head answers" in told and "Traceback" not in told
-    assert ("the same command starts again" in told) == advised
+    _, output = process.communicate(timeout=40)
+    assert process.returncode == 1, output
+    assert "HeadLostError: expected a cluster whose head answers" in output and "Traceback" not in output
+    assert ("the same command starts again" in output) == advised
 
 
 @pytest.mark.slow
-def test_a_head_that_goes_after_a_whole_run_costs_nothing(command, make_config, tmp_path):
+def test_losing_the_head_after_a_whole_run_keeps_its_export(command, make_config, tmp_path):
     config = make_config(tmp_path, "ppo.iterations=1", "ppo.advantage=leave_one_out", "data.eval=none.jsonl")
     file = tmp_path / "resolved.yaml"
     file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     process = command("from rlaif.stages.train import ppo; ppo.train(config, run); end_head()", file)
-    _, told = process.communicate(timeout=600)
-    assert process.returncode == 0 and "everything was done" in told, told[-3000:]
+    _, output = process.communicate(timeout=600)
+    assert process.returncode == 0 and "everything was done" in output, output[-3000:]
     assert (tmp_path / "runs" / "run" / "export" / "adapter_model.safetensors").is_file()

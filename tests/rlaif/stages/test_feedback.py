@@ -83,15 +83,15 @@ def fed(world, make_config, tmp_path_factory):
 
 
 def started(patch: pytest.MonkeyPatch) -> list[str]:
-    """The model of each engine that is started from now on."""
-    found, usual = [], topology.start_rollout
+    """Record the model of each engine that is started from now on."""
+    result, usual = [], topology.start_rollout
 
     def start(spec, *args):
-        found.append(spec.model_path)
+        result.append(spec.model_path)
         return usual(spec, *args)
 
     patch.setattr(topology, "start_rollout", start)
-    return found
+    return result
 
 
 def rows_of(config, file: str, key: str) -> list[dict]:
@@ -116,7 +116,7 @@ def test_every_video_has_a_caption_of_each_half_and_every_stage_reads_them(fed):
         assert list(prompt.captions) == told[prompt.video]
 
 
-def test_what_is_there_is_not_made_again_and_a_cut_line_is_made_once_more(fed):
+def test_stored_rows_are_skipped_and_a_torn_line_is_made_again(fed):
     config, _, run, _ = fed
     path = datasets.data_path(config, config.data.captions)
     whole = path.read_bytes()
@@ -127,7 +127,7 @@ def test_what_is_there_is_not_made_again_and_a_cut_line_is_made_once_more(fed):
     assert sample.sample(config, run) == {"made": 0, "retried": 0, "there": 8, "failed": 0}
 
 
-def test_captions_of_single_frames_on_the_question_each_knowing_the_last_and_summed_up(fed):
+def test_dependent_captions_of_single_frames_are_conditioned_and_summarised(fed):
     """Every option of `caption` at once."""
     config, _, run, _ = fed
     options = {
@@ -205,7 +205,7 @@ def test_pairs_of_answers_are_asked_in_both_orders_and_flips_are_ties(fed):
     assert position["verdicts"] == len(told) and 0 <= position["flip_rate"] <= 1
 
 
-def test_without_the_video_the_judge_says_something_else(fed):
+def test_the_judge_answers_differently_without_the_video(fed):
     """Questions without frames go through the same engine; the context alone is what they are judged by."""
     _, other, run, reports = fed
     blind = other.model_copy(
@@ -227,7 +227,7 @@ def test_without_the_video_the_judge_says_something_else(fed):
     assert len(seen) == len(unseen) and max(abs(a - b) for a, b in zip(seen, unseen, strict=True)) > 1e-3
 
 
-def test_questions_about_one_prompt_share_what_they_begin_with(fed):
+def test_questions_about_one_prompt_share_a_cached_prefix(fed):
     """The engine keeps prefixes while it judges: blocks of video, narrative and question are computed once."""
     _, other, run, _ = fed
     again = other.model_copy(
@@ -246,7 +246,7 @@ def test_questions_about_one_prompt_share_what_they_begin_with(fed):
     assert asked > 0 and cached / asked > 0.3
 
 
-def test_labels_by_other_options_are_not_mixed_in(fed):
+def test_labels_made_with_other_options_are_rejected(fed):
     config, other, run, _ = fed
     mixed = other.model_copy(update={"data": config.data})
     with pytest.raises(ContractError, match=r"data\.labels"):
@@ -257,12 +257,12 @@ def test_pairs_are_rows_that_the_reward_model_reads(fed):
     config, _, run, reports = fed
     rows, report = read_pairs(datasets.data_path(config, config.data.pairs), config.data.root)
     assert len(rows) == reports["pairs"]["pairs"] and not report.skipped
-    found = reports["pairs"]
-    assert found["considered"] == found["pairs"] + sum(found["dropped"].values())
-    assert found["candidates"] == 24
+    result = reports["pairs"]
+    assert result["considered"] == result["pairs"] + sum(result["dropped"].values())
+    assert result["candidates"] == 24
 
 
-def test_labels_that_are_missing_are_named(fed, make_config, world, tmp_path):
+def test_pairs_require_a_label_for_every_prompt(fed, make_config, world, tmp_path):
     config, _, run, _ = fed
     nowhere = config.model_copy(
         update={"data": config.data.model_copy(update={"labels": str(tmp_path / "none.jsonl")})}
@@ -291,7 +291,7 @@ def test_a_list_of_claims_that_was_cut_is_masked(fed):
     )
 
 
-def test_a_judge_without_the_words_is_refused(fed):
+def test_a_judge_whose_tokenizer_splits_the_words_is_rejected(fed):
     config, _, run, _ = fed
     strange = config.model_copy(
         update={
@@ -313,14 +313,14 @@ def test_policies_win_against_each_other_on_the_reward_actors(fed, world, tmp_pa
     both |= {"ppo": config.ppo.model_copy(update={"reward": Function(path="rlaif.worlds.shapes.checker:reward")})}
     config = config.model_copy(update=both)
     assert sample.sample(config, run) == {"made": 8, "retried": 0, "there": 8, "failed": 0}
-    found = winrate.winrate(config, run)
+    result = winrate.winrate(config, run)
     check_served(run, other, config.candidates.models[0])
-    assert found["models"] == ["base", "other"] and found["prompts"] == [[8, 8], [8, 8]]
-    assert found["wins"][0][1] + found["wins"][1][0] == 1 and found["masked"] == {}
+    assert result["models"] == ["base", "other"] and result["prompts"] == [[8, 8], [8, 8]]
+    assert result["wins"][0][1] + result["wins"][1][0] == 1 and result["masked"] == {}
 
 
 def check_served(run, adapter: str, base: str) -> None:
-    """What the engine computes with is the adapter on its base, by PEFT's own sum of the two."""
+    """Check that the engine computes with the adapter on its base, by PEFT's own sum of the two."""
     copy = merged_copy_path(ModelDir(adapter), "float32")
     assert copy.is_dir()
     shutil.rmtree(copy)  # the engine has read it
@@ -360,9 +360,9 @@ def test_claims_of_a_text_are_asked_about_two_videos_on_the_engine(fed):
             "agreement": config.agreement.model_copy(update={"by": "judge"}),
         }
     )
-    found = agreement.agreement(compared, run)
-    assert found["rows"] == {"kept": len(rows)} and found["masked"] == {} and "server" not in found
-    assert found["overall"]["pairs"] == len(rows) > 4
+    result = agreement.agreement(compared, run)
+    assert result["rows"] == {"kept": len(rows)} and result["masked"] == {} and "server" not in result
+    assert result["overall"]["pairs"] == len(rows) > 4
 
 
 @pytest.mark.slow
@@ -377,8 +377,9 @@ def test_a_reward_model_agrees_with_pairs_as_often_as_its_own_evaluation_says(fe
     run.topology.stop_rollouts()
     reward.train(changed, replace(run, config=changed), "fresh")
     trained = [row for row in run.directory.read_metrics("reward") if "eval/accuracy" in row][-1]
-    found = agreement.agreement(changed, run)
+    result = agreement.agreement(changed, run)
     assert (
-        found["overall"]["agreement"] == trained["eval/accuracy"] and found["overall"]["pairs"] == trained["eval/pairs"]
+        result["overall"]["agreement"] == trained["eval/accuracy"]
+        and result["overall"]["pairs"] == trained["eval/pairs"]
     )
-    assert found["masked"] == {} and found["prompt_type"] == {}
+    assert result["masked"] == {} and result["prompt_type"] == {}

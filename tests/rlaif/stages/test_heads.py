@@ -31,7 +31,7 @@ BUDGET = 300
 
 @pytest.fixture(scope="module")
 def compared_world(world, tmp_path_factory):
-    """The world's pairs, compared in two dimensions; some in one only, some with a margin. One video cannot be read."""
+    """Write the world's pairs, compared in two dimensions; some in one only, some with a margin. One video cannot be read."""
     folder = tmp_path_factory.mktemp("dimensions") / "data"
     shutil.copytree(world / "data", folder)
     rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
@@ -105,7 +105,7 @@ def of_checkpoint(folder, step) -> dict:
     return load_file(file)
 
 
-def test_metrics_are_there_by_dimension(trained, metrics_of):
+def test_metrics_are_reported_by_dimension(trained, metrics_of):
     rows = metrics_of(trained[1].directory.path, "reward")
     evaluated = [row for row in rows if "eval/accuracy" in row][-1]
     for name in TWO:
@@ -125,34 +125,34 @@ def test_learners_and_reward_actors_give_the_same_bits(trained):
 
 def test_every_candidate_of_every_row_gets_its_scores(trained, compared_world):
     config, run, learners, _, (report, _) = trained
-    found = list(PAIRS.read(read_rows(config.score.out)))
-    assert [record.pair_id for record in found] == [*[row["pair_id"] for row in compared_world[1]], "lost"]
+    result = list(PAIRS.read(read_rows(config.score.out)))
+    assert [record.pair_id for record in result] == [*[row["pair_id"] for row in compared_world[1]], "lost"]
     (told,) = report["models"]
-    assert report["rows"] == len(found) and report["read"] == {"kept": len(found), "wrong type": 1}
+    assert report["rows"] == len(result) and report["read"] == {"kept": len(result), "wrong type": 1}
     assert (told["candidates"], told["scored"], told["there"], told["masked"]) == (
-        2 * len(found),
-        2 * len(found) - 2,
+        2 * len(result),
+        2 * len(result) - 2,
         0,
         2,
     )
     assert {entry["pair_id"] for entry in told["first"]} == {"lost"} and "gone.mp4" in told["first"][0]["reason"]
-    assert json.loads((run.directory.path / "eval" / "score.json").read_text())["rows"] == len(found)
-    for record in found[:-1]:
+    assert json.loads((run.directory.path / "eval" / "score.json").read_text())["rows"] == len(result)
+    for record in result[:-1]:
         told = {(s["candidate"], s["dimension"]): s["value"] for s in record.scores}
         assert len(told) == len(record.scores) == 4 and {s["from"] for s in record.scores} == set(config.score.models)
         wanted = learners[record.pair_id]
         for side, name in enumerate(("chosen", "rejected")):
             assert [told[name, dimension] for dimension in TWO] == pytest.approx(wanted[side].tolist(), abs=1e-5)
-    assert found[-1].scores == ()
+    assert result[-1].scores == ()
 
 
-def test_what_is_scored_is_not_scored_again(trained, compared_world):
+def test_stored_scores_are_not_computed_again(trained, compared_world):
     told = trained[4][1]["models"][0]
     assert (told["scored"], told["there"], told["masked"]) == (0, 2 * len(compared_world[1]), 2)
 
 
 def twin_of(export, folder) -> str:
-    """The same reward model with twice its opinions, upside down: what multiplies by two is exact."""
+    """Make the same reward model with twice its scores, negated: multiplying by two is exact."""
     shutil.copytree(export, folder)
     head = {name: -2 * array for name, array in load_file(folder / "head.safetensors").items()}
     save_file(head, folder / "head.safetensors")
@@ -200,7 +200,7 @@ def test_two_models_score_a_file_in_one_job_and_one_after_the_other(trained, com
 
 @pytest.fixture(scope="module")
 def aligned(trained, make_config, tmp_path_factory):
-    """An iteration of PPO against both dimensions, one of them upside down, with a critic that starts from the model."""
+    """Run an iteration of PPO against both dimensions, one of them negated, with a critic that starts from the model."""
     folder, run = tmp_path_factory.mktemp("aligned"), trained[1]
     options = [
         f"ppo.reward={run.directory.export('reward')}",
@@ -249,7 +249,7 @@ def test_rows_that_were_not_compared_are_counted_and_left_out(make_config, tmp_p
         (["reward.margin=record"], [pair(0, margin=1.0), pair(1, margin=-1.0)], "below 0 in 1 of"),
     ],
 )
-def test_rows_that_cannot_be_learned_from_are_an_error(make_config, tmp_path, options, rows, told):
+def test_rows_without_a_usable_preference_are_an_error(make_config, tmp_path, options, rows, told):
     with pytest.raises(DataError, match=told):
         compared(rows, make_config(tmp_path, *options).reward, "pairs.jsonl")
 

@@ -51,7 +51,7 @@ def configured(world, make_config, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sampled(configured):
-    """A run whose candidates are made, and what the model says of them when it is asked directly."""
+    """Return a run that has candidates, and the labels of the model when it is asked directly."""
     with open_run(configured(None)) as run:
         sample.sample(configured(None), run)
         direct = {}
@@ -68,7 +68,7 @@ def log_odds(rows: list[dict]) -> list[float]:
     return pairs + [float(np.log(claim["p_yes"] / claim["p_no"])) for claim in claims]
 
 
-def test_the_server_says_what_the_model_says_and_a_lost_server_costs_only_what_is_left(
+def test_a_server_gives_the_models_labels_and_losing_it_costs_only_the_remaining_prompts(
     sampled, configured, world, tmp_path, monkeypatch, caplog
 ):
     run, direct = sampled
@@ -78,9 +78,9 @@ def test_the_server_says_what_the_model_says_and_a_lost_server_costs_only_what_i
             report = label.label(config, run)
             rows = label.open_labels(config).rows()
             assert report["masked"] == {} and report["again"] == 0 and report["judge"] == f"{NAME} at judge"
-            found, wanted = np.array(log_odds(rows)), np.array(log_odds(direct[name]))
-            assert len(found) == len(wanted) > 20 and np.abs(wanted).max() > 0.01
-            np.testing.assert_allclose(found, wanted, atol=1e-4)
+            result, wanted = np.array(log_odds(rows)), np.array(log_odds(direct[name]))
+            assert len(result) == len(wanted) > 20 and np.abs(wanted).max() > 0.01
+            np.testing.assert_allclose(result, wanted, atol=1e-4)
         shown = configured(server.url, *METHODS["pairwise"], "data.labels={run}/shown.jsonl", "label.show_video=true")
         assert label.label(shown, run)["position"]["masked"] == {}
         seen = np.array(log_odds(label.open_labels(shown).rows()))
@@ -104,7 +104,7 @@ def test_the_server_says_what_the_model_says_and_a_lost_server_costs_only_what_i
     done = [row for row in rows if "again" not in row]
     assert len(done) == 3 and report["again"] == 5 and len(judged) == 6
     assert "again to ask about these once more" in caplog.text
-    reasons = {why for why in report["position"]["masked"]}
+    reasons = set(report["position"]["masked"])
     assert any(why.startswith(("a first: down", "down")) for why in reasons), reasons
     assert all("masked" in score for row in rows if "again" in row for score in row["scores"])
 

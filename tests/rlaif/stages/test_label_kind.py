@@ -71,7 +71,7 @@ DECIDE = {
 
 
 @pytest.mark.parametrize("name", DECIDE)
-def test_what_decides_a_verdict_makes_another_kind(name, tmp_path):
+def test_options_that_decide_verdicts_change_the_label_hash(name, tmp_path):
     config, changes = DECIDE[name]
     other = changed(config, **changes)
     assert label_hash(config) != label_hash(other)
@@ -112,7 +112,7 @@ DO_NOT = {
 
 
 @pytest.mark.parametrize("name", DO_NOT)
-def test_what_decides_nothing_makes_no_other_kind(name):
+def test_options_that_decide_no_verdict_keep_the_label_hash(name):
     config, changes = DO_NOT[name]
     assert label_hash(config) == label_hash(changed(config, **changes))
 
@@ -155,14 +155,14 @@ OF_EARLIER_RELEASES = {
 
 
 @pytest.mark.parametrize("name", OF_EARLIER_RELEASES)
-def test_labels_of_earlier_releases_are_of_the_same_kind(name):
+def test_labels_of_earlier_releases_keep_their_hash(name):
     """With another number nobody could add to a file that a server has labelled."""
     changes, pairwise, claims = OF_EARLIER_RELEASES[name]
     judge = {"url": "http://127.0.0.1:1/v1", "model": "judge-1"} | changes
     assert (label_hash(of(judge)), label_hash(of(judge, method="claims"))) == (pairwise, claims)
 
 
-def test_every_option_is_in_one_of_the_tables():
+def test_every_option_is_listed_as_deciding_or_not():
     """An option that is added later is put where it belongs."""
     asked = {
         name.split("__")[1]

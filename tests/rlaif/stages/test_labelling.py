@@ -74,13 +74,13 @@ def told(body: dict) -> str:
 
 
 def first_is(*words: tuple[str, float], text: str = "A"):
-    """The first token's likeliest, as the server lists them."""
+    """Return the likeliest first tokens, as the server lists them."""
     top = [{"token": token, "logprob": value} for token, value in words]
     return answer(text, logprobs={"content": [{**top[0], "top_logprobs": top}]})
 
 
 def prefers(word: str):
-    """A judge with an opinion: the answer that holds the word, wherever it stands."""
+    """Return a judge that prefers the answer with the word, in either place."""
 
     def by(body):
         first = told(body).partition("Second answer")[0]
@@ -109,7 +109,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_judge_that_fails_half_way(judging, name, caplog):
+def test_labels_before_a_judge_failure_are_kept_and_the_rest_is_asked_again(judging, name, caplog):
     """It answers about the first four prompts, and fails at the others. Mended, it is asked about these alone."""
     fault, changes, reason, again = FAULTS[name]
     mended, served = [], []
@@ -155,7 +155,7 @@ def _matches(pattern: str, text: str) -> bool:
     return re.search(pattern, text) is not None
 
 
-def test_a_judge_that_is_down_is_not_asked_about_everything(judging, monkeypatch):
+def test_prompts_after_a_silent_part_are_not_asked(judging, monkeypatch):
     """After a part without any answer the rest is masked unasked; the next run, at another address, asks about all of it."""
     monkeypatch.setattr(label, "PROMPTS_PER_PART", 2)
     with socket.socket() as bound:
@@ -171,12 +171,12 @@ def test_a_judge_that_is_down_is_not_asked_about_everything(judging, monkeypatch
         assert label.label(config, run)["again"] == 0 and len(server.bodies) == 48
 
 
-def test_a_key_that_is_wrong_stops_the_run(judging):
+def test_a_wrong_api_key_stops_the_run(judging):
     with JudgeServer(status(401)) as server, pytest.raises(ConfigError, match="401"):
         label.label(*judging(server.url))
 
 
-def test_a_budget_that_is_used_up(judging, monkeypatch, caplog):
+def test_an_exhausted_budget_masks_the_remaining_prompts(judging, monkeypatch, caplog):
     """It bounds what the run takes, not what one command takes, and what is kept already is used all the same."""
     monkeypatch.setattr(label, "PROMPTS_PER_PART", 2)
     with JudgeServer(by=prefers("red")) as server:
@@ -201,7 +201,7 @@ def test_a_budget_that_is_used_up(judging, monkeypatch, caplog):
         assert label.label(config, run)["again"] == 0 and len(server.bodies) == 48  # nothing is paid for twice
 
 
-def test_parts_of_a_study_share_one_budget_and_what_was_answered(judging, tmp_path):
+def test_parts_of_a_study_share_the_budget_and_the_cached_replies(judging, tmp_path):
     with JudgeServer(by=prefers("red")) as server:
         config, run = judging(server.url)
         config = with_server(config, concurrency=1, token_budget=600)
@@ -226,11 +226,11 @@ def test_prompts_without_answers_are_counted(judging, caplog):
         pairs.pairs(config, run)
     assert "3 of 8 prompts have no answers in" in caplog.text
     read = {name: json.loads((run.directory.path / "eval" / f"{name}.json").read_text()) for name in ("label", "pairs")}
-    assert [found["unanswered"] for found in read.values()] == [3, 3]
-    assert [found["prompts"] for found in read.values()] == [5, 5] and len(ids_of(run)) == 8
+    assert [result["unanswered"] for result in read.values()] == [3, 3]
+    assert [result["prompts"] for result in read.values()] == [5, 5] and len(ids_of(run)) == 8
 
 
-def test_a_judge_that_sees_fewer_frames_than_others(judging):
+def test_a_judge_can_see_fewer_frames_than_the_policy(judging):
     """Those that `video.num_frames` would choose, were it so many."""
     shown = []
     says = first_is(("A", -0.1), ("B", -2.5))
@@ -268,7 +268,7 @@ def test_another_file_behind_a_videos_name_is_judged_anew(judging, world, tmp_pa
     assert different == [prompt.prompt_id for prompt in prompts if prompt.video == video]
 
 
-def test_a_judge_that_always_names_the_first(judging, caplog):
+def test_a_judge_that_always_prefers_the_first_answer_causes_a_warning(judging, caplog):
     with JudgeServer(first_is(("A", -0.1), ("B", -2.5))) as server:
         config, run = judging(server.url, "pairs.margin=0", "pairs.lengths=off", "pairs.min_words=0")
         report = label.label(config, run)
@@ -310,7 +310,7 @@ def test_a_choice_that_is_not_among_the_likeliest_is_no_failure(judging):
     assert all(row["scores"][0]["score"] > 0.9 for row in labels(config).values())
 
 
-def test_a_file_of_labels_that_was_cut_in_the_middle(judging, caplog):
+def test_a_torn_labels_file_is_completed(judging, caplog):
     with JudgeServer(by=prefers("red")) as server:
         config, run = judging(server.url)
         label.label(config, run)
@@ -366,7 +366,7 @@ def test_a_video_without_captions_is_counted_and_judged_without_context(judging,
     assert len(server.bodies) == 36  # other captions are other labels
 
 
-def test_videos_go_to_the_server_only_where_they_are_shown(judging):
+def test_videos_are_sent_to_the_server_only_with_show_video(judging):
     with JudgeServer(by=lambda body: first_is(("A", -0.1), ("B", -2.5))) as server:
         label.label(*judging(server.url))
         assert all(isinstance(body["messages"][0]["content"], str) for body in server.bodies)
@@ -377,7 +377,7 @@ def test_videos_go_to_the_server_only_where_they_are_shown(judging):
     assert {body["max_tokens"] for body in server.bodies} == {1}
 
 
-def test_claims_by_a_server_that_fails_half_way(judging):
+def test_claims_before_a_server_failure_are_kept_and_the_rest_is_asked_again(judging):
     """The judge lists the claims and is asked about each; an answer is masked where any of it is missing."""
     served, mended = [], []
 
@@ -409,7 +409,7 @@ def with_server(config, **changes):
     return config.model_copy(update={"label": config.label.model_copy(update={"judge": judge})})
 
 
-def test_rows_carry_every_reply_and_the_report_what_it_took(judging):
+def test_rows_record_every_reply_and_the_report_sums_tokens_and_cost(judging):
     """10 + 5 tokens a reply, says the server. One question fails once, and is retried."""
     busy = [1]
 
@@ -451,7 +451,7 @@ def test_without_prices_there_is_no_cost(judging):
     assert report["server"]["this_command"]["requests"] == 48
 
 
-def test_a_refusal_is_a_reply_too_and_a_server_that_is_down_says_nothing(judging):
+def test_a_refusal_is_recorded_as_a_reply_and_a_failed_request_is_not(judging):
     refuses = answer(message={"content": None, "refusal": "I can't"})
 
     def by(body):
@@ -475,7 +475,7 @@ def test_a_refusal_is_a_reply_too_and_a_server_that_is_down_says_nothing(judging
     assert report["server"]["labels"]["replies"] == 0 and report["server"]["this_command"]["requests"] > 0
 
 
-def test_replies_behind_claims_say_what_was_asked(judging):
+def test_replies_about_claims_record_the_question(judging):
     def by(body):
         if "List every statement" in told(body):
             return answer("- one thing\n- another thing")
@@ -497,20 +497,20 @@ def test_labels_of_a_model_or_a_function_have_no_replies(judging):
     assert "server" not in report and all("replies" not in row for row in labels(config).values())
 
 
-def test_a_reference_that_fails_loses_no_labels(judging, caplog):
+def test_a_failing_reference_loses_no_labels(judging, caplog):
     with JudgeServer(by=prefers("red")) as server:
         config, run = judging(server.url, "label.reference=rlaif.worlds.shapes.checker:nothing_of_the_kind")
         with pytest.raises(ConfigError, match="nothing_of_the_kind"):
             label.label(config, run)
         assert server.bodies == []
         config, run = judging(server.url, "label.reference=opinions:no_preference")
-        found = label.label(config, run)
-    count = sum(found["reference_failed"].values())
-    assert count == found["agreement"]["overall"]["no_reference"] > 0 and len(labels(config)) == found["prompts"]
+        result = label.label(config, run)
+    count = sum(result["reference_failed"].values())
+    assert count == result["agreement"]["overall"]["no_reference"] > 0 and len(labels(config)) == result["prompts"]
     assert "label.reference gave no result for" in caplog.text
 
 
-def test_pairs_are_not_made_of_labels_of_another_kind(judging):
+def test_pairs_reject_labels_made_with_other_options(judging):
     with JudgeServer(by=prefers("red")) as server:
         config, run = judging(server.url)
         label.label(config, run)

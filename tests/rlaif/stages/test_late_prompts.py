@@ -73,7 +73,7 @@ def test_an_iteration_of_unusable_prompts_is_filled_with_others(late, metrics_of
         assert len(answered) == 2 and not answered & (broken | {"mark", "long"})
 
 
-def test_what_is_left_out_is_part_of_the_checkpoint(late):
+def test_left_out_prompts_are_part_of_the_checkpoint(late):
     folder, broken, count = late
     checkpoints = Checkpoints(RunDir(folder.parent, folder.name).checkpoints("ppo"))
     for iteration in (2, 3, 4):

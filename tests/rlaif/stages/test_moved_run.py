@@ -40,10 +40,10 @@ class Storage:
 
 def tensors(folder: Path) -> dict[str, bytes]:
     """Every tensor below a folder, by file and name."""
-    found = {}
+    result = {}
     for file in sorted(folder.rglob("*.safetensors")):
-        found |= {f"{file.name}/{name}": array.tobytes() for name, array in load_file(file).items()}
-    return found
+        result |= {f"{file.name}/{name}": array.tobytes() for name, array in load_file(file).items()}
+    return result
 
 
 @pytest.mark.slow
@@ -69,9 +69,9 @@ def test_a_run_that_was_moved_resumes_evaluates_and_is_a_reward_with_the_same_bi
         assert ModelDir(str(second / "export")).base.path == str(second / "base")
         assert (second / "export" / RECORD).is_file()
         ppo.train(*runs.run("second", "ppo.iterations=2"), "resume")
-        found = tensors(second / "checkpoints" / "000002")
-        assert found.keys() == expected.keys() and len([name for name in found if "exp_avg" in name]) > 10
-        assert [name for name in found if found[name] != expected[name]] == []
+        result = tensors(second / "checkpoints" / "000002")
+        assert result.keys() == expected.keys() and len([name for name in result if "exp_avg" in name]) > 10
+        assert [name for name in result if result[name] != expected[name]] == []
         assert samples_of(second, 2) == samples
         assert evaluate.evaluate(*runs.run("second", "ppo.iterations=2")) == evaluated
 

@@ -65,8 +65,8 @@ def _kill_orphans(session: int) -> None:
 
 
 def _ray_alive(session: int) -> bool:
-    found = subprocess.run(["ps", "-eo", "sid"], capture_output=True, text=True, check=True).stdout.split()
-    return str(session) in found
+    result = subprocess.run(["ps", "-eo", "sid"], capture_output=True, text=True, check=True).stdout.split()
+    return str(session) in result
 
 
 def has_row(metrics: Path, iteration: int) -> bool:
@@ -85,10 +85,10 @@ def weights(folder: Path, iteration: int) -> dict[str, bytes]:
 
 
 def tensors(folder: Path) -> dict[str, bytes]:
-    found = {}
+    result = {}
     for file in sorted(folder.rglob("*.safetensors")):
-        found |= {f"{file.name}/{name}": array.tobytes() for name, array in load_file(file).items()}
-    return found
+        result |= {f"{file.name}/{name}": array.tobytes() for name, array in load_file(file).items()}
+    return result
 
 
 def learner_state(folder: Path, iteration: int) -> dict:
@@ -101,7 +101,9 @@ def learner_state(folder: Path, iteration: int) -> dict:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lora", ["{r: 4, alpha: 4}", "null"], ids=["lora", "full"])
-def test_two_iterations_a_kill_and_two_more_are_the_bits_of_four(make_config, tmp_path, lora, samples_of, metrics_of):
+def test_a_killed_and_resumed_run_has_the_bits_of_an_uninterrupted_run(
+    make_config, tmp_path, lora, samples_of, metrics_of
+):
     folders = {}
     for name in ("whole", "cut"):
         config = make_config(tmp_path, f"name={name}", f"ppo.lora={lora}", *EXACT)
@@ -128,7 +130,7 @@ def test_two_iterations_a_kill_and_two_more_are_the_bits_of_four(make_config, tm
 
 
 @pytest.mark.slow
-def test_with_a_batch_in_flight_no_prompt_is_lost_or_doubled(make_config, tmp_path, samples_of, metrics_of):
+def test_resume_with_a_batch_in_flight_loses_and_repeats_no_prompt(make_config, tmp_path, samples_of, metrics_of):
     config = make_config(
         tmp_path, "ppo.max_staleness=1", "ppo.iterations=4", "ppo.advantage=leave_one_out", "ppo.prompts_per_iteration=2",
         "ppo.minibatch_size=4",
@@ -178,18 +180,18 @@ def test_sigterm_saves_a_checkpoint_and_a_new_start_that_is_killed_costs_nothing
     assert again.returncode == 0 and "nothing remains to be trained" in told.decode()
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     pass
 
 
 def stop_after(step: int, patch: pytest.MonkeyPatch) -> None:
-    """The driver dies once the metrics of this step are written."""
+    """Let the driver die once the metrics of this step are written."""
     usual = supervised._finish
 
     def finish(tracker, done, *args):
         usual(tracker, done, *args)
         if done == step:
-            raise Stopped
+            raise StoppedError
 
     patch.setattr(supervised, "_finish", finish)
 
@@ -210,9 +212,7 @@ REWARD += ["reward.eval_fraction=0.5", "reward.optim={lr: 1.0e-2, schedule: cosi
     [("{r: 4, alpha: 4, dropout: 0.2}", "best"), ("null", "last")],
     ids=["lora with dropout", "full"],
 )
-def test_a_reward_model_that_stopped_and_went_on_is_that_of_a_run_that_did_not(
-    make_config, tmp_path, lora, which, metrics_of
-):
+def test_a_resumed_reward_model_equals_that_of_an_uninterrupted_run(make_config, tmp_path, lora, which, metrics_of):
     """Four steps, and the same four with an end after the third: the checkpoint of step 2 is where it goes on. The best one
     may have come before the end."""
     configs = {
@@ -222,7 +222,7 @@ def test_a_reward_model_that_stopped_and_went_on_is_that_of_a_run_that_did_not(
     whole, cut = (Path(config.storage) / name for name, config in configs.items())
     with open_run(configs["whole"]) as run:
         reward.train(configs["whole"], run)
-    with open_run(configs["cut"]) as run, pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+    with open_run(configs["cut"]) as run, pytest.MonkeyPatch.context() as patch, pytest.raises(StoppedError):
         stop_after(3, patch)
         reward.train(configs["cut"], run)
     before = metrics_of(cut, "reward")

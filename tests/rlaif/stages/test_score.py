@@ -73,7 +73,7 @@ def read(path: Path) -> list[Preference]:
 
 @pytest.fixture
 def file(world, tmp_path) -> str:
-    """The world's pairs, one with a third answer, which has a score of somebody else already, and one without captions."""
+    """Write the world's pairs: one has a third answer, scored by another model already, and one has no captions."""
     rows = [json.loads(line) for line in (world / "data" / "pairs.jsonl").read_text().splitlines()]
     foreign = {"value": 0.1, "from": "a user", "candidate": "third"}
     rows[0] |= {"candidates": [{"candidate": "third", "text": "a red circle ."}], "scores": [foreign]}
@@ -83,13 +83,13 @@ def file(world, tmp_path) -> str:
 
 
 def by_answer(records: list[Preference], model: str) -> dict[tuple, list[dict]]:
-    """What one model says of each answer, whole entries in the order of the file."""
-    found: dict[tuple, list[dict]] = {}
+    """Return the scores of one model of each answer, whole entries in the order of the file."""
+    result: dict[tuple, list[dict]] = {}
     for record in records:
         for entry in record.scores:
             if entry["from"] == model:
-                found.setdefault((record.pair_id, entry["candidate"]), []).append(entry)
-    return found
+                result.setdefault((record.pair_id, entry["candidate"]), []).append(entry)
+    return result
 
 
 def answers_of(records: list[Preference]) -> set[tuple]:
@@ -101,7 +101,7 @@ def counts(report: dict) -> list[tuple[int, int, int]]:
     return [(told["scored"], told["there"], told["masked"]) for told in report["models"]]
 
 
-def test_two_models_in_one_job_are_each_models_own_scores_of_every_answer(scoring_run, models, file, tmp_path):
+def test_two_models_in_one_job_score_every_answer_independently(scoring_run, models, file, tmp_path):
     plain, twofold = models.values()
     report, records, run = scoring_run("both", [plain, twofold], file, f"{tmp_path}/both.jsonl")
     answers, rows = answers_of(records), json.loads(f"[{','.join(Path(file).read_text().splitlines())}]")
@@ -112,12 +112,12 @@ def test_two_models_in_one_job_are_each_models_own_scores_of_every_answer(scorin
     assert all([entry.get("dimension") for entry in entries] == [None] for entries in told[0].values())
     assert all(tuple(entry["dimension"] for entry in entries) == TWO for entries in told[1].values())
     assert [len(record.scores) for record in records] == [1 + 3 * 3, *[2 * 3] * (len(records) - 1)]
-    for model, found in zip(
+    for model, result in zip(
         (plain, twofold), told, strict=True
     ):  # no model's number is another's, nor another answer's
         _, alone, _ = scoring_run(f"alone-{Path(model).name}", [model], file, f"{tmp_path}/alone.jsonl")
-        assert by_answer(alone, model) == found
-    values = [entry["value"] for found in told for entries in found.values() for entry in entries]
+        assert by_answer(alone, model) == result
+    values = [entry["value"] for result in told for entries in result.values() for entry in entries]
     kept = [json.loads(line) for line in (run.directory.path / "feedback" / "scores.jsonl").read_text().splitlines()]
     assert set(values) == {value for row in kept for value in row["values"]} and len(set(values)) > len(values) / 2
     assert [told["without_context"] for told in report["models"]] == [1, 0]  # one of them reads captions
@@ -137,7 +137,7 @@ def test_a_second_model_leaves_the_scores_of_the_first_as_they_are(scoring_run, 
     assert by_answer(after, twofold).keys() == answers_of(before)
 
 
-def test_what_the_file_has_is_not_asked_again_of_any_model(scoring_run, models, file, tmp_path):
+def test_scores_in_the_file_are_not_computed_again(scoring_run, models, file, tmp_path):
     plain, twofold = models.values()
     out = f"{tmp_path}/all.jsonl"
     scoring_run("first", [plain], file, out)

@@ -19,20 +19,20 @@ SMALL = {
 
 
 @pytest.mark.parametrize(("per", "total"), [("step", 7 * 3 * 4), ("iteration", 7)])
-def test_what_the_schedule_counts(per, total):
+def test_the_learning_rate_schedule_counts_steps_or_iterations(per, total):
     config = Config(name="x", ppo=Ppo(**SMALL, schedule_per=per))
     trained = {role.name: role.total_steps for role in workers.learner_spec(config).roles if role.optim}
     assert trained == {"policy": total, "critic": total}
 
 
-def test_roles_keep_what_they_train():
+def test_only_roles_with_an_optimizer_train_vision():
     config = Config(name="x", ppo=Ppo(**SMALL, lora=None, train_vision=True))
     for role in workers.learner_spec(config).roles:
         assert (role.train_vision, role.train_projector) == (role.optim is not None, False)
 
 
 @pytest.mark.parametrize(("pairs", "steps"), [(39_000, 2438), (32, 2), (33, 3), (3, 1)])
-def test_epochs_over_the_pairs(pairs, steps):
+def test_reward_steps_follow_from_epochs_and_batch_size(pairs, steps):
     assert steps_of(Reward(preset="vlm_rlaif"), pairs) == steps
     assert steps_of(Reward(epochs=2, batch_size=16), pairs) == -(-2 * pairs // 16)
     assert steps_of(Reward(steps=5), pairs) == 5
@@ -47,7 +47,7 @@ def test_the_reward_head_starts_as_configured(init):
     assert role.head == "none"
 
 
-def test_learners_of_every_stage_know_the_frame_rule():
+def test_learner_specs_of_every_stage_have_the_video_options():
     """Their exports carry it."""
     config = Config(name="x", ppo=Ppo(**SMALL), video=Video(num_frames=5, height=28))
     specs = [

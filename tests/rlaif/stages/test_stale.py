@@ -75,7 +75,7 @@ def test_answers_sampled_in_another_way_are_not_added_to(config):
     sample.check_sampling(config, sample.open_candidates(config))
 
 
-def test_a_judge_may_see_other_frames_than_who_answered(config):
+def test_a_judge_may_see_other_frames_than_the_policy(config):
     """What is there is judged; what would be added was answered by what saw less, or more."""
     base = config.candidates.models[0]
     answers(config, row(base, "seen", sampling=sample.sampling_record(config)))
@@ -85,7 +85,7 @@ def test_a_judge_may_see_other_frames_than_who_answered(config):
         sample.check_sampling(other, sample.open_candidates(other))
 
 
-def test_a_file_whose_answers_are_all_of_others_says_so(config):
+def test_a_file_without_answers_of_these_models_is_an_error(config):
     answers(config, row(config.candidates.models[0], "of another file", replace(ASKED, video_sha256="f" * 64)))
     with pytest.raises(DataError, match="1 of other models, weights, questions or video files"):
         sample.answers_by_prompt(config, [ASKED])
@@ -103,7 +103,7 @@ def told(number, text, **more):
     }
 
 
-def test_the_newest_captions_of_a_video_count_and_kinds_do_not_mix(tmp_path):
+def test_the_newest_captions_of_a_video_are_used_and_versions_do_not_mix(tmp_path):
     path = write(tmp_path / "c.jsonl", told(9, "old"), told(1, "new"))
     assert datasets.captions_by_video(path) == {("v", ""): {"": ("new",)}}
     for other in ({"captioner": "d"}, {"version": "2"}, {"model": "n"}):
@@ -140,7 +140,7 @@ def test_preferences_of_another_origin_are_not_replaced(tmp_path):
             pairs.check_pair_target(path)
 
 
-def test_rows_keep_their_own_captions_where_the_captioner_has_none(config):
+def test_rows_keep_their_own_captions_if_the_captioner_has_none(config):
     store = datasets.open_captions(datasets.data_path(config, config.data.captions).with_name("own-captions.jsonl"))
     about = {"model": "m", "captioner": "c", "version": "1"}
     store.append(
@@ -152,7 +152,7 @@ def test_rows_keep_their_own_captions_where_the_captioner_has_none(config):
 
 
 def run_of(config, **sha256):
-    """A run whose videos have these contents, others none."""
+    """Return a run whose videos have these contents; other videos have none."""
 
     def spec(video):
         if video not in sha256:
@@ -162,7 +162,7 @@ def run_of(config, **sha256):
     return SimpleNamespace(config=config, topology=SimpleNamespace(client=lambda: SimpleNamespace(spec=spec)))
 
 
-def test_captions_are_those_of_the_file_that_is_there_now(config, tmp_path):
+def test_captions_of_a_replaced_video_file_are_not_used(config, tmp_path):
     """A video was replaced, captioned, and put back: its first captions count again, whatever came of the other file."""
     failed = {name: value for name, value in told(3, "").items() if name != "context"} | {"masked": "cut"}
     path = write(
@@ -181,7 +181,7 @@ def test_captions_are_those_of_the_file_that_is_there_now(config, tmp_path):
     assert [row.captions for row in datasets.captioned(run_of(changed, v="a"), asked)] == [("of the question",), ()]
 
 
-def test_the_context_studys_files_and_steps_are_its_own(config):
+def test_the_context_study_has_its_own_files_and_steps(config):
     odd = config.model_copy(
         update={
             "storage": "/mnt/labels-v1/answers-2",
@@ -196,7 +196,7 @@ def test_the_context_studys_files_and_steps_are_its_own(config):
     assert len({outside.data.labels, cell.data.labels, outside.data.candidates, cell.data.candidates}) == 4
 
 
-def test_some_video_is_held_out_and_the_margin_is_of_the_method(config):
+def test_at_least_one_video_is_held_out_and_the_default_margin_follows_the_method(config):
     assert len(pairs.held_out_videos(config, ["a", "b", "c"])) >= 1
     for method, margin in pairs.MARGIN.items():
         changed = config.model_copy(update={"label": config.label.model_copy(update={"method": method})})
@@ -205,7 +205,7 @@ def test_some_video_is_held_out_and_the_margin_is_of_the_method(config):
     assert pairs.pair_options(changed).margin == 0
 
 
-def test_a_prompt_in_two_files_is_one_and_two_prompts_of_one_id_are_an_error(monkeypatch):
+def test_equal_prompts_of_two_files_are_merged_and_different_prompts_with_one_id_are_rejected(monkeypatch):
     files = {"a": [ASKED], "b": [ASKED, Prompt("q", "v.mp4", "what ?")], "c": [Prompt("p", "w.mp4", "what ?")]}
     monkeypatch.setattr(datasets, "prompts", lambda run, file, checks: files[file])
     run = SimpleNamespace()

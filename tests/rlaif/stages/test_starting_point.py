@@ -46,7 +46,7 @@ def test_changed_options_are_named_and_kept(tmp_path, caplog):
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text()) == kept["000001.yaml"]
 
 
-def test_the_same_options_are_not_mentioned_also_in_another_place(tmp_path, caplog):
+def test_unchanged_options_cause_no_warning_even_if_the_run_moved(tmp_path, caplog):
     save(opened(tmp_path / "a", ppo={"policy": f"{tmp_path}/a/run/sft/export"}), 1)
     (tmp_path / "a").rename(tmp_path / "b")
     begin(opened(tmp_path / "b", ppo={"policy": f"{tmp_path}/b/run/sft/export"}), "resume")
@@ -92,7 +92,7 @@ def test_another_model_is_refused_by_the_option_that_names_it(tmp_path, before, 
     assert "goes on" not in caplog.text
 
 
-def test_what_a_start_cannot_do_with_earlier_checkpoints_is_found_from_their_manifests(tmp_path):
+def test_check_start_rejects_earlier_checkpoints_by_their_manifests(tmp_path):
     run = opened(tmp_path, ppo={"lora": LORA})
     for start in ("new", "fresh", "resume"):
         check_start(run.config, "ppo", start)  # there are none
@@ -110,7 +110,7 @@ def test_what_a_start_cannot_do_with_earlier_checkpoints_is_found_from_their_man
         check_start(other.config, "ppo", "new")
 
 
-def test_a_resume_with_nothing_left_says_so_and_what_to_type(tmp_path, caplog):
+def test_a_resume_of_a_finished_stage_tells_what_to_type(tmp_path, caplog):
     run = opened(tmp_path, ppo={"iterations": 14})
     save(run, 1)
     save(run, 14)
@@ -127,7 +127,7 @@ def test_a_resume_with_nothing_left_says_so_and_what_to_type(tmp_path, caplog):
     assert not run.nothing_left("ppo", None, 5, "ppo.iterations")
 
 
-def test_advice_after_an_end_is_about_what_is_there(tmp_path):
+def test_advice_after_an_early_end_names_the_newest_checkpoint(tmp_path):
     run = opened(tmp_path)
     assert "the same command starts again" in advice(run.config, "ppo") and "--resume" not in advice(run.config, "ppo")
     save(run, 1)

@@ -29,7 +29,7 @@ def test_outside_a_loop_a_signal_ends_the_run_at_once(signum, code):
     assert caught.value.exit_code == code and isinstance(caught.value, KeyboardInterrupt)
 
 
-def test_inside_a_loop_the_first_waits_for_the_checkpoint_and_the_second_does_not(caplog):
+def test_inside_a_loop_the_first_signal_waits_for_the_checkpoint_and_the_second_does_not(caplog):
     timer = Timer()
     stopper = Stopper(20.0, timer)
     with pytest.raises(Interrupted), stopper.deferred():
@@ -52,14 +52,14 @@ def test_a_signal_after_the_last_checkpoint_of_a_loop_is_not_forgotten():
     assert caught.value.exit_code == 130 and timer.cancelled
 
 
-def test_an_error_from_another_thread_comes_instead_of_the_interrupt():
+def test_an_error_of_another_thread_replaces_the_interrupt():
     stopper = Stopper(20.0, Timer())
     with pytest.raises(RuntimeError, match="the head"), stopper.installed(), stopper.explained():
         stopper.fail(RuntimeError("the head"))
         signal.pause()
 
 
-def test_what_a_library_makes_of_an_interrupt_is_put_right():
+def test_an_interrupt_that_a_library_converted_is_restored():
     """Ray's calls raise a plain KeyboardInterrupt, whatever the handler has raised."""
     stopper = Stopper(20.0, Timer())
     with pytest.raises(Interrupted) as caught, stopper.explained():
@@ -69,7 +69,7 @@ def test_what_a_library_makes_of_an_interrupt_is_put_right():
     assert caught.value.exit_code == 143
 
 
-def test_handlers_are_given_back_and_taken_again_after_somebody_else(monkeypatch):
+def test_signal_handlers_are_restored_and_can_be_installed_again(monkeypatch):
     def other(signum, frame):
         raise AssertionError
 

@@ -76,13 +76,13 @@ def trained(tmp_path, monkeypatch):
     return train
 
 
-def test_the_best_checkpoint_is_spared_while_it_is_the_best(trained):
+def test_the_best_checkpoint_is_kept_while_it_is_the_best(trained):
     best, checkpoints, rows = trained([0.5, 0.4, 0.7, 0.6, 0.7, 0.1])
     assert best == Best(3, 0.7) and checkpoints.iterations() == [3, 6]
     assert [rows[step]["eval/accuracy"] for step in sorted(rows)] == [0.5, 0.4, 0.7, 0.6, 0.7, 0.1]
 
 
-def test_a_resume_knows_the_best_and_goes_on_comparing(trained):
+def test_a_resume_restores_the_best_score(trained):
     _, checkpoints, _ = trained([0.5, 0.8, 0.6, 0.6])
     assert checkpoints.iterations() == [2, 4]
     best, checkpoints, _ = trained([0.7, 0.8], checkpoints.latest())
@@ -93,7 +93,7 @@ def test_a_resume_knows_the_best_and_goes_on_comparing(trained):
     assert best == Best(7, 0.9) and checkpoints.at(7).iteration == 7
 
 
-def test_a_signal_ends_the_loop_with_a_checkpoint_of_the_step_that_was_under_way(trained, monkeypatch):
+def test_a_signal_ends_the_loop_with_a_checkpoint_of_the_current_step(trained, monkeypatch):
     stopper, usual = Stopper(60.0, lambda seconds, signum: SimpleNamespace(cancel=lambda: None)), supervised._finish
 
     def finish(tracker, done, *args):
@@ -112,7 +112,7 @@ def test_without_a_metric_the_newest_are_kept(trained):
     assert best == Best() and checkpoints.iterations() == [4]
 
 
-def test_accuracies_that_are_no_numbers_make_no_best(trained):
+def test_nan_accuracies_are_never_the_best(trained):
     best, checkpoints, _ = trained([float("nan"), float("nan")])
     assert best == Best() and checkpoints.iterations() == [2]
 
@@ -120,8 +120,8 @@ def test_accuracies_that_are_no_numbers_make_no_best(trained):
 def test_held_out_pairs_that_cannot_be_read_are_counted(caplog):
     signs = {name: {"overall": 1} for name in ("a", "b", "c")}
     scores = {"a": np.array([[2.0], [1.0]]), "b": np.array([[0.0], [1.0]])}
-    found = measured(signs, scores, ["c.mp4: 9 positions, over the limit of 8"], ["overall"])
-    assert (found["eval/accuracy"], found["eval/pairs"], found["eval/skipped"]) == (0.5, 2, 1)
+    result = measured(signs, scores, ["c.mp4: 9 positions, over the limit of 8"], ["overall"])
+    assert (result["eval/accuracy"], result["eval/pairs"], result["eval/skipped"]) == (0.5, 2, 1)
     assert "1 of 3 held-out pairs are left out: c.mp4" in caplog.text
     assert measured(signs, {}, ["too long"] * 3, ["overall"]) == {"eval/pairs": 0, "eval/skipped": 3}
     assert "3 of 3 held-out pairs are left out: too long" in caplog.text

@@ -20,18 +20,18 @@ def asked(tmp_path, make_config, monkeypatch):
         policy, other = (str(tmp_path / family / name) for name in ("policy", "other"))
         topology = Topology(make_config(tmp_path, f"ppo.policy={policy}", *overrides), None)
         monkeypatch.setattr(topology, "rollouts", lambda path, rank: (path, rank))
-        found = [topology.engines(path) for path in (policy, other)]
-        assert [path for path, _ in found] == [policy, other]
-        return [rank for _, rank in found]
+        result = [topology.engines(path) for path in (policy, other)]
+        assert [path for path, _ in result] == [policy, other]
+        return [rank for _, rank in result]
 
     return ask
 
 
-def test_the_policys_own_engine_has_room_for_the_adapters_that_ppo_publishes(asked):
+def test_the_policys_engine_has_room_for_ppos_adapters(asked):
     assert asked("qwen2_5_vl", "ppo.lora={r: 8, alpha: 8}") == [8, None]
     assert asked("qwen2_5_vl", "ppo.lora=null") == [None, None]
 
 
-def test_no_room_for_adapters_where_the_family_has_none(asked):
+def test_families_without_adapters_get_no_room_for_them(asked):
     """`ppo.lora` is set by default, and a caption or an answer needs no adapter."""
     assert asked("llava_onevision") == [None, None]

@@ -42,7 +42,7 @@ def rows(run: RunDir) -> list[dict]:
     return [json.loads(line, parse_constant=refuse) for line in run.metrics.read_text().splitlines()]
 
 
-def test_rows(run):
+def test_tracker_writes_rows_with_null_for_nonfinite_values(run):
     before = time.time()
     with Tracker(run, "ppo", config(), total=2) as tracker:
         tracker.log(1, {"reward/mean": np.float32(0.5), "ppo/loss": torch.tensor(2.0), "rollout/samples": 3})
@@ -59,7 +59,7 @@ def test_each_row_is_on_disk_at_once(run):
     assert len(rows(run)) == 1
 
 
-def test_names_need_a_group(run):
+def test_metric_names_without_a_group_are_rejected(run):
     with pytest.raises(ValueError, match="<group>/<metric>"):
         Tracker(run, "sft", config(), total=1).log(1, {"loss": 1.0})
 
@@ -71,7 +71,7 @@ def test_a_torn_line_of_a_crash_does_not_swallow_the_next(run):
     assert [row["stage"] for row in rows(run)] == ["sft", "ppo"]
 
 
-def test_wandb_mode(logged_out, monkeypatch):
+def test_wandb_mode_follows_environment_then_login(logged_out, monkeypatch):
     assert wandb_mode() == "offline"
     logged_out.write_text("machine other.example login user password x\n")
     assert wandb_mode() == "offline"
@@ -115,7 +115,7 @@ def test_a_wandb_failure_is_one_warning(run, logged_out, monkeypatch, caplog):
     ]
 
 
-def test_wandb_that_cannot_start(run, logged_out, monkeypatch, caplog):
+def test_a_wandb_start_failure_is_one_warning(run, logged_out, monkeypatch, caplog):
     import wandb
 
     def fail(**_):
@@ -159,7 +159,7 @@ if pid:
     child.communicate()
 
 
-def test_memory_watch_of_a_process_that_is_gone():
+def test_memory_watch_ignores_a_process_that_has_ended():
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     assert MemoryWatch(roots=[gone.pid]).sample() == 0
