@@ -54,7 +54,7 @@ def agreement(config: Config, run: Run) -> dict:
     """
     if config.data.pairs_eval is None:
         raise ConfigError(
-            "data.pairs_eval, the preferences to compare with", "none", "Set data.pairs_eval to a file of pairs"
+            "data.pairs_eval, the preferences to compare with", "none", "Set data.pairs_eval to a file of pairs."
         )
     if config.agreement.by == "reward":
         require_reward(config)
@@ -88,7 +88,7 @@ def check_dimensions(config: Config, records: Sequence[Preference]) -> None:
         raise DataError(
             f"pairs that are compared in {', '.join(missing)} in {config.data.pairs_eval}",
             f"the dimensions {', '.join(sorted(present))}",
-            "Correct agreement.dimensions",
+            "Correct agreement.dimensions.",
         )
 
 
@@ -231,7 +231,7 @@ def check_judge_sees_videos(config: Config, records: Sequence[Preference]) -> No
         return
     if not label.show_video:
         raise ConfigError(
-            f"a judge that sees the videos of {videos} pairs", "label.show_video=false", "Set label.show_video=true"
+            f"a judge that sees the videos of {videos} pairs", "label.show_video=false", "Set label.show_video=true."
         )
     # Claims are asked about one video at a time, which every judge can read.
     if label.method == "claims":
@@ -240,7 +240,7 @@ def check_judge_sees_videos(config: Config, records: Sequence[Preference]) -> No
         raise ConfigError(
             f"a judge that can be shown two videos at once, for {videos} pairs of videos",
             f"{label.judge}, a model on the rollout actors, which read one",
-            "Set label.method=claims, which asks about each video by itself, label.judge to a server, or agreement.by=reward",
+            "Set label.method=claims, which asks about each video by itself, label.judge to a server, or agreement.by=reward.",
         )
     images = 2 * frames_shown(config)
     if images > label.judge.max_images:
@@ -248,7 +248,7 @@ def check_judge_sees_videos(config: Config, records: Sequence[Preference]) -> No
             f"at most {label.judge.max_images} images in a question (label.judge.max_images)",
             f"{images}: two videos of {frames_shown(config)} frames each",
             "Raise label.judge.max_images (and the server's own limit), or lower label.num_frames "
-            "(if it is null, video.num_frames)",
+            "(if it is null, video.num_frames).",
         )
 
 

@@ -30,7 +30,7 @@ def read(config: Config, run: Run) -> tuple[list[Preference], Report]:
         raise DataError(
             "preference pairs in data.pairs_eval",
             f"{form.kind} ({form.name})",
-            "Set data.pairs_eval to a file of pairs",
+            "Set data.pairs_eval to a file of pairs.",
         )
     found = list(good(datasets.read_media(config, form, rows, report), report))
     named = {video for record in found for video in record.media}

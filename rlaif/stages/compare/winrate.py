@@ -64,7 +64,7 @@ def winrate(config: Config, run: Run) -> dict:
     contest = Contest.of(list(names), prompts, answers)
     if not contest.prompts:
         raise DataError(
-            "prompts that two of the models have answered", "none", "Run `rlaif sample` for the same prompts"
+            "prompts that two of the models have answered", "none", "Run `rlaif sample` for the same prompts."
         )
     measure = {"reward": rates_by_reward, "judge": rates_by_judge}[config.winrate.by]
     verdicts = measure(config, run, contest)
@@ -91,7 +91,7 @@ def compared_models(config: Config) -> dict[str, str]:
         raise ConfigError(
             "two models or more to compare",
             ", ".join(named.values()) or "none",
-            "Set winrate.models, e.g. {sft: FOLDER, rlaif: FOLDER}, or candidates.models",
+            "Set winrate.models, e.g. {sft: FOLDER, rlaif: FOLDER}, or candidates.models.",
         )
     for name, model in named.items():
         require_model(f"winrate.models.{name}", model, or_adapter=True)
@@ -124,7 +124,7 @@ def first_answers(config: Config, names: Mapping[str, str], prompts: Sequence[Pr
     # By weights, not by path: a model may have moved since it answered.
     by_fingerprint = {ModelDir(model).fingerprint: name for name, model in names.items()}
     if len(by_fingerprint) < len(names):
-        raise ConfigError("models that differ", f"the same weights twice in {dict(names)}", "Correct winrate.models")
+        raise ConfigError("models that differ", f"the same weights twice in {dict(names)}", "Correct winrate.models.")
     answers: dict[str, dict[str, str]] = {}
     for prompt in prompts:
         answers[prompt.prompt_id] = {}
@@ -146,7 +146,7 @@ def first_answers(config: Config, names: Mapping[str, str], prompts: Sequence[Pr
         raise DataError(
             f"answers of every model in {store.path}",
             f"none of {', '.join(silent)} to the {len(prompts)} prompts",
-            "Run `rlaif sample` with candidates.models and candidates.prompts that hold them, or set data.candidates",
+            "Run `rlaif sample` with candidates.models and candidates.prompts that hold them, or set data.candidates.",
         )
     return answers
 

@@ -41,7 +41,7 @@ def require_reward(config: Config, weights: Mapping[str, float] | None = None) -
         raise ConfigError(
             "a function, which weighs its own parts, without weights",
             f"weights for {', '.join(weights)}",
-            "Leave ppo.reward_weights empty",
+            "Leave ppo.reward_weights empty.",
         )
 
 

@@ -66,7 +66,7 @@ def caption(config: Config, run: Run) -> dict[str, int]:
     """
     if config.data.captions is None:
         raise ConfigError(
-            "data.captions, the file to write captions to", "none", "Set data.captions, e.g. to captions.jsonl"
+            "data.captions, the file to write captions to", "none", "Set data.captions, e.g. to captions.jsonl."
         )
     require_model("caption.model", config.caption.model, or_adapter=True)
     store = datasets.open_captions(datasets.data_path(config, config.data.captions))
@@ -137,7 +137,7 @@ def check_captioner(config: Config, store: Store) -> None:
             raise ContractError(
                 f"captions in {store.path} by {config.caption.model} as it is, with the prompts of `caption` as they are",
                 f"some by {row['model']} with other weights or prompts",
-                "Set data.captions to another file, or remove this one",
+                "Set data.captions to another file, or remove this one.",
             )
 
 
@@ -168,7 +168,7 @@ def caption_prompts(config: Config, run: Run) -> list[Prompt]:
         raise ConfigError(
             "a prompt file among caption.of, or preferences in data.pairs or data.pairs_eval",
             f"none of {', '.join([*config.caption.of, *named])}",
-            "Correct caption.of, data.pairs or data.root",
+            "Correct caption.of, data.pairs or data.root.",
         )
     return [*datasets.prompts_of(run, files), *(prompt for file in pairs for prompt in datasets.of_pairs(run, file))]
 

@@ -105,7 +105,7 @@ def without_media_marks(run: Run, answered: Sequence[AnsweredPrompt], file: str)
     log.warning(text, file, len(bad), named(run.placed(bad)))
     if len(bad) == len(answered):
         raise DataError(
-            f"answers without media marks in {file}", f"none for {len(bad)} prompts", "Remove the marks from the file"
+            f"answers without media marks in {file}", f"none for {len(bad)} prompts", "Remove the marks from the file."
         )
     return good
 

@@ -89,7 +89,7 @@ def check_label_hash(store: Store, config: Config) -> None:
         raise ContractError(
             f"labels in {store.path} that were made with the options as they are now ({names})",
             f"some by {', '.join(sorted(others))} with other options",
-            "Set data.labels to another file for other options, or remove this one",
+            "Set data.labels to another file for other options, or remove this one.",
         )
 
 

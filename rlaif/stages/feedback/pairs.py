@@ -43,7 +43,7 @@ def pairs(config: Config, run: Run) -> dict:
     built = build_pairs(_candidates(cases, store), pair_options(config), config.seed)
     if not built.pairs:
         raise DataError(
-            "preference pairs", f"none of {built.considered}: {built.dropped}", "Relax the options of `pairs`"
+            "preference pairs", f"none of {built.considered}: {built.dropped}", "Relax the options of `pairs`."
         )
     records = _records(config, cases, store, built.pairs)
     training, held_out = _split(config, records)
@@ -95,7 +95,7 @@ def require_labels(config: Config, store: LabelStore, cases: Sequence[Case]) -> 
         raise DataError(
             f"a label in {store.path} for every prompt that has answers",
             f"none for {len(missing)} of {len(cases)}, such as {prompt_id!r}",
-            "Run `rlaif label`, which goes on from the labels it has",
+            "Run `rlaif label`, which goes on from the labels it has.",
         )
     # These have rows with scores that are masked for a reason that may pass; their pairs are left out.
     waiting = store.missing(keys)
@@ -122,7 +122,7 @@ def check_pair_target(path: Path) -> None:
         raise ConfigError(
             f"no file at {path}, or one that `rlaif pairs` wrote",
             f"rows of another origin, or with scores, such as {fields.get('pair_id')!r}",
-            "Set data.pairs or data.pairs_eval to another file to write to",
+            "Set data.pairs or data.pairs_eval to another file to write to.",
         )
 
 

@@ -109,7 +109,7 @@ def check_sampling(config: Config, store: Store[AnswerKey]) -> None:
             raise ContractError(
                 f"answers in {store.path} that were sampled with {expected}",
                 f"some with {row['sampling']}",
-                "Set data.candidates to another file for other options of `candidates`, or remove this one",
+                "Set data.candidates to another file for other options of `candidates`, or remove this one.",
             )
 
 
@@ -186,7 +186,7 @@ def _used_rows(config: Config, prompts: Sequence[Prompt]) -> tuple[RowsByPrompt,
     if not by_prompt:
         others = f"none; {len(rows)} of other models, weights, questions or video files" if rows else "none"
         raise DataError(
-            f"answers in {store.path}", others, "Run `rlaif sample`, or set candidates.models or data.candidates"
+            f"answers in {store.path}", others, "Run `rlaif sample`, or set candidates.models or data.candidates."
         )
     return by_prompt, len(rows) - len(used)
 

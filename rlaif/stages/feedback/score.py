@@ -129,7 +129,7 @@ def survey_file(config: Config, file: Path) -> Report:
         raise DataError(
             f"only good rows in {file}, which is to be replaced by its good ones",
             report.summary(),
-            "Set score.out to another file",
+            "Set score.out to another file.",
         )
     return report
 

@@ -109,7 +109,7 @@ def bench(config: Config, file: Path | None = None) -> dict:
         raise ConfigError(
             "label.method=pairwise and a model as label.judge",
             "others",
-            "Set both options as in configs/bench_label.yaml",
+            "Set both options as in configs/bench_label.yaml.",
         )
     paths = {"data.root": config.data.root, "label.judge": config.label.judge}
     require_below_run(config, "configs/bench_label.yaml", **paths)

@@ -42,7 +42,7 @@ def context(config: Config, run: Run) -> list[dict]:
     """
     if config.label.reference is None or config.data.captions is None:
         raise ConfigError(
-            "label.reference to compare with, and data.captions", "not both", "Set label.reference and data.captions"
+            "label.reference to compare with, and data.captions", "not both", "Set label.reference and data.captions."
         )
     began, rows = time.time(), []
     if _is_demo(config) and not Path(config.caption.model).exists():
@@ -188,7 +188,9 @@ def judge_cell(config: Config, run: Run) -> dict:
     decided = list(decided_pairs(outside, cases))
     if not decided:
         raise DataError(
-            "held-out answers that the reference tells apart", "none", "Raise eval.descriptions or candidates.per_model"
+            "held-out answers that the reference tells apart",
+            "none",
+            "Raise eval.descriptions or candidates.per_model.",
         )
     pairs.write_pairs(Path(config.data.pairs_eval), decided)
     figures = {"judge_agreement": overall["agreement"], "judge_pairs": overall["pairs"]}
@@ -216,7 +218,7 @@ def require_complete(report: dict) -> dict:
         raise ContractError(
             "verdicts on every prompt",
             f"{report['again']} of {report['prompts']} prompts without one, wholly or in part: {reason}",
-            "Correct the cause, then run the same command again: it goes on from the labels it has",
+            "Correct the cause, then run the same command again: it goes on from the labels it has.",
         )
     return report
 
@@ -230,7 +232,7 @@ def train_cell(config: Config, run: Run) -> dict:
         raise DataError(
             "held-out pairs that the reward model can read",
             "none",
-            "Replace their videos, or raise data.max_prompt_tokens",
+            "Replace their videos, or raise data.max_prompt_tokens.",
         )
     return {"rm_accuracy": last["eval/accuracy"], "rm_pairs": int(last["eval/pairs"])}
 

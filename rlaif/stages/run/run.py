@@ -91,7 +91,7 @@ class Run:
             raise CheckpointError(
                 f"a complete checkpoint of stage {stage}",
                 f"only damaged ones in {checkpoints.root}",
-                "Repair the storage, or add --fresh to start over",
+                "Repair the storage, or add --fresh to start over.",
             )
         elif latest is not None and start == "new":
             raise already_begun(self.config, stage, latest)
@@ -169,7 +169,7 @@ def already_begun(config: Config, stage: str, newest: CheckpointRef) -> ConfigEr
     return ConfigError(
         f"a run named {config.name!r} without checkpoints of stage {stage}",
         f"one that has done {newest.iteration} iterations, in {newest.location}",
-        "Add --resume to continue it, --fresh to start it over, or give this run another name=",
+        "Add --resume to continue it, --fresh to start it over, or set name= to another name.",
     )
 
 
@@ -199,7 +199,7 @@ def refuse_fixed(stage: str, changes: Sequence[Change]) -> None:
         raise CheckpointError(
             "options that fit the checkpoint's weights",
             "; ".join(texts),
-            "Set these as they were, start over (--fresh), or start a run of another name (name=)",
+            "Set these as they were, start over (--fresh), or set name= to start another run.",
         )
 
 
@@ -303,4 +303,4 @@ def require_below_run(config: Config, example: str, **written: str) -> None:
     run = str(RunDir(config.storage, config.name).location)
     for option, path in written.items():
         if not path.startswith(run + "/"):
-            raise ConfigError(f"{option} below the run directory, {run}", path, f"Leave {option} as in {example}")
+            raise ConfigError(f"{option} below the run directory, {run}", path, f"Leave {option} as in {example}.")

@@ -109,7 +109,10 @@ def rows_of(config) -> list[dict]:
 
 def asked_by(captioner: Captioner) -> dict[str, list[Prompt]]:
     """Return the requests about each video, in their order."""
-    return {video: [p for p in captioner.asked if p.video == video] for video in {p.video for p in captioner.asked}}
+    by_video: dict[str, list[Prompt]] = {}
+    for prompt in captioner.asked:
+        by_video.setdefault(prompt.video, []).append(prompt)
+    return by_video
 
 
 def without(frames: int, video: str) -> Callable[[Prompt], str | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 import shlex
@@ -53,30 +54,34 @@ def read(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def verdicts_in(path: Path) -> list[list]:
+    """Return what the model wrote in each row: captions, answers, and which of two it prefers."""
+    return [[row.get(name) for name in SAID] for row in read(path)]
+
+
 @pytest.mark.slow
 def test_the_demo_from_scratch_and_its_feedback_without_any_ground_truth(tmp_path):
     config = load_config(DEMO, [f"storage={tmp_path}", *SMALL, *SCRATCH])
     demo.demo(config)
     run = tmp_path / "demo"
     rows = json.loads((run / "eval" / "demo.json").read_text())["rows"]
-    assert {(row["policy"], row["decoding"]) for row in rows} == {
-        (policy, decoding) for policy in ("sft", "rlaif") for decoding in ("greedy", "sample")
-    }
-    told = {name: read(run / path) for name, path in FEEDBACK.items()}
-    assert told["pairs"]
+    cells = {(row["policy"], row["decoding"]) for row in rows}
+    assert cells == set(itertools.product(("sft", "rlaif"), ("greedy", "sample")))
+    before = {name: verdicts_in(run / path) for name, path in FEEDBACK.items()}
+    assert before["pairs"]
 
     (run / "feedback").rename(run / "with-truth")
     for path in (run / "data").glob("*.jsonl"):
-        stripped = [{name: value for name, value in row.items() if name not in TRUTH} for row in read(path)]
-        path.write_text("".join(json.dumps(row) + "\n" for row in stripped))
+        rows = read(path)
+        for name, row in itertools.product(TRUTH, rows):
+            row.pop(name, None)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (run / "data" / "scenes.jsonl").unlink()
     blind = config.model_copy(update={"label": config.label.model_copy(update={"reference": None})})
     with open_run(blind) as session:
         demo.make_feedback(blind, session)
     for name, path in FEEDBACK.items():
-        assert [[row.get(part) for part in SAID] for row in read(run / path)] == [
-            [row.get(part) for part in SAID] for row in told[name]
-        ]
+        assert verdicts_in(run / path) == before[name]
 
 
 FOREIGN = ("(pid=", " pid=", "\x1b", "DeepSpeed", "Triton", "NUMA", "accelerator", "oken", "Exception ignored", "INFO ")

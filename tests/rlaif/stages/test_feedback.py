@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from dataclasses import replace
@@ -148,13 +149,14 @@ def test_dependent_captions_of_single_frames_are_conditioned_and_summarised(fed)
             "data": config.data.model_copy(update={n: run.directory.resolve(file) for n, file in files.items()}),
         }
     )
-    asked = [prompt for file in config.caption.of for prompt in datasets.prompts(run, file)]
-    wanted = {(prompt.video, prompt.question) for prompt in asked}
-    assert len(wanted) > len({video for video, _ in wanted}) == 12  # some videos are asked about more than once
-    assert caption.caption(changed, run) | {"cut": 0} == COUNTS | {"captioned": len(wanted)}
+    expected = set()
+    for file in config.caption.of:
+        expected |= {(prompt.video, prompt.question) for prompt in datasets.prompts(run, file)}
+    assert len(expected) > len({video for video, _ in expected}) == 12  # some videos are asked about more than once
+    assert caption.caption(changed, run) | {"cut": 0} == COUNTS | {"captioned": len(expected)}
     rows = rows_of(changed, changed.data.captions, "key")
-    assert {(row["video"], row["question"]) for row in rows} == wanted
-    assert len({row["key"] for row in rows}) == len(rows) == len(wanted)
+    assert {(row["video"], row["question"]) for row in rows} == expected
+    assert len({row["key"] for row in rows}) == len(rows) == len(expected)
     for row in rows:
         assert row["frames"] == [[5], [11], [17]] and len(row["captions"]) == 3
         assert len(row["context"]) == 1 and row["context"][0].strip() == row["context"][0] != ""
@@ -163,7 +165,7 @@ def test_dependent_captions_of_single_frames_are_conditioned_and_summarised(fed)
         assert prompt.captions == told[prompt.video, prompt.question]
     actors, whole = run.topology.engines(config.caption.model).fleet.handles.values(), path_of(changed).read_bytes()
     before = [ask(actor.stats.remote())["prompt_tokens"] for actor in actors]
-    assert caption.caption(changed, run) | {"cut": 0} == COUNTS | {"there": len(wanted)}
+    assert caption.caption(changed, run) | {"cut": 0} == COUNTS | {"there": len(expected)}
     assert [ask(actor.stats.remote())["prompt_tokens"] for actor in actors] == before  # the engine was asked nothing
     assert path_of(changed).read_bytes() == whole
 
@@ -178,7 +180,8 @@ def test_answers_come_from_seeds_and_keep_their_origin(fed):
     rows = rows_of(config, config.data.candidates, "prompt_id")
     assert all(len(row["answers"]) == len(row["tokens"]) == len(row["ended"]) == 3 for row in rows)
     assert all({"model", "fingerprint", "seed"} <= row.keys() for row in rows)
-    assert len({answer for row in rows for answer in row["answers"]}) > 8
+    answers = itertools.chain.from_iterable(row["answers"] for row in rows)
+    assert len(set(answers)) > 8
 
 
 def test_claims_are_judged_once_each_and_scores_are_minus_the_rejected(fed):
@@ -198,11 +201,20 @@ def test_claims_are_judged_once_each_and_scores_are_minus_the_rejected(fed):
 def test_pairs_of_answers_are_asked_in_both_orders_and_flips_are_ties(fed):
     _, other, _, reports = fed
     rows = rows_of(other, other.data.labels, "prompt_id")
-    told = [pair for row in rows for pair in row["pairs"]]
-    assert told and all(len(pair["orders"]) == 2 for pair in told)
-    assert all(pair["winner"] == 0 for pair in told if pair["flipped"])
+    compared = list(itertools.chain.from_iterable(row["pairs"] for row in rows))
+    assert compared and all(len(pair["orders"]) == 2 for pair in compared)
+    assert all(pair["winner"] == 0 for pair in compared if pair["flipped"])
     position = reports["pairwise"]["position"]
-    assert position["verdicts"] == len(told) and 0 <= position["flip_rate"] <= 1
+    assert position["verdicts"] == len(compared) and 0 <= position["flip_rate"] <= 1
+
+
+def log_odds(config) -> list[float]:
+    """Return the log-odds of every order of every pair in the labels."""
+    values = []
+    for row in rows_of(config, config.data.labels, "prompt_id"):
+        for pair in row["pairs"]:
+            values += [order["log_odds"] for order in pair["orders"]]
+    return values
 
 
 def test_the_judge_answers_differently_without_the_video(fed):
@@ -215,16 +227,9 @@ def test_the_judge_answers_differently_without_the_video(fed):
         }
     )
     assert label.label(blind, run)["masked"] == reports["pairwise"]["masked"] == {}
-    seen, unseen = (
-        [
-            order["log_odds"]
-            for row in rows_of(config, config.data.labels, "prompt_id")
-            for pair in row["pairs"]
-            for order in pair["orders"]
-        ]
-        for config in (other, blind)
-    )
-    assert len(seen) == len(unseen) and max(abs(a - b) for a, b in zip(seen, unseen, strict=True)) > 1e-3
+    with_video, without_video = log_odds(other), log_odds(blind)
+    differences = [abs(a - b) for a, b in zip(with_video, without_video, strict=True)]
+    assert max(differences) > 1e-3
 
 
 def test_questions_about_one_prompt_share_a_cached_prefix(fed):
@@ -240,10 +245,9 @@ def test_questions_about_one_prompt_share_a_cached_prefix(fed):
     before = [ask(actor.stats.remote()) for actor in actors]
     label.label(again, run)
     after = [ask(actor.stats.remote()) for actor in actors]
-    asked, cached = (
-        sum(b[k] - a[k] for a, b in zip(before, after, strict=True)) for k in ("prompt_tokens", "cached_tokens")
-    )
-    assert asked > 0 and cached / asked > 0.3
+    prompt_tokens = sum(stats["prompt_tokens"] for stats in after) - sum(stats["prompt_tokens"] for stats in before)
+    cached_tokens = sum(stats["cached_tokens"] for stats in after) - sum(stats["cached_tokens"] for stats in before)
+    assert prompt_tokens > 0 and cached_tokens / prompt_tokens > 0.3
 
 
 def test_labels_made_with_other_options_are_rejected(fed):
@@ -284,11 +288,9 @@ def test_a_list_of_claims_that_was_cut_is_masked(fed):
     report = label.label(listing, run)
     reason = "cut: the list was cut at 3 tokens, label.split_tokens"
     assert report["masked"].get(reason, 0) > report["answers"] / 2 and report["again"] == 0
-    assert any(
-        score.get("masked") == reason
-        for row in rows_of(listing, listing.data.labels, "prompt_id")
-        for score in row["scores"]
-    )
+    rows = rows_of(listing, listing.data.labels, "prompt_id")
+    scores = itertools.chain.from_iterable(row["scores"] for row in rows)
+    assert any(score.get("masked") == reason for score in scores)
 
 
 def test_a_judge_whose_tokenizer_splits_the_words_is_rejected(fed):

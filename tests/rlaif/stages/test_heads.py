@@ -66,7 +66,7 @@ def trained(compared_world, make_config, tmp_path_factory):
 
 
 def both_sides(config, run, rows):
-    """Scores of the same answers by the learners, from the best checkpoint, and by reward actors, by pair and side."""
+    """Return the scores of the same answers by the learners (best checkpoint) and by reward actors, by pair and side."""
     checkpoints = run.checkpoints("reward", 1)
     group = run.topology.learners(supervised.learner_spec(config, config.reward, "reward", "reward"))
     group.load(checkpoints, checkpoints.at(2))
@@ -74,12 +74,12 @@ def both_sides(config, run, rows):
     run.topology.stop_learners()
     pool, actors = run.topology.rewards(str(run.directory.export("reward")), BUDGET, timeout_s=600), {}
     for part in chunks(rows, config.cluster.learner.actors):  # what one rank scores, one actor scores
-        answers = [
-            RewardInput((row.pair_id, side), Prompt(row.pair_id, row.video, row.question, captions=row.captions), text)
-            for row in part
-            for side, text in enumerate((row.chosen, row.rejected))
-        ]
-        actors |= pool.collect([pool.score(answers)])
+        inputs = []
+        for row in part:
+            prompt = Prompt(row.pair_id, row.video, row.question, captions=row.captions)
+            for side, text in enumerate((row.chosen, row.rejected)):
+                inputs.append(RewardInput((row.pair_id, side), prompt, text))
+        actors |= pool.collect([pool.score(inputs)])
     run.topology.stop_rewards()
     return learners, actors
 
@@ -160,12 +160,12 @@ def twin_of(export, folder) -> str:
 
 
 def entries(config) -> dict[tuple, dict]:
-    """Scores by record, candidate, model and dimension."""
-    return {
-        (record.pair_id, told["candidate"], told["from"], told["dimension"]): told
-        for record in PAIRS.read(read_rows(config.score.out))
-        for told in record.scores
-    }
+    """Return the scores by record, candidate, model and dimension."""
+    by_key = {}
+    for record in PAIRS.read(read_rows(config.score.out)):
+        for entry in record.scores:
+            by_key[record.pair_id, entry["candidate"], entry["from"], entry["dimension"]] = entry
+    return by_key
 
 
 @pytest.mark.slow

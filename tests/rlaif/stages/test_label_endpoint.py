@@ -63,9 +63,13 @@ def sampled(configured):
 
 
 def log_odds(rows: list[dict]) -> list[float]:
-    pairs = [order["log_odds"] for row in rows for pair in row.get("pairs", ()) for order in pair["orders"]]
-    claims = [claim for row in rows for answer in row.get("claims", ()) for claim in answer]
-    return pairs + [float(np.log(claim["p_yes"] / claim["p_no"])) for claim in claims]
+    of_pairs, of_claims = [], []
+    for row in rows:
+        for pair in row.get("pairs", ()):
+            of_pairs += [order["log_odds"] for order in pair["orders"]]
+        for answer in row.get("claims", ()):
+            of_claims += [float(np.log(claim["p_yes"] / claim["p_no"])) for claim in answer]
+    return of_pairs + of_claims
 
 
 def test_a_server_gives_the_models_labels_and_losing_it_costs_only_the_remaining_prompts(
@@ -106,7 +110,9 @@ def test_a_server_gives_the_models_labels_and_losing_it_costs_only_the_remaining
     assert "again to ask about these once more" in caplog.text
     reasons = set(report["position"]["masked"])
     assert any(why.startswith(("a first: down", "down")) for why in reasons), reasons
-    assert all("masked" in score for row in rows if "again" in row for score in row["scores"])
+    for row in rows:
+        if "again" in row:
+            assert all("masked" in score for score in row["scores"])
 
     monkeypatch.setattr(label, "judge_rows", lambda *args: judged.extend(c.key for c in args[2]) or ask(*args))
     judged.clear()

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import socket
+from collections.abc import Iterable
 
 import pytest
 from judge_server import JudgeServer, answer, half, hang_up, raw, stall, status
@@ -50,11 +51,10 @@ def judging(tmp_path, make_config, world):
         file = datasets.data_path(config, config.data.candidates)
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
-            who = {"model": "base"}
-            rows = [
-                {"prompt_id": prompt, "answers": [f"{text} {number}" for text in answers], **who}
-                for number, prompt in enumerate(ids_of(run))
-            ]
+            rows = []
+            for number, prompt in enumerate(ids_of(run)):
+                own = [f"{text} {number}" for text in answers]
+                rows.append({"prompt_id": prompt, "answers": own, "model": "base"})
             file.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return config, run
 
@@ -67,6 +67,22 @@ def ids_of(run) -> list[str]:
 
 def labels(config) -> dict[str, dict]:
     return {row["prompt_id"]: row for row in label.open_labels(config).rows()}
+
+
+def scores_of(config) -> list[dict]:
+    """Return the scores of all answers, of which some may be masked."""
+    scores = []
+    for row in labels(config).values():
+        scores += row["scores"]
+    return scores
+
+
+def replies_of(rows: Iterable[dict]) -> list[dict]:
+    """Return the records of a server's replies in some rows."""
+    replies = []
+    for row in rows:
+        replies += row["replies"]
+    return replies
 
 
 def told(body: dict) -> str:
@@ -126,13 +142,16 @@ def test_labels_before_a_judge_failure_are_kept_and_the_rest_is_asked_again(judg
         before = label.open_labels(config).path.read_bytes()
         rows = labels(config)
         good, bad = ids_of(run)[:4], ids_of(run)[4:]
-        assert all("score" in score for prompt in good for score in rows[prompt]["scores"])
+        for prompt in good:
+            assert all("score" in score for score in rows[prompt]["scores"])
+        reasons = []
         for prompt in bad:
             assert all("masked" in score for score in rows[prompt]["scores"])
-            told_why = " ".join(pair["masked"] for pair in rows[prompt]["pairs"])
-            assert _matches(reason, told_why) or _matches("given up", told_why)
+            own = [pair["masked"] for pair in rows[prompt]["pairs"]]
+            assert _matches(reason, " ".join(own)) or _matches("given up", " ".join(own))
             assert rows[prompt].get("again", False) == again
-        assert any(_matches(reason, pair["masked"]) for prompt in bad for pair in rows[prompt]["pairs"])
+            reasons += own
+        assert any(_matches(reason, text) for text in reasons)
         assert report["again"] == (4 if again else 0) and sum(report["position"]["masked"].values()) == 12
         assert ("run `rlaif label` again" in caplog.text) == again
         mended.append(True)
@@ -148,7 +167,11 @@ def test_labels_before_a_judge_failure_are_kept_and_the_rest_is_asked_again(judg
 
 
 def _options(changes: list[str]) -> dict:
-    return {name: float(value) for name, value in (change.split(": ") for change in changes)}
+    options = {}
+    for change in changes:
+        name, value = change.split(": ")
+        options[name] = float(value)
+    return options
 
 
 def _matches(pattern: str, text: str) -> bool:
@@ -162,7 +185,7 @@ def test_prompts_after_a_silent_part_are_not_asked(judging, monkeypatch):
         bound.bind(("127.0.0.1", 0))  # nobody listens
         config, run = judging(f"http://127.0.0.1:{bound.getsockname()[1]}/v1")
         report = label.label(config, run)
-    reasons = [score["masked"] for row in labels(config).values() for score in row["scores"]]
+    reasons = [score["masked"] for score in scores_of(config)]
     assert report["again"] == 8 and sum("not asked" in reason for reason in reasons) == 18
     with pytest.raises(DataError, match="masked score|none of"):
         pairs.pairs(config, run)
@@ -187,8 +210,8 @@ def test_an_exhausted_budget_masks_the_remaining_prompts(judging, monkeypatch, c
         assert report["again"] == 7 and len(server.bodies) == 6
         assert any("token_budget: 90 of 600" in why for why in report["position"]["masked"])
         assert "token_budget: 90 of 600" in caplog.text
-        unasked = [one["masked"] for row in labels(config).values() for one in row["scores"] if "masked" in one]
-        assert sum("not asked" in why and "token_budget: 90 of 600" in why for why in unasked) == 12
+        reasons = [score["masked"] for score in scores_of(config) if "masked" in score]
+        assert sum("not asked" in why and "token_budget: 90 of 600" in why for why in reasons) == 12
         spent = run.directory.read_json("judge/spent.json")
         assert spent == {"judge-1 at judge": {"prompt_tokens": 60, "completion_tokens": 30}}
 
@@ -231,20 +254,23 @@ def test_prompts_without_answers_are_counted(judging, caplog):
 
 
 def test_a_judge_can_see_fewer_frames_than_the_policy(judging):
-    """Those that `video.num_frames` would choose, were it so many."""
+    """They are the frames that `video.num_frames` of that number would choose."""
     shown = []
     says = first_is(("A", -0.1), ("B", -2.5))
     with JudgeServer(by=lambda body: shown.append(told(body)) or says) as server:
         config, run = judging(server.url, "label.show_video=true", "label.num_frames=2")
         assert label.label(config, run)["again"] == 0
-    assert {sum(part["type"] == "image_url" for part in content) for content in shown} == {2}
+    urls = set()
+    for content in shown:
+        images = [part["image_url"]["url"] for part in content if part["type"] == "image_url"]
+        assert len(images) == 2
+        urls.update(images)
     sparse = LocalFrames(config.data.root, 2)
-    wanted = {
-        f"data:image/jpeg;base64,{base64.b64encode(image).decode()}"
-        for prompt in datasets.prompts(run, HELD_OUT)
-        for image in encode_frames(sparse.get(prompt.video), jpeg_quality=90)
-    }
-    assert {part["image_url"]["url"] for content in shown for part in content if "image_url" in part} == wanted
+    expected = set()
+    for prompt in datasets.prompts(run, HELD_OUT):
+        for image in encode_frames(sparse.get(prompt.video), jpeg_quality=90):
+            expected.add(f"data:image/jpeg;base64,{base64.b64encode(image).decode()}")
+    assert urls == expected
 
 
 def test_another_file_behind_a_videos_name_is_judged_anew(judging, world, tmp_path):
@@ -395,7 +421,7 @@ def test_claims_before_a_server_failure_are_kept_and_the_rest_is_asked_again(jud
         mended.append(True)
         report = label.label(config, run)
     assert len(served) == 38 and report["again"] == 0 and report["masked"] == {}
-    assert {score["score"] for row in labels(config).values() for score in row["scores"]} == {-1.0}
+    assert {score["score"] for score in scores_of(config)} == {-1.0}
 
 
 # -- what a server's labels say of it
@@ -425,8 +451,7 @@ def test_rows_record_every_reply_and_the_report_sums_tokens_and_cost(judging):
             for reply in row["replies"]:
                 assert reply["model"] == "judge-1" and len(reply["prompt_hash"]) == 64
                 assert (reply["prompt_tokens"], reply["completion_tokens"]) == (10, 5)
-        hashes = {reply["prompt_hash"] for row in labels(config).values() for reply in row["replies"]}
-        assert len(hashes) == 48
+        assert len({reply["prompt_hash"] for reply in replies_of(labels(config).values())}) == 48
         tokens = {"prompt_tokens": 480, "completion_tokens": 240}
         cost = pytest.approx(480 * 2e-6 + 240 * 10e-6)
         assert report["server"]["labels"] == {"replies": 48, **tokens, "cost": cost}
@@ -434,8 +459,8 @@ def test_rows_record_every_reply_and_the_report_sums_tokens_and_cost(judging):
         # what failed may have been computed, and counts as the largest so far
         assert report["server"]["this_command"].items() >= counts.items()
         assert report["server"]["this_command"]["prompt_tokens"] in (480, 490)
-        kept = json.loads((run.directory.path / "eval" / "label.json").read_text())
-        assert kept["server"]["labels"]["replies"] == 48
+        written = json.loads((run.directory.path / "eval" / "label.json").read_text())
+        assert written["server"]["labels"]["replies"] == 48
 
         label.open_labels(config).path.unlink()  # the labels are lost, the replies are not
         report = label.label(config, run)
@@ -462,9 +487,10 @@ def test_a_refusal_is_recorded_as_a_reply_and_a_failed_request_is_not(judging):
         report = label.label(config, run)
     good, bad = ids_of(run)[:4], ids_of(run)[4:]
     rows = labels(config)
-    assert all("masked" not in reply for prompt in good for reply in rows[prompt]["replies"])
-    assert {reply["masked"] for prompt in bad for reply in rows[prompt]["replies"]} == {"refused"}
-    assert {reply["prompt_tokens"] for prompt in bad for reply in rows[prompt]["replies"]} == {10}
+    assert all("masked" not in reply for reply in replies_of(rows[prompt] for prompt in good))
+    refusals = replies_of(rows[prompt] for prompt in bad)
+    assert {reply["masked"] for reply in refusals} == {"refused"}
+    assert {reply["prompt_tokens"] for reply in refusals} == {10}
     assert report["server"]["labels"]["replies"] == 48
 
     with JudgeServer(status(503)) as server:

@@ -94,7 +94,10 @@ def by_answer(records: list[Preference], model: str) -> dict[tuple, list[dict]]:
 
 def answers_of(records: list[Preference]) -> set[tuple]:
     """`chosen` and `rejected` of every record, and the third of the first."""
-    return {(record.pair_id, side) for record in records for side in SIDES} | {(records[0].pair_id, "third")}
+    answers = {(records[0].pair_id, "third")}
+    for record in records:
+        answers |= {(record.pair_id, side) for side in SIDES}
+    return answers
 
 
 def counts(report: dict) -> list[tuple[int, int, int]]:
@@ -107,19 +110,24 @@ def test_two_models_in_one_job_score_every_answer_independently(scoring_run, mod
     answers, rows = answers_of(records), json.loads(f"[{','.join(Path(file).read_text().splitlines())}]")
     assert len(records) == report["rows"] == len(rows) and counts(report) == [(len(answers), 0, 0)] * 2
     assert [told["model"] for told in report["models"]] == [plain, twofold]
-    told = [by_answer(records, model) for model in (plain, twofold)]
-    assert told[0].keys() == told[1].keys() == answers
-    assert all([entry.get("dimension") for entry in entries] == [None] for entries in told[0].values())
-    assert all(tuple(entry["dimension"] for entry in entries) == TWO for entries in told[1].values())
+    by_model = {model: by_answer(records, model) for model in (plain, twofold)}
+    assert by_model[plain].keys() == by_model[twofold].keys() == answers
+    for entries in by_model[plain].values():
+        assert [entry.get("dimension") for entry in entries] == [None]
+    for entries in by_model[twofold].values():
+        assert tuple(entry["dimension"] for entry in entries) == TWO
     assert [len(record.scores) for record in records] == [1 + 3 * 3, *[2 * 3] * (len(records) - 1)]
-    for model, result in zip(
-        (plain, twofold), told, strict=True
-    ):  # no model's number is another's, nor another answer's
+    values = []
+    for model, entries_by_answer in by_model.items():
+        # Scored alone, a model gives the same numbers: none is another model's or another answer's.
         _, alone, _ = scoring_run(f"alone-{Path(model).name}", [model], file, f"{tmp_path}/alone.jsonl")
-        assert by_answer(alone, model) == result
-    values = [entry["value"] for result in told for entries in result.values() for entry in entries]
-    kept = [json.loads(line) for line in (run.directory.path / "feedback" / "scores.jsonl").read_text().splitlines()]
-    assert set(values) == {value for row in kept for value in row["values"]} and len(set(values)) > len(values) / 2
+        assert by_answer(alone, model) == entries_by_answer
+        for entries in entries_by_answer.values():
+            values += [entry["value"] for entry in entries]
+    stored = []
+    for line in (run.directory.path / "feedback" / "scores.jsonl").read_text().splitlines():
+        stored += json.loads(line)["values"]
+    assert set(values) == set(stored) and len(set(values)) > len(values) / 2
     assert [told["without_context"] for told in report["models"]] == [1, 0]  # one of them reads captions
 
 
