@@ -46,7 +46,7 @@ class NoiseFrames:
 
 
 def build(family: str, folder: Path, tied: bool = False, seed: int = 0) -> Path:
-    """A random model in float32, its tokenizer and its processor; the same seed gives the same weights."""
+    """Write a random model in float32, its tokenizer and its processor; the same seed gives the same weights."""
     model_class, config, processor = BUILDERS[family](tied)
     for part in (config, config.get_text_config()):
         part.tie_word_embeddings = tied
@@ -71,7 +71,7 @@ def build(family: str, folder: Path, tied: bool = False, seed: int = 0) -> Path:
 
 
 def as_on_the_hub(folder: Path) -> None:
-    """Published LLaVA checkpoints have `vision_tower.vision_model.`; one built from a configuration is saved without."""
+    """Rename the tower's weights: published LLaVA checkpoints have `vision_tower.vision_model.`, a model built here has not."""
     from safetensors.torch import load_file, save_file
 
     file = folder / "model.safetensors"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from actors.reward_pool import Scoring
+from actors.reward_pool import ScoringBatch
 from actors.rollout import Answers, Failure
 from rlaif.records import RewardInput, Sample
 
@@ -19,7 +19,7 @@ class Arriving:
 
     samples: list[Sample] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
-    scoring: list[Scoring] = field(default_factory=list)
+    scoring: list[ScoringBatch] = field(default_factory=list)
     """Batches that the reward actors score."""
     times: dict[str, float] = field(default_factory=dict)
 
