@@ -25,6 +25,7 @@ from rlaif.models.merged import whole_model
 from rlaif.models.model_dir import ModelDir
 from rlaif.models.tiny import build_tiny
 from rlaif.models.vlm import VideoLM, load_vlm
+from rlaif.models.vocabulary import spellings
 from rlaif.records import Prompt
 from rlaif.seeds import derive
 from rlaif.stages.feedback import label
@@ -55,7 +56,7 @@ class PlainJudge:
 
     @torch.no_grad()
     def choose(self, questions: Sequence[Question], words: Sequence[str]) -> dict[str, Tokens]:
-        groups, found = [self._encoder.spellings(word) for word in words], {}
+        groups, found = [spellings(self._encoder.tokenizer, word) for word in words], {}
         for start in range(0, len(questions), self._size):
             part = questions[start : start + self._size]
             logprobs = self._first([self._item(question) for question in part])

@@ -22,7 +22,7 @@ from rlaif.io.terminal import phase, say
 from rlaif.models.check import require_model
 from rlaif.models.family import engine_video_of
 from rlaif.models.model_dir import ModelDir, same_model
-from rlaif.models.reward import check_weights, context_mode, read_card, require_reward_model, with_context
+from rlaif.models.reward import check_weights, context_mode, contextual_prompts, read_card, require_reward_model
 from rlaif.records import Prompt
 from rlaif.stages.run import datasets
 from rlaif.stages.run.run import Run
@@ -114,7 +114,7 @@ def prompts_with_context(config: Config, prompts: Sequence[Prompt]) -> list[Prom
         if empty == len(prompts):
             raise datasets.no_captions(config, f"{empty} prompts", f"the reward model {reward} was trained with them")
         log.warning("%d of %d prompts have no captions: the reward model reads no context there", empty, len(prompts))
-    return with_context(mode, prompts, config.seed)
+    return contextual_prompts(mode, prompts, config.seed)
 
 
 def parity_gate(
