@@ -1,4 +1,4 @@
-"""Waiting for what actors were asked to do, so that schedules can be tested without Ray."""
+"""Waiting for the calls of actors, behind an interface so that schedules can be tested without Ray."""
 
 from __future__ import annotations
 

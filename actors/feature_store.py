@@ -58,6 +58,7 @@ class FeatureStore:
         claimed_at = self._claims.get(key, -float("inf"))
         if now < claimed_at + self._patience_s:
             return [], False
+        # also in the place of a claim that is too old: its process is gone or slow, and a second result does no harm
         self._claims[key] = now
         return [], True
 
@@ -90,6 +91,7 @@ class FeatureStore:
 
     def begin(self) -> None:
         """Restart the counts. Stored features count as the one pass that made them, once a process asks for them."""
+        # they would otherwise count as never computed, and the passes per key come out below 1
         self._passes = Counter(dict.fromkeys(self._references, 1))
         self._requested, self._engine_specs = set(), set()
         self._hits = self._engine_passes = 0

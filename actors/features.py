@@ -44,8 +44,10 @@ class FeatureClient:
         try:
             features = compute()
         except BaseException:
+            # also when this process is stopped: the others would wait until the claim is too old
             self._store.release.remote(key)
             raise
+        # waited for: an error means that the others will compute, and the log says why there are more passes
         try:
             stored = self._store.put.remote(key, to_entry(features), features.nbytes)
             ray.get(stored, timeout=self._patience_s)
@@ -71,6 +73,7 @@ class FeatureClient:
             if not refs:
                 time.sleep(self._poll_s)
                 continue
+            # the object is gone if the node that held it is: it has to be computed again
             try:
                 return from_entry(ray.get(refs[0], timeout=self._patience_s))
             except ObjectLostError:
@@ -87,7 +90,7 @@ def to_entry(features: Features) -> dict:
         "kind": features.kind,
         "dtype": features.dtype,
         "type": type(features.output),
-        "parts": {name: arrays[name] for name in arrays},
+        "parts": dict(arrays),
     }
 
 

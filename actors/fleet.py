@@ -20,7 +20,7 @@ PATIENCE_S = 3600.0
 
 
 @dataclass
-class Weights:
+class PublishedWeights:
     """The last version given to the actors; it stays for an actor that needs it again or joins later."""
 
     manifest: Manifest
@@ -43,7 +43,7 @@ class RolloutFleet:
     def __init__(self, actors: Mapping[str, Any], version: int = 0, calls: Calls | None = None):
         """Begin with `actors` by the name that errors shall use; `version`: the weights that all of them hold."""
         self._actors = dict(actors)
-        self._weights: Weights | None = None
+        self._weights: PublishedWeights | None = None
         self.calls = calls or RayCalls()
         self.version = version
         """The version that a call made now will use."""
@@ -81,7 +81,7 @@ class RolloutFleet:
         """
         is_same = self._weights is not None and self._weights.manifest.version == manifest.version
         receipts = self._weights.receipts if is_same else {}
-        self._weights = Weights(manifest, list(buckets), timeout, receipts=receipts)
+        self._weights = PublishedWeights(manifest, list(buckets), timeout, receipts=receipts)
         self.version = manifest.version
         for name in self.live():
             if name not in receipts:
@@ -89,7 +89,7 @@ class RolloutFleet:
 
     def delivered(self, manifest: Manifest, receipts: Mapping[str, Any]) -> None:
         """Note that these actors hold a new version, which reached them on another way than `publish`."""
-        self._weights = Weights(manifest, None, receipts=dict(receipts))
+        self._weights = PublishedWeights(manifest, None, receipts=dict(receipts))
         self.version = manifest.version
 
     def committed(self, timeout: float = PATIENCE_S) -> dict[str, Any]:
@@ -107,7 +107,7 @@ class RolloutFleet:
             return {}
         receipts: dict[str, Any] = dict(self._weights.receipts)
         refusals: dict[str, ContractError] = {}
-        for name in list(self._weights.refs):
+        for name in list(self._weights.refs):  # a copy: dead actors are removed on the way
             try:
                 receipts[name] = self._receipt(name, timeout)
             except RayActorError as error:
@@ -119,6 +119,7 @@ class RolloutFleet:
         # if every actor refuses, the weights are at fault: no actor is ended for that
         if refusals and not receipts:
             raise next(iter(refusals.values()))
+        # the weights are good, as other actors took them: these actors would hold up every iteration
         for name, error in refusals.items():
             self._kill(name, f"refused version {self.version}: {error.found}")
         self.live()
@@ -142,6 +143,7 @@ class RolloutFleet:
 
     def sleep(self, level: int, timeout: float = PATIENCE_S) -> None:
         """Leave the GPUs to others; each actor wakes by itself when it is next used. See `EngineWeights.sleep`."""
+        # all are called before the first is waited for: they free their memory side by side
         refs = {name: actor.sleep.remote(level) for name, actor in self._actors.items()}
         for name, ref in refs.items():
             self.result(name, ref, timeout)
@@ -152,6 +154,7 @@ class RolloutFleet:
         """Let a new actor take part; it gets the weights published last before anything else."""
         if name in self._actors:
             raise ContractError("a new name", f"{name!r} again", "Remove the old actor first")
+        # weights that went from GPU to GPU were never in the object store: there is nothing to send to a new actor
         if self._weights is not None and self._weights.buckets is None:
             raise ContractError(
                 "weights in the object store for an actor that joins",

@@ -80,9 +80,9 @@ class RolloutPool:
     def _spread(
         self, batch_id: Any, prompts: Sequence[Prompt], n: int, call: Callable, parts: int, shares_of: Callable
     ) -> None:
+        # by key, not as given: a resumed run then splits the batch alike
         ordered = sorted(prompts, key=lambda prompt: prompt.prompt_id)
-        ids = {prompt.prompt_id for prompt in ordered}
-        if batch_id in self._batches or len(ids) != len(ordered):
+        if batch_id in self._batches or len(set(_ids(ordered))) != len(ordered):
             raise ContractError(
                 "new batches of different prompts",
                 f"a repetition in batch {batch_id!r}",
@@ -90,6 +90,7 @@ class RolloutPool:
             )
         batch = self._batches[batch_id] = RequestBatch(ordered, n, call)
         names = self.fleet.live()
+        # fewer prompts than calls: no call is empty
         shares = min(len(names) * parts, len(ordered))
         for index, share in enumerate(shares_of(ordered, shares)):
             self._issue(batch, share, names[index % len(names)])
@@ -110,7 +111,7 @@ class RolloutPool:
                 yield from self._take(batch, ref)
         finally:  # also if an actor's error ends the batch: its id is free again
             del self._batches[batch_id]
-        expected = [prompt.prompt_id for prompt in batch.prompts]
+        expected = _ids(batch.prompts)
         if sorted(batch.answered) != expected:
             never = set(expected) - set(batch.answered)
             raise ContractError(
@@ -135,13 +136,14 @@ class RolloutPool:
             # the answers are there, but perhaps on another node
             answers = self.fleet.calls.get(ref, PATIENCE_S)
         except RayActorError as error:
+            # marked first: the part must not go to the same actor
             self.fleet.mark_dead(part.actor, error)
             self._reissue(batch, part)
             return
         except GetTimeoutError:
             raise late_answer([part.actor], PATIENCE_S) from None
         _check_answers(part, batch.n, answers)
-        batch.answered += [prompt.prompt_id for prompt in part.prompts]
+        batch.answered += _ids(part.prompts)
         yield answers
 
     def _issue(self, batch: RequestBatch, prompts: list[Prompt], actor: str) -> None:
@@ -150,6 +152,7 @@ class RolloutPool:
 
     def _reissue(self, batch: RequestBatch, part: Part) -> None:
         """Give a part to the actor with the least to do. It may have newer weights by then: its samples will say so."""
+        # by samples, not by prompts: batches differ in how many answers they want to each
         load = self._pending_samples()
         self.reissued += len(part.prompts)
         self._issue(batch, part.prompts, min(load, key=load.get))
@@ -169,7 +172,8 @@ class RolloutPool:
         """Return the probe with a response sampled by one of the actors from the weights published last."""
         while True:
             name = self.fleet.live()[0]
-            ref = self.fleet.handles[name].respond.remote(probe, sampling, seed, self.fleet.version)
+            actor = self.fleet.handles[name]
+            ref = actor.respond.remote(probe, sampling, seed, self.fleet.version)
             answer = self.fleet.result(name, ref, timeout)
             if answer is not None:
                 return answer
@@ -187,8 +191,12 @@ class RolloutPool:
             result = self.fleet.result(name, ref, timeout)
             if result is not None:
                 results[name] = result
-        self.fleet.live()
+        self.fleet.live()  # if all of them died, that is the error
         return results
+
+
+def _ids(prompts: Sequence[Prompt]) -> list[str]:
+    return [prompt.prompt_id for prompt in prompts]
 
 
 def _interleaved(prompts: list[Prompt], shares: int) -> list[list[Prompt]]:
@@ -206,7 +214,7 @@ def _check_answers(part: Part, n: int, answers: Answers) -> None:
     Raises:
         ContractError: naming the actor and the first prompt for which that is not so.
     """
-    requested = [prompt.prompt_id for prompt in part.prompts]
+    requested = _ids(part.prompts)
     indices: dict[str, list[int | None]] = {prompt_id: [] for prompt_id in requested}
     for failure in answers.failures:
         indices.setdefault(failure.prompt_id, []).append(None)

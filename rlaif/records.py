@@ -70,7 +70,7 @@ class RewardInput:
 
     key: Key
     prompt: Prompt
-    """Its captions are the reward's context (`with_context` in rlaif/models/reward.py)."""
+    """Its captions are the reward's context (`contextual_prompts` in rlaif/models/reward.py)."""
     response: str
 
 

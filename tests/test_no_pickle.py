@@ -83,7 +83,7 @@ def test_each_way_of_unpickling_is_seen(line):
 
 # ---------------------------------------------------------------- files
 
-WORDS = "a red blue circle moves left right and what do you see ?".split()
+WORDS = ["a", "red", "blue", "circle", "moves", "left", "right", "and", "what", "do", "you", "see", "?"]
 LORA = Lora(r=2, alpha=4)
 MODEL = Model(dtype="float32", device="cpu")
 

@@ -62,13 +62,16 @@ def served_rank(model: ModelDir) -> int | None:
     if not model.is_adapter:
         return None
     settings, family = model.settings, model.family
-    is_plain = settings.get("bias", "none") == "none" and not any(settings.get(name) for name in NOT_PLAIN)
-    if not (family.adapters and is_plain):
+    # vLLM ignores settings that it does not know, so only what is surely served as PEFT computes it counts
+    has_more = any(settings.get(name) for name in NOT_PLAIN)
+    has_bias = settings.get("bias", "none") != "none"
+    if has_more or has_bias or not family.adapters:
         return None
     layer = re.compile(rf"base_model\.model\.{re.escape(family.language)}\.layers\.\d+\..*_proj\.lora_[AB]\.weight")
     with safe_open(model.folder / ADAPTER, framework="pt") as tensors:
-        if not all(layer.fullmatch(name) for name in tensors.keys()):
-            return None
+        names = list(tensors.keys())
+    if not all(map(layer.fullmatch, names)):
+        return None
     return int(settings["r"])
 
 
@@ -89,8 +92,10 @@ def attach_adapter(model: nn.Module, adapter: ModelDir, option: str = "to merge"
     Raises ConfigError if the two do not fit: PEFT would leave out tensors that have no place, without an error.
     """
     try:
-        tensors = {name: tensor.float() for name, tensor in load_tensors(adapter.folder / ADAPTER).items()}
+        saved = load_tensors(adapter.folder / ADAPTER)
+        tensors = {name: tensor.float() for name, tensor in saved.items()}
         config = LoraConfig.from_pretrained(adapter.location)
+        # the weights come from the file: other ways to initialise would compute something first, or change the base
         config.inference_mode, config.init_lora_weights = True, True
         problem = _tied_problem(model, tensors)
         if problem:
@@ -112,6 +117,7 @@ def merged_model(base: ModelDir, adapter: ModelDir, dtype: str) -> nn.Module:
 
     Raises ConfigError if the two do not fit.
     """
+    # in float32 the adapter's matrices are exact; the sum is rounded to the base's dtype once
     peft = attach_adapter(load_vlm(base.location, dtype), adapter)
     share = kept_share(peft)
     if share < KEPT:

@@ -11,7 +11,7 @@ import json
 import os
 import posixpath
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from rlaif.io.storage import Location, locate
@@ -36,7 +36,7 @@ def read_record(export: str) -> BaseRecord | None:
     """Return the record of an export; None without one, as in exports of others and of earlier versions."""
     try:
         record = json.loads((locate(export) / RECORD).read())["base"]
-        return BaseRecord(**{field.name: record[field.name] for field in fields(BaseRecord)})
+        return BaseRecord(record["path"], record["relative"], record["fingerprint"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -83,8 +83,10 @@ def _beside_or_moved(export: Path, named: str) -> Iterator[Path]:
             yield (export / named).resolve()
         return
     parts = Path(named).parts
+    # the nearest folder above with a run's own files
     run = next((folder for folder in export.parents if _is_run(folder)), None)
     places_of_a_bare_name = (run, run.parent) if run else ()
+    # the longest end first; the root itself is no part of any
     for start in range(1, len(parts)):
         end = Path(*parts[start:])
         is_bare = start == len(parts) - 1
@@ -110,6 +112,7 @@ def _holds_model(path: str) -> bool:
 def relative_path(base: str, target: Location) -> str | None:
     """Return the way from an export at `target` to its base; None if the base is outside of the export's storage."""
     if not target.local:
+        # a bucket: options after the `?` (an endpoint, a region) are no part of the path
         root, export = target.root.partition("?")[0], str(target).partition("?")[0]
         is_inside = base.partition("?")[0].startswith(root.rstrip("/") + "/")
         return posixpath.relpath(_path_of_uri(base), _path_of_uri(export)) if is_inside else None

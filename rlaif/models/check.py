@@ -49,6 +49,7 @@ def _require_model(option: str, model: ModelDir, served_adapter: str | None = No
             f"an adapter in {served_adapter}",
             f"Set {served_adapter}=null, or set {option} to a model of another family",
         )
+    # last: it reads the folder, which a hub name does not have
     _require_safetensors(option, model)
 
 
@@ -90,7 +91,7 @@ def _require_adapter(option: str, adapter: ModelDir, is_allowed: bool) -> None:
             f"write_merged({path!r}, 'FOLDER')\"",
         )
     if not (folder / ADAPTER).is_file():
-        others = ", ".join(sorted(file.name for file in folder.glob("adapter_model.*"))) or "no weights"
+        others = ", ".join(_file_names(folder, "adapter_model.*")) or "no weights"
         raise ConfigError(
             f"{option}: {ADAPTER} in the adapter's folder",
             f"{path!r} with {others}; a pickled adapter could run code",
@@ -103,6 +104,7 @@ def _require_adapter(option: str, adapter: ModelDir, is_allowed: bool) -> None:
             f"{path!r} with {problem}",
             f"Set {option} to another adapter",
         )
+    # the base first: only then are there names and shapes to compare the adapter's with
     require_base(f"{option}, base_model_name_or_path in {folder / SETTINGS}", path, base)
     check_fit(option, adapter)
 
@@ -113,6 +115,7 @@ def require_base(option: str, export: str, base: ModelDir) -> None:
     option: how errors name the base; base: as `find_base` returns it.
     """
     record = read_record(export)
+    # said before `_require_model` would speak of hub names: the user looks for a folder that was moved or removed
     if _is_folder_path(base.path) and not Path(base.path).is_dir():
         place = f" or, from {export}, {record.relative}" if record and record.relative else ""
         raise ConfigError(
@@ -135,20 +138,22 @@ def _other_weights(folder: Path) -> str | None:
 
     A whole model in the same folder, of which libraries take the one or the other; or the head of a reward model or critic.
     """
-    for pattern, description in (
-        ("model*.safetensors", "a whole model"),
-        ("head.safetensors", "a head that gives scores"),
-    ):
-        names = sorted(file.name for file in folder.glob(pattern))
-        if names:
-            return f"{description} beside it, {names[0]}"
+    models, heads = _file_names(folder, "model*.safetensors"), _file_names(folder, "head.safetensors")
+    if models:
+        return f"a whole model beside it, {models[0]}"
+    if heads:
+        return f"a head that gives scores beside it, {heads[0]}"
     return None
+
+
+def _file_names(folder: Path, pattern: str) -> list[str]:
+    return sorted(file.name for file in folder.glob(pattern))
 
 
 def _require_safetensors(option: str, model: ModelDir) -> None:
     """Refuse a folder whose only weights would have to be unpickled, which can run code."""
     folder = model.folder
-    others = sorted(file.name for file in folder.glob("*") if file.suffix in PICKLED)
+    others = [name for name in _file_names(folder, "*") if name.endswith(PICKLED)]
     if others and not any(folder.glob("*.safetensors")):
         raise ConfigError(
             f"{option}: weights in *.safetensors files",

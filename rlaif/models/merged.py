@@ -23,6 +23,7 @@ def whole_model(model: ModelDir, dtype: str) -> str:
     """
     if not model.is_adapter:
         return model.location
+    # by fingerprint and precision: a moved copy of the same adapter finds the merged model, a changed one does not
     write = partial(_write_merged, model, dtype)
     return str(once(merged_copy_path(model, dtype), write))
 
@@ -58,6 +59,7 @@ def merge_dtype(model: ModelDir, dtype: str) -> str:
 
     It is `float32` for two 16-bit types that differ.
     """
+    # older configurations name no dtype, or only that of the language model
     own = model.config.dtype or model.config.get_text_config().dtype or torch.float32
     common = torch.promote_types(own, getattr(torch, dtype))
     return str(common).removeprefix("torch.")

@@ -69,6 +69,7 @@ class ModelDir:
         """
         if not self.is_adapter:
             return self
+        # PEFT wrote an absolute path, which is wrong once the run directory was moved
         named = str(self.settings.get("base_model_name_or_path") or "")
         return find_base(self.path, named) if named else ModelDir("")
 
@@ -124,6 +125,7 @@ def find_base(export: str, named: str) -> ModelDir:
 
 
 def _has_fingerprint(model: ModelDir, fingerprint: str) -> bool:
+    # a candidate may be half a model, or a bucket out of reach: then the next one is tried
     try:
         return model.whole_fingerprint == fingerprint
     except OSError:

@@ -60,6 +60,7 @@ def read_card(export: str, option: str = "ppo.reward") -> dict:
 
     Raises ConfigError, naming the option, if there is no reward model.
     """
+    # read where it is: no weights are copied to this node for a look at the card
     location = locate(export) / CARD
     if not location.exists():
         raise ConfigError(
@@ -79,6 +80,7 @@ def dimensions_of(card: Mapping[str, Any]) -> tuple[str, ...]:
 def reward_fingerprint(export: str) -> str:
     """Return what tells two reward models apart, wherever they are stored: 16 hex digits over card, base and weights."""
     card = read_card(export)
+    # the base counts by its contents, not by its path; full weights need none
     card["base"] = ModelDir(card["base"]).fingerprint if card["lora"] else ""
     digest = hashlib.sha256(json.dumps(card, sort_keys=True).encode())
     add_weights(digest, Path(fetch(export)))
@@ -94,6 +96,7 @@ def require_reward_model(option: str, export: str) -> dict:
     Raises ConfigError, naming the option, before an actor would fail to load it.
     """
     card = read_card(export, option)
+    # an adapter has no configuration of its own, full weights need no base
     if card["lora"]:
         require_base(f"{option}, its base", export, ModelDir(card["base"]))
     else:
@@ -140,9 +143,10 @@ def context_mode(config: Config) -> str:
     return config.reward.context if isinstance(reward, Function) else read_card(reward)["prompt"]["context"]
 
 
-def with_context(mode: str, prompts: Sequence[Prompt], seed: int) -> list[Prompt]:
+def contextual_prompts(mode: str, prompts: Sequence[Prompt], seed: int) -> list[Prompt]:
     """Return the prompts with the captions that a reward is to read; see `contexts`."""
-    captions = contexts(mode, [(prompt.video, prompt.captions) for prompt in prompts], seed)
+    rows = [(prompt.video, prompt.captions) for prompt in prompts]
+    captions = contexts(mode, rows, seed)
     return [replace(prompt, captions=own) for prompt, own in zip(prompts, captions, strict=True)]
 
 
@@ -177,6 +181,7 @@ class ModelScorer:
         self.device = torch.device("cuda" if model.device != "cpu" and torch.cuda.is_available() else "cpu")
         self.budget = tokens_per_microbatch
         self.model = load_reward_model(folder, card, model).to(self.device).eval()
+        # a reward model's tower is mostly the policy's: its features then come from the process that computed them first
         self.vision = VisionCache(cache_bytes, features)
         self._tower = tower_key(self.model.causal)
 
@@ -191,8 +196,10 @@ class ModelScorer:
                 keys.append(one.key)
             except (DataError, ContractError) as error:
                 outcomes[one.key] = Masked(f"{error.found}, not {error.expected}")
+        # by padded positions, as in a learner: what is scored together then depends on these inputs alone
         for group in pack([len(item.ids) for item in items], self.budget):
-            scores = self._scores([items[i] for i in group])
+            members = [items[i] for i in group]
+            scores = self._scores(members)
             for i, values in zip(group, scores, strict=True):
                 outcomes[keys[i]] = self._outcome(values)
         return outcomes
@@ -200,6 +207,7 @@ class ModelScorer:
     def _scores(self, items: Sequence[Encoded]) -> list[list[float]]:
         """Return the scores of each item in each dimension, by one forward."""
         pad = self.encoder.tokenizer.pad_token_id
+        # padding is masked, so a model without a padding token can take any id for it
         videos = [item.video for item in items]
         vision = self.vision.for_batch(self.model.causal, self._tower, videos, self.device)
         batch = collate(items, self.encoder.eos_id if pad is None else pad, self.device, vision=vision)

@@ -84,10 +84,12 @@ class VideoProcessor:
         The processor runs once per frame size, not once per video. Families that write times between the frames get the
         same number of tokens for times of the same length in characters.
         """
+        # Qwen3-VL writes these times into the prompt with one digit: as many characters are as many tokens
         lengths = tuple(len(f"{index / spec.fps:.1f}") for index in spec.indices)
         key = (spec.height, spec.width, lengths)
         if key not in self._blank:
-            frames = np.zeros((len(spec.indices), spec.height, spec.width, 3), np.uint8)
+            shape = (len(spec.indices), spec.height, spec.width, 3)
+            frames = np.zeros(shape, np.uint8)
             features = self._process(spec, frames)
             without_pixels = {name: array for name, array in features.tensors.items() if not name.startswith("pixel")}
             self._blank[key] = replace(features, tensors=without_pixels)
@@ -98,12 +100,15 @@ class VideoProcessor:
             text=[self._placeholder],
             videos=[np.array(frames)],  # a copy: views of the object store are read-only
             video_metadata=[VideoMetadata(**spec.metadata())],
-            do_sample_frames=False,
+            do_sample_frames=False,  # they are chosen already, the same ones for all roles
             add_special_tokens=False,
             return_tensors="pt",  # InternVL's processor cannot return arrays
         )
+        # The engine expands the placeholder by itself; these ids are for the learner, and for a check of what the engine did.
         expansion = np.asarray(output.pop("input_ids")[0], np.int64)
         visual_tokens = int((expansion == self._visual_id).sum())
+        # `second_per_grid_ts` stays among them: without it transformers' Qwen2.5-VL raises StopIteration for a batch that is
+        # larger than its prompts are long
         tensors = {}
         for name, value in output.items():
             if name not in NOT_FEATURES:

@@ -96,8 +96,11 @@ class VisionCache:
         """
         if not videos:
             return None
-        parts = [self.for_video(model, weights, video, device).to(device) for video in videos]
-        return {parts[0].kind: join_outputs([features.output for features in parts])}
+        outputs = []
+        for video in videos:
+            features = self.for_video(model, weights, video, device).to(device)
+            outputs.append(features.output)
+        return {features.kind: join_outputs(outputs)}
 
     def seen(self, weights: str, videos: Sequence[VideoFeatures]) -> None:
         """Count videos that go through a tower that trains, so that none of its outputs can be stored."""
@@ -123,6 +126,7 @@ class VisionCache:
         self.keys.add(key)
         features = self.features.get(key)
         if features is None:
+            # what another process computed is checked like our own: a wrong key would give rewards for another video
             compute = partial(self._compute, model, weights, video, device)
             features = compute() if self.shared is None else self.shared.get(key, compute)
             check_features(features, model, weights, video)
@@ -162,6 +166,7 @@ def _listed(facts: dict[str, object], names: Sequence[str]) -> str:
 def tower_output(model: nn.Module, weights: str, video: VideoFeatures, device: torch.device) -> Features:
     """Apply tower and projector of a causal video model on `device` to one video; weights: their `tower_key`."""
     kind = "image" if "pixel_values" in video.tensors else "video"
+    # the families' functions differ in what they take beside pixels (grids, times), so the signature decides
     compute = getattr(model.model, f"get_{kind}_features")
     accepted = inspect.signature(compute).parameters
     tensors = {}
@@ -170,6 +175,7 @@ def tower_output(model: nn.Module, weights: str, video: VideoFeatures, device: t
             # grids and times stay as they are; only pixels are in the model's dtype
             dtype = model.dtype if name.startswith("pixel") else None
             tensors[name] = torch.from_numpy(array).to(device, dtype)
+    # a policy in training has its tower in training mode too, though nothing of it trains
     tower = attrgetter(family_of(model.config).vision)(model)
     tower.eval()
     output = compute(**tensors, return_dict=True)
@@ -224,6 +230,7 @@ def tower_key(model: nn.Module) -> str:
     Models that share it turn the same frames into the same features, in the same dtype.
     """
     language = family_of(model.config).language + "."
+    # adapters are left out: they are on the language model, whatever PEFT calls their parameters
     digest = hashlib.sha256(str(model.dtype).encode())
     for name, parameter in sorted(model.named_parameters()):
         if not name.startswith((language, "lm_head.")) and "lora_" not in name:

@@ -49,7 +49,7 @@ class Drawer:
 
 @pytest.fixture
 def computed_on(monkeypatch):
-    """The devices that towers were run on, in order. Features of the other device than the model's come back as CPU ones."""
+    """Record the devices that towers are run on, in order. Features of another device than the model's are returned as CPU ones."""
     devices = []
 
     def compute(model, weights, video, device):
@@ -68,13 +68,13 @@ def device_of(output) -> torch.device:
 def frozen_tower(shared) -> FrozenTower:
     tower = object.__new__(FrozenTower)
     tower.device, tower.model, tower.key, tower.cache = META, MODEL, "key", VisionCache(2**20, shared)
-    tower._as_engine_takes_it = lambda output, video, config: output
+    tower._engine_video = lambda output, video, config: output
     return tower
 
 
 @pytest.mark.parametrize("shared", [None, Drawer()], ids=["alone", "shared"])
 @pytest.mark.parametrize("fresh", [True, False])
-def test_a_rollout_actor_computes_on_its_own_device_and_hands_on_cpu_features(computed_on, fresh, shared):
+def test_rollout_actor_computes_features_on_its_device_and_returns_cpu_features(computed_on, fresh, shared):
     tower = frozen_tower(shared)
     for _ in range(2):
         assert device_of(tower.video(VIDEO, fresh=fresh)) == CPU
@@ -83,7 +83,7 @@ def test_a_rollout_actor_computes_on_its_own_device_and_hands_on_cpu_features(co
 
 @pytest.mark.parametrize("shared", [None, Drawer()], ids=["alone", "shared"])
 @pytest.mark.parametrize("keep_on", [None, META, CPU])
-def test_what_is_kept_elsewhere_is_computed_on_the_models_device(computed_on, keep_on, shared):
+def test_features_kept_on_another_device_are_computed_on_the_models_device(computed_on, keep_on, shared):
     cache = VisionCache(2**20, shared)
     for _ in range(2):
         assert device_of(cache.for_video(MODEL, "key", VIDEO, META, keep_on=keep_on).output) == (keep_on or META)
@@ -104,7 +104,7 @@ def learner_vision(key):
 
 
 def reward_vision(key):
-    """What a reward actor gives its model for one answer."""
+    """Return what a reward actor gives its model for one answer."""
     batches = []
     item = SimpleNamespace(video=VIDEO, ids=[1, 2])
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import sys
 import types
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -40,7 +40,28 @@ from rlaif.models.vlm import VideoLM, load_vlm
 from rlaif.records import Masked, Prompt, RewardInput, Scored, reward_outcome
 from rlaif.video.spec import FrameSpec
 
-WORDS = "a red green blue circle square triangle moves left right up down what do you see ? . : context".split()
+WORDS = [
+    "a",
+    "red",
+    "green",
+    "blue",
+    "circle",
+    "square",
+    "triangle",
+    "moves",
+    "left",
+    "right",
+    "up",
+    "down",
+    "what",
+    "do",
+    "you",
+    "see",
+    "?",
+    ".",
+    ":",
+    "context",
+]
 MODEL = Model(dtype="float32", device="cpu")
 LORA = Lora(r=4, alpha=8)
 
@@ -104,7 +125,7 @@ def path(monkeypatch) -> str:
         ("parts", 0.75, {"truth": 1.0, "style": -0.25}),
     ],
 )
-def test_numbers_and_parts(path, response, value, parts):
+def test_function_scores_numbers_and_parts(path, response, value, parts):
     (outcome,) = FunctionScorer(path)([answer(response)]).values()
     assert outcome == Scored(value, parts) and type(outcome.value) is float
 
@@ -136,17 +157,17 @@ def test_one_outcome_per_answer_by_key(path):
 
 
 @pytest.mark.parametrize("path", ["no_such_module:f", "json:no_such_name", "json", "", ":f"])
-def test_functions_that_are_not_there(path):
+def test_missing_function_raises_config_error(path):
     with pytest.raises(ConfigError, match="package.module:name"):
         load_function(path)
 
 
-def test_the_actor_takes_a_function(path):
+def test_reward_actor_scores_with_a_function(path):
     actor = RewardActor({"path": path}, NoiseFrames, MODEL, 10**4, 2**28, threads=1)
     assert actor.ready() and actor.score([answer("number")]) == {("clip", 0): Scored(1.5, {"score": 1.5})}
 
 
-def test_scored_is_the_sum_of_its_parts():
+def test_reward_outcome_is_the_sum_of_its_parts():
     assert reward_outcome({"a": 1, "b": 2.5}) == Scored(3.5, {"a": 1.0, "b": 2.5})
 
 
@@ -163,7 +184,7 @@ def test_finite_parts_with_an_infinite_sum_are_masked():
 
 @pytest.fixture(scope="module", params=["adapter", "full"])
 def export(request, tmp_path_factory) -> str:
-    """A random reward model as `rlaif reward` leaves it behind."""
+    """Return a random reward model as `rlaif reward` exports it."""
     base, folder = str(build_tiny(tmp_path_factory.mktemp("base"), WORDS, seed=3)), tmp_path_factory.mktemp("reward")
     lora = LORA if request.param == "adapter" else None
     torch.manual_seed(0)
@@ -214,18 +235,18 @@ def test_a_score_reads_video_captions_question_and_answer(scorer):
         {"prompt": replace(plain.prompt, video="other")},
     ]
     base = scorer([plain])[plain.key].value
-    found = [scorer([replace(plain, **change)])[plain.key].value for change in changes]
-    assert min(abs(value - base) for value in found) > 1e-4
+    values_after = [scorer([replace(plain, **change)])[plain.key].value for change in changes]
+    assert min(abs(value - base) for value in values_after) > 1e-4
 
 
-def test_what_cannot_be_read_is_masked(scorer):
+def test_unreadable_inputs_are_masked(scorer):
     outcomes = scorer([answer("a", "broken"), ANSWERS[0], answer("a <|video_pad|> b", "clip1", index=5)])
     assert "garbage" in outcomes[("broken", 0)].reason
     assert "placeholder" in outcomes[("clip1", 5)].reason
     assert isinstance(outcomes[ANSWERS[0].key], Scored)
 
 
-def test_a_broken_model_scores_nothing(export, monkeypatch):
+def test_nan_scores_are_masked(export, monkeypatch):
     scorer = ModelScorer(export, NoiseFrames(), MODEL, 10**4, 2**28)
     with torch.no_grad():
         scorer.model.heads["reward"].bias.fill_(torch.nan)
@@ -233,11 +254,11 @@ def test_a_broken_model_scores_nothing(export, monkeypatch):
     assert all(outcome == Masked("part 'score' is nan") for outcome in outcomes.values()) and len(outcomes) == 4
 
 
-def test_the_card(export, tmp_path):
+def test_card_round_trip(export, tmp_path):
     card = read_card(export)
     assert RewardPrompt(**card["prompt"]) == RewardPrompt.of(Reward())
     assert card["lora"] is None or Lora(**card["lora"]) == LORA
-    assert json.loads(open(os.path.join(export, "reward.json")).read()) == card
+    assert json.loads(Path(export, CARD).read_text()) == card
     with pytest.raises(ConfigError, match="reward.json"):
         read_card(str(tmp_path))
 
@@ -250,7 +271,7 @@ TWO = ("helpfulness", "harmlessness")
 
 @pytest.fixture(scope="module")
 def two_heads(export, tmp_path_factory) -> str:
-    """The same reward model with a second output, which says half of the first one and 1."""
+    """Return the same reward model with a second output: half of the first one, plus 1."""
     folder = tmp_path_factory.mktemp("two")
     shutil.copytree(export, folder, dirs_exist_ok=True)
     head = load_file(folder / "head.safetensors")
@@ -271,7 +292,7 @@ def test_parts_by_dimension(scorer, two_heads):
         assert outcome.value == sum(outcome.parts.values())
 
 
-def test_weights_are_of_the_parts_and_so_of_the_total(export, two_heads):
+def test_reward_weights_scale_parts_and_total(export, two_heads):
     plain = ModelScorer(two_heads, NoiseFrames(), MODEL, 10**4, 2**28)(ANSWERS)
     weights = {"harmlessness": -2.0, "helpfulness": 0.5}
     weighted = ModelScorer(two_heads, NoiseFrames(), MODEL, 10**4, 2**28, weights=weights)(ANSWERS)
@@ -292,19 +313,19 @@ def test_weights_are_of_the_parts_and_so_of_the_total(export, two_heads):
         ({}, ("harmlessness",), "ppo.terms.harmlessness"),
     ],
 )
-def test_weights_that_do_not_fit(weights, taken, named):
+def test_unfit_reward_weights_raise_config_error(weights, taken, named):
     with pytest.raises(ConfigError, match=named):
         check_weights({"dimensions": list(TWO)}, weights, taken)
 
 
-def test_weights_that_fit():
+def test_fitting_reward_weights_pass():
     for weights in ({}, {"helpfulness": 0.0, "harmlessness": 1.0}):
         check_weights({"dimensions": list(TWO)}, weights, ("no_eos", "length"))
     check_weights({}, {"overall": 2.0}, ("overall",))  # a card from before there were dimensions: its part is `score`
     assert dimensions_of({}) == ("overall",) and dimensions_of({"dimensions": list(TWO)}) == TWO
 
 
-def test_what_tells_reward_models_apart(export, two_heads, tmp_path):
+def test_reward_fingerprint_follows_contents_not_paths(export, two_heads, tmp_path):
     shutil.copytree(export, tmp_path / "moved")
     assert reward_fingerprint(str(tmp_path / "moved")) == reward_fingerprint(export) != reward_fingerprint(two_heads)
     head = load_file(tmp_path / "moved" / "head.safetensors")
@@ -352,7 +373,7 @@ def test_a_reward_model_that_lacks_a_part_is_refused_before_it_is_loaded(export,
 
 
 @pytest.mark.slow
-def test_a_pool_in_ray(ray_session, export):
+def test_reward_pool_scores_on_ray_actors(ray_session, export):
     """Two actors, answers by key; they load the same model."""
     pool = start_reward_pool(
         [{"num_cpus": 0}] * 2,

@@ -29,7 +29,7 @@ from rlaif.models.vlm import load_vlm
 from rlaif.records import Prompt
 from rlaif.worlds.shapes.render import write_mp4
 
-WORDS = "a red blue circle moves left right and what do you see ?".split()
+WORDS = ["a", "red", "blue", "circle", "moves", "left", "right", "and", "what", "do", "you", "see", "?"]
 SAMPLING = Sampling(max_tokens=6)
 
 
@@ -45,7 +45,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A directory that holds pickles too, which the actors must not touch."""
+    """Return a model directory with pickles in it, which the actors must not touch."""
     import bombs  # here, because actors that run a function of this file import the file
 
     path = build_tiny(tmp_path_factory.mktemp("tiny"), WORDS, seed=0)
@@ -77,7 +77,7 @@ def fellows(start, actor):
 
 
 def noisy(model: str) -> dict[str, torch.Tensor]:
-    """The model's weights with noise on them, head included."""
+    """Return the model's weights with noise on them, head included."""
     from transformers import AutoModelForImageTextToText
 
     state = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32).state_dict()
@@ -110,7 +110,7 @@ def features(ray_session):
 
 @pytest.fixture(scope="module")
 def handed(ray_session, root, model, features):
-    """An actor whose engine gets features instead of frames."""
+    """Start an actor whose engine gets features instead of frames."""
     rollout = Rollout(max_model_len=256, cpu_kv_cache_gib=0.1, max_num_seqs=8, vision="shared")
     frames = partial(LocalFrames, root, 8)
     spec = EngineSpec(model, "float32", rollout=rollout)
@@ -139,9 +139,9 @@ def test_features_of_another_tower_under_this_ones_key_are_an_error(handed, feat
     rival = load_vlm(str(build_tiny(tmp_path, WORDS, seed=1)), "float32")
     encoder, key = Encoder(str(tmp_path), LocalFrames(root, 8)), ask(handed.__ray_call__.remote(_tower_of))
     video = encoder.video("3.mp4")
-    made = tower_output(rival, tower_key(rival), video, torch.device("cpu"))
-    FeatureClient(features).get((key, video.spec.hash), lambda: made)
-    with pytest.raises(ContractError, match=f"tower {key}(.|\n)*tower {made.tower}"):
+    theirs = tower_output(rival, tower_key(rival), video, torch.device("cpu"))
+    FeatureClient(features).get((key, video.spec.hash), lambda: theirs)
+    with pytest.raises(ContractError, match=f"tower {key}(.|\n)*tower {theirs.tower}"):
         ask(handed.generate.remote([Prompt("p", "3.mp4", "what ?")], 1, 0, SAMPLING, 0))
 
 
@@ -174,7 +174,7 @@ def test_an_answer_depends_on_its_key_and_seed_not_on_the_call(actor):
     assert texts(prompts()[:2], 1) != both
 
 
-def test_published_weights_reach_the_actor_through_the_pool(ray_session, actor, model):
+def test_pool_publishes_weights_to_the_actor(ray_session, actor, model):
     pool, state = RolloutPool({"only": actor}), noisy(model)
     pool.submit("before", prompts()[:3], 2, 0, SAMPLING)
     pool.fleet.publish(*pack_weights(state.items(), 1 << 20, version=5, put=ray_session.put))
@@ -220,7 +220,7 @@ def test_a_publish_that_did_not_arrive_whole_leaves_the_version_in_place(ray_ses
     assert len(ask(actor.generate.remote(prompts()[:1], 2, 0, SAMPLING, before)).samples) == 2
 
 
-def test_answers_are_cut_at_a_given_token(actor, model):
+def test_truncate_at_cuts_answers(actor, model):
     version = ask(actor.version.remote())
 
     def generate(sampling):
@@ -232,11 +232,11 @@ def test_answers_are_cut_at_a_given_token(actor, model):
     for before, after in zip(whole, cut, strict=True):
         assert before.key == after.key
         tokens = before.response_ids.tolist()
-        kept = tokens.index(stop) + 1 if stop in tokens else len(tokens)
-        assert after.response_ids.tolist() == tokens[:kept] and len(after.logprobs) == kept
-        assert np.array_equal(after.logprobs, before.logprobs[:kept])
+        length = tokens.index(stop) + 1 if stop in tokens else len(tokens)
+        assert after.response_ids.tolist() == tokens[:length] and len(after.logprobs) == length
+        assert np.array_equal(after.logprobs, before.logprobs[:length])
         assert after.finish_reason == ("cut" if stop in tokens else before.finish_reason)
-        assert after.response == (Encoder(model).text(tokens[:kept]) if stop in tokens else before.response)
+        assert after.response == (Encoder(model).text(tokens[:length]) if stop in tokens else before.response)
     assert any(sample.finish_reason == "cut" for sample in cut)
     with pytest.raises(ConfigError, match="truncate_at"):
         generate(SAMPLING.model_copy(update={"truncate_at": ("never",)}))
@@ -308,14 +308,14 @@ def _flip_once(body) -> None:
     usual, body.flipped = ray.get, 0
 
     def get(ref, **options):
-        found = usual(ref, **options)
-        if isinstance(found, dict) and not body.flipped:
+        arrays = usual(ref, **options)
+        if isinstance(arrays, dict) and not body.flipped:
             body.flipped = 1
-            name = min(found)
-            bits = found[name].copy()
+            name = min(arrays)
+            bits = arrays[name].copy()
             bits.reshape(-1).view(np.uint8)[0] ^= 1
-            found = found | {name: bits}
-        return found
+            arrays = arrays | {name: bits}
+        return arrays
 
     ray.get = get
 

@@ -112,7 +112,7 @@ def _prompt_row(record: Prompt, place: int) -> Fields:
     return row | ({"captions": list(record.captions)} if record.captions else {}) | record.extra
 
 
-FOR_CHECKERS = frozenset("label kto_tag preference preferences ranking objects tools".split())
+FOR_CHECKERS = frozenset(["label", "kto_tag", "preference", "preferences", "ranking", "objects", "tools"])
 """Fields of a prompt that a checker or a reward function may read (`Prompt.extra`), whatever they mean elsewhere."""
 OF_PROMPTS = FOR_CHECKERS | {"prompt_id", "video", "question", "answer", "captions", "frames", "modality", "native"}
 OF_CONVERSATIONS = frozenset(("id", "video", "messages", "captions", "frames", "modality", "native"))

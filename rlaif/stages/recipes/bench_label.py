@@ -26,6 +26,7 @@ from rlaif.models.merged import whole_model
 from rlaif.models.model_dir import ModelDir
 from rlaif.models.tiny import build_tiny
 from rlaif.models.vlm import VideoLM, load_vlm
+from rlaif.models.vocabulary import spellings
 from rlaif.records import Prompt
 from rlaif.seeds import derive
 from rlaif.stages.feedback import label
@@ -63,13 +64,13 @@ class PlainJudge:
     @torch.no_grad()
     def choose(self, questions: Sequence[Question], words: Sequence[str]) -> dict[str, Tokens]:
         """Return, by key, the log-prob of each of `words` as the first word of the reply, summed over its spellings."""
-        spellings = [self._encoder.spellings(word) for word in words]
+        ids_by_word = [spellings(self._encoder.tokenizer, word) for word in words]
         outcomes = {}
         for start in range(0, len(questions), self._size):
             part = questions[start : start + self._size]
             logprobs = self._first_token(list(map(self._encode, part)))
             for question, row in zip(part, logprobs, strict=True):
-                values = [float(row[ids].logsumexp(0)) for ids in spellings]
+                values = [float(row[ids].logsumexp(0)) for ids in ids_by_word]
                 outcomes[question.key] = list(zip(words, values, strict=True))
         return outcomes
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rlaif.config.schema import Config
 from rlaif.config.section import Function
-from rlaif.models.reward import context_mode, with_context
+from rlaif.models.reward import context_mode, contextual_prompts
 from rlaif.records import Prompt
 from rlaif.stages.run import datasets
 
@@ -25,4 +25,4 @@ def prompts_with_context(config: Config, prompts: Sequence[Prompt]) -> list[Prom
         if empty == len(prompts):
             raise datasets.no_captions(config, f"{empty} prompts", f"the reward model {reward} was trained with them")
         log.warning("%d of %d prompts have no captions: the reward model reads no context there", empty, len(prompts))
-    return with_context(mode, prompts, config.seed)
+    return contextual_prompts(mode, prompts, config.seed)

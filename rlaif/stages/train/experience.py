@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from actors.reward_pool import Scoring
+from actors.reward_pool import ScoringBatch
 from actors.rollout import Answers, Failure
 from cluster.ledger import Ledger
 from rlaif.config.schema import Config
@@ -28,12 +28,12 @@ class PendingBatch:
     samples: list[Sample] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     """Prompts that could not be answered."""
-    scoring: list[Scoring] = field(default_factory=list)
+    scoring: list[ScoringBatch] = field(default_factory=list)
     """Batches that the reward actors score."""
     times: dict[str, float] = field(default_factory=dict)
     """Seconds since the epoch at which the rollout of this batch began and ended."""
 
-    def add(self, answers: Answers, scoring: Scoring) -> None:
+    def add(self, answers: Answers, scoring: ScoringBatch) -> None:
         """Add one part of the answers; `scoring` is the pending request for its rewards."""
         self.samples += answers.samples
         self.failures += answers.failures

@@ -32,14 +32,14 @@ OPTION = "candidates.models"
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch) -> Path:
-    """This node's cache."""
+    """Return an empty cache of this node."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "rlaif" / "merged"
 
 
 @pytest.fixture(scope="module")
-def made(qwen_path, tmp_path_factory) -> Path:
-    """base/ and adapter/ as a user has them."""
+def originals(qwen_path, tmp_path_factory) -> Path:
+    """Write base/ and adapter/ as a user has them."""
     folder = tmp_path_factory.mktemp("made")
     shutil.copytree(qwen_path, folder / "base")
     write_adapter(folder / "adapter", str(folder / "base"))
@@ -47,17 +47,17 @@ def made(qwen_path, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def own(made, tmp_path) -> Path:
-    """A copy of both that a test may change; the adapter names its own base."""
+def own(originals, tmp_path) -> Path:
+    """Return a copy of both that a test may change; the adapter names its own base."""
     for name in ("base", "adapter"):
-        shutil.copytree(made / name, tmp_path / name)
+        shutil.copytree(originals / name, tmp_path / name)
     change(tmp_path / "adapter", base_model_name_or_path=str(tmp_path / "base"))
     return tmp_path
 
 
 def change(folder: Path, **settings) -> None:
-    told = json.loads((folder / SETTINGS).read_text())
-    (folder / SETTINGS).write_text(json.dumps(told | settings))
+    saved = json.loads((folder / SETTINGS).read_text())
+    (folder / SETTINGS).write_text(json.dumps(saved | settings))
 
 
 @torch.no_grad()
@@ -67,7 +67,7 @@ def logprobs(model: torch.nn.Module) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_next_video", "llava_onevision", "internvl", "qwen3_vl"])
-def test_the_copy_says_what_base_and_adapter_say(path_of, tmp_path, family):
+def test_merged_copy_equals_base_with_adapter(path_of, tmp_path, family):
     base = path_of(family)
     adapter = write_adapter(tmp_path / "adapter", base)
     require_model(OPTION, adapter, or_adapter=True)
@@ -83,15 +83,15 @@ def test_the_copy_says_what_base_and_adapter_say(path_of, tmp_path, family):
 
 
 @pytest.mark.parametrize("options", [{"use_rslora": True}, {"use_dora": True}, {"rank_pattern": {"v_proj": 2}}])
-def test_other_kinds_of_lora(made, tmp_path, options):
-    adapter = write_adapter(tmp_path / "adapter", str(made / "base"), **options)
+def test_merged_copy_equals_peft_for_lora_variants(originals, tmp_path, options):
+    adapter = write_adapter(tmp_path / "adapter", str(originals / "base"), **options)
     require_model(OPTION, adapter, or_adapter=True)
-    expected = logprobs(PeftModel.from_pretrained(load_vlm(str(made / "base"), "float32"), adapter))
+    expected = logprobs(PeftModel.from_pretrained(load_vlm(str(originals / "base"), "float32"), adapter))
     assert (logprobs(load_vlm(whole_model(ModelDir(adapter), "float32"), "float32")) - expected).abs().max() < 1e-5
 
 
-def test_whole_models_are_left_alone(made, cache):
-    base = str(made / "base")
+def test_whole_models_are_not_copied(originals, cache):
+    base = str(originals / "base")
     assert whole_model(ModelDir(base), "float32") == base == ModelDir(base).base.path and not ModelDir(base).is_adapter
     assert whole_model(ModelDir("org/model-7b"), "float32") == "org/model-7b" == ModelDir("org/model-7b").base.path
     assert not cache.exists()
@@ -116,23 +116,23 @@ def test_a_copy_is_made_once_for_each_adapter_base_and_precision(own, cache, mon
     assert not [path for path in cache.iterdir() if path.name.startswith("tmp")]
 
 
-def test_several_ask_at_the_same_time(own, monkeypatch):
+def test_concurrent_requests_merge_once(own, monkeypatch):
     calls, real = [], merged.merged_model
     monkeypatch.setattr(merged, "merged_model", lambda *given: calls.append(given) or real(*given))
-    found = []
-    asking = [
-        threading.Thread(target=lambda: found.append(whole_model(ModelDir(str(own / "adapter")), "float32")))
+    results = []
+    threads = [
+        threading.Thread(target=lambda: results.append(whole_model(ModelDir(str(own / "adapter")), "float32")))
         for _ in range(3)
     ]
-    for thread in asking:
+    for thread in threads:
         thread.start()
-    for thread in asking:
+    for thread in threads:
         thread.join()
-    assert len(found) == 3 and len(set(found)) == 1 and len(calls) == 1
-    load_vlm(found[0], "float32")
+    assert len(results) == 3 and len(set(results)) == 1 and len(calls) == 1
+    load_vlm(results[0], "float32")
 
 
-def test_another_process_waits_for_what_is_being_made(tmp_path):
+def test_once_waits_for_another_process(tmp_path):
     code = (
         "import sys, time; from pathlib import Path; from rlaif.io.storage import once\n"
         "def make(folder): print('making', flush=True); time.sleep(1); (folder / 'x').write_text(sys.argv[2])\n"
@@ -145,7 +145,7 @@ def test_another_process_waits_for_what_is_being_made(tmp_path):
     assert other.wait() == 0
 
 
-def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
+def test_once_removes_the_rest_of_a_killed_process(tmp_path):
     program = (
         "import os, sys; from pathlib import Path; from rlaif.io.storage import once\n"
         "def make(folder):\n    (folder / 'half').write_text('x'); os.kill(os.getpid(), 9)\n"
@@ -158,7 +158,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
     assert sorted(path.name for path in target.parent.iterdir()) == [".target.lock", "target"]
 
 
-def test_what_fails_leaves_nothing_behind(tmp_path):
+def test_once_leaves_nothing_after_a_failure(tmp_path):
     def fail(folder):
         (folder / "half").write_text("")
         raise OSError("disk full")
@@ -169,7 +169,7 @@ def test_what_fails_leaves_nothing_behind(tmp_path):
     assert once(tmp_path / "cache" / "target", lambda folder: None).is_dir()
 
 
-def test_an_adapter_in_a_bucket(own):
+def test_adapter_behind_a_uri_is_resolved(own):
     where = f"file://{own}/adapter"
     require_model(OPTION, where, or_adapter=True)
     assert same_model(where, str(own / "adapter")) and ModelDir(where).base.path == str(own / "base")
@@ -198,7 +198,7 @@ def test_fingerprints_follow_adapter_and_base_not_paths(own):
 
 
 @pytest.mark.parametrize("base", ["base", "../base"])
-def test_a_base_beside_the_adapter_or_where_we_are(own, monkeypatch, base):
+def test_relative_base_is_found_beside_the_adapter_or_in_the_working_directory(own, monkeypatch, base):
     change(own / "adapter", base_model_name_or_path=base)
     if base == "base":
         monkeypatch.chdir(own)
@@ -210,9 +210,9 @@ def test_a_base_beside_the_adapter_or_where_we_are(own, monkeypatch, base):
 def test_options_that_need_a_whole_model_say_how_to_get_one(own, option):
     with pytest.raises(
         ConfigError, match=rf"{option}: a whole model(.|\n)*an adapter on .*base'(.|\n)*write_merged"
-    ) as told:
+    ) as raised:
         require_model(option, str(own / "adapter"))
-    line = told.value.fix.split('python -c "')[1].rstrip('"')
+    line = raised.value.fix.split('python -c "')[1].rstrip('"')
     exec(line.replace("FOLDER", str(own / "whole")))
     require_model(option, str(own / "whole"))
     assert (
@@ -265,7 +265,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_what_cannot_be_merged_is_refused_before_anything_starts(own, name):
+def test_unmergeable_adapter_is_refused(own, name):
     damage, expected = BROKEN[name]
     if callable(damage):
         damage(own / "adapter")
@@ -309,7 +309,7 @@ def write_adapter_again(own: Path) -> None:
     save_file({"x": torch.zeros(1)}, own / "adapter" / ADAPTER)
 
 
-def test_a_merge_that_loses_most_of_the_change_says_so(own, caplog):
+def test_lossy_merge_warns(own, caplog):
     base, small = str(own / "base"), write_adapter(own / "small", str(own / "base"), scale=2e-3)
     with caplog.at_level(logging.WARNING):
         merged_model(ModelDir(base), ModelDir(small), "float32")

@@ -16,7 +16,7 @@ from rlaif.models.model_dir import SETTINGS, ModelDir, same_model
 
 @pytest.fixture
 def stored(qwen_path, tmp_path, monkeypatch):
-    """base/ and an adapter on it, below a URI."""
+    """Return a URI with base/ and an adapter on it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     shutil.copytree(qwen_path, tmp_path / "base")
     write_adapter(tmp_path / "adapter", str(tmp_path / "base"))

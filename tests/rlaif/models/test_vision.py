@@ -67,7 +67,7 @@ def test_other_weights_are_another_key_and_the_budget_holds(scene):
     assert small.for_batch(scene.model.causal, "weights", [], CPU) is None
 
 
-def test_the_key_is_that_of_tower_and_projector_alone(scene):
+def test_tower_key_depends_on_tower_and_projector_only(scene):
     key = tower_key(scene.model.causal)
     adapted = VideoLM(load_vlm(scene.path, "float32"), adapters={"policy": Lora(r=4)})
     assert tower_key(adapted.causal) == key
@@ -87,7 +87,7 @@ ABLE = [name for name in BUILDERS if FAMILIES[name].engine_video]
 
 
 @pytest.mark.parametrize("family", ABLE)
-def test_a_tower_without_its_language_model_is_the_same_tower(family, tmp_path):
+def test_load_tower_equals_the_tower_of_the_whole_model(family, tmp_path):
     scene = Scene(family, tmp_path)
     tower, whole = load_tower(scene.path, "float32"), scene.model.causal
     key = tower_key(whole)
@@ -118,7 +118,7 @@ class Drawer:
         self.told = keys
 
 
-def test_what_another_process_shares_is_used_and_nothing_is_computed(scene):
+def test_shared_features_are_used_instead_of_computing(scene):
     drawer, key = Drawer(), tower_key(scene.model.causal)
     first, second = VisionCache(2**30, drawer), VisionCache(2**30, drawer)
     one, other = (cache.for_video(scene.model.causal, key, scene.videos[0], CPU) for cache in (first, second))

@@ -11,7 +11,7 @@ from rlaif.models.tiny import Size
 from rlaif.stages.recipes import bench_ppo
 from rlaif.stages.recipes.bench_baseline import Times
 
-KEYS = (
+KEYS = [
     "rollout_speedup",
     "iteration_speedup",
     "padding_waste",
@@ -21,7 +21,7 @@ KEYS = (
     "idle_share",
     "rollout_tokens_per_s",
     "update_tokens_per_s",
-)
+]
 
 
 def row(start: float, **changes) -> dict:

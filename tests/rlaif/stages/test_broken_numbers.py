@@ -82,7 +82,7 @@ def test_a_reward_function_that_never_returns_masks_that_prompt_and_no_other(
     prompts = [json.loads(line) for line in (world / "data" / "prompts.jsonl").read_text().splitlines()][:4]
     prompts[1]["hangs"] = True
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
-    hangs = ["ppo.reward={path: 'tests.support.faulty_rewards:hangs_where_told'}", "ppo.reward_timeout_s=5"]
+    hangs = ["ppo.reward={path: 'tests.support.faulty_rewards:hangs_if_marked'}", "ppo.reward_timeout_s=5"]
     files = [f"data.prompts={tmp_path}/prompts.jsonl"]
     folder = train("hangs", *hangs, *files, "ppo.iterations=1", "ppo.max_reward_failures=0.25").path
     rows = samples_of(folder, 1)

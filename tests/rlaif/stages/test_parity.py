@@ -223,15 +223,15 @@ def _forget_adapter(actor) -> None:
 
 
 def _accept_parts(actor) -> None:
-    from actors.contents import Contents
+    from actors.weight_check import WeightCheck
 
-    Contents.usual_check, Contents.check = Contents.check, lambda *_: None
+    WeightCheck.usual_check, WeightCheck.check = WeightCheck.check, lambda *_: None
 
 
 def _refuse_parts(actor) -> None:
-    from actors.contents import Contents
+    from actors.weight_check import WeightCheck
 
-    Contents.check = Contents.usual_check
+    WeightCheck.check = WeightCheck.usual_check
 
 
 def _without_head(manifest, buckets):

@@ -48,7 +48,7 @@ def test_a_function_reads_the_same_shuffled_captions_as_a_reward_model(with_rewa
         assert replace(other, captions=own.captions) == own
 
 
-def test_a_reward_model_that_reads_captions_needs_some(with_reward, caplog):
+def test_prompts_without_captions_are_refused_if_the_reward_model_reads_them(with_reward, caplog):
     without = [replace(prompt, captions=()) for prompt in PROMPTS]
     with pytest.raises(DataError, match="none in any of 5 prompts"):
         prompts_with_context(with_reward("model", "captions"), without)
