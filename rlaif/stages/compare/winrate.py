@@ -69,19 +69,19 @@ def winrate(config: Config, run: Run) -> dict:
     measure = {"reward": rates_by_reward, "judge": rates_by_judge}[config.winrate.by]
     verdicts = measure(config, run, contest)
     rates, masked = verdicts.rates, verdicts.masked
-    found = {"command": typed_command(), "by": verdicts.name, **rates.to_json()}
-    found |= {"paths": dict(names), "masked": masked, **verdicts.usage}
+    result = {"command": typed_command(), "by": verdicts.name, **rates.to_json()}
+    result |= {"paths": dict(names), "masked": masked, **verdicts.usage}
     unanswered = dict.fromkeys(names, len(prompts))
     for prompt in prompts:
         for name in answers[prompt.prompt_id]:
             unanswered[name] -= 1
-    found["unanswered"] = unanswered
+    result["unanswered"] = unanswered
     if masked or any(unanswered.values()):
         log.warning("prompts without an answer: %s; answers without a verdict: %s", unanswered, masked)
-    run.directory.write_eval("winrate", found)
+    run.directory.write_eval("winrate", result)
     matrices = {"overall": rates.overall, **dict(named_groups(vars(rates)))}
     run.directory.write_text("eval/winrate.html", winrate_page(matrices))
-    return found
+    return result
 
 
 def compared_models(config: Config) -> dict[str, str]:

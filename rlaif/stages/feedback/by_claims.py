@@ -90,7 +90,10 @@ def split_answers(config: Config, judge: Judge, cases: Sequence[Case]) -> list[A
     tallies: list[AnswerClaims] = []
     for case in cases:
         # Splitting needs no judge here, so that it cannot fail for a reason that may pass.
-        tallies.append([claims.count_claims(split(answer)) for answer in case.answers])
+        own: AnswerClaims = []
+        for answer in case.answers:
+            own.append(claims.count_claims(split(answer)))
+        tallies.append(own)
     return tallies
 
 

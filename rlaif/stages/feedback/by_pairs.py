@@ -139,6 +139,6 @@ def _pair_row(case: Case, outcomes: Mapping[IndexPair, pairwise.Verdict | Masked
             pair["masked"] = outcome.reason
         else:
             pair |= {"p": outcome.p, "winner": outcome.winner, "flipped": outcome.flipped}
-            pair["orders"] = [asdict(order) for order in outcome.orders]
+            pair["orders"] = list(map(asdict, outcome.orders))
         pairs.append(pair)
     return label_row(case, [scores[index] for index in indices], pairs=pairs)

@@ -74,7 +74,7 @@ def caption(config: Config, run: Run) -> dict[str, int]:
     tasks = list(_tasks(config, run))
     keys = [(task.key, task.video) for task in tasks]
     missing = set(store.missing(keys))
-    todo = [task for task in tasks if (task.key, task.video) in missing]
+    todo = [task for task, key in zip(tasks, keys, strict=True) if key in missing]
     # Counted before anything is appended: a key that failed before is missing and in the store.
     retried = sum(key in store for key in missing)
     counts = {"captioned": 0, "retried": retried, "there": len(tasks) - len(todo)}
@@ -86,9 +86,11 @@ def caption(config: Config, run: Run) -> dict[str, int]:
         captioned, failed = fill_store(store, todo, captioner.rows, "captions")
         counts["captioned"] += captioned
         counts["failed"] += failed
-    rows = [store[key] for key in keys]
-    counts["left_out"] = sum(row.get("left_out", 0) for row in rows)
-    counts["cut"] = sum("cut" in row for row in rows)
+    counts |= {"left_out": 0, "cut": 0}
+    for key in keys:
+        row = store[key]
+        counts["left_out"] += row.get("left_out", 0)
+        counts["cut"] += "cut" in row
     log.info("%s: %s", store.path, counts_text(counts))
     return counts
 

@@ -115,9 +115,9 @@ def cases_of(config: Config, answered: Sequence[AnsweredPrompt]) -> list[Case]:
     if config.label.context == "none":
         return [Case(prompt, tuple(answers), ()) for prompt, answers in answered]
     own = [(prompt.video, prompt.captions) for prompt, _ in answered]
-    read = contexts(config.label.context, own, config.seed)
+    captions_by_prompt = contexts(config.label.context, own, config.seed)
     cases = []
-    for (prompt, answers), captions in zip(answered, read, strict=True):
+    for (prompt, answers), captions in zip(answered, captions_by_prompt, strict=True):
         cases.append(Case(prompt, tuple(answers), captions))
     return cases
 

@@ -224,11 +224,11 @@ class _Requests:
     def __iter__(self) -> Iterator[ChatRequest]:
         for question in self._questions:
             try:
-                shown = self._images(question.video) + self._images(question.other)
+                images = self._images(question.video) + self._images(question.other)
             except DataError as error:
                 self.unreadable[question.key] = Masked(str(error))
                 continue
-            turn = Turn(question.text, images=shown)
+            turn = Turn(question.text, images=images)
             yield ChatRequest(question.key, (turn,), self._words)
 
 

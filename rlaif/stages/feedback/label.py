@@ -122,8 +122,9 @@ def _with_replies(rows: list[dict], replies: Iterable[tuple[str, dict]]) -> list
     records: dict[int, list[dict]] = {}
     for key, record in replies:
         # Keys of questions begin with the number of their case (by_claims.py, by_pairs.py).
-        number, _, asked = key.partition(":")
-        records.setdefault(int(number), []).append({"asked": asked, **record})
+        number, _, question = key.partition(":")
+        own = records.setdefault(int(number), [])
+        own.append({"asked": question, **record})
     complete = []
     for number, row in enumerate(rows):
         own = records.get(number)

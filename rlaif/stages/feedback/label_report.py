@@ -27,16 +27,19 @@ def label_report(config: Config, cases: Sequence[Case], rows: Rows, spent: Mappi
 
     `again`: prompts that the next run asks about once more. `without_context`: prompts whose videos have no captions.
     """
-    answers = 0
+    answers = left_out = again = 0
     masked: Counter[str] = Counter()
     for row in rows:
         answers += len(row["scores"])
-        masked.update(score["masked"] for score in row["scores"] if "masked" in score)
+        left_out += row.get("captions_left_out", 0)
+        again += row.get("again", False)
+        for score in row["scores"]:
+            if "masked" in score:
+                masked[score["masked"]] += 1
     report: dict = {"prompts": len(rows), "answers": answers, "masked": dict(masked)}
-    beyond = sum(row.get("captions_left_out", 0) for row in rows)
-    if beyond:
-        report["captions_left_out"] = beyond
-    report["again"] = sum(row.get("again", False) for row in rows)
+    if left_out:
+        report["captions_left_out"] = left_out
+    report["again"] = again
     if config.label.context != "none":
         report["without_context"] = sum(not case.captions for case in cases)
     if any("pairs" in row for row in rows):

@@ -40,17 +40,17 @@ def pairs(config: Config, run: Run) -> dict:
     cases, unanswered = read_cases(config, run)
     store = open_labels(config)
     require_labels(config, store, cases)
-    built = build_pairs(_candidates(cases, store), pair_options(config), config.seed)
-    if not built.pairs:
+    pair_set = build_pairs(_candidates(cases, store), pair_options(config), config.seed)
+    if not pair_set.pairs:
         raise DataError(
-            "preference pairs", f"none of {built.considered}: {built.dropped}", "Relax the options of `pairs`."
+            "preference pairs", f"none of {pair_set.considered}: {pair_set.dropped}", "Relax the options of `pairs`."
         )
-    records = _records(config, cases, store, built.pairs)
+    records = _records(config, cases, store, pair_set.pairs)
     training, held_out = _split(config, records)
     write_pairs(datasets.data_path(config, config.data.pairs), training)
     if config.data.pairs_eval:
         write_pairs(datasets.data_path(config, config.data.pairs_eval), held_out)
-    result = {"command": typed_command(), "unanswered": unanswered, **pair_report(built)}
+    result = {"command": typed_command(), "unanswered": unanswered, **pair_report(pair_set)}
     result["held_out"] = len(held_out)
     run.directory.write_eval("pairs", result)
     return result
@@ -183,7 +183,7 @@ def _records(
 def pair_record(pair: ScoredPair, case: Case, judge: Mapping[str, str], origins: Sequence[dict]) -> Preference:
     """Return a pair as a record with its judge and provenance.
 
-    `origins`: where the answers to the prompt come from, by sample index.
+    `origins`: of the answers to the prompt, by sample index.
     """
     chosen, rejected = pair.chosen, pair.rejected
     provenance: dict = {}

@@ -56,8 +56,8 @@ def sample(config: Config, run: Run) -> dict[str, int]:
             # No engine starts for a model that has nothing to answer.
             continue
         sampler = _Sampler(config, run.topology.engines(model), model, fingerprint)
-        made, failed = fill_store(store, todo, sampler.rows, f"answers of {model}")
-        counts["made"] += made
+        answered, failed = fill_store(store, todo, sampler.rows, f"answers of {model}")
+        counts["made"] += answered
         counts["failed"] += failed
     log.info("%s: %s", store.path, counts_text(counts))
     return counts

@@ -1,9 +1,9 @@
-"""`rlaif bench ppo CONFIG`: where the time of a PPO iteration goes, what is wasted, and how it compares with one process."""
+"""`rlaif bench ppo CONFIG`: how a PPO iteration spends its time, what it wastes, and how it compares with one process."""
 
 from __future__ import annotations
 
-import itertools
 import json
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,7 +114,7 @@ class _Iterations:
         """
         # An iteration lasts from the moment it begins to wait for samples until the next one does.
         starts = [row["timeline/waited_from"] for row in rows]
-        walls = [after - before for before, after in itertools.pairwise(starts)]
+        walls = list(map(operator.sub, starts[1:], starts))
         inner = list(rows[1:-1])
         tokens = [row["response/length"] * samples for row in inner]
         return cls(inner, walls[1:], tokens)
@@ -133,11 +133,12 @@ class _Iterations:
 
     def tokens_per_second(self, name: str) -> float:
         """Return the median of the tokens per second of a metric (seconds)."""
-        return median(tokens / row[name] for row, tokens in zip(self.rows, self.tokens, strict=True))
+        seconds = [row[name] for row in self.rows]
+        return median(map(operator.truediv, self.tokens, seconds))
 
     def seconds_per_token(self) -> float:
         """Return the median of the wall seconds per token."""
-        return median(wall / tokens for wall, tokens in zip(self.walls, self.tokens, strict=True))
+        return median(map(operator.truediv, self.walls, self.tokens))
 
     def apply_rate(self) -> float:
         """Return the median of the gigabytes per second at which actors load new weights."""

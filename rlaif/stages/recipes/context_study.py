@@ -54,8 +54,9 @@ def context(config: Config, run: Run) -> list[dict]:
     # All judging comes before any training, so that one engine serves all cells.
     judged = [judge_cell(cell.config, run) for cell in cells]
     run.topology.stop_rollouts()
-    shown = frames_shown(cells[0].config) if config.label.show_video else 0
-    frames = {"judge": shown, "reward": config.video.num_frames}
+    frames = {"judge": 0, "reward": config.video.num_frames}
+    if config.label.show_video:
+        frames["judge"] = frames_shown(cells[0].config)
     for cell, figures in zip(cells, judged, strict=True):
         trained = train_cell(cell.config, run)
         rows.append({"context": cell.context, "seed": cell.seed, **figures, **trained})
@@ -86,6 +87,7 @@ def study_text(rows: Sequence[dict], frames: Mapping[str, int]) -> str:
     lines = [context_table(context_means(rows))]
     lines.append(f"of each video the judge saw {frames['judge']} frames, the reward model {frames['reward']}")
     lines += unequal_counts(rows)
+    # The fewest of any seed: a single small seed makes a mean uncertain.
     pairs = min(row["pairs"] for row in rows)
     if pairs < PAIRS:
         lines.append(f"{pairs} held-out pairs: with fewer than {PAIRS}, differences of some points are chance")

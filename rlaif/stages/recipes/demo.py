@@ -222,11 +222,11 @@ def seed_verdicts(config: Config, rows: list[dict]) -> list[str]:
         if not before.get("hallucination") or "hallucination" not in after:
             lines.append(f"seed {seed}: a policy without (false) claims; nothing to compare")
             continue
-        left = after["hallucination"] / before["hallucination"]
+        share = after["hallucination"] / before["hallucination"]
         recall = after["recall"] - before["recall"]
         place = "within" if after["kl"] <= limit else "BEYOND"
         lines.append(
-            f"seed {seed}: {left:.0%} of SFT's greedy hallucination is left, recall {recall:+.3f}, "
+            f"seed {seed}: {share:.0%} of SFT's greedy hallucination is left, recall {recall:+.3f}, "
             f"KL {after['kl']:.2f} nats per answer ({place} ppo.kl.limit {limit:g})"
         )
     return lines
@@ -234,8 +234,9 @@ def seed_verdicts(config: Config, rows: list[dict]) -> list[str]:
 
 def spread_text() -> str:
     """Return a sentence about how far the figures of other machines and seeds are apart."""
-    left, answers = SPREAD["hallucination_left"], SPREAD["qa_accuracy"]
+    share, accuracy = SPREAD["hallucination_left"], SPREAD["qa_accuracy"]
     return (
         "figures differ between machines and seeds, because kernels add up in another order: measured were "
-        f"{left[0]:.0%} to {left[1]:.0%} of the greedy hallucination left, qa_accuracy {answers[0]:.2f} to {answers[1]:.2f}"
+        f"{share[0]:.0%} to {share[1]:.0%} of the greedy hallucination left, "
+        f"qa_accuracy {accuracy[0]:.2f} to {accuracy[1]:.2f}"
     )
