@@ -47,18 +47,22 @@ def compared_world(world, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(compared_world, make_config, tmp_path_factory):
-    """(config, run, scores of the learners, of the actors, reports of `rlaif score`)."""
+    """Yield (config, run, scores of the learners, of the actors, reports of `rlaif score`)."""
     folder = tmp_path_factory.mktemp("heads")
     root, _ = compared_world
     options = [f"data.root={root}", f"reward.dimensions=[{', '.join(TWO)}]", "reward.margin=record"]
     options += ["reward.steps=4", "reward.eval_every=1", "reward.save.keep=1", "reward.eval_fraction=0.5"]
     options += [f"reward.tokens_per_microbatch={BUDGET}", "score.file=to_score.jsonl", "reward.optim.lr=1.0e-2"]
     config = make_config(folder, *options)
-    given = iter([0.25, 0.75, 0.5, 0.75, 0.5])
+    accuracies = iter([0.25, 0.75, 0.5, 0.75, 0.5])
+    dimension_metrics = reward.dimension_metrics
+
+    def with_planted_accuracy(scores):
+        return dimension_metrics(scores) | {"accuracy": next(accuracies)}
+
     with open_run(config) as run:
         with pytest.MonkeyPatch.context() as patch:
-            usual = reward.agreements
-            patch.setattr(reward, "agreements", lambda found: usual(found) | {"accuracy": next(given)})
+            patch.setattr(reward, "dimension_metrics", with_planted_accuracy)
             reward.train(config, run)
         rows = reward.with_context(compared(reward.datasets.pairs(run, "pairs.jsonl"), config.reward, "pairs"), config)
         learners, actors = both_sides(config, run, rows)
