@@ -101,7 +101,8 @@ def run_check_config(args: argparse.Namespace) -> int:
 
 
 def _print_findings(findings: Findings, args: argparse.Namespace) -> None:
-    from rlaif.config.load import bullets, shown_config
+    from rlaif.config.load import bullets
+    from rlaif.config.shown import shown_config
     from rlaif.stages.run.summary import Typed
 
     # The configuration is long, so it comes first: what was found must be in sight when the command ends.

@@ -231,10 +231,10 @@ def run_bench(args: argparse.Namespace) -> int:
 
 
 def run_stage(args: argparse.Namespace) -> int:
-    from rlaif.config.load import load_config, options_of
+    from rlaif.config.load import checked_stage, load_config
 
     overrides = [*args.overrides, "data.strict=true"] if args.strict else args.overrides
-    config = load_config(args.config, overrides, options_of(args.command))
+    config = load_config(args.config, overrides, checked_stage(args.command))
 
     def stage() -> None:
         check_files(args, config)

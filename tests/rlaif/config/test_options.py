@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from rlaif.config.load import examine, load_config, shown_config
+from rlaif.config.load import examine, load_config
 from rlaif.config.nearest import nearest
 from rlaif.config.options import WIDTH, all_options, listing
+from rlaif.config.shown import shown_config
 from rlaif.errors import ConfigError
 
 

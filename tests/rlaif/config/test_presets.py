@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from rlaif.config.checks import problems_of
-from rlaif.config.load import load_config, shown_config
+from rlaif.config.load import load_config
 from rlaif.config.presets import PRESETS
 from rlaif.config.schema import Config, Kl, Lora, Ppo, Reward
+from rlaif.config.shown import shown_config
 from rlaif.errors import ConfigError
 
 SECTIONS = {"ppo": Ppo, "reward": Reward}
