@@ -14,6 +14,7 @@ import yaml
 from rlaif.cli.main import parse
 from rlaif.config.load import load_config
 from rlaif.config.options import all_options
+from rlaif.stages.table import scope_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -153,7 +154,7 @@ def test_configurations_are_valid(page, tmp_path):
                 file = tmp_path / "config.yaml"
                 file.write_text(text)
                 for stage in ("sft", "reward", "ppo"):
-                    load_config(file, [], stage)
+                    load_config(file, [], scope_of(stage))
 
 
 @every_page

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rlaif.config.checks import problems_of
+from rlaif.config.checks import EVERYTHING, Scope, problems_of
 from rlaif.config.location import may_be_shown, path_of
 from rlaif.config.nearest import hint
 from rlaif.config.schema import Config
@@ -20,13 +20,13 @@ from rlaif.io.rundir import RunDir
 from rlaif.io.storage import locate
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = (), stage: str | None = None) -> Config:
+def load_config(path: str | Path, overrides: Sequence[str] = (), scope: Scope = EVERYTHING) -> Config:
     """Read `path`, apply `key.sub=value` overrides, and check everything that needs no cluster.
 
     `{run}` in a string option stands for the run directory <storage>/<name>. Raises ConfigError listing all problems:
     unknown keys (with the nearest known name), wrong types, values that do not fit together.
     """
-    config, problems = examine(path, overrides, stage)
+    config, problems = examine(path, overrides, scope)
     if problems or config is None:
         raise ConfigError(
             f"a configuration that can run ({path})", bullets(problems), "Correct the options named above"
@@ -34,15 +34,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), stage: str | No
     return config
 
 
-def checked_stage(command: str | None) -> str | None:
-    """Return the stage whose options a command checks; None: the options of all stages together."""
-    if command == "demo":
-        return None
-    return "ppo" if command == "eval" else command
-
-
 def examine(
-    path: str | Path, overrides: Sequence[str] = (), stage: str | None = None
+    path: str | Path, overrides: Sequence[str] = (), scope: Scope = EVERYTHING
 ) -> tuple[Config | None, list[str]]:
     """Return the configuration and every problem of its options.
 
@@ -52,24 +45,24 @@ def examine(
     raw = read_yaml(Path(path))
     for override in overrides:
         apply_override(raw, override)
-    config, unreadable, problems = _validate(raw, stage)
+    config, unreadable, problems = _validate(raw, scope)
     if config is None:
         return None, problems
     # `{run}` depends on `storage` and `name`, hence the second pass over options that are valid so far.
-    resolved, _, resolved_problems = _validate(_interpolate(config.model_dump(), config), stage)
+    resolved, _, resolved_problems = _validate(_interpolate(config.model_dump(), config), scope)
     if resolved is None or resolved_problems:
         return None, problems + resolved_problems
     # Actors have working directories of their own.
     root = str(locate(resolved.data.root))
     config = resolved.model_copy(update={"data": resolved.data.model_copy(update={"root": root})})
-    misfits = _misfits(config, stage, unreadable)
+    misfits = _misfits(config, scope, unreadable)
     return config, problems + misfits + _problems_of_another_run(Path(path), overrides, config)
 
 
-def _misfits(config: Config, stage: str | None, unreadable: Sequence[str]) -> list[str]:
+def _misfits(config: Config, scope: Scope, unreadable: Sequence[str]) -> list[str]:
     """Return the problems of options that do not fit together, except those about an unreadable option."""
     misfits = []
-    for problem in problems_of(config, stage):
+    for problem in problems_of(config, scope):
         # The default in place of an unreadable option says nothing about how the user's options fit together.
         if not any(_mentions(problem, path) for path in unreadable):
             misfits.append(problem)
@@ -99,7 +92,7 @@ def _problems_of_another_run(path: Path, overrides: Sequence[str], config: Confi
     return [f"storage: {path} is in a moved or copied run directory and still names {run}: add {fix}"]
 
 
-def _validate(raw: dict, stage: str | None) -> tuple[Config | None, list[str], list[str]]:
+def _validate(raw: dict, scope: Scope) -> tuple[Config | None, list[str], list[str]]:
     """Return the configuration without its unreadable options, the paths of these, and what is wrong with them."""
     unreadable: list[str] = []
     problems: list[str] = []
@@ -114,7 +107,7 @@ def _validate(raw: dict, stage: str | None) -> tuple[Config | None, list[str], l
         paths = [path_of(item["loc"]) for item in errors]
         # Errors of a later pass are consequences: an option may be wrong because another one was dropped.
         if not problems:
-            problems = [_describe(item, stage) for item in errors]
+            problems = [_describe(item, scope) for item in errors]
             unreadable = [".".join(path) for path in paths]
         # A list, not a generator: every unreadable option must go before the next pass.
         dropped = [_drop(raw, path) for path in paths]
@@ -138,11 +131,11 @@ def _drop(raw: dict, path: list[str]) -> bool:
     return False
 
 
-def _describe(item: Mapping[str, Any], stage: str | None) -> str:
+def _describe(item: Mapping[str, Any], scope: Scope) -> str:
     """Return one of pydantic's errors as a problem: option, message, value, and a hint."""
     path = ".".join(path_of(item["loc"]))
     if item["type"] == "extra_forbidden":
-        return f"{path}: no such option{hint(path, stage)}"
+        return f"{path}: no such option{hint(path, scope.section)}"
     place = ".".join(str(part) for part in item["loc"])
     message = item["msg"].removeprefix("Value error, ")
     return f"{place}: {message}{_shown_value(item)}{_quoting_hint(item, path)}"

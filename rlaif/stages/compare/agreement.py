@@ -14,14 +14,19 @@ from rlaif.data.preference import SIDES, Preference
 from rlaif.errors import ConfigError, DataError
 from rlaif.evaluation import agreement as rates
 from rlaif.evaluation.agreement import Compared
+from rlaif.io.rundir import RunDir
 from rlaif.records import Masked, Outcome, Prompt
 from rlaif.stages.compare.agreement_rows import read
 from rlaif.stages.feedback.ask_reward import judged, require_reward, rewarded
 from rlaif.stages.feedback.judge_inputs import Case, cases_of, reasons
 from rlaif.stages.feedback.judges import frames_shown
 from rlaif.stages.feedback.label_report import server
+from rlaif.stages.preflight.files import check_file
+from rlaif.stages.preflight.inquiry import Inquiry
+from rlaif.stages.preflight.judges import check_judge_or_reward
 from rlaif.stages.run import datasets
 from rlaif.stages.run.run import Run
+from rlaif.stages.run.summary import Summary
 from rlaif.stages.train.evaluate import command
 
 log = logging.getLogger(__name__)
@@ -232,3 +237,19 @@ def table(found: dict) -> str:
         interval = "" if rate["low"] is None else f"{rate['low']:.3f} to {rate['high']:.3f}"
         lines.append(f"| {name} | {share} | {interval} | {rate['pairs']} | {rate['ties']} | {rate['no_verdict']} |")
     return "\n".join(lines)
+
+
+def check_eval_agreement(inquiry: Inquiry) -> None:
+    """Check the judge or the reward model, and the preferences to compare with."""
+    config = inquiry.config
+    option = "data.pairs_eval"
+    check_judge_or_reward(inquiry, config.agreement.by)
+    if config.data.pairs_eval is None:
+        inquiry.report(option, "the preferences to compare with", "none", f"Set {option} to a file of pairs")
+    else:
+        check_file(inquiry, option, config.data.pairs_eval)
+
+
+def summarise_eval_agreement(config: Config, directory: RunDir, report: dict) -> Summary:
+    """Return the table of agreement rates."""
+    return Summary({}, {"report": directory.path / "eval" / "agreement.json"}, table(report))

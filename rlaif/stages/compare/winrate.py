@@ -13,14 +13,19 @@ from rlaif.errors import ConfigError, DataError
 from rlaif.evaluation.agreement import groups, prompt_type
 from rlaif.evaluation.winrate import WinRates, outcome_rates, verdict_rates
 from rlaif.evaluation.winrate_svg import svg
+from rlaif.io.rundir import RunDir
 from rlaif.models.check import fingerprint, require_model
 from rlaif.records import Masked, Prompt
 from rlaif.stages.feedback.ask_reward import judged, require_reward, rewarded, weighted
 from rlaif.stages.feedback.judge_inputs import Case, cases_of, reasons
 from rlaif.stages.feedback.label_report import server
 from rlaif.stages.feedback.sample import asked_of, open_candidates
+from rlaif.stages.preflight.files import check_file
+from rlaif.stages.preflight.inquiry import Inquiry
+from rlaif.stages.preflight.judges import check_judge_or_reward
 from rlaif.stages.run import datasets
 from rlaif.stages.run.run import Run
+from rlaif.stages.run.summary import Summary
 from rlaif.stages.train.evaluate import command
 
 log = logging.getLogger(__name__)
@@ -186,3 +191,17 @@ def _cell(matrix: dict, i: int, j: int, interval: bool) -> str:
     if rate is None:
         return ""
     return f"{rate:.3f}" + (f" ({low:.3f} to {high:.3f})" if interval and low is not None else "")
+
+
+def check_eval_winrate(inquiry: Inquiry) -> None:
+    """Check the judge or the reward model, the models that are compared, and their answers."""
+    config = inquiry.config
+    check_judge_or_reward(inquiry, config.winrate.by)
+    inquiry.attempt("winrate.models", models_of, config)
+    check_file(inquiry, "data.candidates", config.data.candidates, "rlaif sample")
+
+
+def summarise_eval_winrate(config: Config, directory: RunDir, report: dict) -> Summary:
+    """Return the matrices of win rates."""
+    folder = directory.path / "eval"
+    return Summary({}, {"report": folder / "winrate.json", "picture": folder / "winrate.svg"}, table(report))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from actors.pool import RolloutPool
@@ -13,6 +13,7 @@ from rlaif.data.rows import RowError
 from rlaif.errors import ConfigError, ContractError, named
 from rlaif.feedback.narrative import clips, request_text, summary_text, version
 from rlaif.feedback.store import Store, caption_key
+from rlaif.io.rundir import RunDir
 from rlaif.models.adapter import base_of
 from rlaif.models.check import fingerprint, require_model
 from rlaif.models.encode import Encoder
@@ -20,8 +21,11 @@ from rlaif.models.templates import within_budget
 from rlaif.records import Prompt
 from rlaif.seeds import derive
 from rlaif.stages.feedback.fill import fill
+from rlaif.stages.preflight.inquiry import Inquiry
+from rlaif.stages.preflight.models import check_model
 from rlaif.stages.run import datasets, row_checks
 from rlaif.stages.run.run import Run
+from rlaif.stages.run.summary import Summary, count_text
 
 log = logging.getLogger(__name__)
 
@@ -227,3 +231,17 @@ def _row(config: Config, one: Wanted, told: Told) -> dict:
     row |= {"frames": [list(unit) for unit in one.units], "captions": told.captions, "context": context}
     row |= {"left_out": told.left_out} if told.left_out else {}
     return row | ({"cut": told.cut} if told.cut else {})
+
+
+def check_caption(inquiry: Inquiry) -> None:
+    """Check the captioner, and that a file to write to is set."""
+    config = inquiry.config
+    check_model(inquiry, "caption.model", config.caption.model, adapter=True)
+    if config.data.captions is None:
+        inquiry.report("data.captions", "the file to write captions to", "none", "Set data.captions=captions.jsonl")
+
+
+def summarise_caption(config: Config, directory: RunDir, counts: Mapping[str, int]) -> Summary:
+    """Return how many videos were captioned."""
+    following = [("sample answers that a judge can compare", "sample", ())]
+    return Summary({"videos": count_text(counts)}, {"captions": config.data.captions}, following=following)

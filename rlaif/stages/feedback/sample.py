@@ -6,19 +6,24 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from actors.pool import RolloutPool
 from rlaif.config.schema import Config, Sampling
 from rlaif.errors import ContractError, DataError
 from rlaif.feedback.store import Store
+from rlaif.io.rundir import RunDir
 from rlaif.models.check import fingerprint, require_model
 from rlaif.records import Prompt
 from rlaif.seeds import derive
 from rlaif.stages.feedback.fill import fill
+from rlaif.stages.preflight.files import check_prompt_files
+from rlaif.stages.preflight.inquiry import Inquiry
+from rlaif.stages.preflight.models import check_model
 from rlaif.stages.run import datasets, row_checks
 from rlaif.stages.run.run import Run
+from rlaif.stages.run.summary import Summary, count_text
 
 log = logging.getLogger(__name__)
 
@@ -173,3 +178,18 @@ def _answered(config: Config, pool: RolloutPool, model: str, print_: str, prompt
             }
         )
     return rows
+
+
+def check_sample(inquiry: Inquiry) -> None:
+    """Check the models and the prompt files."""
+    candidates = inquiry.config.candidates
+    for model in candidates.models:
+        check_model(inquiry, "candidates.models", model, adapter=True)
+    check_prompt_files(inquiry, "candidates.prompts", candidates.prompts)
+
+
+def summarise_sample(config: Config, directory: RunDir, counts: Mapping[str, int]) -> Summary:
+    """Return how many prompts were answered."""
+    figures = {"prompts": count_text(counts), "answers each": str(config.candidates.per_model)}
+    following = [("have the judge label the answers", "label", ())]
+    return Summary(figures, {"answers": config.data.candidates}, following=following)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from actors.reward_pool import RewardPool
 from rlaif.config.schema import Config
@@ -22,12 +23,15 @@ from rlaif.errors import DataError
 from rlaif.feedback.scoring import Item, Model, Tally, added, items, unreadable
 from rlaif.feedback.store import Store
 from rlaif.io.progress import Progress
+from rlaif.io.rundir import RunDir
 from rlaif.models.reward_card import dimensions_of, read_card, require_reward_model, reward_fingerprint
 from rlaif.models.reward_prompt import contexts
 from rlaif.records import Answer, Key, Masked, Outcome, Prompt
 from rlaif.stages.feedback.ask_reward import outcomes
+from rlaif.stages.preflight.inquiry import Inquiry
 from rlaif.stages.run import datasets
 from rlaif.stages.run.run import Run
+from rlaif.stages.run.summary import Summary
 from rlaif.stages.train.evaluate import command
 
 log = logging.getLogger(__name__)
@@ -244,3 +248,19 @@ def _batches(found: Iterable[Preference], size: int) -> Iterator[list[Preference
     found = iter(found)
     while part := list(itertools.islice(found, size)):
         yield part
+
+
+def check_score(inquiry: Inquiry) -> None:
+    """Check the reward models and the paths of both files."""
+    config = inquiry.config
+    for model in config.score.models:
+        inquiry.attempt("score.models", require_reward_model, "score.models", model)
+    inquiry.attempt("score.file", paths, config)
+
+
+def summarise_score(config: Config, directory: RunDir, report: Mapping[str, Any]) -> Summary:
+    """Return how many candidates each reward model scored."""
+    figures = {"rows": str(report["rows"])}
+    for model in report["models"]:
+        figures[model["model"]] = f"{model['candidates']} candidates, {model['masked']} without a score"
+    return Summary(figures, {"scores": report["out"], "report": directory.path / "eval" / "score.json"})

@@ -26,9 +26,6 @@ READERS = {
 }
 """Reader of each file of `data`, and what the file is for."""
 
-EXPORTING = ("sft", "reward", "ppo")
-"""Stages whose exports later stages start from."""
-
 MOVED = "Set data.root to that folder; if you moved the folder with its runs in it, set storage too"
 
 
@@ -48,9 +45,9 @@ class Inquiry:
         if text not in self.problems:
             self.problems.append(text)
 
-    def wrong(self, option: str, expected: str, found: str, fix: str) -> None:
+    def report(self, option: str, expected: str, found: str, fix: str) -> None:
         """Add a problem of `option`, written like an error."""
-        text = told(option, ConfigError(expected, found, fix))
+        text = problem_text(option, ConfigError(expected, found, fix))
         self.problem(text if text.startswith(option) else f"{option}: {text}")
 
     def note(self, text: str) -> None:
@@ -63,7 +60,7 @@ class Inquiry:
         try:
             return call(*args, **options)
         except RlaifError as error:
-            self.problem(told(option, error))
+            self.problem(problem_text(option, error))
         except (OSError, ValueError, KeyError) as error:  # of a library, about a file or bucket it cannot read
             self.problem(f"{option}: {type(error).__name__}: {_first_line(error)}")
         return None
@@ -79,9 +76,10 @@ class Inquiry:
         return RunDir(self.config.storage, self.config.name).export(stage)
 
     def made_by(self, path: str) -> str | None:
-        """Return the pending stage that will export a model to `path`; None if the model must be there already."""
-        for stage in EXPORTING:
-            if stage in self.pending and str(self.export(stage)) == str(locate(path)) and not Path(path).exists():
+        """Return the pending stage that will export a model to `path`; None if the model must exist already."""
+        # Two different exports cannot have the same path, so the order of the set does not matter.
+        for stage in self.pending:
+            if str(self.export(stage)) == str(locate(path)) and not Path(path).exists():
                 return stage
         return None
 
@@ -108,7 +106,7 @@ class Inquiry:
             return None
         if not path.is_file():
             found = f"{path} is a folder" if path.is_dir() else f"no file at {path}"
-            self.wrong(option, purpose, found, f"Put the file there, or set {option} to the file that you have")
+            self.report(option, purpose, found, f"Put the file there, or set {option} to the file that you have")
             return None
         result = self.attempt(option, read, path, self.config.data.root, self.config.data.strict)
         if result is None:
@@ -122,7 +120,7 @@ class Inquiry:
         root = locate(self.config.data.root)
         if root.local is None or root.local.is_dir():
             return True
-        self.wrong("data.root", "the folder of your files", f"no folder at {root}", MOVED)
+        self.report("data.root", "the folder of your files", f"no folder at {root}", MOVED)
         return False
 
     def _note_skipped(self, option: str, report: Report) -> None:
@@ -130,7 +128,7 @@ class Inquiry:
             self.note(f"{option}: {report.summary(3)}")
 
 
-def told(option: str, error: RlaifError) -> str:
+def problem_text(option: str, error: RlaifError) -> str:
     """Return an error as a problem of `option`."""
     name = "" if option in error.expected else f"{option}: "
     return f"{name}expected {error.expected}\n      found  {_indented(error.found)}\n      fix    {_indented(error.change)}"

@@ -5,15 +5,13 @@ from __future__ import annotations
 import transformers
 
 from rlaif.config.section import Function
-from rlaif.config.server import Server
 from rlaif.errors import ConfigError
-from rlaif.feedback.wire import api_key
 from rlaif.io.storage import fetch
 from rlaif.models.check import require_model
 from rlaif.models.family import engine_video_of
 from rlaif.models.positions import positions_of
 from rlaif.models.reward_card import check_weights, read_card, require_reward_model
-from rlaif.stages.preflight.functions import check_function, check_reward_function, require_braces
+from rlaif.stages.preflight.functions import check_checker, check_reward_function, require_braces
 from rlaif.stages.preflight.inquiry import Inquiry
 
 
@@ -41,6 +39,13 @@ def check_policy(inquiry: Inquiry) -> None:
         inquiry.attempt(option, _fits_engine, inquiry, source)
 
 
+def check_policy_and_reward(inquiry: Inquiry) -> None:
+    """Check everything that PPO and its evaluation load: policy, reward and the checker of claims."""
+    check_policy(inquiry)
+    check_reward_source(inquiry)
+    check_checker(inquiry, inquiry.config.eval.checker)
+
+
 def _fits_engine(inquiry: Inquiry, path: str) -> None:
     rollout = inquiry.config.rollout
     config = transformers.AutoConfig.from_pretrained(fetch(path))
@@ -55,7 +60,7 @@ def _fits_engine(inquiry: Inquiry, path: str) -> None:
         )
 
 
-def check_reward(inquiry: Inquiry) -> None:
+def check_reward_source(inquiry: Inquiry) -> None:
     """Check `ppo.reward`: a function is called once; a reward model is there with what it needs."""
     reward, option = inquiry.config.ppo.reward, "ppo.reward"
     if isinstance(reward, Function):
@@ -75,24 +80,3 @@ def _require_reward(inquiry: Inquiry, reward: str) -> None:
     terms = [name for name, value in inquiry.config.ppo.terms if value]
     check_weights(card, inquiry.config.ppo.reward_weights, terms)
     require_reward_model("ppo.reward", reward)
-
-
-def check_judge(inquiry: Inquiry) -> None:
-    """Check `label.judge`: a model, a server whose key is set, or a function."""
-    judge, option = inquiry.config.label.judge, "label.judge"
-    if isinstance(judge, Function):
-        check_function(inquiry, option, judge.path)
-    elif isinstance(judge, Server):
-        inquiry.attempt(option, api_key, judge)
-    else:
-        inquiry.attempt(option, _require_judge, inquiry, judge)
-
-
-def _require_judge(inquiry: Inquiry, judge: str) -> None:
-    if inquiry.made_by(judge):
-        return
-    try:
-        require_model("label.judge", judge, or_adapter=True)
-    except ConfigError:
-        require_braces("label.judge", judge)
-        raise

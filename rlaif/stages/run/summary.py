@@ -9,9 +9,15 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from rlaif.io.storage import Location, locate
+
+NextStage = tuple[str, str, Sequence[str]]
+"""What a stage would do that can follow, its name, and options to add to those that were typed."""
 
 
 @dataclass(frozen=True)
@@ -35,22 +41,36 @@ class Summary:
     figures: dict[str, str] = field(default_factory=dict)
     places: dict[str, object] = field(default_factory=dict)
     table: str = ""
-    steps: list[tuple[str, str]] = field(default_factory=list)
-    """(what it does, the command) of everything that can follow."""
+    following: Sequence[NextStage] = ()
+    """The stages that can follow, given what this run's options point to."""
+    remark: str = ""
+    """What the headline says after the duration."""
 
-    def text(self, headline: str) -> str:
-        """Return the lines to print."""
-        lines = ["", headline]
+    def text(self, headline: str, typed: Typed) -> str:
+        """Return the lines to print, with a command for each stage that can follow."""
+        lines = ["", f"{headline}: {self.remark}" if self.remark else headline]
         if self.table:
             lines += ["", self.table, ""]
         rows = {**self.figures, **self.places}
         width = max(map(len, rows), default=0)
-        lines += [f"  {name:{width}}  {value}" for name, value in rows.items()]
-        if self.steps:
+        for name, value in rows.items():
+            lines.append(f"  {name:{width}}  {value}")
+        if self.following:
             lines.append("next:")
-        for what, command in self.steps:
-            lines += [f"  {what}", f"    {command}"]
+        for purpose, stage, options in self.following:
+            lines += [f"  {purpose}", f"    {typed.command(stage, *options)}"]
         return "\n".join(lines)
+
+
+def count_text(counts: Mapping[str, Any]) -> str:
+    """Return the counts that are not zero, as words."""
+    words = [f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count]
+    return ", ".join(words)
+
+
+def is_export(path: str, export: Location) -> bool:
+    """Return whether an option names a stage's export."""
+    return str(locate(path)) == str(export)
 
 
 def duration(seconds: float) -> str:

@@ -14,11 +14,15 @@ from learners.spec import LearnerSpec
 from rlaif.config.schema import Config, Sampling
 from rlaif.errors import ConfigError, RlaifError
 from rlaif.evaluation.claims import rates
+from rlaif.io.rundir import RunDir
 from rlaif.io.terminal import phase
 from rlaif.records import Answer, Masked, Prompt, Sample
 from rlaif.seeds import derive
+from rlaif.stages.preflight.inquiry import Inquiry
+from rlaif.stages.preflight.models import check_policy_and_reward
 from rlaif.stages.run import datasets, row_checks
 from rlaif.stages.run.run import Run
+from rlaif.stages.run.summary import Summary
 from rlaif.stages.train.workers import Roles, context_of, learner_spec, require_inputs, start_roles
 
 DECODINGS = {"greedy": 0.0, "sample": 1.0}
@@ -150,3 +154,22 @@ def table(rows: Sequence[dict]) -> str:
         cells = [f"{row[n]:.3f}" if isinstance(row.get(n), float) else str(row.get(n, "")) for n in names]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def check_eval(inquiry: Inquiry) -> None:
+    """Check the models, the reward, the held-out prompts, and that PPO has exported a policy."""
+    check_policy_and_reward(inquiry)
+    inquiry.rows("eval")
+    export = inquiry.export("ppo")
+    if "ppo" not in inquiry.pending and not inquiry.attempt("name", export.files):
+        inquiry.report(
+            "name",
+            f"the export of a PPO run at {export}",
+            "nothing there",
+            "Run `rlaif ppo` first, or set name to the run that has one",
+        )
+
+
+def summarise_eval(config: Config, directory: RunDir, rows: Sequence[dict]) -> Summary:
+    """Return the table of both policies."""
+    return Summary({}, {"rows": directory.path / "eval" / "ppo.json"}, table(rows))

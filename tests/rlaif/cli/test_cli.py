@@ -7,11 +7,15 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
+from importlib import import_module
 
 import pytest
 
-from rlaif.cli import main
+from rlaif.cli import main, stages
 from rlaif.errors import CheckpointError
+from rlaif.stages import table
+from rlaif.stages.run import run, summary
 
 
 @pytest.fixture
@@ -64,6 +68,13 @@ def test_commands_of_two_words(command, config, capsys):
         (["evl", "a.yaml"], ["no command 'evl'; did you mean `rlaif eval`?"]),
         (["help", "chek"], ["did you mean `rlaif check`?"]),
         (["xyzzy"], ["see `rlaif help`"]),
+        (["eval", "contxt", "a.yaml"], ["no command 'eval contxt'; did you mean `rlaif eval context`?"]),
+        (["help", "eval", "winrat"], ["did you mean `rlaif eval winrate`?"]),
+        (["data", "chek", "a.jsonl"], ["no command 'data chek'; did you mean `rlaif data check`?"]),
+        (["bench", "xyzzy"], ["no command 'bench xyzzy'; see `rlaif help bench`"]),
+        (["data"], ["usage: rlaif data", "required: COMMAND"]),
+        (["eval", "--strct", "a.yaml"], ["usage: rlaif eval [", "did you mean --strict?"]),
+        (["sft", "a.yaml", "--json", "b"], ["--json is for bench ppo, bench label"]),
         (["init", "x", "--mod", "m"], ["usage: rlaif init", "did you mean --model?"]),
     ],
 )
@@ -81,6 +92,9 @@ def test_a_mistyped_flag_is_answered_with_what_was_meant(typed, hints, capsys):
         (["help", "ppo"], ["usage: rlaif ppo", "--resume"]),
         (["help", "eval", "winrate"], ["usage: rlaif eval winrate"]),
         (["help", "data", "check"], ["usage: rlaif data check"]),
+        (["eval", "--help"], ["usage: rlaif eval", "CONFIG", "agreement", "winrate", "context"]),
+        (["eval", "a.yaml", "--help"], ["usage: rlaif eval [-h] [--strict] config"]),
+        (["bench", "--help"], ["usage: rlaif bench", "ppo", "label"]),
         (["--version"], ["rlaif 0."]),
     ],
 )
@@ -119,7 +133,7 @@ def test_errors_from_inside_a_stage(config, capsys, monkeypatch):
     def fail(args):
         raise CheckpointError("a complete checkpoint", "half of one", "check storage")
 
-    monkeypatch.setattr(main, "run_stage", fail)
+    monkeypatch.setattr(stages, "run_stage", fail)
     assert main.main(["ppo", config]) == 1
     told = capsys.readouterr().err
     assert told.strip().splitlines() == [
@@ -132,11 +146,11 @@ def test_errors_from_inside_a_stage(config, capsys, monkeypatch):
 def test_an_actor_that_failed_is_told_on_the_terminal(config, capfd, monkeypatch, tmp_path):
     import ray
 
-    def fail(args, config):
+    def fail(*_):
         raise ray.exceptions.RayActorError("the actor died")
 
-    monkeypatch.setattr(main, "check_files", lambda *_: None)
-    monkeypatch.setattr(main, "start_stage", fail)
+    monkeypatch.setattr(stages, "check_files", lambda *_: None)
+    monkeypatch.setattr(stages, "start_stage", fail)
     assert main.main(["ppo", config]) == 1
     shown = capfd.readouterr().err
     assert "an actor failed\n\nnothing was saved yet: the same command starts again" in shown
@@ -158,31 +172,26 @@ def test_a_benchmark_whose_actor_failed_ends_like_a_stage(kind, config, capfd, m
     assert "an actor failed\n\nthe same command starts again" in shown and "Traceback" not in shown
 
 
-@pytest.mark.parametrize("command", main.STAGES)
-def test_every_command_reaches_its_stage_and_ends_with_its_summary(command, config, capsys, monkeypatch):
-    from contextlib import nullcontext
-    from importlib import import_module
+@pytest.mark.parametrize("stage", table.STAGES, ids=lambda stage: stage.name)
+def test_every_command_reaches_its_stage_and_ends_with_its_summary(stage, config, capsys, monkeypatch):
+    calls = []
 
-    from rlaif.stages import summaries
-    from rlaif.stages.run import run, summary
+    def run_function(config, run, **options):
+        calls.append(options)
+        return "done"
 
-    wings = {
-        "train": ("sft", "reward", "ppo", "eval"),
-        "feedback": ("caption", "sample", "label", "pairs", "score"),
-        "compare": ("eval agreement", "eval winrate"),
-        "recipes": ("eval context", "demo"),
+    functions = {
+        stage.run: run_function,
+        stage.check: lambda inquiry: None,
+        stage.summarise: lambda config, directory, result: summary.Summary({"result": result}),
     }
-    modules = {"eval": "evaluate", "eval context": "context_study"}
-    wing = next(wing for wing, commands in wings.items() if command in commands)
-    module = import_module(f"rlaif.stages.{wing}.{modules.get(command, command.split()[-1])}")
-    entries = {"eval": "evaluate", **{command: "train" for command in main.RESUMED}}
-    name = entries.get(command, command.split()[-1])
-    monkeypatch.setattr(module, name, lambda *args, **options: "done")
-    monkeypatch.setattr(main, "check_files", lambda *_: None)
+    for reference, function in functions.items():
+        module, _, name = reference.partition(":")
+        monkeypatch.setattr(import_module(module), name, function)
     monkeypatch.setattr(run, "open_run", lambda config: nullcontext())
-    monkeypatch.setattr(summaries, "summarise", lambda *args: summary.Summary({"result": args[-1]}))
-    assert main.main([*command.split(), config]) == 0
-    assert command == "demo" or "done" in capsys.readouterr().out
+    assert main.main([*stage.name.split(), config]) == 0
+    assert calls == ([{"start": "new"}] if stage.resumable else [{}])
+    assert f"rlaif {stage.name} finished in" in (shown := capsys.readouterr().out) and "result  done" in shown
 
 
 def test_output_that_nobody_reads_any_more_ends_the_command_without_a_traceback():
@@ -196,7 +205,7 @@ def test_what_nobody_foresaw_keeps_its_traceback(config, monkeypatch):
     def fail(args):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(main, "run_stage", fail)
+    monkeypatch.setattr(stages, "run_stage", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         main.main(["ppo", config])
 
@@ -212,8 +221,8 @@ def test_an_interrupt_gives_the_shells_exit_code_and_advice_that_is_true(
     file.write_text(f"name: run\nstorage: {tmp_path}\n")
     for iteration in saved:
         (tmp_path / "run" / "sft" / "checkpoints" / f"{iteration:06d}").mkdir(parents=True)
-    monkeypatch.setattr("rlaif.stages.preflight.require", lambda *_: None)
-    monkeypatch.setattr(main, "start_stage", lambda args, config: signal.raise_signal(signum))
+    monkeypatch.setattr("rlaif.stages.preflight.examine.require", lambda *_: None)
+    monkeypatch.setattr(stages, "start_stage", lambda *_: signal.raise_signal(signum))
     assert main.main(["sft", str(file)]) == code
     told = capsys.readouterr().err
     assert advice in told and ("--resume" in told) == bool(saved)
@@ -272,14 +281,25 @@ def test_a_full_disk_behind_standard_output_is_an_error_without_traceback(typed)
 )
 def test_options_and_overrides_in_any_order(flags, start, strict):
     for arguments in (["ppo", *flags, "a.yaml", "seed=1", "name=b"], ["ppo", "a.yaml", "seed=1", "name=b", *flags]):
-        args = main.build_parser().parse_args(arguments)
+        args = main.build_commands().root.parse_args(arguments)
         assert (args.start, args.strict, args.config, args.overrides) == (start, strict, "a.yaml", ["seed=1", "name=b"])
+
+
+def test_eval_takes_a_configuration_called_like_a_subcommand(tmp_path, monkeypatch, capsys):
+    """A file that exists, and any word with a dot or a slash, is a configuration."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "contex").write_text("name: x\nsed: 1\n")
+    for words, command in ((["contex"], "eval"), (["context.yaml"], "eval"), (["context", "contex"], "eval context")):
+        assert main.parse(["eval", *words]).command == command
+        assert main.parse(["eval", *words]).config == words[-1]
+    assert main.main(["eval", "contex"]) == 1
+    assert "nearest is `seed`" in capsys.readouterr().err
 
 
 def test_starting_the_command_line_is_light():
     """No framework is imported before a command needs it: help and mistakes answer at once."""
     heavy = "{'torch', 'ray', 'transformers', 'vllm', 'deepspeed'}"
-    script = f"import sys; from rlaif.cli import main as cli; cli.build_parser(); print({heavy} & set(sys.modules))"
+    script = f"import sys; from rlaif.cli import main as cli; cli.build_commands(); print({heavy} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip() == "set()"
 
 

@@ -9,6 +9,7 @@ from rlaif.config.nearest import nearest
 from rlaif.config.options import WIDTH, all_options, listing
 from rlaif.config.shown import shown_config
 from rlaif.errors import ConfigError
+from rlaif.stages.table import scope_of
 
 
 def test_every_option_is_listed_with_type_default_and_meaning():
@@ -68,7 +69,7 @@ def file(tmp_path):
 
 def test_problems_of_reading_and_of_fitting_are_found_together(file):
     config, problems = examine(
-        file, ["iterations=3", "ppo.kl.coef=many", "ppo.minibatch_size=7", "model.dtype=int8"], "ppo"
+        file, ["iterations=3", "ppo.kl.coef=many", "ppo.minibatch_size=7", "model.dtype=int8"], scope_of("ppo")
     )
     assert config.ppo.minibatch_size == 7
     assert [problem.partition(":")[0] for problem in problems[:3]] == ["model.dtype", "ppo.kl.coef", "iterations"]
@@ -77,7 +78,7 @@ def test_problems_of_reading_and_of_fitting_are_found_together(file):
 
 def test_a_default_that_stands_in_for_an_unreadable_option_is_not_a_second_problem(file):
     for option in ("ppo.minibatch_size", "ppo.samples_per_prompt"):
-        _, problems = examine(file, [f"{option}=many", "ppo.prompts_per_iteration=3"], "ppo")
+        _, problems = examine(file, [f"{option}=many", "ppo.prompts_per_iteration=3"], scope_of("ppo"))
         assert len(problems) == 1 and problems[0].startswith(f"{option}: ")
 
 

@@ -13,8 +13,9 @@ from rlaif.config.schema import Lora, Reward
 from rlaif.errors import ConfigError
 from rlaif.models.reward_card import CARD, card_text
 from rlaif.models.reward_prompt import RewardPrompt
-from rlaif.stages import preflight
-from rlaif.stages.preflight import examine_all, functions
+from rlaif.stages.preflight import functions
+from rlaif.stages.preflight.examine import examine_all, require
+from rlaif.stages.table import scope_of, stage_named
 
 FUNCTIONS = """
 import time
@@ -115,8 +116,8 @@ def test_problems_of_all_kinds_are_found_together(problems, world, tmp_path):
         ("score", "score.models=[/nothing]", "fix    Set score.models"),
         ("caption", "caption.model=/nothing", "caption.model: a Hugging Face"),
         ("sample", "candidates.models=[/nothing]", "candidates.models: a Hugging Face"),
-        ("pairs", "name=y", "run `rlaif label` first"),
-        ("eval winrate", "name=y", "run `rlaif sample` first"),
+        ("pairs", "name=y", "Run `rlaif label` first"),
+        ("eval winrate", "name=y", "Run `rlaif sample` first"),
         ("eval agreement", "name=y", "data.pairs_eval: expected the preferences"),
         ("eval context", "name=y", "label.reference: expected code that knows"),
     ],
@@ -146,7 +147,7 @@ def test_a_good_function_is_called_once_on_one_row(problems, my_functions):
 def test_models_that_earlier_stages_make_are_no_problems_of_the_whole_way(problems, world):
     chain = ("reward.init={run}/sft/export", "ppo.policy={run}/sft/export", "ppo.reward={run}/reward/export")
     found = examine_all(str(problems.file), [*chain, "reward.context=none"])
-    assert found.problems == [] and found.stages == ("sft", "reward", "ppo", "eval")
+    assert found.problems == [] and [stage.name for stage in found.stages] == ["sft", "reward", "ppo", "eval"]
     assert "ppo.policy: made by `rlaif sft` first" in found.notes
     assert len(problems("ppo", *chain)) == 2, "policy and reward model, for `rlaif ppo` alone"
 
@@ -172,8 +173,8 @@ def test_a_cache_that_cannot_be_written_is_found(problems, monkeypatch, tmp_path
 def test_a_stage_does_not_start_with_problems(problems):
     from rlaif.config.load import load_config
 
-    config = load_config(problems.file, ["sft.init=/nothing", "data.sft=typo.jsonl"], "sft")
+    config = load_config(problems.file, ["sft.init=/nothing", "data.sft=typo.jsonl"], scope_of("sft"))
     with pytest.raises(ConfigError, match="2 problem") as error:
-        preflight.require(config, "sft", "config.yaml")
+        require(config, stage_named("sft"), "config.yaml")
     assert "sft.init" in error.value.found and "data.sft" in error.value.found
     assert not Path(config.storage).exists()

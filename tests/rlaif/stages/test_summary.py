@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from rlaif.cli import main
+from rlaif.cli.stages import summarise
 from rlaif.config.load import load_config
+from rlaif.config.schema import Config
 from rlaif.io.rundir import RunDir
-from rlaif.stages import summaries
 from rlaif.stages.recipes import demo
 from rlaif.stages.run import summary
 from rlaif.stages.run.summary import Typed
+from rlaif.stages.table import stage_named
 
 ROW = {"policy": "sft", "seed": 0, "decoding": "greedy", "hallucination": 0.3, "recall": 0.8, "kl": 0.0, "length": 7.5}
 COMPARED = {"agreement": 0.93, "pairs": 40}
@@ -48,6 +50,8 @@ SAID = {
     "ppo": ["1.250 -> 2.500", "0.50 nats", "| sft | 0 | greedy |", "EXPORT"],
     "eval": ["| sft | 0 | greedy |"],
 }
+DEMO = Typed("configs/demo.yaml")
+DEMO_RESULT = demo.DemoResult([ROW, {**ROW, "policy": "rlaif"}], {})
 NEXT = {"sft": "caption", "caption": "sample", "sample": "label", "label": "pairs", "pairs": "reward", "ppo": "eval"}
 
 
@@ -85,23 +89,19 @@ def commands_of(text: str) -> list[list[str]]:
 def parsed(words: list[str]):
     """(arguments, configuration) of printed words, read as the command line reads them."""
     args = main.parse(words)
-    return args, load_config(args.config, args.overrides, None if args.command == "demo" else args.command.split()[0])
+    return args, load_config(args.config, args.overrides, stage_named(args.command).scope)
 
 
 @pytest.mark.parametrize("stage", RESULTS)
 def test_a_stage_ends_with_what_it_did_and_where_things_are(config, typed, stage):
-    text = summaries.summarise(stage, config, typed, RESULTS[stage]).text("headline")
+    text = summarise(stage_named(stage), config, RESULTS[stage]).text("headline", typed)
     assert not [part for part in SAID[stage] if part not in text]
     assert str(config.storage) in text
 
 
-def test_every_stage_of_the_command_line_has_a_summary():
-    assert set(summaries.SUMMARIES) == set(main.STAGES) - {"demo"}
-
-
 @pytest.mark.parametrize("stage", RESULTS)
 def test_next_commands_run_the_same_experiment(config, typed, stage):
-    text = summaries.summarise(stage, config, typed, RESULTS[stage]).text("headline")
+    text = summarise(stage_named(stage), config, RESULTS[stage]).text("headline", typed)
     commands = commands_of(text)
     assert [words[0] for words in commands] == ([NEXT[stage]] if stage in NEXT else [])
     for words in commands:
@@ -109,26 +109,30 @@ def test_next_commands_run_the_same_experiment(config, typed, stage):
         assert read == config
 
 
+def following(stage: str, config: Config) -> list[str]:
+    """Return the names of the stages that can follow one."""
+    steps = summarise(stage_named(stage), config, "EXPORT").following
+    return [name for _, name, _ in steps]
+
+
 def test_ppo_follows_a_reward_model_that_it_would_use(tmp_path, make_config, world):
     own = ["ppo.reward={run}/reward/export", f"ppo.policy={world}/base"]
-    assert summaries.following("reward", make_config(tmp_path, *own))
-    assert not summaries.following("reward", make_config(tmp_path))  # a function
-    assert not summaries.following("reward", make_config(tmp_path, own[0], "ppo.policy={run}/sft/export"))  # no model
+    assert following("reward", make_config(tmp_path, *own)) == ["ppo"]
+    uses_function = make_config(tmp_path)
+    assert not following("reward", uses_function)
+    has_no_policy = make_config(tmp_path, own[0], "ppo.policy={run}/sft/export")
+    assert not following("reward", has_no_policy)
 
 
 def test_a_reward_model_follows_fine_tuning_if_pairs_are_there(tmp_path, make_config):
-    """The way of one's own videos: a file of pairs, or a function, beside what a judge can do."""
-
-    def after_sft() -> list[str]:
-        return [stage for _, stage, _ in summaries.following("sft", make_config(tmp_path, *own))]
-
+    """With a file of pairs, or a function as the reward, the next training stage comes before the feedback of a judge."""
     own = ["reward.init={run}/sft/export", "ppo.policy={run}/sft/export", "data.captions=null"]
     own += ["ppo.reward={run}/reward/export", f"data.pairs={tmp_path}/pairs.jsonl"]
-    assert after_sft() == ["sample"]
+    assert following("sft", make_config(tmp_path, *own)) == ["sample"]
     (tmp_path / "pairs.jsonl").write_text("")
-    assert after_sft() == ["reward", "sample"]
+    assert following("sft", make_config(tmp_path, *own)) == ["reward", "sample"]
     own[4] = "ppo.reward={path: 'rlaif.worlds.shapes.checker:reward'}"
-    assert after_sft() == ["ppo", "sample"]
+    assert following("sft", make_config(tmp_path, *own)) == ["ppo", "sample"]
 
 
 @pytest.mark.parametrize(
@@ -153,7 +157,8 @@ def test_the_demo_prints_commands_of_the_same_experiment(tmp_path, monkeypatch, 
     file = demo.SHIPPED.parents[3] / "configs" / "demo.yaml"
     typed = Typed(str(file), list(overrides))
     config = load_config(file, list(overrides))
-    again, variant = [shlex.split(command)[1:] for _, command in demo.following(config, typed)]
+    text = demo.summarise_demo(config, RunDir(config.storage, config.name), DEMO_RESULT).text("headline", typed)
+    again, variant = commands_of(text)
     args, read = parsed(again)
     assert args.command == "eval" and read == config
     args, read = parsed(variant)
@@ -165,7 +170,8 @@ def test_the_demo_prints_commands_of_the_same_experiment(tmp_path, monkeypatch, 
 def test_the_demo_says_how_far_figures_are_apart(tmp_path):
     config = load_config(demo.SHIPPED.parents[3] / "configs" / "demo.yaml", [f"storage={tmp_path}"])
     rows = [ROW, {**ROW, "policy": "rlaif", "hallucination": 0.06}]
-    text = demo.report(config, Typed("configs/demo.yaml"), rows, {"peak memory": "8.5 GiB"}).text("headline")
+    result = demo.DemoResult(rows, {"peak memory": "8.5 GiB"})
+    text = demo.summarise_demo(config, RunDir(config.storage, config.name), result).text("headline", DEMO)
     left, answers = demo.SPREAD["hallucination_left"], demo.SPREAD["qa_accuracy"]
     assert "seed 0: 20% of SFT's greedy hallucination is left" in text and "8.5 GiB" in text
     assert f"{left[0]:.0%} to {left[1]:.0%}" in text and f"{answers[0]:.2f} to {answers[1]:.2f}" in text
