@@ -110,7 +110,10 @@ def test_next_commands_run_the_same_experiment(config, typed, stage):
 
 
 def following(stage: str, config: Config) -> list[str]:
-    """Return the names of the stages that can follow one."""
+    """Return the names of the stages that can follow one, in a run without metrics."""
+    directory = RunDir(config.storage, config.name)
+    directory.prepare()
+    directory.metrics.touch()
     steps = summarise(stage_named(stage), config, "EXPORT").following
     return [name for _, name, _ in steps]
 
