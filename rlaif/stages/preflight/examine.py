@@ -47,11 +47,11 @@ def examine_all(path: str, overrides: Sequence[str] = (), name: str | None = Non
     # A configuration of the demo has none of the files that other configurations start from: the demo makes them.
     if name is None and "demo" in read_yaml(Path(path)):
         name = "demo"
-    config, problems = examine(path, overrides, scope_of(name))
+    config, problems, unreadable = examine(path, overrides, scope_of(name))
     if config is None:
         return Findings(None, (), problems, [])
     stages = chain(config) if name is None else [stage_named(name)]
-    inquiry = look_into(config, stages)
+    inquiry = look_into(config, stages, unreadable)
     return Findings(config, tuple(stages), problems + inquiry.problems, inquiry.notes)
 
 
@@ -72,9 +72,9 @@ def chain(config: Config) -> list[Stage]:
     return [stage_named(name) for name in names]
 
 
-def look_into(config: Config, stages: Sequence[Stage]) -> Inquiry:
+def look_into(config: Config, stages: Sequence[Stage], unreadable: Sequence[str] = ()) -> Inquiry:
     """Check what stages need that run one after another, and the disks that they write to."""
-    inquiry = Inquiry(config)
+    inquiry = Inquiry(config, unreadable)
     with _silenced():
         for number, stage in enumerate(stages):
             inquiry.pending = frozenset(earlier.name for earlier in stages[:number])

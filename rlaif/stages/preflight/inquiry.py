@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,24 +31,21 @@ MOVED = "Set data.root to that folder; if you moved the folder with its runs in 
 
 @dataclass
 class Inquiry:
-    """Collects the problems of one configuration. No check ends because of another one's finding."""
+    """Collects the problems of one configuration. A check continues whatever another check has reported."""
 
     config: Config
+    unreadable: Sequence[str] = ()
+    """Options whose defaults replace what the user wrote; they have a problem already."""
     pending: frozenset[str] = frozenset()
-    """Stages that are to run before the one that is checked: their exports need not exist yet."""
+    """Stages that run before the one that is checked: their exports need not exist yet."""
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     _rows: dict[str, list | None] = field(default_factory=dict)
 
-    def problem(self, text: str) -> None:
-        """Add a problem, once."""
-        if text not in self.problems:
-            self.problems.append(text)
-
     def report(self, option: str, expected: str, found: str, fix: str) -> None:
         """Add a problem of `option`, written like an error."""
         text = problem_text(option, ConfigError(expected, found, fix))
-        self.problem(text if text.startswith(option) else f"{option}: {text}")
+        self._add(option, text if text.startswith(option) else f"{option}: {text}")
 
     def note(self, text: str) -> None:
         """Add something that a user should know and that stops nothing."""
@@ -60,16 +57,32 @@ class Inquiry:
         try:
             return call(*args, **options)
         except RlaifError as error:
-            self.problem(problem_text(option, error))
-        except (OSError, ValueError, KeyError) as error:  # of a library, about a file or bucket it cannot read
-            self.problem(f"{option}: {type(error).__name__}: {_first_line(error)}")
+            self._add(option, problem_text(option, error))
+        # Libraries raise these about a file or bucket that they cannot read.
+        except (OSError, ValueError, KeyError) as error:
+            self._add(option, f"{option}: {type(error).__name__}: {_first_line(error)}")
         return None
 
     def succeeds(self, option: str, call: Callable[..., Any], *args: Any) -> bool:
         """Return whether a call raises nothing; what it raises becomes a problem of `option`."""
-        before = len(self.problems)
-        self.attempt(option, call, *args)
-        return len(self.problems) == before
+
+        def succeeded() -> bool:
+            call(*args)
+            return True
+
+        return self.attempt(option, succeeded) is True
+
+    def _add(self, option: str, text: str) -> None:
+        """Add a problem once, and none of an option whose value is not the user's."""
+        if text not in self.problems and not self._is_unreadable(option):
+            self.problems.append(text)
+
+    def _is_unreadable(self, option: str) -> bool:
+        for path in self.unreadable:
+            # `ppo.policy` is in the unreadable section `ppo`; `ppo.reward` has the unreadable option `ppo.reward.path`.
+            if option == path or option.startswith(f"{path}.") or path.startswith(f"{option}."):
+                return True
+        return False
 
     def export(self, stage: str) -> Location:
         """Return where a stage of this run exports to."""

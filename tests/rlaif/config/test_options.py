@@ -68,7 +68,7 @@ def file(tmp_path):
 
 
 def test_problems_of_reading_and_of_fitting_are_found_together(file):
-    config, problems = examine(
+    config, problems, _ = examine(
         file, ["iterations=3", "ppo.kl.coef=many", "ppo.minibatch_size=7", "model.dtype=int8"], scope_of("ppo")
     )
     assert config.ppo.minibatch_size == 7
@@ -78,13 +78,13 @@ def test_problems_of_reading_and_of_fitting_are_found_together(file):
 
 def test_a_default_that_stands_in_for_an_unreadable_option_is_not_a_second_problem(file):
     for option in ("ppo.minibatch_size", "ppo.samples_per_prompt"):
-        _, problems = examine(file, [f"{option}=many", "ppo.prompts_per_iteration=3"], scope_of("ppo"))
+        _, problems, _ = examine(file, [f"{option}=many", "ppo.prompts_per_iteration=3"], scope_of("ppo"))
         assert len(problems) == 1 and problems[0].startswith(f"{option}: ")
 
 
 @pytest.mark.parametrize("option", ["eval.checker", "label.reference", "label.split"])
 def test_a_function_in_braces_where_none_belong(file, option):
-    _, problems = examine(file, [f"{option}={{path: 'a:b'}}"])
+    _, problems, _ = examine(file, [f"{option}={{path: 'a:b'}}"])
     assert len(problems) == 1 and f"write {option}=a:b, without braces" in problems[0]
 
 
@@ -99,7 +99,7 @@ def test_a_folder_is_named_with_the_configuration_inside(tmp_path, file):
 def test_what_may_be_a_secret_is_not_shown(file):
     server = "label.judge={url: 'http://h:1/v1/hunter2', model: m, api_key_env: HUNTER2, extra: {token: hunter2}}"
     bucket = "storage=s3://hunter2:hunter2@bucket/runs?region=eu&secret_key=hunter2"
-    config, problems = examine(file, [server, bucket])
+    config, problems, _ = examine(file, [server, bucket])
     text = shown_config(config)
     assert problems == [] and "hunter2" not in text.lower()
     assert "s3://(hidden)@bucket/runs?region=eu&secret_key=(hidden)" in text

@@ -140,6 +140,29 @@ def test_a_reward_model_without_its_base_is_found(problems, tmp_path, stage, opt
     assert any(option.partition("=")[0] in problem and "/nothing" in problem for problem in found), found
 
 
+def paths_of(problems: list[str]) -> list[str]:
+    """Return the option that each problem begins with."""
+    return [problem.removeprefix("expected ").partition(":")[0] for problem in problems]
+
+
+@pytest.mark.parametrize(
+    ("stage", "override", "options"),
+    [
+        ("ppo", "ppo=3", ["ppo"]),
+        ("ppo", "data=3", ["data"]),
+        ("ppo", "ppo.reward={pth: 'a:b'}", ["ppo.reward.Function.path", "ppo.reward.pth"]),
+        ("ppo", "ppo.reward={path: 3}", ["ppo.reward.Function.path"]),
+        ("label", "label.judge={pth: 'a:b'}", ["label.judge"]),
+        ("sft", "sft.init={path: x}", ["sft.init"]),
+        (None, "ppo.policy=/nothing", ["ppo.policy"]),
+    ],
+)
+def test_wrong_option_is_reported_once(problems, stage, override, options):
+    """A default in its place causes no more problems, nor does a second stage that reads it."""
+    found = problems(stage, "reward.context=none", "data.candidates=prompts.jsonl", override)
+    assert paths_of(found) == options
+
+
 def test_a_good_function_is_called_once_on_one_row(problems, my_functions):
     assert problems("ppo", "ppo.reward={path: 'my_functions:good'}", "eval.checker=my_functions:check") == []
 
