@@ -19,7 +19,7 @@ def add_data(commands: Commands) -> None:
 
 def _add_shapes(commands: Commands) -> None:
     shapes = commands.add(
-        "data shapes", "videos of moving shapes, with conversations, prompts and ground truth", run_shapes
+        "data shapes", "videos of moving shapes, with conversations, prompts and ground truth", run_data_shapes
     )
     shapes.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
     shapes.add_argument("--train", type=_count, default=2000, help="scenes for supervised fine-tuning")
@@ -32,7 +32,7 @@ def _add_check(commands: Commands) -> None:
     check = commands.add(
         "data check",
         "what is in a file of preferences, prompts or conversations, of this or another system, and what is wrong",
-        run_check,
+        run_data_check,
     )
     check.add_argument("file", type=Path, help=".jsonl, .json (one list), both also .gz, or .parquet")
     check.add_argument("--format", default="auto", metavar="NAME", help="of the rows; auto: as most of them look")
@@ -48,7 +48,7 @@ def _add_check(commands: Commands) -> None:
 
 def _add_convert(commands: Commands) -> None:
     convert = commands.add(
-        "data convert", "from one format of preferences, prompts or conversations to another", run_convert
+        "data convert", "from one format of preferences, prompts or conversations to another", run_data_convert
     )
     convert.add_argument("source", type=Path, metavar="IN", help="a file, or SafeSora's folder")
     convert.add_argument("target", type=Path, metavar="OUT", help="its ending says what is written, as that of IN does")
@@ -79,7 +79,7 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def run_shapes(args: argparse.Namespace) -> None:
+def run_data_shapes(args: argparse.Namespace) -> None:
     """Write the world of moving shapes."""
     from rlaif.worlds.shapes.dataset import write_dataset
 
@@ -96,7 +96,7 @@ def run_shapes(args: argparse.Namespace) -> None:
     print(f"{args.out}: {', '.join(rows)}")
 
 
-def run_check(args: argparse.Namespace) -> int:
+def run_data_check(args: argparse.Namespace) -> int:
     """Print what is in a file. Returns exit code 1 if something is wrong with it."""
     from rlaif.data.check import check
 
@@ -115,7 +115,7 @@ def run_check(args: argparse.Namespace) -> int:
     return 0 if checkup.fine else 1
 
 
-def run_convert(args: argparse.Namespace) -> None:
+def run_data_convert(args: argparse.Namespace) -> None:
     """Write the rows of a file in another format."""
     from rlaif.data.convert import convert
 

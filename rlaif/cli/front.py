@@ -43,7 +43,7 @@ def add_help(commands: Commands) -> None:
     parser.add_argument("command_words", nargs="*", metavar="COMMAND")
 
 
-def version() -> str:
+def version_text() -> str:
     """Return the name and version of what is installed, or of the checkout."""
     try:
         return f"rlaif {metadata.version('rlaif')}"
@@ -83,10 +83,9 @@ def run_options(args: argparse.Namespace) -> None:
     text = listing(args.section)
     if text is None:
         near = nearest(args.section)
+        fix = "Run `rlaif options`, which lists all"
         if near:
             fix = f"Type {' or '.join(near)}; `rlaif options` lists all"
-        else:
-            fix = "Run `rlaif options`, which lists all"
         raise ConfigError("the name of an option or a section", repr(args.section), fix)
     print(text)
 
@@ -116,7 +115,7 @@ def run_doctor(args: argparse.Namespace) -> int:
 def _print_findings(findings: Findings, args: argparse.Namespace) -> None:
     from rlaif.config.load import bullets
     from rlaif.config.shown import shown_config
-    from rlaif.stages.run.summary import Typed
+    from rlaif.stages.run.summary import CommandLine
 
     # The configuration is long, so it comes first: the problems must be in sight when the command ends.
     if findings.config is not None:
@@ -128,4 +127,4 @@ def _print_findings(findings: Findings, args: argparse.Namespace) -> None:
     print(bullets(findings.problems) if findings.problems else "no problems found")
     stage = findings.next_stage()
     if not findings.problems and stage is not None:
-        print(f"next:  {Typed(args.config, args.overrides).command(stage.name)}")
+        print(f"next:  {CommandLine(args.config, args.overrides).command(stage.name)}")

@@ -8,7 +8,7 @@ import os
 import sys
 
 from rlaif.cli.data import add_data
-from rlaif.cli.front import add_front, add_help, version
+from rlaif.cli.front import add_front, add_help, version_text
 from rlaif.cli.stages import add_stages
 from rlaif.cli.usage import Commands, Parser, flags_of, refuse
 from rlaif.errors import RlaifError
@@ -19,7 +19,7 @@ from rlaif.isolation import pin_packages, working_directory_last
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command. An error a user can act on is printed without a traceback; the exit code is then 1."""
-    args = parse(sys.argv[1:] if argv is None else argv)
+    args = parse_arguments(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     for noisy in ("httpx", "ray", "transformers", "vllm"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -53,8 +53,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def no_space(error: OSError) -> RlaifError:
     """Return the error for a disk that is full, which may be the one that standard output is written to."""
-    found = f"{error.strerror}: {error.filename or 'standard output, or a file of this command'}"
-    return RlaifError("free disk space", found, "Free space on that disk, or write to another one")
+    reason = f"{error.strerror}: {error.filename or 'standard output, or a file of this command'}"
+    return RlaifError("free disk space", reason, "Free space on that disk, or write to another one")
 
 
 def leave(code: int) -> int:
@@ -67,7 +67,7 @@ def leave(code: int) -> int:
     return code
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """Return the arguments of a command. Overrides may stand before and after the flags."""
     commands = build_commands()
     argv = commands.complete(argv)
@@ -86,7 +86,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def build_commands() -> Commands:
     """Return the parsers of all commands, in the order in which `rlaif help` lists them."""
     root = Parser(prog="rlaif", description="Align video-language models with AI feedback on Ray.")
-    root.add_argument("--version", action="version", version=version())
+    root.add_argument("--version", action="version", version=version_text())
     commands = Commands(root)
     add_front(commands)
     add_data(commands)

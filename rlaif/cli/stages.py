@@ -20,7 +20,7 @@ from rlaif.stages.table import BENCHMARKS, STAGES, Stage, resolve, stage_named
 
 if TYPE_CHECKING:
     from rlaif.stages.run.run import Start
-    from rlaif.stages.run.summary import Summary, Typed
+    from rlaif.stages.run.summary import CommandLine, Summary
 
 _GROUP_HELP = {"bench": "where the time goes"}
 """Help of first words that are no stage themselves."""
@@ -79,7 +79,7 @@ def _add_start(parser: Parser) -> None:
 def run_stage(args: argparse.Namespace) -> int:
     """Check the configuration, run the stage, print its summary. Returns the exit code."""
     from rlaif.config.load import load_config
-    from rlaif.stages.run.summary import Typed
+    from rlaif.stages.run.summary import CommandLine
 
     stage = stage_named(args.command)
     overrides = list(args.overrides)
@@ -91,7 +91,7 @@ def run_stage(args: argparse.Namespace) -> int:
 
     def work() -> None:
         check_files(stage, config, args.config, start)
-        start_stage(stage, config, Typed(args.config, overrides), start)
+        start_stage(stage, config, CommandLine(args.config, overrides), start)
 
     return run_to_its_end(stage, config, work)
 
@@ -116,7 +116,7 @@ def check_files(stage: Stage, config: Config, source: str, start: Start) -> None
         require(config, stage, source)
 
 
-def start_stage(stage: Stage, config: Config, typed: Typed, start: Start) -> None:
+def start_stage(stage: Stage, config: Config, command_line: CommandLine, start: Start) -> None:
     """Open the run, call the stage's function, and print its summary after the actors have stopped."""
     with phase("loading libraries"):
         from rlaif.stages.run.run import open_run
@@ -129,7 +129,7 @@ def start_stage(stage: Stage, config: Config, typed: Typed, start: Start) -> Non
         result = function(config, run, **options)
     seconds = time.monotonic() - began
     summary = summarise(stage, config, result)
-    say(summary.text(f"rlaif {stage.name} finished in {duration(seconds)}", typed))
+    say(summary.text(f"rlaif {stage.name} finished in {duration(seconds)}", command_line))
 
 
 def summarise(stage: Stage, config: Config, result: Any) -> Summary:

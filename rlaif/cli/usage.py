@@ -119,10 +119,9 @@ def refuse(
     for flag in unknown:
         if not flag.startswith("-"):
             continue
+        hint = _flag_hint(parser, argv, flag, command)
         if flag in others:
             hint = f"{flag} is for {', '.join(others[flag])}"
-        else:
-            hint = _flag_hint(parser, argv, flag, command)
         if hint not in lines:
             lines.append(hint)
     parser.error("\n  ".join(lines))

@@ -107,7 +107,7 @@ def copy(tmp_path_factory) -> Copy:
 
 @pytest.fixture(scope="module")
 def printed(copy) -> dict[str, str]:
-    """What each command prints in the copy, with its exit code, by the words that were typed."""
+    """Return what each command prints in the copy, with its exit code, by the words that were typed."""
     config = copy.root / "lengths.yaml"
     config.write_text(f"name: x\nstorage: {copy.root}/runs\ndata: {{root: {copy.root}}}\n")
     rows = "tests/newcomer/clip_questions.jsonl"

@@ -22,7 +22,7 @@ from rlaif.records import Prompt
 from rlaif.seeds import derive
 from rlaif.stages.feedback.fill import fill
 from rlaif.stages.preflight.inquiry import Inquiry
-from rlaif.stages.preflight.models import check_model
+from rlaif.stages.preflight.models import check_model_option
 from rlaif.stages.run import datasets, row_checks
 from rlaif.stages.run.run import Run
 from rlaif.stages.run.summary import Summary, count_text
@@ -236,7 +236,7 @@ def _row(config: Config, one: Wanted, told: Told) -> dict:
 def check_caption(inquiry: Inquiry) -> None:
     """Check the captioner, and that a file to write to is set."""
     config = inquiry.config
-    check_model(inquiry, "caption.model", config.caption.model, adapter=True)
+    check_model_option(inquiry, "caption.model", config.caption.model, adapter=True)
     if config.data.captions is None:
         inquiry.report("data.captions", "the file to write captions to", "none", "Set data.captions=captions.jsonl")
 

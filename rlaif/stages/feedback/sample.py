@@ -20,7 +20,7 @@ from rlaif.seeds import derive
 from rlaif.stages.feedback.fill import fill
 from rlaif.stages.preflight.files import check_prompt_files
 from rlaif.stages.preflight.inquiry import Inquiry
-from rlaif.stages.preflight.models import check_model
+from rlaif.stages.preflight.models import check_model_option
 from rlaif.stages.run import datasets, row_checks
 from rlaif.stages.run.run import Run
 from rlaif.stages.run.summary import Summary, count_text
@@ -184,7 +184,7 @@ def check_sample(inquiry: Inquiry) -> None:
     """Check the models and the prompt files."""
     candidates = inquiry.config.candidates
     for model in candidates.models:
-        check_model(inquiry, "candidates.models", model, adapter=True)
+        check_model_option(inquiry, "candidates.models", model, adapter=True)
     check_prompt_files(inquiry, "candidates.prompts", candidates.prompts)
 
 

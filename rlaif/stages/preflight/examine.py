@@ -81,8 +81,8 @@ def look_into(config: Config, stages: Sequence[Stage], unreadable: Sequence[str]
             check = resolve(stage.check)
             check(inquiry)
     inquiry.attempt("storage", _check_storage, inquiry)
-    for user, found, fix in cache_problems():
-        inquiry.report(f"cache of {user}", "a folder that can be written", found, fix)
+    for user, reason, fix in cache_problems():
+        inquiry.report(f"cache of {user}", "a folder that can be written", reason, fix)
     return inquiry
 
 

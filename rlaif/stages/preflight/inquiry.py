@@ -1,4 +1,4 @@
-"""What all checks of one configuration share: the files they read, the problems they find, the stages still to come."""
+"""The state that all checks of one configuration share: files that were read, problems, stages that run before."""
 
 from __future__ import annotations
 
@@ -78,11 +78,7 @@ class Inquiry:
             self.problems.append(text)
 
     def _is_unreadable(self, option: str) -> bool:
-        for path in self.unreadable:
-            # `ppo.policy` is in the unreadable section `ppo`; `ppo.reward` has the unreadable option `ppo.reward.path`.
-            if option == path or option.startswith(f"{path}.") or path.startswith(f"{option}."):
-                return True
-        return False
+        return any(_overlap(option, path) for path in self.unreadable)
 
     def export(self, stage: str) -> Location:
         """Return where a stage of this run exports to."""
@@ -103,7 +99,7 @@ class Inquiry:
         return self._rows[name]
 
     def has_file(self, name: str) -> bool:
-        """Return whether `data.<name>` is set and there; what cannot be found out counts as missing."""
+        """Return whether `data.<name>` is set and exists; a path that cannot be examined counts as missing."""
         file = getattr(self.config.data, name)
         try:
             return bool(file) and data_path(self.config, file).is_file()
@@ -111,17 +107,18 @@ class Inquiry:
             return False
 
     def _read(self, name: str, file: str) -> list | None:
-        option, (read, purpose) = f"data.{name}", READERS[name]
+        option = f"data.{name}"
+        reader, purpose = READERS[name]
         if not self._has_root():
             return None
         path = self.attempt(option, data_path, self.config, file)
         if path is None:
             return None
         if not path.is_file():
-            found = f"{path} is a folder" if path.is_dir() else f"no file at {path}"
-            self.report(option, purpose, found, f"Put the file there, or set {option} to the file that you have")
+            reason = f"{path} is a folder" if path.is_dir() else f"no file at {path}"
+            self.report(option, purpose, reason, f"Put the file there, or set {option} to the file that you have")
             return None
-        result = self.attempt(option, read, path, self.config.data.root, self.config.data.strict)
+        result = self.attempt(option, reader, path, self.config.data.root, self.config.data.strict)
         if result is None:
             return None
         rows, report = result
@@ -131,6 +128,7 @@ class Inquiry:
     def _has_root(self) -> bool:
         """Return whether `data.root` is a folder; one problem says so for all the files below it."""
         root = locate(self.config.data.root)
+        # A bucket has no local folder; reading a file in it reports its own problem.
         if root.local is None or root.local.is_dir():
             return True
         self.report("data.root", "the folder of your files", f"no folder at {root}", MOVED)
@@ -139,6 +137,11 @@ class Inquiry:
     def _note_skipped(self, option: str, report: Report) -> None:
         if report.skipped:
             self.note(f"{option}: {report.summary(3)}")
+
+
+def _overlap(option: str, path: str) -> bool:
+    """Return whether one path is the other, or in the section that the other names."""
+    return option == path or option.startswith(f"{path}.") or path.startswith(f"{option}.")
 
 
 def problem_text(option: str, error: RlaifError) -> str:

@@ -1,4 +1,4 @@
-"""The end of every stage: what was done, its main figures, where things are, and what to type next.
+"""The end of every stage: its main figures, the places of its files, and the commands that can follow.
 
 A summary is printed after the actors have stopped, as the last lines of the command. The commands in it are complete:
 they carry the program, the configuration and the options that were typed.
@@ -17,12 +17,12 @@ from typing import Any
 from rlaif.io.storage import Location, locate
 
 NextStage = tuple[str, str, Sequence[str]]
-"""What a stage would do that can follow, its name, and options to add to those that were typed."""
+"""(purpose, name, further options) of a stage that can follow."""
 
 
 @dataclass(frozen=True)
-class Typed:
-    """What the user typed: the configuration file and the options that replace those of the file."""
+class CommandLine:
+    """The words that a user typed after a stage: the configuration file, and options that replace those of the file."""
 
     config: str
     overrides: Sequence[str] = ()
@@ -31,7 +31,8 @@ class Typed:
         """Return a shell command that runs `stage` with the same options; `more` are options that replace them."""
         changed = {option.partition("=")[0] for option in more}
         same = [option for option in self.overrides if option.partition("=")[0] not in changed]
-        return f"{program()} {stage} " + shlex.join([self.config, *same, *more])
+        words = shlex.join([self.config, *same, *more])
+        return f"{program()} {stage} {words}"
 
 
 @dataclass
@@ -46,7 +47,7 @@ class Summary:
     remark: str = ""
     """What the headline says after the duration."""
 
-    def text(self, headline: str, typed: Typed) -> str:
+    def text(self, headline: str, command_line: CommandLine) -> str:
         """Return the lines to print, with a command for each stage that can follow."""
         lines = ["", f"{headline}: {self.remark}" if self.remark else headline]
         if self.table:
@@ -58,7 +59,7 @@ class Summary:
         if self.following:
             lines.append("next:")
         for purpose, stage, options in self.following:
-            lines += [f"  {purpose}", f"    {typed.command(stage, *options)}"]
+            lines += [f"  {purpose}", f"    {command_line.command(stage, *options)}"]
         return "\n".join(lines)
 
 
@@ -74,17 +75,19 @@ def is_export(path: str, export: Location) -> bool:
 
 
 def duration(seconds: float) -> str:
+    """Return a duration with its unit, for people."""
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
 
 
 def program() -> str:
     """Return how this program was started, so that what is printed can be typed in the same place."""
-    started = Path(sys.argv[0])
-    if started.parts[-2:] == ("rlaif", "__main__.py"):
+    script = Path(sys.argv[0])
+    if script.parts[-2:] == ("rlaif", "__main__.py"):
         return shlex.join([sys.executable, "-m", "rlaif"])
-    if started.name != "rlaif":
-        return "rlaif"  # inside another program
+    # Inside another program, such as a test.
+    if script.name != "rlaif":
+        return "rlaif"
     on_path = shutil.which("rlaif")
-    if on_path and Path(on_path).resolve() == started.resolve():
+    if on_path and Path(on_path).resolve() == script.resolve():
         return "rlaif"
     return shlex.quote(sys.argv[0])

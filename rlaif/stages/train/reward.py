@@ -26,7 +26,7 @@ from rlaif.models.reward_card import CARD, card_text
 from rlaif.models.reward_prompt import RewardPrompt, contexts
 from rlaif.seeds import derive
 from rlaif.stages.preflight.inquiry import Inquiry
-from rlaif.stages.preflight.models import check_model
+from rlaif.stages.preflight.models import check_model_option
 from rlaif.stages.run import datasets, row_checks
 from rlaif.stages.run.run import Run, Start
 from rlaif.stages.run.summary import NextStage, Summary, is_export
@@ -186,7 +186,7 @@ def with_context(rows: list[Pair], config: Config) -> list[Pair]:
 def check_reward(inquiry: Inquiry) -> None:
     """Check the model to start from and the pairs: dimensions, captions, and whether some can be held out."""
     config = inquiry.config
-    check_model(inquiry, "reward.init", config.reward.init)
+    check_model_option(inquiry, "reward.init", config.reward.init)
     names = ["pairs", "pairs_eval"] if config.data.pairs_eval else ["pairs"]
     for name in names:
         rows = inquiry.rows(name)

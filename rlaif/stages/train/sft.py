@@ -13,7 +13,7 @@ from rlaif.errors import ConfigError, named
 from rlaif.io.rundir import RunDir
 from rlaif.models.check import require_model
 from rlaif.stages.preflight.inquiry import Inquiry
-from rlaif.stages.preflight.models import check_model
+from rlaif.stages.preflight.models import check_model_option
 from rlaif.stages.run import datasets, row_checks
 from rlaif.stages.run.run import Run, Start
 from rlaif.stages.run.summary import NextStage, Summary, is_export
@@ -67,7 +67,7 @@ def check_videos(config: Config, role: RoleSpec, rows: Sequence[Conversation]) -
 def check_sft(inquiry: Inquiry) -> None:
     """Check the model to start from and the conversations."""
     config = inquiry.config
-    check_model(inquiry, "sft.init", config.sft.init)
+    check_model_option(inquiry, "sft.init", config.sft.init)
     rows = inquiry.rows("sft")
     if rows:
         inquiry.attempt("data.sft", check_videos, config, _trained_role(config), rows)

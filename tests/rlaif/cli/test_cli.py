@@ -290,8 +290,8 @@ def test_eval_takes_a_configuration_called_like_a_subcommand(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "contex").write_text("name: x\nsed: 1\n")
     for words, command in ((["contex"], "eval"), (["context.yaml"], "eval"), (["context", "contex"], "eval context")):
-        assert main.parse(["eval", *words]).command == command
-        assert main.parse(["eval", *words]).config == words[-1]
+        assert main.parse_arguments(["eval", *words]).command == command
+        assert main.parse_arguments(["eval", *words]).config == words[-1]
     assert main.main(["eval", "contex"]) == 1
     assert "nearest is `seed`" in capsys.readouterr().err
 

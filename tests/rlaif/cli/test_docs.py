@@ -19,9 +19,7 @@ def test_command_table_has_a_row_for_each_stage():
         assert f"| `rlaif {stage.name} {stage.example}` | {stage.help} |\n" in table
 
 
-@pytest.mark.parametrize(
-    "usage", ["init DIR", "options [SECTION]", "data convert IN OUT --to FORMAT", "help"]
-)
+@pytest.mark.parametrize("usage", ["init DIR", "options [SECTION]", "data convert IN OUT --to FORMAT", "help"])
 def test_command_table_shows_what_other_commands_need(usage):
     assert f"| `rlaif {usage}` |" in command_table()
 

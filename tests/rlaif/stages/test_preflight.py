@@ -30,7 +30,7 @@ CONSTANT = 3
 
 @pytest.fixture(scope="module")
 def my_functions(tmp_path_factory):
-    """A module of a user's functions, importable as `my_functions`; `broken_module` cannot be imported."""
+    """Make a module of a user's functions, importable as `my_functions`; `broken_module` cannot be imported."""
     folder = tmp_path_factory.mktemp("functions")
     (folder / "my_functions.py").write_text(FUNCTIONS)
     (folder / "broken_module.py").write_text("import sys\nsys.exit('no')\n")

@@ -15,7 +15,7 @@ from rlaif.config.schema import Config
 from rlaif.io.rundir import RunDir
 from rlaif.stages.recipes import demo
 from rlaif.stages.run import summary
-from rlaif.stages.run.summary import Typed
+from rlaif.stages.run.summary import CommandLine
 from rlaif.stages.table import stage_named
 
 ROW = {"policy": "sft", "seed": 0, "decoding": "greedy", "hallucination": 0.3, "recall": 0.8, "kl": 0.0, "length": 7.5}
@@ -50,7 +50,7 @@ SAID = {
     "ppo": ["1.250 -> 2.500", "0.50 nats", "| sft | 0 | greedy |", "EXPORT"],
     "eval": ["| sft | 0 | greedy |"],
 }
-DEMO = Typed("configs/demo.yaml")
+DEMO = CommandLine("configs/demo.yaml")
 DEMO_RESULT = demo.DemoResult([ROW, {**ROW, "policy": "rlaif"}], {})
 NEXT = {"sft": "caption", "caption": "sample", "sample": "label", "label": "pairs", "pairs": "reward", "ppo": "eval"}
 
@@ -64,7 +64,7 @@ def started_by_name(monkeypatch):
 @pytest.fixture
 def typed(tmp_path, make_config):
     make_config(tmp_path)  # writes the file
-    return Typed(str(tmp_path / "config.yaml"), ["seed=7", "data.captions={run}/captions of it.jsonl"])
+    return CommandLine(str(tmp_path / "config.yaml"), ["seed=7", "data.captions={run}/captions of it.jsonl"])
 
 
 @pytest.fixture
@@ -81,14 +81,14 @@ def config(typed):
 
 
 def commands_of(text: str) -> list[list[str]]:
-    """The commands that a summary prints, as words behind the program."""
+    """Return the commands that a summary prints, as the words after the program."""
     lines = [line.strip() for line in text.splitlines()]
     return [shlex.split(line)[1:] for line in lines if line.startswith("rlaif ")]
 
 
 def parsed(words: list[str]):
     """(arguments, configuration) of printed words, read as the command line reads them."""
-    args = main.parse(words)
+    args = main.parse_arguments(words)
     return args, load_config(args.config, args.overrides, stage_named(args.command).scope)
 
 
@@ -158,7 +158,7 @@ def test_commands_name_the_program_as_it_was_started(monkeypatch, argv, on_path,
 def test_the_demo_prints_commands_of_the_same_experiment(tmp_path, monkeypatch, overrides):
     monkeypatch.chdir(tmp_path)
     file = demo.SHIPPED.parents[3] / "configs" / "demo.yaml"
-    typed = Typed(str(file), list(overrides))
+    typed = CommandLine(str(file), list(overrides))
     config = load_config(file, list(overrides))
     text = demo.summarise_demo(config, RunDir(config.storage, config.name), DEMO_RESULT).text("headline", typed)
     again, variant = commands_of(text)
