@@ -20,6 +20,7 @@ from rlaif.isolation import pin_packages, working_directory_last
 def main(argv: list[str] | None = None) -> int:
     """Run one command. An error a user can act on is printed without a traceback; the exit code is then 1."""
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
+    # The root logger's level is that of our own lines; these libraries log every request or step at it.
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     for noisy in ("httpx", "ray", "transformers", "vllm"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -118,6 +118,7 @@ def check_files(stage: Stage, config: Config, source: str, start: Start) -> None
 
 def start_stage(stage: Stage, config: Config, command_line: CommandLine, start: Start) -> None:
     """Open the run, call the stage's function, and print its summary after the actors have stopped."""
+    # torch, Ray and vLLM take seconds to import: the phase says what the user is waiting for.
     with phase("loading libraries"):
         from rlaif.stages.run.run import open_run
         from rlaif.stages.run.summary import duration
@@ -147,6 +148,7 @@ def run_to_its_end(stage: Stage, config: Config, work: Callable[[], None]) -> in
     """Do the work of a command; if something ends it early, say how to go on. Returns the exit code."""
     from rlaif.stages.run.stopping import Stopper
 
+    # A signal before the run is open ends the command at once: there is nothing to save.
     try:
         with Stopper(0).installed(), on_screen(stage, config):
             work()

@@ -18,6 +18,7 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser that takes no abbreviated flags; subcommands are of the same class."""
 
     def __init__(self, *args: Any, **options: Any):
+        # An abbreviation would change its meaning, or end in an error, when a flag is added.
         super().__init__(*args, **{"allow_abbrev": False, **options})
 
 
@@ -46,6 +47,7 @@ class Commands:
             parser = self._groups[group].add_parser(last, help=help, description=help)
         else:
             parser = self._top.add_parser(name, help=help, description=help)
+        # argparse writes a subparser's defaults over its own, so that `command` is the full name.
         parser.set_defaults(run=run, parser=parser, command=name)
         self.parsers[name] = parser
         return parser
@@ -59,21 +61,22 @@ class Commands:
             argv = [*argv[1:], "--help"]
         self._require_command(argv)
         group = argv[0]
-        if group not in self._groups:
-            return argv
-        word = argv[1] if len(argv) > 1 else ""
+        return self._complete_group(group, argv[1:]) if group in self._groups else argv
+
+    def _complete_group(self, group: str, rest: list[str]) -> list[str]:
+        word = rest[0] if rest else ""
         names = self._subcommands(group)
         if word in names or word in _HELP:
-            return argv
+            return [group, *rest]
         near = _near(word, names)
-        if group in self.parsers:
-            # A path is the group's own configuration; a bare word that is no file is a mistyped subcommand.
-            is_path = {".", "/", "="} & set(word) or Path(word).exists()
-            if not near or is_path:
-                return [group, OWN, *argv[1:]]
+        # A path is the group's own configuration; a bare word that is no file is a mistyped subcommand.
+        is_path = not {".", "/", "="}.isdisjoint(word) or Path(word).exists()
+        if group in self.parsers and (is_path or not near):
+            return [group, OWN, *rest]
         if word and not word.startswith("-"):
             self._refuse_command(f"{group} {word}", f"{group} {near}" if near else "", f"rlaif help {group}")
-        return argv
+        # argparse says that a subcommand is missing.
+        return [group, *rest]
 
     def _require_command(self, argv: list[str]) -> None:
         word = argv[0] if argv else ""
@@ -145,6 +148,7 @@ def _flag_hint(parser: argparse.ArgumentParser, argv: list[str], flag: str, comm
     flags: list[str] = []
     for action in parser._actions:
         flags += action.option_strings
+    # Flags are short, so at the default of 0.6 many an option of another tool would look like one.
     if near := difflib.get_close_matches(name, flags, n=1, cutoff=0.75):
         return f"did you mean {near[0]}?"
     section = command.split()[-1]

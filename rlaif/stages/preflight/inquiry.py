@@ -94,6 +94,7 @@ class Inquiry:
 
     def rows(self, name: str) -> list | None:
         """Return the usable rows of `data.<name>`; None (and a problem, once) if there are none."""
+        # Several stages read the same file; a large one takes seconds.
         if name not in self._rows:
             self._rows[name] = self._read(name, getattr(self.config.data, name))
         return self._rows[name]
