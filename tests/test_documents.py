@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rlaif.cli.main import parse
+from rlaif.cli.main import parse_arguments
 from rlaif.config.load import load_config
 from rlaif.config.options import all_options
 from rlaif.stages.table import scope_of
@@ -58,7 +58,7 @@ def arguments(command: str) -> list[str]:
 
 def understood(words: list[str]) -> bool:
     try:
-        parse(words)
+        parse_arguments(words)
     except SystemExit as end:
         return end.code == 0
     return True
