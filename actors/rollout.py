@@ -20,7 +20,7 @@ from cluster.publish import Manifest
 from rlaif.config.schema import Sampling
 from rlaif.errors import ContractError, DataError
 from rlaif.models.encode import Encoder, Frames
-from rlaif.objectives.truncation import kept_tokens
+from rlaif.objectives.truncation import truncated_length
 from rlaif.records import Choice, Probe, Probed, Prompt, Sample
 from rlaif.seeds import derive
 from rlaif.video.spec import frames_digest
@@ -253,7 +253,7 @@ def _fetched(number: int, bucket: Any, timeout: float) -> Any:
 
 def cut(answer: Completion, stops: Sequence[int], encoder: Encoder) -> Completion:
     """The answer up to the token of `sampling.truncate_at` that decides; an end of sequence behind it is lost."""
-    kept = kept_tokens(answer.response_ids, stops)
+    kept = truncated_length(answer.response_ids, stops)
     if kept is None:
         return answer
     ids = answer.response_ids[:kept]

@@ -24,7 +24,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from cluster.staging import PARTS, Digests, Staging, check_written, damage, mib, storage_errors
-from rlaif.config.difference import differences, show
+from rlaif.config.difference import changed_options, show
 from rlaif.errors import CheckpointError
 from rlaif.io.storage import Location, flush, locate
 
@@ -285,7 +285,7 @@ def check_identity(meta: Mapping[str, Any], expected: Mapping[str, Any]) -> None
     The error names the options that differ.
     """
     stage = str(expected.get("stage", "run"))
-    apart = differences({name: meta.get(name) for name in expected}, expected)
+    apart = changed_options({name: meta.get(name) for name in expected}, expected)
     if apart:
         raise CheckpointError(
             "the model and the data (rows, captions, videos) that the checkpoint was made with",

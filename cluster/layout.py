@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from rlaif.config.cluster import Role
+from rlaif.config.cluster import RoleResources
 from rlaif.errors import ConfigError, PlacementError
 
-Requests = Mapping[str, Role]
+Requests = Mapping[str, RoleResources]
 """What each role asks for, by its name under `cluster` in the configuration."""
 
 LOCKSTEP = frozenset({"learner"})
@@ -64,7 +64,7 @@ def layout(requests: Requests) -> list[Bundle]:
     and a learner never meets another learner.
     """
     bundles: list[Bundle] = []
-    shared: dict[str | None, dict[str, Role]] = {}
+    shared: dict[str | None, dict[str, RoleResources]] = {}
     for name, role in requests.items():
         if role.gpus > 1 and role.gpus != int(role.gpus):
             raise ConfigError(
@@ -80,7 +80,7 @@ def layout(requests: Requests) -> list[Bundle]:
     return bundles + [bundle for accelerator, roles in shared.items() for bundle in _share(roles, accelerator)]
 
 
-def _share(roles: dict[str, Role], accelerator: str | None) -> list[Bundle]:
+def _share(roles: dict[str, RoleResources], accelerator: str | None) -> list[Bundle]:
     units = {name: round(role.gpus * _UNIT) for name, role in roles.items()}
     ranks = max((roles[name].actors for name in roles if name in LOCKSTEP), default=0)
     needed = math.ceil(sum(units[name] * role.actors for name, role in roles.items()) / _UNIT)
@@ -105,7 +105,7 @@ def _fits(gpu: list[tuple[str, int]], name: str, units: dict[str, int]) -> bool:
 
 
 def _shared_bundle(
-    members: list[tuple[str, int]], roles: dict[str, Role], accelerator: str | None, whole: bool
+    members: list[tuple[str, int]], roles: dict[str, RoleResources], accelerator: str | None, whole: bool
 ) -> Bundle:
     """A GPU with one of several learners is reserved whole: Ray might put two fractions on the same one."""
     gpus = round(sum(roles[name].gpus for name, _ in members), 4)
@@ -181,7 +181,7 @@ def shortage(requests: Requests, waiting: Sequence[Bundle], nodes: Sequence[Node
     )
 
 
-def _needs(role: Role) -> str:
+def _needs(role: RoleResources) -> str:
     gpu = f"{role.gpus:g} GPU {role.accelerator or ''}".strip() + ", " if role.gpus else ""
     return f"{gpu}{role.cpus:g} CPU" + (
         f" on a node with {role.accelerator}" if role.accelerator and not role.gpus else ""
@@ -198,7 +198,7 @@ def _describe(node: Node) -> str:
 def _missing(waiting: Sequence[Bundle]) -> str:
     kinds = Counter((bundle.gpus, bundle.cpus, bundle.accelerator) for bundle in waiting)
     return "room for " + ", ".join(
-        f"{count} x ({_needs(Role(gpus=gpus, cpus=cpus, accelerator=accelerator))})"
+        f"{count} x ({_needs(RoleResources(gpus=gpus, cpus=cpus, accelerator=accelerator))})"
         for (gpus, cpus, accelerator), count in kinds.items()
     )
 
@@ -220,7 +220,7 @@ def _changes(requests: Requests, waiting: Iterable[str], nodes: Sequence[Node]) 
             return
 
 
-def _alternatives(role: Role, accelerators: list[str]) -> Iterator[Iterator[dict]]:
+def _alternatives(role: RoleResources, accelerators: list[str]) -> Iterator[Iterator[dict]]:
     """Kinds of change to one role, each from the smallest change on."""
     yield ({"actors": count} for count in range(role.actors - 1, 0, -1))
     if role.accelerator:

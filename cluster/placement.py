@@ -21,7 +21,7 @@ from ray.util.placement_group import (
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.layout import Bundle, Node, Requests, layout, shortage, unplaced
-from rlaif.config.cluster import Role
+from rlaif.config.cluster import RoleResources
 from rlaif.errors import PlacementError
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class _Group:
 class Placement:
     """Reserved room for the actors of one role."""
 
-    role: Role
+    role: RoleResources
     slots: tuple[tuple[_Group, int], ...]
     """(group, index of the bundle in it) of each actor."""
 

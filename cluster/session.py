@@ -22,7 +22,7 @@ from cluster.health import KNOCK_S, HeadWatch, answers, left_without
 from cluster.layout import layout, unplaced
 from cluster.placement import cluster_nodes
 from cluster.starting import check_socket_path, make_run_directory, not_started, storage_error
-from rlaif.config.cluster import Role
+from rlaif.config.cluster import RoleResources
 from rlaif.config.schema import Config
 from rlaif.errors import ConfigError, HeadLostError
 from rlaif.io.rundir import RunDir
@@ -194,7 +194,7 @@ def _nodes_that_may_serve(config: Config) -> list[str]:
     return [id for id, node in cluster_nodes().items() if any(not unplaced([bundle], [node]) for bundle in bundles)]
 
 
-def _roles(config: Config) -> dict[str, Role]:
+def _roles(config: Config) -> dict[str, RoleResources]:
     return {name: getattr(config.cluster, name) for name in ("rollout", "reward", "learner")}
 
 

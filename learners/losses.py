@@ -14,7 +14,7 @@ from rlaif.models.batch import Batch
 from rlaif.objectives.metrics import Metrics, merge
 from rlaif.objectives.policy import ppo_policy_loss, ratios
 from rlaif.objectives.preference import bradley_terry
-from rlaif.objectives.slots import filled, spread
+from rlaif.objectives.slots import PpoSlots
 from rlaif.objectives.supervised import sft_loss
 from rlaif.objectives.value import value_loss
 
@@ -26,8 +26,8 @@ def tokens(unit: Unit) -> float:
 
 def counting(config: Ppo) -> Callable[[Unit], float]:
     """The denominator of PPO's losses: a unit's trained tokens, or all slots of its answers (`ppo.loss_mean`)."""
-    slots = config.sampling.max_tokens
-    return tokens if config.loss_mean == "tokens" else lambda unit: float(slots * len(unit))
+    total = PpoSlots.of(config).losses.total
+    return tokens if total is None else lambda unit: float(total * len(unit))
 
 
 def pairs(unit: Unit) -> float:
@@ -87,11 +87,10 @@ def policy(config: Ppo, truncated_importance: bool, seen: list[tuple[Tensor, Ten
     With `loss_mean: slots` these reach over all slots; behind an answer both log-probs are 0.
     seen: collects (ratios, whether after a video) of every micro-batch's tokens, for their quantiles.
     """
+    slots = PpoSlots.of(config).losses
 
     def loss(outputs: dict[str, Tensor], batch: Batch, denominator: float) -> tuple[Tensor, Metrics]:
-        logp, entropy, mask = outputs["logprobs"], outputs["entropy"], batch.mask
-        if config.loss_mean == "slots":
-            logp, entropy, mask = (filled(x, config.sampling.max_tokens) for x in (logp, entropy, mask))
+        logp, entropy, mask = slots.fill(outputs["logprobs"]), slots.fill(outputs["entropy"]), slots.fill(batch.mask)
         ratio = ratios(logp.detach(), batch.extras["old_logprobs"], mask)
         on, after_video = mask.bool(), batch.extras["after_video"][:, None].expand_as(mask)
         seen.append((ratio[on].cpu(), after_video[on].cpu()))
@@ -99,7 +98,7 @@ def policy(config: Ppo, truncated_importance: bool, seen: list[tuple[Tensor, Ten
             logp,
             batch.extras["old_logprobs"],
             batch.extras["advantages"],
-            torch.ones_like(mask) if config.loss_mean == "slots" else mask,
+            slots.counted(mask),
             config.clip,
             denominator,
             importance=batch.extras["importance"] if truncated_importance else None,
@@ -116,13 +115,13 @@ def critic(config: Ppo, scale: float | None) -> Loss:
 
     With `loss_mean: slots` both reach over all slots, and the sequences end with their padding tokens.
     """
+    slots = PpoSlots.of(config).losses
     scale = 1.0 if config.value_clip_unit == "absolute" else scale
 
     def loss(outputs: dict[str, Tensor], batch: Batch, denominator: float) -> tuple[Tensor, Metrics]:
-        old, returns, values, mask = batch.extras["values"], batch.extras["returns"], outputs["values"], batch.mask
-        if config.loss_mean == "slots":
-            values = spread(values, batch.valid.sum(1), config.sampling.max_tokens)
-            mask = torch.ones_like(returns)
+        old, returns = batch.extras["values"], batch.extras["returns"]
+        values = slots.repeat_last(outputs["values"], batch.valid.sum(1))
+        mask = slots.counted(slots.fill(batch.mask))
         value, metrics = value_loss(values, old, returns, mask, denominator, config.value_clip, scale)
         return config.value_coef * value, metrics
 

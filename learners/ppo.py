@@ -19,12 +19,12 @@ from rlaif.models.encode import Encoded, Encoder
 from rlaif.models.packing import chunks
 from rlaif.objectives.advantages import gae, leave_one_out, over_tokens
 from rlaif.objectives.kl import AdaptiveController, FixedController, k1, token_penalty
-from rlaif.objectives.masked import Moments, keep, whiten
+from rlaif.objectives.masked import Moments, whiten, zero_outside
 from rlaif.objectives.metrics import Metrics, merge
 from rlaif.objectives.policy import ratio_quantiles
 from rlaif.objectives.rewards import RunningMoments, token_rewards
-from rlaif.objectives.slots import padding_tokens, spread
-from rlaif.objectives.value import errors, explained_variance
+from rlaif.objectives.slots import PpoSlots, ResponseSlots
+from rlaif.objectives.value import critic_errors, explained_variance
 from rlaif.records import Sample
 from rlaif.seeds import derive
 
@@ -59,7 +59,7 @@ class PpoState:
 class Rollouts:
     """One rank's samples as right-padded arrays [B, T]; the mask is 1 on response tokens.
 
-    T is the longest answer, or all slots of an answer where those after its end count (`Ppo.counts_padding`).
+    T is the longest answer, or all slots of an answer if those after its end count (`PpoSlots.experience`).
     """
 
     samples: list[Sample]
@@ -100,31 +100,33 @@ def collect(learner: Learner, samples: Sequence[Sample], config: Ppo) -> Rollout
     """Forwards outside the update: reference 1, critic 1 (GAE), policy 0 or 1."""
     encoder = learner.encoder("policy")
     encoded = [encode_sample(encoder, sample) for sample in samples]
-    slots = config.sampling.max_tokens if config.counts_padding else None
-    mask = _padded([np.ones(len(s.response_ids), np.float32) for s in samples], slots)
-    engine = _padded([s.logprobs for s in samples], slots)
+    slots = PpoSlots.of(config).experience
+    mask = _padded([np.ones(len(s.response_ids), np.float32) for s in samples], slots.total)
+    engine = _padded([s.logprobs for s in samples], slots.total)
     own = engine
     if recompute_logprobs(learner, config):
-        own = _padded(learner.infer("policy", encoded, "logprobs"), slots)
-    reference = _padded(learner.infer("reference", encoded, "logprobs"), slots)
+        own = _padded(learner.infer("policy", encoded, "logprobs"), slots.total)
+    reference = _padded(learner.infer("reference", encoded, "logprobs"), slots.total)
     values = _values(learner, encoded, slots) if config.advantage == "gae" else torch.zeros_like(mask)
     return Rollouts(list(samples), encoded, mask, own, torch.exp((own - engine).clamp(-20, 20)), reference, values)
 
 
-def _values(learner: Learner, encoded: list[Encoded], slots: int | None) -> torch.Tensor:
-    """The critic's values [B, T], 0 after an answer's end; of all slots where a number of them is given."""
-    if slots is None:
-        return _padded(learner.infer("critic", encoded, "values"))
+def _values(learner: Learner, encoded: list[Encoded], slots: ResponseSlots) -> torch.Tensor:
+    """Return the critic's values [B, T]: of all slots if those count, else 0 after an answer's end."""
     padded = [with_padding(learner, item, slots) for item in encoded]
-    found = _padded(learner.infer("critic", padded, "values"), slots)
-    return spread(found, torch.tensor([len(item.mask) for item in padded]), slots)
+    values = _padded(learner.infer("critic", padded, "values"), slots.total)
+    lengths = torch.tensor([len(item.mask) for item in padded])
+    return slots.repeat_last(values, lengths)
 
 
-def with_padding(learner: Learner, item: Encoded, slots: int) -> Encoded:
-    """The item as the critic reads it where slots after the end count: with the tokens that tell its values there."""
+def with_padding(learner: Learner, item: Encoded, slots: ResponseSlots) -> Encoded:
+    """Return the item with the padding tokens at which the critic predicts the slots after the end, if those count."""
+    count = slots.padding_tokens(len(item.mask))
+    if not count:
+        return item
     tokenizer = learner.encoder("critic").tokenizer
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    return item.padded(pad_id, padding_tokens(len(item.mask), slots))
+    return item.padded(pad_id, count)
 
 
 def recompute_logprobs(learner: Learner, config: Ppo) -> bool:
@@ -157,16 +159,17 @@ def advantages_of(
 ) -> tuple[list[Encoded], Metrics, list[dict]]:
     """Rewards, advantages and returns, written into the sequences as extras."""
     mask, score = rollouts.mask, torch.tensor(scores, dtype=torch.float32)
+    slots = PpoSlots.of(config)
     drift = k1(rollouts.logprobs, rollouts.reference) * mask
     penalty = token_penalty(rollouts.logprobs, rollouts.reference, config.kl.estimator, config.kl.clamp) * mask
     if config.advantage == "gae":
-        span = torch.ones_like(mask) if config.score_slot == "last_slot" else mask
+        span = slots.rewards.counted(mask)
         rewards = scaled(learner, token_rewards(score, penalty, state.kl.value, span), span, config)
         advantages, returns = gae(rewards, rollouts.values, span, config.gamma, config.lam)
     else:
         totals = config.reward_scale * (score - state.kl.value * penalty.sum(1))
         advantages = returns = over_tokens(_group_advantages(rollouts.samples, totals), mask)
-    counted = torch.ones_like(mask) if config.loss_mean == "slots" else mask
+    counted = slots.losses.counted(mask)
     if config.whiten_advantages:
         moments = all_moments(learner, advantages, counted)
         advantages = whiten(advantages, counted, moments.mean, moments.var, eps_on=config.whiten_eps)
@@ -179,7 +182,7 @@ def advantages_of(
         "values": rollouts.values,
         "after_video": torch.tensor([float(item.video is not None) for item in rollouts.encoded]),
     }
-    lengths = [len(item.mask) if config.loss_mean == "tokens" else None for item in rollouts.encoded]
+    lengths = [slots.losses.width(len(item.mask)) for item in rollouts.encoded]
     items = [replace(item, extras=_row(extras, i, lengths[i])) for i, item in enumerate(rollouts.encoded)]
     report = [
         {
@@ -206,12 +209,12 @@ def all_moments(learner: Learner, x: torch.Tensor, mask: torch.Tensor) -> Moment
     A sample with anything infinite or NaN is left out: it spoils its own gradient, which is counted and named, but
     neither what the others are whitened by nor the running statistics, which would never recover.
     """
-    sound = torch.isfinite(keep(x, mask)).all(1, keepdim=True)
+    sound = torch.isfinite(zero_outside(x, mask)).all(1, keepdim=True)
     return Moments(*learner.all_sum(*astuple(Moments.of(x, mask.bool() & sound))))
 
 
-def _row(extras: dict[str, torch.Tensor], index: int, length: int | None) -> dict[str, np.ndarray]:
-    """One sample's extras: per-token arrays cut to its length (None: all slots), numbers as they are."""
+def _row(extras: dict[str, torch.Tensor], index: int, length: int) -> dict[str, np.ndarray]:
+    """Return one sample's extras: per-token arrays cut to the slots that count, numbers as they are."""
     return {name: x[index].numpy()[:length] if x.ndim == 2 else x[index].numpy() for name, x in extras.items()}
 
 
@@ -237,13 +240,12 @@ def optimize(
     policy_loss = losses.policy(config, recomputed and config.importance_cap is not None, ratios)
     critic_loss = losses.critic(config, state.returns.scale)
     counting, at = losses.counting(config), state.iteration if config.schedule_per == "iteration" else None
+    slots = PpoSlots.of(config).losses
     found: list[Metrics] = []
     for units in _minibatches(state, items, config, seed):
         if config.advantage == "gae":
-            read = units
-            if config.loss_mean == "slots":
-                read = [(with_padding(learner, item, config.sampling.max_tokens),) for (item,) in units]
-            found.append(_prefixed("critic", learner.step("critic", read, "values", critic_loss, counting, at)))
+            padded = [(with_padding(learner, item, slots),) for (item,) in units]
+            found.append(_prefixed("critic", learner.step("critic", padded, "values", critic_loss, counting, at)))
             clock.lap("critic")
         if state.iteration < config.critic_warmup:
             continue
@@ -298,7 +300,7 @@ def critic_report(metrics: Metrics) -> dict[str, float]:
     own = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
     if "returns" not in own:
         return {}
-    report = {prefix + name: value for name, value in errors(own).items()}
+    report = {prefix + name: value for name, value in critic_errors(own).items()}
     explained = explained_variance(own)
     return report if explained is None else report | {"critic/explained_variance": explained}
 

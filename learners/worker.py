@@ -33,7 +33,7 @@ from rlaif.models.check import fingerprint
 from rlaif.models.encode import Frames
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.models.vision import Shared
-from rlaif.objectives.metrics import Metrics, means
+from rlaif.objectives.metrics import Metrics, mean_metrics
 from rlaif.records import Probe, Probed, Sample
 
 
@@ -122,7 +122,7 @@ class LearnerWorker:
         """One PPO iteration on this rank's samples; metrics over all ranks, and a report per sample."""
         metrics, report = train_on(self.learner, self.ppo_state, samples, scores, config, seed)
         gathered = self.learner.gather(metrics)
-        return means(gathered) | critic_report(gathered), report
+        return mean_metrics(gathered) | critic_report(gathered), report
 
     def probe(self, role: str, probes: Sequence[Probe], hypothesis: str | None = None) -> list[Probed]:
         """Log-probs of fixed responses: see `learners/parity.py`."""
@@ -204,7 +204,7 @@ class LearnerWorker:
         return {"gpu_bytes": float(torch.cuda.max_memory_allocated())} if torch.cuda.is_available() else {}
 
     def _means(self, metrics: Metrics) -> dict[str, float]:
-        return means(self.learner.gather(metrics))
+        return mean_metrics(self.learner.gather(metrics))
 
 
 def _device(choice: Literal["auto", "cpu", "cuda"]) -> torch.device:

@@ -127,7 +127,7 @@ def _reward_prompt(reward: Reward) -> list[str]:
     if "{context}" not in turns:
         problems.append(
             f"reward.context={reward.context} needs {{context}} in reward.prompt_template or evaluation_turn, "
-            "or reward.context=none"
+            "or set reward.context=none"
         )
     if "{captions}" not in reward.captions_template:
         problems.append(f"reward.captions_template needs {{captions}} with reward.context={reward.context}")
@@ -154,7 +154,7 @@ def _ppo(config: Config) -> list[str]:
         problems.append("ppo.samples_per_prompt must be at least 2 with ppo.advantage=leave_one_out")
     problems += _ppo_sampling(ppo)
     if ppo.critic_warmup and ppo.advantage == "leave_one_out":
-        problems.append("ppo.critic_warmup needs a critic: ppo.advantage=gae")
+        problems.append("ppo.critic_warmup needs a critic: set ppo.advantage=gae")
     problems += _slots(config)
     if ppo.eval_every and config.eval.checker is None:
         problems.append("ppo.eval_every needs eval.checker, the function that says which claims are true")
@@ -179,14 +179,14 @@ def _slots(config: Config) -> list[str]:
     problems = []
     if ppo.advantage != "gae":
         if ppo.score_slot == "last_slot":
-            problems.append("ppo.score_slot=last_slot shapes rewards per token: ppo.advantage=gae")
+            problems.append("ppo.score_slot=last_slot shapes rewards per token: set ppo.advantage=gae")
         if ppo.whiten_rewards:
-            problems.append("ppo.whiten_rewards=true shapes rewards per token: ppo.advantage=gae")
+            problems.append("ppo.whiten_rewards=true shapes rewards per token: set ppo.advantage=gae")
     elif ppo.counts_padding and config.model.attention == "flash_attention_2":
         # Flash attention unpads the batch, so padding positions get no hidden state to predict from.
         problems.append(
             "model.attention=flash_attention_2 computes nothing after an answer's end, where the critic predicts with "
-            "ppo.score_slot=last_slot or ppo.loss_mean=slots: use sdpa"
+            "ppo.score_slot=last_slot or ppo.loss_mean=slots: set model.attention=sdpa"
         )
     return problems
 
@@ -216,7 +216,7 @@ def _training(config: Config, stage: str) -> list[str]:
         rate = getattr(getattr(section, name, None), "projector_lr", None)
         if rate is not None and not _trains_projector(config, stage):
             problems.append(
-                f"{stage}.{name}.projector_lr is the rate of a projector that is not trained: train_projector"
+                f"{stage}.{name}.projector_lr is the rate of a projector that is not trained: set train_projector"
             )
     return problems
 
@@ -236,7 +236,7 @@ def _rollout(config: Config) -> list[str]:
     if rollout.vision == "shared" and config.ppo.lora is None and _trains_tower(config, "ppo"):
         problems.append(
             "rollout.vision=shared hands over features of a frozen tower and projector, but model.train_vision or "
-            "train_projector (or ppo's) is true: rollout.vision=engine"
+            "train_projector (or ppo's) is true: set rollout.vision=engine"
         )
     problems += _transport(config) + _sleep(config)
     # An engine that is split over GPUs gets whole ones; a single one may share its GPU.
@@ -252,7 +252,9 @@ def _transport(config: Config) -> list[str]:
         return []
     problems = []
     if config.ppo.lora is not None:
-        problems.append(f"rollout.transport={transport} moves full weights (ppo.lora: null); adapters use object_store")
+        problems.append(
+            f"rollout.transport={transport} moves full weights: set ppo.lora null, or use object_store for an adapter"
+        )
     for role in ("rollout", "learner"):
         gpus = getattr(config.cluster, role).gpus
         if transport == "nccl":
@@ -275,7 +277,7 @@ def _sleep(config: Config) -> list[str]:
     if level and config.ppo.max_staleness:
         problems.append("rollout.sleep_level needs ppo.max_staleness=0: otherwise engines sample while learners update")
     if level == 2 and config.ppo.lora is not None:
-        problems.append("rollout.sleep_level=2 forgets the base that an adapter needs: use 1")
+        problems.append("rollout.sleep_level=2 forgets the base that an adapter needs: set it to 1")
     return problems
 
 
@@ -303,7 +305,7 @@ def _label(config: Config) -> list[str]:
         problems += _judge_prompts(config)
     elif label.method == "claims":
         problems.append(
-            "label.method=claims asks a judge about each claim; a function compares answers: label.method=pairwise"
+            "label.method=claims asks a judge about each claim; a function compares answers: set label.method=pairwise"
         )
     # Log-probs of the two words as the next token decide; words that differ in case only are no decision.
     for words in (label.choices, label.yes_no):
@@ -322,7 +324,7 @@ def _judge_prompts(config: Config) -> list[str]:
     if missing := [slot for slot in slots if slot not in template]:
         problems.append(f"label.{label.method}'s prompt needs {' and '.join(missing)}")
     if label.context != "none" and "{context}" not in template:
-        problems.append(f"label.context={label.context} needs {{context}} in the prompt, or label.context=none")
+        problems.append(f"label.context={label.context} needs {{context}} in the prompt, or set label.context=none")
     if label.context != "none" and "{captions}" not in label.captions_template:
         problems.append(f"label.captions_template needs {{captions}} with label.context={label.context}")
     if label.method == "claims" and label.split == "model" and "{answer}" not in label.split_prompt:
@@ -336,7 +338,9 @@ def _context(config: Config) -> list[str]:
     reward = config.reward.model_copy(update={"context": "captions"})
     problems = _label(config.model_copy(update={"label": label})) + _reward_prompt(reward)
     if isinstance(config.label.judge, Function):
-        problems.append("eval context compares what a judge reads, and a function reads no captions: label.judge")
+        problems.append(
+            "eval context compares what a judge reads, and a function reads no captions: set label.judge to a model or server"
+        )
     elif config.context.num_frames and not config.label.show_video:
         problems.append("context.num_frames is of a video that label.show_video=false does not show")
     return problems

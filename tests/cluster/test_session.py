@@ -16,7 +16,7 @@ from ray.cluster_utils import Cluster
 from cluster.session import attach, in_ray_job, probe_storage, refuse_temporary, start
 from cluster.starting import not_started
 from rlaif.config.cluster import Cluster as ClusterOptions
-from rlaif.config.cluster import Role
+from rlaif.config.cluster import RoleResources
 from rlaif.config.schema import Config
 from rlaif.errors import ConfigError
 from rlaif.io.rundir import RunDir
@@ -147,7 +147,7 @@ def test_private_cluster(tmp_path, monkeypatch):
     for name in ("cluster", "actors", "learners"):
         (tmp_path / "here" / f"{name}.py").write_text("raise RuntimeError('not ours')")
     monkeypatch.chdir(tmp_path / "here")
-    options = config(tmp_path, learner=Role(actors=5, cpus=2))
+    options = config(tmp_path, learner=RoleResources(actors=5, cpus=2))
     with start(options) as session:
         ours = [str(ROOT / file) for file in ("cluster/session.py", "actors/pool.py", "learners/spec.py")]
         assert ray.get(packages_of_a_worker.remote(), timeout=60) == ours

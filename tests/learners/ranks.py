@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from cluster.env import actor_env
-from rlaif.config.cluster import Cluster, Role
+from rlaif.config.cluster import Cluster, RoleResources
 from rlaif.config.schema import Lora, Model, Optim
 from rlaif.errors import DataError
 from rlaif.models.encode import Encoded, Encoder
@@ -146,7 +146,7 @@ def model(**changes: Any) -> Model:
 
 
 def cluster(zero_stage: int = 2) -> Cluster:
-    return Cluster(zero_stage=zero_stage, learner=Role(actors=2))
+    return Cluster(zero_stage=zero_stage, learner=RoleResources(actors=2))
 
 
 def shard_above(elements: int) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from learners import losses
 from rlaif.config.schema import Reward
-from rlaif.objectives.metrics import means, merge
+from rlaif.objectives.metrics import mean_metrics, merge
 from rlaif.objectives.preference import bradley_terry
 
 TWO = Reward(dimensions=("helpful", "harmless"), centering="squared")
@@ -58,7 +58,7 @@ def test_each_head_learns_from_its_own_pairs():
     loss.backward()
     assert scores.grad[[2, 5], 1].tolist() == [0.0, 0.0] and scores.grad[[2, 5], 0].abs().min() > 0.1
     assert scores.grad[4, 1] < 0 < scores.grad[1, 1]  # the rejected answer's score rises
-    found = means(metrics)
+    found = mean_metrics(metrics)
     assert found["helpful_accuracy"] == pytest.approx(1 / 3) and found["harmless_accuracy"] == 0.5
     assert found["accuracy"] == pytest.approx(2 / 5)  # of all comparisons
     assert found["helpful_share"] == 1 and found["harmless_share"] == pytest.approx(2 / 3)
@@ -73,7 +73,7 @@ def test_how_a_batch_is_split_changes_nothing():
         for i in range(3)
     ]
     assert torch.allclose(sum(loss for loss, _ in parts), whole)
-    assert means(merge(m for _, m in parts)) == pytest.approx(means(metrics))
+    assert mean_metrics(merge(m for _, m in parts)) == pytest.approx(mean_metrics(metrics))
 
 
 def test_a_margin_is_of_its_dimension_and_only_where_it_is_asked_for():
@@ -86,4 +86,4 @@ def test_a_margin_is_of_its_dimension_and_only_where_it_is_asked_for():
     gaps, margins = (0.8, -0.6, -1.0), (0.5, 0.0, 1.0)
     more = sum(softplus(m - gap) - softplus(-gap) for gap, m in zip(gaps, margins, strict=True))
     assert (loss - plain).item() == pytest.approx(more / 3, rel=1e-5)
-    assert means(metrics)["helpful_accuracy"] == pytest.approx(1 / 3)  # still of the scores themselves
+    assert mean_metrics(metrics)["helpful_accuracy"] == pytest.approx(1 / 3)  # still of the scores themselves

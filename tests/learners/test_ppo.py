@@ -17,7 +17,7 @@ from learners.spec import LearnerSpec, RoleSpec
 from rlaif.config.schema import Kl, Ppo
 from rlaif.errors import ContractError
 from rlaif.models.encode import Encoder
-from rlaif.objectives.metrics import means
+from rlaif.objectives.metrics import mean_metrics
 from rlaif.records import Sample
 
 OPTIM = plain_optim()
@@ -217,7 +217,7 @@ def iterate(path, config, iterations=1):
             {
                 "weights": {name: weights(learner.roles[name]) for name in names},
                 "steps": {name: learner.roles[name].steps for name in names},
-                "metrics": means(gathered) | critic_report(gathered),
+                "metrics": mean_metrics(gathered) | critic_report(gathered),
                 "report": report,
                 "state": state.state_dict(),
             }

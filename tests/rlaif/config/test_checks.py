@@ -62,7 +62,7 @@ def test_a_plain_configuration_has_no_problems():
         (["sft.lora={}", "sft.train_vision=true"], "sft", "sft.lora"),
         (["rollout.max_model_len=256"], "ppo", "rollout.max_model_len (256)"),
         (["cluster.rollout.gpus=2"], "ppo", "rollout.tensor_parallel_size"),
-        (["rollout.transport=nccl", *GPUS], "ppo", "ppo.lora: null"),
+        (["rollout.transport=nccl", *GPUS], "ppo", "set ppo.lora null"),
         (["rollout.transport=nccl", "ppo.lora=null", *GPUS, "cluster.learner.gpus=0.5"], "ppo", "cluster.learner.gpus"),
         (["rollout.transport=ipc", "ppo.lora=null", *SHARED, "cluster.rollout.gpus=0"], "ppo", "cluster.rollout.gpus"),
         (["rollout.transport=ipc", "ppo.lora=null", *SHARED, "cluster.rollout.gpus=1"], "ppo", "a shared GPU"),

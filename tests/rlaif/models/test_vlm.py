@@ -14,7 +14,7 @@ from rlaif.models import vlm
 from rlaif.models.batch import collate
 from rlaif.models.family import FAMILIES
 from rlaif.models.vlm import VideoLM, freeze_for_full_training, load_vlm
-from rlaif.objectives.slots import padding_tokens, spread
+from rlaif.objectives.slots import ResponseSlots
 
 LORA = Lora(r=4, alpha=8)
 
@@ -125,8 +125,9 @@ def test_where_the_heads_read(items, critic):
 @pytest.mark.parametrize("slots", [10, 11, 12, 20])
 def test_two_padding_tokens_tell_the_values_of_all_slots(items, critic, slots, side):
     """Against all of the padding written out, one answer alone, and its slots read one by one."""
-    short = [item.padded(0, padding_tokens(len(item.mask), slots)) for item in items]
-    found = spread(*ragged(run(critic, short, "values", side=side)), slots).numpy()
+    counted = ResponseSlots(slots)
+    short = [item.padded(0, counted.padding_tokens(len(item.mask))) for item in items]
+    found = counted.repeat_last(*ragged(run(critic, short, "values", side=side))).numpy()
     for item, row in zip(items, found, strict=True):
         count = slots - len(item.mask)
         long = item.padded(0, count)
