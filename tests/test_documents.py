@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rlaif.cli.main import parse
+from rlaif.cli.main import parse_arguments
 from rlaif.config.load import load_config
 from rlaif.config.options import all_options
+from rlaif.stages.table import scope_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -57,7 +58,7 @@ def arguments(command: str) -> list[str]:
 
 def understood(words: list[str]) -> bool:
     try:
-        parse(words)
+        parse_arguments(words)
     except SystemExit as end:
         return end.code == 0
     return True
@@ -153,7 +154,7 @@ def test_configurations_are_valid(page, tmp_path):
                 file = tmp_path / "config.yaml"
                 file.write_text(text)
                 for stage in ("sft", "reward", "ppo"):
-                    load_config(file, [], stage)
+                    load_config(file, [], scope_of(stage))
 
 
 @every_page

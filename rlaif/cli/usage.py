@@ -1,95 +1,168 @@
-"""The parser of the command line. It accepts no abbreviations, and answers a mistake with the likely intention."""
+"""The parsers of the command line: no abbreviations, and mistakes answered with what was probably meant."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any, NoReturn
+
+OWN = "CONFIG"
+"""What a group that is a command too lists for itself: `rlaif eval CONFIG`, beside `rlaif eval winrate CONFIG`."""
+
+_HELP = ("-h", "--help")
 
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that accepts no abbreviated flags; subcommands are of the same class."""
 
     def __init__(self, *args: Any, **options: Any):
+        # An abbreviation would change its meaning, or end in an error, when a flag is added.
         super().__init__(*args, **{"allow_abbrev": False, **options})
+
+
+class Commands:
+    """All commands of the program. Those of two words are subcommands of a group, which may be a command itself."""
+
+    def __init__(self, root: Parser):
+        self.root = root
+        self.parsers: dict[str, Parser] = {}
+        """Parser of each command by its full name, in the order of `rlaif help`."""
+        self._top = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+        self._groups: dict[str, argparse._SubParsersAction] = {}
+
+    def add_group(self, name: str, help: str) -> None:
+        """Add a first word that has subcommands, unless it is there."""
+        if name not in self._groups:
+            parser = self._top.add_parser(name, help=help, description=help)
+            self._groups[name] = parser.add_subparsers(dest=name, required=True, metavar="COMMAND")
+
+    def add(self, name: str, help: str, run: Callable[[argparse.Namespace], int | None]) -> Parser:
+        """Return the parser of a new command; `run` is called with the parsed arguments."""
+        group, _, last = name.rpartition(" ")
+        if name in self._groups:
+            parser = self._groups[name].add_parser(OWN, help=help, description=help, prog=f"rlaif {name}")
+        elif group:
+            parser = self._groups[group].add_parser(last, help=help, description=help)
+        else:
+            parser = self._top.add_parser(name, help=help, description=help)
+        # argparse writes a subparser's defaults over its own, so that `command` is the full name.
+        parser.set_defaults(run=run, parser=parser, command=name)
+        self.parsers[name] = parser
+        return parser
+
+    def complete(self, argv: list[str]) -> list[str]:
+        """Return the words in the form that argparse reads. Ends with exit code 2 and a hint if they begin no command.
+
+        `rlaif help eval winrate` becomes `rlaif eval winrate --help`; a group's own command gets its word (`OWN`).
+        """
+        if argv[:1] == ["help"]:
+            argv = [*argv[1:], "--help"]
+        self._require_command(argv)
+        group = argv[0]
+        return self._complete_group(group, argv[1:]) if group in self._groups else argv
+
+    def _complete_group(self, group: str, rest: list[str]) -> list[str]:
+        word = rest[0] if rest else ""
+        names = self._subcommands(group)
+        if word in names or word in _HELP:
+            return [group, *rest]
+        near = _near(word, names)
+        # A path is the group's own configuration; a bare word that is no file is a mistyped subcommand.
+        is_path = not {".", "/", "="}.isdisjoint(word) or Path(word).exists()
+        if group in self.parsers and (is_path or not near):
+            return [group, OWN, *rest]
+        if word and not word.startswith("-"):
+            self._refuse_command(f"{group} {word}", f"{group} {near}" if near else "", f"rlaif help {group}")
+        # argparse says that a subcommand is missing.
+        return [group, *rest]
+
+    def _require_command(self, argv: list[str]) -> None:
+        word = argv[0] if argv else ""
+        if not word:
+            self.root.error("no command; `rlaif help` lists them")
+        if word in (*_HELP, "--version"):
+            return
+        if word.startswith("-"):
+            self.root.error(
+                f"expected a command, found {word!r}; flags follow the command, and `rlaif help` lists the commands"
+            )
+        names = list(self._top.choices)
+        if word not in names:
+            self._refuse_command(word, _near(word, names), "rlaif help")
+
+    def _refuse_command(self, typed: str, near: str, help: str) -> NoReturn:
+        hint = f"did you mean `rlaif {near}`?" if near else f"see `{help}`"
+        self.root.error(f"no command {typed!r}; {hint}")
+
+    def _subcommands(self, group: str) -> list[str]:
+        return [name for name in self._groups[group].choices if name != OWN]
+
+
+def _near(word: str, names: Collection[str]) -> str:
+    """Return the name that a mistyped word most likely meant; "" if none is like it."""
+    near = difflib.get_close_matches(word, names, n=1)
+    return near[0] if near else ""
 
 
 def refuse(
     parser: argparse.ArgumentParser,
     argv: list[str],
-    wrong: list[str],
-    command: str | None = None,
-    others: Mapping[str, Collection[str]] | None = None,
+    unknown: list[str],
+    command: str,
+    others: Mapping[str, Collection[str]],
 ) -> NoReturn:
     """End with exit code 2 and a hint for each argument that the command does not know.
 
     Args:
         others: the commands that have a flag, by its name.
     """
-    lines = [f"unrecognized arguments: {' '.join(wrong)}"]
-    for flag in wrong:
+    lines = [f"unrecognized arguments: {' '.join(unknown)}"]
+    for flag in unknown:
         if not flag.startswith("-"):
             continue
-        commands = (others or {}).get(flag)
-        hint = f"{flag} is for {', '.join(commands)}" if commands else _hint(parser, argv, flag, command)
-        if hint and hint not in lines:
+        hint = _flag_hint(parser, argv, flag, command)
+        if flag in others:
+            hint = f"{flag} is for {', '.join(others[flag])}"
+        if hint not in lines:
             lines.append(hint)
     parser.error("\n  ".join(lines))
 
 
-def require_command(parser: argparse.ArgumentParser, commands: Collection[str], argv: list[str]) -> None:
-    """End with exit code 2 if the first word is no command, and name the one that was probably meant."""
-    word = argv[0] if argv else ""
-    if not word:
-        parser.error("no command; `rlaif help` lists them")
-    if word.startswith("-") and word not in ("-h", "--help", "--version"):
-        parser.error(
-            f"expected a command, found {word!r}; flags follow the command, and `rlaif help` lists the commands"
-        )
-    if not word.startswith("-") and word not in commands:
-        near = difflib.get_close_matches(word, commands, n=1)
-        advice = f"did you mean `rlaif {near[0]}`?" if near else "see `rlaif help`"
-        parser.error(f"no command {word!r}; {advice}")
+def flags_of(parsers: Mapping[str, argparse.ArgumentParser]) -> dict[str, list[str]]:
+    """Return the commands that have each flag, without the flags of more than half of all commands."""
+    commands: dict[str, list[str]] = {}
+    for name, parser in parsers.items():
+        for action in parser._actions:
+            for flag in action.option_strings:
+                commands.setdefault(flag, []).append(name)
+    return {flag: names for flag, names in commands.items() if len(names) <= len(parsers) // 2}
 
 
-def flags_of(commands: Mapping[str, argparse.ArgumentParser]) -> dict[str, list[str]]:
-    """Return the commands that have each flag, without the flags of more than half of the commands."""
-    flags: dict[str, list[str]] = {}
-    for name, parser in commands.items():
-        for flag in _flags(parser):
-            flags.setdefault(flag, []).append(name)
-    return {flag: names for flag, names in flags.items() if len(names) <= len(commands) // 2}
-
-
-def _flags(parser: argparse.ArgumentParser) -> list[str]:
-    """Return the flags of a parser, in the order of their definition."""
-    flags: list[str] = []
-    for action in parser._actions:
-        flags += action.option_strings
-    return flags
-
-
-def _hint(parser: argparse.ArgumentParser, argv: list[str], flag: str, command: str | None) -> str:
+def _flag_hint(parser: argparse.ArgumentParser, argv: list[str], flag: str, command: str) -> str:
     """Return the flag that was meant, or the option as it is written here: `--iterations 3` is `ppo.iterations=3`."""
     from rlaif.config.nearest import nearest
 
     name, equals, value = flag.partition("=")
-    near = difflib.get_close_matches(name, _flags(parser), n=1, cutoff=0.75)
-    if near:
+    flags: list[str] = []
+    for action in parser._actions:
+        flags += action.option_strings
+    # Flags are short, so at the default of 0.6 many an option of another tool would look like one.
+    if near := difflib.get_close_matches(name, flags, n=1, cutoff=0.75):
         return f"did you mean {near[0]}?"
-    stage = (command or "").partition(" ")[0]
-    options = nearest(name.lstrip("-").replace("-", "_"), stage)
-    # argparse knows flags only; most settings are options of the configuration.
+    section = command.split()[-1]
+    options = nearest(name.lstrip("-").replace("-", "_"), section)
     if not options:
         return "options are written as key=value (`rlaif options` lists them)"
     if not equals:
-        value = _value_after(flag, argv)
-    return "options are written as key=value: " + " or ".join(f"{option}={value}" for option in options)
+        value = _word_after(argv, flag)
+    assignments = [f"{option}={value}" for option in options]
+    return f"options are written as key=value: {' or '.join(assignments)}"
 
 
-def _value_after(flag: str, argv: list[str]) -> str:
-    """Return the word after a flag if it can be the flag's value, else "..."."""
+def _word_after(argv: list[str], flag: str) -> str:
+    """Return the value that was typed after a flag, or dots if what follows is no value."""
     following = argv[argv.index(flag) + 1 :] if flag in argv else []
     if not following or following[0].startswith("-") or "=" in following[0]:
         return "..."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from rlaif.config.schema import Config, Ppo, Reward
 from rlaif.config.section import Function
@@ -14,42 +15,31 @@ _LONGEST_NAME = 200
 """Bytes of one part of a run's name, below the 255 that file systems allow."""
 
 
-def problems_of(config: Config, stage: str | None = None) -> list[str]:
+@dataclass(frozen=True)
+class Scope:
+    """What a command reads of a configuration, and so what is checked of it."""
+
+    section: str | None
+    """The command's own section of options: a mistyped name most likely meant an option in it."""
+    checks: tuple[str, ...]
+    """Keys of `CHECKS`."""
+    roles: tuple[str, ...]
+    """What runs a model: members of `ROLES`."""
+
+
+def problems_of(config: Config, scope: Scope | None = None) -> list[str]:
     """Return every combination of options that cannot run, as sentences that name the options.
 
-    `stage` restricts the checks to what that stage reads; None or an unknown stage means all of them.
+    `scope` restricts the checks to what a command reads; None means `EVERYTHING`.
     """
+    scope = scope or EVERYTHING
+    checks = [CHECKS[name] for name in scope.checks]
     problems: list[str] = []
-    for check in [_run, _cluster, *_checks_of(config, stage)]:
+    for check in [_run, _cluster, *checks]:
         problems += check(config)
     # `_context` repeats checks of other sections, so a problem can come up twice.
     distinct = list(dict.fromkeys(problems))
-    return distinct + _devices(config, stage)
-
-
-def _checks_of(config: Config, stage: str | None) -> list[Check]:
-    if stage in ("eval agreement", "eval winrate"):
-        return [_label] if _asks_judge(config, stage) else []
-    by_stage: dict[str, list[Check]] = {
-        "sft": [_sft],
-        "reward": [_reward],
-        "ppo": [_ppo, _rollout],
-        "label": [_label],
-        "caption": [_caption],
-        "sample": [],
-        "pairs": [],
-        "score": [_score],
-        # The study sets contexts itself, so it needs more of the same options than the other stages do.
-        "eval context": [_caption, _reward, _context],
-    }
-    every: list[Check] = [_sft, _reward, _ppo, _rollout, _label, _caption, _score]
-    return every if stage is None else by_stage.get(stage, every)
-
-
-def _asks_judge(config: Config, stage: str) -> bool:
-    """Return whether `eval agreement` or `eval winrate` asks the judge instead of the reward model."""
-    section = config.agreement if stage == "eval agreement" else config.winrate
-    return section.by == "judge"
+    return distinct + _devices(config, scope.roles)
 
 
 def _divides(small_name: str, small: int, large_name: str, large: int) -> list[str]:
@@ -86,35 +76,27 @@ def _cluster(config: Config) -> list[str]:
     return []
 
 
-def _devices(config: Config, stage: str | None) -> list[str]:
+def _devices(config: Config, roles: Sequence[str]) -> list[str]:
     """Return the roles that run a model on `model.device=cuda` but have no GPU."""
     if config.model.device != "cuda":
         return []
     problems = []
-    for role in _roles(config, stage):
-        if getattr(config.cluster, role).gpus == 0:
+    for name in roles:
+        role = _placed_role(config, name)
+        if role is not None and getattr(config.cluster, role).gpus == 0:
             problems.append(f"model.device is cuda, but cluster.{role}.gpus is 0")
     return problems
 
 
-def _roles(config: Config, stage: str | None) -> list[str]:
-    """Return the roles of a stage that run a model."""
-    scoring = [] if isinstance(config.ppo.reward, Function) else ["reward"]
-    if stage in ("sft", "reward"):
-        return ["learner"]
-    if stage in ("caption", "sample"):
-        return ["rollout"]
-    if stage == "label":
-        return ["rollout"] if isinstance(config.label.judge, str) else []
-    if stage == "pairs":
-        return []
-    if stage == "score":
-        return ["reward"]
-    if stage == "eval context":
-        return ["rollout", "learner"]
-    if stage in ("eval agreement", "eval winrate"):
-        return ["rollout"] if _asks_judge(config, stage) else scoring
-    return ["rollout", *scoring, "learner"]
+def _placed_role(config: Config, name: str) -> str | None:
+    """Return the section of `cluster` that places a member of `ROLES`; None if the options start no model for it."""
+    if name == "scorer":
+        return None if isinstance(config.ppo.reward, Function) else "reward"
+    if name == "judge":
+        return "rollout" if isinstance(config.label.judge, str) else None
+    if name in ("agreement", "winrate"):
+        return "rollout" if getattr(config, name).by == "judge" else _placed_role(config, "scorer")
+    return name
 
 
 def _sft(config: Config) -> list[str]:
@@ -362,3 +344,36 @@ def _context(config: Config) -> list[str]:
     elif config.context.num_frames and not config.label.show_video:
         problems.append("context.num_frames is of a video that label.show_video=false does not show")
     return problems
+
+
+def _agreement(config: Config) -> list[str]:
+    return _label(config) if config.agreement.by == "judge" else []
+
+
+def _winrate(config: Config) -> list[str]:
+    return _label(config) if config.winrate.by == "judge" else []
+
+
+CHECKS: dict[str, Check] = {
+    "sft": _sft,
+    "reward": _reward,
+    "ppo": _ppo,
+    "rollout": _rollout,
+    "label": _label,
+    "caption": _caption,
+    "score": _score,
+    "agreement": _agreement,
+    "winrate": _winrate,
+    "context": _context,
+}
+"""Check of each section whose options must fit together; a stage names those that it needs in rlaif/stages/table.py."""
+
+ROLES = ("learner", "rollout", "reward", "scorer", "judge", "agreement", "winrate")
+"""What may run a model. `learner`, `rollout` and `reward` are sections of `cluster`; the options say which of these, if
+any, `ppo.reward` (scorer), `label.judge` (judge), and what `agreement.by` and `winrate.by` name need."""
+
+# `eval context` sets contexts itself, so its check needs more of the same options than the other stages do.
+_EVERY_CHECK = tuple(name for name in CHECKS if name != "context")
+
+EVERYTHING = Scope(None, _EVERY_CHECK, ("rollout", "scorer", "learner"))
+"""The options of all stages together."""

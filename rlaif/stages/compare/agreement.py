@@ -15,7 +15,7 @@ from rlaif.data.preference import SIDES, Preference
 from rlaif.errors import ConfigError, DataError
 from rlaif.evaluation import agreement as rates
 from rlaif.evaluation.agreement import ComparedPair
-from rlaif.io.rundir import typed_command
+from rlaif.io.rundir import RunDir, typed_command
 from rlaif.markdown import markdown_table
 from rlaif.records import Masked, Outcome, Prompt
 from rlaif.stages.compare.agreement_rows import read
@@ -23,8 +23,12 @@ from rlaif.stages.feedback.ask_reward import judge_cases, require_reward, reward
 from rlaif.stages.feedback.judge_inputs import AnsweredPrompt, Case, cases_of, masked_reasons
 from rlaif.stages.feedback.judges import frames_shown
 from rlaif.stages.feedback.label_report import server_usage
+from rlaif.stages.preflight.files import check_file
+from rlaif.stages.preflight.inquiry import Inquiry
+from rlaif.stages.preflight.judges import check_judge_or_reward
 from rlaif.stages.run import datasets
 from rlaif.stages.run.run import Run
+from rlaif.stages.run.summary import Summary
 
 log = logging.getLogger(__name__)
 
@@ -308,3 +312,19 @@ def agreement_table(found: dict) -> str:
         rows.append([name, share, interval, *counts])
     title = f"agreement of {found['by']} with {found['file']}"
     return f"{title}\n\n{markdown_table(header, rows)}"
+
+
+def check_eval_agreement(inquiry: Inquiry) -> None:
+    """Check the judge or the reward model, and the preferences to compare with."""
+    config = inquiry.config
+    option = "data.pairs_eval"
+    check_judge_or_reward(inquiry, config.agreement.by)
+    if config.data.pairs_eval is None:
+        inquiry.report(option, "the preferences to compare with", "none", f"Set {option} to a file of pairs")
+    else:
+        check_file(inquiry, option, config.data.pairs_eval)
+
+
+def summarise_eval_agreement(config: Config, directory: RunDir, report: dict) -> Summary:
+    """Return the table of agreement rates."""
+    return Summary({}, {"report": directory.path / "eval" / "agreement.json"}, agreement_table(report))

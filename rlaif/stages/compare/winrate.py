@@ -14,17 +14,26 @@ from rlaif.errors import ConfigError, DataError
 from rlaif.evaluation.agreement import named_groups, prompt_type_of
 from rlaif.evaluation.winrate import WinRates, outcome_rates, verdict_rates
 from rlaif.evaluation.winrate_page import winrate_page
-from rlaif.io.rundir import typed_command
+from rlaif.io.rundir import RunDir, typed_command
 from rlaif.markdown import markdown_table
 from rlaif.models.check import require_model
 from rlaif.models.model_dir import ModelDir
 from rlaif.records import Masked, Outcome, Prompt
-from rlaif.stages.feedback.ask_reward import apply_reward_weights, judge_cases, require_reward, reward_answers
+from rlaif.stages.feedback.ask_reward import (
+    apply_reward_weights,
+    judge_cases,
+    require_reward,
+    reward_answers,
+)
 from rlaif.stages.feedback.judge_inputs import AnsweredPrompt, Case, cases_of, masked_reasons
 from rlaif.stages.feedback.label_report import server_usage
 from rlaif.stages.feedback.sample import open_candidates, prompt_digest
+from rlaif.stages.preflight.files import check_file
+from rlaif.stages.preflight.inquiry import Inquiry
+from rlaif.stages.preflight.judges import check_judge_or_reward
 from rlaif.stages.run import datasets
 from rlaif.stages.run.run import Run
+from rlaif.stages.run.summary import Summary
 
 log = logging.getLogger(__name__)
 
@@ -262,3 +271,17 @@ def _cell(matrix: dict, i: int, j: int, interval: bool) -> str:
     if rate is None:
         return ""
     return f"{rate:.3f}" + (f" ({low:.3f} to {high:.3f})" if interval and low is not None else "")
+
+
+def check_eval_winrate(inquiry: Inquiry) -> None:
+    """Check the judge or the reward model, the models that are compared, and their answers."""
+    config = inquiry.config
+    check_judge_or_reward(inquiry, config.winrate.by)
+    inquiry.attempt("winrate.models", compared_models, config)
+    check_file(inquiry, "data.candidates", config.data.candidates, "rlaif sample")
+
+
+def summarise_eval_winrate(config: Config, directory: RunDir, report: dict) -> Summary:
+    """Return the matrices of win rates."""
+    folder = directory.path / "eval"
+    return Summary({}, {"report": folder / "winrate.json", "page": folder / "winrate.html"}, winrate_table(report))

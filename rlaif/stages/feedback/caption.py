@@ -13,6 +13,7 @@ from rlaif.data.rows import RowError
 from rlaif.errors import ConfigError, ContractError, named
 from rlaif.feedback.narrative import clips, prompt_version, request_text, summary_text
 from rlaif.feedback.store import Store, caption_key
+from rlaif.io.rundir import RunDir
 from rlaif.models.check import require_model
 from rlaif.models.encode import Encoder
 from rlaif.models.model_dir import ModelDir
@@ -20,8 +21,11 @@ from rlaif.models.templates import within_budget
 from rlaif.records import Prompt
 from rlaif.seeds import derive
 from rlaif.stages.feedback.fill import counts_text, fill_store
+from rlaif.stages.preflight.inquiry import Inquiry
+from rlaif.stages.preflight.models import check_model_option
 from rlaif.stages.run import datasets, row_checks
 from rlaif.stages.run.run import Run
+from rlaif.stages.run.summary import Summary, count_text
 
 log = logging.getLogger(__name__)
 
@@ -282,3 +286,17 @@ def _row(config: Config, task: CaptionTask, result: CaptionResult) -> dict:
     if result.cut:
         row["cut"] = result.cut
     return row
+
+
+def check_caption(inquiry: Inquiry) -> None:
+    """Check the captioner, and that a file to write to is set."""
+    config = inquiry.config
+    check_model_option(inquiry, "caption.model", config.caption.model, adapter=True)
+    if config.data.captions is None:
+        inquiry.report("data.captions", "the file to write captions to", "none", "Set data.captions=captions.jsonl")
+
+
+def summarise_caption(config: Config, directory: RunDir, counts: Mapping[str, int]) -> Summary:
+    """Return how many videos were captioned."""
+    following = [("sample answers that a judge can compare", "sample", ())]
+    return Summary({"videos": count_text(counts)}, {"captions": config.data.captions}, following=following)

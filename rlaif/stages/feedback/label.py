@@ -7,25 +7,36 @@ is used up), the row says `again` and the next run asks about that prompt once m
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rlaif.config.schema import Config
 from rlaif.config.section import Function
 from rlaif.feedback.store import Store
 from rlaif.functions import load_function
 from rlaif.io.progress import Progress
-from rlaif.io.rundir import typed_command
+from rlaif.io.rundir import RunDir, typed_command
 from rlaif.records import Masked
 from rlaif.stages.feedback.by_claims import by_claims
 from rlaif.stages.feedback.by_pairs import by_function, by_pairs
-from rlaif.stages.feedback.judge_inputs import Case, label_row, left_out_field, masked_reasons, read_cases, retry_field
+from rlaif.stages.feedback.judge_inputs import (
+    Case,
+    label_row,
+    left_out_field,
+    masked_reasons,
+    read_cases,
+    retry_field,
+)
 from rlaif.stages.feedback.judges import Judge, judge_name, make_judge
 from rlaif.stages.feedback.label_hash import check_label_hash, label_hash
 from rlaif.stages.feedback.label_report import label_report, label_warnings
+from rlaif.stages.preflight.files import check_file, check_prompt_files
+from rlaif.stages.preflight.inquiry import Inquiry
+from rlaif.stages.preflight.judges import check_judge_and_functions
 from rlaif.stages.run import datasets
 from rlaif.stages.run.run import Run
+from rlaif.stages.run.summary import Summary, count_text
 
 log = logging.getLogger(__name__)
 
@@ -145,3 +156,28 @@ def _not_asked(case: Case, reason: str) -> dict:
     masked = Masked(f"not asked, as nothing was answered about the prompts before: {reason}", again=True)
     row = label_row(case, [masked] * len(case.answers))
     return row | retry_field([masked])
+
+
+def check_label(inquiry: Inquiry) -> None:
+    """Check the judge, and the prompts and answers that it reads."""
+    config = inquiry.config
+    check_judge_and_functions(inquiry)
+    check_prompt_files(inquiry, "candidates.prompts", config.candidates.prompts)
+    check_file(inquiry, "data.candidates", config.data.candidates, "rlaif sample")
+
+
+def summarise_label(config: Config, directory: RunDir, report: Mapping[str, Any]) -> Summary:
+    """Return how many answers were labelled, and how often the labels agree with the reference."""
+    masked = sum(report["masked"].values())
+    figures = {"prompts": str(report["prompts"]), "answers": f"{report['answers']} ({masked} without a score)"}
+    if "claims" in report:
+        figures["claims"] = f"{report['claims']}, of which the judge rejects {report['rejected']}"
+    if report.get("flips", {}).get("before") is not None:
+        figures["changed by order"] = f"{report['flips']['before']:.1%} of the verdicts"
+    overall = report.get("agreement", {}).get("overall", {})
+    if overall.get("pairs"):
+        figures["as the reference"] = f"{overall['agreement']:.1%} of {overall['pairs']} pairs of answers"
+    if "server" in report:
+        figures["server"] = count_text(report["server"]["labels"])
+    places = {"labels": config.data.labels, "report": directory.path / "eval" / "label.json"}
+    return Summary(figures, places, following=[("make preference pairs of the labels", "pairs", ())])

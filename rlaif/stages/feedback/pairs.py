@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rlaif.config.schema import Config
 from rlaif.data.bad_rows import Row
@@ -16,15 +17,18 @@ from rlaif.errors import ConfigError, DataError
 from rlaif.evaluation.agreement import prompt_type_of
 from rlaif.feedback.pair_report import pair_report
 from rlaif.feedback.pairing import Candidate, PairOptions, ScoredPair, build_pairs
-from rlaif.io.rundir import typed_command
+from rlaif.io.rundir import RunDir, typed_command
 from rlaif.records import Masked
 from rlaif.seeds import derive
 from rlaif.stages.feedback import sample
 from rlaif.stages.feedback.judge_inputs import Case, read_cases
 from rlaif.stages.feedback.label import LabelStore, open_labels
 from rlaif.stages.feedback.label_hash import check_label_hash
+from rlaif.stages.preflight.files import check_file
+from rlaif.stages.preflight.inquiry import Inquiry
 from rlaif.stages.run import datasets
 from rlaif.stages.run.run import Run
+from rlaif.stages.run.summary import Summary, count_text
 
 log = logging.getLogger(__name__)
 
@@ -206,3 +210,20 @@ def pair_record(pair: ScoredPair, case: Case, judge: Mapping[str, str], origins:
         judge={**judge, "chosen": chosen.score, "rejected": rejected.score},
         provenance=provenance,
     )
+
+
+def check_pairs(inquiry: Inquiry) -> None:
+    """Check that answers and labels exist."""
+    data = inquiry.config.data
+    check_file(inquiry, "data.candidates", data.candidates, "rlaif sample")
+    check_file(inquiry, "data.labels", data.labels, "rlaif label")
+
+
+def summarise_pairs(config: Config, directory: RunDir, report: Mapping[str, Any]) -> Summary:
+    """Return how many pairs were made, and why others were left out."""
+    figures = {
+        "pairs": f"{report['pairs']} of {report['prompts_with_pairs']} prompts, {report['held_out']} held out",
+        "left out": count_text(report["dropped"]) or "none",
+    }
+    places = {"file": config.data.pairs, "report": directory.path / "eval" / "pairs.json"}
+    return Summary(figures, places, following=[("train a reward model on the pairs", "reward", ())])

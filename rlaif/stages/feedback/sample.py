@@ -5,19 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from actors.pool import RolloutPool
 from rlaif.config.schema import Config, Sampling
 from rlaif.errors import ContractError, DataError
 from rlaif.feedback.store import Store
+from rlaif.io.rundir import RunDir
 from rlaif.models.check import require_model
 from rlaif.models.model_dir import ModelDir
 from rlaif.records import Prompt, Sample
 from rlaif.seeds import derive
 from rlaif.stages.feedback.fill import counts_text, fill_store
+from rlaif.stages.preflight.files import check_prompt_files
+from rlaif.stages.preflight.inquiry import Inquiry
+from rlaif.stages.preflight.models import check_model_option
 from rlaif.stages.run import datasets, row_checks
 from rlaif.stages.run.run import Run
+from rlaif.stages.run.summary import Summary, count_text
 
 log = logging.getLogger(__name__)
 
@@ -247,3 +252,18 @@ def _answer_fields(samples: Sequence[Sample]) -> dict[str, list]:
         fields["tokens"].append(len(one.response_ids))
         fields["ended"].append(one.finish_reason)
     return fields
+
+
+def check_sample(inquiry: Inquiry) -> None:
+    """Check the models and the prompt files."""
+    candidates = inquiry.config.candidates
+    for model in candidates.models:
+        check_model_option(inquiry, "candidates.models", model, adapter=True)
+    check_prompt_files(inquiry, "candidates.prompts", candidates.prompts)
+
+
+def summarise_sample(config: Config, directory: RunDir, counts: Mapping[str, int]) -> Summary:
+    """Return how many prompts were answered."""
+    figures = {"prompts": count_text(counts), "answers each": str(config.candidates.per_model)}
+    following = [("have the judge label the answers", "label", ())]
+    return Summary(figures, {"answers": config.data.candidates}, following=following)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from actors.reward_pool import RewardPool
 from rlaif.config.schema import Config
@@ -22,13 +23,14 @@ from rlaif.errors import DataError
 from rlaif.feedback.scoring import Item, ScoringModel, Tally, items_of, new_scores, why_unreadable
 from rlaif.feedback.store import Store
 from rlaif.io.progress import Progress
-from rlaif.io.rundir import typed_command
+from rlaif.io.rundir import RunDir, typed_command
 from rlaif.models.reward import dimensions_of, read_card, require_reward_model, reward_fingerprint
 from rlaif.models.reward_prompt import contexts
 from rlaif.records import Key, Masked, Outcome, Prompt, RewardInput
 from rlaif.stages.feedback.ask_reward import collect_outcomes
 from rlaif.stages.run import datasets
 from rlaif.stages.run.run import Run
+from rlaif.stages.run.summary import Summary
 
 log = logging.getLogger(__name__)
 
@@ -300,3 +302,11 @@ def _batches(records: Iterable[Preference], size: int) -> Iterator[list[Preferen
     while part:
         yield part
         part = list(itertools.islice(iterator, size))
+
+
+def summarise_score(config: Config, directory: RunDir, report: Mapping[str, Any]) -> Summary:
+    """Return how many candidates each reward model scored."""
+    figures = {"rows": str(report["rows"])}
+    for model in report["models"]:
+        figures[model["model"]] = f"{model['candidates']} candidates, {model['masked']} without a score"
+    return Summary(figures, {"scores": report["out"], "report": directory.path / "eval" / "score.json"})

@@ -1,4 +1,4 @@
-"""Functions that options name: they resolve, and give what is expected of one row, before anything starts."""
+"""Functions that options name: they can be imported, and return the right kind of result for one row."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def looks_like_function(text: str) -> bool:
 
 
 def require_braces(option: str, path: str) -> None:
-    """Raise ConfigError if the option takes a model or a function, and a function's name was given as if it was a model."""
+    """Raise ConfigError if the path of a model reads like a function, which options take in braces."""
     if looks_like_function(path):
         raise ConfigError(
             f"{option}: the path of a model, or a function in braces",
@@ -43,20 +43,19 @@ def check_function(inquiry: Inquiry, option: str, path: str | None) -> Callable 
 
 
 def _resolve(option: str, path: str) -> Callable:
+    expected = f"{option}: a function as `package.module:name`"
     try:
-        found = load_function(path)
-    except ConfigError:
+        function = load_function(path)
+    except (ConfigError, KeyboardInterrupt):
         raise
-    except BaseException as error:  # a user's module may do anything when it is imported, sys.exit included
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        found = f"{path!r}: importing it raised {type(error).__name__}: {error}"
-        raise ConfigError(f"{option}: a function as `package.module:name`", found, "Correct the module") from error
-    if not callable(found):
-        kind = type(found).__name__
-        change = f"Set {option} to a function"
-        raise ConfigError(f"{option}: a function as `package.module:name`", f"{path!r}, a {kind}", change)
-    return found
+    # A user's module may do anything when it is imported, sys.exit included.
+    except BaseException as error:
+        reason = f"{path!r}: importing it raised {type(error).__name__}: {error}"
+        raise ConfigError(expected, reason, "Correct the module") from error
+    if not callable(function):
+        kind = type(function).__name__
+        raise ConfigError(expected, f"{path!r}, a {kind}", f"Set {option} to a function")
+    return function
 
 
 def check_reward_function(inquiry: Inquiry, function: Function) -> None:
@@ -95,7 +94,8 @@ def _dry_check(option: str, path: str, function: Callable, prompt: Prompt) -> No
         within_deadline(option, path, lambda: checker_rates([(prompt, prompt.answer or "A first answer.")], function))
     except ConfigError:
         raise
-    except Exception as error:  # a user's code: whatever it raises would end the evaluation later
+    # Whatever a user's code raises here would end the evaluation later.
+    except Exception as error:
         raise ConfigError(
             f"{option}: a dict of counts for prompt {prompt.prompt_id!r}",
             f"{path}: {type(error).__name__}: {error}",
@@ -104,15 +104,13 @@ def _dry_check(option: str, path: str, function: Callable, prompt: Prompt) -> No
 
 
 def within_deadline(option: str, path: str, call: Callable[[], Any]) -> Any:
-    """Return what a dry call returns, or raise what it raises; ConfigError if it has not returned in time or exits."""
+    """Return the result of a dry call, or raise its error. Raises ConfigError if it is late or exits."""
     try:
         return within(call, DRY_CALL_S, f"dry call of {path}")
     except LateError:
-        found = f"{path} has not returned after {DRY_CALL_S:g} s"
+        reason = f"{path} has not returned after {DRY_CALL_S:g} s"
+    # The call runs in a thread, so sys.exit ends that thread only.
     except SystemExit:
-        found = f"{path} ended its thread"
-    raise ConfigError(
-        f"{option}: a function that returns",
-        found,
-        "Correct the function, or load what it needs when it is imported",
-    )
+        reason = f"{path} ended its thread"
+    fix = "Correct the function, or load what it needs when it is imported"
+    raise ConfigError(f"{option}: a function that returns", reason, fix)

@@ -1,8 +1,8 @@
-"""What all checks of one configuration share: the files they read, the problems they find, the stages still to come."""
+"""The state that all checks of one configuration share: files that were read, problems, stages that run before."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,32 +26,26 @@ READERS = {
 }
 """Reader of each file of `data`, and what the file is for."""
 
-EXPORTING = ("sft", "reward", "ppo")
-"""Stages whose exports later stages start from."""
-
 MOVED = "Set data.root to that folder; if you moved the folder with its runs in it, set storage too"
 
 
 @dataclass
 class Inquiry:
-    """Collects the problems of one configuration. No check ends because of another one's finding."""
+    """Collects the problems of one configuration. A check continues whatever another check has reported."""
 
     config: Config
+    unreadable: Sequence[str] = ()
+    """Options whose defaults replace what the user wrote; they have a problem already."""
     pending: frozenset[str] = frozenset()
-    """Stages that are to run before the one that is checked: their exports need not exist yet."""
+    """Stages that run before the one that is checked: their exports need not exist yet."""
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     _rows: dict[str, list | None] = field(default_factory=dict)
 
-    def problem(self, text: str) -> None:
-        """Add a problem, once."""
-        if text not in self.problems:
-            self.problems.append(text)
-
-    def wrong(self, option: str, expected: str, found: str, fix: str) -> None:
+    def report(self, option: str, expected: str, found: str, fix: str) -> None:
         """Add a problem of `option`, written like an error."""
-        text = told(option, ConfigError(expected, found, fix))
-        self.problem(text if text.startswith(option) else f"{option}: {text}")
+        text = problem_text(option, ConfigError(expected, found, fix))
+        self._add(option, text if text.startswith(option) else f"{option}: {text}")
 
     def note(self, text: str) -> None:
         """Add something that a user should know and that stops nothing."""
@@ -63,36 +57,50 @@ class Inquiry:
         try:
             return call(*args, **options)
         except RlaifError as error:
-            self.problem(told(option, error))
-        except (OSError, ValueError, KeyError) as error:  # of a library, about a file or bucket it cannot read
-            self.problem(f"{option}: {type(error).__name__}: {_first_line(error)}")
+            self._add(option, problem_text(option, error))
+        # Libraries raise these about a file or bucket that they cannot read.
+        except (OSError, ValueError, KeyError) as error:
+            self._add(option, f"{option}: {type(error).__name__}: {_first_line(error)}")
         return None
 
     def succeeds(self, option: str, call: Callable[..., Any], *args: Any) -> bool:
         """Return whether a call raises nothing; what it raises becomes a problem of `option`."""
-        before = len(self.problems)
-        self.attempt(option, call, *args)
-        return len(self.problems) == before
+
+        def succeeded() -> bool:
+            call(*args)
+            return True
+
+        return self.attempt(option, succeeded) is True
+
+    def _add(self, option: str, text: str) -> None:
+        """Add a problem once, and none of an option whose value is not the user's."""
+        if text not in self.problems and not self._is_unreadable(option):
+            self.problems.append(text)
+
+    def _is_unreadable(self, option: str) -> bool:
+        return any(_overlap(option, path) for path in self.unreadable)
 
     def export(self, stage: str) -> Location:
         """Return where a stage of this run exports to."""
         return RunDir(self.config.storage, self.config.name).export(stage)
 
     def made_by(self, path: str) -> str | None:
-        """Return the pending stage that will export a model to `path`; None if the model must be there already."""
-        for stage in EXPORTING:
-            if stage in self.pending and str(self.export(stage)) == str(locate(path)) and not Path(path).exists():
+        """Return the pending stage that will export a model to `path`; None if the model must exist already."""
+        # Two different exports cannot have the same path, so the order of the set does not matter.
+        for stage in self.pending:
+            if str(self.export(stage)) == str(locate(path)) and not Path(path).exists():
                 return stage
         return None
 
     def rows(self, name: str) -> list | None:
         """Return the usable rows of `data.<name>`; None (and a problem, once) if there are none."""
+        # Several stages read the same file; a large one takes seconds.
         if name not in self._rows:
             self._rows[name] = self._read(name, getattr(self.config.data, name))
         return self._rows[name]
 
     def has_file(self, name: str) -> bool:
-        """Return whether `data.<name>` is set and there; what cannot be found out counts as missing."""
+        """Return whether `data.<name>` is set and exists; a path that cannot be examined counts as missing."""
         file = getattr(self.config.data, name)
         try:
             return bool(file) and data_path(self.config, file).is_file()
@@ -100,17 +108,18 @@ class Inquiry:
             return False
 
     def _read(self, name: str, file: str) -> list | None:
-        option, (read, purpose) = f"data.{name}", READERS[name]
+        option = f"data.{name}"
+        reader, purpose = READERS[name]
         if not self._has_root():
             return None
         path = self.attempt(option, data_path, self.config, file)
         if path is None:
             return None
         if not path.is_file():
-            found = f"{path} is a folder" if path.is_dir() else f"no file at {path}"
-            self.wrong(option, purpose, found, f"Put the file there, or set {option} to the file that you have")
+            reason = f"{path} is a folder" if path.is_dir() else f"no file at {path}"
+            self.report(option, purpose, reason, f"Put the file there, or set {option} to the file that you have")
             return None
-        result = self.attempt(option, read, path, self.config.data.root, self.config.data.strict)
+        result = self.attempt(option, reader, path, self.config.data.root, self.config.data.strict)
         if result is None:
             return None
         rows, report = result
@@ -120,9 +129,10 @@ class Inquiry:
     def _has_root(self) -> bool:
         """Return whether `data.root` is a folder; one problem says so for all the files below it."""
         root = locate(self.config.data.root)
+        # A bucket has no local folder; reading a file in it reports its own problem.
         if root.local is None or root.local.is_dir():
             return True
-        self.wrong("data.root", "the folder of your files", f"no folder at {root}", MOVED)
+        self.report("data.root", "the folder of your files", f"no folder at {root}", MOVED)
         return False
 
     def _note_skipped(self, option: str, report: Report) -> None:
@@ -130,7 +140,12 @@ class Inquiry:
             self.note(f"{option}: {report.summary(3)}")
 
 
-def told(option: str, error: RlaifError) -> str:
+def _overlap(option: str, path: str) -> bool:
+    """Return whether one path is the other, or in the section that the other names."""
+    return option == path or option.startswith(f"{path}.") or path.startswith(f"{option}.")
+
+
+def problem_text(option: str, error: RlaifError) -> str:
     """Return an error as a problem of `option`."""
     name = "" if option in error.expected else f"{option}: "
     return (

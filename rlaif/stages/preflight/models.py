@@ -1,24 +1,22 @@
-"""Models that options name: they are there, of a known family, and hold as many positions as the engine is to serve."""
+"""Models that options name: they exist, are of a known family, and have the positions that the engine serves."""
 
 from __future__ import annotations
 
 from rlaif.config.section import Function
-from rlaif.config.server import Server
 from rlaif.errors import ConfigError
-from rlaif.feedback.chat_client import api_key
 from rlaif.models.check import require_model
 from rlaif.models.family import engine_video_of
 from rlaif.models.model_dir import ModelDir
 from rlaif.models.positions import model_positions
 from rlaif.models.reward import check_weights, read_card, require_reward_model
-from rlaif.stages.preflight.functions import check_function, check_reward_function, require_braces
+from rlaif.stages.preflight.functions import check_checker, check_reward_function, require_braces
 from rlaif.stages.preflight.inquiry import Inquiry
 
 
-def check_model(
+def check_model_option(
     inquiry: Inquiry, option: str, path: str, served_adapter: str | None = None, adapter: bool = False
 ) -> bool:
-    """Return whether a model is at `path`, or will be exported there by a stage that comes first; a problem if not."""
+    """Return whether a model is at `path`, or a stage that runs before exports one there; report it if not."""
     if stage := inquiry.made_by(path):
         inquiry.note(f"{option}: made by `rlaif {stage}` first")
         return True
@@ -29,14 +27,23 @@ def check_policy(inquiry: Inquiry) -> None:
     """Check `ppo.policy` as what the engine serves and the learners train."""
     config, option = inquiry.config, "ppo.policy"
     served = "ppo.lora" if config.ppo.lora else None
-    there = check_model(inquiry, option, config.ppo.policy, served)
+    usable = check_model_option(inquiry, option, config.ppo.policy, served)
     source = config.ppo.policy
-    if inquiry.made_by(source) == "sft":  # an export has the architecture of what it was trained from
+    # An export has the architecture of the model that it was trained from.
+    if inquiry.made_by(source) == "sft":
         source = config.sft.init
-        there = Inquiry(config).succeeds(option, require_model, option, source)
-        there = there and inquiry.succeeds(option, require_model, "ppo.policy (as sft.init)", source, served)
-    if there and inquiry.made_by(source) is None:
+        # The check of `rlaif sft` reports a missing model; here it is only asked whether the model serves as the policy.
+        usable = Inquiry(config).succeeds(option, require_model, option, source)
+        usable = usable and inquiry.succeeds(option, require_model, "ppo.policy (as sft.init)", source, served)
+    if usable and inquiry.made_by(source) is None:
         inquiry.attempt(option, _fits_engine, inquiry, source)
+
+
+def check_policy_and_reward(inquiry: Inquiry) -> None:
+    """Check everything that PPO and its evaluation load: policy, reward and the checker of claims."""
+    check_policy(inquiry)
+    check_reward_source(inquiry)
+    check_checker(inquiry, inquiry.config.eval.checker)
 
 
 def _fits_engine(inquiry: Inquiry, path: str) -> None:
@@ -53,8 +60,8 @@ def _fits_engine(inquiry: Inquiry, path: str) -> None:
         )
 
 
-def check_reward(inquiry: Inquiry) -> None:
-    """Check `ppo.reward`: a function is called once; a reward model is there with what it needs."""
+def check_reward_source(inquiry: Inquiry) -> None:
+    """Check `ppo.reward`: call a function once; look for a reward model and its base."""
     reward, option = inquiry.config.ppo.reward, "ppo.reward"
     if isinstance(reward, Function):
         check_reward_function(inquiry, reward)
@@ -73,24 +80,3 @@ def _require_reward(inquiry: Inquiry, reward: str) -> None:
     terms = [name for name, value in inquiry.config.ppo.terms if value]
     check_weights(card, inquiry.config.ppo.reward_weights, terms)
     require_reward_model("ppo.reward", reward)
-
-
-def check_judge(inquiry: Inquiry) -> None:
-    """Check `label.judge`: a model, a server whose key is set, or a function."""
-    judge, option = inquiry.config.label.judge, "label.judge"
-    if isinstance(judge, Function):
-        check_function(inquiry, option, judge.path)
-    elif isinstance(judge, Server):
-        inquiry.attempt(option, api_key, judge)
-    else:
-        inquiry.attempt(option, _require_judge, inquiry, judge)
-
-
-def _require_judge(inquiry: Inquiry, judge: str) -> None:
-    if inquiry.made_by(judge):
-        return
-    try:
-        require_model("label.judge", judge, or_adapter=True)
-    except ConfigError:
-        require_braces("label.judge", judge)
-        raise

@@ -22,8 +22,11 @@ from rlaif.stages.feedback.judge_inputs import Case, read_cases
 from rlaif.stages.feedback.judges import frames_shown
 from rlaif.stages.feedback.label_hash import label_hash
 from rlaif.stages.feedback.label_report import report_reasons
+from rlaif.stages.preflight.inquiry import Inquiry
+from rlaif.stages.preflight.judges import check_judge_and_functions
 from rlaif.stages.recipes import demo
 from rlaif.stages.run.run import Run, open_part
+from rlaif.stages.run.summary import Summary
 from rlaif.stages.train import reward
 
 CONTEXTS = ("captions", "none", "shuffled")
@@ -260,3 +263,21 @@ def decided_pairs(config: Config, cases: Sequence[Case]) -> Iterator[Preference]
                 chosen=answers[best],
                 rejected=answers[worst],
             )
+
+
+def check_eval_context(inquiry: Inquiry) -> None:
+    """Check the judge, the code that knows the truth, and that there are captions."""
+    config = inquiry.config
+    check_judge_and_functions(inquiry)
+    if config.label.reference is None:
+        expected = "code that knows which of two answers is truer"
+        inquiry.report("label.reference", expected, "none", "Set label.reference to a function")
+    if config.data.captions is None:
+        expected = "the captions that are the context"
+        inquiry.report("data.captions", expected, "none", "Run `rlaif caption` and set data.captions")
+
+
+def summarise_eval_context(config: Config, directory: RunDir, rows: Sequence[dict]) -> Summary:
+    """Return the table of the study."""
+    frames = directory.read_json("eval/context.json")["frames"]
+    return Summary({}, {"report": directory.path / "eval" / "context.json"}, study_text(rows, frames))

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from rlaif.config.schema import Config
+from rlaif.config.section import Function
 from rlaif.io.memory import MemoryWatch
 from rlaif.io.rundir import RunDir, typed_command
 from rlaif.io.storage import locate, replacing
 from rlaif.io.terminal import headline, phase, say
 from rlaif.models.tiny import build_tiny
 from rlaif.stages.feedback import caption, label, pairs, sample
+from rlaif.stages.preflight.functions import check_function
+from rlaif.stages.preflight.inquiry import Inquiry
+from rlaif.stages.preflight.judges import check_label_functions
 from rlaif.stages.run.datasets import data_path
-from rlaif.stages.run.run import Run, open_part, open_run, require_below_run
-from rlaif.stages.run.summary import Summary, Typed, duration
+from rlaif.stages.run.run import Run, open_part, require_below_run
+from rlaif.stages.run.summary import NextStage, Summary
 from rlaif.stages.train import ppo, reward, sft
 from rlaif.stages.train.evaluate import table
 from rlaif.worlds.shapes.dataset import write_dataset
@@ -30,11 +34,18 @@ SPREAD: dict[str, tuple[float, float]] = {"hallucination_left": (0.03, 0.20), "q
 """The least and greatest results of demos on different machines and with different seeds (greedy answers)."""
 
 
-def demo(config: Config, typed: Typed | None = None) -> None:
-    """Run every stage on the shapes world, PPO once per seed, and print a table of SFT against RLAIF."""
-    began = time.time()
+@dataclass(frozen=True)
+class DemoResult:
+    """The rows of the demo's table, and the figures of what they cost."""
+
+    rows: list[dict]
+    figures: Mapping[str, str]
+
+
+def demo(config: Config, run: Run) -> DemoResult:
+    """Run every stage on the shapes world, and PPO once per seed."""
     rows: list[dict] = []
-    with MemoryWatch(interval_s=WATCH_S) as memory, open_run(config) as run:
+    with MemoryWatch(interval_s=WATCH_S) as memory:
         start_demo(config, run)
         headline("3/5 feedback: the model captions clips of each video, answers, and verifies its answers' claims")
         make_feedback(config, run)
@@ -47,15 +58,12 @@ def demo(config: Config, typed: Typed | None = None) -> None:
         write_results(config, run, rows)
         with phase("stopping the actors"):
             run.topology.stop()
-    seconds = time.time() - began
     figures = {
         "decodes per video": f"{counters['frames/decodes'] / counters['frames/videos']:.2f}",
         "re-decodes": f"{counters['frames/redecodes']:.0f}",
         "peak memory": f"{memory.peak_gib:.1f} GiB, all processes together",
     }
-    say(
-        report(config, typed, rows, figures).text(f"rlaif demo finished in {duration(seconds)}: {started_from(config)}")
-    )
+    return DemoResult(rows, figures)
 
 
 def started_from(config: Config) -> str:
@@ -178,32 +186,40 @@ def write_results(config: Config, run: Run, rows: list[dict]) -> None:
     run.directory.write_eval("demo", {"command": typed_command(), "base": base, "rows": columns})
 
 
-def report(config: Config, typed: Typed | None, rows: list[dict], figures: Mapping[str, str]) -> Summary:
-    """Return the table, what it cost, where everything is and what to type next."""
-    path = RunDir(config.storage, config.name).path
+def check_demo(inquiry: Inquiry) -> None:
+    """Check the functions that options name; the demo makes everything else itself."""
+    config = inquiry.config
+    check_function(inquiry, "eval.checker", config.eval.checker)
+    check_label_functions(inquiry)
+    if isinstance(config.ppo.reward, Function):
+        check_function(inquiry, "ppo.reward", config.ppo.reward.path)
+
+
+def summarise_demo(config: Config, directory: RunDir, result: DemoResult) -> Summary:
+    """Return the table of SFT against RLAIF, what it cost, where everything is and what can follow."""
+    path = directory.path
     places = {"run directory": path, "results": path / "eval" / "demo.json", "export": path / "export"}
-    log = path / "logs" / "demo.log"
-    places |= {"metrics": path / "metrics.jsonl", "samples": path / "samples"} | ({"log": log} if log.exists() else {})
-    text = "\n".join([table(rows), "", *seed_verdicts(config, rows), spread_text()])
-    return Summary(dict(figures), places, text, following(config, typed))
+    places["samples"] = path / "samples"
+    lines = [table(result.rows), "", *seed_verdicts(config, result.rows), spread_text()]
+    return Summary(dict(result.figures), places, "\n".join(lines), following(config), remark=started_from(config))
 
 
-def following(config: Config, typed: Typed | None) -> list[tuple[str, str]]:
-    """Return the commands that can follow, as (what it does, the command)."""
-    typed = typed or Typed("configs/demo.yaml", [f"name={config.name}", f"storage={config.storage}"])
-    same = {
+def following(config: Config) -> list[NextStage]:
+    """Return the stages that can follow; a second PPO run keeps the demo's data and models."""
+    shared = {
         "data.root": config.data.root,
         "data.captions": config.data.captions,
         "ppo.policy": config.ppo.policy,
         "ppo.reward": config.ppo.reward,
     }
-    options = [f"{name}={locate(path)}" for name, path in same.items() if isinstance(path, str)]
+    options = [f"name={config.name}-kl"]
+    for name, path in shared.items():
+        if isinstance(path, str):
+            options.append(f"{name}={locate(path)}")
+    purpose = "the same PPO experiment with a stronger KL penalty, in a run directory of its own"
     return [
-        ("evaluate the exported policy again", typed.command("eval")),
-        (
-            "the same PPO experiment with a stronger KL penalty, in a run directory of its own",
-            typed.command("ppo", f"name={config.name}-kl", *options, "ppo.kl.coef=0.2"),
-        ),
+        ("evaluate the exported policy again", "eval", ()),
+        (purpose, "ppo", (*options, "ppo.kl.coef=0.2")),
     ]
 
 

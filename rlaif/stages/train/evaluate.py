@@ -13,15 +13,23 @@ from rlaif.config.schema import Config, Sampling
 from rlaif.errors import ConfigError, RlaifError
 from rlaif.evaluation.claims import checker_rates
 from rlaif.functions import load_function
-from rlaif.io.rundir import typed_command
+from rlaif.io.rundir import RunDir, typed_command
 from rlaif.io.terminal import phase
 from rlaif.markdown import markdown_table
 from rlaif.records import Masked, Prompt, RewardInput, Sample
 from rlaif.seeds import derive
+from rlaif.stages.preflight.inquiry import Inquiry
+from rlaif.stages.preflight.models import check_policy_and_reward
 from rlaif.stages.run import datasets, row_checks
 from rlaif.stages.run.reward_context import prompts_with_context
 from rlaif.stages.run.run import Run
-from rlaif.stages.train.workers import Workers, learner_spec, require_inputs, start_workers
+from rlaif.stages.run.summary import Summary
+from rlaif.stages.train.workers import (
+    Workers,
+    learner_spec,
+    require_inputs,
+    start_workers,
+)
 
 DECODINGS = {"greedy": 0.0, "sample": 1.0}
 """Temperature by name."""
@@ -158,3 +166,22 @@ def table(rows: Sequence[dict]) -> str:
         values = [row.get(name, "") for name in names]
         lines.append([f"{value:.3f}" if isinstance(value, float) else str(value) for value in values])
     return markdown_table(names, lines)
+
+
+def check_eval(inquiry: Inquiry) -> None:
+    """Check the models, the reward, the held-out prompts, and that PPO has exported a policy."""
+    check_policy_and_reward(inquiry)
+    inquiry.rows("eval")
+    export = inquiry.export("ppo")
+    if "ppo" not in inquiry.pending and not inquiry.attempt("name", export.files):
+        inquiry.report(
+            "name",
+            f"the export of a PPO run at {export}",
+            "nothing there",
+            "Run `rlaif ppo` first, or set name to the run that has one",
+        )
+
+
+def summarise_eval(config: Config, directory: RunDir, rows: Sequence[dict]) -> Summary:
+    """Return the table of both policies."""
+    return Summary({}, {"rows": directory.path / "eval" / "ppo.json"}, table(rows))

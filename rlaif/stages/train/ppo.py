@@ -5,11 +5,15 @@ from __future__ import annotations
 import time
 
 from rlaif.config.schema import Config
+from rlaif.io.rundir import MAIN_STAGE, RunDir
 from rlaif.io.terminal import phase
 from rlaif.records import Prompt
+from rlaif.stages.preflight.inquiry import Inquiry
+from rlaif.stages.preflight.models import check_policy_and_reward
 from rlaif.stages.run import datasets, row_checks
 from rlaif.stages.run.reward_context import prompts_with_context
 from rlaif.stages.run.run import Run, Start
+from rlaif.stages.run.summary import Summary
 from rlaif.stages.train import evaluate
 from rlaif.stages.train.best import Best
 from rlaif.stages.train.experience import ExperienceMaker, ScoredBatch
@@ -101,3 +105,35 @@ def _export(config: Config, run: Run, workers: Workers, held_out: list[Prompt], 
     evaluate.policy(config, run, workers, held_out, "rlaif")
     run.exported("ppo", iterations)
     return export
+
+
+def check_ppo(inquiry: Inquiry) -> None:
+    """Check the models, the reward, and that there are enough prompts for an iteration."""
+    ppo = inquiry.config.ppo
+    check_policy_and_reward(inquiry)
+    rows = inquiry.rows("prompts")
+    if rows and len(rows) < ppo.prompts_per_iteration:
+        inquiry.report(
+            "ppo.prompts_per_iteration",
+            f"at most the {len(rows)} usable prompts of data.prompts",
+            f"{ppo.prompts_per_iteration}",
+            f"Set ppo.prompts_per_iteration={len(rows)}, or add prompts",
+        )
+    if ppo.eval_every or inquiry.has_file("eval"):
+        inquiry.rows("eval")
+    else:
+        inquiry.note("data.eval: no such file: PPO measures nothing on held-out prompts, and `rlaif eval` needs it")
+
+
+def summarise_ppo(config: Config, directory: RunDir, export: str) -> Summary:
+    """Return reward and KL, and the evaluation of both ends if there was one."""
+    rows = directory.read_metrics(MAIN_STAGE)
+    rewards = [row["reward/mean"] for row in rows if row.get("reward/mean") is not None]
+    figures = {"iterations": str(rows[-1]["iteration"]) if rows else "0"}
+    if rewards:
+        figures["mean reward"] = f"{rewards[0]:.3f} -> {rewards[-1]:.3f}"
+        figures["KL per answer"] = f"{rows[-1]['kl/response']:.2f} nats"
+    evaluation = directory.read_json("eval/ppo.json")
+    table = evaluate.table(evaluation["rows"]) if evaluation and evaluation["rows"] else ""
+    places = {"export": export, "samples": directory.path / "samples"}
+    return Summary(figures, places, table, [("evaluate the start and the export side by side", "eval", ())])

@@ -14,16 +14,22 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from rlaif.config.schema import Config, Reward
+from rlaif.config.section import Function
 from rlaif.data.rows import Pair
 from rlaif.data.sampler import rows_of_step
 from rlaif.errors import DataError, named
 from rlaif.evaluation.preference import dimension_metrics, scores_by_dimension
+from rlaif.io.rundir import RunDir
+from rlaif.io.storage import locate
 from rlaif.models.check import require_model
 from rlaif.models.reward import CARD, card_text
 from rlaif.models.reward_prompt import RewardPrompt, contexts
 from rlaif.seeds import derive
+from rlaif.stages.preflight.inquiry import Inquiry
+from rlaif.stages.preflight.models import check_model_option
 from rlaif.stages.run import datasets, row_checks
 from rlaif.stages.run.run import Run, Start
+from rlaif.stages.run.summary import NextStage, Summary, is_export
 from rlaif.stages.train import supervised
 
 log = logging.getLogger(__name__)
@@ -175,3 +181,36 @@ def with_context(rows: list[Pair], config: Config) -> list[Pair]:
         log.warning("%d of %d pairs have no captions: the reward model reads no context there", empty, len(rows))
     found = contexts(mode, [(row.video, row.captions) for row in rows], config.seed)
     return [replace(row, captions=captions) for row, captions in zip(rows, found, strict=True)]
+
+
+def check_reward(inquiry: Inquiry) -> None:
+    """Check the model to start from and the pairs: dimensions, captions, and whether some can be held out."""
+    config = inquiry.config
+    check_model_option(inquiry, "reward.init", config.reward.init)
+    names = ["pairs", "pairs_eval"] if config.data.pairs_eval else ["pairs"]
+    for name in names:
+        rows = inquiry.rows(name)
+        if not rows:
+            continue
+        option, file = f"data.{name}", getattr(config.data, name)
+        rows = inquiry.attempt("reward.dimensions", compared, rows, config.reward, file)
+        # With a file of captions, the rows that have some depend on the videos' contents: the stage looks them up.
+        if rows and config.reward.context != "none" and not inquiry.has_file("captions"):
+            inquiry.attempt(option, datasets.check_captions, config, rows, file)
+        if rows and name == "pairs" and not config.data.pairs_eval:
+            inquiry.attempt(option, hold_out, rows, config.reward.eval_fraction, config.seed)
+
+
+def summarise_reward(config: Config, directory: RunDir, export: str) -> Summary:
+    """Return the best accuracy on held-out pairs; PPO follows if it uses this model and its policy exists."""
+    evaluations = [row for row in directory.read_metrics("reward") if row.get("eval/accuracy") is not None]
+    figures = {}
+    if evaluations:
+        best = max(evaluations, key=lambda row: row["eval/accuracy"])
+        figures["held-out accuracy"] = f"{best['eval/accuracy']:.1%} at step {best['iteration']}"
+    reward = config.ppo.reward
+    following: list[NextStage] = []
+    if not isinstance(reward, Function) and is_export(reward, directory.export("reward")):
+        if (locate(config.ppo.policy) / "config.json").exists():
+            following.append(("align the policy with this reward model", "ppo", ()))
+    return Summary(figures, {"export": export}, following=following)

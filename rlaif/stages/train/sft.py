@@ -6,12 +6,17 @@ from collections.abc import Sequence
 
 from learners.spec import RoleSpec
 from rlaif.config.schema import Config
+from rlaif.config.section import Function
 from rlaif.data.rows import Conversation
 from rlaif.data.sampler import rows_of_step
 from rlaif.errors import ConfigError, named
+from rlaif.io.rundir import RunDir
 from rlaif.models.check import require_model
+from rlaif.stages.preflight.inquiry import Inquiry
+from rlaif.stages.preflight.models import check_model_option
 from rlaif.stages.run import datasets, row_checks
 from rlaif.stages.run.run import Run, Start
+from rlaif.stages.run.summary import NextStage, Summary, is_export
 from rlaif.stages.train import supervised
 
 
@@ -57,3 +62,44 @@ def check_videos(config: Config, role: RoleSpec, rows: Sequence[Conversation]) -
             f"{len(without)} of {len(rows)} without: {named(without)}",
             "Set sft.train_vision and sft.train_projector to false, or train rows without a video in a run of their own",
         )
+
+
+def check_sft(inquiry: Inquiry) -> None:
+    """Check the model to start from and the conversations."""
+    config = inquiry.config
+    check_model_option(inquiry, "sft.init", config.sft.init)
+    rows = inquiry.rows("sft")
+    if rows:
+        inquiry.attempt("data.sft", check_videos, config, _trained_role(config), rows)
+
+
+def _trained_role(config: Config) -> RoleSpec:
+    """Return what fine-tuning trains, as far as `check_videos` reads it."""
+    section, model = config.sft, config.model
+    vision = model.train_vision if section.train_vision is None else section.train_vision
+    projector = model.train_projector if section.train_projector is None else section.train_projector
+    return RoleSpec("policy", section.init, section.lora, train_vision=vision, train_projector=projector)
+
+
+def summarise_sft(config: Config, directory: RunDir, export: str) -> Summary:
+    """Return the loss at both ends, and the training stages that start from this model or the feedback about it."""
+    losses = [row["train/nll"] for row in directory.read_metrics("sft") if row.get("train/nll") is not None]
+    figures = {"steps": str(config.sft.steps)}
+    if losses:
+        figures["loss per token"] = f"{losses[0]:.3f} -> {losses[-1]:.3f}"
+    if config.data.captions:
+        feedback: NextStage = ("caption the videos", "caption", ())
+    else:
+        feedback = ("sample answers that a judge can compare", "sample", ())
+    return Summary(figures, {"export": export}, following=[*_trained_next(config, directory), feedback])
+
+
+def _trained_next(config: Config, directory: RunDir) -> list[NextStage]:
+    """Return the training stage that starts from this run's fine-tuned model, if it has its data."""
+    export = directory.export("sft")
+    if isinstance(config.ppo.reward, Function):
+        step = ("align the model with the reward function", "ppo", ())
+        return [step] if is_export(config.ppo.policy, export) else []
+    has_pairs = datasets.data_path(config, config.data.pairs).is_file()
+    step = ("train a reward model on the pairs", "reward", ())
+    return [step] if has_pairs and is_export(config.reward.init, export) else []

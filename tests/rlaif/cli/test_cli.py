@@ -7,11 +7,15 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
+from importlib import import_module
 
 import pytest
 
-from rlaif.cli import main
+from rlaif.cli import main, stages
 from rlaif.errors import CheckpointError
+from rlaif.stages import table
+from rlaif.stages.run import run, summary
 
 
 @pytest.fixture
@@ -21,7 +25,7 @@ def config(tmp_path):
     return str(file)
 
 
-def test_an_error_a_user_can_act_on_comes_without_a_traceback(tmp_path):
+def test_missing_configuration_is_an_error_without_traceback(tmp_path):
     result = subprocess.run(
         [sys.executable, "-m", "rlaif", "ppo", str(tmp_path / "none.yaml")], capture_output=True, text=True
     )
@@ -31,14 +35,18 @@ def test_an_error_a_user_can_act_on_comes_without_a_traceback(tmp_path):
     assert result.stdout == ""
 
 
-def test_problems_of_options_are_listed(config, capsys):
+def test_wrong_options_are_all_listed(config, capsys):
     assert main.main(["sft", config, "sft.stps=3", "seed=x"]) == 1
-    told = capsys.readouterr().err
-    assert "2 problem(s)" in told and "sft.stps: no such option; nearest is `sft.steps`" in told and "seed: " in told
+    printed = capsys.readouterr().err
+    assert (
+        "2 problem(s)" in printed
+        and "sft.stps: no such option; nearest is `sft.steps`" in printed
+        and "seed: " in printed
+    )
 
 
 @pytest.mark.parametrize("command", ["sft", "reward", "score", "ppo", "eval", "demo"])
-def test_every_stage_reads_its_configuration_first(command, config, capsys):
+def test_stage_refuses_unknown_option(command, config, capsys):
     assert main.main([command, config, "sed=1"]) == 1
     assert "nearest is `seed`" in capsys.readouterr().err
 
@@ -46,7 +54,7 @@ def test_every_stage_reads_its_configuration_first(command, config, capsys):
 @pytest.mark.parametrize(
     "command", [["eval", "agreement"], ["eval", "winrate"], ["eval", "context"], ["bench", "label"], ["bench", "ppo"]]
 )
-def test_commands_of_two_words(command, config, capsys):
+def test_two_word_command_refuses_unknown_option(command, config, capsys):
     assert main.main([*command, config, "sed=1"]) == 1
     assert "nearest is `seed`" in capsys.readouterr().err
 
@@ -64,14 +72,21 @@ def test_commands_of_two_words(command, config, capsys):
         (["evl", "a.yaml"], ["no command 'evl'; did you mean `rlaif eval`?"]),
         (["help", "chek"], ["did you mean `rlaif check`?"]),
         (["xyzzy"], ["see `rlaif help`"]),
+        (["eval", "contxt", "a.yaml"], ["no command 'eval contxt'; did you mean `rlaif eval context`?"]),
+        (["help", "eval", "winrat"], ["did you mean `rlaif eval winrate`?"]),
+        (["data", "chek", "a.jsonl"], ["no command 'data chek'; did you mean `rlaif data check`?"]),
+        (["bench", "xyzzy"], ["no command 'bench xyzzy'; see `rlaif help bench`"]),
+        (["data"], ["usage: rlaif data", "required: COMMAND"]),
+        (["eval", "--strct", "a.yaml"], ["usage: rlaif eval [", "did you mean --strict?"]),
+        (["sft", "a.yaml", "--json", "b"], ["--json is for bench ppo, bench label"]),
         (["init", "x", "--mod", "m"], ["usage: rlaif init", "did you mean --model?"]),
     ],
 )
-def test_a_mistyped_flag_is_answered_with_what_was_meant(typed, hints, capsys):
+def test_mistyped_word_gets_a_hint(typed, hints, capsys):
     with pytest.raises(SystemExit) as stopped:
         main.main(typed)
-    told = capsys.readouterr().err
-    assert stopped.value.code == 2 and all(hint in told for hint in hints), told
+    printed = capsys.readouterr().err
+    assert stopped.value.code == 2 and all(hint in printed for hint in hints), printed
 
 
 @pytest.mark.parametrize(
@@ -81,62 +96,65 @@ def test_a_mistyped_flag_is_answered_with_what_was_meant(typed, hints, capsys):
         (["help", "ppo"], ["usage: rlaif ppo", "--resume"]),
         (["help", "eval", "winrate"], ["usage: rlaif eval winrate"]),
         (["help", "data", "check"], ["usage: rlaif data check"]),
+        (["eval", "--help"], ["usage: rlaif eval", "CONFIG", "agreement", "winrate", "context"]),
+        (["eval", "a.yaml", "--help"], ["usage: rlaif eval [-h] [--strict] config"]),
+        (["bench", "--help"], ["usage: rlaif bench", "ppo", "label"]),
         (["--version"], ["rlaif 0."]),
     ],
 )
-def test_help_and_version(typed, words, capsys):
+def test_help_and_version_are_printed(typed, words, capsys):
     with pytest.raises(SystemExit) as stopped:
         main.main(typed)
-    told = capsys.readouterr().out
-    assert stopped.value.code == 0 and all(word in told for word in words), told
+    printed = capsys.readouterr().out
+    assert stopped.value.code == 0 and all(word in printed for word in words), printed
 
 
-def test_options_of_a_section_and_of_none(capsys):
+def test_options_lists_a_section_or_names_the_nearest(capsys):
     assert main.main(["options", "ppo.optim"]) == 0
     assert "ppo.optim.lr  (number > 0" in capsys.readouterr().out
     assert main.main(["options", "optim"]) == 1
     assert "ppo.optim or reward.optim or sft.optim" in capsys.readouterr().err
 
 
-def test_check_lists_all_problems_and_prints_the_configuration(config, capsys):
+def test_check_prints_the_configuration_and_all_problems(config, capsys):
     assert main.main(["check", config, "sed=1", "data.root=/nothing", "--stage", "sft"]) == 1
-    told = capsys.readouterr().out
-    assert "3 problem(s)" in told.rpartition("\n\n")[2], "findings are in sight at the end"
-    assert "sed: no such option; nearest is `seed`" in told and "data.root: expected the folder" in told
-    assert "sft.init: a Hugging Face model" in told and "3 problem(s)" in told
-    assert "prompts_per_iteration: 64" in told, "the configuration with its defaults"
+    printed = capsys.readouterr().out
+    assert "3 problem(s)" in printed.rpartition("\n\n")[2], "findings are in sight at the end"
+    assert "sed: no such option; nearest is `seed`" in printed and "data.root: expected the folder" in printed
+    assert "sft.init: a Hugging Face model" in printed and "3 problem(s)" in printed
+    assert "prompts_per_iteration: 64" in printed, "the configuration with its defaults"
 
 
-def test_a_stage_reports_what_is_missing_before_it_starts_ray(config, capsys):
+def test_stage_reports_missing_files_before_ray_starts(config, capsys):
     assert main.main(["ppo", config, "data.root=/nothing", "ppo.reward=my_module:f"]) == 1
-    told = capsys.readouterr().err
+    printed = capsys.readouterr().err
     for words in ("data.root", "ppo.policy", "ppo.reward='{path: my_module:f}'"):
-        assert words in told
-    assert "Traceback" not in told and not sys.modules["ray"].is_initialized()
+        assert words in printed
+    assert "Traceback" not in printed and not sys.modules["ray"].is_initialized()
 
 
-def test_errors_from_inside_a_stage(config, capsys, monkeypatch):
+def test_error_of_a_stage_is_printed_with_its_fix(config, capsys, monkeypatch):
     def fail(args):
         raise CheckpointError("a complete checkpoint", "half of one", "check storage")
 
-    monkeypatch.setattr(main, "run_stage", fail)
+    monkeypatch.setattr(stages, "run_stage", fail)
     assert main.main(["ppo", config]) == 1
-    told = capsys.readouterr().err
-    assert told.strip().splitlines() == [
+    printed = capsys.readouterr().err
+    assert printed.strip().splitlines() == [
         "CheckpointError: expected a complete checkpoint",
         "  found    half of one",
         "  fix      check storage",
     ]
 
 
-def test_an_actor_that_failed_is_told_on_the_terminal(config, capfd, monkeypatch, tmp_path):
+def test_failed_actor_is_reported_with_advice_and_log(config, capfd, monkeypatch, tmp_path):
     import ray
 
-    def fail(args, config):
+    def fail(*_):
         raise ray.exceptions.RayActorError("the actor died")
 
-    monkeypatch.setattr(main, "check_files", lambda *_: None)
-    monkeypatch.setattr(main, "start_stage", fail)
+    monkeypatch.setattr(stages, "check_files", lambda *_: None)
+    monkeypatch.setattr(stages, "start_stage", fail)
     assert main.main(["ppo", config]) == 1
     shown = capfd.readouterr().err
     assert "an actor failed\n\nnothing was saved yet: the same command starts again" in shown
@@ -144,7 +162,7 @@ def test_an_actor_that_failed_is_told_on_the_terminal(config, capfd, monkeypatch
 
 
 @pytest.mark.parametrize("kind", ["ppo", "label"])
-def test_a_benchmark_whose_actor_failed_ends_like_a_stage(kind, config, capfd, monkeypatch):
+def test_failed_actor_of_a_benchmark_is_reported_with_advice(kind, config, capfd, monkeypatch):
     import ray
 
     from rlaif.stages.recipes import bench_label, bench_ppo
@@ -158,45 +176,40 @@ def test_a_benchmark_whose_actor_failed_ends_like_a_stage(kind, config, capfd, m
     assert "an actor failed\n\nthe same command starts again" in shown and "Traceback" not in shown
 
 
-@pytest.mark.parametrize("command", main.STAGES)
-def test_every_command_reaches_its_stage_and_ends_with_its_summary(command, config, capsys, monkeypatch):
-    from contextlib import nullcontext
-    from importlib import import_module
+@pytest.mark.parametrize("stage", table.STAGES, ids=lambda stage: stage.name)
+def test_command_runs_its_stage_and_prints_the_summary(stage, config, capsys, monkeypatch):
+    calls = []
 
-    from rlaif.stages import summaries
-    from rlaif.stages.run import run, summary
+    def run_function(config, run, **options):
+        calls.append(options)
+        return "done"
 
-    wings = {
-        "train": ("sft", "reward", "ppo", "eval"),
-        "feedback": ("caption", "sample", "label", "pairs", "score"),
-        "compare": ("eval agreement", "eval winrate"),
-        "recipes": ("eval context", "demo"),
+    functions = {
+        stage.run: run_function,
+        stage.check: lambda inquiry: None,
+        stage.summarise: lambda config, directory, result: summary.Summary({"result": result}),
     }
-    modules = {"eval": "evaluate", "eval context": "context_study"}
-    wing = next(wing for wing, commands in wings.items() if command in commands)
-    module = import_module(f"rlaif.stages.{wing}.{modules.get(command, command.split()[-1])}")
-    entries = {"eval": "evaluate", **dict.fromkeys(main.RESUMED, "train")}
-    name = entries.get(command, command.split()[-1])
-    monkeypatch.setattr(module, name, lambda *args, **options: "done")
-    monkeypatch.setattr(main, "check_files", lambda *_: None)
+    for reference, function in functions.items():
+        module, _, name = reference.partition(":")
+        monkeypatch.setattr(import_module(module), name, function)
     monkeypatch.setattr(run, "open_run", lambda config: nullcontext())
-    monkeypatch.setattr(summaries, "summarise", lambda *args: summary.Summary({"result": args[-1]}))
-    assert main.main([*command.split(), config]) == 0
-    assert command == "demo" or "done" in capsys.readouterr().out
+    assert main.main([*stage.name.split(), config]) == 0
+    assert calls == ([{"start": "new"}] if stage.resumable else [{}])
+    assert f"rlaif {stage.name} finished in" in (shown := capsys.readouterr().out) and "result  done" in shown
 
 
-def test_output_that_nobody_reads_any_more_ends_the_command_without_a_traceback():
+def test_closed_output_ends_the_command_without_traceback():
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen([sys.executable, "-m", "rlaif", "options"], **options)
     process.stdout.close()
     assert (process.stderr.read(), process.wait()) == ("", 141)
 
 
-def test_what_nobody_foresaw_keeps_its_traceback(config, monkeypatch):
+def test_unexpected_error_keeps_its_traceback(config, monkeypatch):
     def fail(args):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(main, "run_stage", fail)
+    monkeypatch.setattr(stages, "run_stage", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         main.main(["ppo", config])
 
@@ -205,24 +218,22 @@ def test_what_nobody_foresaw_keeps_its_traceback(config, monkeypatch):
     ("saved", "advice"), [([], "the same command"), ([3], "--resume continues from the checkpoint of iteration 3")]
 )
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupt_gives_the_shells_exit_code_and_advice_that_is_true(
-    tmp_path, capsys, monkeypatch, signum, code, saved, advice
-):
+def test_interrupt_gives_the_shells_exit_code_and_advice(tmp_path, capsys, monkeypatch, signum, code, saved, advice):
     file = tmp_path / "run.yaml"
     file.write_text(f"name: run\nstorage: {tmp_path}\n")
     for iteration in saved:
         (tmp_path / "run" / "sft" / "checkpoints" / f"{iteration:06d}").mkdir(parents=True)
-    monkeypatch.setattr("rlaif.stages.preflight.require", lambda *_: None)
-    monkeypatch.setattr(main, "start_stage", lambda args, config: signal.raise_signal(signum))
+    monkeypatch.setattr("rlaif.stages.preflight.examine.require", lambda *_: None)
+    monkeypatch.setattr(stages, "start_stage", lambda *_: signal.raise_signal(signum))
     assert main.main(["sft", str(file)]) == code
-    told = capsys.readouterr().err
-    assert advice in told and ("--resume" in told) == bool(saved)
+    printed = capsys.readouterr().err
+    assert advice in printed and ("--resume" in printed) == bool(saved)
 
 
 @pytest.mark.parametrize(
     "arguments", [[], ["fly"], ["ppo"], ["sft", "a.yaml", "--resume", "--fresh"], ["eval", "a.yaml", "--resume"]]
 )
-def test_wrong_usage(arguments, capsys):
+def test_wrong_usage_exits_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
         main.main(arguments)
     assert stopped.value.code == 2 and "usage: rlaif" in capsys.readouterr().err
@@ -237,7 +248,7 @@ def test_wrong_usage(arguments, capsys):
         (["ppo"], "required: config\n"),
     ],
 )
-def test_what_is_missing_is_named_and_nothing_else(arguments, message, capsys):
+def test_missing_argument_is_named(arguments, message, capsys):
     with pytest.raises(SystemExit):
         main.main(arguments)
     assert message in capsys.readouterr().err
@@ -245,8 +256,8 @@ def test_what_is_missing_is_named_and_nothing_else(arguments, message, capsys):
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("typed", ["options", "options ppo.kl"])
-def test_output_may_be_cut_by_its_reader(typed, unbuffered):
-    """As by `| head`: no traceback, however little is printed."""
+def test_output_cut_by_its_reader_exits_with_141(typed, unbuffered):
+    """`| head` closes the pipe: there is no traceback, however little is printed."""
     words = [sys.executable, "-m", "rlaif", *typed.split()]
     reader, writer = os.pipe()
     os.close(reader)
@@ -258,7 +269,7 @@ def test_output_may_be_cut_by_its_reader(typed, unbuffered):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has this device")
 @pytest.mark.parametrize("typed", ["options", "options ppo.kl", "check configs/demo.yaml"])
-def test_a_full_disk_behind_standard_output_is_an_error_without_traceback(typed):
+def test_full_disk_behind_stdout_is_an_error_without_traceback(typed):
     with open("/dev/full", "w") as full:
         words = [sys.executable, "-m", "rlaif", *typed.split()]
         result = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True)
@@ -270,41 +281,52 @@ def test_a_full_disk_behind_standard_output_is_an_error_without_traceback(typed)
     ("flags", "start", "strict"),
     [([], None, False), (["--resume"], "resume", False), (["--fresh", "--strict"], "fresh", True)],
 )
-def test_options_and_overrides_in_any_order(flags, start, strict):
+def test_flags_and_overrides_may_come_in_any_order(flags, start, strict):
     for arguments in (["ppo", *flags, "a.yaml", "seed=1", "name=b"], ["ppo", "a.yaml", "seed=1", "name=b", *flags]):
-        args = main.build_parser().parse_args(arguments)
+        args = main.build_commands().root.parse_args(arguments)
         assert (args.start, args.strict, args.config, args.overrides) == (start, strict, "a.yaml", ["seed=1", "name=b"])
 
 
+def test_eval_takes_a_configuration_called_like_a_subcommand(tmp_path, monkeypatch, capsys):
+    """A file that exists, and any word with a dot or a slash, is a configuration."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "contex").write_text("name: x\nsed: 1\n")
+    for words, command in ((["contex"], "eval"), (["context.yaml"], "eval"), (["context", "contex"], "eval context")):
+        assert main.parse_arguments(["eval", *words]).command == command
+        assert main.parse_arguments(["eval", *words]).config == words[-1]
+    assert main.main(["eval", "contex"]) == 1
+    assert "nearest is `seed`" in capsys.readouterr().err
+
+
 def test_starting_the_command_line_is_light():
-    """No framework is imported before a command needs it: help and mistakes answer at once."""
+    """Help and mistakes are answered at once, because no framework is imported before a command needs it."""
     heavy = "{'torch', 'ray', 'transformers', 'vllm', 'deepspeed'}"
-    script = f"import sys; from rlaif.cli import main as cli; cli.build_parser(); print({heavy} & set(sys.modules))"
+    script = f"import sys; from rlaif.cli import main as cli; cli.build_commands(); print({heavy} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip() == "set()"
 
 
-def test_data_shapes(tmp_path, capsys):
+def test_data_shapes_writes_rows_and_videos(tmp_path, capsys):
     out = tmp_path / "world"
     assert (
         main.main(["data", "shapes", "--out", str(out), "--train", "2", "--prompts", "2", "--test", "1", "--seed", "4"])
         == 0
     )
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for name in ("sft", "prompts", "eval"):
         rows = [json.loads(line) for line in (out / f"{name}.jsonl").read_text().splitlines()]
-        assert rows and f"{len(rows)} rows in {name}.jsonl" in told
+        assert rows and f"{len(rows)} rows in {name}.jsonl" in printed
         assert all(os.path.getsize(out / row["video"]) > 0 for row in rows)
 
 
 @pytest.mark.parametrize("typed", [["init", "DIR"], ["doctor"], ["options", "ppo"], ["data", "check", "FILE"]])
-def test_options_of_a_command_that_has_none(typed, tmp_path, capsys):
+def test_command_without_options_refuses_overrides(typed, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         main.main([*(word.replace("DIR", f"{tmp_path}/new") for word in typed), "ppo.iterations=3"])
     assert stopped.value.code == 2 and "takes no options as key=value" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 
-def test_a_world_of_shapes_replaces_no_rows_but_its_own(tmp_path, capsys):
+def test_data_shapes_replaces_only_its_own_rows(tmp_path, capsys):
     (tmp_path / "prompts.jsonl").write_text("mine")
     sizes = ["--train", "1", "--prompts", "1", "--test", "1"]
     assert main.main(["data", "shapes", "--out", str(tmp_path), *sizes]) == 1

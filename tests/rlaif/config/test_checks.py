@@ -7,6 +7,7 @@ import yaml
 
 from rlaif.config.checks import problems_of
 from rlaif.config.schema import Config
+from rlaif.stages.table import scope_of
 
 BASE = {"name": "x", "cluster": {"learner": {"actors": 2}}, "ppo": {"prompts_per_iteration": 4, "minibatch_size": 8}}
 
@@ -94,15 +95,15 @@ def test_a_plain_configuration_has_no_problems():
     ],
 )
 def test_each_problem_is_named_in_its_stage(changes, stage, named):
-    problems = problems_of(changed(*changes), stage)
+    problems = problems_of(changed(*changes), scope_of(stage))
     assert len(problems) == 1 and named in problems[0]
     assert named in " ".join(problems_of(changed(*changes)))
 
 
 def test_stage_reports_only_its_own_problems():
     config = changed("sft.batch_size=33", "ppo.minibatch_size=3")
-    assert problems_of(config, "reward") == []
-    assert len(problems_of(config, "sft")) == 1 and len(problems_of(config, "ppo")) == 2
+    assert problems_of(config, scope_of("reward")) == []
+    assert len(problems_of(config, scope_of("sft"))) == 1 and len(problems_of(config, scope_of("ppo"))) == 2
     assert len(problems_of(config)) == 3
 
 
@@ -136,10 +137,10 @@ def test_compatible_options_have_no_problems(changes):
 
 def test_feedback_without_an_engine_needs_no_rollout_gpu():
     cuda = "model.device=cuda"
-    assert problems_of(changed(cuda), "pairs") == []
-    assert problems_of(changed(cuda, "label.judge={path: 'a:b'}"), "label") == []
+    assert problems_of(changed(cuda), scope_of("pairs")) == []
+    assert problems_of(changed(cuda, "label.judge={path: 'a:b'}"), scope_of("label")) == []
     for stage in ("caption", "sample", "label"):
-        assert "cluster.rollout.gpus is 0" in "".join(problems_of(changed(cuda), stage))
+        assert "cluster.rollout.gpus is 0" in "".join(problems_of(changed(cuda), scope_of(stage)))
 
 
 @pytest.mark.parametrize(
@@ -153,6 +154,6 @@ def test_feedback_without_an_engine_needs_no_rollout_gpu():
     ],
 )
 def test_eval_context_needs_slots_for_captions(changes, named):
-    problems = problems_of(changed(*changes), "eval context")
+    problems = problems_of(changed(*changes), scope_of("eval context"))
     assert len(problems) == 1 and named in problems[0]
     assert problems_of(changed(*changes)) == []

@@ -11,6 +11,7 @@ from rlaif.config.schema import Config
 from rlaif.config.section import Function
 from rlaif.config.shown import shown_config
 from rlaif.errors import ConfigError
+from rlaif.stages.table import scope_of
 
 CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
 
@@ -22,7 +23,7 @@ def load(tmp_path):
     def make(text="name: x\n", *overrides, stage="sft") -> Config:
         file = tmp_path / "config.yaml"
         file.write_text(text)
-        return load_config(file, list(overrides), stage)
+        return load_config(file, list(overrides), scope_of(stage))
 
     return make
 
@@ -34,7 +35,7 @@ def problems(error) -> list[str]:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 @pytest.mark.parametrize("stage", [None, "sft", "reward", "ppo"])
 def test_every_shipped_configuration_loads(path, stage):
-    assert load_config(path, [], stage).name
+    assert load_config(path, [], scope_of(stage)).name
 
 
 def test_there_are_shipped_configurations():

@@ -12,6 +12,7 @@ from rlaif.config.nearest import nearest
 from rlaif.config.options import WIDTH, all_options, listing, options_page
 from rlaif.config.shown import shown_config
 from rlaif.errors import ConfigError
+from rlaif.stages.table import scope_of
 
 
 def test_every_option_is_listed_with_type_default_and_meaning():
@@ -102,8 +103,8 @@ def file(tmp_path):
 
 
 def test_unreadable_and_incompatible_options_are_reported_together(file):
-    config, problems = examine(
-        file, ["iterations=3", "ppo.kl.coef=many", "ppo.minibatch_size=7", "model.dtype=int8"], "ppo"
+    config, problems, _ = examine(
+        file, ["iterations=3", "ppo.kl.coef=many", "ppo.minibatch_size=7", "model.dtype=int8"], scope_of("ppo")
     )
     assert config.ppo.minibatch_size == 7
     assert [problem.partition(":")[0] for problem in problems[:3]] == ["model.dtype", "ppo.kl.coef", "iterations"]
@@ -112,13 +113,13 @@ def test_unreadable_and_incompatible_options_are_reported_together(file):
 
 def test_unreadable_option_causes_no_second_problem(file):
     for option in ("ppo.minibatch_size", "ppo.samples_per_prompt"):
-        _, problems = examine(file, [f"{option}=many", "ppo.prompts_per_iteration=3"], "ppo")
+        _, problems, _ = examine(file, [f"{option}=many", "ppo.prompts_per_iteration=3"], scope_of("ppo"))
         assert len(problems) == 1 and problems[0].startswith(f"{option}: ")
 
 
 @pytest.mark.parametrize("option", ["eval.checker", "label.reference", "label.split"])
 def test_function_in_braces_gets_a_hint(file, option):
-    _, problems = examine(file, [f"{option}={{path: 'a:b'}}"])
+    _, problems, _ = examine(file, [f"{option}={{path: 'a:b'}}"])
     assert len(problems) == 1 and f"write {option}=a:b, without braces" in problems[0]
 
 
@@ -133,7 +134,7 @@ def test_folder_error_names_the_configuration_inside(tmp_path, file):
 def test_shown_configuration_hides_secrets(file):
     server = "label.judge={url: 'http://h:1/v1/hunter2', model: m, api_key_env: HUNTER2, extra: {token: hunter2}}"
     bucket = "storage=s3://hunter2:hunter2@bucket/runs?region=eu&secret_key=hunter2"
-    config, problems = examine(file, [server, bucket])
+    config, problems, _ = examine(file, [server, bucket])
     text = shown_config(config)
     assert problems == [] and "hunter2" not in text.lower()
     assert "s3://(hidden)@bucket/runs?region=eu&secret_key=(hidden)" in text

@@ -10,6 +10,7 @@ from rlaif.config.presets import PRESETS
 from rlaif.config.schema import Config, Kl, Lora, Ppo, Reward
 from rlaif.config.shown import shown_config
 from rlaif.errors import ConfigError
+from rlaif.stages.table import scope_of
 
 SECTIONS = {"ppo": Ppo, "reward": Reward}
 
@@ -19,7 +20,7 @@ def load(tmp_path):
     def make(text, *overrides, stage=None) -> Config:
         file = tmp_path / "config.yaml"
         file.write_text(f"name: x\n{text}")
-        return load_config(file, list(overrides), stage)
+        return load_config(file, list(overrides), scope_of(stage))
 
     return make
 

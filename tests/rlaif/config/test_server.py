@@ -12,6 +12,7 @@ from rlaif.config.load import load_config
 from rlaif.config.section import Function
 from rlaif.config.server import Server
 from rlaif.errors import ConfigError
+from rlaif.stages.table import scope_of
 
 SECRET = "hunter2"
 GOOD = {"url": "http://host/v1", "model": "m"}
@@ -24,7 +25,7 @@ def load(tmp_path):
     def make(judge=None, *overrides):
         file = tmp_path / "config.yaml"
         file.write_text(yaml.safe_dump({"name": "x", "label": {} if judge is None else {"judge": judge}}))
-        return load_config(file, list(overrides), "ppo")
+        return load_config(file, list(overrides), scope_of("ppo"))
 
     return make
 

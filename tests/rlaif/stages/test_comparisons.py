@@ -26,6 +26,7 @@ from rlaif.stages.feedback import ask_reward, caption
 from rlaif.stages.feedback.judges import make_judge
 from rlaif.stages.run import datasets
 from rlaif.stages.run.run import Run
+from rlaif.stages.table import scope_of
 from rlaif.worlds.shapes.language import WORDS
 
 
@@ -454,6 +455,6 @@ def test_label_options_are_checked_only_if_the_judge_is_asked(tmp_path, stage):
     section = stage.split()[1]
     file = tmp_path / "c.yaml"
     file.write_text(f"name: x\nstorage: {tmp_path}\nlabel: {{pairwise_prompt: nothing}}\n")
-    load_config(file, [], stage)
+    load_config(file, [], scope_of(stage))
     with pytest.raises(ConfigError, match="needs {a} and {b}"):
-        load_config(file, [f"{section}.by=judge"], stage)
+        load_config(file, [f"{section}.by=judge"], scope_of(stage))

@@ -62,7 +62,8 @@ def verdicts_in(path: Path) -> list[list]:
 @pytest.mark.slow
 def test_the_demo_from_scratch_and_its_feedback_without_any_ground_truth(tmp_path):
     config = load_config(DEMO, [f"storage={tmp_path}", *SMALL, *SCRATCH])
-    demo.demo(config)
+    with open_run(config) as run:
+        demo.demo(config, run)
     run = tmp_path / "demo"
     rows = json.loads((run / "eval" / "demo.json").read_text())["rows"]
     cells = {(row["policy"], row["decoding"]) for row in rows}

@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[3]
 STAGE = """
 import os, signal, sys, time
 import psutil, ray
-from rlaif.cli import main as cli
-from rlaif.stages import preflight
+from rlaif.cli import main as cli, stages
+from rlaif.stages.preflight import examine
 from rlaif.stages.run.run import open_run
 from rlaif.io.terminal import say
 
@@ -34,11 +34,11 @@ def end_head():
             process.kill()
             process.wait(timeout=10)  # its port answers until then
 
-def stage(args, config):
+def stage(stage, config, typed, start):
     with open_run(config) as run:
         {body}
 
-cli.start_stage, preflight.require = stage, lambda *_: None
+stages.start_stage, examine.require = stage, lambda *_: None
 sys.exit(cli.main(["sft", {file!r}]))
 """
 WAITING = "say('waiting'); ray.get(sleep.remote(), timeout=300)"

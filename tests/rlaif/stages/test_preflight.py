@@ -1,4 +1,4 @@
-"""Everything that is wrong is found at once, with the option's name, before Ray starts."""
+"""All problems of a configuration are reported at once, with the names of the options, before Ray starts."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from rlaif.config.schema import Lora, Reward
 from rlaif.errors import ConfigError
 from rlaif.models.reward import CARD, card_text
 from rlaif.models.reward_prompt import RewardPrompt
-from rlaif.stages import preflight
-from rlaif.stages.preflight import examine_all, functions
+from rlaif.stages.preflight import functions
+from rlaif.stages.preflight.examine import examine_all, require
+from rlaif.stages.table import scope_of, stage_named
 
 FUNCTIONS = """
 import time
@@ -29,7 +30,7 @@ CONSTANT = 3
 
 @pytest.fixture(scope="module")
 def my_functions(tmp_path_factory):
-    """A module of a user's functions, importable as `my_functions`; `broken_module` cannot be imported."""
+    """Make a module of a user's functions, importable as `my_functions`; `broken_module` cannot be imported."""
     folder = tmp_path_factory.mktemp("functions")
     (folder / "my_functions.py").write_text(FUNCTIONS)
     (folder / "broken_module.py").write_text("import sys\nsys.exit('no')\n")
@@ -40,27 +41,27 @@ def my_functions(tmp_path_factory):
 
 @pytest.fixture
 def problems(tmp_path, make_config):
-    """problems(stage, *overrides) -> what is wrong with a run on the tests' world."""
+    """Return problems(stage, *overrides), which lists the problems of a run on the tests' world."""
     make_config(tmp_path)
     file = tmp_path / "config.yaml"
 
     def find(stage: str | None, *overrides: str) -> list[str]:
-        found = examine_all(str(file), overrides, stage).problems
+        result = examine_all(str(file), overrides, stage).problems
         assert not ray.is_initialized()
-        return found
+        return result
 
     find.file = file
     return find
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "ppo", None])
-def test_a_run_that_can_start_has_no_problems(problems, stage):
+def test_startable_run_has_no_problems(problems, stage):
     assert problems(stage, "reward.context=none") == []
 
 
-def test_problems_of_all_kinds_are_found_together(problems, world, tmp_path):
-    """Of options, files, numbers, models and functions; nothing is written."""
-    found = problems(
+def test_problems_of_all_kinds_are_reported_together(problems, world, tmp_path):
+    """Options, files, numbers, models and functions are checked in one pass, and nothing is written."""
+    result = problems(
         "ppo",
         "iterations=3",
         "ppo.minibatch_size=3",
@@ -73,7 +74,7 @@ def test_problems_of_all_kinds_are_found_together(problems, world, tmp_path):
         "data.eval=none.jsonl",
         "storage=/proc/x",
     )
-    text = "\n".join(found)
+    text = "\n".join(result)
     for words in (
         "iterations: no such option; nearest is `ppo.iterations`",
         "ppo.minibatch_size (3) must divide",
@@ -86,7 +87,7 @@ def test_problems_of_all_kinds_are_found_together(problems, world, tmp_path):
         "storage: a folder that can be written",
     ):
         assert words in text
-    assert len(found) == 9
+    assert len(result) == 9
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
@@ -115,65 +116,86 @@ def test_problems_of_all_kinds_are_found_together(problems, world, tmp_path):
         ("score", "score.models=[/nothing]", "fix    Set score.models"),
         ("caption", "caption.model=/nothing", "caption.model: a Hugging Face"),
         ("sample", "candidates.models=[/nothing]", "candidates.models: a Hugging Face"),
-        ("pairs", "name=y", "run `rlaif label` first"),
-        ("eval winrate", "name=y", "run `rlaif sample` first"),
+        ("pairs", "name=y", "Run `rlaif label` first"),
+        ("eval winrate", "name=y", "Run `rlaif sample` first"),
         ("eval agreement", "name=y", "data.pairs_eval: expected the preferences"),
         ("eval context", "name=y", "label.reference: expected code that knows"),
     ],
 )
-def test_what_a_stage_lacks_is_named_by_its_option(
-    problems, my_functions, world, monkeypatch, stage, override, expected
-):
+def test_missing_part_is_named_by_its_option(problems, my_functions, world, monkeypatch, stage, override, expected):
     monkeypatch.setattr(functions, "DRY_CALL_S", 0.2)
     count = len((world / "data" / "prompts.jsonl").read_text().splitlines())
     judge = [] if "judge" in override else ["label.method=claims", f"label.judge={world}/base"]
-    found = problems(stage, *judge, override.replace("{{", "{").replace("}}", "}"))
-    assert any(expected.format(prompts=count) in problem for problem in found), found
+    result = problems(stage, *judge, override.replace("{{", "{").replace("}}", "}"))
+    assert any(expected.format(prompts=count) in problem for problem in result), result
 
 
 @pytest.mark.parametrize(("stage", "option"), [("ppo", "ppo.reward={}"), ("score", "score.models=[{}]")])
-def test_a_reward_model_without_its_base_is_found(problems, tmp_path, stage, option):
+def test_reward_model_without_base_is_reported(problems, tmp_path, stage, option):
     card = card_text("/nothing", Lora(), RewardPrompt.of(Reward()))
     (tmp_path / CARD).write_text(card)
-    found = problems(stage, option.format(tmp_path))
-    assert any(option.partition("=")[0] in problem and "/nothing" in problem for problem in found), found
+    result = problems(stage, option.format(tmp_path))
+    assert any(option.partition("=")[0] in problem and "/nothing" in problem for problem in result), result
 
 
-def test_a_good_function_is_called_once_on_one_row(problems, my_functions):
+def paths_of(problems: list[str]) -> list[str]:
+    """Return the option that each problem begins with."""
+    return [problem.removeprefix("expected ").partition(":")[0] for problem in problems]
+
+
+@pytest.mark.parametrize(
+    ("stage", "override", "options"),
+    [
+        ("ppo", "ppo=3", ["ppo"]),
+        ("ppo", "data=3", ["data"]),
+        ("ppo", "ppo.reward={pth: 'a:b'}", ["ppo.reward.Function.path", "ppo.reward.pth"]),
+        ("ppo", "ppo.reward={path: 3}", ["ppo.reward.Function.path"]),
+        ("label", "label.judge={pth: 'a:b'}", ["label.judge"]),
+        ("sft", "sft.init={path: x}", ["sft.init"]),
+        (None, "ppo.policy=/nothing", ["ppo.policy"]),
+    ],
+)
+def test_wrong_option_is_reported_once(problems, stage, override, options):
+    """A default in its place causes no more problems, nor does a second stage that reads it."""
+    result = problems(stage, "reward.context=none", "data.candidates=prompts.jsonl", override)
+    assert paths_of(result) == options
+
+
+def test_good_function_has_no_problems(problems, my_functions):
     assert problems("ppo", "ppo.reward={path: 'my_functions:good'}", "eval.checker=my_functions:check") == []
 
 
-def test_models_that_earlier_stages_make_are_no_problems_of_the_whole_way(problems, world):
+def test_models_made_by_earlier_stages_are_no_problems(problems, world):
     chain = ("reward.init={run}/sft/export", "ppo.policy={run}/sft/export", "ppo.reward={run}/reward/export")
-    found = examine_all(str(problems.file), [*chain, "reward.context=none"])
-    assert found.problems == [] and found.stages == ("sft", "reward", "ppo", "eval")
-    assert "ppo.policy: made by `rlaif sft` first" in found.notes
+    result = examine_all(str(problems.file), [*chain, "reward.context=none"])
+    assert result.problems == [] and [stage.name for stage in result.stages] == ["sft", "reward", "ppo", "eval"]
+    assert "ppo.policy: made by `rlaif sft` first" in result.notes
     assert len(problems("ppo", *chain)) == 2, "policy and reward model, for `rlaif ppo` alone"
 
 
-def test_bad_rows_are_noted_and_with_strict_are_problems(problems, world, tmp_path):
+def test_bad_rows_are_notes_and_with_strict_problems(problems, world, tmp_path):
     rows = (world / "data" / "prompts.jsonl").read_text().splitlines()
     for row in rows:
         (tmp_path / json.loads(row)["video"]).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / json.loads(row)["video"]).write_bytes(b"")
     (tmp_path / "prompts.jsonl").write_text("\n".join([*rows, '{"prompt_id": "half"']))
-    found = examine_all(str(problems.file), [f"data.root={tmp_path}"], "ppo")
-    assert found.problems == [] and "1 file cut off" in "".join(found.notes)
+    result = examine_all(str(problems.file), [f"data.root={tmp_path}"], "ppo")
+    assert result.problems == [] and "1 file cut off" in "".join(result.notes)
     assert "as data.strict asks for" in "".join(problems("ppo", f"data.root={tmp_path}", "data.strict=true"))
 
 
-def test_a_cache_that_cannot_be_written_is_found(problems, monkeypatch, tmp_path):
+def test_unwritable_cache_is_reported(problems, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     found = "\n".join(problems("sft"))
     assert f"{tmp_path}/file is a file" in found and "Set XDG_CACHE_HOME" in found
 
 
-def test_a_stage_does_not_start_with_problems(problems):
+def test_require_lists_problems_and_writes_nothing(problems):
     from rlaif.config.load import load_config
 
-    config = load_config(problems.file, ["sft.init=/nothing", "data.sft=typo.jsonl"], "sft")
+    config = load_config(problems.file, ["sft.init=/nothing", "data.sft=typo.jsonl"], scope_of("sft"))
     with pytest.raises(ConfigError, match="2 problem") as error:
-        preflight.require(config, "sft", "config.yaml")
+        require(config, stage_named("sft"), "config.yaml")
     assert "sft.init" in error.value.found and "data.sft" in error.value.found
     assert not Path(config.storage).exists()

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from rlaif.cli import main
+from rlaif.cli.stages import summarise
 from rlaif.config.load import load_config
+from rlaif.config.schema import Config
 from rlaif.io.rundir import RunDir
-from rlaif.stages import summaries
 from rlaif.stages.recipes import demo
 from rlaif.stages.run import summary
-from rlaif.stages.run.summary import Typed
+from rlaif.stages.run.summary import CommandLine
+from rlaif.stages.table import stage_named
 
 ROW = {"policy": "sft", "seed": 0, "decoding": "greedy", "hallucination": 0.3, "recall": 0.8, "kl": 0.0, "length": 7.5}
 COMPARED = {"agreement": 0.93, "pairs": 40}
@@ -37,7 +39,7 @@ METRICS = {
     "reward": [{"eval/accuracy": 0.75}, {"eval/accuracy": 0.875}, {"eval/accuracy": 0.8125}],
     "ppo": [{"reward/mean": 1.25, "kl/response": 0.0}, {"reward/mean": 2.5, "kl/response": 0.5}],
 }
-SAID = {
+EXPECTED = {
     "sft": ["2.500 -> 0.125", "EXPORT"],
     "caption": ["3 captioned, 5 there"],
     "sample": ["8 made"],
@@ -48,6 +50,8 @@ SAID = {
     "ppo": ["1.250 -> 2.500", "0.50 nats", "| sft | 0 | greedy |", "EXPORT"],
     "eval": ["| sft | 0 | greedy |"],
 }
+DEMO = CommandLine("configs/demo.yaml")
+DEMO_RESULT = demo.DemoResult([ROW, {**ROW, "policy": "rlaif"}], {})
 NEXT = {"sft": "caption", "caption": "sample", "sample": "label", "label": "pairs", "pairs": "reward", "ppo": "eval"}
 
 
@@ -58,14 +62,14 @@ def started_by_name(monkeypatch):
 
 
 @pytest.fixture
-def typed(tmp_path, make_config):
+def command_line(tmp_path, make_config):
     make_config(tmp_path)  # writes the file
-    return Typed(str(tmp_path / "config.yaml"), ["seed=7", "data.captions={run}/captions of it.jsonl"])
+    return CommandLine(str(tmp_path / "config.yaml"), ["seed=7", "data.captions={run}/captions of it.jsonl"])
 
 
 @pytest.fixture
-def config(typed):
-    config = load_config(typed.config, list(typed.overrides))
+def config(command_line):
+    config = load_config(command_line.config, list(command_line.overrides))
     run = RunDir(config.storage, config.name)
     run.prepare()
     for stage, rows in METRICS.items():
@@ -77,31 +81,27 @@ def config(typed):
 
 
 def commands_of(text: str) -> list[list[str]]:
-    """The commands that a summary prints, as words behind the program."""
+    """Return the commands that a summary prints, as the words after the program."""
     lines = [line.strip() for line in text.splitlines()]
     return [shlex.split(line)[1:] for line in lines if line.startswith("rlaif ")]
 
 
 def parsed(words: list[str]):
-    """(arguments, configuration) of printed words, read as the command line reads them."""
-    args = main.parse(words)
-    return args, load_config(args.config, args.overrides, None if args.command == "demo" else args.command.split()[0])
+    """Return (arguments, configuration) of printed words, read as the command line reads them."""
+    args = main.parse_arguments(words)
+    return args, load_config(args.config, args.overrides, stage_named(args.command).scope)
 
 
 @pytest.mark.parametrize("stage", RESULTS)
-def test_a_stage_ends_with_what_it_did_and_where_things_are(config, typed, stage):
-    text = summaries.summarise(stage, config, typed, RESULTS[stage]).text("headline")
-    assert not [part for part in SAID[stage] if part not in text]
+def test_summary_has_figures_and_places(config, command_line, stage):
+    text = summarise(stage_named(stage), config, RESULTS[stage]).text("headline", command_line)
+    assert not [part for part in EXPECTED[stage] if part not in text]
     assert str(config.storage) in text
 
 
-def test_every_stage_of_the_command_line_has_a_summary():
-    assert set(summaries.SUMMARIES) == set(main.STAGES) - {"demo"}
-
-
 @pytest.mark.parametrize("stage", RESULTS)
-def test_next_commands_run_the_same_experiment(config, typed, stage):
-    text = summaries.summarise(stage, config, typed, RESULTS[stage]).text("headline")
+def test_following_commands_have_the_same_configuration(config, command_line, stage):
+    text = summarise(stage_named(stage), config, RESULTS[stage]).text("headline", command_line)
     commands = commands_of(text)
     assert [words[0] for words in commands] == ([NEXT[stage]] if stage in NEXT else [])
     for words in commands:
@@ -109,26 +109,33 @@ def test_next_commands_run_the_same_experiment(config, typed, stage):
         assert read == config
 
 
-def test_ppo_follows_a_reward_model_that_it_would_use(tmp_path, make_config, world):
+def following(stage: str, config: Config) -> list[str]:
+    """Return the names of the stages that can follow one, in a run without metrics."""
+    directory = RunDir(config.storage, config.name)
+    directory.prepare()
+    directory.metrics.touch()
+    steps = summarise(stage_named(stage), config, "EXPORT").following
+    return [name for _, name, _ in steps]
+
+
+def test_ppo_follows_the_reward_model_that_it_uses(tmp_path, make_config, world):
     own = ["ppo.reward={run}/reward/export", f"ppo.policy={world}/base"]
-    assert summaries.following("reward", make_config(tmp_path, *own))
-    assert not summaries.following("reward", make_config(tmp_path))  # a function
-    assert not summaries.following("reward", make_config(tmp_path, own[0], "ppo.policy={run}/sft/export"))  # no model
+    assert following("reward", make_config(tmp_path, *own)) == ["ppo"]
+    uses_function = make_config(tmp_path)
+    assert not following("reward", uses_function)
+    has_no_policy = make_config(tmp_path, own[0], "ppo.policy={run}/sft/export")
+    assert not following("reward", has_no_policy)
 
 
-def test_a_reward_model_follows_fine_tuning_if_pairs_are_there(tmp_path, make_config):
-    """The way of one's own videos: a file of pairs, or a function, beside what a judge can do."""
-
-    def after_sft() -> list[str]:
-        return [stage for _, stage, _ in summaries.following("sft", make_config(tmp_path, *own))]
-
+def test_reward_model_follows_sft_if_pairs_exist(tmp_path, make_config):
+    """With a file of pairs, or a function as the reward, the next training stage comes before the feedback of a judge."""
     own = ["reward.init={run}/sft/export", "ppo.policy={run}/sft/export", "data.captions=null"]
     own += ["ppo.reward={run}/reward/export", f"data.pairs={tmp_path}/pairs.jsonl"]
-    assert after_sft() == ["sample"]
+    assert following("sft", make_config(tmp_path, *own)) == ["sample"]
     (tmp_path / "pairs.jsonl").write_text("")
-    assert after_sft() == ["reward", "sample"]
+    assert following("sft", make_config(tmp_path, *own)) == ["reward", "sample"]
     own[4] = "ppo.reward={path: 'rlaif.worlds.shapes.checker:reward'}"
-    assert after_sft() == ["ppo", "sample"]
+    assert following("sft", make_config(tmp_path, *own)) == ["ppo", "sample"]
 
 
 @pytest.mark.parametrize(
@@ -141,19 +148,20 @@ def test_a_reward_model_follows_fine_tuning_if_pairs_are_there(tmp_path, make_co
         ("pytest", None, "rlaif"),
     ],
 )
-def test_commands_name_the_program_as_it_was_started(monkeypatch, argv, on_path, expected):
+def test_program_is_named_as_it_was_started(monkeypatch, argv, on_path, expected):
     monkeypatch.setattr(sys, "argv", [argv])
     monkeypatch.setattr("shutil.which", lambda name: on_path)
     assert summary.program() == expected
 
 
 @pytest.mark.parametrize("overrides", [(), ("storage=a b", "name=x", "ppo.kl.coef=0.1"), ("data.captions=null",)])
-def test_the_demo_prints_commands_of_the_same_experiment(tmp_path, monkeypatch, overrides):
+def test_demo_commands_have_the_same_configuration(tmp_path, monkeypatch, overrides):
     monkeypatch.chdir(tmp_path)
     file = demo.SHIPPED.parents[3] / "configs" / "demo.yaml"
-    typed = Typed(str(file), list(overrides))
+    command_line = CommandLine(str(file), list(overrides))
     config = load_config(file, list(overrides))
-    again, variant = [shlex.split(command)[1:] for _, command in demo.following(config, typed)]
+    text = demo.summarise_demo(config, RunDir(config.storage, config.name), DEMO_RESULT).text("headline", command_line)
+    again, variant = commands_of(text)
     args, read = parsed(again)
     assert args.command == "eval" and read == config
     args, read = parsed(variant)
@@ -162,16 +170,17 @@ def test_the_demo_prints_commands_of_the_same_experiment(tmp_path, monkeypatch, 
         assert getattr(getattr(read, section), option) == getattr(getattr(config, section), option)
 
 
-def test_the_demo_says_how_far_figures_are_apart(tmp_path):
+def test_demo_summary_names_the_spread_of_figures(tmp_path):
     config = load_config(demo.SHIPPED.parents[3] / "configs" / "demo.yaml", [f"storage={tmp_path}"])
     rows = [ROW, {**ROW, "policy": "rlaif", "hallucination": 0.06}]
-    text = demo.report(config, Typed("configs/demo.yaml"), rows, {"peak memory": "8.5 GiB"}).text("headline")
+    result = demo.DemoResult(rows, {"peak memory": "8.5 GiB"})
+    text = demo.summarise_demo(config, RunDir(config.storage, config.name), result).text("headline", DEMO)
     left, answers = demo.SPREAD["hallucination_left"], demo.SPREAD["qa_accuracy"]
     assert "seed 0: 20% of SFT's greedy hallucination is left" in text and "8.5 GiB" in text
     assert f"{left[0]:.0%} to {left[1]:.0%}" in text and f"{answers[0]:.2f} to {answers[1]:.2f}" in text
 
 
-@pytest.mark.parametrize(("scratch", "said"), [(False, "comes with rlaif"), (True, "from scratch")])
-def test_the_demo_says_which_base_it_starts_from(tmp_path, scratch, said):
+@pytest.mark.parametrize(("scratch", "words"), [(False, "comes with rlaif"), (True, "from scratch")])
+def test_demo_names_its_base_model(tmp_path, scratch, words):
     file = demo.SHIPPED.parents[3] / "configs" / "demo.yaml"
-    assert said in demo.started_from(load_config(file, [f"storage={tmp_path}", f"demo.scratch={scratch}"]))
+    assert words in demo.started_from(load_config(file, [f"storage={tmp_path}", f"demo.scratch={scratch}"]))
