@@ -28,6 +28,7 @@ from rlaif.models.reward import dimensions_of, read_card, require_reward_model, 
 from rlaif.models.reward_prompt import contexts
 from rlaif.records import Key, Masked, Outcome, Prompt, RewardInput
 from rlaif.stages.feedback.ask_reward import collect_outcomes
+from rlaif.stages.preflight.inquiry import Inquiry
 from rlaif.stages.run import datasets
 from rlaif.stages.run.run import Run
 from rlaif.stages.run.summary import Summary
@@ -302,6 +303,14 @@ def _batches(records: Iterable[Preference], size: int) -> Iterator[list[Preferen
     while part:
         yield part
         part = list(itertools.islice(iterator, size))
+
+
+def check_score(inquiry: Inquiry) -> None:
+    """Check the reward models and the paths of both files."""
+    config = inquiry.config
+    for model in config.score.models:
+        inquiry.attempt("score.models", require_reward_model, "score.models", model)
+    inquiry.attempt("score.file", score_paths, config)
 
 
 def summarise_score(config: Config, directory: RunDir, report: Mapping[str, Any]) -> Summary:
