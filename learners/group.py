@@ -17,7 +17,8 @@ from cluster.transfer import Delivery, Receivers
 from learners.spec import LearnerSpec
 from learners.worker import LearnerWorker
 from rlaif.config.schema import Ppo, Reward
-from rlaif.data.rows import Conversation, Pair
+from rlaif.data.preference import PreferencePair
+from rlaif.data.rows import Conversation
 from rlaif.io.storage import Location
 from rlaif.models.packing import chunks, deal
 from rlaif.records import Probe, Probed, Sample
@@ -57,7 +58,7 @@ class LearnerGroup:
             for rank, part in zip(self.ranks, self._deal(rows, lengths), strict=True)
         ]
 
-    def step_pairs(self, rows: Sequence[Pair], config: Reward) -> list[ray.ObjectRef]:
+    def step_pairs(self, rows: Sequence[PreferencePair], config: Reward) -> list[ray.ObjectRef]:
         """One reward-model step; every reference resolves to (metrics over all ranks, rows left out)."""
         lengths = [len(row.chosen) + len(row.rejected) for row in rows]
         return [
@@ -65,7 +66,7 @@ class LearnerGroup:
             for rank, part in zip(self.ranks, self._deal(rows, lengths), strict=True)
         ]
 
-    def score_pairs(self, rows: Sequence[Pair], config: Reward) -> tuple[dict[str, np.ndarray], list[str]]:
+    def score_pairs(self, rows: Sequence[PreferencePair], config: Reward) -> tuple[dict[str, np.ndarray], list[str]]:
         """{pair_id: float64 [2, K]}, the scores of `chosen` and `rejected` by dimension, and why any pair has none."""
         parts = chunks(rows, len(self.ranks))
         found = self._ask([rank.score_pairs.remote(part, config) for rank, part in zip(self.ranks, parts, strict=True)])

@@ -8,7 +8,10 @@ from dataclasses import replace
 import numpy as np
 
 from learners.learner import Unit
-from rlaif.data.rows import ID_FIELD, OVERALL, Conversation, Pair
+from rlaif.data.own_rows import id_of
+from rlaif.data.preference import PreferencePair
+from rlaif.data.rows import OVERALL, Conversation
+from rlaif.data.videos import videos_of
 from rlaif.errors import ContractError, DataError
 from rlaif.models.encode import Encoder, VideoFeatures
 from rlaif.models.reward_prompt import RewardPrompt
@@ -32,7 +35,7 @@ def conversations(
 def preferences(
     encoder: Encoder,
     prompt: RewardPrompt,
-    rows: Sequence[Pair],
+    rows: Sequence[PreferencePair],
     limit: int,
     dimensions: Sequence[str] = (OVERALL,),
 ) -> tuple[list[Unit], list[str]]:
@@ -41,7 +44,7 @@ def preferences(
     Each is named by its pair and has the extras that `losses.preference` reads of the dimensions.
     """
 
-    def unit(row: Pair, features: VideoFeatures | None) -> Unit:
+    def unit(row: PreferencePair, features: VideoFeatures | None) -> Unit:
         extras = {f"sign/{name}": np.float32(row.signs.get(name, 0)) for name in dimensions}
         margin = lambda name: row.margin or 0.0 if name == row.dimension else 0.0  # noqa: E731
         extras |= {f"margin/{name}": np.float32(margin(name)) for name in dimensions}
@@ -54,17 +57,18 @@ def preferences(
     return _units(encoder, rows, unit, limit)
 
 
-def _name(row: Conversation | Pair) -> str:
+def _name(row: Conversation | PreferencePair) -> str:
     """How a message names a row: its id, and its video if it has one."""
-    name = repr(getattr(row, ID_FIELD[type(row)]))
-    return f"{name} ({row.video})" if row.video else name
+    name, videos = repr(id_of(row)), videos_of(row)
+    return f"{name} ({videos[0]})" if videos else name
 
 
 def _units(encoder: Encoder, rows: Sequence, unit: Callable[..., Unit], limit: int) -> tuple[list[Unit], list[str]]:
     units, skipped = [], []
     for row in rows:
         try:
-            made = unit(row, encoder.video(row.video) if row.video else None)
+            videos = videos_of(row)
+            made = unit(row, encoder.video(videos[0]) if videos else None)
         except (DataError, ContractError) as error:
             skipped.append(f"{_name(row)}: {error.found}, not {error.expected}")
             continue

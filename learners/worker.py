@@ -24,7 +24,8 @@ from learners.ppo import PpoState, critic_report, train_on
 from learners.spec import LearnerSpec
 from learners.state import load_role, published_weights, save_role
 from rlaif.config.schema import Ppo, Reward
-from rlaif.data.rows import Conversation, Pair
+from rlaif.data.preference import PreferencePair
+from rlaif.data.rows import Conversation
 from rlaif.errors import ContractError
 from rlaif.io.storage import Location, replacing, writing
 from rlaif.models.adapter import SETTINGS
@@ -96,14 +97,14 @@ class LearnerWorker:
         units, skipped = sequences.conversations(encoder, rows, limit, prompt_weight)
         return self._means(self.learner.step("policy", units, "logprobs", losses.supervised, losses.tokens)), skipped
 
-    def step_pairs(self, rows: Sequence[Pair], config: Reward) -> tuple[dict[str, float], list[str]]:
+    def step_pairs(self, rows: Sequence[PreferencePair], config: Reward) -> tuple[dict[str, float], list[str]]:
         """One Bradley-Terry step on this rank's pairs: metrics over all ranks, and rows this rank left out."""
         units, skipped = self._preferences(rows, config)
         return self._means(
             self.learner.step("reward", units, "score", losses.preference(config), losses.pairs)
         ), skipped
 
-    def score_pairs(self, rows: Sequence[Pair], config: Reward) -> tuple[dict[str, np.ndarray], list[str]]:
+    def score_pairs(self, rows: Sequence[PreferencePair], config: Reward) -> tuple[dict[str, np.ndarray], list[str]]:
         """{pair_id: float64 [2, K]}, the scores of `chosen` and `rejected` by dimension, and why any pair has none."""
         units, skipped = self._preferences(rows, config)
         scores = np.asarray(
@@ -112,7 +113,7 @@ class LearnerWorker:
         shaped = scores.reshape(len(units), 2, len(config.dimensions))
         return {unit[0].name: pair for unit, pair in zip(units, shaped, strict=True)}, skipped
 
-    def _preferences(self, rows: Sequence[Pair], config: Reward) -> tuple[list[Unit], list[str]]:
+    def _preferences(self, rows: Sequence[PreferencePair], config: Reward) -> tuple[list[Unit], list[str]]:
         encoder, prompt = self.learner.encoder("reward"), RewardPrompt.of(config)
         return sequences.preferences(encoder, prompt, rows, self.spec.max_tokens, config.dimensions)
 

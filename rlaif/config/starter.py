@@ -12,8 +12,8 @@ from pathlib import Path
 import yaml
 
 from rlaif.config.starter_text import CPU, ONE_GPU, TEXT
-from rlaif.data.bad_rows import Bad
 from rlaif.data.files import read_rows
+from rlaif.data.rows import RowFailure
 from rlaif.errors import ConfigError, DataError
 from rlaif.io.writable import why_not_writable
 
@@ -77,7 +77,7 @@ def _read(path: Path) -> Found:
     count, captions = 0, False
     try:
         for row in read_rows(path):
-            if not isinstance(row, Bad):
+            if not isinstance(row, RowFailure):
                 count += 1
                 captions = captions or bool(row.fields.get("captions"))
     except DataError:

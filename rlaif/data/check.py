@@ -11,18 +11,18 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from rlaif.data.bad_rows import excerpt, good, refused_record, shortened
-from rlaif.data.convert import AUTO, noted, opened, source_file
+from rlaif.data.convert import noted
 from rlaif.data.files import unit
 from rlaif.data.formats.base import Format, Notes, Options
-from rlaif.data.frame_lists import DIFFER, Shown, listed
+from rlaif.data.frame_lists import DIFFER, ShownFrames, listed
 from rlaif.data.media import Checked
 from rlaif.data.places import check_folder, check_local
-from rlaif.data.rows import BadRow, Report, RowError, check_videos, video_path
+from rlaif.data.published import AUTO, open_rows, source_file
+from rlaif.data.rows import BadRow, Report, RowError, excerpt, reject_record, shortened, valid
 from rlaif.data.statistics import Statistics, media
+from rlaif.data.videos import UNUSABLE, check_videos, video_path
 from rlaif.errors import DataError
 
-UNUSABLE = "video unusable"
 OpenVideo = Callable[[Path], Any]
 """Opens a video; raises DataError for one that cannot be used."""
 
@@ -94,11 +94,11 @@ def check(
     check_folder("root", root, exists=True)
     path = source_file(path)
     root, report, notes = root or path.parent, Report(str(path)), Notes()
-    found, rows = opened(path, name, report)
+    found, rows = open_rows(path, name, report)
     images = Checked(root, None, decode=videos)
     items = found.read(rows, Options(images, notes=notes), report.lines)
     checkup = Checkup(found, report, notes)
-    named = list(_counted(good(items, report), checkup, images, videos, least))
+    named = list(_counted(valid(items, report), checkup, images, videos, least))
     if videos:
         _check_media(checkup, named, root, unit(path), open_video or _probe)
     return checkup
@@ -116,7 +116,7 @@ Named = tuple[str, tuple[str, ...], RowError | None]
 
 def _counted(items: Iterable[Any], checkup: Checkup, images: Checked, videos: bool, least: int) -> Iterator[Named]:
     listing = lru_cache(maxsize=256)(_listing)
-    shown = Shown(images.root)
+    shown = ShownFrames(images.root)
     for record in items:
         checkup.statistics.add(record)
         name = getattr(record, checkup.format.key)
@@ -140,7 +140,7 @@ def _gathered(record: Any, images: Checked) -> RowError | None:
 
 
 def _problem(
-    record: Any, images: Checked, listing: Callable[[Path], frozenset[str]], shown: Shown, least: int
+    record: Any, images: Checked, listing: Callable[[Path], frozenset[str]], shown: ShownFrames, least: int
 ) -> RowError | None:
     """What is wrong with the frames that a record lists."""
     if least > 1 and any(map(images.holds, media(record))):
@@ -166,7 +166,7 @@ def _check_media(checkup: Checkup, named: list[Named], root: Path, unit: str, op
         if not (bad or problem):
             continue
         problem = RowError(UNUSABLE, checkup.videos[bad[0]]) if bad else problem
-        row = refused_record(report.lines, name, problem, unit)
+        row = reject_record(report.lines, name, problem, unit)
         checkup.rows_of.update(bad)
         if bad:
             checkup.video_of[row.row] = bad[0]

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlaif.data.bad_rows import Bad, Row, excerpt, good, refused_record
-from rlaif.data.files import ENDED, kind, read_rows, unit, write_rows
+from rlaif.data.files import ENDED, kind, unit, write_rows
 from rlaif.data.formats import table
 from rlaif.data.formats.base import Format, Notes, Options
-from rlaif.data.frame_lists import Shown, exact, listed
+from rlaif.data.frame_lists import ShownFrames, listed, match
 from rlaif.data.media import Media
-from rlaif.data.meter import Meter
 from rlaif.data.places import check_folder, check_local, check_target
-from rlaif.data.rows import SHOWN, Report, RowError
+from rlaif.data.published import open_rows, source_file
+from rlaif.data.rows import SHOWN, Report, RowError, RowFailure, excerpt, reject_record, valid
 from rlaif.errors import DataError, named
-
-AUTO = "auto"
-JUDGED = 100
-"""Rows by which the format of a file is judged."""
 
 
 @dataclass
@@ -64,37 +58,6 @@ def _counts(counter: dict[str, int]) -> str:
     return ", ".join(shown) + (f" and {len(counter) - len(shown)} more" if len(counter) > len(shown) else "")
 
 
-def source_file(path: Path) -> Path:
-    """Return the file to read: `path`, or the one file of rows in a folder such as SafeSora's."""
-    if not path.is_dir():
-        return path
-    found = sorted(file for file in path.glob("config*.json*"))
-    if len(found) != 1:
-        names = ", ".join(file.name for file in found) or "none"
-        raise DataError(f"a file, or a folder with one config*.json in it, at {path}", names, "name the file")
-    return found[0]
-
-
-def opened(path: Path, name: str, report: Report) -> tuple[Format, Iterator[Row | Bad]]:
-    """Return the rows of a file and their format; if `name` is "auto", that which most of the first rows look like.
-
-    Raises DataError for an unknown format, and for a file without one row to go by.
-    """
-    rows = read_rows(path, Meter(path.name))
-    if name != AUTO:
-        return table.named(name), rows
-    before, judged = [], []
-    while len(judged) < JUDGED and (row := next(rows, None)) is not None:
-        before.append(row)
-        if isinstance(row, Row):
-            judged.append(row.fields)
-    if judged:
-        return table.detect(judged), itertools.chain(before, rows)
-    list(good(before, report))
-    report.check(strict=False)
-    raise AssertionError("the check raises if nothing was kept")
-
-
 def convert(
     source: Path,
     target: Path,
@@ -123,7 +86,7 @@ def convert(
     check_target(target)
     onto_itself = target.exists() and target.samefile(source)
     report = Report(str(source))
-    found, rows = opened(source, source_format, report)
+    found, rows = open_rows(source, source_format, report)
     _check_kinds(found, wanted, dimension)
     ours = target if wanted.own and not found.own else source
     options = Options(Media(root or ours.parent, media), video_dir)
@@ -131,9 +94,9 @@ def convert(
     records = found.read(rows, options, report.lines)
     if wanted.own:
         if media is not None:
-            records = exact(records, options.media, report.lines, found.key, unit(source))
+            records = match(records, options.media, report.lines, found.key, unit(source))
         else:
-            records = _counted_apart(records, conversion, Shown(options.media.root))
+            records = _counted_apart(records, conversion, ShownFrames(options.media.root))
     if dimension is not None:
         records = _along(records, dimension, report, unit(source))
     _write(target, wanted, _refuse_bad(wanted.write(records, options), target, onto_itself), conversion, allow_cut)
@@ -142,26 +105,28 @@ def convert(
     return conversion
 
 
-def _write(target: Path, wanted: Format, rows: Iterable[dict | Bad], conversion: Conversion, allow_cut: bool) -> None:
+def _write(
+    target: Path, wanted: Format, rows: Iterable[dict | RowFailure], conversion: Conversion, allow_cut: bool
+) -> None:
     schema = wanted.schema
     if kind(target) == ".parquet":
         from rlaif.data.parquet import fitting
 
-        columns = (row if isinstance(row, Bad) else wanted.columns(row) for row in rows)
+        columns = (row if isinstance(row, RowFailure) else wanted.columns(row) for row in rows)
         schema, rows = fitting(columns, schema, target, conversion.notes.lost)
     try:
         # of a link, the file that it leads to is replaced
-        write_rows(target.resolve(), _checked(good(rows, conversion.report), conversion.report, allow_cut), schema)
+        write_rows(target.resolve(), _checked(valid(rows, conversion.report), conversion.report, allow_cut), schema)
     except OSError as error:
         raise DataError(
             "a file that can be written as OUT", f"{target}: {error}", "give another path as OUT"
         ) from error
 
 
-def _refuse_bad(rows: Iterable[dict | Bad], target: Path, onto_itself: bool) -> Iterator[dict | Bad]:
+def _refuse_bad(rows: Iterable[dict | RowFailure], target: Path, onto_itself: bool) -> Iterator[dict | RowFailure]:
     """Yield the rows; raise DataError for a bad one if the file that holds it would be replaced."""
     for row in rows:
-        if onto_itself and isinstance(row, Bad):
+        if onto_itself and isinstance(row, RowFailure):
             found = f"{row.reason}: {row.row}, which would be gone"
             raise DataError(f"only good rows in {target}, which is IN and OUT", found, "name another file as OUT")
         yield row
@@ -175,10 +140,12 @@ def _check_kinds(found: Format, wanted: Format, dimension: str | None) -> None:
         raise DataError("preference pairs for --dimension", f"{found.name} holds {found.kind}", "leave it out")
 
 
-def _counted_apart(items: Iterable[Any | Bad], conversion: Conversion, shown: Shown) -> Iterator[Any | Bad]:
+def _counted_apart(
+    items: Iterable[Any | RowFailure], conversion: Conversion, shown: ShownFrames
+) -> Iterator[Any | RowFailure]:
     """The records as they are; those whose video shows other frames than they list are counted."""
     for item in items:
-        frames = () if isinstance(item, Bad) else listed(item)
+        frames = () if isinstance(item, RowFailure) else listed(item)
         if frames:
             try:
                 shown.check(item.video, frames)
@@ -187,16 +154,16 @@ def _counted_apart(items: Iterable[Any | Bad], conversion: Conversion, shown: Sh
         yield item
 
 
-def _along(items: Iterable[Any | Bad], dimension: str, report: Report, unit: str) -> Iterator[Any | Bad]:
+def _along(items: Iterable[Any | RowFailure], dimension: str, report: Report, unit: str) -> Iterator[Any | RowFailure]:
     for item in items:
-        if isinstance(item, Bad):
+        if isinstance(item, RowFailure):
             yield item
             continue
         try:
             yield item.along(dimension)
         except DataError as error:
             problem = RowError("unknown dimension", f"{error.found}, expected {error.expected}")
-            yield refused_record(report.lines, item.pair_id, problem, unit)
+            yield reject_record(report.lines, item.pair_id, problem, unit)
 
 
 def _checked(rows: Iterable[dict], report: Report, allow_cut: bool) -> Iterator[dict]:

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from rlaif.data import json_list, strict_json
-from rlaif.data.bad_rows import Bad, Row, refused
 from rlaif.data.meter import Meter
-from rlaif.data.rows import RowError
+from rlaif.data.rows import Row, RowError, RowFailure, reject
 from rlaif.errors import DataError
 from rlaif.io.storage import writing_aside
 
@@ -56,10 +55,10 @@ def unit(path: str | Path) -> str:
     return "line" if kind(path).startswith(".jsonl") else "row"
 
 
-def read_rows(path: str | Path, meter: Meter | None = None) -> Iterator[Row | Bad]:
-    """Yield the rows of a file in order; whatever is no JSON object is `Bad`, and reading goes on.
+def read_rows(path: str | Path, meter: Meter | None = None) -> Iterator[Row | RowFailure]:
+    """Yield the rows of a file in order; whatever is no JSON object is `RowFailure`, and reading goes on.
 
-    If the file is cut or damaged, the last item is `Bad` and says at which byte of the uncompressed file. `meter` shows
+    If the file is cut or damaged, the last item is `RowFailure` and says at which byte of the uncompressed file. `meter` shows
     how much of the file has been read. Raises DataError for a file that cannot be opened, or is something else than its
     name says.
     """
@@ -73,7 +72,9 @@ def read_rows(path: str | Path, meter: Meter | None = None) -> Iterator[Row | Ba
     return _read_text(path, _line_rows if unit(path) == "line" else _list_rows, meter or Meter(path.name))
 
 
-def _read_text(path: Path, parse: Callable[[BinaryIO, Path], Iterator[Row | Bad]], meter: Meter) -> Iterator[Row | Bad]:
+def _read_text(
+    path: Path, parse: Callable[[BinaryIO, Path], Iterator[Row | RowFailure]], meter: Meter
+) -> Iterator[Row | RowFailure]:
     packed = path.name.lower().endswith(".gz")
     try:
         with path.open("rb") as raw:
@@ -98,17 +99,17 @@ def _check_content(start: bytes, path: Path) -> None:
         raise DataError(f"UTF-8 text in {path}", "not UTF-8 but UTF-16 or UTF-32", change)
 
 
-def _list_rows(file: BinaryIO, path: Path) -> Iterator[Row | Bad]:
+def _list_rows(file: BinaryIO, path: Path) -> Iterator[Row | RowFailure]:
     number = 0
     try:
         for number, value in enumerate(json_list.elements(file, str(path)), start=1):
             yield _row(value, number, "row")
     except json_list.Damaged as error:
         reason = CUT if isinstance(error, json_list.Cut) else DAMAGED
-        yield refused(Row(number + 1, {}, "row"), None, RowError(reason, str(error)))
+        yield reject(Row(number + 1, {}, "row"), None, RowError(reason, str(error)))
 
 
-def _line_rows(file: BinaryIO, path: Path) -> Iterator[Row | Bad]:
+def _line_rows(file: BinaryIO, path: Path) -> Iterator[Row | RowFailure]:
     number = offset = 0
     first = True
     try:
@@ -120,7 +121,7 @@ def _line_rows(file: BinaryIO, path: Path) -> Iterator[Row | Bad]:
                 yield _line(line, number, offset)
             offset += len(line)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        yield refused(Row(number + 1, {}), None, RowError(CUT, f"at byte {offset:,}: {error}"))
+        yield reject(Row(number + 1, {}), None, RowError(CUT, f"at byte {offset:,}: {error}"))
 
 
 def _check_no_list(line: bytes, path: Path) -> None:
@@ -142,7 +143,7 @@ def _check_no_list(line: bytes, path: Path) -> None:
         raise DataError(f"one JSON object per line in {path}", "one JSON list", f"let its name end in {ending}")
 
 
-def _line(line: bytes, number: int, offset: int) -> Row | Bad:
+def _line(line: bytes, number: int, offset: int) -> Row | RowFailure:
     try:
         text = line.decode("utf-8-sig")
         value, problem = strict_json.parse(text)
@@ -151,7 +152,7 @@ def _line(line: bytes, number: int, offset: int) -> Row | Bad:
             problem = RowError(CUT, f"at byte {offset + len(line):,}: {error}")
         else:
             problem = RowError("not JSON", f"{error}{_advice(error, line)}")
-        return refused(Row(number, {}), None, problem)
+        return reject(Row(number, {}), None, problem)
     return _row(json_list.Unusable(problem, value) if problem else value, number, "line")
 
 
@@ -175,12 +176,12 @@ def _advice(error: Exception, line: bytes) -> str:
     return "; write one object per line"
 
 
-def _row(value: Any, number: int, unit: str) -> Row | Bad:
+def _row(value: Any, number: int, unit: str) -> Row | RowFailure:
     if isinstance(value, dict):
         return Row(number, value, unit)
     if isinstance(value, json_list.Unusable):
-        return refused(Row(number, {}, unit), _name(value.value), RowError("not JSON", value.found))
-    return refused(Row(number, {}, unit), None, RowError("not an object", f"a JSON {type(value).__name__}"))
+        return reject(Row(number, {}, unit), _name(value.value), RowError("not JSON", value.found))
+    return reject(Row(number, {}, unit), None, RowError("not an object", f"a JSON {type(value).__name__}"))
 
 
 def _name(value: Any) -> Any:

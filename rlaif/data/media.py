@@ -11,7 +11,6 @@ import binascii
 import hashlib
 import io
 import os
-import re
 import uuid
 from collections.abc import Sequence
 from functools import lru_cache
@@ -20,34 +19,15 @@ from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
-from rlaif.data.bad_rows import excerpt
-from rlaif.data.rows import RowError, video_path
+from rlaif.data.frame_lists import link_folder
+from rlaif.data.rows import RowError, excerpt
+from rlaif.data.videos import video_path
 from rlaif.errors import DataError
 from rlaif.video.folder import IMAGES, frames_in
 
 GIVE = "give one with --media DIR; to a stage, with agreement.media (a local path)"
 ENDINGS = {b"\x89PNG": ".png", b"RIFF": ".webp"}
 """Of a stored image, by its first bytes; any other is a .jpg: the reader goes by content."""
-DATA = "data:"
-_BASE64 = re.compile(r"[A-Za-z0-9+/\s]{200,}=*\s*")
-"""A path of that length has a dot, a dash or an underscore somewhere."""
-
-
-def name_of(frames: Sequence[Path]) -> str:
-    """Return the name of the folder of links to these files in this order."""
-    return hashlib.sha256("\n".join(map(str, frames)).encode()).hexdigest()
-
-
-def check_path(path: str, field: str) -> None:
-    """Raise RowError for a text that cannot be the path of a medium: it has a NUL, or is data or too long for a name."""
-    if path.startswith(DATA):
-        raise RowError("wrong type", f"{field}: a data URI of {len(path):,} characters instead of a path")
-    if "\0" in path:
-        raise RowError("wrong type", f"{field}: a path with a NUL character, {excerpt(path)!r}")
-    if _BASE64.fullmatch(path):
-        raise RowError("wrong type", f"{field}: {excerpt(path)} is base64 text; write it as data:image/...;base64,...")
-    if len(path) > 4096 or any(len(part.encode("utf-8", "replace")) > 255 for part in path.split("/")):
-        raise RowError("wrong type", f"{field}: {excerpt(path)} is too long for a path")  # for Linux file systems
 
 
 def from_data_uri(uri: str, field: str) -> bytes:
@@ -106,7 +86,7 @@ class Media:
         if self.folder is None:
             raise DataError("a folder for listed frames", "none", GIVE)
         paths = [self.frame(frame) for frame in frames]
-        folder = self.folder / "frames" / name_of(paths)
+        folder = self.folder / "frames" / link_folder(paths)
         if not folder.exists():
             aside = folder.with_name(f".{uuid.uuid4().hex}")
             try:

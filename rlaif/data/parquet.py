@@ -11,9 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rlaif.data.bad_rows import Bad, Row, Unreadable, excerpt, refused
 from rlaif.data.meter import Meter
-from rlaif.data.rows import RowError
+from rlaif.data.rows import Row, RowError, RowFailure, Unreadable, excerpt, reject
 from rlaif.errors import DataError
 from rlaif.io.storage import writing_aside
 
@@ -22,8 +21,8 @@ BATCH = 256
 MISFIT = "does not fit its column"
 
 
-def read_parquet(path: Path, meter: Meter | None = None) -> Iterator[Row | Bad]:
-    """Yield the rows of a file; if it cannot be read on, the last item is `Bad`. Raises DataError if it isn't there."""
+def read_parquet(path: Path, meter: Meter | None = None) -> Iterator[Row | RowFailure]:
+    """Yield the rows of a file; if it cannot be read on, the last item is `RowFailure`. Raises DataError if it isn't there."""
     number, meter = 0, meter or Meter(path.name)
     try:
         with pq.ParquetFile(path, pre_buffer=False) as file, meter:
@@ -38,7 +37,7 @@ def read_parquet(path: Path, meter: Meter | None = None) -> Iterator[Row | Bad]:
             raise DataError(f"a parquet file at {path}", str(error), "check the path") from error
         # the index of a parquet file is its end: nothing of a cut file can be read
         detail = f"{path.stat().st_size:,} bytes: {str(error).splitlines()[0]}"
-        yield refused(Row(number + 1, {}, "row"), None, RowError("file damaged", detail))
+        yield reject(Row(number + 1, {}, "row"), None, RowError("file damaged", detail))
 
 
 def _is_file(path: Path) -> bool:
@@ -84,9 +83,9 @@ def write_parquet(path: Path, rows: Iterable[dict[str, Any]], schema: pa.Schema 
 
 
 def fitting(
-    rows: Iterable[dict[str, Any] | Bad], schema: pa.Schema | None, path: Path, lost: Counter
-) -> tuple[pa.Schema, Iterator[dict[str, Any] | Bad]]:
-    """Return the columns of a file and the rows that fit them; the others become `Bad`.
+    rows: Iterable[dict[str, Any] | RowFailure], schema: pa.Schema | None, path: Path, lost: Counter
+) -> tuple[pa.Schema, Iterator[dict[str, Any] | RowFailure]]:
+    """Return the columns of a file and the rows that fit them; the others become `RowFailure`.
 
     Columns beyond `schema` are inferred from the first rows. A value that does not fit one of those is left out and
     counted in `lost` by its column's name.
@@ -104,8 +103,10 @@ def fitting(
     return schema, (_fit(row, schema, own, number, lost) for number, row in enumerate(itertools.chain(first, rows), 1))
 
 
-def _fit(row: dict[str, Any] | Bad, schema: pa.Schema, own: list[str], number: int, lost: Counter) -> dict | Bad:
-    if isinstance(row, Bad):
+def _fit(
+    row: dict[str, Any] | RowFailure, schema: pa.Schema, own: list[str], number: int, lost: Counter
+) -> dict | RowFailure:
+    if isinstance(row, RowFailure):
         return row
     fit = {}
     for name, value in row.items():
@@ -113,7 +114,7 @@ def _fit(row: dict[str, Any] | Bad, schema: pa.Schema, own: list[str], number: i
         if problem is None:
             fit[name] = value
         elif name in own:
-            return refused(Row(number, {}, "record"), row.get("pair_id") or row.get("idx"), RowError(MISFIT, problem))
+            return reject(Row(number, {}, "record"), row.get("pair_id") or row.get("idx"), RowError(MISFIT, problem))
         else:
             lost[name] += 1
     return fit

@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlaif.data.preference import Preference
+from rlaif.data.preference import PreferencePair
 
 
 @dataclass
@@ -35,10 +35,10 @@ class Statistics:
     def add(self, record: Any) -> None:
         self.rows += 1
         self.videos.update(_hash(video) for video in media(record))
-        if isinstance(record, Preference):
+        if isinstance(record, PreferencePair):
             self._add_pair(record)
 
-    def _add_pair(self, pair: Preference) -> None:
+    def _add_pair(self, pair: PreferencePair) -> None:
         asked = (pair.video, pair.frames, pair.messages, pair.question)
         self.prompts.add(_hash(pair.prompt_id or asked))
         self.earlier_turns += len(pair.messages) > 1

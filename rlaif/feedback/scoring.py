@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rlaif.data.preference import SIDES, Preference
+from rlaif.data.preference import SIDES, PreferencePair
 from rlaif.data.rows import OVERALL
 
 SHOWN = 10
@@ -39,7 +39,7 @@ class Item:
         return hashlib.sha256(json.dumps(read).encode()).hexdigest()[:32]
 
 
-def items(record: Preference, captions: Sequence[str], frames: Callable[[str], str]) -> list[Item]:
+def items(record: PreferencePair, captions: Sequence[str], frames: Callable[[str], str]) -> list[Item]:
     """Every candidate once: the two that were compared, and the others that `candidates` holds the text of.
 
     frames: the `Item.frames` of a video.
@@ -59,7 +59,7 @@ def items(record: Preference, captions: Sequence[str], frames: Callable[[str], s
     return list(found.values())
 
 
-def unreadable(record: Preference, item: Item) -> str | None:
+def unreadable(record: PreferencePair, item: Item) -> str | None:
     """Why a reward model cannot read the candidate, if so: it would answer about a video that it does not see."""
     return None if item.video or record.modality == "text" else f"a pair of modality {record.modality} without a video"
 
@@ -72,7 +72,7 @@ class Model:
     fingerprint: str
     dimensions: tuple[str, ...]
 
-    def known(self, record: Preference, item: Item) -> bool:
+    def known(self, record: PreferencePair, item: Item) -> bool:
         """Whether the record has this model's scores of the candidate, in all dimensions."""
         key = item.key(self.fingerprint)
         there = {
@@ -104,7 +104,7 @@ class Tally:
     masked: list[dict] = field(default_factory=list)
     """The first of them by name."""
 
-    def mask(self, record: Preference, item: Item, reason: str) -> None:
+    def mask(self, record: PreferencePair, item: Item, reason: str) -> None:
         self.reasons[reason] += 1
         if len(self.masked) < SHOWN:
             self.masked.append({"pair_id": record.pair_id, "candidate": item.candidate, "reason": reason})
@@ -117,7 +117,7 @@ class Tally:
 
 
 def added(
-    record: Preference,
+    record: PreferencePair,
     asked: Sequence[Item],
     model: Model,
     values: Mapping[str, Sequence[float]],

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlaif.data.misread import MARKED
-from rlaif.data.rows import Conversation, Pair, RowError
+from rlaif.data.preference import PreferencePair
+from rlaif.data.rows import Conversation, RowError
 from rlaif.errors import ContractError
 from rlaif.models.encode import Encoded, Encoder, VideoFeatures
 from rlaif.models.reward_prompt import RewardPrompt
@@ -57,12 +58,11 @@ class Reader:
         _fit(len(encoded.ids), rooms)
         return _first(remarks)
 
-    def pair(self, row: Pair, prompt: RewardPrompt, rooms: Sequence[Room]) -> str | None:
+    def pair(self, row: PreferencePair, prompt: RewardPrompt, rooms: Sequence[Room]) -> str | None:
         """Check a pair that a reward model is trained on: two texts that differ for the model, too."""
         remark = self.scored(row.question, row.captions, prompt)
-        videos = (row.video, row.rejected_video or row.video)
         sides = []
-        for name, text, video in zip(("chosen", "rejected"), (row.chosen, row.rejected), videos, strict=True):
+        for name, text, video in zip(("chosen", "rejected"), (row.chosen, row.rejected), row.answer_videos, strict=True):
             self._answer(name, text)
             encoded = self._encoded(prompt, row.question, row.captions, text, video)
             _fit(len(encoded.ids), rooms)

@@ -8,14 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from rlaif.data.bad_rows import Bad, Row, excerpt, refused, refused_record
 from rlaif.data.formats.losses import lost_fields
 from rlaif.data.formats.roundtrip import difference, restore, unholdable
-from rlaif.data.formats.texts import check_marks, check_media_paths, frames_of
 from rlaif.data.formats.visual import LONE
 from rlaif.data.media import Media
 from rlaif.data.misread import UNUSED, misread
-from rlaif.data.rows import RowError
+from rlaif.data.rows import Row, RowError, RowFailure, excerpt, reject, reject_record
+from rlaif.data.texts import check_marks, check_media_paths, frames_of
 
 Fields = dict[str, Any]
 Kind = Literal["pairs", "prompts", "conversations", "videos", "texts"]
@@ -60,7 +59,7 @@ class Format:
     about: str
     recognise: Callable[[Fields], bool]
     build: Callable[[Fields], Any]
-    """A row to a record (`Preference`, `Prompt`, ...); raises RowError."""
+    """A row to a record (`PreferencePair`, `Prompt`, ...); raises RowError."""
     bare: Callable[[Any, int], Fields]
     """A record and its place in the file to the row that says the same; raises RowError if rows cannot say it."""
     key: str
@@ -83,16 +82,16 @@ class Format:
     """A row to a row of `schema`."""
 
     def read(
-        self, rows: Iterable[Row | Bad], options: Options | None = None, seen: dict[str, int] | None = None
-    ) -> Iterator[Any | Bad]:
-        """Yield the records of good rows in order; bad ones, and those that were bad before, as `Bad`.
+        self, rows: Iterable[Row | RowFailure], options: Options | None = None, seen: dict[str, int] | None = None
+    ) -> Iterator[Any | RowFailure]:
+        """Yield the records of good rows in order; bad ones, and those that were bad before, as `RowFailure`.
 
         seen: filled with the number of every record's row, by id.
         """
         options, seen = options or Options(), {} if seen is None else seen
         copies: Counter = Counter()
         for row in rows:
-            if isinstance(row, Bad):
+            if isinstance(row, RowFailure):
                 yield row
                 continue
             try:
@@ -100,23 +99,25 @@ class Format:
                 seen[getattr(record, self.key)] = row.number
                 yield record
             except RowError as error:
-                yield refused(row, row.fields.get(self.source_key or self.key), error)
+                yield reject(row, row.fields.get(self.source_key or self.key), error)
 
-    def write(self, records: Iterable[Any | Bad], options: Options | None = None) -> Iterator[Fields | Bad]:
-        """Yield the rows of records; those that this format cannot say come as `Bad`.
+    def write(
+        self, records: Iterable[Any | RowFailure], options: Options | None = None
+    ) -> Iterator[Fields | RowFailure]:
+        """Yield the rows of records; those that this format cannot say come as `RowFailure`.
 
         A row of another tool is read back before it is given: what its own reader would refuse is not written, and what
         it would lose is counted in the notes.
         """
         options = options or Options()
         for number, record in enumerate(records, start=1):
-            if isinstance(record, Bad):
+            if isinstance(record, RowFailure):
                 yield record
                 continue
             try:
                 yield self._row(record, number - 1, options)
             except RowError as error:
-                yield refused_record({getattr(record, self.key): number}, getattr(record, self.key), error, "record")
+                yield reject_record({getattr(record, self.key): number}, getattr(record, self.key), error, "record")
 
     def _record(self, row: Row, options: Options, seen: dict[str, int], copies: Counter) -> Any:
         fields = self.prepare(row.fields, options)

@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from rlaif.data.formats.roundtrip import SPELLED
-from rlaif.data.preference import Preference
+from rlaif.data.preference import PreferencePair
 from rlaif.data.rows import OVERALL
 
 ADDED = ("video_sha256", "modality")
@@ -20,7 +20,7 @@ def lost_fields(record: Any, again: Any, name: str) -> list[str]:
 
 
 def _lost(record: Any, again: Any, name: str) -> Iterator[str]:
-    if isinstance(record, Preference) and record.dimension in again.signs:
+    if isinstance(record, PreferencePair) and record.dimension in again.signs:
         again = again.along(record.dimension)
     # the folder of frames that are listed may have been gathered; the list says what the row is about
     about_frames = bool(_frames(record)) and _frames(record) == _frames(again)

@@ -7,14 +7,14 @@ from rlaif.data.formats.identity import identity
 from rlaif.data.formats.llava_turns import PLACEHOLDER, asked, question, read_turns, write_turns
 from rlaif.data.formats.visual import MEDIA, came_with_video, named_files, read_media, stored
 from rlaif.data.formats.vlm_rlaif import build_pair, check_texts, media_of
-from rlaif.data.preference import Preference
+from rlaif.data.preference import PreferencePair
 from rlaif.data.rows import RowError
 
 NAME = "pds_dpo"
 CHOSEN, REJECTED = "conversations", "rejected_conversations"
 
 
-def _pair(fields: Fields) -> Preference:
+def _pair(fields: Fields) -> PreferencePair:
     pair_id, media = identity(fields, "id"), read_media(fields)
     chosen = read_turns(fields, CHOSEN, last="assistant", media=media)
     rejected = read_turns(fields, REJECTED, last="assistant", media=media)
@@ -24,7 +24,7 @@ def _pair(fields: Fields) -> Preference:
     return build_pair(row | question(chosen[:-1]) | media | {"native": came_with_video(fields, NAME)})
 
 
-def _pair_row(record: Preference, place: int) -> Fields:
+def _pair_row(record: PreferencePair, place: int) -> Fields:
     check_texts(record)
     media = media_of(record, NAME)
     turns = asked(record.question, record.messages)

@@ -13,15 +13,14 @@ from typing import Any
 import pyarrow as pa
 
 from rlaif.data import strict_json
-from rlaif.data.bad_rows import excerpt
 from rlaif.data.formats.base import Fields, Format, Options
 from rlaif.data.formats.identity import identity, whole_id
 from rlaif.data.formats.roundtrip import SPELLED
-from rlaif.data.formats.texts import check_used
 from rlaif.data.formats.visual import check_placeholders, without_placeholders
 from rlaif.data.formats.vlm_rlaif import build_pair, check_texts
-from rlaif.data.preference import SIDES, Preference
-from rlaif.data.rows import RowError
+from rlaif.data.preference import SIDES, PreferencePair
+from rlaif.data.rows import RowError, excerpt
+from rlaif.data.texts import check_used
 
 TEXTS = ("question", *SIDES)
 ORDER = {"text": (*TEXTS, "logps"), "origin_split": ("model", "type"), "logps": ()}
@@ -92,7 +91,7 @@ def _dump(name: str, value: Any) -> str:
 # -- rows
 
 
-def _pair(fields: Fields) -> Preference:
+def _pair(fields: Fields) -> PreferencePair:
     idx, texts = identity(fields, "idx"), _texts(fields)
     split = fields["origin_split"] if isinstance(fields.get("origin_split"), dict) else {}
     origin = {
@@ -137,7 +136,7 @@ def _image(fields: Fields) -> str | None:
     return image.get("bytes") or image.get("path") or fields.get("image_path")
 
 
-def _row(in_text: bool, record: Preference, place: int) -> Fields:
+def _row(in_text: bool, record: PreferencePair, place: int) -> Fields:
     check_texts(record)
     if record.messages or record.frames or record.modality != "image":
         raise RowError("not one image", "these rows hold one image and one question")

@@ -11,8 +11,7 @@ import hashlib
 import json
 from typing import Any
 
-from rlaif.data.bad_rows import excerpt
-from rlaif.data.rows import RowError
+from rlaif.data.rows import RowError, excerpt
 
 Patch = dict[str, dict]
 """By key: {"is": value} for a key that the bare row lacks, {"is": value, "was": digest of the bare value} for another

@@ -10,14 +10,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from rlaif.data.bad_rows import excerpt
 from rlaif.data.formats.base import Fields, Format, Options
 from rlaif.data.formats.identity import identity
 from rlaif.data.formats.safesora_items import PROMPT_TYPES, harm_labels, in_folder, video_path
-from rlaif.data.formats.texts import check_used
 from rlaif.data.formats.vlm_rlaif import choice_of, chosen_first
-from rlaif.data.preference import SIDES, Preference
-from rlaif.data.rows import RowError, build_row
+from rlaif.data.preference import SIDES, PreferencePair
+from rlaif.data.rows import RowError, build_row, excerpt
+from rlaif.data.texts import check_used
 
 SLOTS = ("video_0", "video_1")
 MAIN = ("helpfulness", "harmlessness")
@@ -81,7 +80,7 @@ def _prepare(fields: Fields, options: Options) -> Fields:
     return row
 
 
-def _build(fields: Fields) -> Preference:
+def _build(fields: Fields) -> PreferencePair:
     pair_id, prompt_id = identity(fields, "pair_id"), identity(fields, "prompt_id")
     row = build_row(_Pair, fields)
     _check_stray(fields)
@@ -101,7 +100,7 @@ def _build(fields: Fields) -> Preference:
         "provenance": {"dataset": "safesora"},
         "safety": _safety(row, videos),
     }
-    return Preference.from_row(record | {f"{side}_video": _path(videos[side]) for side in SIDES})
+    return PreferencePair.from_row(record | {f"{side}_video": _path(videos[side]) for side in SIDES})
 
 
 def _path(video: _Video) -> str:
@@ -157,7 +156,7 @@ def _safety(row: _Pair, videos: dict[str, _Video]) -> Fields:
 # -- and back
 
 
-def _row(record: Preference, place: int) -> Fields:
+def _row(record: PreferencePair, place: int) -> Fields:
     if not record.chosen_video:
         raise RowError("candidates are texts", "these rows hold two videos")
     signs = record.signs
@@ -179,7 +178,7 @@ def _row(record: Preference, place: int) -> Fields:
     return row | ({"scores": scores} if scores else {})
 
 
-def _video_row(record: Preference, side: str) -> Fields:
+def _video_row(record: PreferencePair, side: str) -> Fields:
     about = next((item for item in record.candidates if item.get("candidate") == side), {})
     safety = record.safety
     row = {

@@ -8,10 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from rlaif.data.bad_rows import excerpt
 from rlaif.data.formats.base import Fields, Format, Options
-from rlaif.data.preference import Preference
-from rlaif.data.rows import RowError, build_row
+from rlaif.data.preference import PreferencePair
+from rlaif.data.rows import RowError, build_row, excerpt
 
 HARM_LABELS = (
     "porn",
@@ -63,7 +62,7 @@ class SafeSoraPrompt:
     native: dict = field(default_factory=dict)
 
 
-def with_labels(pairs: Iterable[Preference], videos: Iterable[SafeSoraVideo]) -> Iterator[Preference]:
+def with_labels(pairs: Iterable[PreferencePair], videos: Iterable[SafeSoraVideo]) -> Iterator[PreferencePair]:
     """SafeSora's pairs with the harm labels of their videos and prompts, joined on `video_id`.
 
     A pair of which no video is listed stays as it is.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from rlaif.data.bad_rows import excerpt
 from rlaif.data.formats import own, pds_dpo, rlhf_v, safesora, safesora_items, vlm_rlaif
 from rlaif.data.formats.base import Fields, Format
+from rlaif.data.rows import excerpt
 from rlaif.errors import DataError
 
 FORMATS: dict[str, Format] = {

@@ -12,10 +12,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlaif.data.bad_rows import excerpt
-from rlaif.data.media import DATA, check_path, from_data_uri
+from rlaif.data.media import from_data_uri
 from rlaif.data.misread import UNUSED, media_marks
-from rlaif.data.rows import RowError
+from rlaif.data.rows import RowError, excerpt
+from rlaif.data.texts import DATA, check_path
 
 Fields = dict[str, Any]
 PLACEHOLDERS = ("<image>", "<video>")

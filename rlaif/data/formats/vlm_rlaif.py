@@ -10,15 +10,14 @@ import hashlib
 import json
 from typing import Any
 
-from rlaif.data.bad_rows import excerpt
 from rlaif.data.formats.base import Fields, Format, native_of
 from rlaif.data.formats.identity import identity, whole_id
 from rlaif.data.formats.llava_turns import PLACEHOLDER, asked, question, read_turns, write_turns
-from rlaif.data.formats.texts import check_used, frames_of
 from rlaif.data.formats.visual import MEDIA, above, came_with_video, named_files, read_media, stored, write_media
-from rlaif.data.preference import SIDES, Preference
-from rlaif.data.rows import Conversation, ConversationRow, PromptRow, RowError, build_row
+from rlaif.data.preference import SIDES, PreferencePair
+from rlaif.data.rows import Conversation, ConversationRow, PromptRow, RowError, build_row, excerpt
 from rlaif.data.strict_json import whole
+from rlaif.data.texts import check_used, frames_of
 from rlaif.records import Prompt
 
 MARK = f"{PLACEHOLDER}\n"
@@ -33,7 +32,7 @@ def _mark(media: Fields) -> str:
 # -- pairs for the reward model
 
 
-def _pair(fields: Fields) -> Preference:
+def _pair(fields: Fields) -> PreferencePair:
     choice = choice_of(fields, "preference", (1, 2))
     answers = [_output(fields, name) for name in OUTPUTS]
     media = read_media(fields)
@@ -54,9 +53,9 @@ def _name(fields: Fields, turns: Any, answers: list[str]) -> str:
     return hashlib.sha256(json.dumps([media, turns, answers]).encode()).hexdigest()[:16]
 
 
-def build_pair(row: Fields) -> Preference:
+def build_pair(row: Fields) -> PreferencePair:
     """A record of a published dataset, where an empty answer is a failed generation rather than a bad one."""
-    record = Preference.from_row(row)
+    record = PreferencePair.from_row(row)
     if not record.rejected and not record.rejected_video:
         raise RowError("empty answer", "rejected is empty")
     return record
@@ -76,20 +75,20 @@ def choice_of(fields: Fields, name: str, choices: tuple) -> Any:
     return value
 
 
-def chosen_first(record: Preference) -> bool:
+def chosen_first(record: PreferencePair) -> bool:
     """Whether the source listed the chosen answer first."""
     names = [candidate.get("candidate") for candidate in record.candidates]
     return next((name for name in names if name in SIDES), SIDES[0]) == SIDES[0]
 
 
-def check_texts(record: Preference) -> None:
+def check_texts(record: PreferencePair) -> None:
     if record.chosen_video:
         raise RowError("candidates are videos", "these rows hold two texts")
 
 
 def media_of(record: Any, name: str) -> Fields:
     """Return the media fields of a record's row in the format `name`."""
-    if isinstance(record, Preference):
+    if isinstance(record, PreferencePair):
         frames, modality = record.frames, record.modality
     else:
         frames = frames_of(record)
@@ -97,7 +96,7 @@ def media_of(record: Any, name: str) -> Fields:
     return write_media(record.video, frames, modality, from_video="video" in native_of(record).get(name, {}))
 
 
-def _pair_row(record: Preference, place: int) -> Fields:
+def _pair_row(record: PreferencePair, place: int) -> Fields:
     check_texts(record)
     media = media_of(record, RM_NAME)
     turns = write_turns(asked(record.question, record.messages), _mark(media))

@@ -10,12 +10,11 @@ from dataclasses import replace
 from rlaif.config.schema import Config
 from rlaif.config.section import Function
 from rlaif.config.server import Server
-from rlaif.data.preference import SIDES, Preference
+from rlaif.data.preference import SIDES, PreferencePair
 from rlaif.errors import ConfigError, DataError
 from rlaif.evaluation import agreement as rates
 from rlaif.evaluation.agreement import Compared
 from rlaif.records import Masked, Outcome, Prompt
-from rlaif.stages.compare.agreement_rows import read
 from rlaif.stages.feedback.ask_reward import judged, require_reward, rewarded
 from rlaif.stages.feedback.judge_inputs import Case, cases_of, reasons
 from rlaif.stages.feedback.judges import frames_shown
@@ -42,7 +41,7 @@ def agreement(config: Config, run: Run) -> dict:
         )
     if config.agreement.by == "reward":
         require_reward(config)
-    records, report = read(config, run)
+    records, report = datasets.load_with_report(run, config.data.pairs_eval, "preferences")
     check_dimensions(config, records)
     measure = {"reward": by_reward, "judge": by_judge}[config.agreement.by]
     name, margins, masked, spent = measure(config, run, records)
@@ -61,7 +60,7 @@ def agreement(config: Config, run: Run) -> dict:
     return found
 
 
-def check_dimensions(config: Config, records: Sequence[Preference]) -> None:
+def check_dimensions(config: Config, records: Sequence[PreferencePair]) -> None:
     there = sorted({name for record in records for name in record.signs})
     if missing := [name for name in config.agreement.dimensions if name not in there]:
         raise DataError(
@@ -71,7 +70,7 @@ def check_dimensions(config: Config, records: Sequence[Preference]) -> None:
         )
 
 
-def rates_of(records: Sequence[Preference], margins: Sequence[Margin], dimensions: Sequence[str] = ()) -> dict:
+def rates_of(records: Sequence[PreferencePair], margins: Sequence[Margin], dimensions: Sequence[str] = ()) -> dict:
     """`overall` and `prompt_type` count every pair once, in its own dimension; `dimension` in all that it is compared in."""
     own, further = [], []
     for record, margin in zip(records, margins, strict=True):
@@ -83,13 +82,13 @@ def rates_of(records: Sequence[Preference], margins: Sequence[Margin], dimension
     return found | {"dimension": kept}
 
 
-def compared(record: Preference, margin: Margin) -> Iterator[Compared]:
+def compared(record: PreferencePair, margin: Margin) -> Iterator[Compared]:
     """The record in its own dimension and in every further one, as both sides see it."""
     for dimension, sign in record.signs.items():
         yield Compared(margin(dimension), sign, dimension, prompt_type(record))
 
 
-def prompt_type(record: Preference) -> str:
+def prompt_type(record: PreferencePair) -> str:
     fields = {"safety": record.safety, "provenance": record.provenance}
     return rates.prompt_type(record.native.get("rlaif", {}) | fields)
 
@@ -100,7 +99,7 @@ Measured = tuple[str, list[Margin], dict[str, int], dict]
 """Name, a margin per record, why some have none, and what a server took."""
 
 
-def by_reward(config: Config, run: Run, records: Sequence[Preference]) -> Measured:
+def by_reward(config: Config, run: Run, records: Sequence[PreferencePair]) -> Measured:
     """Score differences of `ppo.reward`; in a dimension that is one of the score's parts, the difference of that part.
 
     A candidate that is a video is scored as `rlaif reward` reads it: with an empty answer.
@@ -114,7 +113,7 @@ def by_reward(config: Config, run: Run, records: Sequence[Preference]) -> Measur
     return name, [_score_margin(*pair) for pair in scores], dict(masked), {}
 
 
-def _sides(record: Preference) -> list[tuple[Prompt, tuple[str, ...]]]:
+def _sides(record: PreferencePair) -> list[tuple[Prompt, tuple[str, ...]]]:
     """Two answers to one prompt, or one prompt for each of two videos."""
     prompt = _prompt(record)
     if not record.chosen_video:
@@ -125,7 +124,7 @@ def _sides(record: Preference) -> list[tuple[Prompt, tuple[str, ...]]]:
     ]
 
 
-def _candidates(record: Preference) -> tuple[str, str]:
+def _candidates(record: PreferencePair) -> tuple[str, str]:
     """The videos that are compared, the chosen one first."""
     return record.chosen_video or "", record.rejected_video or ""
 
@@ -140,7 +139,7 @@ def _score_margin(chosen: Outcome, rejected: Outcome) -> Margin:
     return margin
 
 
-def by_judge(config: Config, run: Run, records: Sequence[Preference]) -> Measured:
+def by_judge(config: Config, run: Run, records: Sequence[PreferencePair]) -> Measured:
     """Labels of `label.judge` on the two candidates of each pair; a judge has one opinion, whatever the dimension.
 
     Two videos are shown side by side (`pairwise`), or each is asked about the claims of the text it was made from.
@@ -168,7 +167,7 @@ def by_judge(config: Config, run: Run, records: Sequence[Preference]) -> Measure
     return name, [_label_margin(of_record) for of_record in found], dict(masked), server(config, rows, spent)
 
 
-def check_judge(config: Config, records: Sequence[Preference]) -> None:
+def check_judge(config: Config, records: Sequence[PreferencePair]) -> None:
     """Raises ConfigError where the judge could not see videos that are compared, before it is asked anything."""
     label, videos = config.label, sum(bool(record.chosen_video) for record in records)
     if not videos or isinstance(label.judge, Function):
@@ -193,7 +192,7 @@ def check_judge(config: Config, records: Sequence[Preference]) -> None:
         )
 
 
-def claim_cases(config: Config, run: Run, records: Sequence[Preference]) -> dict[tuple[str, str], Case]:
+def claim_cases(config: Config, run: Run, records: Sequence[PreferencePair]) -> dict[tuple[str, str], Case]:
     """By (video, text): a case whose one answer is the text, so that its claims are asked about the video."""
     compared = [record for record in records if record.chosen_video]
     wanted = {(video, record.question): None for record in compared for video in _candidates(record)}
@@ -214,7 +213,7 @@ def _label_margin(rows: Sequence[dict]) -> Margin:
     return lambda dimension: value
 
 
-def _prompt(record: Preference) -> Prompt:
+def _prompt(record: PreferencePair) -> Prompt:
     extra = record.native.get("rlaif", {})
     return Prompt(record.pair_id, record.video or "", record.question, captions=record.captions, extra=extra)
 

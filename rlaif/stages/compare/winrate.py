@@ -42,7 +42,7 @@ def winrate(config: Config, run: Run) -> dict:
     if config.winrate.by == "reward":
         require_reward(config, config.ppo.reward_weights)
     files = config.winrate.prompts or config.candidates.prompts
-    prompts = datasets.prompts_of(run, files)
+    prompts = datasets.load_prompts(run, files)
     answers = first_answers(config, names, prompts)
     asked = [prompt for prompt in prompts if len(answers[prompt.prompt_id]) > 1]
     if not asked:

@@ -152,7 +152,10 @@ def asked_about(config: Config, run: Run) -> list[Prompt]:
             f"none of {', '.join([*config.caption.of, *named])}",
             "Correct caption.of, data.pairs or data.root",
         )
-    return [*datasets.prompts_of(run, files), *(prompt for file in pairs for prompt in datasets.of_pairs(run, file))]
+    prompts = datasets.load_prompts(run, files)
+    for file in pairs:
+        prompts += datasets.load(run, file, "pair_prompts")
+    return prompts
 
 
 def _captions(config: Config, pool: RolloutPool, wanted: Sequence[Wanted], count: Callable[[str], int]) -> list[dict]:

@@ -44,7 +44,7 @@ class Case:
 
 def read_cases(config: Config, run: Run) -> tuple[list[Case], int]:
     """Prompts that have answers, in file order, with the captions that `label.context` asks for; how many have none."""
-    every = datasets.prompts_of(run, config.candidates.prompts)
+    every = datasets.load_prompts(run, config.candidates.prompts)
     answers = sample.by_prompt(config, every)
     prompts = [prompt for prompt in every if answers.get(prompt.prompt_id)]
     if unanswered := len(every) - len(prompts):

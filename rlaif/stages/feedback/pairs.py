@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rlaif.config.schema import Config
-from rlaif.data.bad_rows import Row
 from rlaif.data.files import kind, read_rows, write_rows
 from rlaif.data.formats.own import PAIRS
-from rlaif.data.preference import Preference
+from rlaif.data.preference import PreferencePair
+from rlaif.data.rows import Row
 from rlaif.errors import ConfigError, DataError
 from rlaif.evaluation.agreement import prompt_type
 from rlaif.feedback.pair_report import report
@@ -106,7 +106,7 @@ def held_out(config: Config, videos: Sequence[str]) -> set[str]:
     return {video for video in videos if place[video] < limit} or {min(place, key=place.__getitem__)}
 
 
-def write(path: Path, records: Sequence[Preference]) -> None:
+def write(path: Path, records: Sequence[PreferencePair]) -> None:
     rows = (record.to_row() for record in records)
     write_rows(path, map(PAIRS.columns, rows) if kind(path) == ".parquet" else rows, PAIRS.schema)
 
@@ -119,13 +119,13 @@ def _candidates(cases: Sequence[Case], store) -> Iterator[Candidate]:
             yield Candidate(case.prompt.prompt_id, index, case.prompt.video, case.prompt.question, answer, value)
 
 
-def record(pair: ScoredPair, case: Case, judge: Mapping[str, str], origins: Sequence[dict]) -> Preference:
+def record(pair: ScoredPair, case: Case, judge: Mapping[str, str], origins: Sequence[dict]) -> PreferencePair:
     """origins: of the prompt's answers, by sample index."""
     chosen, rejected = pair.chosen, pair.rejected
     provenance = {"prompt_type": said} if (said := prompt_type(case.prompt.extra)) else {}
     for side, one in (("chosen", chosen), ("rejected", rejected)):
         provenance |= {side: origins[one.sample_index]} if origins[one.sample_index] else {}
-    return Preference(
+    return PreferencePair(
         pair_id=f"{chosen.prompt_id}#{chosen.sample_index}-{rejected.sample_index}",
         prompt_id=chosen.prompt_id,
         video=case.prompt.video,

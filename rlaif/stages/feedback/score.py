@@ -11,13 +11,10 @@ from pathlib import Path
 
 from actors.reward_pool import RewardPool
 from rlaif.config.schema import Config
-from rlaif.data.bad_rows import good
-from rlaif.data.files import kind, read_rows, unit, write_rows
+from rlaif.data.files import kind, unit, write_rows
 from rlaif.data.formats.own import PAIRS
-from rlaif.data.frame_lists import exact
-from rlaif.data.media import Media
-from rlaif.data.preference import Preference
-from rlaif.data.rows import Report
+from rlaif.data.preference import PreferencePair
+from rlaif.data.rows import Report, valid
 from rlaif.errors import DataError
 from rlaif.feedback.scoring import Item, Model, Tally, added, items, unreadable
 from rlaif.feedback.store import Store
@@ -41,7 +38,7 @@ class Job:
     """One reward model on one file."""
 
     model: Model
-    captions: Callable[[Preference], Sequence[str]]
+    captions: Callable[[PreferencePair], Sequence[str]]
     """What fills the model's caption slot."""
     frames: Callable[[str], str]
     """See `frames_of`."""
@@ -53,7 +50,7 @@ class Job:
     reasons: dict[str, str] = field(default_factory=dict)
     """Of what was masked in this call, by key."""
 
-    def items(self, record: Preference) -> list[Item]:
+    def items(self, record: PreferencePair) -> list[Item]:
         return items(record, self.captions(record), self.frames)
 
 
@@ -95,19 +92,19 @@ def paths(config: Config) -> tuple[Path, Path]:
     return datasets.data_path(config, options.file or config.data.pairs), datasets.data_path(config, options.out)
 
 
-def records(config: Config, file: Path, report: Report | None = None) -> Iterator[Preference]:
-    """The good rows of a file, as a stream; the others are counted in `report`, those too that list other frames than their
-    video shows."""
-    report, media = report or Report(str(file)), Media(Path(config.data.root), None)
-    read = PAIRS.read(read_rows(file), seen=report.lines)
-    return good(exact(read, media, report.lines, PAIRS.key, unit(file)), report)
+def records(config: Config, file: Path, report: Report | None = None) -> Iterator[PreferencePair]:
+    """Return the good rows of a file, as a stream; the others are counted in `report`.
+
+    Those that list other frames than their video shows are among the others.
+    """
+    return datasets.stream_pairs(config, file, report or Report(str(file), unit=unit(file)))
 
 
 def survey(config: Config, file: Path) -> Report:
     """What is in the file, before anything is scored. Raises DataError where nothing is, and for bad rows where they are
     fatal (`data.strict`) or would be lost because the file is to be replaced."""
-    report = Report(str(file))
-    earlier = sum(len(record.messages) > 1 for record in records(config, file, report))
+    report = Report(str(file), unit=unit(file))
+    earlier = sum(record.earlier_turns for record in records(config, file, report))
     report.check(config.data.strict)
     datasets.warn_of_turns(report.path, earlier, report.kept)
     if report.skipped:
@@ -153,11 +150,11 @@ def require_captions(config: Config, file: Path, job: Job) -> None:
         raise datasets.no_captions(config, f"the records of {file}", reader)
 
 
-def context(run: Run, mode: str, file: Path, known: datasets.Captions) -> Callable[[Preference], Sequence[str]]:
+def context(run: Run, mode: str, file: Path, known: datasets.Captions) -> Callable[[PreferencePair], Sequence[str]]:
     """A record's captions as a reward model was trained to read them: the same rule as `rlaif.stages.train.reward`."""
     contents = datasets.contents_of(run)
 
-    def own(record: Preference) -> Sequence[str]:
+    def own(record: PreferencePair) -> Sequence[str]:
         asked = Prompt(record.pair_id, record.video or "", record.question)
         found = () if record.chosen_video else datasets.stored(known, asked, contents(asked.video))
         return found or record.captions
@@ -169,7 +166,7 @@ def context(run: Run, mode: str, file: Path, known: datasets.Captions) -> Callab
     return lambda record: moved[record.video or ""]
 
 
-def fill(config: Config, run: Run, job: Job, found: Iterable[Preference], store: Store[str], total: int) -> None:
+def fill(config: Config, run: Run, job: Job, found: Iterable[PreferencePair], store: Store[str], total: int) -> None:
     """Score what neither the records nor the store know, and keep it: the store is on disk after every `AT_ONCE` records."""
     pool, shown, done = None, Progress(total, f"scores of {job.model.name}"), 0
     for part in _batches(found, AT_ONCE):
@@ -189,7 +186,7 @@ def fill(config: Config, run: Run, job: Job, found: Iterable[Preference], store:
     run.topology.stop_rewards()
 
 
-def missing(job: Job, part: Sequence[Preference], store: Store[str]) -> dict[str, Answer]:
+def missing(job: Job, part: Sequence[PreferencePair], store: Store[str]) -> dict[str, Answer]:
     """Answers to be scored, by key; an answer that comes twice is asked for once."""
     wanted: dict[str, Answer] = {}
     for record in part:
@@ -221,8 +218,8 @@ def keep(job: Job, found: Mapping[Key, Outcome], store: Store[str]) -> None:
 
 
 def finished(
-    found: Iterable[Preference], jobs: Sequence[Job], store: Store[str], tallies: Sequence[Tally]
-) -> Iterator[Preference]:
+    found: Iterable[PreferencePair], jobs: Sequence[Job], store: Store[str], tallies: Sequence[Tally]
+) -> Iterator[PreferencePair]:
     """The records with their new scores."""
     for record in found:
         scores = []
@@ -234,13 +231,13 @@ def finished(
         yield record.with_scores(scores)
 
 
-def write(out: Path, found: Iterable[Preference]) -> int:
+def write(out: Path, found: Iterable[PreferencePair]) -> int:
     """The records as rows of ours; how many. The file appears whole at the end, or stays as it was."""
-    rows = good(PAIRS.write(found), Report(str(out)))
+    rows = valid(PAIRS.write(found), Report(str(out)))
     return write_rows(out, map(PAIRS.columns, rows) if kind(out) == ".parquet" else rows, PAIRS.schema)
 
 
-def _batches(found: Iterable[Preference], size: int) -> Iterator[list[Preference]]:
+def _batches(found: Iterable[PreferencePair], size: int) -> Iterator[list[PreferencePair]]:
     found = iter(found)
     while part := list(itertools.islice(found, size)):
         yield part

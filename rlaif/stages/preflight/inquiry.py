@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rlaif.config.schema import Config
-from rlaif.data.read import read_conversations, read_pairs, read_prompts
+from rlaif.data.read import OwnKind, read_records
 from rlaif.data.rows import Report
 from rlaif.errors import ConfigError, RlaifError
 from rlaif.io.rundir import RunDir
@@ -17,14 +17,14 @@ from rlaif.stages.run.datasets import data_path
 
 Result = TypeVar("Result")
 
-READERS = {
-    "sft": (read_conversations, "conversations for `rlaif sft`"),
-    "pairs": (read_pairs, "preference pairs for `rlaif reward`; `rlaif pairs` makes them of a judge's labels"),
-    "pairs_eval": (read_pairs, "held-out preference pairs, or null to hold out some of data.pairs"),
-    "prompts": (read_prompts, "prompts for `rlaif ppo`"),
-    "eval": (read_prompts, "held-out prompts for `rlaif eval`, in the form of data.prompts"),
+FILES: dict[str, tuple[OwnKind, str]] = {
+    "sft": ("conversations", "conversations for `rlaif sft`"),
+    "pairs": ("pairs", "preference pairs for `rlaif reward`; `rlaif pairs` makes them of a judge's labels"),
+    "pairs_eval": ("pairs", "held-out preference pairs, or null to hold out some of data.pairs"),
+    "prompts": ("prompts", "prompts for `rlaif ppo`"),
+    "eval": ("prompts", "held-out prompts for `rlaif eval`, in the form of data.prompts"),
 }
-"""Reader of each file of `data`, and what the file is for."""
+"""Kind of each file of `data`, and what the file is for."""
 
 EXPORTING = ("sft", "reward", "ppo")
 """Stages whose exports later stages start from."""
@@ -100,7 +100,7 @@ class Inquiry:
             return False
 
     def _read(self, name: str, file: str) -> list | None:
-        option, (read, purpose) = f"data.{name}", READERS[name]
+        option, (kind, purpose) = f"data.{name}", FILES[name]
         if not self._has_root():
             return None
         path = self.attempt(option, data_path, self.config, file)
@@ -110,7 +110,7 @@ class Inquiry:
             found = f"{path} is a folder" if path.is_dir() else f"no file at {path}"
             self.wrong(option, purpose, found, f"Put the file there, or set {option} to the file that you have")
             return None
-        result = self.attempt(option, read, path, self.config.data.root, self.config.data.strict)
+        result = self.attempt(option, read_records, path, self.config.data.root, kind, self.config.data.strict)
         if result is None:
             return None
         rows, report = result

@@ -121,7 +121,7 @@ def prepare(config: Config, run: Run) -> list[list[Case]]:
     count = bench.rounds * bench.prompts
     write_dataset(Path(config.data.root), {"train": 2, "prompt": count, "test": 1}, config.seed)
     build_tiny(Path(config.label.judge), WORDS, config.seed, size=MODEL)
-    prompts = [prompt for name in config.candidates.prompts for prompt in datasets.prompts(run, name)][:count]
+    prompts = [prompt for name in config.candidates.prompts for prompt in datasets.load(run, name, "prompts")][:count]
     cases = [_case(config, prompt) for prompt in prompts]
     return [cases[start : start + bench.prompts] for start in range(0, count, bench.prompts)]
 

@@ -52,7 +52,7 @@ def bench(config: Config, file: Path | None = None) -> dict:
         headline("2/3 PPO on the cluster")
         ppo.train(config, run, "fresh")
         memory = run.topology.peak_memory()
-        prompts = datasets.prompts(run, config.data.prompts)
+        prompts = datasets.load(run, config.data.prompts, "prompts")
         rows = run.directory.read_metrics("ppo")
     headline("3/3 the same in one process, in turn")
     baseline = Baseline(config, LocalFrames(config.data.root, config.video.num_frames))
@@ -72,7 +72,7 @@ def prepare(config: Config, run: Run) -> None:
     write_dataset(Path(config.data.root), {"train": 2, "prompt": count, "test": 1}, config.seed)
     add_captions(datasets.data_path(config, config.data.prompts))
     build_tiny(Path(config.ppo.policy), WORDS, config.seed, size=MODEL)
-    asked = datasets.prompts(run, config.data.prompts)
+    asked = datasets.load(run, config.data.prompts, "prompts")
     kept = [{"video": p.video, "question": p.question, "captions": list(p.captions), "chosen": p.answer} for p in asked]
     write_rows(
         datasets.data_path(config, config.data.pairs),

@@ -10,7 +10,7 @@ from statistics import fmean
 
 from actors.reward import load_function
 from rlaif.config.schema import Config
-from rlaif.data.preference import Preference
+from rlaif.data.preference import PreferencePair
 from rlaif.errors import ConfigError, ContractError, DataError
 from rlaif.io.rundir import RunDir
 from rlaif.io.storage import locate
@@ -185,7 +185,7 @@ def train(config: Config, run: Run) -> dict:
     return {"rm_accuracy": last["eval/accuracy"], "rm_pairs": int(last["eval/pairs"])}
 
 
-def decided_pairs(config: Config, cases: Sequence[Case]) -> Iterator[Preference]:
+def decided_pairs(config: Config, cases: Sequence[Case]) -> Iterator[PreferencePair]:
     """Every two different answers that the reference tells apart, as pairs in its order."""
     prefer = load_function(config.label.reference)
     for case in cases:
@@ -196,7 +196,7 @@ def decided_pairs(config: Config, cases: Sequence[Case]) -> Iterator[Preference]
             ):
                 continue
             best, worst = (a, b) if sign > 0 else (b, a)
-            yield Preference(
+            yield PreferencePair(
                 pair_id=f"{case.prompt.prompt_id}#{best}-{worst}",
                 prompt_id=case.prompt.prompt_id,
                 video=case.prompt.video,

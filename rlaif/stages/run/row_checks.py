@@ -8,7 +8,8 @@ from typing import Any
 
 from rlaif.config.schema import Config, Reward
 from rlaif.config.section import Function
-from rlaif.data.rows import Conversation, Pair
+from rlaif.data.preference import PreferencePair
+from rlaif.data.rows import Conversation
 from rlaif.io.storage import fetch
 from rlaif.models.adapter import base_of
 from rlaif.models.encode import Encoder
@@ -32,7 +33,7 @@ def reader_of(run: Run, model: str) -> Reader:
     return Reader(encoder_of(model), run.topology.client().spec, model)
 
 
-def answered(config: Config, run: Run, model: str, max_tokens: int, option: str) -> Check:
+def answer_check(config: Config, run: Run, model: str, max_tokens: int, option: str) -> Check:
     """Check prompts that an engine answers; one behind which `max_tokens` (the value of `option`) do not fit is remarked on."""
     reader, rooms = reader_of(run, model), engine_rooms(config)
     wish = Room(config.rollout.max_model_len - max_tokens, f"rollout.max_model_len less the {max_tokens} of {option}")
@@ -48,7 +49,7 @@ def engine_rooms(config: Config, max_tokens: int = 1, option: str = "an answer")
     ]
 
 
-def scored(config: Config, run: Run) -> list[Check]:
+def reward_checks(config: Config, run: Run) -> list[Check]:
     """Check what a reward model, if `ppo.reward` is one, reads of prompts beside the answers."""
     if isinstance(config.ppo.reward, Function):
         return []
@@ -62,20 +63,20 @@ def scored(config: Config, run: Run) -> list[Check]:
     return [check]
 
 
-def sampled(config: Config, run: Run) -> list[Check]:
+def ppo_checks(config: Config, run: Run) -> list[Check]:
     """Check the prompts of PPO, which leave room for a whole answer: one that is cut has no end to learn."""
     reader = reader_of(run, config.ppo.policy)
     rooms = engine_rooms(config, config.ppo.sampling.max_tokens, "ppo.sampling.max_tokens")
-    return [lambda prompt: reader.prompt(prompt, rooms), *scored(config, run)]
+    return [lambda prompt: reader.prompt(prompt, rooms), *reward_checks(config, run)]
 
 
-def evaluated(config: Config, run: Run) -> list[Check]:
+def eval_checks(config: Config, run: Run) -> list[Check]:
     """Check the prompts of an evaluation."""
-    first = answered(config, run, config.ppo.policy, config.eval.max_tokens, "eval.max_tokens")
-    return [first, *scored(config, run)]
+    first = answer_check(config, run, config.ppo.policy, config.eval.max_tokens, "eval.max_tokens")
+    return [first, *reward_checks(config, run)]
 
 
-def learned(config: Config, run: Run) -> Check:
+def sft_check(config: Config, run: Run) -> Check:
     """Check conversations of supervised fine-tuning."""
     reader, rooms = reader_of(run, config.sft.init), _sequence_rooms(config)
 
@@ -85,11 +86,11 @@ def learned(config: Config, run: Run) -> Check:
     return check
 
 
-def compared(config: Config, run: Run, reward: Reward) -> Check:
+def pair_check(config: Config, run: Run, reward: Reward) -> Check:
     """Check pairs that a reward model is trained or measured on."""
     reader, rooms, form = reader_of(run, reward.init), _sequence_rooms(config), RewardPrompt.of(reward)
 
-    def check(row: Pair) -> str | None:
+    def check(row: PreferencePair) -> str | None:
         return reader.pair(row, form, rooms)
 
     return check

@@ -35,7 +35,7 @@ def evaluate(config: Config, run: Run) -> list[dict]:
             "nothing there",
             "Run `rlaif ppo` first, or set name= to a run that has one",
         )
-    prompts = datasets.prompts(run, config.data.eval, row_checks.evaluated(config, run))
+    prompts = datasets.load(run, config.data.eval, "prompts", row_checks.eval_checks(config, run))
     roles = start_roles(config, run, prompts, frozen(config, None))
     roles.eval_prompts = prompts
     rows = policy(config, run, roles, "sft")
@@ -51,7 +51,7 @@ def held_out(config: Config, run: Run) -> list[Prompt]:
     """
     if not datasets.data_path(config, config.data.eval).is_file():
         return []
-    prompts = datasets.prompts(run, config.data.eval, row_checks.evaluated(config, run))
+    prompts = datasets.load(run, config.data.eval, "prompts", row_checks.eval_checks(config, run))
     context_of(config, prompts)
     return prompts
 

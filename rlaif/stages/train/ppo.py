@@ -23,7 +23,8 @@ def train(config: Config, run: Run, start: Start = "new") -> str:
     """
     ppo = config.ppo
     require_inputs(config)
-    prompts = enough_prompts(config, datasets.prompts(run, config.data.prompts, row_checks.sampled(config, run)))
+    rows = datasets.load(run, config.data.prompts, "prompts", row_checks.ppo_checks(config, run))
+    prompts = enough_prompts(config, rows)
     held_out = evaluate.held_out(config, run)
     checkpoints = run.checkpoints("ppo", ppo.save.keep)
     newest = run.starting_point("ppo", checkpoints, start, identity(config))

@@ -14,7 +14,7 @@ from preference_rows import EXAMPLES, FRAMES, PICTURES, SAFESORA, picture, safes
 from rlaif.cli import main
 from rlaif.data.files import read_rows, write_rows
 from rlaif.data.formats.table import FORMATS
-from rlaif.data.read import read_conversations, read_pairs, read_prompts
+from rlaif.data.read import read_records
 from rlaif.worlds.shapes.render import write_mp4
 
 PAIR = {"pair_id": "a", "video": "v.mp4", "question": "what moves?", "chosen": "a big cat", "rejected": "a dog"}
@@ -74,7 +74,7 @@ def test_turns_that_nothing_reads_are_counted(world, capsys):
     write_rows(world / "pairs.jsonl", [*PAIRS, PAIR | {"pair_id": "t", "messages": turns, "chosen": "a cow"}])
     _, out, _ = run(capsys, "check", world / "pairs.jsonl")
     assert "earlier turns   1 pairs" in out
-    pairs, _ = read_pairs(world / "pairs.jsonl", world)
+    pairs, _ = read_records(world / "pairs.jsonl", world, "pairs")
     assert [pair.earlier_turns for pair in pairs] == [False] * 4 + [True]
 
 
@@ -184,7 +184,7 @@ def test_reward_model_pairs_become_our_pairs(world, capsys):
         capsys, "convert", world / "rm.json", world / "pairs.jsonl", "--from", "vlm_rlaif_rm", "--to", "rlaif"
     )
     assert code == 0 and "1 of 2 rows kept, 1 missing field" in out and "pairs.jsonl: 1 rows written" in out
-    (pair,), _ = read_pairs(world / "pairs.jsonl", world)
+    (pair,), _ = read_records(world / "pairs.jsonl", world, "pairs")
     assert (pair.video, pair.chosen) == ("anet_50frames/v_1", "A man sits.")
     assert run(capsys, "convert", world / "pairs.jsonl", world / "back.json.gz", "--to", "vlm_rlaif_rm")[0] == 0
     assert rows_of(world / "back.json.gz") == EXAMPLES["vlm_rlaif_rm"][:1]
@@ -198,7 +198,7 @@ def test_pairs_of_videos_train_every_dimension_under_its_own_name(world, capsys)
     (world / "clips/p7").mkdir(parents=True)
     for name in ("v0", "v1"):
         (world / f"clips/p7/{name}.mp4").touch()
-    (pair,), _ = read_pairs(world / "o.jsonl", world)
+    (pair,), _ = read_records(world / "o.jsonl", world, "pairs")
     assert pair.videos == ("clips/p7/v1.mp4", "clips/p7/v0.mp4") and pair.prompt_id == "p7"
     assert pair.signs == {
         "helpfulness": 1, "harmlessness": -1, "instruction_following": 1,
@@ -207,11 +207,11 @@ def test_pairs_of_videos_train_every_dimension_under_its_own_name(world, capsys)
 
 
 def test_prompts_and_conversations(world, capsys):
-    for name, ours, read in (("vlm_rlaif_rl", "prompts", read_prompts), ("vlm_rlaif_sft", "sft", read_conversations)):
+    for name, ours, kind in (("vlm_rlaif_rl", "prompts", "prompts"), ("vlm_rlaif_sft", "sft", "conversations")):
         write_rows(world / "in.json", EXAMPLES[name])
         media = ("--media", world / "media")  # one of the rows lists some of its folder's frames
         assert run(capsys, "convert", world / "in.json", world / "ours.jsonl", "--to", ours, *media)[0] == 0
-        assert len(read(world / "ours.jsonl", world)[0]) == 2
+        assert len(read_records(world / "ours.jsonl", world, kind)[0]) == 2
         assert run(capsys, "convert", world / "ours.jsonl", world / "back.json", "--from", ours, "--to", name)[0] == 0
         assert rows_of(world / "back.json") == EXAMPLES[name]
 
@@ -225,7 +225,7 @@ def test_images_go_through_our_files_and_back(world, capsys):
     assert run(capsys, "convert", world / "in.parquet", world / "ours/pairs.jsonl", "--to", "rlaif", *media)[0] == 0
     assert rows_of(world / "ours/pairs.jsonl")[0]["video"].startswith("media/")
     assert run(capsys, "check", world / "ours/pairs.jsonl")[0] == 0
-    assert len(read_pairs(world / "ours/pairs.jsonl", world / "ours")[0]) == 2
+    assert len(read_records(world / "ours/pairs.jsonl", world / "ours", "pairs")[0]) == 2
     assert run(capsys, "convert", world / "ours/pairs.jsonl", world / "back.parquet", "--to", "rlaif_v")[0] == 0
     assert rows_of(world / "back.parquet") == rows
     (world / "else").mkdir()

@@ -9,10 +9,9 @@ import sys
 import pytest
 
 from rlaif.data import json_list
-from rlaif.data.bad_rows import Bad, Row, good
 from rlaif.data.files import read_rows, write_rows
 from rlaif.data.formats.table import FORMATS
-from rlaif.data.rows import Report
+from rlaif.data.rows import Report, Row, RowFailure, valid
 from rlaif.errors import DataError
 
 ROWS = [{"a": 1, "b": 'é中d"]', "c": [1.5, None, True]}, {"x": {"y": []}}, {}, {"t": "tail,"}]
@@ -22,7 +21,7 @@ SCHEMA = FORMATS["rlaif"].schema
 def read(path):
     """(rows, counts by reason, first bad row)."""
     report = Report(str(path))
-    rows = [row.fields for row in good(read_rows(path), report)]
+    rows = [row.fields for row in valid(read_rows(path), report)]
     return rows, report.counts, next((bad for found in report.skipped.values() for bad in found), None)
 
 
@@ -220,7 +219,7 @@ def test_elements_larger_than_a_chunk(monkeypatch, tmp_path):
 def test_rows_and_bad_rows_keep_their_order(tmp_path):
     (tmp_path / "a.json").write_text('[{"a": 1}, 2, {"a": 3}]')
     kinds = [type(item) for item in read_rows(tmp_path / "a.json")]
-    assert kinds == [Row, Bad, Row]
+    assert kinds == [Row, RowFailure, Row]
 
 
 MEASURE = """

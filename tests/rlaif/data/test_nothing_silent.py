@@ -13,8 +13,8 @@ from kept_share import RECORDED, ROWS, mutations, read_one, share
 from mutations import ADDED, CHANGES, bare, media_in, mutated, places, strings, texts_in, without
 from preference_rows import EXAMPLES, STRATEGIES
 
-from rlaif.data.bad_rows import Bad
 from rlaif.data.formats.table import FORMATS, detect
+from rlaif.data.rows import RowFailure
 from rlaif.errors import DataError
 
 ALL = [name for name in FORMATS if name in ROWS]
@@ -49,7 +49,7 @@ def held(record) -> tuple[set[str], set[str]]:
 
 def check(name: str, row: dict, folder: Path, told: str) -> None:
     record = read_one(name, row, folder)
-    if isinstance(record, Bad):
+    if isinstance(record, RowFailure):
         assert record.reason and record.row.detail and len(str(record.row)) < 900, told
         return
     (media, texts), (own_media, own_texts) = said(name, row), held(record)
@@ -69,7 +69,7 @@ def check_detected(row: dict, folder: Path, told: str) -> None:
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_unchanged_rows_are_all_kept(name, tmp_path):
     for row in [*EXAMPLES[name], *ROWS[name]]:
-        assert not isinstance(read_one(name, row, tmp_path), Bad)
+        assert not isinstance(read_one(name, row, tmp_path), RowFailure)
         check(name, row, tmp_path, name)
 
 

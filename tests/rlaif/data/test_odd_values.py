@@ -14,11 +14,11 @@ from odd_files import PAIR, TEXT_PAIR, data, llava, make_world, reward_pair, row
 from preference_rows import RLAIF_V, SAFESORA, gpt, human
 
 from rlaif.data import meter
-from rlaif.data.bad_rows import Row
 from rlaif.data.files import read_rows, write_rows
 from rlaif.data.formats.safesora_items import HARM_LABELS
 from rlaif.data.formats.table import FORMATS
-from rlaif.data.read import read_pairs
+from rlaif.data.read import read_records
+from rlaif.data.rows import Row
 
 
 @pytest.fixture
@@ -114,7 +114,10 @@ def test_our_own_rows_as_a_table_of_structs(world, capsys):
     pq.write_table(pa.Table.from_pylist(rows), world / "in.parquet")
     code, out, _ = data(capsys, "check", world / "in.parquet")
     assert code == 0 and "2 of 2 rows kept" in out and "score (1 rows)" in out, out
-    assert [pair.dimensions for pair in read_pairs(world / "in.parquet", world)[0]] == [{"style": -1}, {"truth": 1}]
+    assert [pair.dimensions for pair in read_records(world / "in.parquet", world, "pairs")[0]] == [
+        {"style": -1},
+        {"truth": 1},
+    ]
 
 
 def test_safesora_is_compared_along_what_is_there(world, capsys):

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from rlaif.data.files import read_rows
 from rlaif.data.formats.own import PAIRS
-from rlaif.data.rows import Pair
+from rlaif.data.preference import PreferencePair
 from rlaif.errors import DataError
 from rlaif.io.rundir import RunDir
 from rlaif.models.packing import chunks
@@ -228,8 +228,8 @@ def test_ppo_learns_from_the_weighted_sum_of_named_parts(aligned, metrics_of, sa
 # -- without a cluster
 
 
-def pair(number: int, **about) -> Pair:
-    return Pair(str(number), f"v{number}", "q", (), "a", "b", **about)
+def pair(number: int, **about) -> PreferencePair:
+    return PreferencePair(str(number), "q", "a", "b", video=f"v{number}", **about)
 
 
 def test_rows_that_were_not_compared_are_counted_and_left_out(make_config, tmp_path, caplog):

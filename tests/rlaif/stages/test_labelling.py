@@ -63,7 +63,7 @@ def judging(tmp_path, make_config, world):
 
 
 def ids_of(run) -> list[str]:
-    return [prompt.prompt_id for prompt in datasets.prompts(run, HELD_OUT)]
+    return [prompt.prompt_id for prompt in datasets.load(run, HELD_OUT, "prompts")]
 
 
 def labels(config) -> dict[str, dict]:
@@ -242,7 +242,7 @@ def test_a_judge_that_sees_fewer_frames_than_others(judging):
     sparse = LocalFrames(config.data.root, 2)
     wanted = {
         f"data:image/jpeg;base64,{base64.b64encode(image).decode()}"
-        for prompt in datasets.prompts(run, HELD_OUT)
+        for prompt in datasets.load(run, HELD_OUT, "prompts")
         for image in encode_frames(sparse.get(prompt.video), jpeg_quality=90)
     }
     assert {part["image_url"]["url"] for content in shown for part in content if "image_url" in part} == wanted
@@ -254,7 +254,7 @@ def test_another_file_behind_a_videos_name_is_judged_anew(judging, world, tmp_pa
     with JudgeServer(by=prefers("red")) as server:
         config, run = judging(server.url, f"data.root={tmp_path}/data")
         label.label(config, run)
-        prompts = datasets.prompts(run, HELD_OUT)
+        prompts = datasets.load(run, HELD_OUT, "prompts")
         video = prompts[0].video
         other = next(prompt.video for prompt in prompts if prompt.video != video)
         shutil.copy(tmp_path / "data" / other, tmp_path / "data" / video)
@@ -262,7 +262,7 @@ def test_another_file_behind_a_videos_name_is_judged_anew(judging, world, tmp_pa
         report = label.label(config, run)
     changed = sum(prompt.video == video for prompt in prompts)
     assert 0 < changed < len(prompts) and report["server"]["this_command"]["cached"] == 6 * changed
-    now = datasets.prompts(run, HELD_OUT)
+    now = datasets.load(run, HELD_OUT, "prompts")
     different = [a.prompt_id for a, b in zip(prompts, now, strict=True) if sample.asked_of(a) != sample.asked_of(b)]
     assert different == [prompt.prompt_id for prompt in prompts if prompt.video == video]
 
@@ -339,7 +339,7 @@ def test_equal_answers_are_not_asked_about(judging):
 def test_a_video_without_captions_is_counted_and_judged_without_context(judging, caplog):
     with JudgeServer(by=prefers("red")) as server:
         config, run = judging(server.url, "label.context=captions", "data.captions={run}/captions.jsonl")
-        videos = sorted({prompt.video for prompt in datasets.prompts(run, HELD_OUT)})
+        videos = sorted({prompt.video for prompt in datasets.load(run, HELD_OUT, "prompts")})
         file = datasets.data_path(config, config.data.captions)
         made = [
             {

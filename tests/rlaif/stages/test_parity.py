@@ -36,7 +36,7 @@ def started(request, world, make_config, tmp_path_factory):
     overrides += ["ppo.train_vision=true", "ppo.train_projector=true"] if full else ["rollout.vision=shared"]
     config = make_config(folder, *overrides)
     with open_run(config) as run:
-        prompts = enough_prompts(config, datasets.prompts(run, config.data.prompts))
+        prompts = enough_prompts(config, datasets.load(run, config.data.prompts, "prompts"))
         roles = start_roles(config, run, prompts, learner_spec(config))
         roles.publisher.publish(0)
         yield config, roles, prompts, parity_gate(config, roles, prompts)

@@ -29,7 +29,7 @@ class Started:
 
     def __init__(self, config, run):
         self.config = config
-        self.prompts = enough_prompts(config, datasets.prompts(run, config.data.prompts))
+        self.prompts = enough_prompts(config, datasets.load(run, config.data.prompts, "prompts"))
         self.roles = start_roles(config, run, self.prompts, learner_spec(config))
         pool = self.roles.rollouts
         support = str(Path(__file__).parents[2] / "support")

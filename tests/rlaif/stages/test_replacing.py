@@ -51,7 +51,7 @@ def run(make_config, tmp_path) -> Run:
 def answered(run: Run, broken: set[str], iteration: int = 0, ahead: int = 0):
     """One iteration on a pool that cannot answer some prompts, with `ahead` more iterations asked for already."""
     config = run.config
-    deck = Deck(datasets.prompts(run, "prompts.jsonl"), config.ppo.prompts_per_iteration, config.seed)
+    deck = Deck(datasets.load(run, "prompts.jsonl", "prompts"), config.ppo.prompts_per_iteration, config.seed)
     pool, ledger = Pool(broken), Ledger()
     roles = SimpleNamespace(deck=deck, rollouts=pool, ledger=ledger, run=run, deadline_s=1)
     roles.arriving = dict.fromkeys(range(iteration, iteration + ahead + 1))
@@ -64,8 +64,8 @@ def answered(run: Run, broken: set[str], iteration: int = 0, ahead: int = 0):
 
 
 def test_substitutes_that_fail_are_replaced_as_well(run):
-    every = [prompt.prompt_id for prompt in datasets.prompts(run, "prompts.jsonl")]
-    deck = Deck(datasets.prompts(run, "prompts.jsonl"), 4, run.config.seed)
+    every = [prompt.prompt_id for prompt in datasets.load(run, "prompts.jsonl", "prompts")]
+    deck = Deck(datasets.load(run, "prompts.jsonl", "prompts"), 4, run.config.seed)
     asked = [prompt.prompt_id for prompt in deck.of(0)]
     broken = {asked[0], next(name for name in every if name not in asked)}
     roles, arriving = answered(run, broken, ahead=1)
@@ -77,14 +77,14 @@ def test_substitutes_that_fail_are_replaced_as_well(run):
 
 
 def test_the_run_stops_when_most_prompts_cannot_be_answered(run):
-    every = {prompt.prompt_id for prompt in datasets.prompts(run, "prompts.jsonl")}
+    every = {prompt.prompt_id for prompt in datasets.load(run, "prompts.jsonl", "prompts")}
     with pytest.raises(DataError, match=r"at most 50% of the prompts unusable \(ppo\.max_prompt_failures\)") as caught:
         answered(run, every)
     assert "cut off" in caught.value.found and "--resume" in caught.value.change
 
 
 def test_a_resume_without_a_prompt_asks_for_what_is_left_of_the_open_iterations(run):
-    prompts = datasets.prompts(run, "prompts.jsonl")
+    prompts = datasets.load(run, "prompts.jsonl", "prompts")
     deck = Deck(prompts, run.config.ppo.prompts_per_iteration, run.config.seed)
     ledger = Ledger()
     for iteration in (0, 1):
@@ -102,7 +102,7 @@ def test_a_resume_without_a_prompt_asks_for_what_is_left_of_the_open_iterations(
 
 
 def test_a_resume_with_other_prompts_is_refused(run):
-    prompts = datasets.prompts(run, "prompts.jsonl")
+    prompts = datasets.load(run, "prompts.jsonl", "prompts")
     deck = Deck(prompts, 4, run.config.seed)
     newest = SimpleNamespace(iteration=0, meta={"deck": deck.state_dict(), "ledger": Ledger().state_dict()})
     with pytest.raises(DataError, match="ppo.max_prompt_failures"):
