@@ -9,8 +9,9 @@ import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from rlaif.data import json_list, strict_json
 from rlaif.data.meter import Meter
@@ -85,14 +86,14 @@ def _check_regular(path: Path) -> None:
         raise DataError(f"a regular file of rows at {path}", "a pipe, device or folder", "write the rows to a file")
 
 
-def _read_text(path: Path, parse: Callable[[IO[bytes], Path], Rows], meter: Meter) -> Rows:
+def _read_text(path: Path, parse: Callable[[BufferedIOBase, Path], Rows], meter: Meter) -> Rows:
     is_packed = path.name.lower().endswith(".gz")
     try:
         with path.open("rb") as raw, meter:
             if not is_packed:
                 _check_content(raw.peek(8), path)
             size = os.fstat(raw.fileno()).st_size
-            file: IO[bytes] = gzip.GzipFile(fileobj=raw) if is_packed else raw
+            file: BufferedIOBase = gzip.GzipFile(fileobj=raw) if is_packed else raw
             for row in parse(file, path):
                 yield row
                 meter.to(raw.tell(), size)
@@ -110,7 +111,7 @@ def _check_content(start: bytes, path: Path) -> None:
         raise DataError(f"UTF-8 text in {path}", "not UTF-8 but UTF-16 or UTF-32", fix)
 
 
-def _list_rows(file: IO[bytes], path: Path) -> Rows:
+def _list_rows(file: BufferedIOBase, path: Path) -> Rows:
     number = 0
     try:
         for number, value in enumerate(json_list.elements(file, str(path)), start=1):
@@ -120,7 +121,7 @@ def _list_rows(file: IO[bytes], path: Path) -> Rows:
         yield reject(Row(number + 1, {}, "row"), None, RowError(reason, str(error)))
 
 
-def _line_rows(file: IO[bytes], path: Path) -> Rows:
+def _line_rows(file: BufferedIOBase, path: Path) -> Rows:
     number = offset = 0
     is_first = True
     try:
@@ -228,7 +229,7 @@ def write_rows(path: str | Path, rows: Iterable[dict[str, Any]], schema: Any = N
 
 
 @contextmanager
-def _compressed(raw: BinaryIO, ending: str) -> Iterator[IO[bytes]]:
+def _compressed(raw: BinaryIO, ending: str) -> Iterator[BinaryIO | gzip.GzipFile]:
     if not ending.endswith(".gz"):
         yield raw
         return
@@ -237,7 +238,7 @@ def _compressed(raw: BinaryIO, ending: str) -> Iterator[IO[bytes]]:
         yield file
 
 
-def _write_lines(file: IO[bytes], rows: Iterable[dict[str, Any]]) -> int:
+def _write_lines(file: BinaryIO | gzip.GzipFile, rows: Iterable[dict[str, Any]]) -> int:
     count = 0
     for row in rows:
         file.write(_json(row) + b"\n")
@@ -245,7 +246,7 @@ def _write_lines(file: IO[bytes], rows: Iterable[dict[str, Any]]) -> int:
     return count
 
 
-def _write_list(file: IO[bytes], rows: Iterable[dict[str, Any]]) -> int:
+def _write_list(file: BinaryIO | gzip.GzipFile, rows: Iterable[dict[str, Any]]) -> int:
     count = 0
     for row in rows:
         file.write(b",\n" if count else b"[\n")

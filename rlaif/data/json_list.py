@@ -14,7 +14,8 @@ import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, Any
+from io import BufferedIOBase
+from typing import Any
 
 from rlaif.data.strict_json import check_unicode, strict_decoder
 from rlaif.errors import DataError
@@ -54,7 +55,7 @@ class Unusable:
     """The element without that value, if the rest of it is known."""
 
 
-def elements(file: IO[bytes], name: str) -> Iterator[Any]:
+def elements(file: BufferedIOBase, name: str) -> Iterator[Any]:
     """Yield the elements of the list in `file`. Raise DataError if it is no list, Damaged as soon as it is no JSON."""
     text = _Window(file)
     mark = text.mark()
@@ -79,7 +80,7 @@ def elements(file: IO[bytes], name: str) -> Iterator[Any]:
 class _Window:
     """The part of the file that is being parsed."""
 
-    def __init__(self, file: IO[bytes]):
+    def __init__(self, file: BufferedIOBase):
         self.ended: str | None = None
         """After the end of the file: the error that ended it, or an empty text."""
         self._file, self._text = file, ""
@@ -205,7 +206,7 @@ class _Window:
         while size > 0 and self.ended is None:
             try:
                 # `read` of a damaged gzip file would raise before it gives the bytes ahead of the damage
-                part = self._file.read1(size)  # type: ignore[attr-defined]  # both kinds of file have it
+                part = self._file.read1(size)
             except (EOFError, OSError, zlib.error) as error:
                 self.ended = f" ({error})"
                 break

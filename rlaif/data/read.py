@@ -7,7 +7,7 @@ both also .gz, and .parquet. A row's `video` is a path relative to `data.root`, 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from rlaif.data.rows import (
     RowFailure,
     build_row,
     reject,
+    valid,
 )
 from rlaif.data.texts import check_marks, check_media_paths
 from rlaif.data.videos import video_path, videos_of
@@ -66,15 +67,7 @@ def read_records(path: str | Path, root: str | Path, kind: OwnKind, strict: bool
     record_type, build = BUILDERS[kind]
     reader = _RowReader(root, ID_FIELD[record_type], build)
     report = Report(str(path), unit=unit(path))
-    records = []
-    for row in read_rows(path):
-        record = row if isinstance(row, RowFailure) else reader.read(row, report)
-        if isinstance(record, RowFailure):
-            report.skip(record.reason, record.row)
-            continue
-        records.append(record)
-        report.lines[id_of(record)] = row.number
-        report.kept += 1
+    records = list(valid(reader.records(read_rows(path), report.lines), report))
     report.check(strict)
     return records, report
 
@@ -88,19 +81,26 @@ class _RowReader:
         # rows share videos, and asking a network file system about one is slow
         self._exists = cache(lambda video: os.path.exists(video_path(root, video)))
 
-    def read(self, row: Row, report: Report) -> OwnRecord | RowFailure:
-        """Return the record of a row, or why there is none. `report` knows the ids of the rows before it."""
-        try:
-            return self._checked(row, report)
-        except RowError as error:
-            return reject(row, row.fields.get(self._key), error)
+    def records(self, rows: Iterable[Row | RowFailure], lines: dict[str, int]) -> Iterator[OwnRecord | RowFailure]:
+        """Yield the record of each row, or why there is none. `lines` is filled with the number of a record's row, by id."""
+        for row in rows:
+            if isinstance(row, RowFailure):
+                yield row
+                continue
+            try:
+                record = self._checked(row, lines)
+            except RowError as error:
+                yield reject(row, row.fields.get(self._key), error)
+                continue
+            lines[id_of(record)] = row.number
+            yield record
 
-    def _checked(self, row: Row, report: Report) -> OwnRecord:
+    def _checked(self, row: Row, lines: Mapping[str, int]) -> OwnRecord:
         record = self._build(row.fields)
         check_read(row.fields, record)
         name = id_of(record)
-        if name in report.lines:
-            raise RowError("duplicate id", f"{row.unit} {report.lines[name]} has it already")
+        if name in lines:
+            raise RowError("duplicate id", f"{row.unit} {lines[name]} has it already")
         for video in videos_of(record):
             self._check_video(video)
         # frames that are listed beside two candidate videos are of neither

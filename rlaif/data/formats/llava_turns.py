@@ -23,6 +23,7 @@ class _Turn(BaseModel):
     value: str
 
     def build(self) -> tuple[str, str]:
+        """Return the turn as (role, content)."""
         # the media come first in a prompt, wherever the row puts its mark
         text = without_placeholders(self.value) if self.speaker == "human" else self.value
         return ROLES[self.speaker], text
@@ -33,17 +34,19 @@ def read_turns(
 ) -> Messages:
     """Return (role, content) of each turn, without the placeholders of `media` (from `read_media`).
 
-    Raises RowError for turns that are wrong or out of order, and for a placeholder that stands for nothing.
+    Raise RowError for turns that are wrong or out of order, and for a placeholder that stands for nothing.
     """
     turns = fields.get(name)
     if turns is None:
         raise RowError("missing field", f"{name}: Field required")
     if not isinstance(turns, list):
         raise RowError("wrong type", f"{name}: a {type(turns).__name__} instead of a list")
-    if wrong := [turn for turn in turns if not isinstance(turn, dict)]:
-        raise RowError("wrong type", f"{name}: a turn that is a {type(wrong[0]).__name__}")
+    for turn in turns:
+        if not isinstance(turn, dict):
+            raise RowError("wrong type", f"{name}: a turn that is a {type(turn).__name__}")
     messages = tuple(build_row(_Turn, turn, f"{name}.{place}.") for place, turn in enumerate(turns))
-    check_placeholders([turn["value"] for turn in turns if turn["from"] == "human"], media)
+    questions = [turn["value"] for turn in turns if turn["from"] == "human"]
+    check_placeholders(questions, media)
     check_turns(messages, last)
     if any(role == "user" and not text.strip() for role, text in messages):
         raise RowError("empty field", f"{name}: a human turn without text")
@@ -52,20 +55,20 @@ def read_turns(
 
 def write_turns(messages: Sequence[tuple[str, str]], mark: str) -> list[dict[str, str]]:
     """Return turns whose first human one begins with `mark` ("<image>" and a separator, or nothing)."""
-    turns, marked = [], False
+    turns = []
     for role, text in messages:
-        if role == "user" and not marked:
-            text, marked = mark + text, True
+        if role == "user":
+            text, mark = mark + text, ""
         turns.append({"from": SPEAKERS[role], "value": text})
     return turns
 
 
-def question(messages: Messages) -> dict[str, Any]:
-    """Return the fields of a pairs row that say what was asked: `question`, and `messages` if there is more than one turn."""
+def question_fields(messages: Messages) -> dict[str, Any]:
+    """Return the fields of a pairs row for its turns: `question`, and `messages` if there is more than one turn."""
     turns = [{"role": role, "content": text} for role, text in messages]
     return {"question": messages[-1][1], "messages": turns if len(turns) > 1 else []}
 
 
-def asked(question: str, messages: Messages) -> Messages:
-    """Return the turns of `question`'s fields."""
+def turns_before_answer(question: str, messages: Messages) -> Messages:
+    """Return the turns of a record: its `messages`, or the one turn that its `question` is."""
     return messages or (("user", question),)

@@ -33,12 +33,14 @@ SCHEMA = pa.schema([(name, _column(name)) for name in PAIR_FIELDS])
 
 
 def _columns(row: Fields) -> Fields:
-    """A JSON row of ours to a row of `SCHEMA`; fields that we don't know have no column and go into `native`."""
+    """Turn a JSON row of ours into a row of `SCHEMA`; fields that we don't know have no column and go into `native`."""
     extra = {name: value for name, value in row.items() if name not in PAIR_FIELDS}
-    row = {name: value for name, value in row.items() if name in PAIR_FIELDS}
+    columns = {name: value for name, value in row.items() if name in PAIR_FIELDS}
     if extra:
-        row["native"] = row.get("native", {}) | {"rlaif": extra}
-    return {name: json.dumps(value) if name in NESTED else value for name, value in row.items()}
+        columns["native"] = columns.get("native", {}) | {"rlaif": extra}
+    for name in NESTED & columns.keys():
+        columns[name] = json.dumps(columns[name])
+    return columns
 
 
 def _pair(record: PreferencePair, place: int) -> Fields:
@@ -47,7 +49,9 @@ def _pair(record: PreferencePair, place: int) -> Fields:
     extra = native.pop("rlaif", {})
     # what an edited file may have there never replaces what the record says
     extra = {name: value for name, value in extra.items() if name not in PAIR_FIELDS}
-    return row | ({"native": native} if native else {}) | extra
+    if native:
+        row["native"] = native
+    return row | extra
 
 
 def _conversation(fields: Fields) -> Conversation:
@@ -55,14 +59,18 @@ def _conversation(fields: Fields) -> Conversation:
 
 
 def _conversation_row(record: Conversation, place: int) -> Fields:
-    fields = record.turn_fields or [{}] * len(record.messages)
-    messages = [
-        {"role": role, "content": content, **more}
-        for (role, content), more in zip(record.messages, fields, strict=True)
-    ]
+    turn_fields = record.turn_fields or ({},) * len(record.messages)
+    messages = []
+    for (role, content), others in zip(record.messages, turn_fields, strict=True):
+        messages.append({"role": role, "content": content, **others})
+    row: dict[str, Any] = {"id": record.id}
     # a conversation about text alone names no video: our own readers refuse an empty one
-    row: dict[str, Any] = {"id": record.id} | ({"video": record.video} if record.video else {}) | {"messages": messages}
-    return row | ({"captions": list(record.captions)} if record.captions else {}) | record.extra
+    if record.video:
+        row["video"] = record.video
+    row["messages"] = messages
+    if record.captions:
+        row["captions"] = list(record.captions)
+    return row | record.extra
 
 
 def _prompt(fields: Fields) -> Prompt:
@@ -73,7 +81,9 @@ def _prompt_row(record: Prompt, place: int) -> Fields:
     row: dict[str, Any] = {"prompt_id": record.prompt_id, "video": record.video, "question": record.question}
     if record.answer is not None:
         row["answer"] = record.answer
-    return row | ({"captions": list(record.captions)} if record.captions else {}) | record.extra
+    if record.captions:
+        row["captions"] = list(record.captions)
+    return row | record.extra
 
 
 def _open_pair(fields: Fields, options: Options) -> Fields:

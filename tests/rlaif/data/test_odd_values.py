@@ -260,7 +260,7 @@ def test_many_rows_may_share_one_id():
             return super().__contains__(key)
 
     rows = [Row(n, {"id": "same"} | turns) for n in range(1, 2001)]
-    names = [record.id for record in FORMATS["vlm_rlaif_sft"].read(rows, seen=Counted())]
+    names = [record.id for record in FORMATS["vlm_rlaif_sft"].read(rows, lines=Counted())]
     assert names[:3] == ["same", "same#2", "same#3"] and len(set(names)) == 2000
     assert looked < 5 * 2000  # as many as rows, not their square
 
