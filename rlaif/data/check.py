@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -135,6 +136,7 @@ def _counted(items: Iterable[Any], checkup: Checkup, images: Checked, videos: bo
         checkup.statistics.add(record)
         name = getattr(record, checkup.format.key)
         problem = frames.problem(record) if videos else None
+        # rows of another format are converted before a stage reads them, and `convert --media` joins their frames
         if problem and problem.reason == DIFFER and not checkup.format.own:
             checkup.to_gather += 1
             # the video that it is about is not there yet
@@ -194,7 +196,7 @@ def _listing(folder: Path) -> frozenset[str]:
 
 
 def _check_media(checkup: Checkup, needs: list[_Media], root: Path, unit: str, open_video: OpenVideo) -> None:
-    every = [video for need in needs for video in need.videos]
+    every = itertools.chain.from_iterable(need.videos for need in needs)
     reasons = check_videos(every, lambda video: open_video(video_path(root, video)))
     checkup.videos = {video: _without_path(root, video, reason) for video, reason in reasons.items()}
     report = checkup.report
@@ -207,6 +209,7 @@ def _check_media(checkup: Checkup, needs: list[_Media], root: Path, unit: str, o
         checkup.rows_of.update(bad)
         if bad:
             checkup.video_of[failure.row] = bad[0]
+        # the row was counted as kept when it was read
         report.kept -= 1
         report.skip(failure.reason, failure.row)
 

@@ -38,7 +38,7 @@ class Conversion:
             lines.append(f"{self.target} does not hold {_counts(self.notes.lost)}")
         missing = self.notes.missing
         if missing:
-            paths = named([excerpt(path) for path in missing])
+            paths = named(list(map(excerpt, missing)))
             hint = "; the first is beside IN: add --root with the folder of IN" if self.is_beside_source else ""
             lines.append(f"{sum(missing.values()):,} media that rows name are not there: {paths}{hint}")
         if self.unshown:
@@ -55,10 +55,11 @@ def uncarried_lines(notes: Notes) -> list[str]:
 
 
 def _counts(counter: Mapping[str, int]) -> str:
-    shown = list(counter.items())[: 2 * SHOWN]
-    text = ", ".join(f"{excerpt(name, 40)} ({count:,} rows)" for name, count in shown)
-    others = len(counter) - len(shown)
-    return f"{text} and {others} more" if others else text
+    most = 2 * SHOWN
+    texts = [f"{excerpt(name, 40)} ({count:,} rows)" for name, count in counter.items()]
+    text = ", ".join(texts[:most])
+    others = len(counter) - most
+    return f"{text} and {others} more" if others > 0 else text
 
 
 def convert(
@@ -87,10 +88,12 @@ def convert(
     check_folder("media", media, exists=False)
     source, written = source_file(source), table.named(target_format)
     check_target(target)
+    # a link, or another spelling of the path, may name the same file
     is_onto_itself = target.exists() and target.samefile(source)
     report = Report(str(source))
     form, rows = open_rows(source, source_format, report)
     _check_kinds(form, written, dimension)
+    # paths in our rows are relative to the folder of the file that holds them
     with_our_rows = target if written.own and not form.own else source
     options = Options(Media(root or with_our_rows.parent, media), video_dir)
     conversion = Conversion(report, options.notes, written.name)
@@ -105,6 +108,7 @@ def convert(
     if is_onto_itself:
         new_rows = _refuse_bad(new_rows, target)
     _write(target, written, new_rows, conversion, allow_cut)
+    # known only now: the notes are filled while the rows are written
     missing = next(iter(options.notes.missing), None)
     if missing is not None and root is None:
         conversion.is_beside_source = Media(source.parent, None).there(missing)

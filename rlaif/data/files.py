@@ -90,6 +90,7 @@ def _read_text(path: Path, parse: Callable[[BufferedIOBase, Path], Rows], meter:
     is_packed = path.name.lower().endswith(".gz")
     try:
         with path.open("rb") as raw, meter:
+            # gzip itself refuses what is not packed
             if not is_packed:
                 _check_content(raw.peek(8), path)
             size = os.fstat(raw.fileno()).st_size
@@ -97,7 +98,8 @@ def _read_text(path: Path, parse: Callable[[BufferedIOBase, Path], Rows], meter:
             for row in parse(file, path):
                 yield row
                 meter.to(raw.tell(), size)
-    except (OSError, ValueError) as error:  # ValueError: a path with a NUL character
+    # ValueError: a path with a NUL character
+    except (OSError, ValueError) as error:
         raise DataError(f"a file of rows at {path}", str(error), "check the path") from error
 
 
@@ -116,8 +118,8 @@ def _list_rows(file: BufferedIOBase, path: Path) -> Rows:
     try:
         for number, value in enumerate(json_list.elements(file, str(path)), start=1):
             yield _row(value, number, "row")
-    except json_list.Damaged as error:
-        reason = CUT if isinstance(error, json_list.Cut) else DAMAGED
+    except json_list.DamagedError as error:
+        reason = CUT if isinstance(error, json_list.CutError) else DAMAGED
         yield reject(Row(number + 1, {}, "row"), None, RowError(reason, str(error)))
 
 
@@ -150,7 +152,8 @@ def _check_no_list(line: bytes, path: Path) -> None:
     try:
         value = strict_json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError):
-        value = None  # the list goes on in the next line
+        # the list goes on in the next line
+        value = None
     if not isinstance(value, list) or any(isinstance(item, dict) for item in value):
         ending = ".json.gz" if path.name.lower().endswith(".gz") else ".json"
         raise DataError(f"one JSON object per line in {path}", "one JSON list", f"let its name end in {ending}")
@@ -158,9 +161,11 @@ def _check_no_list(line: bytes, path: Path) -> None:
 
 def _line(line: bytes, number: int, offset: int) -> Row | RowFailure:
     try:
+        # the mark of byte order that some editors write before the first line
         text = line.decode("utf-8-sig")
         value, problem = strict_json.parse(text)
     except (ValueError, RecursionError) as error:
+        # only the last line of a file can lack its end: a broken one before it is one bad row
         if not line.endswith(b"\n") and _is_cut(error):
             row_error = RowError(CUT, f"at byte {offset + len(line):,}: {error}")
         else:

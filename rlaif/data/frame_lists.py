@@ -47,15 +47,16 @@ class ShownFrames:
     def __init__(self, root: str | Path):
         self._root = Path(root)
         self._frames = lru_cache(maxsize=LISTINGS)(self._listing)
-        self._alike = lru_cache(maxsize=LISTINGS)(self._same)  # rows about one video follow each other
+        # rows about one video follow each other
+        self._alike = lru_cache(maxsize=LISTINGS)(self._same)
 
     def check(self, video: str | None, frames: Sequence[str]) -> None:
         """Raise RowError unless `video` shows exactly `frames`, in their order; empty: nothing was listed."""
         if not frames:
             return
-        shown = self._frames(video) if video else ()
-        if shown != tuple(frames) and not self._alike(video, shown, tuple(frames)):
-            shows = f"{video} shows {len(shown)}, by name" if video else "no video shows them"
+        actual = self._frames(video) if video else ()
+        if actual != tuple(frames) and not self._alike(video, actual, tuple(frames)):
+            shows = f"{video} shows {len(actual)}, by name" if video else "no video shows them"
             fix = "`rlaif data convert --root DIR --media DIR` (root: that of the data) makes a video of exactly those"
             raise RowError(DIFFER, f"{len(frames)} frames are listed in their order, and {shows}: {fix}")
 
@@ -66,10 +67,12 @@ class ShownFrames:
         try:
             expected = [video_path(self._root, frame).absolute() for frame in frames]
             if video_path(self._root, video).name == link_folder(expected):
-                return True  # `Media.gather` names a folder by its content; links need not be followed
+                # `Media.gather` names a folder by its content; links need not be followed
+                return True
             actual = [video_path(self._root, frame) for frame in shown]
         except DataError:
             return False
+        # last, because it asks the file system about every part of every path
         return list(map(os.path.realpath, actual)) == list(map(os.path.realpath, expected))
 
     def _listing(self, video: str) -> tuple[str, ...]:
@@ -79,7 +82,8 @@ class ShownFrames:
                 return (video,) if path.suffix.lower() in IMAGES else ()
             prefix = "" if video == "." else f"{video}/"
             return tuple(f"{prefix}{image.name}" for image in frames_in(path))
-        except (OSError, ValueError, DataError):  # ValueError: a NUL character
+        # ValueError: a NUL character
+        except (OSError, ValueError, DataError):
             return ()
 
 
@@ -104,23 +108,24 @@ def match(
     a frame is not there, it becomes a `RowFailure`. key, lines: the field that names a record, and the number of its row
     by that name.
     """
-    shown = ShownFrames(media.root)
+    videos = ShownFrames(media.root)
     for item in items:
         if isinstance(item, RowFailure):
             yield item
             continue
         try:
-            yield _matched(item, shown, media)
+            yield _matched(item, videos, media)
         except RowError as error:
             yield reject_record(lines, getattr(item, key), error, unit)
 
 
-def _matched(record: Any, shown: ShownFrames, media: FrameFolders) -> Any:
+def _matched(record: Any, videos: ShownFrames, media: FrameFolders) -> Any:
     frames = listed(record)
     try:
-        shown.check(record.video if frames else None, frames)
+        videos.check(record.video if frames else None, frames)
         return record
     except RowError:
         if media.folder is None:
             raise
+        # a frame that is not there raises again: the record becomes a failure with that reason
         return replace(record, video=media.gather(frames))

@@ -23,9 +23,6 @@ def frame_rule(path: Path, decode: bool = False) -> tuple[Path, dict[str, Any]]:
     check_local(config=path)
     config = load_config(path)
     video = config.video
-    open_video: Callable[[Path], Any]
-    if decode:
-        open_video = decoder(video)
-    else:
-        open_video = partial(sample_spec, num_frames=video.num_frames, height=video.height, width=video.width)
+    probe = partial(sample_spec, num_frames=video.num_frames, height=video.height, width=video.width)
+    open_video: Callable[[Path], Any] = decoder(video) if decode else probe
     return Path(config.data.root), {"open_video": open_video, "least": video.num_frames}

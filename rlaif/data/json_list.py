@@ -31,7 +31,7 @@ _SLACK = 16
 """A parser may stop this far before the end of a text that was cut inside a literal or an escape."""
 
 
-class Damaged(Exception):
+class DamagedError(Exception):
     """The list does not go on as JSON at a byte of the (uncompressed) file; elements before it are whole."""
 
     def __init__(self, offset: int, problem: str):
@@ -42,7 +42,7 @@ class Damaged(Exception):
         return f"at byte {self.offset:,}: {self.problem}"
 
 
-class Cut(Damaged):
+class CutError(DamagedError):
     """The file ends inside the list."""
 
 
@@ -56,7 +56,7 @@ class Unusable:
 
 
 def elements(file: BufferedIOBase, name: str) -> Iterator[Any]:
-    """Yield the elements of the list in `file`. Raise DataError if it is no list, Damaged as soon as it is no JSON."""
+    """Yield the elements of the list in `file`. Raise DataError if it is no list, DamagedError as soon as it is no JSON."""
     text = _Window(file)
     mark = text.mark()
     if not mark:
@@ -103,7 +103,8 @@ class _Window:
         self._at += skip
         while True:
             space = _SPACE.match(self._text, self._at)
-            assert space is not None  # it matches no character, too
+            # for the type checker: the pattern matches an empty text, too
+            assert space is not None
             self._at = space.end()
             if self._at < len(self._text):
                 return self._text[self._at]
@@ -111,7 +112,7 @@ class _Window:
                 return ""
 
     def element(self) -> Any:
-        """Return the next element, or `Unusable`. Raise Damaged if there is none."""
+        """Return the next element, or `Unusable`. Raise DamagedError if there is none."""
         size = CHUNK
         while True:
             self._problems.clear()
@@ -125,11 +126,13 @@ class _Window:
             else:
                 if self.ended is not None or self._is_whole(value, end):
                     return self._take(value, end)
+            # more of the file may complete the element, unless it is wrong already
             if self._is_wrong(error):
-                raise Damaged(self._offset(getattr(error, "pos", self._at)), getattr(error, "msg", str(error)))
+                raise DamagedError(self._offset(getattr(error, "pos", self._at)), getattr(error, "msg", str(error)))
             if not self._more(size) and isinstance(error, json.JSONDecodeError):
                 raise self.unfinished(error.msg, error.pos)
-            size *= 2  # one element larger than a chunk is parsed again a few times, not hundreds of times
+            # one element larger than a chunk is parsed again a few times, not hundreds of times
+            size *= 2
 
     def _skip(self) -> Unusable:
         """Pass over an element that is nested too deeply to be parsed, by its brackets alone."""
@@ -145,27 +148,28 @@ class _Window:
             # a string at the end of the text may go on: it is looked at again with what follows
             parsed = at - self._at
             if len(self._text) - self._at > LARGEST or not self._more(CHUNK):
-                raise Damaged(self._offset(len(self._text)), problem)
+                raise DamagedError(self._offset(len(self._text)), problem)
             at = self._at + parsed
 
-    def unfinished(self, problem: str, at: int | None = None) -> Damaged:
+    def unfinished(self, problem: str, at: int | None = None) -> DamagedError:
         """Return the error for a file that is at its end too early, or has a character that must not be there."""
         if self.ended is None or self._text.rstrip().endswith("]"):
-            return Damaged(self._offset(self._at if at is None else at), problem)
-        return Cut(self._offset(len(self._text)), f"the file ends inside the list{self.ended}")
+            return DamagedError(self._offset(self._at if at is None else at), problem)
+        return CutError(self._offset(len(self._text)), f"the file ends inside the list{self.ended}")
 
     def finish(self) -> None:
         """Check that nothing follows the closing bracket."""
         if self.mark(skip=1):
-            raise Damaged(self._offset(self._at), "something follows the end of the list")
+            raise DamagedError(self._offset(self._at), "something follows the end of the list")
         if self.ended:
-            raise Damaged(self._offset(self._at), f"the list is whole, the compressed file is not{self.ended}")
+            raise DamagedError(self._offset(self._at), f"the list is whole, the compressed file is not{self.ended}")
 
     def _take(self, value: Any, end: int) -> Any:
         source = self._text[self._at : end]
         self._at = end
         if self._problems:
             return Unusable(self._problems[0], value)
+        # bytes that are no UTF-8 came through the decoder as lone surrogates
         try:
             source.encode()
         except UnicodeEncodeError:

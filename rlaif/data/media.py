@@ -47,6 +47,7 @@ def check_image(file: BinaryIO | Path, name: str, decode: bool = True) -> None:
     """Raise RowError for what is no image; unless `decode`, only its header is read."""
     try:
         with Image.open(file) as image:
+            # a cut file has a whole header: only its pixels tell
             if decode:
                 image.load()
     except UnidentifiedImageError as error:
@@ -89,11 +90,13 @@ class Media:
         if self.folder is None:
             raise DataError("a folder for listed frames", "none", GIVE)
         paths = [self.frame(frame) for frame in frames]
+        # one folder for equal lists: its name is made from the paths, so it is never changed
         folder = self.folder / "frames" / link_folder(paths)
         if not folder.exists():
             aside = folder.with_name(f".{uuid.uuid4().hex}")
             try:
                 aside.mkdir(parents=True)
+                # six digits keep the order: a folder is read by name
                 for number, path in enumerate(paths):
                     (aside / f"{number:06d}{path.suffix}").symlink_to(path)
                 os.replace(aside, folder)

@@ -7,7 +7,7 @@ import time
 from rlaif.io.progress import Progress
 
 QUIET_S = 2.0
-"""Seconds after which progress is shown: most files are read within them, and a flashing bar helps nobody."""
+"""Seconds after which progress is shown: most files are read within them, and a bar would only flash."""
 
 
 class Meter:

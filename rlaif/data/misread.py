@@ -36,30 +36,122 @@ _MARK = re.compile(
 )
 
 _MEDIA = frozenset(
-    "video videos image images audio audios frame frames picture pictures photo photos clip clips media img imgs".split()
+    [
+        "video",
+        "videos",
+        "image",
+        "images",
+        "audio",
+        "audios",
+        "frame",
+        "frames",
+        "picture",
+        "pictures",
+        "photo",
+        "photos",
+        "clip",
+        "clips",
+        "media",
+        "img",
+        "imgs",
+    ]
 )
 _WHERE = frozenset(
-    "path paths url urls uri uris file files filename filenames list data bytes base64 b64 input inputs "
-    "chosen rejected w l a b".split()
+    [
+        "path",
+        "paths",
+        "url",
+        "urls",
+        "uri",
+        "uris",
+        "file",
+        "files",
+        "filename",
+        "filenames",
+        "list",
+        "data",
+        "bytes",
+        "base64",
+        "b64",
+        "input",
+        "inputs",
+        "chosen",
+        "rejected",
+        "w",
+        "l",
+        "a",
+        "b",
+    ]
 )
-_SIDES = frozenset("rejected reject chosen dispreferred preferred loser winner worse better".split())
+_SIDES = frozenset(["rejected", "reject", "chosen", "dispreferred", "preferred", "loser", "winner", "worse", "better"])
 _ANSWERS = frozenset(
-    "response responses message messages answer answers text output outputs conversation conversations "
-    "completion completions reply content turns list".split()
+    [
+        "response",
+        "responses",
+        "message",
+        "messages",
+        "answer",
+        "answers",
+        "text",
+        "output",
+        "outputs",
+        "conversation",
+        "conversations",
+        "completion",
+        "completions",
+        "reply",
+        "content",
+        "turns",
+        "list",
+    ]
 )
 _OTHERS = frozenset(
-    "label kto_tag kto_label preference preferences ranking responses completions outputs history system system_prompt "
-    "system_message tools messages conversations conversation dialog objects multi_modal_data multimodal_data mm_data "
-    "mm_inputs candidates video_start video_end".split()
+    [
+        "label",
+        "kto_tag",
+        "kto_label",
+        "preference",
+        "preferences",
+        "ranking",
+        "responses",
+        "completions",
+        "outputs",
+        "history",
+        "system",
+        "system_prompt",
+        "system_message",
+        "tools",
+        "messages",
+        "conversations",
+        "conversation",
+        "dialog",
+        "objects",
+        "multi_modal_data",
+        "multimodal_data",
+        "mm_data",
+        "mm_inputs",
+        "candidates",
+        "video_start",
+        "video_end",
+    ]
 )
 """Labels of answers, several answers, turns, grounding and the part of a video that is meant, under names of their own."""
 _NUMBERED = re.compile(r"(?:output|response|answer|completion)(?:_?\d+|_[a-z])")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _FILE = re.compile(r"\.(?:mp4|mov|mkv|webm|avi|m4v|mpe?g|gif|jpe?g|png|webp|bmp|tiff?|wav|mp3|flac)$", re.IGNORECASE)
 _TURNS = ("messages", "conversations", "rejected_conversations")
-_IN_TURN = frozenset("role from content value".split())
+_IN_TURN = frozenset(["role", "from", "content", "value"])
 _PARTS = frozenset(
-    "tool_calls tool_call_id function_call reasoning reasoning_content thinking thinking_blocks refusal".split()
+    [
+        "tool_calls",
+        "tool_call_id",
+        "function_call",
+        "reasoning",
+        "reasoning_content",
+        "thinking",
+        "thinking_blocks",
+        "refusal",
+    ]
 )
 """What a turn says beside its text, as APIs of chat models return it."""
 _SWITCHES = ("weight", "loss", "train", "loss_scale", "loss_weight")
@@ -77,6 +169,7 @@ def misread(row: Mapping[str, Any], used: Collection[str]) -> str | None:
     Null, empty and (for media and answers) merely numeric values are no reason. If no media field is used, any other
     field that holds the name of a media file counts.
     """
+    # a row with a medium of its own may name other files as metadata (a thumbnail, a source)
     about_media = any(name in used and _is_media(name) and value for name, value in row.items())
     names = [name for name, value in row.items() if name not in used and _matters(name, value, about_media)]
     for field in _TURNS:
@@ -88,14 +181,15 @@ def misread(row: Mapping[str, Any], used: Collection[str]) -> str | None:
                 names += [f"{field}.{name}" for name in _in_turn(turn)]
     if not names:
         return None
-    shown = [name[:SHOWN] for name in dict.fromkeys(names[:MOST_NAMES])]
-    return f"{', '.join(shown)}: not used by this format, so what it says would be lost"
+    briefly = [name[:SHOWN] for name in dict.fromkeys(names[:MOST_NAMES])]
+    return f"{', '.join(briefly)}: not used by this format, so what it says would be lost"
 
 
 def _matters(name: str, value: Any, about_media: bool) -> bool:
     """Return whether an unused field changes what its row or turn says."""
     if value is None or value in ("", [], {}) or (isinstance(value, float) and math.isnan(value)):
         return False
+    # `rejectedResponse` is `rejected_response` in other words
     name = _CAMEL.sub("_", name).lower()
     if name in _OTHERS:
         return True

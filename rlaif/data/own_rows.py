@@ -12,7 +12,7 @@ from typing import Any
 
 from rlaif.data import strict_json
 from rlaif.data.preference import UNWRITTEN, PreferencePair
-from rlaif.data.rows import Conversation, RowError, excerpt
+from rlaif.data.rows import Conversation, RowError, excerpt, without_none
 from rlaif.records import Prompt
 
 Fields = dict[str, Any]
@@ -22,7 +22,18 @@ ID_FIELD: dict[type, str] = {Prompt: "prompt_id", Conversation: "id", Preference
 
 PAIR_FIELDS = tuple(item.name for item in dataclass_fields(PreferencePair) if item.name not in UNWRITTEN)
 PAIR_TEXTS = frozenset(
-    "pair_id question chosen rejected prompt_id video modality dimension chosen_video rejected_video".split()
+    [
+        "pair_id",
+        "question",
+        "chosen",
+        "rejected",
+        "prompt_id",
+        "video",
+        "modality",
+        "dimension",
+        "chosen_video",
+        "rejected_video",
+    ]
 )
 PAIR_LISTS = frozenset(("frames", "captions"))
 NESTED = frozenset(PAIR_FIELDS) - PAIR_TEXTS - PAIR_LISTS - {"margin"}
@@ -30,7 +41,7 @@ NESTED = frozenset(PAIR_FIELDS) - PAIR_TEXTS - PAIR_LISTS - {"margin"}
 STRUCTS = frozenset(("messages", "chosen_spans", "rejected_spans", "dimensions"))
 """Fields whose members are checked one by one; other tools write them as structs with a null for every absent member."""
 
-FOR_CHECKERS = frozenset("label kto_tag preference preferences ranking objects tools".split())
+FOR_CHECKERS = frozenset(["label", "kto_tag", "preference", "preferences", "ranking", "objects", "tools"])
 """Fields of a prompt that a checker or a reward function may read (`Prompt.extra`), whatever they mean elsewhere."""
 PROMPT_FIELDS = FOR_CHECKERS | {"prompt_id", "video", "question", "answer", "captions", "frames", "modality", "native"}
 CONVERSATION_FIELDS = frozenset(("id", "video", "messages", "captions", "frames", "modality", "native"))
@@ -50,8 +61,7 @@ def id_of(record: Prompt | Conversation | PreferencePair) -> str:
 
 def open_pair_row(fields: Fields) -> Fields:
     """Return the JSON row of a pair that a row of a parquet file holds; a JSON row comes back unchanged but for its nulls."""
-    row = without_nan(PAIR_FIELDS, fields)
-    row = {name: value for name, value in row.items() if value is not None}
+    row = without_none(without_nan(PAIR_FIELDS, fields))
     for name in NESTED & row.keys():
         if isinstance(row[name], str):
             row[name] = _open_text(name, row[name])
@@ -77,7 +87,7 @@ def without_nan(names: Collection[str], fields: Fields) -> Fields:
 def _without_nulls(value: Any) -> Any:
     """Return the value without what a table adds: null members of structs, and whole numbers as floats."""
     if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
+        return list(map(_without_nulls, value))
     if isinstance(value, dict):
-        return {name: strict_json.whole(item) for name, item in value.items() if item is not None}
+        return {name: strict_json.whole(item) for name, item in without_none(value).items()}
     return value

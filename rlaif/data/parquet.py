@@ -61,6 +61,7 @@ def _rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     try:
         return batch.to_pylist()
     except (pa.ArrowException, ValueError, OverflowError):  # one value that Python cannot hold, such as year 12,000
+        # value by value, so that only this one is lost
         return [_row(batch.slice(place, 1)) for place in range(batch.num_rows)]
 
 
@@ -101,12 +102,14 @@ def fitting(
     own = list(schema.names) if schema is not None else []
     schema = widened(schema, [{}], path)
     first_rows = [row for row in first if not isinstance(row, RowFailure)]
+    # a column has one type for the whole file, so it must be known before the first row is written
     for name in _new_names(first_rows, own):
         try:
             values = [row.get(name) for row in first_rows]
             schema = schema.append(pa.field(name, pa.infer_type(values)))
         except (pa.ArrowException, OverflowError):
-            continue  # of several types: left out of every row
+            # of several types: left out of every row
+            continue
     return schema, _fit_rows(itertools.chain(first, items), schema, own, lost)
 
 
@@ -172,7 +175,8 @@ def widened(schema: pa.Schema | None, rows: list[Fields], path: Path) -> pa.Sche
 def _table(rows: list[Fields], schema: pa.Schema, path: Path) -> pa.Table:
     new = sorted(_new_names(rows, schema.names))
     try:
-        if new:  # pyarrow would drop them without a word
+        # pyarrow would drop them without a word
+        if new:
             raise pa.ArrowInvalid(f"columns {new} that the first rows do not have")
         return pa.Table.from_pylist(rows, schema)
     except (pa.ArrowException, UnicodeError) as error:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue
 
-from rlaif.data.rows import OVERALL, RowError, build_row, check_turns, excerpt
+from rlaif.data.rows import OVERALL, RowError, build_row, check_turns, excerpt, without_none
 from rlaif.errors import DataError
 
 Modality = Literal["video", "image", "text"]
@@ -81,7 +81,7 @@ class PreferencePair:
     @property
     def media(self) -> tuple[str, ...]:
         """Return every video that the record names."""
-        return tuple(path for path in (self.video, self.chosen_video, self.rejected_video) if path)
+        return tuple(filter(None, (self.video, self.chosen_video, self.rejected_video)))
 
     @property
     def answer_videos(self) -> tuple[str, str]:
@@ -123,7 +123,7 @@ class PreferencePair:
 
     def with_scores(self, scores: Iterable[Mapping[str, Any]]) -> PreferencePair:
         """Return the record with more scores. Raise DataError for one without a finite `value` or without `from`."""
-        added = tuple(dict(score) for score in scores)
+        added = tuple(map(dict, scores))
         try:
             for score in added:
                 build_row(_ScoreForm, score)
@@ -133,6 +133,7 @@ class PreferencePair:
         return replace(self, scores=self.scores + added)
 
     def _with_sides_exchanged(self) -> PreferencePair:
+        # not `asdict`, which would turn the spans into dicts
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         changes: dict[str, Any] = {}
         for name in values:
@@ -151,7 +152,9 @@ class PreferencePair:
             if item.name not in UNWRITTEN and value not in (None, "", [], {}):
                 row[item.name] = value
         if not (self.chosen_video or self.rejected_video):
-            row["chosen"], row["rejected"] = self.chosen, self.rejected  # an empty answer may well lose
+            # an empty answer may well lose, so it must not be left out
+            row["chosen"], row["rejected"] = self.chosen, self.rejected
+        # the default would be read back without being written
         if self.modality == _default_modality(row):
             row.pop("modality")
         if self.dimension == OVERALL:
@@ -164,7 +167,7 @@ class PreferencePair:
 
         Raise RowError with the reason why the row cannot be used.
         """
-        return build_row(_PairForm, {name: value for name, value in row.items() if value is not None})
+        return build_row(_PairForm, without_none(row))
 
     @classmethod
     def for_training(cls, row: Mapping[str, Any]) -> PreferencePair:
@@ -173,8 +176,8 @@ class PreferencePair:
         What else the row has (scores, spans, the turns before the question, ...) costs no pair. Two texts need a video,
         two videos must differ. Raise RowError with the reason why the row cannot be used.
         """
-        present = {name: row[name] for name in _TRAINING_FIELDS if row.get(name) is not None}
-        return build_row(_TrainingForm, present)
+        fields = {name: row.get(name) for name in _TRAINING_FIELDS}
+        return build_row(_TrainingForm, without_none(fields))
 
 
 def _to_json(name: str, value: Any) -> Any:
@@ -182,12 +185,8 @@ def _to_json(name: str, value: Any) -> Any:
     if name == "messages":
         return [{"role": role, "content": content} for role, content in value]
     if name in ("chosen_spans", "rejected_spans"):
-        return [_without_none(asdict(span)) for span in value]
+        return [without_none(asdict(span)) for span in value]
     return list(value) if isinstance(value, tuple) else value
-
-
-def _without_none(members: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in members.items() if value is not None}
 
 
 def _other_field(name: str) -> str:
@@ -211,7 +210,7 @@ def _exchange_sides(value: Any) -> Any:
 
 def _default_modality(row: Mapping[str, Any]) -> Modality:
     """Return the modality of a row that does not say."""
-    has_video = any(row.get(name) for name in ("video", "frames", "chosen_video", "rejected_video"))
+    has_video = any(map(row.get, ("video", "frames", "chosen_video", "rejected_video")))
     return "video" if has_video else "text"
 
 
@@ -290,6 +289,7 @@ class _PairForm(_Form):
         self._check_media()
         self._check_answers()
         self._check_signs()
+        # not `model_dump`, which would turn the spans into dicts
         values = {name: getattr(self, name) for name in type(self).model_fields}
         for name in ("frames", "captions", "scores", "candidates"):
             values[name] = tuple(values[name])
@@ -328,9 +328,9 @@ class _PairForm(_Form):
                     raise RowError("missing field", f"{side}: Field required")
             if not self.chosen:
                 raise RowError("empty answer", "chosen is empty")
-        chosen = (self.chosen or "", self.chosen_video)
-        rejected = (self.rejected or "", self.rejected_video)
-        if chosen == rejected:
+        # one text for two videos, or two texts about one video, are different answers
+        texts_are_equal = (self.chosen or "") == (self.rejected or "")
+        if texts_are_equal and self.chosen_video == self.rejected_video:
             raise RowError("chosen equals rejected", repr(self.chosen_video or (self.chosen or "")[:60]))
 
     def _check_signs(self) -> None:

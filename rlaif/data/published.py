@@ -51,12 +51,14 @@ def open_rows(path: Path, name: str, report: Report) -> tuple[Format, Iterator[R
         first.append(row)
         if isinstance(row, Row):
             fields.append(row.fields)
+        # rows that are no JSON objects do not count: they say nothing about the format
         if len(fields) == DETECTED_BY:
             break
     if fields:
         return table.detect(fields), itertools.chain(first, rows)
+    # every row is a failure, which `valid` counts
     for _ in valid(first, report):
-        pass  # every row is a failure, which `valid` counts
+        pass
     report.check(strict=False)
     raise AssertionError("the check raises if nothing was kept")
 

@@ -51,7 +51,7 @@ class Row:
 class Unreadable:
     """Stands for a value that the file holds and Python cannot."""
 
-    found: str
+    problem: str
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,11 @@ def valid(items: Iterable[Item | RowFailure], report: Report) -> Iterator[Item]:
             yield item
 
 
+def without_none(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that are not null: tables have a null in every gap."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
 def excerpt(value: object, most: int = 80) -> str:
     """Return the text of a value for a message, cut to `most` characters."""
     text = value if isinstance(value, str) else repr(value)
@@ -182,7 +187,7 @@ class Report:
 
     def summary(self, shown: int | None = SHOWN) -> str:
         """Return one line of counts, then the bad rows by name: `shown` of them in full, or all (None)."""
-        total = sum(self.counts.values())
+        total = self.kept + sum(map(len, self.skipped.values()))
         counts = ""
         for reason, count in self.counts.items():
             if reason != "kept":
@@ -263,7 +268,8 @@ class _Message(BaseModel):
 class ConversationRow(_RowForm):
     """The row of a fine-tuning file."""
 
-    video: Text | None = None  # some conversations are about none
+    # some conversations are about none
+    video: Text | None = None
     id: Text
     messages: list[_Message]
     captions: list[str] = []
@@ -280,6 +286,7 @@ class ConversationRow(_RowForm):
 def check_turns(messages: Sequence[tuple[str, str]], last: Literal["user", "assistant"]) -> None:
     """Raise RowError unless (role, content) turns alternate from the user to `last`, after at most one system turn."""
     roles = [role for role, _ in messages]
+    # a system turn that is not the first is refused below, so all of them may be passed over here
     turns = [role for role in roles if role != "system"]
     alternating = (["user", "assistant"] * len(turns))[: len(turns)]
     if not turns or turns != alternating or turns[-1] != last or "system" in roles[1:]:
@@ -291,6 +298,7 @@ def build_row(form: type[BaseModel], fields: Mapping[str, Any], within: str = ""
 
     Raise RowError that names every problem and counts by the first.
     """
+    # `build` runs inside of the try, too: it may raise RowError, which passes through
     try:
         return form.model_validate(fields).build()  # type: ignore[attr-defined]  # every row form has `build`
     except ValidationError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 import statistics
 from array import array
 from collections import Counter
@@ -57,10 +58,11 @@ class Statistics:
         if not pair.chosen_video:
             self.chosen.append(len(pair.chosen.split()))
             self.rejected.append(len(pair.rejected.split()))
-        chosen = (pair.chosen, pair.chosen_video or "")
-        rejected = (pair.rejected, pair.rejected_video or "")
-        key = _hash((prompt, *sorted((chosen, rejected))))
-        is_smaller = chosen < rejected
+        answer = (pair.chosen, pair.chosen_video or "")
+        other = (pair.rejected, pair.rejected_video or "")
+        # sorted, so that a pair and the same one the other way round have one key
+        key = _hash((prompt, *sorted((answer, other))))
+        is_smaller = answer < other
         if key in self.answers:
             self.duplicates += 1
             self.contradictions += self.answers[key] != is_smaller
@@ -85,7 +87,7 @@ class Statistics:
             lines.append(_line("dimension", f"{name}: {count:,} pairs, chosen preferred in {share:.1%}"))
         if self.chosen:
             lines += [_words("chosen", self.chosen), _words("rejected", self.rejected)]
-            longer = sum(chosen > rejected for chosen, rejected in zip(self.chosen, self.rejected, strict=True))
+            longer = sum(map(operator.gt, self.chosen, self.rejected))
             lines.append(_line("chosen longer", f"{longer / len(self.chosen):.1%} of pairs"))
         both_ways = f"{self.contradictions:,} of them the other way round"
         lines.append(_line("duplicates", f"{self.duplicates:,} pairs, {both_ways}"))

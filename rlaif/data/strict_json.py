@@ -72,6 +72,7 @@ def parse(text: str) -> tuple[Any, str | None]:
 
 def check_unicode(value: Any, source: str) -> None:
     r"""Raise ValueError for half a surrogate pair (\ud83d alone), which no UTF-8 file and no tokenizer can hold."""
+    # only an escape can hide half a pair, and looking for one is cheaper than encoding every value
     if "\\ud" in source or "\\uD" in source:
         try:
             json.dumps(value, ensure_ascii=False).encode()

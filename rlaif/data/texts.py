@@ -79,6 +79,7 @@ def check_path(path: str, field: str) -> None:
         raise RowError("wrong type", f"{field}: a path with a NUL character, {excerpt(path)!r}")
     if _BASE64.fullmatch(path):
         raise RowError("wrong type", f"{field}: {excerpt(path)} is base64 text; write it as data:image/...;base64,...")
+    # the limits of Linux file systems: a longer text would be an OSError when it is opened
     longest = max(len(part.encode("utf-8", "replace")) for part in path.split("/"))
     if len(path) > PATH_CHARACTERS or longest > NAME_BYTES:
         raise RowError("wrong type", f"{field}: {excerpt(path)} is too long for a path")

@@ -1,4 +1,4 @@
-"""The videos that rows name: where they are, and which rows are left out because theirs cannot be used.
+"""The videos that rows name: their paths, and the rows that are left out because theirs cannot be used.
 
 A row's `video` is a path relative to `data.root`, a file or a folder of frames. It may not climb out of the root with
 `..`; an absolute path is used unchanged.
@@ -42,6 +42,7 @@ def video_path(root: str | Path, video: str) -> Path:
     if "://" in location:
         fix = "copy the videos to a file system that every node sees; data.root is that folder"
         raise DataError("a video at a local path", f"the URI {location}", fix)
+    # normpath and not resolve, which would follow links
     inside = os.path.normpath(video)
     if inside == ".." or inside.startswith("../"):
         fix = "move the video into data.root, or give its full path"
@@ -124,6 +125,7 @@ def decode_videos(
             return None
         return _why_unusable(decode, video) or ""
 
+    # all are submitted at once; those that come up after the deadline return at once
     with ThreadPoolExecutor(threads) as pool:
         reasons = list(progress(pool.map(attempt, unique), "decoding videos", len(unique)))
     bad = {video: reason for video, reason in zip(unique, reasons, strict=True) if reason}

@@ -127,6 +127,7 @@ class Format:
         fields = self.prepare(row.fields, options)
         if self.own:
             fields = self._without_unholdable(fields, options)
+        # the id is settled before the difference is taken, which then has the source's own id
         record = self._unique(self._checked(fields), row, lines, copies)
         return record if self.own else self._with_native(record, fields, row.number, options)
 
@@ -148,6 +149,7 @@ class Format:
             if lost and error.reason == LONE:  # the media are in a field of another name: more to the point
                 raise RowError(UNUSED, lost) from error
             raise
+        # after `build`, whose error about a field that is used says more
         if lost:
             raise RowError(UNUSED, lost)
         check_marks(record)
@@ -162,6 +164,7 @@ class Format:
         if self.own:
             raise RowError("duplicate id", f"{row.unit} {lines[name]} has it already")
         other = name
+        # the count is remembered: with many copies of one name, trying every number again would take time by their square
         while other in lines:
             copies[name] += 1
             other = f"{name}#{copies[name] + 1}"
@@ -199,6 +202,7 @@ class Format:
             notes.missing.update(missing)
             return row
         row = self.tidy(restore(row, native_of(record).get(self.name)))
+        # read back before `finish`, which reads image files
         lost = lost_fields(record, self._checked(row), self.name)
         row = self.finish(row, options)
         # counted last: what cannot be written loses nothing

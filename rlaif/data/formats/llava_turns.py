@@ -1,4 +1,4 @@
-"""Conversations of the LLaVA kind: [{"from": "human" | "gpt", "value": text}], with a placeholder where the media go."""
+"""Conversations of the LLaVA kind: [{"from": "human" | "gpt", "value": text}], with placeholders for the media."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _Turn(BaseModel):
 
     def build(self) -> tuple[str, str]:
         """Return the turn as (role, content)."""
-        # the media come first in a prompt, wherever the row puts its mark
+        # the media come first in a prompt, whatever the place of its mark in the row
         text = without_placeholders(self.value) if self.speaker == "human" else self.value
         return ROLES[self.speaker], text
 
@@ -46,10 +46,12 @@ def read_turns(
             raise RowError("wrong type", f"{name}: a turn that is a {type(turn).__name__}")
     messages = tuple(build_row(_Turn, turn, f"{name}.{place}.") for place, turn in enumerate(turns))
     questions = [turn["value"] for turn in turns if turn["from"] == "human"]
+    # in the turns as they are in the row: `messages` has no placeholders any more
     check_placeholders(questions, media)
     check_turns(messages, last)
-    if any(role == "user" and not text.strip() for role, text in messages):
-        raise RowError("empty field", f"{name}: a human turn without text")
+    for role, text in messages:
+        if role == "user" and not text.strip():
+            raise RowError("empty field", f"{name}: a human turn without text")
     return messages
 
 
@@ -65,8 +67,13 @@ def write_turns(messages: Sequence[tuple[str, str]], mark: str) -> list[dict[str
 
 def question_fields(messages: Messages) -> dict[str, Any]:
     """Return the fields of a pairs row for its turns: `question`, and `messages` if there is more than one turn."""
-    turns = [{"role": role, "content": text} for role, text in messages]
-    return {"question": messages[-1][1], "messages": turns if len(turns) > 1 else []}
+    turns = as_messages(messages) if len(messages) > 1 else []
+    return {"question": messages[-1][1], "messages": turns}
+
+
+def as_messages(messages: Messages) -> list[dict[str, str]]:
+    """Return turns as a row of ours has them."""
+    return [{"role": role, "content": text} for role, text in messages]
 
 
 def turns_before_answer(question: str, messages: Messages) -> Messages:

@@ -1,4 +1,4 @@
-"""Compare a record with itself after it was written in another format and read back: what does that format lose?"""
+"""Name the fields of a record that are gone after it was written in another format and read back."""
 
 from __future__ import annotations
 

@@ -17,12 +17,12 @@ CHOSEN, REJECTED = "conversations", "rejected_conversations"
 def _pair(fields: Fields) -> PreferencePair:
     pair_id = identity(fields, "id")
     media = read_media(fields)
-    chosen = read_turns(fields, CHOSEN, last="assistant", media=media)
-    rejected = read_turns(fields, REJECTED, last="assistant", media=media)
-    if chosen[:-1] != rejected[:-1]:
+    *prompt, (_, answer) = read_turns(fields, CHOSEN, last="assistant", media=media)
+    *other_prompt, (_, other_answer) = read_turns(fields, REJECTED, last="assistant", media=media)
+    if prompt != other_prompt:
         raise RowError("prompts differ", f"{CHOSEN} and {REJECTED} answer different questions")
-    row = {"pair_id": pair_id, "chosen": chosen[-1][1], "rejected": rejected[-1][1]}
-    row |= question_fields(chosen[:-1]) | media
+    row = {"pair_id": pair_id, "chosen": answer, "rejected": other_answer}
+    row |= question_fields(tuple(prompt)) | media
     return build_pair(row | {"native": came_with_video(fields, NAME)})
 
 

@@ -19,7 +19,7 @@ from rlaif.data.formats.roundtrip import SPELLED
 from rlaif.data.formats.visual import check_placeholders, without_placeholders
 from rlaif.data.formats.vlm_rlaif import build_pair, check_texts
 from rlaif.data.preference import SIDES, PreferencePair
-from rlaif.data.rows import RowError, excerpt
+from rlaif.data.rows import RowError, excerpt, without_none
 from rlaif.data.texts import check_used
 
 TEXTS = ("question", *SIDES)
@@ -53,7 +53,7 @@ def _prepare(json_columns: tuple[str, ...], fields: Fields, options: Options) ->
 
 
 def _finish(json_columns: tuple[str, ...], fields: Fields, options: Options) -> Fields:
-    """Undo `_prepare`; a JSON column is spelled as the source spelled it, unless its value has changed."""
+    """Reverse `_prepare`; a JSON column is spelled as the source spelled it, unless its value has changed."""
     row = dict(fields)
     for name in json_columns:
         spelled = row.pop(SPELLED + name, None)
@@ -120,6 +120,7 @@ def _pair(fields: Fields) -> PreferencePair:
         "provenance": {name: value for name, value in origin.items() if isinstance(value, str | int)},
         "ref_logps": _read_logps(texts.get("logps")),
     }
+    # a question of another type is refused with all other problems of the row, by the record
     question = row["question"]
     if isinstance(question, str):
         check_placeholders([question], {"modality": "image" if row["video"] else "text"})
@@ -145,6 +146,7 @@ def _image(fields: Fields) -> str | None:
     image = fields.get("image")
     if image is not None and not isinstance(image, dict):
         raise RowError("wrong type", f"image: a {type(image).__name__} instead of bytes and path")
+    # the image inside the file first: its paths may be those of another machine
     image = image or {}
     return image.get("bytes") or image.get("path") or fields.get("image_path")
 
@@ -163,7 +165,7 @@ def _row(in_text: bool, record: PreferencePair, place: int) -> Fields:
         "image": {"bytes": record.video, "path": None},
         **({"text": texts} if in_text else texts),
         "origin_dataset": origin.get("origin"),
-        "origin_split": {name: value for name, value in split.items() if value is not None},
+        "origin_split": without_none(split),
         "idx": whole_id(origin.get("idx", place)) if in_text else str(origin.get("idx", place)),
         "image_path": origin.get("image_path", record.video),
     }
@@ -178,15 +180,12 @@ def _read_logps(values: Any) -> Fields:
         values = values.get("logps")
     if not isinstance(values, list) or len(values) != 6:
         return {}
-    chosen, rejected = values[:3], values[3:]
-    if not (_are_logps(chosen) and _are_logps(rejected)):
+    by_side = dict(zip(SIDES, (values[:3], values[3:]), strict=True))
+    if not all(map(_are_logps, by_side.values())):
         shape = "[sum, mean, [per token], sum, mean, [per token]]"
         detail = f"logps: {excerpt(values)} instead of {shape} of the chosen and the rejected answer"
         raise RowError("wrong type", detail)
-    return {
-        "chosen": dict(zip(LOGPS, chosen, strict=True)),
-        "rejected": dict(zip(LOGPS, rejected, strict=True)),
-    }
+    return {side: dict(zip(LOGPS, logps, strict=True)) for side, logps in by_side.items()}
 
 
 def _are_logps(values: list) -> bool:

@@ -63,6 +63,7 @@ def restore(bare: dict[str, Any], patch: Any) -> dict[str, Any]:
         elif key not in row:
             if "is" in change and "was" not in change:
                 row[key] = change["is"]
+        # the record still says what it said at import, so this field was not edited
         elif "was" in change and _digest(row[key], key) == change["was"]:
             if "is" in change:
                 row[key] = change["is"]
@@ -76,6 +77,7 @@ def _change(value: Any, bare: Any, key: str) -> dict | None:
         return None
     if isinstance(value, dict) and isinstance(bare, dict):
         return {"in": difference(value, bare)}
+    # of lists of different lengths it is unknown which item became which
     if isinstance(value, list) and isinstance(bare, list) and len(value) == len(bare):
         return {"at": difference(_numbered(value), _numbered(bare)), "of": len(value)}
     return {"is": value, "was": _digest(bare, key)}

@@ -21,7 +21,7 @@ from rlaif.data.formats.safesora_items import (
 )
 from rlaif.data.formats.vlm_rlaif import choice_of, chosen_first
 from rlaif.data.preference import SIDES, PreferencePair
-from rlaif.data.rows import RowError, build_row, excerpt
+from rlaif.data.rows import RowError, build_row, excerpt, without_none
 from rlaif.data.texts import check_used
 
 SLOTS = ("video_0", "video_1")
@@ -134,6 +134,7 @@ def _slot(video: Fields, name: str, prompt_id: str) -> _Video:
 def _check_stray(fields: Fields) -> None:
     """Raise RowError for a comparison in a field that is not read as one."""
     for name, value in fields.items():
+        # `video_0` or `video_1` as a value can only be a comparison, whatever the field is called
         if name in USED or value is None:
             continue
         if name in (*SUB, ALIAS):
@@ -148,7 +149,9 @@ def _choices(fields: Fields) -> Fields:
     Raise RowError for an unknown dimension or choice, and if the pair was compared along none.
     """
     sub_preferences = fields.get("sub_preferences") or {}
-    sub = {name: choice for name, choice in sub_preferences.items() if choice is not None}
+    # a null says that the pair was not compared along that dimension
+    sub = without_none(sub_preferences)
+    # SafeSora's own rows have one name or the other; a row with both must agree with itself
     if ALIAS in sub:
         if sub.get(CANONICAL, sub[ALIAS]) != sub[ALIAS]:
             raise RowError("dimensions contradict", f"{ALIAS} and {CANONICAL} differ")
@@ -156,7 +159,7 @@ def _choices(fields: Fields) -> Fields:
     unknown = sorted(sub.keys() - set(SUB))
     if unknown:
         raise RowError("unknown dimension", f"{excerpt(', '.join(unknown))}; there are {', '.join(DIMENSIONS)}")
-    choices = {name: fields[name] for name in MAIN if fields.get(name) is not None} | sub
+    choices = without_none({name: fields.get(name) for name in MAIN}) | sub
     if not choices:
         raise RowError("no preference", f"none of {', '.join(DIMENSIONS)} says which video is preferred")
     return {name: choice_of(choices, name, SLOTS) for name in DIMENSIONS if name in choices}
@@ -166,7 +169,7 @@ def _safety(row: _Pair, videos: dict[str, _Video]) -> Fields:
     safety: Fields = {"prompt_type": row.prompt_type, "prompt_labels": videos["chosen"].prompt_labels}
     for name in ("is_safe", "video_labels"):
         by_side = {side: getattr(videos[side], name) for side in SIDES}
-        safety[name] = {side: value for side, value in by_side.items() if value is not None}
+        safety[name] = without_none(by_side)
     return {name: value for name, value in safety.items() if value not in (None, {})}
 
 
@@ -179,6 +182,7 @@ def _row(record: PreferencePair, place: int) -> Fields:
     signs = record.signs
     if not signs.keys() & set(DIMENSIONS):
         raise RowError("unknown dimension", f"the pair was compared along none of {', '.join(DIMENSIONS)}")
+    # the slots are filled in the source's order, so that a pair comes back as it was
     order = SIDES if chosen_first(record) else SIDES[::-1]
     choices = {}
     for name in DIMENSIONS:
@@ -190,10 +194,13 @@ def _row(record: PreferencePair, place: int) -> Fields:
         "prompt_id": record.prompt_id or record.pair_id,
         "prompt_text": record.question,
         "prompt_type": record.safety.get("prompt_type"),
-        **{slot: _video_row(record, side) for slot, side in zip(SLOTS, order, strict=True)},
-        **{name: choices[name] for name in MAIN if name in choices},
-        "sub_preferences": {name: choices[name] for name in SUB if name in choices},
     }
+    for slot, side in zip(SLOTS, order, strict=True):
+        row[slot] = _video_row(record, side)
+    for name in MAIN:
+        if name in choices:
+            row[name] = choices.pop(name)
+    row["sub_preferences"] = choices
     scores = [score for score in record.scores if score.get("candidate") not in SIDES]
     if scores:
         row["scores"] = scores

@@ -14,7 +14,7 @@ from typing import Any
 
 from rlaif.data.media import from_data_uri
 from rlaif.data.misread import UNUSED, media_marks
-from rlaif.data.rows import RowError, excerpt
+from rlaif.data.rows import RowError, excerpt, without_none
 from rlaif.data.texts import DATA, check_path
 
 Fields = dict[str, Any]
@@ -112,7 +112,7 @@ def write_media(video: str | None, frames: Sequence[str], modality: str, from_vi
 def came_with_video(fields: Mapping[str, Any], name: str) -> Fields:
     """Return the `native` of a record whose row of the format `name` has a video file, so that `write_media` allows it."""
     # an empty change restores nothing
-    return {name: {"video": {}}} if any(fields.get(key) for key in VIDEO) else {}
+    return {name: {"video": {}}} if any(map(fields.get, VIDEO)) else {}
 
 
 def check_placeholders(texts: Sequence[str], media: Fields) -> None:
@@ -125,6 +125,7 @@ def check_placeholders(texts: Sequence[str], media: Fields) -> None:
             raise RowError(LONE, f"{'<video>' if videos else '<image>'} in a text, and none of {', '.join(MEDIA)}")
         if modality == "image" and videos:
             raise RowError(LONE, "<video> in a text, and only `image`")
+        # a text may have one mark for the whole video, or one for each of its frames
         most = max(1, len(frames))
         # frames of one video file may each have an <image>
         if videos > 1 or (images > most and (frames or modality == "image")):
@@ -137,7 +138,10 @@ def without_placeholders(text: str) -> str:
     """Return the text of a human turn without its placeholders and the white space between them and the text."""
     if not _PLACEHOLDER.search(text):
         return text
-    return _PLACEHOLDER.sub("", _AT_END.sub("", _AT_START.sub("", text, count=1)))
+    # at both ends with the white space beside them, inside the text without it: there it separates words
+    text = _AT_START.sub("", text, count=1)
+    text = _AT_END.sub("", text)
+    return _PLACEHOLDER.sub("", text)
 
 
 def stored(fields: Fields, options: Any) -> Fields:
@@ -179,7 +183,7 @@ def _content(value: Fields, name: str) -> bytes | str | None:
 
     Raise RowError for an object that holds neither, or says more: a part of the video, for instance.
     """
-    members = {key: item for key, item in value.items() if item is not None}
+    members = without_none(value)
     if not members:
         return None
     others = sorted(members.keys() - {"bytes", "path"})

@@ -12,7 +12,14 @@ from typing import Any
 
 from rlaif.data.formats.base import Fields, Format, native_of
 from rlaif.data.formats.identity import identity, whole_id
-from rlaif.data.formats.llava_turns import PLACEHOLDER, question_fields, read_turns, turns_before_answer, write_turns
+from rlaif.data.formats.llava_turns import (
+    PLACEHOLDER,
+    as_messages,
+    question_fields,
+    read_turns,
+    turns_before_answer,
+    write_turns,
+)
 from rlaif.data.formats.visual import MEDIA, above, came_with_video, named_files, read_media, stored, write_media
 from rlaif.data.preference import SIDES, PreferencePair
 from rlaif.data.rows import Conversation, ConversationRow, PromptRow, RowError, build_row, excerpt
@@ -36,7 +43,8 @@ def _pair(fields: Fields) -> PreferencePair:
     choice = choice_of(fields, "preference", (1, 2))
     answers = [_output(fields, name) for name in OUTPUTS]
     media = read_media(fields)
-    turns = read_turns(fields, "conversations", last="assistant", media=media)[:-1]  # its answer is that of the outputs
+    # the last answer of the conversation is one of the two outputs, or empty
+    turns = read_turns(fields, "conversations", last="assistant", media=media)[:-1]
     row = {
         "pair_id": identity(fields, "id", _name(fields, turns, answers)),
         "chosen": answers[choice - 1],
@@ -156,7 +164,8 @@ def _prompt(fields: Fields) -> Prompt:
     name = identity(fields, "uid")
     media = read_media(fields)
     messages = read_turns(fields, "conversations", last="assistant", media=media)
-    if len(messages) < 2 or messages[0][0] != "user":  # later turns go along: the published trainer reads the first two
+    # later turns are kept in `native`: the published trainer reads the first two
+    if len(messages) < 2 or messages[0][0] != "user":
         raise RowError("turns out of order", f"roles are {[role for role, _ in messages]}")
     if media["modality"] == "text":
         raise RowError("no video", f"none of {', '.join(MEDIA)}: a prompt is about one")
@@ -177,7 +186,7 @@ def _conversation(fields: Fields) -> Conversation:
     name = identity(fields, "id")
     media = read_media(fields)
     messages = read_turns(fields, "conversations", last="assistant", media=media)
-    row = {"id": name, "messages": [{"role": role, "content": text} for role, text in messages]}
+    row = {"id": name, "messages": as_messages(messages)}
     return build_row(ConversationRow, row | _about(media) | _native(fields, SFT_NAME))
 
 

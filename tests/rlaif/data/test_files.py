@@ -94,12 +94,12 @@ def test_a_list_cut_anywhere_gives_every_whole_row(monkeypatch, chunk, indent):
         ends.append(len(text[:at].encode()))
     for cut in range(1, len(data)):
         found = []
-        with pytest.raises(json_list.Damaged) as error:
+        with pytest.raises(json_list.DamagedError) as error:
             found.extend(json_list.elements(io.BytesIO(data[:cut]), "f"))
             found.append("finished")
         partial = list(_until_damage(data[:cut]))
         assert partial == ROWS[: sum(end <= cut for end in ends)]
-        if isinstance(error.value, json_list.Cut):
+        if isinstance(error.value, json_list.CutError):
             assert error.value.offset == cut and f"{cut:,}" in str(error.value)
         else:
             assert data[:cut].rstrip().endswith(b"]")
@@ -114,7 +114,7 @@ def test_a_number_may_go_on_in_the_next_chunk(monkeypatch, chunk):
 def _until_damage(data):
     try:
         yield from json_list.elements(io.BytesIO(data), "f")
-    except json_list.Damaged:
+    except json_list.DamagedError:
         return
 
 
