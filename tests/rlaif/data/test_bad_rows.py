@@ -126,7 +126,7 @@ def test_bad_rows_are_counted_and_named(name, row, change, reason, told, tmp_pat
     assert f"rows.json: 2 of 3 rows kept, 1 {reason}\n  {reason}: row 2, id" in report.summary()
 
 
-def test_what_is_bad_already_passes_through(tmp_path):
+def test_failures_pass_through_readers_and_writers(tmp_path):
     write_rows(tmp_path / "a.jsonl", [EXAMPLES["rlaif"][0]])
     with (tmp_path / "a.jsonl").open("a") as file:
         file.write('[1]\n{"pair_id": "cut')

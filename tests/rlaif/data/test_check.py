@@ -28,7 +28,7 @@ PAIRS = [
 
 @pytest.fixture
 def world(tmp_path):
-    """A folder with a video and the frames that the hand-written rows name."""
+    """Return a folder with a video and the frames that the hand-written rows name."""
     write_mp4(tmp_path / "v.mp4", np.zeros((8, 32, 32, 3), dtype=np.uint8))
     for frame in [*FRAMES, "elsewhere/0.jpg", "coco/1.jpg", "one.jpg"]:
         (tmp_path / frame).parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def rows_of(path):
 # -- check
 
 
-def test_a_good_file(world, capsys):
+def test_check_counts_and_describes_a_good_file(world, capsys):
     write_rows(world / "pairs.jsonl", PAIRS)
     code, out, _ = run(capsys, "check", world / "pairs.jsonl")
     assert code == 0
@@ -68,7 +68,7 @@ def test_a_good_file(world, capsys):
     ]
 
 
-def test_turns_that_nothing_reads_are_counted(world, capsys):
+def test_check_counts_pairs_with_earlier_turns(world, capsys):
     turns = [{"role": "user", "content": "who?"}, {"role": "assistant", "content": "a cat"}]
     turns += [{"role": "user", "content": PAIR["question"]}]
     write_rows(world / "pairs.jsonl", [*PAIRS, PAIR | {"pair_id": "t", "messages": turns, "chosen": "a cow"}])
@@ -78,7 +78,7 @@ def test_turns_that_nothing_reads_are_counted(world, capsys):
     assert [pair.earlier_turns for pair in pairs] == [False] * 4 + [True]
 
 
-def test_a_file_with_bad_rows(world, capsys):
+def test_check_names_every_bad_row(world, capsys):
     lines = [json.dumps(row) for row in [*PAIRS, PAIR | {"pair_id": "e", "rejected": "a big cat"}, [1]]]
     (world / "pairs.jsonl").write_text("\n".join(lines) + '\n{"pair_id": "f"')
     code, out, _ = run(capsys, "check", world / "pairs.jsonl")
@@ -103,7 +103,7 @@ def test_every_unreadable_video_is_named(world, capsys):
     assert code == 0 and "26 of 26 rows kept" in out and "cannot be used" not in out
 
 
-def test_listed_frames_must_be_there(world, capsys):
+def test_check_names_missing_listed_frames(world, capsys):
     rows = EXAMPLES["vlm_rlaif_rm"]
     write_rows(world / "rm.json", rows)
     code, out, _ = run(capsys, "check", world / "rm.json")
@@ -114,7 +114,7 @@ def test_listed_frames_must_be_there(world, capsys):
     assert "2 of 4 rows kept, 2 frame missing" in out and f"{FRAMES[1]}, the first of 1" in out
 
 
-def test_the_root_may_be_elsewhere(world, tmp_path_factory, capsys):
+def test_check_takes_another_root(world, tmp_path_factory, capsys):
     path = tmp_path_factory.mktemp("rows") / "pairs.jsonl"
     write_rows(path, PAIRS)
     assert run(capsys, "check", path)[0] == 1
@@ -142,7 +142,7 @@ def test_images_inside_the_file_are_opened_and_not_stored(world, capsys):
     assert run(capsys, "check", world / "a.parquet", "--no-videos")[0] == 0
 
 
-def test_other_kinds_are_checked_too(world, capsys):
+def test_check_reads_prompts_and_conversations(world, capsys):
     for name, kind in (("vlm_rlaif_rl", "prompts"), ("vlm_rlaif_sft", "conversations"), ("safesora_prompts", "texts")):
         write_rows(world / "a.json", EXAMPLES[name])
         code, out, _ = run(capsys, "check", world / "a.json")
@@ -162,13 +162,13 @@ def test_an_unknown_format_lists_the_known_ones(world, capsys):
     assert "no rows at all" in run(capsys, "check", world / "a.jsonl")[2]
 
 
-def test_a_named_format_is_taken_at_its_word(world, capsys):
+def test_a_named_format_is_not_detected(world, capsys):
     write_rows(world / "a.jsonl", PAIRS)
     code, out, _ = run(capsys, "check", world / "a.jsonl", "--format", "prompts")
     assert code == 1 and "0 of 4 rows kept, 4 missing field" in out
 
 
-def test_checking_needs_no_framework():
+def test_check_imports_no_torch_or_ray():
     script = (
         "import sys; import rlaif.data.check, rlaif.data.convert; print({'torch', 'ray', 'vllm'} & set(sys.modules))"
     )
@@ -276,7 +276,7 @@ def test_a_dimension_that_some_pairs_lack(world, capsys):
         ("b.json", ["--to", "rlaif", "--from", "safesora"], "4 missing field"),
     ],
 )
-def test_what_cannot_be_converted(world, capsys, target, arguments, told):
+def test_convert_rejects_what_the_target_cannot_hold(world, capsys, target, arguments, told):
     write_rows(world / "a.jsonl", PAIRS)
     (world / target).write_text("old")
     code, _, err = run(capsys, "convert", world / "a.jsonl", world / target, *arguments)

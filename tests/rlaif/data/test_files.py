@@ -26,7 +26,7 @@ def read(path):
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz", ".json", ".json.gz"])
-def test_what_is_written_is_read(tmp_path, ending):
+def test_written_rows_are_read_back(tmp_path, ending):
     path = tmp_path / f"rows{ending}"
     assert write_rows(path, iter(ROWS)) == 4
     assert read(path) == (ROWS, {"kept": 4}, None)
@@ -200,7 +200,7 @@ def test_a_parquet_file_that_is_cut(tmp_path):
         ("a.json.gz", b"[]", "Not a gzipped file"),
     ],
 )
-def test_what_cannot_be_read_at_all(tmp_path, name, content, told):
+def test_unreadable_files_are_errors(tmp_path, name, content, told):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=told.replace(".", r"\.")):
@@ -236,7 +236,7 @@ print(rows, next(int(line.split()[1]) for line in open('/proc/self/status') if l
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """A list of 100,000 reward-model rows with 50 frame paths each."""
+    """Write a list of 100,000 reward-model rows with 50 frame paths each."""
     path = tmp_path_factory.mktemp("large") / "rows.json"
     with path.open("w") as file:
         for row in range(100_000):

@@ -34,7 +34,7 @@ def options(tmp_path):
 
 
 def imported(name, rows, options=None):
-    """Records of rows; a row that is refused fails the test."""
+    """Return the records of rows; a row that is rejected fails the test."""
     records = list(FORMATS[name].read([Row(n, row) for n, row in enumerate(rows, 1)], options))
     assert not [record for record in records if isinstance(record, RowFailure)], records
     return records
@@ -210,7 +210,7 @@ def test_scores_that_were_added_are_exported():
     assert row["scores"] == EXAMPLES["safesora"][1]["scores"] and len(row["video_1"]["scores"]) == 3
 
 
-def test_a_changed_dimension_is_said_once():
+def test_a_changed_informativeness_is_exported_under_one_name():
     (record,) = imported("safesora", EXAMPLES["safesora"][1:])
     assert "information" in exported("safesora", [record])[0]["sub_preferences"]
     changed = replace(record, dimensions=record.dimensions | {"informativeness": -1})
@@ -259,7 +259,7 @@ def test_images_need_a_folder():
         list(FORMATS["rlhf_v"].read([Row(1, EXAMPLES["rlhf_v"][0])]))
 
 
-def test_corrections(options):
+def test_rlhf_v_rows_become_records(options):
     first, second, third, *_ = imported("rlhf_v", EXAMPLES["rlhf_v"], options)
     assert {name: getattr(first, name) for name in TEXT} == TEXT and first.pair_id == "corrections-4"
     assert first.provenance["model"] == SPLIT["model"] and first.provenance["question_type"] == SPLIT["type"]
@@ -284,7 +284,7 @@ def test_an_answer_edited_after_the_import_is_not_undone(options):
 
 @pytest.mark.parametrize("source", ["vlm_rlaif_rm", "pds_dpo", "rlhf_v", "rlaif_v"])
 @pytest.mark.parametrize("target", ["vlm_rlaif_rm", "pds_dpo", "rlhf_v", "rlaif_v"])
-def test_pairs_about_one_image_go_anywhere(source, target, options, tmp_path):
+def test_pairs_about_one_image_convert_to_every_format(source, target, options, tmp_path):
     (tmp_path / "one.png").write_bytes(PICTURES[0])
     record = PreferencePair(
         "p-1", "What is it?", "a cat", "a dog", video="one.png", modality="image", dimensions={"overall": 1}
@@ -314,6 +314,6 @@ def test_pairs_about_one_image_go_anywhere(source, target, options, tmp_path):
         ("rlaif_v", PreferencePair("a", "q", "x", "y", modality="text"), "not one image"),
     ],
 )
-def test_what_a_format_cannot_say_is_named(target, record, reason, options):
+def test_rows_that_a_format_cannot_hold_are_named(target, record, reason, options):
     (bad,) = FORMATS[target].write([record], options)
     assert isinstance(bad, RowFailure) and bad.reason == reason and bad.row.id == "a"

@@ -26,7 +26,7 @@ LISTS = {"all": ALL, "some": SOME, "turned": TURNED}
 
 @pytest.fixture
 def root(tmp_path):
-    """A folder v of six images, in natural order the pictures 0 to 5."""
+    """Return the root of a folder v of six images, in natural order the pictures 0 to 5."""
     folder = tmp_path / "root"
     (folder / "v").mkdir(parents=True)
     for number, name in enumerate(NAMES):
@@ -63,7 +63,7 @@ def refusal(shown: ShownFrames, video: str | None, frames) -> str | None:
     return None
 
 
-def test_what_a_video_shows(root):
+def test_listed_frames_match_only_a_video_of_exactly_those(root):
     shown = ShownFrames(root)
     assert refusal(shown, "v", ALL) is None and refusal(shown, "gone", []) is None
     assert refusal(shown, "v/2.png", ["v/2.png"]) is None

@@ -100,7 +100,7 @@ def test_a_conversation_of_our_own_without_a_video_becomes_one_of_llava(world, c
         (reward_pair(video={"path": 3}), "video"),
     ],
 )
-def test_what_would_be_misread_is_bad_and_named(world, capsys, row, named):
+def test_rows_that_would_be_misread_are_bad_and_named(world, capsys, row, named):
     good = {name: value for name, value in row.items() if name in ("id", "pair_id", "prompt_id")}
     write_rows(world / "in.jsonl", [row])
     code, out, _ = data(capsys, "check", world / "in.jsonl")

@@ -22,7 +22,7 @@ SILENT = settings(max_examples=60, deadline=None, suppress_health_check=list(Hea
 
 
 def said(name: str, row: dict) -> tuple[set[str], set[str]]:
-    """The media and texts of a row, but for what the format's own tools do not read either."""
+    """Return the media and texts of a row, without those that the format's own tools do not read either."""
     media, texts = media_in(row), texts_in(row)
     turns = row.get("conversations")
     if name == "vlm_rlaif_rl" and isinstance(turns, list):
@@ -37,7 +37,7 @@ def said(name: str, row: dict) -> tuple[set[str], set[str]]:
 
 
 def held(record) -> tuple[set[str], set[str]]:
-    """The media and texts of a record."""
+    """Return the media and texts of a record."""
     extra = getattr(record, "extra", {})
     names = [
         getattr(record, name, None) for name in ("video", "chosen_video", "rejected_video", "video_path", "frames")
@@ -58,7 +58,7 @@ def check(name: str, row: dict, folder: Path, told: str) -> None:
 
 
 def check_detected(row: dict, folder: Path, told: str) -> None:
-    """The same of a file with this row alone, whatever it looks like then."""
+    """Return the record of a file with this row alone, in the format that is detected then."""
     try:
         name = detect([row]).name
     except DataError:

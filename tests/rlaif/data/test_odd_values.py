@@ -82,7 +82,7 @@ def test_long_values_are_never_repeated(world, capsys):
     assert "x" * 201 not in data(capsys, "check", world / "in.jsonl")[2]
 
 
-def test_columns_that_no_row_needs_may_hold_anything(world, capsys):
+def test_unused_columns_may_hold_values_that_json_cannot(world, capsys):
     odd = {
         "score": [math.nan, 0.5],
         "made": [datetime.datetime(2024, 1, 2), None],
@@ -120,7 +120,7 @@ def test_our_own_rows_as_a_table_of_structs(world, capsys):
     ]
 
 
-def test_safesora_is_compared_along_what_is_there(world, capsys):
+def test_safesora_uses_the_first_dimension_present(world, capsys):
     def pair(name, **changes):
         return {key: value for key, value in (SAFESORA | {"pair_id": name} | changes).items() if value != "absent"}
 
@@ -157,7 +157,7 @@ def test_safesora_is_compared_along_what_is_there(world, capsys):
         ("a.json", b'{"data": []}', "one JSON list"),
     ],
 )
-def test_a_file_that_is_something_else_says_what(world, capsys, name, content, told):
+def test_a_file_of_another_kind_than_its_name_is_named(world, capsys, name, content, told):
     (world / name).write_bytes(content)
     code, _, err = data(capsys, "check", world / name)
     assert code == 1 and told in err and "fix" in err

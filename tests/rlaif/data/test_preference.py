@@ -47,7 +47,7 @@ TURNED = PreferencePair(
 )
 
 
-def test_todays_pairs_row_is_a_record():
+def test_a_short_pairs_row_is_a_record():
     record = PreferencePair.from_row(PAIR)
     expected = PreferencePair("r", "what?", "a", "", video="v.mp4", captions=("one",))
     assert record == expected and record.to_row() == PAIR
@@ -69,7 +69,7 @@ def test_a_row_leaves_out_what_is_empty():
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no failure
 @given(STRATEGIES["rlaif"])
-def test_rows_and_records(row):
+def test_records_survive_their_row(row):
     record = PreferencePair.from_row(row)
     assert PreferencePair.from_row(json.loads(json.dumps(record.to_row()))) == record
     assert PreferencePair.from_row(row | {"prompt_id": None, "margin": None}) == replace(
@@ -77,7 +77,7 @@ def test_rows_and_records(row):
     )
 
 
-def test_a_dimension_turns_the_pair():
+def test_along_exchanges_the_answers_for_a_dimension_that_prefers_the_other():
     assert FULL.along("harmlessness") == TURNED
     assert FULL.along("helpfulness") is FULL
     style = FULL.along("style")
@@ -87,19 +87,19 @@ def test_a_dimension_turns_the_pair():
     assert PreferencePair.from_row(TURNED.to_row()) == TURNED
 
 
-def test_a_dimension_that_is_not_there():
+def test_along_rejects_an_unknown_dimension():
     with pytest.raises(DataError, match="harmlessness, helpfulness, style\n  found    'beauty'"):
         FULL.along("beauty")
     with pytest.raises(DataError, match="'r': overall"):
         PreferencePair("r", "q", "a", "b").along("style")
 
 
-def test_videos_turn_too():
+def test_along_exchanges_candidate_videos():
     record = PreferencePair("r", "q", chosen_video="a", rejected_video="b", dimensions={"safety": -1}).along("safety")
     assert (record.chosen_video, record.rejected_video) == ("b", "a")
 
 
-def test_scores_only_grow(tmp_path):
+def test_with_scores_only_adds(tmp_path):
     record = FULL
     for step in range(3):
         record = record.with_scores([{"value": step, "from": f"rm{step}", "candidate": "rejected"}])
@@ -112,7 +112,7 @@ def test_scores_only_grow(tmp_path):
             FULL.with_scores([wrong])
 
 
-def test_read_pairs_goes_on_reading(tmp_path):
+def test_written_records_are_read_as_training_pairs(tmp_path):
     (tmp_path / "v.mp4").touch()
     write_rows(tmp_path / "pairs.jsonl", FORMATS["rlaif"].write([FULL, replace(TURNED, pair_id="t")]))
     pairs, report = read_records(tmp_path / "pairs.jsonl", tmp_path, "pairs")
@@ -131,11 +131,47 @@ def test_read_pairs_goes_on_reading(tmp_path):
     assert not report.skipped
 
 
-def test_unknown_fields_stay():
+def test_unknown_fields_survive_in_native():
     record = PreferencePair.from_row(PAIR | {"scene": 3, "native": {"pds_dpo": {"x": {"is": 1}}}})
     assert record.native == {"pds_dpo": {"x": {"is": 1}}, "rlaif": {"scene": 3}}
     (row,) = FORMATS["rlaif"].write([record])
     assert row == PAIR | {"scene": 3, "native": {"pds_dpo": {"x": {"is": 1}}}}
+
+
+@pytest.mark.parametrize(
+    "unread",
+    [
+        {"scores": [0.5, "good"]},
+        {"chosen_spans": [{"start": 5, "end": 1}]},
+        {"messages": [{"role": "human", "content": 3}]},
+        {"judge": "a model", "safety": []},
+        {"modality": "audio"},
+    ],
+)
+def test_training_pairs_ignore_fields_that_no_reward_model_reads(unread):
+    with pytest.raises(RowError):
+        PreferencePair.from_row(PAIR | unread)
+    pair = PreferencePair.for_training(PAIR | unread | {"scene": 3, "native": {"pds_dpo": {}}})
+    assert pair == PreferencePair.from_row(PAIR)
+
+
+def test_training_pairs_count_earlier_turns_without_reading_them():
+    turns = [{"role": "user", "content": "see <image>"}, {"role": "assistant", "content": "yes"}]
+    assert PreferencePair.for_training(PAIR | {"messages": turns}).earlier_turns
+    assert not PreferencePair.for_training(PAIR | {"messages": turns[:1]}).earlier_turns
+    assert PreferencePair.for_training(PAIR | {"messages": turns}).messages == ()
+    with pytest.raises(RowError, match="messages"):
+        PreferencePair.for_training(PAIR | {"messages": "see"})
+
+
+def test_answer_videos_are_the_candidates_or_the_one_video():
+    texts = PreferencePair("r", "q", "a", "b", video="v")
+    assert texts.answer_videos == ("v", "v") and texts.videos == ("v",)
+    row = {"pair_id": "r", "question": "q", "video": "v", "chosen_video": "a", "rejected_video": "b"}
+    candidates = PreferencePair.for_training(row)
+    assert candidates.answer_videos == candidates.videos == ("a", "b") and candidates.video is None
+    with pytest.raises(RowError, match="chosen equals rejected"):
+        PreferencePair.for_training(row | {"rejected_video": "a", "chosen": "x", "rejected": "y"})
 
 
 SPAN = {"start": 0, "end": 1}

@@ -22,7 +22,7 @@ MARKS = "<image> <video> <|image_pad|> <|video_pad|> <|vision_start|> <|vision_e
 
 
 def bad_row(folder: Path, kind: str, fields: dict) -> str | None:
-    """What becomes of a row beside a good one: why it is refused, or None."""
+    """Return why a row is rejected that is read beside a good one, or None."""
     good = GOOD[kind]
     (folder / "v.mp4").touch()
     key = next(iter(good))
@@ -37,7 +37,7 @@ def bad_row(folder: Path, kind: str, fields: dict) -> str | None:
 
 
 def said(place: int, text: str) -> dict:
-    """A conversation that says `text` in one of its turns."""
+    """Return a conversation that says `text` in one of its turns."""
     return {"messages": [turn | {"content": text} if at == place else turn for at, turn in enumerate(TURNS)]}
 
 

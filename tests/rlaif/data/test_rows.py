@@ -22,7 +22,7 @@ RECORD = PreferencePair("r", "what moves?", "a cat", "a dog", video="v.mp4")
 
 
 def write(root, *rows):
-    """A file of `rows`: objects, or lines as they stand. `v.mp4` exists."""
+    """Write a file of `rows`, which are objects or whole lines, beside a video `v.mp4`."""
     (root / "v.mp4").touch()
     lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
     (root / "rows.jsonl").write_bytes(b"\n".join(lines) + b"\n")
@@ -48,7 +48,7 @@ def test_good_rows(tmp_path):
     assert rows[0].signs == {"overall": 1} and rows[0].videos == ("v.mp4",)
 
 
-def test_a_pair_of_a_longer_record(tmp_path):
+def test_a_training_pair_has_dimensions_and_margin(tmp_path):
     about = {"dimension": "helpfulness", "dimensions": {"harmlessness": -1}, "margin": 2, "scores": [], "judge": {}}
     rows, _ = read_records(write(tmp_path, PAIR | about), tmp_path, "pairs")
     signs = {"harmlessness": -1}
@@ -56,7 +56,7 @@ def test_a_pair_of_a_longer_record(tmp_path):
     assert rows[0].signs == {"helpfulness": 1, "harmlessness": -1}
 
 
-def test_a_pair_of_videos(tmp_path):
+def test_a_training_pair_of_videos_needs_both(tmp_path):
     (tmp_path / "w.mp4").touch()
     row = {"pair_id": "r", "prompt_id": "p", "question": "a cat", "chosen_video": "v.mp4", "rejected_video": "w.mp4"}
     (pair, _), report = read_records(write(tmp_path, row, PAIR | {"pair_id": "s"}), tmp_path, "pairs")

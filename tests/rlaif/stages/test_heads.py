@@ -21,7 +21,7 @@ from rlaif.records import Answer, Prompt
 from rlaif.stages.feedback import score
 from rlaif.stages.run.run import open_run
 from rlaif.stages.train import ppo, reward, supervised
-from rlaif.stages.train.reward import compared, hold_out
+from rlaif.stages.train.reward import compared, digest_of, hold_out
 from rlaif.stages.train.workers import learner_spec
 
 TWO = ("helpfulness", "harmlessness")
@@ -230,6 +230,17 @@ def test_ppo_learns_from_the_weighted_sum_of_named_parts(aligned, metrics_of, sa
 
 def pair(number: int, **about) -> PreferencePair:
     return PreferencePair(str(number), "q", "a", "b", video=f"v{number}", **about)
+
+
+def test_digest_of_pairs_is_that_of_earlier_versions():
+    """Checkpoints carry it: another digest would refuse to go on with the same pairs."""
+    about = {"dimension": "helpful", "dimensions": {"style": -1}, "margin": 0.5, "prompt_id": "p", "unread_turns": True}
+    rows = [
+        PreferencePair("a", "what?", "a cat", "a dog", video="v.mp4", captions=("one",), **about),
+        PreferencePair("b", "what?", chosen_video="v.mp4", rejected_video="w.mp4"),
+    ]
+    assert digest_of(rows, captions=True) == "cea8f6a09bd48c97"
+    assert digest_of(rows, captions=False) == "ee487cac13beddea"
 
 
 def test_rows_that_were_not_compared_are_counted_and_left_out(make_config, tmp_path, caplog):
