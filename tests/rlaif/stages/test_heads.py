@@ -60,7 +60,7 @@ def trained(compared_world, make_config, tmp_path_factory):
             usual = reward.agreements
             patch.setattr(reward, "agreements", lambda found: usual(found) | {"accuracy": next(given)})
             reward.train(config, run)
-        rows = reward.with_context(compared(reward.datasets.pairs(run, "pairs.jsonl"), config.reward, "pairs"), config)
+        rows = reward.with_context(compared(reward.datasets.load(run, "pairs.jsonl", "pairs"), config.reward, "pairs"), config)
         learners, actors = both_sides(config, run, rows)
         yield config, run, learners, actors, [score.score(config, run), score.score(config, run)]
 

@@ -10,7 +10,7 @@ from without_actors import NoTopology
 
 from actors.rollout import Answers, Failure
 from cluster.ledger import Ledger
-from rlaif.data.rows import decode_videos
+from rlaif.data.videos import decode_videos
 from rlaif.errors import DataError
 from rlaif.io.rundir import RunDir
 from rlaif.stages.run import datasets
