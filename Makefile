@@ -10,7 +10,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help install demo doctor test test-slow test-gpu study lint lock clean
+.PHONY: help install demo doctor test test-slow test-gpu study lint docs lock clean
 
 # What .venv holds already, else the CPU installation.
 HELD := $(patsubst .venv/.installed-%,%,$(wildcard .venv/.installed-*))
@@ -38,7 +38,8 @@ help:
 	@echo "make test-gpu         tests that need a GPU"
 	@echo "make study NAME       a study without a time limit; writes docs/studies/NAME.json"
 	@echo "make doctor           what works on this machine, and what to do about the rest"
-	@echo "make lint             style and the layer rule"
+	@echo "make lint             style, types and the layer rule"
+	@echo "make docs             write the pages that are generated from the source"
 	@echo "make install          what the others do first: .venv with everything in it (EXTRA=cpu or gpu)"
 	@echo "make clean            remove .venv and caches; runs/ stays"
 
@@ -72,7 +73,13 @@ study: $(STAMP)
 
 lint: $(STAMP)
 	@.venv/bin/ruff check .
+	.venv/bin/ruff format --check --quiet .
 	.venv/bin/lint-imports --no-cache --no-logo
+	.venv/bin/mypy
+
+# The pages that are generated from the source; tests fail when one is stale.
+docs: $(STAMP)
+	@.venv/bin/python -m rlaif.config.options > docs/options.md
 
 install: $(STAMP)
 

@@ -1,23 +1,25 @@
-"""One actor keeps what frozen vision towers make of videos. It needs neither torch nor a model, so it starts at once.
+"""One actor stores the features that frozen vision towers compute. It needs neither torch nor a model, so it starts at once.
 
-Whoever needs a video's features first is given the claim, computes and puts them; the others ask again until they are
-there, or until the claim is too old to wait for. Nobody ever waits inside the store, so nothing can deadlock.
+The first process that asks for a video's features gets the claim: it computes and puts them. The others ask again until the
+features are stored, or until the claim is too old to wait for. No call waits inside the store, so nothing can deadlock.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ray
 
+from rlaif.byte_cache import ByteCache
+
 if TYPE_CHECKING:
-    from rlaif.models.vision import Key
+    from rlaif.models.vision import FeatureKey
 
 PATIENCE_S = 10.0
-"""How long a claim keeps others waiting: longer than a tower takes for one video; after that, twice computed is better."""
+"""How long a claim keeps others waiting: longer than a tower takes for one video. After that, computing twice is better."""
 
 
 class FeatureStore:
@@ -30,77 +32,93 @@ class FeatureStore:
         put: Callable[[dict], Any] = ray.put,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self._budget, self._patience_s, self._put, self._clock = store_bytes, patience_s, put, clock
-        self._held: OrderedDict[Key, tuple[Any, int]] = OrderedDict()
-        self._claims: dict[Key, float] = {}
-        self._passes: Counter[Key] = Counter()
-        self._asked: set[Key] = set()
-        self._hits = self._bytes = self._engine_passes = 0
+        """Start empty.
+
+        store_bytes: budget of the object store for features. put: stores an entry and returns a reference to it.
+        """
+        self._patience_s, self._put, self._clock = patience_s, put, clock
+        self._references: ByteCache[FeatureKey, Any] = ByteCache(store_bytes)
+        self._claims: dict[FeatureKey, float] = {}
+        self._passes: Counter[FeatureKey] = Counter()
+        self._requested: set[FeatureKey] = set()
+        self._hits = self._engine_passes = 0
         self._engine_specs: set[str] = set()
 
-    def ask(self, key: Key) -> tuple[list, bool]:
-        """([reference to the features], False) where they are here; else no reference, and whether the asker is to compute."""
-        self._asked.add(key)
-        if key in self._held:
-            self._held.move_to_end(key)
+    def ask(self, key: FeatureKey) -> tuple[list, bool]:
+        """Return ([reference to the features], False) if they are stored; else ([], whether the caller is to compute them).
+
+        The reference is inside a list because Ray would otherwise resolve it on the way.
+        """
+        self._requested.add(key)
+        reference = self._references.get(key)
+        if reference is not None:
             self._hits += 1
-            return [self._held[key][0]], False
+            return [reference], False
         now = self._clock()
-        if now < self._claims.get(key, -float("inf")) + self._patience_s:
+        claimed_at = self._claims.get(key, -float("inf"))
+        if now < claimed_at + self._patience_s:
             return [], False
+        # also in the place of a claim that is too old: its process is gone or slow, and a second result does no harm
         self._claims[key] = now
         return [], True
 
-    def put(self, key: Key, entry: dict, nbytes: int) -> None:
-        """Keep what somebody computed. Of two who computed the same, the first one's stays."""
+    def put(self, key: FeatureKey, entry: dict, nbytes: int) -> None:
+        """Store what a process computed. If two processes computed the same, the first result stays."""
         self._passes[key] += 1
         self._claims.pop(key, None)
-        if key in self._held:
-            return
-        self._held[key] = (self._put(entry), nbytes)
-        self._bytes += nbytes
-        while self._bytes > self._budget and len(self._held) > 1:
-            self._bytes -= self._held.popitem(last=False)[1][1]
+        if key not in self._references:
+            self._references.put(key, self._put(entry), nbytes)
 
-    def release(self, key: Key) -> None:
-        """Whoever had the claim could not compute."""
+    def release(self, key: FeatureKey) -> None:
+        """Give up a claim: the process that had it could not compute."""
         self._claims.pop(key, None)
 
-    def lost(self, key: Key, refs: list) -> None:
-        """A client could not resolve `refs`: somebody computes again."""
-        if key in self._held and self._held[key][0] == refs[0]:
-            self._bytes -= self._held.pop(key)[1]
+    def lost(self, key: FeatureKey, refs: list) -> None:
+        """Forget `refs`, which a client could not resolve, so that the next one computes again."""
+        # a slower client that lost the same object must not throw away its replacement
+        if self._references.peek(key) == refs[0]:
+            self._references.remove(key)
 
-    def seen(self, keys: Sequence[Key]) -> None:
-        """A tower saw these videos and keeps nothing of them."""
-        self._asked.update(keys)
+    def seen(self, keys: Sequence[FeatureKey]) -> None:
+        """Count videos that went through a tower whose features are not stored."""
+        self._requested.update(keys)
         self._passes.update(keys)
 
     def engine(self, passes: int, specs: Sequence[str]) -> None:
-        """Passes through the tower inside vLLM, and hashes of the FrameSpecs it was given."""
+        """Count passes through the tower inside vLLM; specs: hashes of the FrameSpecs that it received."""
         self._engine_passes += passes
         self._engine_specs.update(specs)
 
     def begin(self) -> None:
-        """Count anew. What is held counts as the one pass that made it, once somebody asks for it."""
-        self._passes = Counter(dict.fromkeys(self._held, 1))
-        self._asked, self._engine_specs = set(), set()
+        """Restart the counts. Stored features count as the one pass that made them, once a process asks for them."""
+        # they would otherwise count as never computed, and the passes per key come out below 1
+        self._passes = Counter(dict.fromkeys(self._references, 1))
+        self._requested, self._engine_specs = set(), set()
         self._hits = self._engine_passes = 0
 
     def counters(self) -> dict[str, float]:
-        """Of all processes since `begin`: passes through a tower; distinct (tower, FrameSpec) that were wanted; hits, the
-        times one process found another's features; bytes held now.
+        """Return the counts of all processes since `begin`.
 
-        The engine's tower is one of the other roles', so its videos are new keys only where nobody else has read them.
+        passes: videos that went through a tower. keys: distinct (tower, FrameSpec) that were requested. passes_per_key: their
+        ratio. hits: how often one process got another's features. bytes: size of the features stored now.
+
+        The engine's tower is that of another role, so its videos are new keys only if no other role has read them.
         """
-        elsewhere = self._engine_specs - {spec for _, spec in self._asked}
-        passes = self._engine_passes + sum(self._passes[key] for key in self._asked)
-        keys = len(self._asked) + len(elsewhere)
-        counts = {"passes": passes, "keys": keys, "hits": self._hits, "bytes": self._bytes}
-        return {**counts, "passes_per_key": passes / max(1, keys)}
+        specs_of_others = {spec for _, spec in self._requested}
+        engine_only = self._engine_specs - specs_of_others
+        passes = self._engine_passes + sum(self._passes[key] for key in self._requested)
+        keys = len(self._requested) + len(engine_only)
+        return {
+            "passes": passes,
+            "keys": keys,
+            "hits": self._hits,
+            "bytes": self._references.nbytes,
+            "passes_per_key": passes / max(1, keys),
+        }
 
 
 def start_feature_store(store_bytes: int, options: dict[str, Any] | None = None):
     """Start a FeatureStore actor; `options` are Ray's actor options. It restarts when it dies: all can be computed again."""
     defaults = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
-    return ray.remote(FeatureStore).options(**defaults | (options or {})).remote(store_bytes)
+    actor = ray.remote(FeatureStore).options(**defaults | (options or {}))
+    return actor.remote(store_bytes)

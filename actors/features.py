@@ -1,70 +1,79 @@
-"""What a role asks for the features of frozen vision towers, so that each is computed by one process and used by all."""
+"""A role's client of the feature store: the features of frozen towers are computed by one process and used by all."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import ray
+import torch
 from ray.exceptions import ObjectLostError, RayError
 
 from actors.feature_store import PATIENCE_S
 from cluster.publish import from_wire, to_wire
-from rlaif.models.vision import Features, Key, mapped
+from rlaif.models.vision import FeatureKey, Features, map_tensors
 
 log = logging.getLogger(__name__)
 
 
 class FeatureClient:
-    """What a role's `VisionCache` asks. Where the store fails or a claim is never kept, the role computes by itself."""
+    """The `SharedFeatures` of a role's `VisionCache`. If the store fails or a claim is not kept, the role computes itself."""
 
     def __init__(self, store, share: bool = True, patience_s: float = PATIENCE_S, poll_s: float = 0.02):
-        """share: false where every process must compute for itself (`deterministic`); passes are counted all the same."""
+        """Keep the store's actor.
+
+        share: False if every process must compute for itself (`deterministic`); passes are counted all the same.
+        """
         self._store, self._share = store, share
         self._patience_s, self._poll_s = patience_s, poll_s
 
-    def get(self, key: Key, compute: Callable[[], Features]) -> Features:
-        """Features under `key`, computed here when nobody has them. What `compute` raises reaches the caller."""
+    def get(self, key: FeatureKey, compute: Callable[[], Features]) -> Features:
+        """Return the features under `key`, computed here if no process has them. Errors of `compute` reach the caller."""
         if not self._share:
             self.seen([key])
             return compute()
         try:
-            if (found := self._find(key)) is not None:
-                return found
+            shared = self._find(key)
         except RayError as error:
             log.warning("the feature store does not answer (%s): computing here", type(error).__name__)
+            shared = None
+        if shared is not None:
+            return shared
         try:
-            made = compute()
+            features = compute()
         except BaseException:
+            # also when this process is stopped: the others would wait until the claim is too old
             self._store.release.remote(key)
             raise
+        # waited for: an error means that the others will compute, and the log says why there are more passes
         try:
-            ray.get(self._store.put.remote(key, to_entry(made), made.nbytes), timeout=self._patience_s)
+            stored = self._store.put.remote(key, to_entry(features), features.nbytes)
+            ray.get(stored, timeout=self._patience_s)
         except RayError as error:
             log.warning("the feature store did not take features (%s)", type(error).__name__)
-        return made
+        return features
 
-    def seen(self, keys: Sequence[Key]) -> None:
-        """These went through a tower that keeps nothing."""
+    def seen(self, keys: Sequence[FeatureKey]) -> None:
+        """Count videos that went through a tower whose features are not stored."""
         self._store.seen.remote(list(keys))
 
     def engine(self, passes: int, specs: Sequence[str]) -> None:
-        """See `FeatureStore.engine`."""
+        """Count passes through vLLM's own tower; see `FeatureStore.engine`."""
         self._store.engine.remote(passes, list(specs))
 
-    def _find(self, key: Key) -> Features | None:
-        """Another process's features; None where this one is to compute, or has waited long enough."""
+    def _find(self, key: FeatureKey) -> Features | None:
+        """Return another process's features; None if this one is to compute them, or has waited long enough."""
         deadline = time.monotonic() + self._patience_s
         while time.monotonic() < deadline:
-            refs, mine = ray.get(self._store.ask.remote(key), timeout=self._patience_s)
-            if mine:
+            refs, is_ours = ray.get(self._store.ask.remote(key), timeout=self._patience_s)
+            if is_ours:
                 return None
             if not refs:
                 time.sleep(self._poll_s)
                 continue
+            # the object is gone if the node that held it is: it has to be computed again
             try:
                 return from_entry(ray.get(refs[0], timeout=self._patience_s))
             except ObjectLostError:
@@ -73,15 +82,25 @@ class FeatureClient:
 
 
 def to_entry(features: Features) -> dict:
-    """Plain arrays: bfloat16 travels as its bits."""
-    output = mapped(features.output, to_wire)
-    parts = {name: output[name] for name in output}
-    facts = {"tower": features.tower, "spec": features.spec, "kind": features.kind, "dtype": features.dtype}
-    return {**facts, "type": type(output), "parts": parts}
+    """Return features as plain arrays for the object store; bfloat16 travels as its bits."""
+    arrays = map_tensors(features.output, to_wire)
+    return {
+        "tower": features.tower,
+        "spec": features.spec,
+        "kind": features.kind,
+        "dtype": features.dtype,
+        "type": type(features.output),
+        "parts": dict(arrays),
+    }
 
 
 def from_entry(entry: dict) -> Features:
-    """Features of this process's own: what comes out of the object store is read-only and stays there while it is used."""
-    own: Callable[[np.ndarray], Any] = lambda array: from_wire(array, entry["dtype"]).clone()  # noqa: E731
-    output = mapped(entry["type"](**entry["parts"]), own)
+    """Return the features of an entry as tensors that belong to this process."""
+
+    def own_tensor(array: np.ndarray) -> torch.Tensor:
+        # arrays from the object store are read-only, and stay in the store as long as a view of them is used
+        return from_wire(array, entry["dtype"]).clone()
+
+    arrays = entry["type"](**entry["parts"])
+    output = map_tensors(arrays, own_tensor)
     return Features(entry["tower"], entry["spec"], entry["kind"], output)

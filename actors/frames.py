@@ -1,6 +1,6 @@
-"""One actor decodes each video once for every role of a run; the others ask it through a `FrameClient`.
+"""One actor decodes each video once for every role of a run; the others get frames through a `FrameClient`.
 
-Decoded frames live in Ray's object store. Their references are owned by the store actor, so that they outlive whoever
+Decoded frames are in Ray's object store. Their references are owned by the store actor, so that they outlive the process that
 asked first, and travel inside a list, because Ray would otherwise resolve them on the way.
 """
 
@@ -34,7 +34,7 @@ class FrameStore:
 
     threads: how many videos are decoded at a time, each in a process of its own (None: as many as there are cores).
     queue: how many prefetches may wait. decode_timeout_s: a video that takes longer is an error, and its decoder ended.
-    known: folder in which what is learned about videos is kept for other stages and nodes (rlaif/video/known.py).
+    known: folder in which facts about videos are stored for other stages and nodes (rlaif/video/known.py).
     """
 
     def __init__(
@@ -49,14 +49,17 @@ class FrameStore:
         decode_timeout_s: float = 600.0,
         known: str | None = None,
     ):
+        """Start the decoders."""
         threads = threads or len(os.sched_getaffinity(0))
         self._decoders = Decoders(threads, decode_timeout_s, known)
         self._specs = SpecCache(num_frames, height, width, processor, probe=self._decoders.probe)
+        # put by this actor, which thereby owns the objects: they live on when the client that asked first is gone
         self._cache = FrameCache(store_bytes, decode=self._decoders.decode, store=ray.put)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="prefetch")
         self._queue = queue
         self._waiting: dict[str, Future] = {}
         self._prefetch_failures = 0
+        # of the queue of prefetches only: the caches have locks of their own, held per video
         self._guard = threading.Lock()
 
     def spec(self, path: str) -> FrameSpec:
@@ -64,26 +67,31 @@ class FrameStore:
         return self._specs.spec(path)
 
     def frames(self, spec: FrameSpec, path: str) -> list[ray.ObjectRef]:
-        """[reference to uint8 [T, H, W, 3]]. Raises DataError when the video changed or is damaged."""
+        """Return [reference to uint8 [T, H, W, 3]]. Raises DataError if the video changed or is damaged."""
         return [self._cache.get(path, spec)]
 
     def lost(self, spec: FrameSpec, refs: list[ray.ObjectRef]) -> None:
-        """A client could not resolve `refs`: decode again on the next request."""
-        self._cache.lost(spec, refs[0])
+        """Forget `refs`, which a client could not resolve: decode again on the next request."""
+        self._cache.forget(spec, refs[0])
 
     def prefetch(self, paths: list[str]) -> int:
-        """Decode in the background and return at once, with the number accepted: only a hint, dropped when the queue
-        is full. A bad video counts as `prefetch_failures`; whoever then asks for it gets the error itself."""
+        """Decode in the background and return at once, with the number accepted.
+
+        It is only a hint, dropped when the queue is full. A bad video counts as `prefetch_failures`; a role that then
+        requests it gets the error itself.
+        """
         with self._guard:
             room = max(0, self._queue - len(self._waiting))
             accepted = [path for path in dict.fromkeys(paths) if path not in self._waiting][:room]
-            self._waiting.update((path, self._pool.submit(self._fetch, path)) for path in accepted)
+            for path in accepted:
+                self._waiting[path] = self._pool.submit(self._fetch, path)
+        # outside the guard: the callback of a decode that has ended already runs here, and takes the guard
         for path in accepted:
             self._waiting[path].add_done_callback(partial(self._fetched, path))
         return len(accepted)
 
     def counters(self) -> dict[str, int]:
-        """`Counters` of rlaif/video/cache.py, and `prefetch_failures`."""
+        """Return the counters of rlaif/video/cache.py, and `prefetch_failures`."""
         return asdict(self._cache.counters()) | {"prefetch_failures": self._prefetch_failures}
 
     def _fetch(self, path: str) -> None:
@@ -106,43 +114,45 @@ def start_frame_store(*, options: dict[str, Any] | None = None, concurrency: int
 
 
 class FrameClient:
-    """What a role asks for frames: `spec(video)`, then `get(video, spec)`. Rows name videos relative to `root`.
+    """A role's source of frames: `spec(video)`, then `get(video, spec)`. Rows name videos relative to `root`.
 
-    Keeps the last `cache_bytes` of frames. They are read-only views into the object store, which cannot drop them
+    It keeps the last `cache_bytes` of frames. They are read-only views into the object store, which cannot drop them
     while they are kept here: allow for that when sizing it.
     """
 
     def __init__(
         self, store, root: str | Path, cache_bytes: int = CLIENT_BYTES, attempts: int = 3, timeout_s: float = 600
     ):
+        """Keep the store's actor; attempts: how often lost frames are requested."""
         self._store, self._root = store, root
         self._attempts, self._timeout_s = attempts, timeout_s
         self._specs: dict[str, FrameSpec] = {}
         self._cache = FrameCache(cache_bytes, decode=self._fetch)
 
     def spec(self, video: str) -> FrameSpec:
-        """Raises DataError for a video that cannot be used."""
+        """Return how a video is sampled. Raises DataError for a video that cannot be used."""
         if video not in self._specs:
             path = str(video_path(self._root, video))
             self._specs[video] = self._ask(self._store.spec.remote(path), path)
         return self._specs[video]
 
     def get(self, video: str, spec: FrameSpec | None = None) -> np.ndarray:
-        """uint8 [T, H, W, 3], read-only. Raises DataError when the video changed, is damaged, or decodes for ever."""
+        """Return uint8 [T, H, W, 3], read-only. Raises DataError if the video changed, is damaged, or decodes for ever."""
         return self._cache.get(video_path(self._root, video), spec or self.spec(video))
 
     def prefetch(self, videos: Iterable[str]) -> None:
-        """A hint that these will be asked for; returns at once."""
+        """Announce videos that will be requested; returns at once."""
         self._store.prefetch.remote([str(video_path(self._root, video)) for video in videos])
 
     def counters(self) -> dict[str, int]:
-        """The store's counters: what all its clients caused together."""
+        """Return the store's counters: of all its clients together."""
         return self._ask(self._store.counters.remote(), "the frame store")
 
     def _fetch(self, path: str, spec: FrameSpec) -> np.ndarray:
         for attempt in range(self._attempts):
             refs = self._ask(self._store.frames.remote(spec, path), path)
             try:
+                # inside a list, or Ray would have resolved the reference in the store's process
                 return self._ask(refs[0], path)
             except ObjectLostError:  # also its subclass for a dead owner: a restarted store decodes again
                 if attempt == self._attempts - 1:
@@ -160,12 +170,12 @@ class FrameClient:
             raise DataError(
                 f"frames of {path} within {self._timeout_s:g} s",
                 "no answer from the frame store",
-                "remove this video if decoding it alone hangs too; else give the store more threads",
+                "Remove this video if decoding it alone hangs too; else give the store more threads",
             ) from error
 
 
 class LocalFrames:
-    """The same questions answered in this process, without Ray."""
+    """Frames that are decoded in this process, without Ray."""
 
     def __init__(
         self,
@@ -177,18 +187,22 @@ class LocalFrames:
         cache_bytes: int = CLIENT_BYTES,
         decode: Callable[[str, FrameSpec], np.ndarray] = decode,
     ):
+        """Begin with an empty cache; the arguments are those of FrameStore and FrameClient."""
         self._root = root
         self._specs = SpecCache(num_frames, height, width, processor)
         self._cache = FrameCache(cache_bytes, decode=decode)
 
     def spec(self, video: str) -> FrameSpec:
+        """Return how a video is sampled; as `FrameClient.spec`."""
         return self._specs.spec(video_path(self._root, video))
 
     def get(self, video: str, spec: FrameSpec | None = None) -> np.ndarray:
+        """Return uint8 [T, H, W, 3]; as `FrameClient.get`."""
         return self._cache.get(video_path(self._root, video), spec or self.spec(video))
 
     def prefetch(self, videos: Iterable[str]) -> None:
-        """Nothing to gain: the caller's own thread decodes."""
+        """Do nothing: the caller's own thread decodes."""
 
     def counters(self) -> dict[str, int]:
+        """Return the counters of this process's cache."""
         return asdict(self._cache.counters())

@@ -15,13 +15,14 @@ class Inbox:
     """Takes the model's place in vLLM's transports: keeps what arrives, on its device, until it has been checked."""
 
     def __init__(self):
+        """Begin empty."""
         self.tensors: dict[str, torch.Tensor] = {}
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Copies, because a transport uses its buffers again."""
-        taken = {name: tensor.detach().clone() for name, tensor in weights}
-        self.tensors |= taken
-        return set(taken)
+        """Copy the tensors, because a transport uses its buffers again; return their names."""
+        arrived = {name: tensor.detach().clone() for name, tensor in weights}
+        self.tensors |= arrived
+        return set(arrived)
 
 
 class WeightReceiver:
@@ -31,16 +32,14 @@ class WeightReceiver:
     """
 
     def load_published(self, tensors: list[tuple[str, str, np.ndarray]]) -> list[str]:
-        """Load (name, dtype, bits) under checkpoint names; returns the engine's parameters that stayed as they were.
-
-        The layerwise reload gathers the parts of fused and sharded layers before it touches the live weights, and it
-        repacks them as the kernels need it.
-        """
+        """Load (name, dtype, bits) under checkpoint names; return the engine's parameters that stayed as they were."""
         from vllm.config import set_current_vllm_config
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
         model = self.model_runner.get_model()
         with set_current_vllm_config(self.vllm_config):
+            # The layerwise reload gathers the parts of fused and sharded layers before it touches the live weights, and it
+            # repacks them as the kernels need it. On a CPU packed weights cannot be read back: hence the checks before.
             initialize_layerwise_reload(model)
             loaded = model.load_weights((name, from_wire(array, dtype)) for name, dtype, array in tensors)
             finalize_layerwise_reload(model, self.model_config)
@@ -59,17 +58,18 @@ class WeightReceiver:
         engine.init_transfer_engine(engine.parse_init_info(info))
 
     def begin_transfer(self) -> None:
+        """Drop what has arrived of an unfinished version."""
         self.inbox.tensors = {}
 
     def receive_transfer(self, info: dict) -> None:
-        """Take in one part of a version; the model stays as it is."""
+        """Receive one part of a version; the model stays as it is."""
         engine = self.weight_transfer_engine
         engine.receive_weights(engine.parse_update_info(info))
         if self.device.type != "cpu":
             torch.accelerator.synchronize()  # copies in flight would be overtaken by the sender's next part
 
     def check_transfer(self, manifest: Manifest) -> ContractError | None:
-        """What is wrong with what has been received. Returned, because vLLM's executors turn raised errors into text."""
+        """Return the error in what has been received. It is not raised: vLLM's executors turn raised errors into text."""
         try:
             verify_tensors(manifest, self.inbox.tensors)
         except ContractError as error:
@@ -78,7 +78,7 @@ class WeightReceiver:
         return None
 
     def load_transfer(self) -> list[str]:
-        """Load what `check_transfer` has found good, and let go of it; returns as `load_published`."""
+        """Load the version that `check_transfer` accepted, and free it; returns as `load_published`."""
         from vllm.config import set_current_vllm_config
 
         tensors, self.inbox.tensors = self.inbox.tensors, {}
@@ -95,4 +95,6 @@ class WeightReceiver:
 
 
 def _untouched(model: torch.nn.Module, loaded: Iterable[str]) -> list[str]:
-    return sorted({name for name, _ in model.named_parameters()} - set(loaded))
+    """Return the model's parameters that are not among the loaded ones."""
+    names = dict(model.named_parameters()).keys()
+    return sorted(names - set(loaded))

@@ -1,8 +1,7 @@
-"""Which reward actor scores which answers, and what happens to one that hangs or dies. Plain scheduling over handles."""
+"""Which reward actor scores which answers, and what replaces one that hangs or dies. Plain scheduling over handles."""
 
 from __future__ import annotations
 
-import itertools
 import logging
 import time
 from collections import deque
@@ -13,22 +12,22 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 
-from actors.pool import Calls, RayCalls
+from actors.calls import Calls, RayCalls
 from actors.reward import RewardActor
 from cluster.env import actor_env
 from rlaif.config.schema import Model
 from rlaif.errors import ContractError, DeadlineError
-from rlaif.records import Answer, Key, Masked, Outcome
+from rlaif.records import Key, Masked, Outcome, RewardInput
 
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 2
-"""How often an answer is asked for before it is masked."""
+"""How often an answer is sent to an actor before it is masked."""
 
 
 @dataclass(eq=False)
-class Scoring:
-    """A batch of answers that was handed to the pool, for `RewardPool.collect`."""
+class ScoringBatch:
+    """A batch of answers that the pool scores, for `RewardPool.collect`."""
 
     keys: frozenset[Key]
     outcomes: dict[Key, Outcome] = field(default_factory=dict)
@@ -38,8 +37,8 @@ class Scoring:
 class _Part:
     """Answers that one actor scores in one call. Without a batch, it is the call that returns when a model is loaded."""
 
-    answers: list[Answer]
-    batch: Scoring | None
+    answers: list[RewardInput]
+    batch: ScoringBatch | None
     attempt: int = 1
 
 
@@ -56,21 +55,30 @@ class _Slot:
     busy_s: float = 0.0
 
     @property
+    def is_loading(self) -> bool:
+        """Return whether the actor has not loaded its model yet."""
+        return any(part.batch is None for _, part in self.waiting)
+
+    @property
     def load(self) -> int:
-        """Answers that are not scored yet."""
+        """Return the number of answers that are not scored yet."""
         return sum(len(part.answers) for _, part in self.waiting)
 
     @property
     def limit(self) -> str:
-        return "loading" if self.waiting and self.waiting[0][1].batch is None else "scoring"
+        """Return which limit holds for the first of them."""
+        if not self.waiting:
+            return "scoring"
+        _, part = self.waiting[0]
+        return "loading" if part.batch is None else "scoring"
 
 
 class RewardPool:
     """Reward actors side by side. Each batch goes to the one with the fewest answers to score.
 
-    An actor that takes longer than `timeout_s` for a batch, or dies, is replaced. What waited behind that batch is asked of
-    the others as it is. The batch itself is asked once more, prompt by prompt, since one bad prompt must not cost the
-    others; answers to a prompt that fails again are masked with the reason.
+    An actor that takes longer than `timeout_s` for a batch, or dies, is replaced. Its later batches go to the other actors as
+    they are. The batch itself is sent once more, prompt by prompt, since one bad prompt must not cost the others; answers to
+    a prompt that fails again are masked with the reason.
     """
 
     def __init__(
@@ -83,7 +91,7 @@ class RewardPool:
         calls: Calls | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """`start(index)` makes an actor; `loading_timeout_s`: how long it may take until it can score."""
+        """Start `count` actors; `start(index)` makes one; `loading_timeout_s`: how long it may take until it can score."""
         self._start, self._calls, self._clock = start, calls or RayCalls(), clock
         self._limits = {"loading": loading_timeout_s, "scoring": timeout_s}
         self._slots = [_Slot(index, None) for index in range(count)]
@@ -94,37 +102,42 @@ class RewardPool:
 
     @property
     def handles(self) -> list[Any]:
+        """Return the actors' handles."""
         return [slot.actor for slot in self._slots]
 
-    def score(self, answers: Sequence[Answer]) -> Scoring:
-        """Ask for scores; returns at once."""
+    def score(self, answers: Sequence[RewardInput]) -> ScoringBatch:
+        """Request scores; returns at once."""
         self._drain()
-        batch = Scoring(frozenset(answer.key for answer in answers))
+        batch = ScoringBatch(_keys(answers))
         if answers:
             self._issue(_Part(list(answers), batch))
         return batch
 
-    def collect(self, batches: Sequence[Scoring]) -> dict[Key, Outcome]:
+    def collect(self, batches: Sequence[ScoringBatch]) -> dict[Key, Outcome]:
         """Wait for batches; return one outcome per answer. Every wait has a deadline, so this ends.
 
         Raises:
             DeadlineError: an actor does not finish loading.
-            ContractError: an actor scored other answers than it was asked to.
+            ContractError: an actor scored other answers than it was sent.
         """
         while any(batch.outcomes.keys() != batch.keys for batch in batches):
             self._step()
-        return {key: outcome for batch in batches for key, outcome in batch.outcomes.items()}
+        outcomes: dict[Key, Outcome] = {}
+        for batch in batches:
+            outcomes |= batch.outcomes
+        return outcomes
 
     def wait_ready(self) -> None:
-        """Return when every actor has loaded its model; an error while loading comes out here."""
-        while any(part.batch is None for slot in self._slots for _, part in slot.waiting):
+        """Return when every actor has loaded its model; an error while loading is raised here."""
+        while any(slot.is_loading for slot in self._slots):
             self._step()
 
     def busy_seconds(self) -> float:
-        """Seconds that the busiest actor has spent on what was collected."""
+        """Return the seconds that the busiest actor has spent on what was collected."""
         return max(slot.busy_s for slot in self._slots)
 
     def stop(self) -> None:
+        """End all actors."""
         for slot in self._slots:
             self._calls.kill(slot.actor)
 
@@ -132,44 +145,54 @@ class RewardPool:
 
     def _step(self) -> None:
         """Wait until an actor has finished what it does, or has taken too long for it."""
-        working = [slot for slot in self._slots if slot.waiting]
-        left = min(self._until(slot) for slot in working) - self._clock()
-        if (slot := self._finished(working, max(0.0, left))) is not None:
+        working = self._working()
+        remaining_s = min(self._deadline(slot) for slot in working) - self._clock()
+        slot = self._finished(working, max(0.0, remaining_s))
+        if slot is not None:
             return self._take(slot)
         for slot in working:
-            if self._clock() >= self._until(slot):
+            if self._clock() >= self._deadline(slot):
                 self._too_late(slot)
 
     def _drain(self) -> None:
-        """Take what has finished already, so that loads are as they are."""
-        while (slot := self._finished([slot for slot in self._slots if slot.waiting], 0.0)) is not None:
+        """Take what has finished already, so that each actor's load is what it still has to do."""
+        slot = self._finished(self._working(), 0.0)
+        while slot is not None:
             self._take(slot)
+            slot = self._finished(self._working(), 0.0)
+
+    def _working(self) -> list[_Slot]:
+        return [slot for slot in self._slots if slot.waiting]
 
     def _finished(self, slots: Sequence[_Slot], timeout_s: float) -> _Slot | None:
-        heads = {slot.waiting[0][0]: slot for slot in slots}
-        ref = self._calls.first(list(heads), timeout_s) if heads else None
-        return None if ref is None else heads[ref]
+        """Return a slot whose first call has ended; None at the timeout."""
+        by_ref = {slot.waiting[0][0]: slot for slot in slots}
+        ref = self._calls.first(list(by_ref), timeout_s) if by_ref else None
+        return None if ref is None else by_ref[ref]
 
-    def _until(self, slot: _Slot) -> float:
+    def _deadline(self, slot: _Slot) -> float:
         return slot.since + self._limits[slot.limit]
 
     def _take(self, slot: _Slot) -> None:
-        """The result of a call that has ended."""
+        """Take the result of a call that has ended."""
         ref, part = slot.waiting[0]
         try:
             result = self._calls.get(ref, self._limits["scoring"])
         except RayActorError as error:
             if part.batch is None:
                 raise  # a model that cannot be loaded here cannot be loaded by another actor either
-            return self._replace(slot, f"died ({str(error).strip().splitlines()[0]})")
+            first_line = str(error).strip().splitlines()[0]
+            return self._replace(slot, f"died ({first_line})")
         except GetTimeoutError:
             return self._too_late(slot)
         slot.waiting.popleft()
+        # the actor began its next call when it ended this one, as far as can be seen from here
         slot.since = self._clock()
         if part.batch is not None:
             outcomes, seconds = result
             slot.busy_s += seconds
-            part.batch.outcomes |= _checked(part, outcomes)
+            _check_keys(part, outcomes)
+            part.batch.outcomes |= outcomes
 
     def _too_late(self, slot: _Slot) -> None:
         limit = self._limits[slot.limit]
@@ -184,7 +207,8 @@ class RewardPool:
     # ---------------------------------------------------------------- scheduling
 
     def _issue(self, part: _Part) -> None:
-        """Ask the actor with the least to do."""
+        """Give a part to the actor with the least to do."""
+        # by answers, then by calls: an actor that still loads its model has no answers, but is not free
         slot = min(self._slots, key=lambda slot: (slot.load, len(slot.waiting)))
         if not slot.waiting:
             slot.since = self._clock()
@@ -199,6 +223,7 @@ class RewardPool:
         failed, *others = [part for _, part in slot.waiting]
         log.warning("reward actor %d is replaced: it %s", slot.index, reason)
         self.replaced.append(reason)
+        # A hung actor is in a call and would never read a polite request; what it computes later must not come back.
         self._calls.kill(slot.actor)
         slot.waiting.clear()
         self._fill(slot)
@@ -227,20 +252,30 @@ def start_reward_pool(
     make = ray.remote(RewardActor)
 
     def start(index: int) -> Any:
-        return make.options(runtime_env=env, **options[index]).remote(threads=threads, model=model, **actor_args)
+        actor = make.options(runtime_env=env, **options[index])
+        return actor.remote(threads=threads, model=model, **actor_args)
 
     return RewardPool(start, len(options), timeout_s=timeout_s, loading_timeout_s=loading_timeout_s)
 
 
-def _by_prompt(answers: Iterable[Answer]) -> list[list[Answer]]:
+def _by_prompt(answers: Iterable[RewardInput]) -> list[list[RewardInput]]:
+    """Return the answers to each prompt, in the order of their keys."""
     ordered = sorted(answers, key=lambda answer: answer.key)
-    return [list(group) for _, group in itertools.groupby(ordered, key=lambda answer: answer.key[0])]
+    groups: dict[str, list[RewardInput]] = {}
+    for answer in ordered:
+        prompt_id, _ = answer.key
+        groups.setdefault(prompt_id, []).append(answer)
+    return list(groups.values())
 
 
-def _checked(part: _Part, outcomes: dict[Key, Outcome]) -> dict[Key, Outcome]:
-    asked = {answer.key for answer in part.answers}
-    if outcomes.keys() != asked:
+def _keys(answers: Iterable[RewardInput]) -> frozenset[Key]:
+    return frozenset(answer.key for answer in answers)
+
+
+def _check_keys(part: _Part, outcomes: dict[Key, Outcome]) -> None:
+    """Raise ContractError unless there is one outcome per answer."""
+    keys = _keys(part.answers)
+    if outcomes.keys() != keys:
         raise ContractError(
-            f"{len(asked)} scores for as many answers", f"{len(outcomes)}", "Report this with the reward actors' logs"
+            f"{len(keys)} scores for as many answers", f"{len(outcomes)}", "Report this with the reward actors' logs"
         )
-    return outcomes

@@ -1,19 +1,19 @@
-"""The environment every actor starts with: thread counts and engine switches that libraries read once, at import."""
+"""Environment variables of every actor: thread counts and engine switches that libraries read once, at import."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 _NOISY = ("torch.distributed.c10d_logger", "vllm.triton_utils.dispatcher")
-"""Modules that warn, at every call, of names which their own callers in other libraries still use."""
+"""Modules that warn at every call about names that their callers in other libraries still use."""
 
 
 def actor_env(
     threads: int = 1, device: Literal["cpu", "cuda"] = "cpu", dtype: Literal["float32", "bfloat16"] | None = None
 ) -> dict[str, str]:
-    """Environment variables for a Ray actor, to be passed as `runtime_env={"env_vars": actor_env(...)}`.
+    """Return environment variables for a Ray actor, to be passed as `runtime_env={"env_vars": actor_env(...)}`.
 
-    They must be set before torch or vLLM is imported, hence by whoever creates the actor.
+    They must be set before torch or vLLM is imported, so the creator of the actor sets them.
 
     Args:
         threads: OpenMP threads of the actor's own process.
@@ -28,7 +28,7 @@ def actor_env(
         "TOKENIZERS_PARALLELISM": "false",
         # On the CPU vLLM warns several times per request that it ignores thread counts.
         "VLLM_LOGGING_LEVEL": "ERROR",
-        # The engine core runs in the actor's own process, so that weights reach it without another copy.
+        # vLLM's engine core runs in the actor's own process, so that weights reach it without another copy.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         # A bar for every model an actor loads, and warnings from inside libraries, would bury the run's own lines.
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -36,13 +36,14 @@ def actor_env(
         "PYTHONWARNINGS": ",".join(f"ignore::FutureWarning:{module}" for module in _NOISY),
     }
     if dtype == "float32":
-        # Triton multiplies float32 matrices in TF32, 10 bits of mantissa, unless it is told otherwise: attention and adapter
-        # kernels on a GPU would then be off by more than the parity gate allows.
+        # By default Triton multiplies float32 matrices in TF32, with 10 bits of mantissa: attention and adapter kernels on
+        # a GPU would then differ by more than the parity gate allows.
         env["TRITON_F32_DEFAULT"] = "ieee"
     if device == "cpu":
         env["DS_ACCELERATOR"] = "cpu"
-        # Ray no longer hides GPUs from actors that reserved none.
+        # Ray 2.60 does not hide GPUs from actors that reserved none.
         env["CUDA_VISIBLE_DEVICES"] = ""
-        # vLLM's default pins one thread per core it can see, also those that other actors use.
+        # vLLM's default pins one thread to each core it sees, including those of other actors: with busy cores that
+        # samples about twenty times slower.
         env["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     return env

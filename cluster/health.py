@@ -1,7 +1,7 @@
-"""Watching a cluster's head from a driver, so that a run ends within seconds of it.
+"""A watch on a cluster's head, with which a run ends within seconds after its head.
 
-Ray itself waits a minute for a head that has gone, in whatever call it is asked for, and then ends the process without a
-word. The watch knocks at the head's port without using Ray.
+Ray waits a minute for a head that has gone, in whichever call is running, and then ends the process without a message.
+So the watch connects to the head's port without using Ray.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ def answers(address: str, timeout_s: float = KNOCK_S) -> bool:
 
 
 class Patience:
-    """Tells silence from a short interruption: a head counts as lost after `limit_s` seconds without an answer."""
+    """Distinguishes a lost head from a short interruption: it is lost after `limit_s` seconds without an answer."""
 
     def __init__(self, limit_s: float, clock: Callable[[], float] = time.monotonic):
         self._limit_s, self._clock = limit_s, clock
         self._silent_since: float | None = None
 
     def lost(self, answered: bool) -> bool:
-        """Take one more observation."""
+        """Record whether the head answered just now, and return whether it counts as lost."""
         if answered:
             self._silent_since = None
             return False
@@ -52,22 +52,24 @@ class Patience:
 
 
 class HeadWatch:
-    """A thread of the driver that knocks at the head once a second."""
+    """A thread of the driver that connects to the head once a second."""
 
     def __init__(self, address: str, patience_s: float, on_lost: Callable[[HeadLostError], None]):
-        """`on_lost` raises the error in the main thread."""
+        """Start the thread. `on_lost` raises the error in the main thread."""
         self.address, self._on_lost = address, on_lost
         self._patience = Patience(patience_s)
         self._ended = threading.Event()
         self.finished = False
-        """Set by the driver when its work is done: from then on a lost head costs nothing."""
+        """Set by the driver when its work is done: a head that is lost later is no failure."""
         self._thread = threading.Thread(target=self._watch, name="head-watch", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
+        """End the watch, because the driver has left the cluster."""
         self._ended.set()
 
     def _watch(self) -> None:
+        # Not through Ray: if Ray ends while a thread of the driver calls it, it ends the process with status 1 and no word.
         while not self._ended.wait(1.0):
             if self._patience.lost(answers(self.address)):
                 return self._lost()
@@ -78,7 +80,7 @@ class HeadWatch:
             self._on_lost(error)
         if self._ended.wait(LAST_RESORT_S):
             return
-        # the main thread is inside a call of Ray's that does not return
+        # The main thread is inside a call of Ray's that does not return, so no exception can end it.
         if self.finished:
             log.warning("%s", left_without(self.address))
         else:
@@ -87,12 +89,14 @@ class HeadWatch:
 
 
 def head_lost(address: str) -> HeadLostError:
+    """Return the error for a head that no longer answers."""
     return HeadLostError(
         f"a cluster whose head answers at {address}",
         "nothing listens there any more: it was killed, or its node or network failed",
-        "Start the cluster again (a private one starts by itself), then resume the run",
+        "Start the cluster again (a private one starts by itself), then resume the run.",
     )
 
 
 def left_without(address: str) -> str:
+    """Return the warning for a head that ended after the run had finished its work."""
     return f"the cluster's head at {address} ended before the run had left it; everything was done, nothing is lost"

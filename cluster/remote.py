@@ -1,4 +1,4 @@
-"""Waiting for actors, never for ever: an error raised on purpose in an actor comes back as itself."""
+"""Calls to actors with a deadline. An error that an actor raises on purpose arrives as itself."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ def ask(refs: Any, timeout_s: float = 3600.0, who: str = "actors", meanwhile: Ca
         meanwhile: called about twice a second until the first of a list of references has ended.
     """
     until = time.monotonic() + timeout_s
-    while meanwhile is not None and time.monotonic() < until and not ray.wait(refs, timeout=POLL_S)[0]:
+    while meanwhile is not None and time.monotonic() < until:
+        ready, _ = ray.wait(refs, timeout=POLL_S)
+        if ready:
+            break
         meanwhile()
     try:
         return fetch_result(refs, max(0.0, until - time.monotonic()))
@@ -32,12 +35,15 @@ def ask(refs: Any, timeout_s: float = 3600.0, who: str = "actors", meanwhile: Ca
             f"an answer of {who} within {timeout_s:g} s",
             "none",
             "Look at the actors' logs. If they are only slow, raise cluster.learner_timeout_s (learners) or "
-            "cluster.collective_timeout_s (all others). Then resume the run",
+            "cluster.collective_timeout_s (all others). Then resume the run.",
         ) from error
 
 
 def fetch_result(refs: Any, timeout_s: float) -> Any:
-    """`ray.get` that re-raises a RlaifError from an actor without Ray's wrapping. Raises GetTimeoutError."""
+    """Return what `ray.get` returns, and raise a RlaifError of an actor without Ray's wrapping.
+
+    Raises GetTimeoutError after `timeout_s`.
+    """
     try:
         return ray.get(refs, timeout=timeout_s)
     except RayTaskError as error:
@@ -47,7 +53,7 @@ def fetch_result(refs: Any, timeout_s: float) -> Any:
 
 
 def free_port() -> int:
-    """A TCP port that is free on this node right now."""
+    """Return a TCP port that is free on this node right now. Another process may take it before it is used."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         return probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""A checkpoint in the making: writers on any node, each declaring the digests of what it wrote, and their check."""
+"""Unfinished checkpoints: writers on any node declare the digests of what they wrote, which is then checked."""
 
 from __future__ import annotations
 
@@ -22,29 +22,32 @@ Digests = dict[str, tuple[int, str]]
 
 PARTS = ".parts"
 _HASH_THREADS = 4
+"""Files that one process hashes at the same time; the ranks of a node do so at once, each for its own part."""
 
 
 @dataclass(frozen=True)
 class Staging:
-    """A checkpoint in the making. Plain text inside: the driver sends it to writers on any node."""
+    """An unfinished checkpoint. It holds only plain text, so the driver can send it to writers on any node."""
 
     iteration: int
     location: Location
 
     @contextmanager
     def writer(self, part: str = "") -> Iterator[Path]:
-        """A local folder to write files into; on leaving, they are in the staging area with their digests declared.
+        """Yield a local folder to write files into; on leaving, they are in the staging area with their digests declared.
 
         Several processes may write at once, each under its own `part` (it becomes a sub-folder); without a part there
-        is one writer. Raises CheckpointError when the storage fails, e.g. because it is full.
+        is one writer. Raises CheckpointError if the storage fails, e.g. because it is full.
         """
         with storage_errors(self.location, self.iteration):
             target = self.location / part
+            # Libraries write to paths: for a bucket they write to a local folder, which is then uploaded.
             folder = target.local or Path(tempfile.mkdtemp(prefix="rlaif-checkpoint-"))
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 yield folder
-                written = _digests(Location(str(folder)))
+                # Of the local files, before an upload: the check then covers the upload too.
+                digests = _digests(Location(str(folder)))
                 if target.local:
                     _flush_tree(folder)
                 else:
@@ -52,63 +55,84 @@ class Staging:
             finally:
                 if not target.local:
                     shutil.rmtree(folder, ignore_errors=True)
-            declared = {f"{part}/{name}".lstrip("/"): entry for name, entry in written.items()}
-            (self.location / PARTS / f"{part.replace('/', '.') or 'all'}.json").write(json.dumps(declared).encode())
+            declared = {f"{part}/{name}".lstrip("/"): entry for name, entry in digests.items()}
+            # Written last: a file that no declaration names comes from a writer that did not finish.
+            declaration = part.replace("/", ".") or "all"
+            (self.location / PARTS / f"{declaration}.json").write(json.dumps(declared).encode())
 
 
 def _digests(folder: Location) -> Digests:
+    """Hash all files of a folder, several at a time."""
     names = sorted(folder.files())
     with ThreadPoolExecutor(_HASH_THREADS) as pool:
-        return dict(zip(names, pool.map(lambda name: (folder / name).digest(), names), strict=True))
+        digests = pool.map(lambda name: (folder / name).digest(), names)
+        return dict(zip(names, digests, strict=True))
 
 
 def check_written(location: Location) -> Digests:
-    """Digests of everything in a staging area, read back and found as its writers declared it.
+    """Return the digests of everything in a staging area, read back and equal to what its writers declared.
 
     Raises CheckpointError for a file that is missing, differs, or comes from a writer that did not finish.
     """
-    parts = [json.loads((location / PARTS / name).read()) for name in (location / PARTS).children()]
-    declared = {name: tuple(entry) for part in parts for name, entry in part.items()}
-    undeclared = [n for n in sorted(location.files()) if n not in declared and not n.startswith(f"{PARTS}/")]
-    problem = f"{undeclared[0]}, of a writer that did not finish" if undeclared else damage(location, declared)
-    if problem or not parts:
+    declared: Digests = {}
+    parts = (location / PARTS).children()
+    for part in parts:
+        entries = json.loads((location / PARTS / part).read())
+        for name, (size, digest) in entries.items():
+            declared[name] = (size, digest)
+    problem = _undeclared(location, declared) or damage(location, declared)
+    if not problem and not parts:
+        problem = f"no finished writer in {location}"
+    if problem:
         expected = "the files of a checkpoint as their writers wrote them"
-        raise CheckpointError(
-            expected, problem or f"no finished writer in {location}", "check the storage and save again"
-        )
+        raise CheckpointError(expected, problem, "Check the storage and save again.")
     return declared
 
 
+def _undeclared(location: Location, declared: Digests) -> str | None:
+    """Return what is wrong if a file in a staging area was declared by no writer."""
+    for name in sorted(location.files()):
+        if name not in declared and not name.startswith(f"{PARTS}/"):
+            return f"{name}, of a writer that did not finish"
+    return None
+
+
 def damage(folder: Location, expected: Digests, deep: bool = True) -> str | None:
-    """The first difference between files and their digests; sizes first (only them, unless `deep`): they cost nothing."""
+    """Return the first difference between files and their digests, None if there is none.
+
+    Sizes are compared first, because they cost nothing; contents only if `deep`.
+    """
     try:
-        found = folder.files()
+        files = folder.files()
         for name, (size, _) in expected.items():
-            if name not in found:
+            if name not in files:
                 return f"{name} is missing"
-            if found[name].size != size:
-                return f"{name} has {found[name].size} bytes instead of {size}"
+            actual = files[name].size
+            if actual != size:
+                return f"{name} has {actual} bytes instead of {size}"
         return _wrong_content(folder, expected) if deep else None
     except OSError as error:
         return f"{type(error).__name__}: {error}"
 
 
 def _wrong_content(folder: Location, expected: Digests) -> str | None:
+    """Return the first difference between the contents of files and their SHA-256."""
     with ThreadPoolExecutor(_HASH_THREADS) as pool:
-        digests = pool.map(lambda name: (folder / name).digest(), expected)
-        for (name, (_, wanted)), (_, digest) in zip(expected.items(), digests, strict=True):
-            if digest != wanted:
-                return f"{name} has SHA-256 {digest[:12]}... instead of {wanted[:12]}..."
+        actual = pool.map(lambda name: (folder / name).digest(), expected)
+        for (name, (_, declared)), (_, digest) in zip(expected.items(), actual, strict=True):
+            if digest != declared:
+                return f"{name} has SHA-256 {digest[:12]}... instead of {declared[:12]}..."
     return None
 
 
 def _flush_tree(folder: Path) -> None:
-    """Everything below a folder to the disk, and out of the page cache so that reading back means the disk."""
+    """Flush everything below a folder to the disk, and out of the page cache."""
     for parent, _, names in os.walk(folder):
         for name in names:
             handle = os.open(os.path.join(parent, name), os.O_RDONLY)
             try:
                 os.fsync(handle)
+                # Without this the check reads the page cache, and not what the disk has.
                 if hasattr(os, "posix_fadvise"):
                     os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
             finally:
@@ -118,10 +142,11 @@ def _flush_tree(folder: Path) -> None:
 
 @contextmanager
 def storage_errors(location: Location, iteration: int, doing: str = "writing") -> Iterator[None]:
-    """Failures of the storage (full, read-only, over quota, gone) as errors a user can act on."""
+    """Turn a failure of the storage (full, read-only, over quota, gone) into a CheckpointError that says what to do."""
     try:
         yield
     except (OSError, SafetensorError) as error:
+        # The folder itself may not exist yet, or not any more.
         below = location.local
         while below and not below.exists():
             below = below.parent
@@ -129,9 +154,10 @@ def storage_errors(location: Location, iteration: int, doing: str = "writing") -
         raise CheckpointError(
             f"storage that takes checkpoint {iteration:06d}" if doing == "writing" else f"readable {location}",
             f"{error} while {doing} {location}{free}",
-            f"{storage_fix(error, location)}; older checkpoints are untouched",
+            storage_fix(error, location) + " Older checkpoints are untouched.",
         ) from error
 
 
 def mib(nbytes: float) -> str:
+    """Format a number of bytes in MiB."""
     return f"{nbytes / 2**20:,.1f} MiB"

@@ -1,4 +1,4 @@
-"""The objectives as a learner step sees them: (model outputs, batch, denominator) -> (loss, metrics)."""
+"""The objectives of learner steps: the loss (model outputs, batch, denominator) -> `LossOutput`, and its denominator."""
 
 from __future__ import annotations
 
@@ -8,122 +8,175 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from learners.learner import Loss, Unit
+from learners.learner import Objective, Unit
+from learners.outputs import LossOutput, TokenRatios
 from rlaif.config.schema import Ppo, Reward
 from rlaif.models.batch import Batch
-from rlaif.objectives.metrics import Metrics, merge
+from rlaif.objectives.metrics import DeviceMetrics
 from rlaif.objectives.policy import ppo_policy_loss, ratios
 from rlaif.objectives.preference import bradley_terry
-from rlaif.objectives.slots import filled, spread
+from rlaif.objectives.slots import PpoSlots
 from rlaif.objectives.supervised import sft_loss
 from rlaif.objectives.value import value_loss
 
 
-def tokens(unit: Unit) -> float:
-    """Trained tokens of a unit, each as often as its extra `weight` says (else once): the denominator of token losses."""
-    return float(sum(item.extras.get("weight", item.mask).sum() for item in unit))
+def count_tokens(unit: Unit) -> float:
+    """Return a unit's trained tokens, each as often as its extra `weight` says (else once): the denominator of token losses."""
+    total = 0
+    for item in unit:
+        total += item.extras.get("weight", item.mask).sum()
+    return float(total)
 
 
-def counting(config: Ppo) -> Callable[[Unit], float]:
-    """The denominator of PPO's losses: a unit's trained tokens, or all slots of its answers (`ppo.loss_mean`)."""
-    slots = config.sampling.max_tokens
-    return tokens if config.loss_mean == "tokens" else lambda unit: float(slots * len(unit))
+def ppo_denominator(config: Ppo) -> Callable[[Unit], float]:
+    """Return what counts a unit in PPO's losses: its trained tokens, or all slots of its answers (`ppo.loss_mean`)."""
+    total = PpoSlots.of(config).losses.total
+    if total is None:
+        return count_tokens
+
+    def count_slots(unit: Unit) -> float:
+        return float(total * len(unit))
+
+    return count_slots
 
 
-def pairs(unit: Unit) -> float:
-    """The denominator of preference losses."""
+def count_pairs(unit: Unit) -> float:
+    """Return 1: a unit of the preference losses is one pair."""
     return 1.0
 
 
-def supervised(outputs: dict[str, Tensor], batch: Batch, denominator: float) -> tuple[Tensor, Metrics]:
-    return sft_loss(outputs["logprobs"], batch.mask, denominator, batch.extras.get("weight"))
+def supervised_loss(outputs: dict[str, Tensor], batch: Batch, denominator: float) -> LossOutput:
+    """Compute the cross-entropy of the trained tokens. Extras: `weight` of each token, 1 without it."""
+    weight = batch.extras.get("weight")
+    loss, metrics = sft_loss(outputs["logprobs"], batch.mask, denominator, weight)
+    return LossOutput(loss, metrics)
 
 
-def preference(config: Reward) -> Loss:
-    """Bradley-Terry on a batch whose halves are compared, pair by pair: the sum over dimensions, per pair of the step.
+SUPERVISED = Objective("logprobs", supervised_loss, count_tokens)
 
-    Extras `sign/<dimension>`: 1 where the first half's answer is preferred, -1 where the second half's is, 0 where nobody
-    compared them, which then takes no part; `margin/<dimension>`. Without them the first half is preferred throughout.
+
+def preference_objective(config: Reward) -> Objective:
+    """Return Bradley-Terry on a batch whose halves are compared, pair by pair: the sum over dimensions, per pair of the step.
+
+    Extras `sign/<dimension>`: 1 if the first half's answer is preferred, -1 if the second half's is, 0 for a pair that was
+    not compared in that dimension, which then takes no part; `margin/<dimension>`. Without them the first half is
+    preferred throughout.
     Metrics of several dimensions begin with their names; `<dimension>_share` is the share of pairs that have it.
     """
 
-    def loss(outputs: dict[str, Tensor], batch: Batch, denominator: float) -> tuple[Tensor, Metrics]:
-        scores = outputs["score"].reshape(len(outputs["score"]), -1)
-        parts = [
-            _compared(config, name, scores[:, column], batch.extras, denominator)
-            for column, name in enumerate(config.dimensions)
-        ]
-        if len(parts) == 1:
-            return parts[0]
-        pairs = len(scores) / 2
-        named = [
-            {f"{name}_{key}": value for key, value in found.items()} | {f"{name}_share": (found["accuracy"][1], pairs)}
-            for name, (_, found) in zip(config.dimensions, parts, strict=True)
-        ]
-        pooled = merge({key: found[key] for key in ("accuracy", "preference_loss")} for _, found in parts)
-        return torch.stack([value for value, _ in parts]).sum(), merge([pooled, *named])
+    def preference_loss(outputs: dict[str, Tensor], batch: Batch, denominator: float) -> LossOutput:
+        # [2 P, K], also if the model has one head and gives [2 P]
+        scores = outputs["score"]
+        scores = scores.reshape(len(scores), -1)
+        losses: list[Tensor] = []
+        metrics: list[DeviceMetrics] = []
+        for column, name in enumerate(config.dimensions):
+            own = scores[:, column]
+            loss, measured = _dimension_loss(config, name, own, batch.extras, denominator)
+            losses.append(loss)
+            metrics.append(measured)
+        if len(losses) == 1:
+            return LossOutput(losses[0], metrics[0])
+        # as a tensor like all other numbers, which are read from the device together
+        pairs = scores.new_full((), len(scores) / 2, dtype=torch.float64)
+        by_dimension = dict(zip(config.dimensions, metrics, strict=True))
+        merged = _merge_dimensions(by_dimension, pairs)
+        return LossOutput(torch.stack(losses).sum(), merged)
 
-    return loss
+    return Objective("score", preference_loss, count_pairs)
 
 
-def _compared(
+def _dimension_loss(
     config: Reward, dimension: str, scores: Tensor, extras: dict[str, Tensor], denominator: float
-) -> tuple[Tensor, Metrics]:
-    """One dimension's loss. scores [2 P]."""
+) -> tuple[Tensor, DeviceMetrics]:
+    """Return one dimension's loss and metrics. scores [2 P]."""
     first, second = scores.chunk(2)
-    signs = extras.get(f"sign/{dimension}", torch.ones_like(scores))[: len(first)]
-    known = signs != 0
-    better = torch.where(signs > 0, first, second)[known]
-    worse = torch.where(signs > 0, second, first)[known]
-    wanted = None
+    always_first = torch.ones_like(scores)
+    # both members of a pair have the pair's extras: the first half's are read
+    signs = extras.get(f"sign/{dimension}", always_first)[: len(first)]
+    compared = signs != 0
+    better = torch.where(signs > 0, first, second)[compared]
+    worse = torch.where(signs > 0, second, first)[compared]
+    margins = None
     if config.margin == "record":
-        wanted = config.margin_coef * extras[f"margin/{dimension}"][: len(first)][known]
-    return bradley_terry(better, worse, config.centering, config.centering_coef, denominator, wanted)
+        recorded = extras[f"margin/{dimension}"][: len(first)]
+        margins = config.margin_coef * recorded[compared]
+    return bradley_terry(better, worse, config.centering, config.centering_coef, denominator, margins)
 
 
-def policy(config: Ppo, truncated_importance: bool, seen: list[tuple[Tensor, Tensor]]) -> Loss:
-    """Clipped policy loss. Extras: old_logprobs, advantages, after_video, and importance where engine and learner disagree.
+def _merge_dimensions(metrics: dict[str, DeviceMetrics], pairs: Tensor) -> DeviceMetrics:
+    """Return accuracy and loss of all comparisons together, then every metric under `<dimension>_<name>`.
 
-    With `loss_mean: slots` these reach over all slots; behind an answer both log-probs are 0.
-    seen: collects (ratios, whether after a video) of every micro-batch's tokens, for their quantiles.
+    pairs: how many pairs the batch has, compared in that dimension or not.
     """
+    merged: DeviceMetrics = {}
+    for key in ("accuracy", "preference_loss"):
+        total, count = 0.0, 0.0
+        # one after the other, as metrics of micro-batches are added: `Tensor.sum` may choose another order
+        for part in metrics.values():
+            own_total, own_count = part[key]
+            total = total + own_total
+            count = count + own_count
+        merged[key] = (total, count)
+    for dimension, part in metrics.items():
+        for key, value in part.items():
+            merged[f"{dimension}_{key}"] = value
+        _, compared = part["accuracy"]
+        merged[f"{dimension}_share"] = (compared, pairs)
+    return merged
 
-    def loss(outputs: dict[str, Tensor], batch: Batch, denominator: float) -> tuple[Tensor, Metrics]:
-        logp, entropy, mask = outputs["logprobs"], outputs["entropy"], batch.mask
-        if config.loss_mean == "slots":
-            logp, entropy, mask = (filled(x, config.sampling.max_tokens) for x in (logp, entropy, mask))
-        ratio = ratios(logp.detach(), batch.extras["old_logprobs"], mask)
-        on, after_video = mask.bool(), batch.extras["after_video"][:, None].expand_as(mask)
-        seen.append((ratio[on].cpu(), after_video[on].cpu()))
-        return ppo_policy_loss(
+
+def policy_objective(config: Ppo, truncated_importance: bool = False) -> Objective:
+    """Return the clipped policy loss, which also reports the ratio of every token.
+
+    Extras: old_logprobs, advantages, after_video, and importance if engine and learner disagree.
+    With `loss_mean: slots` these reach over all slots; after the end of an answer both log-probs are 0.
+    truncated_importance: weight each token by its importance, at most `ppo.importance_cap`.
+    """
+    slots = PpoSlots.of(config).losses
+
+    def policy_loss(outputs: dict[str, Tensor], batch: Batch, denominator: float) -> LossOutput:
+        logp = slots.fill(outputs["logprobs"])
+        mask = slots.fill(batch.mask)
+        old_logprobs = batch.extras["old_logprobs"]
+        after_video = batch.extras["after_video"][:, None].expand_as(mask)
+        # of response tokens only, also if the loss counts all slots
+        ratio = ratios(logp.detach(), old_logprobs, mask)
+        token_ratios = TokenRatios(ratio, mask.bool(), after_video)
+        value, metrics = ppo_policy_loss(
             logp,
-            batch.extras["old_logprobs"],
+            old_logprobs,
             batch.extras["advantages"],
-            torch.ones_like(mask) if config.loss_mean == "slots" else mask,
+            slots.counted(mask),
             config.clip,
             denominator,
             importance=batch.extras["importance"] if truncated_importance else None,
             importance_cap=config.importance_cap or math.inf,
-            entropy=entropy,
+            entropy=slots.fill(outputs["entropy"]),
             entropy_coef=config.entropy_coef,
         )
+        return LossOutput(value, metrics, token_ratios)
 
-    return loss
+    return Objective("logprobs", policy_loss, ppo_denominator(config))
 
 
-def critic(config: Ppo, scale: float | None) -> Loss:
-    """Clipped value loss. Extras: values (at sampling time) and returns; `scale` is the running spread of returns.
+def critic_objective(config: Ppo, scale: float | None) -> Objective:
+    """Return the clipped value loss. Extras: values (at sampling time) and returns.
 
     With `loss_mean: slots` both reach over all slots, and the sequences end with their padding tokens.
+    scale: the running spread of returns, the unit of the clip unless `ppo.value_clip_unit` is absolute.
     """
-    scale = 1.0 if config.value_clip_unit == "absolute" else scale
+    slots = PpoSlots.of(config).losses
+    if config.value_clip_unit == "absolute":
+        scale = 1.0
 
-    def loss(outputs: dict[str, Tensor], batch: Batch, denominator: float) -> tuple[Tensor, Metrics]:
-        old, returns, values, mask = batch.extras["values"], batch.extras["returns"], outputs["values"], batch.mask
-        if config.loss_mean == "slots":
-            values = spread(values, batch.valid.sum(1), config.sampling.max_tokens)
-            mask = torch.ones_like(returns)
-        value, metrics = value_loss(values, old, returns, mask, denominator, config.value_clip, scale)
-        return config.value_coef * value, metrics
+    def critic_loss(outputs: dict[str, Tensor], batch: Batch, denominator: float) -> LossOutput:
+        lengths = batch.valid.sum(1)
+        values = slots.repeat_last(outputs["values"], lengths)
+        mask = slots.counted(slots.fill(batch.mask))
+        old_values = batch.extras["values"]
+        returns = batch.extras["returns"]
+        value, metrics = value_loss(values, old_values, returns, mask, denominator, config.value_clip, scale)
+        return LossOutput(config.value_coef * value, metrics)
 
-    return loss
+    return Objective("values", critic_loss, ppo_denominator(config))

@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from safetensors import safe_open
 from torch import Tensor
 
@@ -22,40 +23,56 @@ STALE_HEAD = "stale head"
 
 
 def hypotheses() -> tuple[str, ...]:
-    """Mistakes that `probe` can imitate: a side that makes one computes these log-probs."""
+    """Return the mistakes that `probe_role` can imitate: an engine that makes one computes the same log-probs."""
     return (STALE_HEAD, *POSITION_RULES)
 
 
-def probe(learner: Learner, role: str, probes: Sequence[Probe], hypothesis: str | None = None) -> list[Probed]:
-    """Log-probs of every probe's response by a role's newest weights. Collective: every rank is given the same probes."""
+def probe_role(learner: Learner, role: str, probes: Sequence[Probe], hypothesis: str | None = None) -> list[Probed]:
+    """Return the log-probs of every probe's response by a role's newest weights.
+
+    Collective: every rank is called with the same probes.
+    """
     encoder = learner.encoder(role)
     rule = POSITION_RULES.get(hypothesis)
-    items = [_encoded(encoder, one, rule) for one in probes]
+    # all are encoded before the first forward, which is collective: a rank that cannot read a video fails before it
+    items = [_encode_probe(encoder, probe, rule) for probe in probes]
     with _base_head(learner, role) if hypothesis == STALE_HEAD else nullcontext():
         # from pixels: features that engine and learner share would be wrong on both sides alike
-        found = [learner.infer(role, [item], "logprobs", pixels=True)[0] for item in items]
-    return [Probed(logprobs, _digest(encoder, one)) for logprobs, one in zip(found, probes, strict=True)]
+        logprobs: list[np.ndarray] = []
+        for item in items:
+            # one by one, as the engine computes them
+            logprobs += learner.infer(role, [item], "logprobs", pixels=True)
+    digests = [_digest(encoder, probe) for probe in probes]
+    return list(map(Probed, logprobs, digests))
 
 
-def _encoded(encoder: Encoder, one: Probe, rule: Callable | None) -> Encoded:
-    features = encoder.video(one.video) if one.video else None
-    item = encoder.prompt_and_response(one.question, one.response_ids, features)
-    if rule is None or item.positions.ndim == 1:  # rules of three axes say nothing about a model with one
+def _encode_probe(encoder: Encoder, probe: Probe, rule: Callable | None) -> Encoded:
+    """Encode a probe, with the positions of `rule` if there is one."""
+    features = encoder.video(probe.video) if probe.video else None
+    item = encoder.prompt_and_response(probe.question, probe.response_ids, features)
+    # a rule of three axes does not apply to a model with one
+    if rule is None or item.positions.ndim == 1:
         return item
-    return replace(item, positions=rule(item.ids, features.tensors if features else {}, encoder.config))
+    tensors = features.tensors if features else {}
+    return replace(item, positions=rule(item.ids, tensors, encoder.config))
 
 
-def _digest(encoder: Encoder, one: Probe) -> str | None:
-    return frames_digest(encoder.frames.get(one.video, encoder.frames.spec(one.video))) if one.video else None
+def _digest(encoder: Encoder, probe: Probe) -> str | None:
+    """Return the digest of the frames that the learner sees; None for a text probe."""
+    if not probe.video:
+        return None
+    spec = encoder.frames.spec(probe.video)
+    return frames_digest(encoder.frames.get(probe.video, spec))
 
 
 @contextmanager
 def _base_head(learner: Learner, role: str) -> Iterator[None]:
-    """Logits by the head that the model directory holds."""
+    """Compute logits by the head in the model directory, inside the `with` block."""
     target = learner.roles[role]
-    like = target.module.causal
     head = base_head(fetch(target.spec.base))
-    target.module.head_override = None if head is None else head.to(learner.device, like.dtype)
+    if head is not None:
+        head = head.to(learner.device, target.module.causal.dtype)
+    target.module.head_override = head
     try:
         yield
     finally:
@@ -63,11 +80,13 @@ def _base_head(learner: Learner, role: str) -> Iterator[None]:
 
 
 def base_head(folder: str | Path) -> Tensor | None:
-    """[V, H]: the output head in a model directory, the embeddings where the two are tied; None without safetensors."""
-    found: dict[str, Tensor] = {}
+    """Return [V, H], the output head in a model directory: the embeddings if the two are tied; None without safetensors."""
+    candidates: dict[str, Tensor] = {}
     for file in sorted(Path(folder).glob("*.safetensors")):
         with safe_open(file, "pt") as tensors:
-            for name in tensors.keys():
+            names = tensors.keys()
+            for name in names:
                 if name.endswith(("lm_head.weight", "embed_tokens.weight")):
-                    found[name.rsplit(".", 2)[-2]] = tensors.get_tensor(name)
-    return found.get("lm_head", found.get("embed_tokens"))
+                    layer = name.rsplit(".", 2)[-2]
+                    candidates[layer] = tensors.get_tensor(name)
+    return candidates.get("lm_head", candidates.get("embed_tokens"))

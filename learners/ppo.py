@@ -1,315 +1,191 @@
-"""PPO on one rank: samples and scores -> experience -> policy and critic steps."""
+"""PPO on one rank: experience -> advantages -> policy and critic steps."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from learners import losses
+from learners.counters import PhaseClock
+from learners.experience import (
+    ExperienceTensors,
+    compute_advantages,
+    prepare_experience,
+    recomputes_logprobs,
+    with_padding,
+)
 from learners.learner import Learner, Unit
-from learners.work import Clock
+from learners.outputs import TokenRatios, token_rows
+from learners.ppo_state import PpoState
 from rlaif.config.schema import Ppo
-from rlaif.errors import ContractError
-from rlaif.models.encode import Encoded, Encoder
+from rlaif.models.encode import Encoded
 from rlaif.models.packing import chunks
-from rlaif.objectives.advantages import gae, leave_one_out, over_tokens
-from rlaif.objectives.kl import AdaptiveController, FixedController, k1, token_penalty
-from rlaif.objectives.masked import Moments, keep, whiten
 from rlaif.objectives.metrics import Metrics, merge
 from rlaif.objectives.policy import ratio_quantiles
-from rlaif.objectives.rewards import RunningMoments, token_rewards
-from rlaif.objectives.slots import padding_tokens, spread
-from rlaif.objectives.value import errors, explained_variance
-from rlaif.records import Sample
+from rlaif.objectives.slots import PpoSlots
+from rlaif.objectives.value import critic_errors, explained_variance
+from rlaif.records import Experience
 from rlaif.seeds import derive
 
 
-@dataclass
-class PpoState:
-    """What PPO remembers between iterations, besides networks and optimizers; saved in every checkpoint."""
-
-    kl: FixedController | AdaptiveController
-    returns: RunningMoments
-    iteration: int = 0
-
-    @classmethod
-    def of(cls, config: Ppo) -> PpoState:
-        kl = config.kl
-        adaptive = kl.controller == "adaptive"
-        return cls(
-            AdaptiveController(kl.coef, kl.target, kl.horizon) if adaptive else FixedController(kl.coef),
-            RunningMoments(),
-        )
-
-    def state_dict(self) -> dict:
-        return {"kl": self.kl.state_dict(), "returns": self.returns.state_dict(), "iteration": self.iteration}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.kl.load_state_dict(state["kl"])
-        self.returns.load_state_dict(state["returns"])
-        self.iteration = int(state["iteration"])
-
-
-@dataclass
-class Rollouts:
-    """One rank's samples as right-padded arrays [B, T]; the mask is 1 on response tokens.
-
-    T is the longest answer, or all slots of an answer where those after its end count (`Ppo.counts_padding`).
-    """
-
-    samples: list[Sample]
-    encoded: list[Encoded]
-    mask: torch.Tensor
-    logprobs: torch.Tensor  # where the ratio starts
-    importance: torch.Tensor  # learner's over engine's probability of each token
-    reference: torch.Tensor
-    values: torch.Tensor  # 0 after the end, or what the critic predicts there
-
-
 def train_on(
-    learner: Learner, state: PpoState, samples: Sequence[Sample], scores: Sequence[float], config: Ppo, seed: int
+    learner: Learner, state: PpoState, experience: Experience, config: Ppo, seed: int
 ) -> tuple[Metrics, list[dict]]:
-    """One PPO iteration on this rank's share of the samples. All ranks call it together.
+    """Run one PPO iteration on this rank's part of the experience. All ranks call it together.
 
     Returns metrics (to be reduced over ranks) and, per sample, its key, KL (k1, nats) and mean advantage.
     """
-    clock = Clock()
-    learner.work.reset()
-    rollouts = collect(learner, samples, config)
+    clock = PhaseClock()
+    learner.counters.reset()
+    tensors = prepare_experience(learner, experience, config)
     clock.lap("experience")
-    items, metrics, report = advantages_of(learner, state, rollouts, scores, config)
+    items, reports = compute_advantages(learner, state, tensors, config)
     clock.lap("advantages")
-    fresh = all(sample.policy_version == state.iteration for sample in samples)
-    if fresh and recompute_logprobs(learner, config):
-        metrics = merge([metrics, _recomputed_drift(rollouts)])
-    metrics = merge([metrics, optimize(learner, state, items, config, seed, clock, fresh)])
+    parts: list[Metrics] = [{"kl/coef": (state.kl.value, 1.0)}]
+    # if all samples are from these weights, learner and engine differ by their arithmetic alone
+    fresh = all(sample.policy_version == state.iteration for sample in experience.samples)
+    recomputed = recomputes_logprobs(learner, config)
+    if fresh and recomputed:
+        parts.append(_recomputed_drift(tensors))
+    update = PpoUpdate(learner, state, config, clock)
+    parts.append(update.run(items, seed, fresh and not recomputed))
     state.iteration += 1
-    finite = [row["kl"] for row in report if math.isfinite(row["kl"])]
-    kl, count = learner.all_sum(sum(finite), float(len(finite)))
+    # after the update: the next iteration is the first with the new coefficient
+    _adapt_kl(learner, state, reports)
+    parts += [clock.metrics(), learner.counters.metrics(len(experience))]
+    return merge(parts), reports
+
+
+def _adapt_kl(learner: Learner, state: PpoState, reports: Sequence[dict]) -> None:
+    """Update the KL coefficient by the mean KL over all ranks' samples; those without a finite KL are left out. Collective."""
+    own = [report["kl"] for report in reports]
+    finite = list(filter(math.isfinite, own))
+    total, count = learner.collectives.sum(sum(finite), float(len(finite)))
     if count:
-        state.kl.update(kl / count, int(count))
-    return merge([metrics, clock.metrics(), learner.work.metrics(len(samples))]), report
+        state.kl.update(total / count, int(count))
 
 
-def collect(learner: Learner, samples: Sequence[Sample], config: Ppo) -> Rollouts:
-    """Forwards outside the update: reference 1, critic 1 (GAE), policy 0 or 1."""
-    encoder = learner.encoder("policy")
-    encoded = [encode_sample(encoder, sample) for sample in samples]
-    slots = config.sampling.max_tokens if config.counts_padding else None
-    mask = _padded([np.ones(len(s.response_ids), np.float32) for s in samples], slots)
-    engine = _padded([s.logprobs for s in samples], slots)
-    own = engine
-    if recompute_logprobs(learner, config):
-        own = _padded(learner.infer("policy", encoded, "logprobs"), slots)
-    reference = _padded(learner.infer("reference", encoded, "logprobs"), slots)
-    values = _values(learner, encoded, slots) if config.advantage == "gae" else torch.zeros_like(mask)
-    return Rollouts(list(samples), encoded, mask, own, torch.exp((own - engine).clamp(-20, 20)), reference, values)
+class PpoUpdate:
+    """The policy and critic steps of one iteration, and what they report."""
+
+    def __init__(self, learner: Learner, state: PpoState, config: Ppo, clock: PhaseClock):
+        self.learner = learner
+        self.state = state
+        self.config = config
+        self.clock = clock
+        truncated_importance = recomputes_logprobs(learner, config) and config.importance_cap is not None
+        self.policy_objective = losses.policy_objective(config, truncated_importance)
+        self.critic_objective = losses.critic_objective(config, state.returns.scale)
+        self.at = state.iteration if config.schedule_per == "iteration" else None
+        """Place in the learning rate's schedule; None: each role's optimizer steps."""
+        self.metrics: list[Metrics] = []
+        self.ratios: list[TokenRatios] = []
+        """Of every policy step so far. They stay on the device: quantiles need the tokens of all steps."""
+
+    def run(self, items: Sequence[Encoded], seed: int, compare_with_engine: bool) -> Metrics:
+        """Run epochs of shuffled mini-batches. Stop early when the policy has moved `target_kl` from where it sampled.
+
+        compare_with_engine: the ratios start from the engine's log-probs, by the very weights that the update starts with.
+        """
+        for units in self._minibatches(items, seed):
+            if self.config.advantage == "gae":
+                self.step_critic(units)
+            if self.state.iteration < self.config.critic_warmup:
+                continue
+            # of the whole iteration, not of an epoch: afterwards the policy has moved
+            first = not self.ratios
+            if self.step_policy(units, compare_with_engine=first and compare_with_engine):
+                self.metrics.append({"policy/early_stop": (1.0, 1.0)})
+                break
+        quantiles = _gathered_quantiles(self.learner, self.ratios)
+        return merge([*self.metrics, quantiles])
+
+    def step_critic(self, units: Sequence[Unit]) -> None:
+        """Take one optimizer step of the critic."""
+        slots = PpoSlots.of(self.config).losses
+        padded = [(with_padding(self.learner, item, slots),) for (item,) in units]
+        step = self.learner.step("critic", padded, self.critic_objective, self.at)
+        self.metrics.append(_prefixed("critic", step.metrics))
+        self.clock.lap("critic")
+
+    def step_policy(self, units: Sequence[Unit], compare_with_engine: bool) -> bool:
+        """Take one optimizer step of the policy; return whether it has moved more than `target_kl` from where it sampled."""
+        step = self.learner.step("policy", units, self.policy_objective, self.at)
+        self.clock.lap("policy")
+        if compare_with_engine:
+            # before the first step of the update, a ratio other than 1 is the engine's and the learner's difference
+            for part in step.ratios:
+                ratio, after_video = part.tokens()
+                differences = ratio.cpu().log()
+                self.metrics.append(_drift(differences, after_video.cpu()))
+        self.ratios += step.ratios
+        self.metrics.append(_prefixed("policy", step.metrics))
+        own_kl = step.metrics.get("approx_kl", (0.0, 0.0))
+        total, count = self.learner.collectives.sum(*own_kl)
+        target = self.config.target_kl
+        # not `>`: a NaN is not within the target
+        return target is not None and not total / max(count, 1.0) <= target
+
+    def _minibatches(self, items: Sequence[Encoded], seed: int) -> Iterator[list[Unit]]:
+        config = self.config
+        count = config.prompts_per_iteration * config.samples_per_prompt // config.minibatch_size
+        for epoch in range(config.epochs):
+            # by iteration and epoch, so that a resumed run shuffles alike; by rank, whose samples are its own
+            own_seed = derive(seed, "epoch", self.state.iteration, epoch, dist.get_rank())
+            order = np.random.default_rng(own_seed).permutation(len(items))
+            units = [(items[index],) for index in order]
+            yield from chunks(units, count)
 
 
-def _values(learner: Learner, encoded: list[Encoded], slots: int | None) -> torch.Tensor:
-    """The critic's values [B, T], 0 after an answer's end; of all slots where a number of them is given."""
-    if slots is None:
-        return _padded(learner.infer("critic", encoded, "values"))
-    padded = [with_padding(learner, item, slots) for item in encoded]
-    found = _padded(learner.infer("critic", padded, "values"), slots)
-    return spread(found, torch.tensor([len(item.mask) for item in padded]), slots)
+def _drift(differences: Tensor, after_video: Tensor) -> Metrics:
+    """Return mean |log pi_learner - log pi_engine| of sampled tokens [N] (nats), of text and of after-video tokens."""
+    metrics: Metrics = {}
+    on_video = after_video.bool()
+    for kind, chosen in (("text", ~on_video), ("after_video", on_video)):
+        total = differences[chosen].abs().sum()
+        metrics[f"parity/drift_{kind}"] = (float(total), float(chosen.sum()))
+    return metrics
 
 
-def with_padding(learner: Learner, item: Encoded, slots: int) -> Encoded:
-    """The item as the critic reads it where slots after the end count: with the tokens that tell its values there."""
-    tokenizer = learner.encoder("critic").tokenizer
-    pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    return item.padded(pad_id, padding_tokens(len(item.mask), slots))
+def _recomputed_drift(tensors: ExperienceTensors) -> Metrics:
+    mask = tensors.mask.bool()
+    after_video = tensors.after_video()[:, None].expand_as(mask)
+    return _drift(tensors.importance.log()[mask], after_video[mask])
 
 
-def recompute_logprobs(learner: Learner, config: Ppo) -> bool:
-    """auto trusts the engine's log-probs in float32 only, where both sides agree to about 1e-6."""
-    return config.old_logprobs == "learner" or (config.old_logprobs == "auto" and learner.spec.model.dtype != "float32")
+def _gathered_quantiles(learner: Learner, ratios: Sequence[TokenRatios]) -> Metrics:
+    """Return 1%, 50% and 99% quantiles of pi / pi_old over every rank's tokens of the iteration, by kind of token.
 
-
-def encode_sample(encoder: Encoder, sample: Sample) -> Encoded:
-    """The sample as the learner sees it; ContractError where it differs from what the engine saw."""
-    features = encoder.video(sample.prompt.video)
-    encoded = encoder.prompt_and_response(sample.prompt.question, sample.response_ids, features)
-    encoded = replace(encoded, name=f"{sample.prompt.prompt_id}/{sample.sample_index}")
-    _agree(sample, "frames", sample.frames_hash, features.spec.hash)
-    _agree(sample, "visual tokens", sample.visual_tokens, features.visual_tokens)
-    _agree(sample, "prompt tokens", sample.prompt_ids.tolist(), encoded.ids[: encoded.start].tolist())
-    return encoded
-
-
-def _agree(sample: Sample, what: str, engine: object, learner: object) -> None:
-    if engine != learner:
-        raise ContractError(
-            f"the same {what} in rollout engine and learner for sample {sample.key}",
-            f"engine {engine}, learner {learner}",
-            "use the same model directory and video settings for both (frames, size, processor version)",
-        )
-
-
-def advantages_of(
-    learner: Learner, state: PpoState, rollouts: Rollouts, scores: Sequence[float], config: Ppo
-) -> tuple[list[Encoded], Metrics, list[dict]]:
-    """Rewards, advantages and returns, written into the sequences as extras."""
-    mask, score = rollouts.mask, torch.tensor(scores, dtype=torch.float32)
-    drift = k1(rollouts.logprobs, rollouts.reference) * mask
-    penalty = token_penalty(rollouts.logprobs, rollouts.reference, config.kl.estimator, config.kl.clamp) * mask
-    if config.advantage == "gae":
-        span = torch.ones_like(mask) if config.score_slot == "last_slot" else mask
-        rewards = scaled(learner, token_rewards(score, penalty, state.kl.value, span), span, config)
-        advantages, returns = gae(rewards, rollouts.values, span, config.gamma, config.lam)
-    else:
-        totals = config.reward_scale * (score - state.kl.value * penalty.sum(1))
-        advantages = returns = over_tokens(_group_advantages(rollouts.samples, totals), mask)
-    counted = torch.ones_like(mask) if config.loss_mean == "slots" else mask
-    if config.whiten_advantages:
-        moments = all_moments(learner, advantages, counted)
-        advantages = whiten(advantages, counted, moments.mean, moments.var, eps_on=config.whiten_eps)
-    state.returns.update(all_moments(learner, returns, counted))
-    extras = {
-        "old_logprobs": rollouts.logprobs,
-        "importance": rollouts.importance,
-        "advantages": advantages,
-        "returns": returns,
-        "values": rollouts.values,
-        "after_video": torch.tensor([float(item.video is not None) for item in rollouts.encoded]),
-    }
-    lengths = [len(item.mask) if config.loss_mean == "tokens" else None for item in rollouts.encoded]
-    items = [replace(item, extras=_row(extras, i, lengths[i])) for i, item in enumerate(rollouts.encoded)]
-    report = [
-        {
-            "key": s.key,
-            "kl": float(drift[i].sum()),
-            "advantage_mean": float((advantages[i] * mask[i]).sum() / mask[i].sum().clamp(min=1)),
-        }
-        for i, s in enumerate(rollouts.samples)
-    ]
-    return items, {"kl/coef": (state.kl.value, 1.0)}, report
-
-
-def scaled(learner: Learner, rewards: torch.Tensor, span: torch.Tensor, config: Ppo) -> torch.Tensor:
-    """Rewards [B, T] times `reward_scale`, or divided by their standard deviation over all ranks with the mean kept."""
-    if not config.whiten_rewards:
-        return config.reward_scale * rewards
-    moments = all_moments(learner, rewards, span)
-    return whiten(rewards, span, moments.mean, moments.var, shift_mean=False, eps_on=config.whiten_eps)
-
-
-def all_moments(learner: Learner, x: torch.Tensor, mask: torch.Tensor) -> Moments:
-    """Moments of `x` [B, T] over the mask, of all ranks. Collective.
-
-    A sample with anything infinite or NaN is left out: it spoils its own gradient, which is counted and named, but
-    neither what the others are whitened by nor the running statistics, which would never recover.
+    Collective, unless no rank has taken a policy step (`ppo.critic_warmup`).
     """
-    sound = torch.isfinite(keep(x, mask)).all(1, keepdim=True)
-    return Moments(*learner.all_sum(*astuple(Moments.of(x, mask.bool() & sound))))
-
-
-def _row(extras: dict[str, torch.Tensor], index: int, length: int | None) -> dict[str, np.ndarray]:
-    """One sample's extras: per-token arrays cut to its length (None: all slots), numbers as they are."""
-    return {name: x[index].numpy()[:length] if x.ndim == 2 else x[index].numpy() for name, x in extras.items()}
-
-
-def _group_advantages(samples: Sequence[Sample], totals: torch.Tensor) -> torch.Tensor:
-    """Leave-one-out over each prompt's samples, which may sit on several ranks."""
-    gathered: list = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, [(s.key, float(t)) for s, t in zip(samples, totals, strict=True)])
-    everyone = [row for part in gathered for row in part]
-    advantages, _ = leave_one_out(torch.tensor([t for _, t in everyone]), [key[0] for key, _ in everyone])
-    by_key = {key: advantages[i] for i, (key, _) in enumerate(everyone)}
-    return torch.stack([by_key[s.key] for s in samples])
-
-
-def optimize(
-    learner: Learner, state: PpoState, items: list[Encoded], config: Ppo, seed: int, clock: Clock, fresh: bool
-) -> Metrics:
-    """Epochs of shuffled mini-batches. Stops early when the policy has moved `target_kl` from where it sampled.
-
-    fresh: the samples come from the very weights that the update starts with.
-    """
-    ratios: list[tuple[torch.Tensor, torch.Tensor]] = []
-    recomputed = recompute_logprobs(learner, config)
-    policy_loss = losses.policy(config, recomputed and config.importance_cap is not None, ratios)
-    critic_loss = losses.critic(config, state.returns.scale)
-    counting, at = losses.counting(config), state.iteration if config.schedule_per == "iteration" else None
-    found: list[Metrics] = []
-    for units in _minibatches(state, items, config, seed):
-        if config.advantage == "gae":
-            read = units
-            if config.loss_mean == "slots":
-                read = [(with_padding(learner, item, config.sampling.max_tokens),) for (item,) in units]
-            found.append(_prefixed("critic", learner.step("critic", read, "values", critic_loss, counting, at)))
-            clock.lap("critic")
-        if state.iteration < config.critic_warmup:
-            continue
-        first = not ratios
-        seen = learner.step("policy", units, "logprobs", policy_loss, counting, at)
-        clock.lap("policy")
-        if first and fresh and not recomputed:  # before the first step, the ratio to the engine is what they differ by
-            found += [_drift(ratio.log(), after_video) for ratio, after_video in ratios]
-        found.append(_prefixed("policy", seen))
-        moved, count = learner.all_sum(*seen.get("approx_kl", (0.0, 0.0)))
-        if config.target_kl is not None and not moved / max(count, 1.0) <= config.target_kl:  # NaN is not within it
-            found.append({"policy/early_stop": (1.0, 1.0)})
-            break
-    return merge([*found, _ratio_quantiles(ratios)])
-
-
-def _minibatches(state: PpoState, items: list[Encoded], config: Ppo, seed: int) -> Iterator[list[Unit]]:
-    parts = config.prompts_per_iteration * config.samples_per_prompt // config.minibatch_size
-    for epoch in range(config.epochs):
-        rng = np.random.default_rng(derive(seed, "epoch", state.iteration, epoch, dist.get_rank()))
-        for part in chunks([items[i] for i in rng.permutation(len(items))], parts):
-            yield [(item,) for item in part]
-
-
-def _drift(apart: torch.Tensor, after_video: torch.Tensor) -> Metrics:
-    """Mean |log pi_learner - log pi_engine| of sampled tokens (nats), text and after-video tokens apart."""
-    kinds = {"text": ~after_video.bool(), "after_video": after_video.bool()}
-    return {f"parity/drift_{kind}": (float(apart[on].abs().sum()), float(on.sum())) for kind, on in kinds.items()}
-
-
-def _recomputed_drift(rollouts: Rollouts) -> Metrics:
-    on = rollouts.mask.bool()
-    after_video = torch.tensor([item.video is not None for item in rollouts.encoded])[:, None].expand_as(on)
-    return _drift(rollouts.importance.log()[on], after_video[on])
-
-
-def _ratio_quantiles(ratios: list[tuple[torch.Tensor, torch.Tensor]]) -> Metrics:
-    """1%, 50% and 99% quantiles of pi / pi_old over every rank's tokens of the iteration, text and after-video apart."""
-    gathered: list = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, ratios)
-    tokens = [pair for part in gathered for pair in part]
-    if not tokens:
+    if not ratios:
         return {}
-    ratio, after_video = (torch.cat(column) for column in zip(*tokens, strict=True))
-    found = ratio_quantiles(ratio, torch.ones_like(ratio), after_video)
-    return {f"policy/{name}": (value, 1.0) for name, value in found.items()}
+    rows = learner.collectives.gather_rows(token_rows(ratios))
+    ratio, after_video = rows.unbind(dim=1)
+    quantiles = ratio_quantiles(ratio, torch.ones_like(ratio), after_video)
+    return {f"policy/{name}": (value, 1.0) for name, value in quantiles.items()}
 
 
 def critic_report(metrics: Metrics) -> dict[str, float]:
     """Return explained variance, and the critic's error beside its baseline's, from metrics merged over all ranks."""
     prefix = "critic/"
-    own = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
+    own: Metrics = {}
+    for name, value in metrics.items():
+        if name.startswith(prefix):
+            own[name.removeprefix(prefix)] = value
     if "returns" not in own:
         return {}
-    report = {prefix + name: value for name, value in errors(own).items()}
+    report = critic_errors(own)
     explained = explained_variance(own)
-    return report if explained is None else report | {"critic/explained_variance": explained}
+    if explained is not None:
+        report["explained_variance"] = explained
+    return {prefix + name: value for name, value in report.items()}
 
 
 def _prefixed(prefix: str, metrics: Metrics) -> Metrics:
     return {f"{prefix}/{name}": value for name, value in metrics.items()}
-
-
-def _padded(rows: Sequence[np.ndarray], width: int | None = None) -> torch.Tensor:
-    """[B, T] float32, zeros after each row's end; T is the longest row's, or `width`."""
-    out = torch.zeros(len(rows), max((len(row) for row in rows), default=0) if width is None else width)
-    for i, row in enumerate(rows):
-        out[i, : len(row)] = torch.tensor(row)  # copied: what comes out of the object store is read-only
-    return out

@@ -1,4 +1,4 @@
-"""What a learner group is made of: plain data the driver sends to every rank."""
+"""What a learner group consists of: plain data that the driver sends to every rank."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ class RoleSpec:
     outputs: int = 1
     """Scalars that the head gives: of a reward model one per dimension."""
     train_vision: bool = False
+    """With full weights: train the vision tower. An adapter leaves it alone."""
     train_projector: bool = False
+    """With full weights: train the projector between tower and language model."""
     start: str | None = None
     """An export whose adapter (or full weights) the role starts from; its head is not taken over."""
 
@@ -41,8 +43,11 @@ class LearnerSpec:
     max_tokens: int
     """Longest sequence of a dataset row, in positions."""
     feature_cache_bytes: int
+    """Bound of each cache of processed videos."""
     tokens_per_microbatch: int
+    """Padded positions per forward."""
     temperature: float = 1.0
+    """Divides the logits, as it did when the engine sampled."""
     seed: int = 0
     deterministic: bool = False
     """Refuse kernels whose results vary from run to run."""

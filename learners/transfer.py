@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from functools import partial
 from math import prod
 from typing import Any
@@ -16,15 +17,21 @@ from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
 from cluster.publish import Manifest, TensorInfo, word_sum
-from cluster.transfer import Delivery, Receivers, undelivered
+from cluster.transfer import Receivers, WeightReceipt, undelivered
 from learners.roles import Role
 from learners.state import published_weights
 from rlaif.errors import ContractError
-from rlaif.models.check import fingerprint
+from rlaif.models.model_dir import ModelDir
+
+Address = tuple[str, int]
+"""Host and port."""
 
 
-def nccl(rank: int, address: tuple[str, int], processes: int, bucket_bytes: int) -> TrainerInitInfo:
-    """Engines on GPUs of their own: a broadcast from rank 0 to all of them."""
+def nccl_init_info(rank: int, address: Address, processes: int, bucket_bytes: int) -> TrainerInitInfo:
+    """Describe a broadcast from rank 0 to engines that have GPUs of their own.
+
+    processes: engine processes that receive; bucket_bytes: size of the buffer that each round fills.
+    """
     host, port = address
     return NCCLTrainerInitInfo(
         master_address=host,
@@ -35,26 +42,32 @@ def nccl(rank: int, address: tuple[str, int], processes: int, bucket_bytes: int)
     )
 
 
-def ipc(rank: int, address: tuple[str, int], processes: int, bucket_bytes: int) -> TrainerInitInfo:
-    """Engines that share the ranks' GPUs: they read each rank's buffer where it lies."""
+def ipc_init_info(rank: int, address: Address, processes: int, bucket_bytes: int) -> TrainerInitInfo:
+    """Describe shared memory with engines on the ranks' GPUs: each engine reads its rank's buffer in place."""
+    # vLLM refuses a tensor that is larger than this buffer
     return IPCTrainerInitInfo(packed=True, packed_buffer_size_bytes=bucket_bytes, rank=rank)
 
 
-BACKENDS: dict[str, Callable[[int, tuple[str, int], int, int], TrainerInitInfo]] = {"nccl": nccl, "ipc": ipc}
+BACKENDS: dict[str, Callable[..., TrainerInitInfo]] = {"nccl": nccl_init_info, "ipc": ipc_init_info}
+"""What describes a transport to vLLM, by `rollout.transport`."""
 
 
-class Weights(WeightSource):
-    """A role's full weights as vLLM's senders read them. Each pass leaves the checksums of what it sent."""
+class RoleWeightSource(WeightSource):
+    """A role's full weights as vLLM's senders read them. Each pass keeps the checksums of what it sends."""
 
     def __init__(self, role: Role):
-        self.role, self.sums = role, {}
+        self.role = role
+        self.sums: dict[str, Tensor] = {}
         self._described: list[ParamMeta] | None = None
         self._walk: Iterator[tuple[str, Tensor]] | None = None
 
     def metadata(self) -> list[ParamMeta]:
-        """Names, dtypes and shapes, which never change: one collective pass under ZeRO-3, the first time."""
+        """Return names, dtypes and shapes, which never change: one collective pass under ZeRO-3, the first time."""
         if self._described is None:
-            self._described = [ParamMeta(n, t.dtype, tuple(t.shape)) for n, t in published_weights(self.role)]
+            described = []
+            for name, tensor in published_weights(self.role):
+                described.append(ParamMeta(name, tensor.dtype, tuple(tensor.shape)))
+            self._described = described
         return self._described
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
@@ -62,81 +75,103 @@ class Weights(WeightSource):
         return self._walk
 
     def drain(self) -> None:
-        """Walk what is left of the pass under way, or one that has not begun: the other ranks gather along."""
+        """Walk to the end of the current pass, or through one that has not begun: the other ranks gather along."""
         for _ in self._walk or self:
             pass
 
-    def done(self) -> None:
-        """The pass is over on every rank."""
+    def end_pass(self) -> None:
+        """Forget the current pass, which is over on every rank."""
         self._walk = None
 
     def _once(self) -> Iterator[tuple[str, Tensor]]:
-        self.sums: dict[str, Tensor] = {}
+        self.sums = {}
         for name, tensor in published_weights(self.role):
+            # before the tensor is sent: under ZeRO-3 it is freed when the next one is gathered
             self.sums[name] = word_sum(tensor)
             yield name, tensor
 
     def manifest(self, version: int, base: str) -> Manifest:
-        """What the last pass sent."""
-        sums = dict(zip(self.sums, torch.stack(list(self.sums.values())).tolist(), strict=True))
-        infos = {
-            m.name: TensorInfo(m.shape, str(m.dtype).removeprefix("torch."), sums[m.name]) for m in self.metadata()
-        }
-        nbytes = sum(m.dtype.itemsize * prod(m.shape) for m in self.metadata())
+        """Return the manifest of what the last pass sent."""
+        # all checksums are read from the device together
+        stacked = torch.stack(list(self.sums.values()))
+        values = stacked.tolist()
+        sums = dict(zip(self.sums, values, strict=True))
+        infos: dict[str, TensorInfo] = {}
+        nbytes = 0
+        for meta in self.metadata():
+            dtype = str(meta.dtype).removeprefix("torch.")
+            infos[meta.name] = TensorInfo(meta.shape, dtype, sums[meta.name])
+            nbytes += meta.dtype.itemsize * prod(meta.shape)
         return Manifest(version, "full", infos, None, nbytes, base, on_device=True)
 
 
-class Sender:
+class WeightSender:
     """One learner rank's end of a transport, for one set of receivers. All ranks call `send` together."""
 
-    def __init__(self, role: Role, receivers: Receivers, rank: int, address: tuple[str, int], bucket_bytes: int):
-        """Joins the receivers. Raises ContractError where they do not come within their deadline."""
-        self.receivers, self.rank, self.weights = receivers, rank, Weights(role)
-        self._base = fingerprint(role.spec.base)
+    def __init__(self, role: Role, receivers: Receivers, rank: int, address: Address, bucket_bytes: int):
+        """Join the receivers. Raises ContractError if they do not join within their deadline."""
+        self.receivers = receivers
+        self.rank = rank
+        self.source = RoleWeightSource(role)
+        self._base = ModelDir(role.spec.base).fingerprint
         info = BACKENDS[receivers.backend](rank, address, receivers.processes, bucket_bytes)
-        join = partial(WeightTransferTrainerFactory.trainer_init, info, client=receivers, source=self.weights)
+        start = WeightTransferTrainerFactory.trainer_init
+        join = partial(start, info, client=receivers, source=self.source)
         self._engine = self._in_time(join)
 
-    def send(self, version: int) -> Delivery:
+    def send(self, version: int) -> WeightReceipt:
         """Send the newest weights and wait until the receivers have checked and loaded them.
 
         Raises:
             ContractError: no receiver took them. After a deadline the transport cannot be used again.
         """
-        receivers, manifest = self.receivers, partial(self.weights.manifest, version, self._base)
-        receivers.manifest = manifest
-        self.weights.metadata()
+        receivers = self.receivers
+        receivers.manifest = manifest = partial(self.source.manifest, version, self._base)
+        # every rank describes the weights before the first one sends: under ZeRO-3 that is a collective
+        self.source.metadata()
         try:
             self._in_time(self._engine.send_weights)
         except ContractError:
-            self.weights.drain()
+            self.source.drain()
             raise
         finally:
-            self.weights.done()
+            self.source.end_pass()
         if self.rank == 0 and not receivers.receipts:
             raise undelivered(receivers.failed)
-        return Delivery(manifest(), receivers.receipts, dict(receivers.failed))
+        return WeightReceipt(manifest(), receivers.receipts, dict(receivers.failed))
 
     def close(self) -> None:
+        """Leave the transport."""
         self._engine.shutdown()
 
-    def _in_time(self, work: Callable[[], Any]) -> Any:
-        """Rank 0 watches the clock: a receiver that stops answering would leave a GPU waiting for ever."""
+    def _in_time(self, call: Callable[[], Any]) -> Any:
+        """Return what `call` returns; on rank 0 within a deadline, raising ContractError after it.
+
+        A receiver that stops answering, or fails inside NCCL's collective, would leave this GPU waiting for ever.
+        """
+        # only rank 0 talks to the receivers; the others gather along, and their collectives have a deadline
         if self.rank != 0:
-            return work()
-        outcome: dict[str, Any] = {}
-        thread = threading.Thread(target=_keep, args=(work, outcome), daemon=True)
+            return call()
+        result: Future = Future()
+        # a daemon thread, not an executor's: a call that never ends must not keep the process from ending
+        thread = threading.Thread(target=_fulfil, args=(result, call), daemon=True)
         thread.start()
-        thread.join(2 * self.receivers.deadline_s)  # the calls to the receivers have their own
-        if thread.is_alive():
-            raise undelivered(self.receivers.failed or {name: "no answer in time" for name in self.receivers.actors})
-        if error := outcome.get("error"):
-            raise error if isinstance(error, ContractError) else undelivered({"the sender": repr(error)}) from error
-        return outcome["value"]
+        # twice: the calls to the receivers have deadlines of their own, which should end first and name an actor
+        wait([result], timeout=2 * self.receivers.deadline_s)
+        if not result.done():
+            silent = dict.fromkeys(self.receivers.actors, "no answer in time")
+            raise undelivered(self.receivers.failed or silent)
+        error = result.exception()
+        if error is None:
+            return result.result()
+        if isinstance(error, ContractError):
+            raise error
+        raise undelivered({"the sender": repr(error)}) from error
 
 
-def _keep(work: Callable[[], Any], outcome: dict[str, Any]) -> None:
+def _fulfil(result: Future, call: Callable[[], Any]) -> None:
+    """Give a future what `call` returns or raises; the thread that waits for it raises the error."""
     try:
-        outcome["value"] = work()
-    except Exception as error:  # handed to the thread that waits, which raises it
-        outcome["error"] = error
+        result.set_result(call())
+    except BaseException as error:  # also what ends only this thread: the other one must not wait for the deadline
+        result.set_exception(error)

@@ -1,4 +1,4 @@
-"""Wait for a call that may never return."""
+"""Calls that may never return, with a deadline."""
 
 from __future__ import annotations
 
@@ -10,29 +10,28 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-class Late(Exception):
+class LateError(Exception):
     """A call has not returned in time."""
 
 
 def within(call: Callable[[], T], seconds: float, name: str) -> T:
-    """Return what a call returns, or raise what it raises.
+    """Return what a call returns, or raise what it raises. Raises LateError after `seconds`.
 
-    It runs in a daemon thread called `name`, which is left behind when it is late, since Python cannot stop a thread.
-    Raises Late after `seconds`.
+    The call runs in a daemon thread called `name`. If it is late, the thread keeps running, since Python cannot stop a thread.
     """
-    done: Queue = Queue()
+    outcomes: Queue = Queue()
 
     def run() -> None:
         try:
-            done.put((call(), None))
-        except BaseException as error:  # whatever it is, it belongs to the caller
-            done.put((None, error))
+            outcomes.put((call(), None))
+        except BaseException as error:  # also KeyboardInterrupt and SystemExit, which the caller must see
+            outcomes.put((None, error))
 
     threading.Thread(target=run, name=name, daemon=True).start()
     try:
-        result, error = done.get(timeout=seconds)
+        result, error = outcomes.get(timeout=seconds)
     except Empty:
-        raise Late(f"no answer within {seconds:g} s") from None
+        raise LateError(f"no answer within {seconds:g} s") from None
     if error is not None:
         raise error
     return result

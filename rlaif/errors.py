@@ -1,4 +1,4 @@
-"""Errors a user can act on: what was expected, what was found, and what to do, as an imperative sentence."""
+"""Errors that a user can act on: what was expected, what was found, and a fix."""
 
 from __future__ import annotations
 
@@ -6,19 +6,25 @@ from collections.abc import Sequence
 
 
 class RlaifError(Exception):
-    """Base of every error this project raises on purpose; the command line prints it without a traceback."""
+    """Base of every error that this project raises on purpose; the command line prints it without a traceback.
 
-    def __init__(self, expected: str, found: str, change: str):
-        self.expected, self.found, self.change = expected, found, change
-        super().__init__(f"expected {expected}\n  found    {found}\n  fix      {change}")
+    `expected` and `found` are noun phrases. `fix` is an imperative sentence that names the option or the command:
+    "Set `data.root` to the folder of the videos." (tests/test_messages.py reads all of them.)
+    """
 
-    def __reduce__(self):  # Ray and pickle rebuild exceptions from args; ours takes three
-        return type(self), (self.expected, self.found, self.change)
+    def __init__(self, expected: str, found: str, fix: str):
+        self.expected, self.found, self.fix = expected, found, fix
+        super().__init__(f"expected {expected}\n  found    {found}\n  fix      {fix}")
+
+    def __reduce__(self):
+        # pickle, and so Ray, rebuilds an exception from `args`, which has one entry here instead of three.
+        return type(self), (self.expected, self.found, self.fix)
 
 
 def named(names: Sequence[str], most: int = 8) -> str:
-    """The first few of a list, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    """Return the first names of a list, and how many more there are."""
+    text = ", ".join(names[:most])
+    return f"{text} and {len(names) - most} more" if len(names) > most else text
 
 
 class ConfigError(RlaifError):
@@ -40,16 +46,16 @@ class NumericsError(RlaifError):
 class ParityError(ContractError):
     """Rollout engine and learner compute different log-probs for the same tokens; `cause` names what differs."""
 
-    def __init__(self, expected: str, found: str, change: str, cause: str = "unknown"):
-        super().__init__(expected, found, change)
+    def __init__(self, expected: str, found: str, fix: str, cause: str = "unknown"):
+        super().__init__(expected, found, fix)
         self.cause = cause
 
     def __reduce__(self):
-        return type(self), (self.expected, self.found, self.change, self.cause)
+        return type(self), (self.expected, self.found, self.fix, self.cause)
 
 
 class PlacementError(RlaifError):
-    """The cluster cannot hold what the run asks for."""
+    """A cluster without room for the actors of a run."""
 
 
 class StorageError(RlaifError):

@@ -1,7 +1,7 @@
-"""Folders of the same name elsewhere on the path do not take the place of our packages.
+"""Protection of our packages against folders of the same name elsewhere on Python's path.
 
-`cluster`, `actors` and `learners` are ordinary words, and the working directory, which holds a user's own functions, may
-come first on Python's path: with `python -m rlaif`, and in every Ray worker.
+`cluster`, `actors` and `learners` are ordinary words. The working directory, which contains a user's own functions, comes
+first on the path with `python -m rlaif` and in every Ray worker.
 """
 
 from __future__ import annotations
@@ -13,34 +13,46 @@ from pathlib import Path
 
 PACKAGES = ("actors", "cluster", "learners")
 HOOK = "rlaif.isolation.pin_packages"
-"""What Ray calls in each worker before it runs anything of ours (`worker_process_setup_hook`)."""
+"""The function that Ray calls in each worker before it runs our code (`worker_process_setup_hook`)."""
 
 _ROOT = Path(__file__).resolve().parents[1]
 
 
 def pin_packages() -> None:
-    """Load our packages from beside this one, so that imports find them without asking the path."""
+    """Load our packages from beside this one, so that imports find them without a search of the path."""
     for name in PACKAGES:
         folder = _ROOT / name
-        if name in sys.modules and _is_ours(name, folder):
-            continue
-        spec = importlib.util.spec_from_file_location(
-            name, folder / "__init__.py", submodule_search_locations=[str(folder)]
-        )
-        module = importlib.util.module_from_spec(spec)
-        for other in [loaded for loaded in sys.modules if loaded == name or loaded.startswith(f"{name}.")]:
-            del sys.modules[other]
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
+        if name not in sys.modules or not _is_ours(name, folder):
+            _load(name, folder)
+
+
+def _load(name: str, folder: Path) -> None:
+    """Load the package in a folder, in place of one of the same name that is loaded already."""
+    file = folder / "__init__.py"
+    spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=[str(folder)])
+    module = importlib.util.module_from_spec(spec)
+    for loaded in list(sys.modules):
+        if loaded == name or loaded.startswith(f"{name}."):
+            del sys.modules[loaded]
+    # Before its code runs, as an import does it: the package may import its own modules.
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
 
 
 def working_directory_last() -> None:
-    """Let a user's functions be imported from the working directory, after everything that is installed."""
+    """Move the working directory to the end of the path, so that a user's functions can still be imported from it.
+
+    Our own checkout keeps its place.
+    """
     here = os.getcwd()
-    sys.path[:] = [entry for entry in sys.path if entry not in ("", here) or Path(entry or here) == _ROOT]
-    sys.path.append(here)
+    entries = []
+    for entry in sys.path:
+        if entry not in ("", here) or Path(entry or here) == _ROOT:
+            entries.append(entry)
+    sys.path[:] = [*entries, here]
 
 
 def _is_ours(name: str, folder: Path) -> bool:
+    """Check whether a loaded package is the one in a folder."""
     paths = getattr(sys.modules[name], "__path__", [])
     return [Path(path).resolve() for path in paths] == [folder]

@@ -1,8 +1,9 @@
-"""No wait on a remote call is without a deadline: read from the source, so that a new one is seen."""
+"""Every wait on a remote call has a deadline. Read from the source, so that a new wait is checked too."""
 
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,6 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("rlaif", "actors", "learners", "cluster")
 
 WAITS = {
-    # what waits for an actor: place and name of its deadline
     "ray.get": (1, "timeout"),
     "ray.wait": (None, "timeout"),
     "ask": (1, "timeout_s"),
@@ -19,13 +19,14 @@ WAITS = {
     "results": (1, "timeout"),
     "committed": (0, "timeout"),
 }
+"""Functions that wait for an actor: the place and the name of their deadline."""
 OTHER_MEANINGS = {"rlaif/worlds/shapes/language.py", "rlaif/stages/feedback/by_pairs.py"}
 """Modules with an `ask` of their own: a question, not a wait."""
 
 
 def endless(source: str) -> list[str]:
     """Return the waits of a module that have no deadline, or None for one, as `line: call`."""
-    found = []
+    waits = []
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call):
             continue
@@ -34,42 +35,60 @@ def endless(source: str) -> list[str]:
         if name not in WAITS or (name == "ask" and called != "ask"):
             continue
         place, keyword = WAITS[name]
-        given = [item.value for item in node.keywords if item.arg == keyword]
+        deadlines = [item.value for item in node.keywords if item.arg == keyword]
         if place is not None:
-            given += node.args[place : place + 1]
-        if not given or (isinstance(given[0], ast.Constant) and given[0].value is None):
-            found.append(f"{node.lineno}: {called}(")
-    return found
+            deadlines += node.args[place : place + 1]
+        if not deadlines or (isinstance(deadlines[0], ast.Constant) and deadlines[0].value is None):
+            waits.append(f"{node.lineno}: {called}(")
+    return waits
+
+
+def source_files(packages: Iterable[str]) -> list[Path]:
+    """Return the Python files of packages."""
+    files: list[Path] = []
+    for package in packages:
+        files += (ROOT / package).rglob("*.py")
+    return files
 
 
 def test_every_wait_on_a_remote_call_has_a_deadline():
-    files = [file for package in PACKAGES for file in (ROOT / package).rglob("*.py")]
+    files = source_files(PACKAGES)
     assert len(files) > 80
-    found = {str(file.relative_to(ROOT)): endless(file.read_text()) for file in files}
-    assert {name: lines for name, lines in found.items() if lines and name not in OTHER_MEANINGS} == {}
+    waits = {}
+    for file in files:
+        name = str(file.relative_to(ROOT))
+        if name not in OTHER_MEANINGS:
+            waits[name] = endless(file.read_text())
+    assert {name: lines for name, lines in waits.items() if lines} == {}
 
 
 def endless_defaults(source: str) -> list[str]:
-    """Return the parameters that name a deadline and may be None: whoever leaves them out waits for ever."""
-    found = []
+    """Return the parameters that name a deadline and are None by default: a call without them waits for ever."""
+    parameters = []
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.FunctionDef):
-            positional = node.args.posonlyargs + node.args.args
-            pairs = [*zip(reversed(positional), reversed(node.args.defaults), strict=False)]
-            pairs += [*zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)]
-            found += [f"{node.lineno}: {node.name}({name.arg})" for name, value in pairs if _may_be_none(name, value)]
-    return found
+        if not isinstance(node, ast.FunctionDef):
+            continue
+        positional = node.args.posonlyargs + node.args.args
+        # Defaults belong to the last positional parameters.
+        pairs = list(zip(reversed(positional), reversed(node.args.defaults), strict=False))
+        pairs += zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+        for name, value in pairs:
+            if _may_be_none(name, value):
+                parameters.append(f"{node.lineno}: {node.name}({name.arg})")
+    return parameters
 
 
 def _may_be_none(name: ast.arg, value: ast.expr | None) -> bool:
+    """Check whether a parameter names a deadline and its default is None."""
     names_a_deadline = name.arg in ("timeout", "timeout_s", "deadline_s", "patience_s")
     return names_a_deadline and isinstance(value, ast.Constant) and value.value is None
 
 
-def test_no_deadline_is_none_when_it_is_left_out():
-    files = [file for package in ("actors", "learners", "cluster") for file in (ROOT / package).rglob("*.py")]
-    found = {str(file.relative_to(ROOT)): endless_defaults(file.read_text()) for file in files}
-    assert {name: lines for name, lines in found.items() if lines} == {}
+def test_no_default_of_a_deadline_is_none():
+    parameters = {}
+    for file in source_files(("actors", "learners", "cluster")):
+        parameters[str(file.relative_to(ROOT))] = endless_defaults(file.read_text())
+    assert {name: lines for name, lines in parameters.items() if lines} == {}
     assert endless_defaults("def f(ref, timeout=None): ...") and endless_defaults("def f(*, timeout_s=None): ...")
     assert not endless_defaults("def f(ref, other=None, timeout=5): ...")
 
@@ -87,7 +106,7 @@ def test_no_deadline_is_none_when_it_is_left_out():
         "def f():\n    return ray.get(store.ask.remote(key))",
     ],
 )
-def test_an_endless_wait_is_seen(line):
+def test_a_wait_without_a_deadline_is_reported(line):
     assert endless(line)
 
 
@@ -98,8 +117,8 @@ def test_an_endless_wait_is_seen(line):
         "ray.wait(refs, timeout=limit)",
         "ask(refs, deadline_s)",
         "store.ask.remote(key)",
-        "pool.results(batch, roles.deadline_s)",
+        "pool.results(batch, workers.deadline_s)",
     ],
 )
-def test_a_wait_with_a_deadline_is_not(line):
+def test_a_wait_with_a_deadline_is_not_reported(line):
     assert endless(line) == []

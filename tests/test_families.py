@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from actors.engine import Engine, EngineSpec
 from actors.requests import Request
 from actors.tower import FrozenTower
-from cluster.publish import pack
+from cluster.publish import pack_weights
 from learners.export import adapter_config, export_role
 from learners.roles import Role
 from learners.spec import RoleSpec
@@ -49,7 +49,7 @@ class World:
     engine: Engine
 
     def role(self, lora: Lora | None = None) -> Role:
-        """The policy as a learner holds it, without its optimizer."""
+        """Return the policy as a learner has it, without its optimizer."""
         adapters = {"policy": lora} if lora else None
         module = VideoLM(load_vlm(self.path, "float32"), adapters=adapters).eval()
         return Role(RoleSpec("policy", self.path, lora), module, "policy" if lora else None)
@@ -83,7 +83,9 @@ class World:
     def publish(self, role: Role, version: int) -> None:
         """As a learner does; the engine refuses weights that leave one of its parameters as it was."""
         kind, lora = ("adapter", adapter_config(role)) if role.adapter else ("full", None)
-        self.engine.weights.publish(*pack(published_weights(role), 1 << 20, version=version, kind=kind, lora=lora))
+        self.engine.weights.publish(
+            *pack_weights(published_weights(role), 1 << 20, version=version, kind=kind, lora=lora)
+        )
 
 
 @torch.no_grad()
@@ -104,7 +106,7 @@ def perturb(role: Role, part: str = "", scale: float = 0.05) -> Role:
 
 
 def start(family: str, tied: bool, folder, rank: int | None = None) -> Iterator[World]:
-    """A world. No other engine is left: one that is collected later tears down the process groups that all share."""
+    """Build a world. No other engine is left: one that is collected later tears down the process groups that all share."""
     gc.collect()
     path = str(build(family, folder, tied))
     encoder = Encoder(path, NoiseFrames())
@@ -119,7 +121,7 @@ def start(family: str, tied: bool, folder, rank: int | None = None) -> Iterator[
 
 
 def with_head(family: str, tied: bool):
-    """A parameter of `world`. Whose head is the embeddings is vLLM's doing, so one family of them is enough in between."""
+    """Return a parameter of `world`. vLLM ties a head to the embeddings alike in all families, so only one of them is fast."""
     slow = tied and family != "qwen2_5_vl"
     return pytest.param((family, tied), id=f"{family}-{'tied' if tied else 'untied'}", marks=[pytest.mark.slow] * slow)
 
@@ -137,7 +139,7 @@ def adapted(request, tmp_path_factory):
     yield from start(request.param, False, tmp_path_factory.mktemp("model"), LORA.r)
 
 
-def test_features_stand_for_frames_where_vllm_takes_them(world):
+def test_features_give_the_same_answers_as_frames(world):
     """The same prompt ids, tokens and log-probs; vLLM's own tower is not run."""
     if FAMILIES[world.family].engine_video is None:
         with pytest.raises(ConfigError, match=f"engine for a {world.family}"):
@@ -197,7 +199,7 @@ def test_an_export_has_the_names_that_vllm_loads_and_transformers_reads_it_back(
     assert abs(logprobs_of(loaded, [item])[0] - logprobs_of(role, [item])[0]).max() < 1e-5
 
 
-def test_adapters_agree_too(adapted):
+def test_adapter_samples_have_the_learners_logprobs(adapted):
     role = adapted.role(LORA)
     assert adapted.deviation(role) < 1e-4
     adapted.publish(perturb(role, "lora_", scale=0.2), 1)

@@ -1,89 +1,91 @@
-"""Every error ends with what to do, as an imperative sentence: read from the source, so that a new one is seen."""
+"""Every error ends with what to do, as an imperative sentence. Read from the source, so that a new error is read too."""
 
 from __future__ import annotations
 
-import ast
-from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from error_fixes import FixReader
 
 from rlaif import errors
 from rlaif.errors import RlaifError
+from rlaif.io.writable import Obstacle
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("rlaif", "actors", "learners", "cluster")
-ERRORS = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, RlaifError)}
-PLACES = {name: 2 for name in ERRORS} | {"wrong": 3}
-"""Which argument the fix is: of every error of ours, and of what collects problems before a start."""
-VERBS = set(
-    """add append change check choose collect convert copy correct give free leave let load look lower mend merge move
-    name open pin publish put raise re-encode relax remove rename repair replace report resume run send set start train
-    type update use wait write""".split()
-)
+CLASSES = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, RlaifError)]
+ERRORS = frozenset({kind.__name__ for kind in CLASSES} | {Obstacle.__name__})
+"""Classes whose third argument is a fix."""
+WORDS = """
+    Add Append Change Check Choose Collect Compare Convert Copy Correct Extract Free Give Install Leave Let Load
+    Look Lower Make Mend Merge Mount Move Name Open Pin Publish Put Raise Re-encode Relax Remove Rename Repair
+    Replace Report Reset Restore Resume Run Send Set Start Train Type Update Use Wait Write
+"""
+VERBS = frozenset(WORDS.split())
+"""Verbs that a fix may begin with; a new one is added here."""
 
 
-def fixes(source: str) -> list[tuple[int, str]]:
-    """Return (line, text) of the fix of every error of ours, as far as it is written out in the file.
-
-    `{}` stands for what is filled in. Names are followed to what is assigned to them.
-    """
-    tree = ast.parse(source)
-    assigned = defaultdict(list)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            assigned[node.targets[0].id].append(node.value)
-    found = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            place = PLACES.get(ast.unparse(node.func).split(".")[-1], len(node.args))
-            found += [(node.lineno, text) for fix in node.args[place : place + 1] for text in texts(fix, assigned)]
-    return found
+def flaw(text: str) -> str:
+    """Return what keeps a fix from being an imperative sentence; empty if nothing does."""
+    first = text.split(" ")[0]
+    if first not in VERBS:
+        return f"begins with {first!r}, which is none of the verbs"
+    if not text.endswith("."):
+        return "ends without a period"
+    return "ends with two periods" if text.endswith("..") else ""
 
 
-def texts(node: ast.expr, assigned: dict[str, list[ast.expr]]) -> list[str]:
-    """Return the texts that an expression may be."""
-    if isinstance(node, ast.Constant):
-        return [str(node.value)]
-    if isinstance(node, ast.JoinedStr):
-        return ["".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)]
-    parts = []
-    if isinstance(node, ast.IfExp):
-        parts = [node.body, node.orelse]
-    elif isinstance(node, ast.BoolOp):
-        parts = node.values
-    elif isinstance(node, ast.Name):
-        return [text for value in assigned.get(node.id, []) for text in texts(value, {})]
-    return [text for part in parts for text in texts(part, assigned)]
+def read(*lines: str) -> FixReader:
+    """Return the fixes of a file of these lines."""
+    return FixReader({Path("example.py"): "\n".join(lines)}, ERRORS)
 
 
-def is_imperative(text: str) -> bool:
-    """Say whether a text begins with a verb. What begins with something filled in is read in its own place."""
-    return text.startswith("{}") or text.split()[0].lower() in VERBS
-
-
-def test_every_error_says_what_to_do():
-    found = []
-    for package in PACKAGES:
-        for file in (ROOT / package).rglob("*.py"):
-            found += [(file.relative_to(ROOT), line, text) for line, text in fixes(file.read_text())]
-    assert len(found) > 200
-    assert [f"{file}:{line}: {text}" for file, line, text in found if not is_imperative(text)] == []
+def test_every_fix_is_an_imperative_sentence():
+    files = [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))]
+    reader = FixReader({file: file.read_text() for file in files}, ERRORS)
+    assert len(reader.fixes) > 200
+    assert [f"{fix} ({flaw(fix.text)})" for fix in reader.fixes if flaw(fix.text)] == []
+    assert reader.opaque == [], "write the fix out, or assign it to a name in the same function"
 
 
 @pytest.mark.parametrize(
-    "line",
+    "fix", ["the path.", "data.root, or another option.", "either option.", "set it.", "Set it", "Set it...", "{}."]
+)
+def test_flaw_of_a_fix_that_is_no_imperative_sentence(fix):
+    assert flaw(fix)
+
+
+@pytest.mark.parametrize(
+    ("lines", "texts"),
     [
-        "raise ConfigError('a file', 'none', 'the path')",
-        "raise errors.DataError('a', 'b', f'data.root, or {option}')",
-        "change = 'either option'\nraise ConfigError('a', 'b', change)",
-        "raise ConfigError('a', 'b', 'Set it' if it else 'the caller')",
+        (["raise ConfigError('a', 'b', 'Set it.')"], ["Set it."]),
+        (["raise errors.DataError('a', 'b', fix=f'Set {option} to {value}.')"], ["Set {} to {}."]),
+        (["raise ConfigError('a', 'b', 'Set it.' if it else 'Wait.')"], ["Set it.", "Wait."]),
+        (["raise ConfigError('a', 'b', 'Set it' + (', or wait.' if it else '.'))"], ["Set it, or wait.", "Set it."]),
+        (["fix = 'one'", "def check():", "  found, fix = 0, 'two'", "  raise DataError('a', found, fix)"], ["two"]),
+        (["FIX = 'one'", "def check():", "  raise DataError('a', 'b', FIX)"], ["one"]),
+        (["def advice():", "  return 'Wait.'", "raise ConfigError('a', 'b', advice())"], ["Wait."]),
+        (["def two():", "  return 'b', 'Wait.'", "found, fix = two()", "DataError('a', found, fix)"], ["Wait."]),
+        (["def _broken(fix):", "  return RlaifError('a', 'b', fix)", "_broken('Set it.')"], ["Set it."]),
+        (["class A:", "  def wrong(self, fix):", "    DataError('a', 'b', fix)", "A().wrong('Set it.')"], ["Set it."]),
+        (["fix = {'a': 'Set a.'}.get(key, 'Wait.')", "raise ConfigError('a', 'b', fix)"], ["Set a.", "Wait."]),
+        (["raise ConfigError(error.expected, 'b', error.fix)", "raise DataError(*parts)"], []),
+        (["raise ConfigError('a', 'b', ' '.join(it.fix for it in several) or 'Wait.')"], ["Wait."]),
     ],
 )
-def test_a_fix_that_is_no_sentence_is_seen(line):
-    assert not all(is_imperative(text) for _, text in fixes(line))
+def test_fixes_are_followed_to_their_texts(lines, texts):
+    reader = read(*lines)
+    assert [fix.text for fix in reader.fixes] == texts and reader.opaque == []
+
+
+def test_a_fix_that_cannot_be_followed_is_reported():
+    assert read("raise ConfigError('a', 'b', '; '.join(fixes))").opaque == ["example.py:1: '; '.join(fixes)"]
 
 
 def test_an_error_is_printed_with_its_fix():
-    error = RlaifError("a file", "none", "Set `data.root` to its folder")
-    assert str(error).splitlines() == ["expected a file", "  found    none", "  fix      Set `data.root` to its folder"]
+    error = RlaifError("a file", "none", "Set `data.root` to its folder.")
+    assert str(error).splitlines() == [
+        "expected a file",
+        "  found    none",
+        "  fix      Set `data.root` to its folder.",
+    ]

@@ -14,12 +14,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from actors.reward_model import load_reward_model
 from rlaif.config.schema import Lora, Model, Reward
 from rlaif.errors import CheckpointError, ConfigError
 from rlaif.models.check import require_model
 from rlaif.models.encode import Encoder
-from rlaif.models.reward_card import CARD, card_text, read_card
+from rlaif.models.reward import CARD, card_text, load_reward_model, read_card
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.models.tiny import build_tiny
 from rlaif.models.vlm import ADAPTER, VideoLM, load_adapter, load_vlm
@@ -84,7 +83,7 @@ def test_each_way_of_unpickling_is_seen(line):
 
 # ---------------------------------------------------------------- files
 
-WORDS = "a red blue circle moves left right and what do you see ?".split()
+WORDS = ["a", "red", "blue", "circle", "moves", "left", "right", "and", "what", "do", "you", "see", "?"]
 LORA = Lora(r=2, alpha=4)
 MODEL = Model(dtype="float32", device="cpu")
 

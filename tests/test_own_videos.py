@@ -1,4 +1,4 @@
-"""From twelve clips in an empty folder to a policy trained with PPO, by the commands of the README."""
+"""The commands of the README, from twelve clips in an empty folder to a policy trained with PPO."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ ROOT = Path(__file__).parents[1]
 
 
 def make_files():
-    """The module that writes clips and rows, which the script runs as well."""
+    """Import the module that writes clips and rows, which the script runs as well."""
     spec = importlib.util.spec_from_file_location("make_files", ROOT / "tests" / "own_videos" / "make_files.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def test_a_new_configuration_passes_the_check_once_the_files_are_there(tmp_path, capsys):
-    """And before that, the check names every missing file at once."""
+def test_check_names_missing_files_and_passes_when_they_exist(tmp_path, capsys):
+    """It names all missing files at once."""
     mine = tmp_path / "mine"
     build_tiny(tmp_path / "model", ["a"], seed=0)
     assert main.main(["init", str(mine), "--model", str(tmp_path / "model")]) == 0
     assert main.main(["check", str(mine / "rlaif.yaml")]) == 1
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for name in ("prompts", "sft", "pairs"):
-        assert f"no file at {mine}/{name}.jsonl" in told
+        assert f"no file at {mine}/{name}.jsonl" in output
     (mine / "rlaif.yaml").rename(tmp_path / "written.yaml")
     mine.rmdir()
     make_files().write_files(mine)
     assert main.main(["check", str(tmp_path / "written.yaml")]) == 0
-    told = capsys.readouterr().out
-    assert "sft -> reward -> ppo -> eval" in told and "no problems found" in told
-    assert told.rstrip().splitlines()[-1] == f"next:  rlaif sft {tmp_path / 'written.yaml'}"
+    output = capsys.readouterr().out
+    assert "sft -> reward -> ppo -> eval" in output and "no problems found" in output
+    assert output.rstrip().splitlines()[-1] == f"next:  rlaif sft {tmp_path / 'written.yaml'}"
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1600)
-def test_from_twelve_clips_to_ppo(tmp_path):
-    """Without a configuration error on the way."""
+def test_ppo_runs_on_twelve_own_clips(tmp_path):
+    """No command of the script ends with a configuration error."""
     mine = tmp_path / "mine"
     environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "WANDB_MODE": "disabled"}
     command = ["bash", str(ROOT / "tests" / "own_videos.sh"), str(mine)]

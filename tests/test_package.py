@@ -1,4 +1,4 @@
-"""What is installed: the wheel's contents, the lock, the commands."""
+"""The installed package: the wheel's contents, the lock, the commands."""
 
 import email
 import os
@@ -23,7 +23,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Path:
-    """A wheel of the project, built without a network; one planted file stands for the configurations that will come."""
+    """Build a wheel of the project without a network, with one more configuration than the checkout has."""
     source = tmp_path_factory.mktemp("source")
     for file in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, source)
@@ -38,18 +38,23 @@ def built(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(built, tmp_path_factory) -> Path:
-    """The wheel, unpacked."""
+    """Unpack the wheel."""
     unpacked = tmp_path_factory.mktemp("wheel")
     zipfile.ZipFile(built).extractall(unpacked)
     return unpacked
 
 
 def files_of(root: Path, folders: Iterable[str]) -> set[str]:
-    paths = [path for name in folders for path in (root / name).rglob("*") if path.is_file()]
-    return {str(path.relative_to(root)) for path in paths if "__pycache__" not in path.parts}
+    """Return the paths, relative to `root`, of all files in folders below it."""
+    files = set()
+    for name in folders:
+        for path in (root / name).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                files.add(str(path.relative_to(root)))
+    return files
 
 
-def test_the_wheel_holds_every_source_file_and_nothing_else_on_top(wheel):
+def test_the_wheel_contains_every_source_file_and_nothing_else(wheel):
     """Data files too, such as the base model that the demo starts from."""
     assert files_of(wheel, PACKAGES) == files_of(ROOT, PACKAGES)
     assert files_of(wheel, ["configs"]) == files_of(ROOT, ["configs"]) | {"configs/planted.yaml"}
@@ -57,13 +62,13 @@ def test_the_wheel_holds_every_source_file_and_nothing_else_on_top(wheel):
     assert top == {*PACKAGES, "configs"}
 
 
-def test_the_wheel_holds_the_base_model_of_the_demo(wheel):
+def test_the_wheel_contains_the_base_model_of_the_demo(wheel):
     folder = Path("rlaif/worlds/shapes/base")
     files = sorted(path.name for path in (ROOT / folder).iterdir())
     assert "model.safetensors" in files and sorted(path.name for path in (wheel / folder).iterdir()) == files
 
 
-def test_the_wheel_finds_its_configurations(wheel, tmp_path):
+def test_configurations_are_found_in_the_wheel(wheel, tmp_path):
     """From another folder and without the checkout on the path."""
     code = (
         f"import sys; sys.path = [{str(wheel)!r}] + [p for p in sys.path if p not in ('', {str(ROOT)!r})]\n"
@@ -76,7 +81,7 @@ def test_the_wheel_finds_its_configurations(wheel, tmp_path):
 
 def test_every_folder_of_code_is_a_package():
     """A folder without __init__.py would still import, but the layer rule is not checked there."""
-    folders = {path.parent for name in PACKAGES for path in (ROOT / name).rglob("*.py")}
+    folders = {(ROOT / file).parent for file in files_of(ROOT, PACKAGES) if file.endswith(".py")}
     assert [folder for folder in folders if not (folder / "__init__.py").exists()] == []
 
 
@@ -86,7 +91,7 @@ def test_the_top_package_imports_nothing():
     assert result.stdout.strip() == "{'rlaif'}"
 
 
-def test_the_wheel_says_what_it_is(wheel):
+def test_the_wheel_has_complete_metadata(wheel):
     (info,) = wheel.glob("*.dist-info")
     metadata = email.message_from_string((info / "METADATA").read_text())
     assert metadata["License-Expression"] == "Apache-2.0" and metadata["License-File"] == "LICENSE"
@@ -97,7 +102,7 @@ def test_the_wheel_says_what_it_is(wheel):
     assert "Apache License" in licence and "END OF TERMS AND CONDITIONS" in licence
 
 
-def test_the_wheel_installs_and_its_command_runs(built, tmp_path):
+def test_the_command_runs_after_the_wheel_is_installed(built, tmp_path):
     """From another folder, with the dependencies of this environment and nothing from an index."""
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", tmp_path / "site"]
     subprocess.run([*pip, built], check=True, capture_output=True)
@@ -106,8 +111,8 @@ def test_the_wheel_installs_and_its_command_runs(built, tmp_path):
     run = partial(subprocess.run, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert "ppo" in run([script, "--help"]).stdout
     assert run([script, "--version"]).stdout.strip() == f"rlaif {PROJECT['version']}"
-    where = run([sys.executable, "-c", "import rlaif.cli.main; print(rlaif.cli.main.__file__)"]).stdout
-    assert where.startswith(str(tmp_path / "site"))
+    file = run([sys.executable, "-c", "import rlaif.cli.main; print(rlaif.cli.main.__file__)"]).stdout
+    assert file.startswith(str(tmp_path / "site"))
 
 
 def test_all_documents_name_the_same_version():
@@ -118,11 +123,15 @@ def test_all_documents_name_the_same_version():
 
 
 def locked() -> dict[str, str]:
-    """Names and versions of the lock; every line but comments must be an exact version that any index can serve."""
-    lines = (ROOT / "requirements" / "cpu.lock").read_text().splitlines()
-    pins = [line for line in lines if not line.startswith("#")]
-    assert [pin for pin in pins if not re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9_.!]+", pin)] == []
-    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in (pin.split("==") for pin in pins)}
+    """Return names and versions of the lock. Every line but comments must be an exact version that any index has."""
+    pins = {}
+    for line in (ROOT / "requirements" / "cpu.lock").read_text().splitlines():
+        if line.startswith("#"):
+            continue
+        assert re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9_.!]+", line), line
+        name, version = line.split("==")
+        pins[re.sub(r"[-_.]+", "-", name).lower()] = version
+    return pins
 
 
 def test_the_lock_pins_what_the_project_declares():

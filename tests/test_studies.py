@@ -85,7 +85,8 @@ def write_run(run: Path, *, seconds: float = 1.0, weight: float = 1.0, loss: flo
     metrics = {"stage": "sft", "iteration": 1, "time": seconds, "time/step": seconds, "train/nll": loss}
     metrics |= {"rollout/tokens_per_s": seconds, "publish/apply_seconds": seconds, "vision/hits": seconds}
     (run / "metrics.jsonl").write_text(json.dumps(metrics) + "\n")
-    (run / "samples" / "000001.jsonl").write_text(json.dumps({"answer": answer, "model": str(run / "sft")}) + "\n")
+    sample = {"answer": answer, "model": str(run / "sft"), "kind": str(hash(run))}
+    (run / "samples" / "000001.jsonl").write_text(json.dumps(sample) + "\n")
     report = {"command": f"rlaif demo storage={run}", "rows": [{"policy": "sft", "time": seconds}]}
     (run / "eval" / "demo.json").write_text(json.dumps(report))
     return run

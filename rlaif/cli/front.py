@@ -67,9 +67,10 @@ def _positions(model: str) -> int | None:
     """Return how many positions a local model has; hub names are not looked up."""
     if not (Path(model).expanduser() / "config.json").is_file():
         return None
-    from rlaif.models.positions import positions_of
+    from rlaif.models.model_dir import ModelDir
+    from rlaif.models.positions import model_positions
 
-    return positions_of(str(Path(model).expanduser()))
+    return model_positions(ModelDir(str(Path(model).expanduser())))
 
 
 def run_options(args: argparse.Namespace) -> None:
@@ -101,7 +102,8 @@ def run_check_config(args: argparse.Namespace) -> int:
 
 
 def _print_findings(findings: Findings, args: argparse.Namespace) -> None:
-    from rlaif.config.load import bullets, shown_config
+    from rlaif.config.load import bullets
+    from rlaif.config.shown import shown_config
     from rlaif.stages.run.summary import Typed
 
     # The configuration is long, so it comes first: what was found must be in sight when the command ends.

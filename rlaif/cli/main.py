@@ -17,7 +17,7 @@ from rlaif.cli.usage import Parser, flags_of, refuse, require_command
 from rlaif.config.schema import Config
 from rlaif.errors import CheckpointError, ConfigError, DataError, RlaifError
 from rlaif.io.rundir import RunDir
-from rlaif.io.terminal import drop_output, phase, reader_left, say, shown
+from rlaif.io.terminal import drop_output, phase, reader_left, say, show_command
 from rlaif.io.writable import is_full
 from rlaif.isolation import pin_packages, working_directory_last
 
@@ -231,10 +231,10 @@ def run_bench(args: argparse.Namespace) -> int:
 
 
 def run_stage(args: argparse.Namespace) -> int:
-    from rlaif.config.load import load_config, options_of
+    from rlaif.config.load import checked_stage, load_config
 
     overrides = [*args.overrides, "data.strict=true"] if args.strict else args.overrides
-    config = load_config(args.config, overrides, options_of(args.command))
+    config = load_config(args.config, overrides, checked_stage(args.command))
 
     def stage() -> None:
         check_files(args, config)
@@ -245,7 +245,7 @@ def run_stage(args: argparse.Namespace) -> int:
 
 def on_screen(command: str, config: Config) -> AbstractContextManager:
     """Return the context in which a command runs: its own lines on the terminal, the rest in a log file."""
-    return shown(command, RunDir(config.storage, config.name).path, config.logging.foreign == "terminal")
+    return show_command(command, RunDir(config.storage, config.name).path, config.logging.foreign == "terminal")
 
 
 def check_files(args: argparse.Namespace, config: Config) -> None:
@@ -384,6 +384,6 @@ def run_convert(args: argparse.Namespace) -> None:
 
 
 def run_doctor(args: argparse.Namespace) -> int:
-    from rlaif.doctor import main as doctor
+    from rlaif.doctor import run_doctor as doctor
 
     return doctor()

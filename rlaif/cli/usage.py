@@ -1,4 +1,4 @@
-"""The parser of the command line: no abbreviations, and mistakes answered with what was probably meant."""
+"""The parser of the command line. It accepts no abbreviations, and answers a mistake with the likely intention."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that takes no abbreviated flags; subcommands are of the same class."""
+    """An ArgumentParser that accepts no abbreviated flags; subcommands are of the same class."""
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **{"allow_abbrev": False, **options})
@@ -27,17 +27,19 @@ def refuse(
     Args:
         others: the commands that have a flag, by its name.
     """
-    flags = [word for word in wrong if word.startswith("-")]
-    hints = []
-    for flag in flags:
-        having = (others or {}).get(flag)
-        hints.append(f"{flag} is for {', '.join(having)}" if having else _hint(parser, argv, flag, command))
-    lines = [f"unrecognized arguments: {' '.join(wrong)}", *dict.fromkeys(hint for hint in hints if hint)]
+    lines = [f"unrecognized arguments: {' '.join(wrong)}"]
+    for flag in wrong:
+        if not flag.startswith("-"):
+            continue
+        commands = (others or {}).get(flag)
+        hint = f"{flag} is for {', '.join(commands)}" if commands else _hint(parser, argv, flag, command)
+        if hint and hint not in lines:
+            lines.append(hint)
     parser.error("\n  ".join(lines))
 
 
 def require_command(parser: argparse.ArgumentParser, commands: Collection[str], argv: list[str]) -> None:
-    """End with exit code 2 and the command that was meant if the first word is none."""
+    """End with exit code 2 if the first word is no command, and name the one that was probably meant."""
     word = argv[0] if argv else ""
     if not word:
         parser.error("no command; `rlaif help` lists them")
@@ -47,17 +49,25 @@ def require_command(parser: argparse.ArgumentParser, commands: Collection[str], 
         )
     if not word.startswith("-") and word not in commands:
         near = difflib.get_close_matches(word, commands, n=1)
-        parser.error(f"no command {word!r}" + (f"; did you mean `rlaif {near[0]}`?" if near else "; see `rlaif help`"))
+        advice = f"did you mean `rlaif {near[0]}`?" if near else "see `rlaif help`"
+        parser.error(f"no command {word!r}; {advice}")
 
 
 def flags_of(commands: Mapping[str, argparse.ArgumentParser]) -> dict[str, list[str]]:
-    """Return the commands that have each flag; those that nearly all have are left out."""
-    having: dict[str, list[str]] = {}
+    """Return the commands that have each flag, without the flags of more than half of the commands."""
+    flags: dict[str, list[str]] = {}
     for name, parser in commands.items():
-        for action in parser._actions:
-            for flag in action.option_strings:
-                having.setdefault(flag, []).append(name)
-    return {flag: names for flag, names in having.items() if len(names) <= len(commands) // 2}
+        for flag in _flags(parser):
+            flags.setdefault(flag, []).append(name)
+    return {flag: names for flag, names in flags.items() if len(names) <= len(commands) // 2}
+
+
+def _flags(parser: argparse.ArgumentParser) -> list[str]:
+    """Return the flags of a parser, in the order of their definition."""
+    flags: list[str] = []
+    for action in parser._actions:
+        flags += action.option_strings
+    return flags
 
 
 def _hint(parser: argparse.ArgumentParser, argv: list[str], flag: str, command: str | None) -> str:
@@ -65,14 +75,22 @@ def _hint(parser: argparse.ArgumentParser, argv: list[str], flag: str, command: 
     from rlaif.config.nearest import nearest
 
     name, equals, value = flag.partition("=")
-    known = [text for action in parser._actions for text in action.option_strings]
-    if near := difflib.get_close_matches(name, known, n=1, cutoff=0.75):
+    near = difflib.get_close_matches(name, _flags(parser), n=1, cutoff=0.75)
+    if near:
         return f"did you mean {near[0]}?"
     stage = (command or "").partition(" ")[0]
     options = nearest(name.lstrip("-").replace("-", "_"), stage)
+    # argparse knows flags only; most settings are options of the configuration.
     if not options:
         return "options are written as key=value (`rlaif options` lists them)"
     if not equals:
-        after = argv[argv.index(flag) + 1 :] if flag in argv else []
-        value = after[0] if after and not after[0].startswith("-") and "=" not in after[0] else "..."
+        value = _value_after(flag, argv)
     return "options are written as key=value: " + " or ".join(f"{option}={value}" for option in options)
+
+
+def _value_after(flag: str, argv: list[str]) -> str:
+    """Return the word after a flag if it can be the flag's value, else "..."."""
+    following = argv[argv.index(flag) + 1 :] if flag in argv else []
+    if not following or following[0].startswith("-") or "=" in following[0]:
+        return "..."
+    return following[0]

@@ -1,4 +1,4 @@
-"""Which options a mistyped one may have meant, by their full paths."""
+"""Suggestions for a mistyped option, by full path."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from rlaif.config.options import all_options
 
-_MEANT = {
+_FOREIGN_NAMES = {
     "rank": "r",
     "lora_r": "r",
     "lora_rank": "r",
@@ -45,16 +45,20 @@ _MEANT = {
 """Names that other tools give to an option of ours."""
 
 _CLOSE = 0.6
+"""Least likeness of two names, from 0 to 1. This is also the default cut-off of `difflib.get_close_matches`."""
 _SAME_SECTION = 0.2
+"""Bonus of an option in the section that the user named."""
 _STAGE = 0.1
+"""Bonus of an option in the section of the stage that runs."""
 _TIE = 0.05
+"""Largest distance of a score from the best one at which an option is still suggested."""
 
 
 def nearest(path: str, stage: str | None = None, most: int = 3) -> list[str]:
-    """Return the full paths of the options that `path` may have meant, best first; empty if none is like it.
+    """Return the full paths of the at most `most` options that `path` may stand for, best first; empty if none is similar.
 
-    A name that another section has counts more than a similar one; of equal names those in the section that was named,
-    and then those of `stage`, come first.
+    An equal name in another section counts more than a similar name in the same one. Equal names are ranked by the section
+    that the user named, then by `stage`.
     """
     parents, _, name = path.rpartition(".")
     scores: dict[str, float] = {}
@@ -65,9 +69,11 @@ def nearest(path: str, stage: str | None = None, most: int = 3) -> list[str]:
             continue
         bonus = _STAGE if stage and option.startswith(f"{stage}.") else 0.0
         scores[option] = likeness + _SAME_SECTION * _shared(parents, option_parents) + bonus
+    # Several suggestions help only if they are about equally good.
     best = max(scores.values(), default=0.0)
     near = [option for option, score in scores.items() if score > best - _TIE]
-    return sorted(near, key=lambda option: (-scores[option], option.count("."), option))[:most]
+    near.sort(key=lambda option: (-scores[option], option.count("."), option))
+    return near[:most]
 
 
 def hint(path: str, stage: str | None = None) -> str:
@@ -75,28 +81,32 @@ def hint(path: str, stage: str | None = None) -> str:
     near = [f"`{option}`" for option in nearest(path, stage)]
     if not near:
         return ""
-    return f"; nearest is {near[0]}" if len(near) == 1 else f"; nearest are {', '.join(near)}"
+    if len(near) == 1:
+        return f"; nearest is {near[0]}"
+    return f"; nearest are {', '.join(near)}"
 
 
+# Walking all sections takes a while, and a configuration can have many mistyped options.
 @lru_cache(maxsize=1)
 def _paths() -> tuple[str, ...]:
     return tuple(dict.fromkeys(option.path for option in all_options()))
 
 
 def _likeness(name: str, option: str) -> float:
-    if option in (name, _MEANT.get(name)):
+    """Return the likeness of two names, from 0 to 1."""
+    if option in (name, _FOREIGN_NAMES.get(name)):
         return 1.0
     return difflib.SequenceMatcher(None, name, option).ratio()
 
 
 def _shared(parents: str, option_parents: str) -> float:
-    """Return how much of the section that was named is the option's, from 0 to 1."""
+    """Return the share of the named section's path that the option's section begins with, from 0 to 1."""
     if not parents:
         return 0.0 if option_parents else 1.0
-    named, own = parents.split("."), option_parents.split(".")
+    parts = parents.split(".")
     same = 0
-    for one, other in zip(named, own, strict=False):
-        if one != other:
+    for part, option_part in zip(parts, option_parents.split("."), strict=False):
+        if part != option_part:
             break
         same += 1
-    return same / len(named)
+    return same / len(parts)

@@ -1,7 +1,7 @@
-"""Presets: defaults of another system's arithmetic. What the user sets wins; every value is an ordinary option.
+"""Presets: defaults that reproduce the arithmetic of another system. Options that the user sets win.
 
 vlm_rlaif: reward model and PPO of VLM-RLAIF (ACL 2024). docs/presets.md says which quirk each option stands for, which
-test holds it, and what is not reproduced. The prompt's wording is ours; its order is theirs.
+test checks it, and what is not reproduced. The wording of the prompt is ours, its order theirs.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from typing import Any, Literal
 
 Preset = Literal["modern", "vlm_rlaif"]
 
+# Adapter and optimizer of the released training script.
 _LORA = {"r": 64, "alpha": 16.0, "dropout": 0.0}
 _ADAMW = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "warmup_from_zero": True}
+# The released code has one optimizer for policy and critic, so both get the same options.
 _PPO_OPTIM = _ADAMW | {"lr": 3e-5, "warmup_steps": 5, "schedule": "cosine", "min_lr_ratio": 0.0, "max_grad_norm": 1.0}
 
 VLM_RLAIF = {
@@ -47,6 +49,7 @@ VLM_RLAIF = {
         "epochs": 2,
         "sampling": {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_tokens": 896, "truncate_at": ("?",)},
         "max_staleness": 0,
+        # The released trainer recomputes log-probs and has no importance weights.
         "old_logprobs": "learner",
         "importance_cap": None,
         "terms": {"no_eos": -8.0, "length": -10.0},
@@ -59,6 +62,7 @@ VLM_RLAIF = {
         "lam": 1.0,
         "whiten_advantages": True,
         "whiten_eps": "deviation",
+        # Every mean of the released code is over the padded length, padding included.
         "loss_mean": "slots",
         "clip": 0.2,
         "value_clip": 0.2,
@@ -67,6 +71,7 @@ VLM_RLAIF = {
         "target_kl": None,
         "entropy_coef": 0.0,
         "critic_warmup": 0,
+        # The scheduler of the released code steps once per iteration, not once per optimizer step.
         "schedule_per": "iteration",
         "optim": _PPO_OPTIM,
         "critic_optim": _PPO_OPTIM,
@@ -78,15 +83,21 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {"vlm_rlaif": VLM_RLAIF}
 
 
 def with_preset(section: Literal["ppo", "reward"], options: Any) -> Any:
-    """The section's raw options over the defaults of the preset they name; anything odd is left for validation."""
+    """Return a section's raw options, completed by the defaults of the preset that they name.
+
+    Options that are no mapping, or name no preset, are returned as they are: validation reports them.
+    """
     preset = options.get("preset") if isinstance(options, dict) else None
     if not isinstance(preset, str) or preset not in PRESETS:
         return options
-    return _over(PRESETS[preset][section], options)
+    return _merge(PRESETS[preset][section], options)
 
 
-def _over(defaults: Any, given: Any) -> Any:
-    """`given`, and what it leaves open from `defaults`; groups are merged, anything else (lists, null) is taken whole."""
-    if not (isinstance(defaults, dict) and isinstance(given, dict)):
-        return given
-    return defaults | {key: _over(defaults.get(key), value) for key, value in given.items()}
+def _merge(defaults: Any, options: Any) -> Any:
+    """Return `options` completed by `defaults`. Groups are merged; any other value (a list, null) replaces its default."""
+    if not (isinstance(defaults, dict) and isinstance(options, dict)):
+        return options
+    merged = dict(defaults)
+    for key, value in options.items():
+        merged[key] = _merge(defaults.get(key), value)
+    return merged

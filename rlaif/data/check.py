@@ -115,9 +115,9 @@ def check(
 
 def _probe(path: Path) -> Any:
     # the decoders are imported late: a check of rows alone works without them
-    from rlaif.video.decode import probe
+    from rlaif.video.decode import probe_video
 
-    return probe(path)
+    return probe_video(path)
 
 
 @dataclass(frozen=True)

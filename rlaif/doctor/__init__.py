@@ -1,7 +1,7 @@
-"""What works on this machine, and what to do about the rest: `python -m rlaif.doctor`.
+"""Checks of this machine, with a fix for each that fails: `python -m rlaif.doctor`.
 
-Every check is a function that returns one Check; what it raises is reported as its failure, because a broken
-library is a finding here. So nothing outside the standard library is imported before a check that needs it.
+Every check is a function that returns one Check. An exception that it raises is reported as its failure, because a
+broken library is a finding here. So nothing outside the standard library is imported before a check that needs it.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ CHECKS: tuple[Callable[[], Check], ...] = (
 
 
 def guarded(check: Callable[[], Check]) -> Check:
-    """Run one check; whatever it raises becomes a failed Check with the exception's message."""
+    """Run one check; an exception becomes a failed Check with its message."""
     try:
         return check()
-    except Exception as error:  # finding out what is broken is this module's job
+    except Exception as error:  # a broken library may raise anything, and to report it is this module's purpose
         name = check.__name__.removeprefix("check_")
         return Check(name, "fail", f"{type(error).__name__}: {error}", REINSTALL)
 
@@ -57,12 +57,16 @@ def row(check: Check) -> str:
 def fixes(checks: Sequence[Check]) -> str:
     """Return what to do about the findings that are not ok; empty if all are."""
     lines = [f"{check.name}: {check.fix}" for check in checks if check.fix]
-    return "\n".join(["", "What to do", *lines]) if lines else ""
+    if not lines:
+        return ""
+    return "\n".join(["", "What to do", *lines])
 
 
-def main(argv: Sequence[str] = ()) -> int:
-    """Print each finding when it is known (`--json` for scripts: all at the end); returns 1 if something that every run
-    needs is broken, else 0."""
+def run_doctor(argv: Sequence[str] = ()) -> int:
+    """Print each finding as soon as it is known, or with `--json`, for scripts, all at the end.
+
+    Returns the exit status: 1 if something that every run needs is broken, else 0.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m rlaif.doctor", description="What works on this machine", allow_abbrev=False
     )
@@ -75,6 +79,6 @@ def main(argv: Sequence[str] = ()) -> int:
             print(row(check), flush=True)
     if arguments.json:
         print(json.dumps([vars(check) for check in checks], indent=2))
-    elif advice := fixes(checks):
-        print(advice)
+    elif any(check.fix for check in checks):
+        print(fixes(checks))
     return int(any(check.status == "fail" for check in checks))

@@ -2,6 +2,6 @@
 
 import sys
 
-from rlaif.doctor import main
+from rlaif.doctor import run_doctor
 
-sys.exit(main(sys.argv[1:]))
+sys.exit(run_doctor(sys.argv[1:]))

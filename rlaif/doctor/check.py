@@ -1,4 +1,4 @@
-"""One finding of the doctor, and the child processes in which libraries are tried."""
+"""A finding of the doctor, and the child processes in which it tries libraries."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
-#: What to do where nothing better is known.
 REINSTALL = "make clean install"
+"""The fix if nothing better is known."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One finding. `fix` says what to do about it and is empty where nothing needs doing."""
+    """One finding. `fix` says what to do about it; it is empty if nothing needs to be done."""
 
     name: str
     status: Literal["ok", "warn", "fail"]
@@ -22,11 +22,12 @@ class Check:
 
 
 class ProbeError(Exception):
-    """A child process that imported a library ended badly; the message is its last line."""
+    """A child process that imported a library failed; the message is the last line that it printed."""
 
 
-def probe(code: str, timeout_s: float = 300.0) -> str:
-    """Run Python `code` in a process of its own and return the last line it printed; ProbeError if it fails."""
+def run_probe(code: str, timeout_s: float = 300.0) -> str:
+    """Run Python `code` in a process of its own and return the last line it printed. Raises ProbeError if it fails."""
+    # A process of its own: a library that crashes on import, or that cannot be unloaded, must not affect other checks.
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout_s, check=False)
     if child.returncode != 0:
         lines = child.stderr.strip().splitlines() or [f"exit status {child.returncode}"]

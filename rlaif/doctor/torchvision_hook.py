@@ -1,28 +1,30 @@
-"""Import hook that lets a torchvision without its compiled operators be imported.
+"""Import hook with which a torchvision without its compiled operators can be imported.
 
-Self-contained on purpose: `rlaif.doctor.torchvision_shim` copies this file into site-packages, where a `.pth` line imports it
-at the start of every Python process. So it imports next to nothing, and torch only at the moment torchvision does.
+It is self-contained on purpose: `rlaif.doctor.torchvision_shim` copies this file into site-packages, and a `.pth` line there
+imports it at the start of every Python process. So it imports almost nothing, and torch only when torchvision does.
 """
 
 import sys
 
-#: Schemas that torchvision registers fake kernels for without asking whether its operators could be loaded.
 MISSING = {
     "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 }
+"""Schemas for which torchvision registers fake kernels without a check that its operators could be loaded."""
 
-_library = None  # torch drops the schemas when the Library object dies, so somebody must hold it
+# torch drops the schemas when the Library object is collected, so a reference to it must stay.
+_library = None
 
 
 class SchemaFinder:
-    """A meta path finder that finds nothing: being asked for `torchvision._meta_registrations` is its signal.
+    """A meta path finder that finds nothing; a search for `torchvision._meta_registrations` is its signal.
 
-    That submodule is looked up only by a real import of torchvision (availability checks look for the package alone),
-    just before the line that would fail, and when torch is already loaded.
+    Only a real import of torchvision searches for that submodule (availability checks search for the package alone), just
+    before the line that would fail, and after torch has been loaded.
     """
 
     def find_spec(self, name, path=None, target=None):
+        """Define the missing schemas at the signal, and let other finders find the module."""
         if name == "torchvision._meta_registrations":
             sys.meta_path.remove(self)
             define_missing()
@@ -30,7 +32,7 @@ class SchemaFinder:
 
 
 def define_missing():
-    """Define the missing operator schemas; do nothing where torchvision's own operators load."""
+    """Define the missing operator schemas; do nothing if torchvision's own operators load."""
     global _library
     from torchvision.extension import _has_ops
 
@@ -46,5 +48,6 @@ def define_missing():
 
 def install():
     """Put the finder first on the meta path, once per process."""
+    # By name, because this file is loaded as a module of two names: ours, and the copy in site-packages.
     if not any(type(finder).__name__ == "SchemaFinder" for finder in sys.meta_path):
         sys.meta_path.insert(0, SchemaFinder())

@@ -1,10 +1,10 @@
 """Make `import torchvision` work on machines that have torch for the CPU and torchvision for CUDA.
 
-Package indexes serve torchvision with CUDA operators; beside a CPU torch they cannot be loaded and the import dies with
+Package indexes have torchvision with CUDA operators. Beside a CPU torch these cannot be loaded, and the import fails with
 "operator torchvision::nms does not exist", although all that video processors use of it (resizing) is plain torch.
-`python -m rlaif.doctor.torchvision_shim install` tries the import, and only where it fails that way puts an import hook
-(`rlaif.doctor.torchvision_hook`) into site-packages, so that every process of this environment has it, the ones that
-vLLM and Ray start included. `uninstall` takes it out again.
+`python -m rlaif.doctor.torchvision_shim install` tries the import, and only if it fails that way puts an import hook
+(`rlaif.doctor.torchvision_hook`) into site-packages. So every process of this environment has it, including those that vLLM
+and Ray start. `uninstall` removes it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PTH = "rlaif-torchvision.pth"
 
 
 def import_error() -> str | None:
-    """Import torchvision in a fresh process; None when it works, else the last line of what it printed."""
+    """Import torchvision in a new process; return None if it works, else the last line of the error."""
     probe = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True, text=True, check=False)
     if probe.returncode == 0:
         return None
@@ -35,12 +35,13 @@ def import_error() -> str | None:
 
 
 def site_packages() -> Path:
-    """The folder of this interpreter whose `.pth` files run at start-up."""
+    """Return the folder of this interpreter whose `.pth` files run at start-up."""
     return Path(sysconfig.get_path("purelib"))
 
 
 def write_hook(site: Path) -> None:
-    """Copy the hook next to a `.pth` that starts it; the `.pth` comes last, so it never names a missing module."""
+    """Copy the hook, and write a `.pth` beside it that starts it."""
+    # The `.pth` comes last, so that it never names a missing module, which would print an error in every process.
     shutil.copyfile(torchvision_hook.__file__, site / f"{MODULE}.py")
     aside = site / f"{PTH}.new"
     aside.write_text(f"import {MODULE}; {MODULE}.install()\n")
@@ -55,10 +56,10 @@ def remove_hook(site: Path) -> list[str]:
     return [path.name for path in present]
 
 
-def install(site: Path | None = None) -> str:
-    """Install the hook if it is needed and return one line saying what was done.
+def install_hook(site: Path | None = None) -> str:
+    """Install the hook if it is needed, and return a line that says what was done.
 
-    Raises RlaifError where torchvision fails for another reason, or still fails with the hook (which is then removed).
+    Raises RlaifError if torchvision fails for another reason, or still fails with the hook (which is then removed).
     """
     site = site or site_packages()
     error = import_error()
@@ -66,35 +67,35 @@ def install(site: Path | None = None) -> str:
         state = "with the hook installed earlier" if (site / PTH).exists() else "nothing to do"
         return f"torchvision imports: {state}"
     if KNOWN_ERROR not in error:
-        raise _broken(error, "install a torchvision that was built for this torch")
+        raise _broken(error, "Install a torchvision that was built for this torch.")
     write_hook(site)
     error = import_error()
     if error is not None:
         remove_hook(site)
-        raise _broken(f"{error} (also with the import hook)", "install a torchvision that was built for this torch")
+        raise _broken(f"{error} (also with the import hook)", "Install a torchvision that was built for this torch.")
     return f"torchvision imports now: wrote {PTH} and {MODULE}.py to {site}"
 
 
-def uninstall(site: Path | None = None) -> str:
-    """Remove the hook and return one line saying what was done."""
+def uninstall_hook(site: Path | None = None) -> str:
+    """Remove the hook, and return a line that says what was done."""
     site = site or site_packages()
     removed = remove_hook(site)
     return f"removed {' and '.join(removed)} from {site}" if removed else f"no hook in {site}"
 
 
-def _broken(found: str, change: str) -> RlaifError:
-    return RlaifError("`import torchvision` to work", found, change)
+def _broken(found: str, fix: str) -> RlaifError:
+    return RlaifError("`import torchvision` to work", found, fix)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line: `install` or `uninstall`; returns the exit status."""
+def run_shim(argv: list[str] | None = None) -> int:
+    """Run the command line, `install` or `uninstall`, and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m rlaif.doctor.torchvision_shim", description=__doc__.splitlines()[0]
     )
     parser.add_argument("verb", choices=["install", "uninstall"])
     verb = parser.parse_args(argv).verb
     try:
-        print(install() if verb == "install" else uninstall())
+        print(install_hook() if verb == "install" else uninstall_hook())
     except RlaifError as error:
         print(error, file=sys.stderr)
         return 1
@@ -102,4 +103,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_shim())

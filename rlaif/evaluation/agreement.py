@@ -11,8 +11,8 @@ from rlaif.evaluation.intervals import wilson
 
 
 @dataclass(frozen=True)
-class Compared:
-    """One pair of answers as both sides see it; only the signs count."""
+class ComparedPair:
+    """One pair of answers as the judge and the reference see it; only the signs count."""
 
     judged: float | None
     """Above 0: the first answer is better (a score difference, p - 1/2, a winner); 0: a tie; None: no verdict."""
@@ -22,61 +22,72 @@ class Compared:
     prompt_type: str = ""
 
 
-def agreement(pairs: Sequence[Compared]) -> dict[str, Any]:
-    """Overall, by dimension and by prompt type (pairs without one left out there); each as `_rate` gives it."""
+def agreement_rates(pairs: Sequence[ComparedPair]) -> dict[str, Any]:
+    """Return the rates of `_rate` overall, by dimension and by prompt type (pairs without a type are left out there)."""
+    typed = [pair for pair in pairs if pair.prompt_type]
     return {
         "overall": _rate(pairs),
         "dimension": _by(pairs, lambda pair: pair.dimension),
-        "prompt_type": _by([pair for pair in pairs if pair.prompt_type], lambda pair: pair.prompt_type),
+        "prompt_type": _by(typed, lambda pair: pair.prompt_type),
     }
 
 
-def groups(found: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
-    """What is found by dimension and by prompt type, each with the name that a table or a picture shows."""
+def named_groups(report: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """Yield every entry of a report by dimension and by prompt type, with the name that a table or a page shows."""
     for kind in ("dimension", "prompt_type"):
-        for name, one in found[kind].items():
-            yield f"{kind}: {name}", one
+        for name, entry in report[kind].items():
+            yield f"{kind}: {name}", entry
 
 
-def prompt_type(row: Mapping[str, Any]) -> str:
-    """What the row of a pair or a prompt says its prompt is: SafeSora's type, `provenance.prompt_type`, or a field
-    `prompt_type` or `kind`; empty where it does not say."""
-    nested = [row.get(name) for name in ("safety", "provenance")]
-    told = [one.get("prompt_type") for one in nested if isinstance(one, Mapping)]
-    said = next(filter(None, [*told, row.get("prompt_type"), row.get("kind")]), "")
-    return said if isinstance(said, str) else ""
+def prompt_type_of(row: Mapping[str, Any]) -> str:
+    """Return the type that the row of a pair or a prompt names; "" if it names none.
+
+    It is SafeSora's type (`safety.prompt_type`), `provenance.prompt_type`, or a field `prompt_type` or `kind`: the first
+    of these that is not empty.
+    """
+    types = []
+    for name in ("safety", "provenance"):
+        fields = row.get(name)
+        if isinstance(fields, Mapping):
+            types.append(fields.get("prompt_type"))
+    types += [row.get("prompt_type"), row.get("kind")]
+    first = next(filter(None, types), "")
+    return first if isinstance(first, str) else ""
 
 
-def _by(pairs: Iterable[Compared], group_of: Callable[[Compared], str]) -> dict[str, Any]:
-    groups: dict[str, list[Compared]] = {}
+def _by(pairs: Iterable[ComparedPair], group_of: Callable[[ComparedPair], str]) -> dict[str, Any]:
+    groups: dict[str, list[ComparedPair]] = {}
     for pair in pairs:
         groups.setdefault(group_of(pair), []).append(pair)
     return {name: _rate(groups[name]) for name in sorted(groups)}
 
 
-def _rate(pairs: Sequence[Compared]) -> dict[str, Any]:
-    """agreement with its 95 % interval [low, high] over `pairs`; a tie of the judge (counted in `ties`) is half right.
+def _rate(pairs: Sequence[ComparedPair]) -> dict[str, Any]:
+    """Return `agreement` with its 95 % interval [`low`, `high`] over `pairs`.
 
-    Left out and counted: pairs without a verdict (`no_verdict`), and those on which the reference has no preference.
+    A tie of the judge (counted in `ties`) is half right. Left out and counted: pairs without a verdict (`no_verdict`),
+    and pairs on which the reference has no preference (`no_reference`).
     """
-    with_reference = [pair for pair in pairs if _sign(pair.reference)]
-    signs = [(_sign(pair.judged), _sign(pair.reference)) for pair in with_reference]
-    known = [(judged, reference) for judged, reference in signs if judged is not None]
-    right = sum((1 + judged * reference) / 2 for judged, reference in known)
-    low, high = wilson(right, len(known))
-    return {
-        "agreement": right / len(known) if known else None,
-        "low": low,
-        "high": high,
-        "pairs": len(known),
-        "ties": sum(judged == 0 for judged, _ in known),
-        "no_verdict": len(signs) - len(known),
-        "no_reference": len(pairs) - len(with_reference),
-    }
+    counts = {"pairs": 0, "ties": 0, "no_verdict": 0, "no_reference": 0}
+    right = 0.0
+    for pair in pairs:
+        judged, reference = _sign(pair.judged), _sign(pair.reference)
+        # Neither None nor 0 is a preference of the reference.
+        if not reference:
+            counts["no_reference"] += 1
+        elif judged is None:
+            counts["no_verdict"] += 1
+        else:
+            counts["pairs"] += 1
+            counts["ties"] += judged == 0
+            right += (1 + judged * reference) / 2
+    low, high = wilson(right, counts["pairs"])
+    agreement = right / counts["pairs"] if counts["pairs"] else None
+    return {"agreement": agreement, "low": low, "high": high, **counts}
 
 
 def _sign(value: float | None) -> int | None:
-    """None for what is no number."""
+    """Return 1, 0 or -1; None for None and NaN."""
     if value is None or math.isnan(value):
         return None
     return (value > 0) - (value < 0)

@@ -10,19 +10,22 @@ Checker = Callable[[Prompt, str], dict[str, int]]
 """f(prompt, response) -> {"claims", "false_claims", "truths", "recalled"} for descriptions, {"correct"} for short answers."""
 
 
-def rates(answers: Iterable[tuple[Prompt, str]], checker: Checker) -> dict[str, float]:
-    """hallucination = false claims / claims, recall = recalled truths / truths (both over all descriptions together),
-    qa_accuracy = correct / short answers. A rate without anything to count is left out."""
+def checker_rates(answers: Iterable[tuple[Prompt, str]], checker: Checker) -> dict[str, float]:
+    """Return the rates of a policy's answers; a rate without anything to count is left out.
+
+    hallucination = false claims / claims, recall = recalled truths / truths (both over all descriptions together),
+    qa_accuracy = correct / short answers.
+    """
     sums: dict[str, int] = {}
-    asked = 0
+    short_answers = 0
     for prompt, response in answers:
         verdict = checker(prompt, response)
-        asked += "correct" in verdict
+        short_answers += "correct" in verdict
         for name, count in verdict.items():
             sums[name] = sums.get(name, 0) + count
-    found = {
+    fractions = {
         "hallucination": (sums.get("false_claims", 0), sums.get("claims", 0)),
         "recall": (sums.get("recalled", 0), sums.get("truths", 0)),
-        "qa_accuracy": (sums.get("correct", 0), asked),
+        "qa_accuracy": (sums.get("correct", 0), short_answers),
     }
-    return {name: top / bottom for name, (top, bottom) in found.items() if bottom}
+    return {name: part / whole for name, (part, whole) in fractions.items() if whole}

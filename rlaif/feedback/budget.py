@@ -5,44 +5,52 @@ from __future__ import annotations
 import asyncio
 
 from rlaif.config.server import Server
-from rlaif.feedback.options import EndpointOptions
-from rlaif.feedback.replies import Usage
+from rlaif.feedback.chat_request import EndpointOptions
+from rlaif.feedback.chat_response import Usage
 
 
 def cost(server: Server, used: Usage) -> float | None:
-    """In money; None without prices."""
-    of_input, of_output = server.price_per_million
-    priced = of_input or of_output
-    return (used.prompt_tokens * of_input + used.completion_tokens * of_output) / 1e6 if priced else None
+    """Return the price of some tokens, in the unit of `cost_budget`; None without prices."""
+    input_price, output_price = server.price_per_million
+    if not (input_price or output_price):
+        return None
+    return (used.prompt_tokens * input_price + used.completion_tokens * output_price) / 1e6
 
 
 class Budget:
-    """Counts what was used and reserves room for open requests.
+    """Counts used tokens and reserves room for open requests.
 
-    What a request will use is unknown until it is answered. It counts as the largest so far, `max_tokens` at least, so
-    that only a request that is larger than all before it can pass the budget. The first one goes alone.
+    The usage of a request is unknown until it is answered. Until then it counts as the largest so far, with at least
+    `max_tokens` of output, so that only a request larger than all before it can exceed the budget. The first request
+    goes alone.
     """
 
     def __init__(self, options: EndpointOptions, used: Usage):
         self.used = used
-        self._server, self._largest = options.server, Usage(0, options.max_tokens)
+        self._server = options.server
+        self._largest = Usage(0, options.max_tokens)
         self._limited = options.server.token_budget is not None or options.server.cost_budget is not None
         self.begin()
 
     def begin(self) -> None:
-        """For use in another event loop; no request is open."""
+        """Prepare for another event loop. No request may be open."""
+        # A condition belongs to the event loop that first waits on it, and every `ask_many` has a loop of its own.
         self._open, self._changed = 0, asyncio.Condition()
 
-    def seen(self, used: Usage) -> None:
-        """What a request used, be it in another run."""
+    def note(self, used: Usage) -> None:
+        """Take the usage of one request into account for the largest so far; it may be of an earlier run."""
         self._largest = Usage(
             max(self._largest.prompt_tokens, used.prompt_tokens),
             max(self._largest.completion_tokens, used.completion_tokens),
         )
 
     async def reserve(self) -> str:
-        """Take room for one request, waiting for open ones where they may leave some. Why there is none, or ""."""
+        """Reserve room for one request, after waiting for open ones that may leave some.
+
+        Returns why there is no room, or "" if it was reserved.
+        """
         async with self._changed:
+            # Without open requests nothing can change any more, so there is nothing to wait for.
             while self._open and (self._excess(self._open + 1) or self._unknown):
                 await self._changed.wait()
             if reason := self._excess(self._open + 1):
@@ -51,18 +59,21 @@ class Budget:
         return ""
 
     async def settle(self, used: Usage | None) -> None:
-        """Give the room back for what was used; None: unknown, so that the largest so far counts."""
+        """Release the room of one request and count its usage; None means unknown and counts as the largest so far."""
         async with self._changed:
             self._open -= 1
             self.used = self.used.plus(self._largest if used is None else used)
-            self.seen(used or Usage())
+            self.note(used or Usage())
             self._changed.notify_all()
 
     @property
     def _unknown(self) -> bool:
+        """Whether there is a limit and no request has shown yet how many tokens a prompt takes."""
         return self._limited and not self._largest.prompt_tokens
 
     def _excess(self, requests: int) -> str:
+        """Return which budget so many open requests could exceed, or ""."""
+        # Every open request may turn out to be as large as the largest so far.
         server, need = self._server, self.used.plus(self._largest, requests)
         if server.token_budget is not None and need.total > server.token_budget:
             return f"token_budget: {self.used.total} of {server.token_budget} tokens used"

@@ -1,6 +1,6 @@
-"""Divide and conquer: an answer is cut into claims, each claim is asked for alone, and rejected claims are counted.
+"""Divide and conquer: split an answer into claims, ask about each claim alone, and count the rejected ones.
 
-After RLAIF-V (Yu et al. 2024): a claim is accepted where p(yes) > p(no) at the first token of the labeler's reply, and
+After RLAIF-V (Yu et al. 2024): a claim is accepted if p(yes) > p(no) at the first token of the labeler's reply, and
 an answer's score is minus the number of its rejected claims.
 """
 
@@ -16,40 +16,53 @@ from rlaif.feedback.sentences import sentences
 from rlaif.feedback.tokens import Tokens, choice_logprobs
 from rlaif.records import Masked
 
+# A number needs a space after its dot: "3.5 metres" begins no item.
 _ITEM = re.compile(r"(?:[-–—•*]\s*|\(?\d{1,3}[.)]\s+)(.*)")
 
 
 # -- divide
 
 
-def split(answer: str) -> list[str]:
-    """The claims of an answer: its sentences and list items in order, each wording once; nothing is cut off."""
-    return list(tally(sentences(answer)))
+def split_claims(answer: str) -> list[str]:
+    """Return the claims of an answer: its sentences and list items in order, each wording once.
+
+    No part of the answer is cut off.
+    """
+    return list(count_claims(sentences(answer)))
 
 
-def tally(claims: Sequence[str]) -> dict[str, int]:
-    """Each claim, in its first wording and order, with how often it is made (case, spaces and final dots aside)."""
-    counts = Counter(map(_same_as, claims))
+def count_claims(claims: Sequence[str]) -> dict[str, int]:
+    """Return how often each claim is made, by its first wording and in the order of the first mentions.
+
+    Claims that differ by case, spaces or final dots alone are one claim.
+    """
+    counts: Counter[str] = Counter()
     first: dict[str, str] = {}
     for claim in claims:
-        first.setdefault(_same_as(claim), claim)
-    return {claim: counts[same] for same, claim in first.items()}
+        form = _normal_form(claim)
+        counts[form] += 1
+        first.setdefault(form, claim)
+    return {claim: counts[form] for form, claim in first.items()}
 
 
 def parse_list(reply: str) -> list[str]:
-    """Claims from a model's list: one for each line that begins with a dash, bullet or number.
+    """Return the claims of a model's list: one for each line that begins with a dash, bullet or number.
 
-    An indented line goes on with the claim above it; other lines (a lead-in, a closing remark) are no claims.
+    An indented line continues the claim above it. Other lines (an introduction, a closing remark) are no claims, and
+    neither are items without a letter or digit.
     """
     claims: list[str] = []
-    open_ = False
+    inside_item = False
     for line in reply.splitlines():
-        if item := _ITEM.match(line.strip()):
+        text = line.strip()
+        item = _ITEM.match(text)
+        if item:
             claims.append(item[1].strip())
-        elif open_ and line[:1].isspace() and line.strip():
-            claims[-1] = f"{claims[-1]} {line.strip()}"
-            continue
-        open_ = item is not None
+            inside_item = True
+        elif inside_item and text and line[0].isspace():
+            claims[-1] = f"{claims[-1]} {text}"
+        else:
+            inside_item = False
     return [claim for claim in claims if re.search(r"\w", claim)]
 
 
@@ -57,8 +70,8 @@ def parse_list(reply: str) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A claim's verdict. Probabilities among all tokens."""
+class ClaimVerdict:
+    """A claim's verdict. Probabilities are among all tokens."""
 
     p_yes: float
     p_no: float
@@ -67,54 +80,65 @@ class Judged:
 
 @dataclass(frozen=True)
 class Evidence:
+    """One claim of an answer and its verdict."""
+
     claim: str
     times: int
-    """How often the answer makes it; it is judged and counted once."""
-    judged: Judged
+    """How often the answer makes the claim; it is judged and counted once."""
+    judged: ClaimVerdict
 
 
 @dataclass(frozen=True)
 class ClaimScore:
+    """An answer's score and the verdicts behind it."""
+
     score: int
     """-(rejected claims): 0 is best."""
     evidence: tuple[Evidence, ...]
 
     @property
     def empty(self) -> bool:
-        """No claims: the score 0 means nothing then."""
+        """Whether there are no claims: then the score 0 means nothing."""
         return not self.evidence
 
 
-def judge_claim(tokens: Tokens, yes: str, no: str, reject_at: float = 0.5) -> Judged | Masked:
-    """The verdict from the first token of the reply; p is summed over the variants of each word.
+def judge_claim(tokens: Tokens, yes: str, no: str, reject_at: float = 0.5) -> ClaimVerdict | Masked:
+    """Return the verdict from the first token of the reply; p is summed over the variants of each word.
 
-    The claim is rejected where p(no) is at least `reject_at` of p(yes) + p(no); with 0.5, RLAIF-V's rule, a tie is one.
-    A word that is not among the listed tokens counts as probability 0. Masked where neither is, or where a log-prob is
-    not finite.
+    The claim is rejected if p(no) is at least `reject_at` of p(yes) + p(no); with 0.5, RLAIF-V's rule, a tie is rejected.
+    A word that is not among the listed tokens counts as probability 0. Masked if neither word is listed, or if a log-prob
+    is not finite.
     """
-    found = choice_logprobs(tokens, (yes, no))
-    if isinstance(found, Masked):
-        return found
-    log_yes, log_no = (-math.inf if found[word] is None else found[word] for word in (yes, no))
+    logprobs = choice_logprobs(tokens, (yes, no))
+    if isinstance(logprobs, Masked):
+        return logprobs
+    log_yes, log_no = _or_zero(logprobs[yes]), _or_zero(logprobs[no])
+    # p_no / (p_yes + p_no) < r  <=>  log p_no - log p_yes < log(r / (1 - r)); in logs even tiny probabilities compare.
     accepted = log_no - log_yes < math.log(reject_at) - math.log1p(-reject_at)
-    return Judged(math.exp(log_yes), math.exp(log_no), accepted)
+    return ClaimVerdict(math.exp(log_yes), math.exp(log_no), accepted)
 
 
-def score(claims: dict[str, int], judgements: Sequence[Judged | Masked]) -> ClaimScore | Masked:
-    """An answer's score from its claims (see `tally`) and one judgement for each, in the same order.
+def claim_score(claims: dict[str, int], judgements: Sequence[ClaimVerdict | Masked]) -> ClaimScore | Masked:
+    """Return an answer's score from its claims (see `count_claims`) and one judgement for each, in the same order.
 
-    Masked where their numbers differ or any judgement is masked: a claim that could not be judged is no accepted one.
+    Masked if their numbers differ or any judgement is masked: a claim that could not be judged is not an accepted one.
     """
     if len(claims) != len(judgements):
         return Masked(f"{len(claims)} claims, but {len(judgements)} judgements")
-    for judgement in judgements:
+    evidence, rejected = [], 0
+    for (claim, times), judgement in zip(claims.items(), judgements, strict=True):
         if isinstance(judgement, Masked):
             return Masked(f"a claim was not judged: {judgement.reason}")
-    pairs = zip(claims.items(), judgements, strict=True)
-    evidence = tuple(Evidence(claim, times, judged) for (claim, times), judged in pairs)
-    rejected = sum(not item.judged.accepted for item in evidence)
-    return ClaimScore(-rejected, evidence)
+        evidence.append(Evidence(claim, times, judgement))
+        # Once, however often the answer makes the claim.
+        rejected += not judgement.accepted
+    return ClaimScore(-rejected, tuple(evidence))
 
 
-def _same_as(claim: str) -> str:
+def _or_zero(logprob: float | None) -> float:
+    """Return the log-prob; that of probability 0 for a word that is not listed."""
+    return -math.inf if logprob is None else logprob
+
+
+def _normal_form(claim: str) -> str:
     return " ".join(claim.casefold().split()).rstrip(" .!")

@@ -1,7 +1,7 @@
-"""Length balancing: a model trained on pairs learns to be brief (or long) where one side of them always is.
+"""Length balancing: if one side of the pairs is always longer, a model trained on them learns to be long (or brief).
 
 The rule is RLAIF-V's (Yu et al. 2024): drop pairs with (rejected - chosen) / rejected > r, for the r of a grid that
-leaves the two sides' mean lengths closest. Lengths are words.
+brings the mean lengths of the two sides closest. Lengths are counted in words.
 """
 
 from __future__ import annotations
@@ -14,24 +14,29 @@ import numpy as np
 
 from rlaif.errors import ConfigError
 
-Mode = Literal["off", "rejected", "symmetric"]
-"""off; drop pairs whose rejected answer is much longer; or those whose longer side is the one longer on average."""
+BalanceMode = Literal["off", "rejected", "symmetric"]
+"""`off`; `rejected`: drop pairs whose rejected answer is much longer; `symmetric`: drop pairs in which the side that is
+longer on average is much longer."""
 GRID = tuple(step / 50 for step in range(50))
 """0, .02, ..., .98."""
+ROUNDING = 1e-12
+"""(longer - shorter) / longer may exceed a ratio of the grid by this through rounding alone."""
 
 
 @dataclass(frozen=True)
 class Lengths:
+    """Lengths of the two sides of a set of pairs."""
+
     pairs: int
     chosen: float
-    """Mean words; so is `rejected`. 0 without pairs."""
+    """Mean number of words, as in `rejected`; 0 without pairs."""
     rejected: float
     chosen_longer: float
-    """Share of pairs whose chosen answer is longer, equal ones half."""
+    """Share of pairs whose chosen answer is longer; pairs of equal length count half."""
 
     @property
     def imbalance(self) -> float:
-        """|mean chosen - mean rejected| / mean rejected; infinite where the rejected are empty."""
+        """|mean chosen - mean rejected| / mean rejected; infinite if the rejected answers are empty."""
         if self.chosen == self.rejected:
             return 0.0
         return abs(self.chosen - self.rejected) / self.rejected if self.rejected else float("inf")
@@ -42,47 +47,59 @@ class Balance:
     """What balancing did."""
 
     ratio: float | None
-    """The r found; None where nothing was dropped because that is best, or because it is off."""
+    """The chosen r; None if nothing was dropped, because that is best or because balancing is off."""
     longer: Literal["chosen", "rejected", ""]
-    """The side whose much longer answers were looked for."""
+    """The side that was searched for much longer answers; "" if balancing is off or there are no pairs."""
     before: Lengths
     after: Lengths
 
 
 def words(text: str) -> int:
+    """Count the words of a text."""
     return len(text.split())
 
 
-def balance(chosen: Sequence[int], rejected: Sequence[int], mode: Mode) -> tuple[np.ndarray, Balance]:
-    """(keep [N] bool, what was done) for the words of N pairs. Of ratios that do equally well, the largest.
+def balance(chosen: Sequence[int], rejected: Sequence[int], mode: BalanceMode) -> tuple[np.ndarray, Balance]:
+    """Return which of N pairs stay ([N] bool), and what was done, for the words of their answers.
 
-    No pair is dropped where no ratio of the grid does better than that, and some pair is always left.
+    Ties go to the largest ratio. No pair is dropped if no ratio of the grid does better than that, and some pair always
+    stays. Raises ConfigError for another mode.
     """
     if mode not in ("off", "rejected", "symmetric"):
         raise ConfigError("lengths: off, rejected or symmetric", repr(mode), "Set lengths to one of these")
-    won, lost = np.asarray(chosen, float), np.asarray(rejected, float)
-    before = lengths(won, lost)
-    everything = np.ones(len(won), bool)
-    if mode == "off" or not len(won):
+    chosen_words, rejected_words = np.asarray(chosen, float), np.asarray(rejected, float)
+    before = lengths(chosen_words, rejected_words)
+    everything = np.ones(len(chosen_words), bool)
+    if mode == "off" or not len(chosen_words):
         return everything, Balance(None, "", before, before)
-    longer = "chosen" if mode == "symmetric" and before.chosen > before.rejected else "rejected"
-    excess = _excess(won, lost) if longer == "chosen" else _excess(lost, won)
-    best, keep, after = None, everything, before
+    if mode == "symmetric" and before.chosen > before.rejected:
+        longer, excess = "chosen", _excess(chosen_words, rejected_words)
+    else:
+        longer, excess = "rejected", _excess(rejected_words, chosen_words)
+    best, best_keep, after = None, everything, before
+    # From the largest ratio down, and only a strictly better one replaces it: ties go to the largest.
     for ratio in reversed(GRID):
-        kept = excess <= ratio + 1e-12
-        found = lengths(won[kept], lost[kept])
-        if kept.any() and found.imbalance < after.imbalance:
-            best, keep, after = ratio, kept, found
-    return keep, Balance(best, longer, before, after)
+        keep = excess <= ratio + ROUNDING
+        remaining = lengths(chosen_words[keep], rejected_words[keep])
+        if keep.any() and remaining.imbalance < after.imbalance:
+            best, best_keep, after = ratio, keep, remaining
+    return best_keep, Balance(best, longer, before, after)
 
 
 def lengths(chosen: np.ndarray, rejected: np.ndarray) -> Lengths:
+    """Summarize the words of N chosen and N rejected answers."""
     if not len(chosen):
         return Lengths(0, 0.0, 0.0, 0.0)
     longer = np.mean((chosen > rejected) + 0.5 * (chosen == rejected))
-    return Lengths(len(chosen), float(chosen.mean()), float(rejected.mean()), float(longer))
+    return Lengths(
+        pairs=len(chosen),
+        chosen=float(chosen.mean()),
+        rejected=float(rejected.mean()),
+        chosen_longer=float(longer),
+    )
 
 
 def _excess(longer: np.ndarray, shorter: np.ndarray) -> np.ndarray:
-    """(longer - shorter) / longer of each pair; -inf for an empty one, which is never too long."""
-    return np.divide(longer - shorter, longer, out=np.full(len(longer), -np.inf), where=longer > 0)
+    """Return (longer - shorter) / longer of each pair; -inf for an empty answer, which is never too long."""
+    unset = np.full(len(longer), -np.inf)
+    return np.divide(longer - shorter, longer, out=unset, where=longer > 0)

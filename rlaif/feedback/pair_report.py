@@ -1,4 +1,4 @@
-"""What a set of pairs looks like, and what was left out of it."""
+"""Statistics of a set of pairs and of what was left out of it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from rlaif.feedback.lengths import Lengths
-from rlaif.feedback.pairing import Built, ScoredPair
+from rlaif.feedback.pairing import PairSet, ScoredPair
 
 BINS = 10
+"""Of the histogram of margins."""
 
 
-def report(built: Built) -> dict[str, Any]:
-    """Counts of pairs and prompts, drops by reason, lengths in words, places and margins, as plain values for JSON."""
+def pair_report(built: PairSet) -> dict[str, Any]:
+    """Return counts of pairs and prompts, drops by reason, lengths in words, places and margins, as plain values for JSON."""
     balance = built.balance
     return {
         "pairs": len(built.pairs),
@@ -41,13 +42,13 @@ def _lengths(lengths: Lengths) -> dict[str, Any]:
 
 
 def _chosen_is_earlier(pairs: Sequence[ScoredPair]) -> float | None:
-    """Share of pairs whose chosen answer was sampled first; far from 1/2, the scores go by the place."""
+    """Return the share of pairs whose chosen answer was sampled first; far from 1/2, scores depend on the position."""
     earlier = [pair.chosen.sample_index < pair.rejected.sample_index for pair in pairs]
     return float(np.mean(earlier)) if earlier else None
 
 
 def _margins(margins: Sequence[float]) -> dict[str, Any]:
-    """Mean and histogram of score differences; `edges` has one more entry than `counts`."""
+    """Return mean and histogram of score differences; `edges` has one more entry than `counts`."""
     if not margins:
         return {"mean": None, "edges": [], "counts": []}
     counts, edges = np.histogram(margins, bins=BINS)

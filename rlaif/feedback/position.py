@@ -1,4 +1,4 @@
-"""How much a pairwise judge goes by the place of an answer instead of by the answer."""
+"""How much a pairwise judge follows the position of an answer instead of the answer."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from rlaif.feedback.pairwise import EXACT, Verdict
 from rlaif.records import Masked
 
 ONE_SIDED = 0.95
-"""Share of decisions for one place from which on a judge counts as saying always the same. A fair one is at 1/2: each
+"""Share of decisions for one place from which on a judge counts as always naming it. A fair judge is at 1/2, as each
 pair is shown in both orders."""
 ENOUGH = 5
 """Verdicts that such a claim needs."""
+RATES = ("flip_rate", "flip_rate_debiased", "first_share", "mean_p_first", "log_odds_first", "mean_mass", "ties")
 
 
 def position_bias(outcomes: Sequence[Verdict | Masked]) -> dict[str, Any]:
-    """Statistics over many verdicts; rates are None without any.
+    """Return statistics over many verdicts; rates are None without any.
 
     flip_rate: pairs whose two orders prefer different answers. first_share: of all single decisions, those for the
     answer shown first (an undecided one counts half). mean_p_first: its mean probability. log_odds_first: the mean
@@ -27,11 +28,17 @@ def position_bias(outcomes: Sequence[Verdict | Masked]) -> dict[str, Any]:
     order. mean_mass: probability of the two choices among all tokens. one_sided: `first` or `second` for a judge that
     always names that place, with a `warning` in words.
     """
-    verdicts = [outcome for outcome in outcomes if isinstance(outcome, Verdict)]
-    masked = Counter(outcome.reason for outcome in outcomes if isinstance(outcome, Masked))
-    report = {"verdicts": len(verdicts), "masked": dict(sorted(masked.items())), "one_sided": "", "warning": ""}
-    report |= dict.fromkeys(("flip_rate", "flip_rate_debiased", "first_share", "mean_p_first"))
-    report |= dict.fromkeys(("log_odds_first", "mean_mass", "ties"))
+    verdicts: list[Verdict] = []
+    masked: Counter[str] = Counter()
+    for outcome in outcomes:
+        if isinstance(outcome, Masked):
+            masked[outcome.reason] += 1
+        else:
+            verdicts.append(outcome)
+    report: dict[str, Any] = {"verdicts": len(verdicts)}
+    report["masked"] = dict(sorted(masked.items()))
+    report |= {"one_sided": "", "warning": ""}
+    report |= dict.fromkeys(RATES)
     if verdicts:
         report |= _rates(verdicts)
         report |= _one_sided(report["first_share"], len(verdicts))
@@ -39,16 +46,24 @@ def position_bias(outcomes: Sequence[Verdict | Masked]) -> dict[str, Any]:
 
 
 def _rates(verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    odds = np.array([[order.log_odds for order in verdict.orders] for verdict in verdicts])
+    log_odds, p_first, mass, ties = [], [], [], 0
+    for verdict in verdicts:
+        ties += verdict.winner == 0
+        for order in verdict.orders:
+            log_odds.append(order.log_odds)
+            p_first.append(order.p_first)
+            mass.append(order.mass)
+    odds = np.array(log_odds).reshape(len(verdicts), 2)
     sides = _sides(odds)
     return {
-        "ties": sum(verdict.winner == 0 for verdict in verdicts),
+        "ties": ties,
         "flip_rate": _flips(odds),
+        # The answers' own effect cancels in the mean: every pair is shown in both orders.
         "flip_rate_debiased": _flips(odds - odds.mean()),
         "first_share": float(np.mean((sides + 1) / 2)),
-        "mean_p_first": float(np.mean([order.p_first for verdict in verdicts for order in verdict.orders])),
+        "mean_p_first": float(np.mean(p_first)),
         "log_odds_first": float(odds.mean()),
-        "mean_mass": float(np.mean([order.mass for verdict in verdicts for order in verdict.orders])),
+        "mean_mass": float(np.mean(mass)),
     }
 
 
@@ -57,7 +72,7 @@ def _sides(odds: np.ndarray) -> np.ndarray:
 
 
 def _flips(odds: np.ndarray) -> float:
-    """Both orders prefer the same place, hence different answers. odds [N, 2]."""
+    """Return the share of pairs whose orders prefer the same place, hence different answers. odds: [N, 2]."""
     return float(np.mean(_sides(odds).prod(1) > 0))
 
 

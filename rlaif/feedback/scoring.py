@@ -1,7 +1,8 @@
-"""Scores of reward models in a preference file: which candidates a record has, and what is added to it for each.
+"""Scores of reward models in a preference file: a record's candidates, and the scores that are added for each.
 
-A score names its candidate, the model, and a `key` of everything that it depends on: the model's fingerprint, the frames
-it sees, question, context and answer. What has that key in a record, or in the store of an earlier call, is not asked again.
+A score names its candidate, the model, and a `key` over everything that it depends on: the model's fingerprint, the
+frames it sees, question, context and answer. A candidate whose key is in the record already, or in the store of an earlier
+call, is not scored again.
 """
 
 from __future__ import annotations
@@ -31,115 +32,138 @@ class Item:
     captions: tuple[str, ...]
     response: str
     frames: str = ""
-    """Hash of the video's FrameSpec; empty where it has none, or cannot be used."""
+    """Hash of the video's FrameSpec; empty without a video, or if the video cannot be used."""
 
     def key(self, fingerprint: str) -> str:
-        """32 hex digits. Of the video's content, not of its path, which may name another video another time."""
-        read = [fingerprint, self.frames or self.video, self.question, self.captions, self.response]
-        return hashlib.sha256(json.dumps(read).encode()).hexdigest()[:32]
+        """Return 32 hex digits over the model and everything it reads.
+
+        The video enters by its content, not by its path, which may name another video another time.
+        """
+        # Stored scores are looked up by this hash: another order or form of the parts would compute them all again.
+        content = [fingerprint, self.frames or self.video, self.question, self.captions, self.response]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
 
-def items(record: PreferencePair, captions: Sequence[str], frames: Callable[[str], str]) -> list[Item]:
-    """Every candidate once: the two that were compared, and the others that `candidates` holds the text of.
+def items_of(record: PreferencePair, captions: Sequence[str], frames: Callable[[str], str]) -> list[Item]:
+    """Return every candidate once: the two that were compared, then those whose text the record's `candidates` hold.
 
-    frames: the `Item.frames` of a video.
+    frames: returns the `Item.frames` of a video.
     """
 
     def item(name: str, video: str | None, response: str) -> Item:
         video = video or ""
-        return Item(name, video, record.question, tuple(captions), response, frames(video) if video else "")
+        frames_hash = frames(video) if video else ""
+        return Item(name, video, record.question, tuple(captions), response, frames_hash)
 
-    found = {
-        side: item(side, getattr(record, f"{side}_video") or record.video, getattr(record, side)) for side in SIDES
-    }
+    items: dict[str, Item] = {}
+    for side in SIDES:
+        # A pair of two videos for one text has a video per side; any other pair has one for both.
+        video = getattr(record, f"{side}_video") or record.video
+        items[side] = item(side, video, getattr(record, side))
     for other in record.candidates:
         name, text = other.get("candidate"), other.get("text")
-        if isinstance(name, str) and isinstance(text, str) and name not in found:
-            found[name] = item(name, record.video, text)
-    return list(found.values())
+        if isinstance(name, str) and isinstance(text, str) and name not in items:
+            items[name] = item(name, record.video, text)
+    return list(items.values())
 
 
-def unreadable(record: PreferencePair, item: Item) -> str | None:
-    """Why a reward model cannot read the candidate, if so: it would answer about a video that it does not see."""
-    return None if item.video or record.modality == "text" else f"a pair of modality {record.modality} without a video"
+def why_unreadable(record: PreferencePair, item: Item) -> str | None:
+    """Return why a reward model cannot read the candidate, or None.
+
+    Without the video that a pair is about, the model would judge something that it does not see.
+    """
+    if item.video or record.modality == "text":
+        return None
+    return f"a pair of modality {record.modality} without a video"
 
 
 @dataclass(frozen=True)
-class Model:
-    """A reward model, as its scores tell of it."""
+class ScoringModel:
+    """A reward model, as its scores name it."""
 
     name: str
     fingerprint: str
     dimensions: tuple[str, ...]
 
     def known(self, record: PreferencePair, item: Item) -> bool:
-        """Whether the record has this model's scores of the candidate, in all dimensions."""
+        """Tell whether the record has this model's scores of the candidate, in all dimensions."""
         key = item.key(self.fingerprint)
-        there = {
-            score.get("dimension", OVERALL)
-            for score in record.scores
-            if (score.get("key"), score.get("candidate")) == (key, item.candidate)
-        }
-        return there.issuperset(self.dimensions)
+        dimensions = set()
+        for score in record.scores:
+            if score.get("key") == key and score.get("candidate") == item.candidate:
+                dimensions.add(score.get("dimension", OVERALL))
+        return dimensions.issuperset(self.dimensions)
 
     def entries(self, item: Item, values: Sequence[float]) -> Iterator[dict]:
-        """What the record's `scores` get for a candidate; values: by dimension."""
+        """Yield the entries of the record's `scores` for a candidate; values: in the order of the dimensions."""
         for dimension, value in zip(self.dimensions, values, strict=True):
             score = {"value": value, "from": self.name, "candidate": item.candidate}
-            yield (
-                score | ({} if dimension == OVERALL else {"dimension": dimension}) | {"key": item.key(self.fingerprint)}
-            )
+            if dimension != OVERALL:
+                score["dimension"] = dimension
+            yield score | {"key": item.key(self.fingerprint)}
 
 
 @dataclass
 class Tally:
-    """What became of one model's candidates."""
+    """Counts of one model's candidates."""
 
     candidates: int = 0
     scored: int = 0
-    """In this call; `there`: by an earlier one."""
+    """Scored in this call."""
     there: int = 0
+    """Scored by an earlier call."""
     reasons: Counter = field(default_factory=Counter)
     """Masked candidates by reason."""
     masked: list[dict] = field(default_factory=list)
     """The first of them by name."""
 
     def mask(self, record: PreferencePair, item: Item, reason: str) -> None:
+        """Count a masked candidate."""
         self.reasons[reason] += 1
         if len(self.masked) < SHOWN:
             self.masked.append({"pair_id": record.pair_id, "candidate": item.candidate, "reason": reason})
 
-    def report(self, model: Model) -> dict:
-        """Plain values for JSON; candidates = scored + there + masked."""
-        counts = {"candidates": self.candidates, "scored": self.scored, "there": self.there}
-        about = {"model": model.name, "fingerprint": model.fingerprint, "dimensions": list(model.dimensions)}
-        return about | counts | {"masked": self.reasons.total(), "reasons": dict(self.reasons), "first": self.masked}
+    def report(self, model: ScoringModel) -> dict:
+        """Return plain values for JSON; candidates = scored + there + masked."""
+        return {
+            "model": model.name,
+            "fingerprint": model.fingerprint,
+            "dimensions": list(model.dimensions),
+            "candidates": self.candidates,
+            "scored": self.scored,
+            "there": self.there,
+            "masked": self.reasons.total(),
+            "reasons": dict(self.reasons),
+            "first": self.masked,
+        }
 
 
-def added(
+def new_scores(
     record: PreferencePair,
-    asked: Sequence[Item],
-    model: Model,
+    items: Sequence[Item],
+    model: ScoringModel,
     values: Mapping[str, Sequence[float]],
     reasons: Mapping[str, str],
     new: frozenset[str] | set[str],
     tally: Tally,
 ) -> list[dict]:
-    """The scores that a record gets from one model, counted in `tally`.
+    """Return the scores that a record gets from one model, and count its candidates in `tally`.
 
-    asked: its candidates. values, reasons: by key, of those scored (in this call or an earlier one) and masked; new: the
-    keys of this call. Raises KeyError for a candidate of which neither is known.
+    items: its candidates. values, reasons: by key, of the candidates that were scored (in this call or an earlier one)
+    and masked. new: the keys of this call. Raises KeyError for a candidate with neither a value nor a reason.
     """
-    found: list[dict] = []
-    for item in asked:
+    scores: list[dict] = []
+    for item in items:
         key = item.key(model.fingerprint)
         tally.candidates += 1
         if model.known(record, item):
             tally.there += 1
         elif key in values:
-            tally.scored += key in new
-            tally.there += key not in new
-            found += model.entries(item, values[key])
+            if key in new:
+                tally.scored += 1
+            else:
+                tally.there += 1
+            scores += model.entries(item, values[key])
         else:
-            tally.mask(record, item, unreadable(record, item) or reasons[key])
-    return found
+            tally.mask(record, item, why_unreadable(record, item) or reasons[key])
+    return scores

@@ -1,4 +1,4 @@
-"""Peak memory of a run on this machine."""
+"""Measurement of a run's peak memory on this machine."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import psutil
 
 
 class MemoryWatch:
-    """Samples, in a thread, the memory of process trees; memory that several of them share is counted once.
+    """A thread that samples the memory of process trees. Memory that several processes share is counted once.
 
-    By default the tree of this process. A private local Ray cluster is part of it (raylet, object store and workers
-    are descendants of the driver); on a cluster that was there before, pass the raylet's process id too, and note that
-    only this machine is seen.
+    By default it samples the tree of this process. A private local Ray cluster is part of that tree (raylet, object store
+    and workers are descendants of the driver). With a cluster that was running before, pass the raylet's process id too;
+    processes on other machines are not counted.
     """
 
     def __init__(self, roots: Iterable[int] | None = None, interval_s: float = 1.0):
@@ -26,10 +26,11 @@ class MemoryWatch:
 
     @property
     def peak_gib(self) -> float:
+        """Return the peak in GiB."""
         return self.peak_bytes / 2**30
 
     def sample(self) -> int:
-        """Bytes right now; also raises the peak."""
+        """Return the bytes in use now, and update the peak."""
         now = sum(_footprint(process) for process in self._processes())
         self.peak_bytes = max(self.peak_bytes, now)
         return now
@@ -49,19 +50,22 @@ class MemoryWatch:
             self._stop.wait(self.interval_s)
 
     def _processes(self) -> set[psutil.Process]:
-        found: set[psutil.Process] = set()
+        """Return the processes of all trees."""
+        processes: set[psutil.Process] = set()
         for pid in self.roots:
             try:
                 root = psutil.Process(pid)
-                found |= {root, *root.children(recursive=True)}
+                processes |= {root, *root.children(recursive=True)}
             except psutil.NoSuchProcess:
-                continue  # processes come and go while they are counted
-        return found
+                continue  # processes end while they are counted
+        return processes
 
 
 def _footprint(process: psutil.Process) -> int:
-    """Bytes: the proportional set size on Linux, elsewhere the unique set size, else the resident set size."""
+    """Return bytes: the proportional set size on Linux, elsewhere the unique set size, else the resident set size."""
     try:
+        # It reads smaps_rollup, which is slow: twice a second beside 15 processes costs a fifth of a core.
+        # Resident sizes would count the object store once for every process that has it mapped.
         full = process.memory_full_info()
         return getattr(full, "pss", full.uss)
     except psutil.NoSuchProcess:

@@ -1,9 +1,8 @@
-"""Where files that outlive a process are kept: a folder, or a bucket named by a URI, behind one small interface."""
+"""Storage of files that outlive a process: a folder, or a bucket named by a URI, behind one small interface."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import re
@@ -18,15 +17,16 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
+from filelock import FileLock
 from pyarrow import fs
 from safetensors import SafetensorError
 
-from rlaif.deadline import Late, within
+from rlaif.deadline import LateError, within
 from rlaif.errors import ConfigError, StorageError
 from rlaif.io.writable import is_full
 
 _CHUNK = 8 * 2**20
-
+"""Bytes that are read at a time, so that a file of many GiB needs little memory."""
 
 REACH_S = 15.0
 """Seconds in which a bucket must answer for the first time. Its client alone would try for a minute or more."""
@@ -37,30 +37,31 @@ _FORBIDDEN = ("access_denied", "accessdenied", "access denied", "403", "permissi
 
 @lru_cache(maxsize=64)
 def _filesystem(root: str) -> tuple[fs.FileSystem, str]:
-    """Return one connection per storage root, not per file.
+    """Return (file system, path on it) of a storage root: one connection per root, not per file.
 
-    Raises ConfigError when the storage does not answer, and for a URI with a password in it.
+    Raises ConfigError if the storage does not answer, and for a URI with a password in it.
     """
     if _holds_password(root):
         raise ConfigError(
             "a storage URI without credentials: it goes into the run's files and logs",
             _shown(root),
-            "Remove them, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your storage's client reads",
+            "Remove them, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your storage's client reads.",
         )
     try:
         return within(lambda: _connected(root), REACH_S, f"reach {_shown(root)}")
-    except Late as error:
+    except LateError as error:
         raise _unreachable(root, str(error)) from None
 
 
 def _holds_password(root: str) -> bool:
-    """Return whether a URI names more than user, host and port. A `/` inside a secret ends what URIs count as the host."""
+    """Return whether a URI names more than user, host and port."""
     user, _, host = urlsplit(root).netloc.rpartition("@")
+    # A `/` inside a secret ends the part of a URI that counts as the host, which then looks like `KEY:a`.
     return ":" in user or not re.fullmatch(r"(\[.*\]|[^:]*)(:\d*)?", host)
 
 
 def _connected(root: str) -> tuple[fs.FileSystem, str]:
-    """Open a storage and ask for its bucket once: a name that does not exist is found here, not at the first checkpoint."""
+    """Open a storage and look for its bucket once, so that a wrong name fails here and not at the first checkpoint."""
     try:
         filesystem, path = fs.FileSystem.from_uri(root)
     except (OSError, ValueError) as error:
@@ -71,10 +72,11 @@ def _connected(root: str) -> tuple[fs.FileSystem, str]:
 
 
 def _check_bucket(filesystem: fs.FileSystem, bucket: str, root: str) -> None:
+    """Raise ConfigError unless the bucket exists."""
     try:
         kind = filesystem.get_file_info(bucket).type
     except OSError as error:
-        # whoever may write below a prefix need not be allowed to look at the bucket
+        # An account that may write below a prefix need not be allowed to look at the bucket.
         if any(word in str(error).lower() for word in _FORBIDDEN):
             return
         raise _unreachable(root, str(error)) from error
@@ -83,25 +85,28 @@ def _check_bucket(filesystem: fs.FileSystem, bucket: str, root: str) -> None:
 
 
 def _unreachable(root: str, found: str) -> ConfigError:
-    change = "Correct the URI (bucket name, `?region=`, `?endpoint_override=`), the credentials, or the network"
-    return ConfigError(f"a storage that answers at {_shown(root)}", _shown(" ".join(found.split())), change)
+    """Return the error for a storage that does not answer, in one line and without credentials."""
+    fix = "Correct the URI (bucket name, `?region=`, `?endpoint_override=`), the credentials, or the network."
+    reason = " ".join(found.split())
+    return ConfigError(f"a storage that answers at {_shown(root)}", _shown(reason), fix)
 
 
 def _shown(root: str) -> str:
-    """Return a URI, or a text with URIs in it, without the credentials that they may hold."""
+    """Return a URI, or a text with URIs in it, without the credentials that they may contain."""
     return re.sub(r"//([^/@\s]*|[^@\s]+:[^@\s]+)@", "//***@", root)
 
 
 @dataclass(frozen=True)
 class Location:
-    """A file or folder below a storage root. It holds only text, so it travels between processes and nodes."""
+    """A file or folder below a storage root. It holds only text, so it can be sent between processes and nodes."""
 
     root: str
-    """Absolute path, or URI as `pyarrow.fs.FileSystem.from_uri` reads it (options may follow a `?`)."""
+    """An absolute path, or a URI as `pyarrow.fs.FileSystem.from_uri` reads it (options may follow a `?`)."""
     parts: tuple[str, ...] = ()
 
     def __truediv__(self, relative: str) -> Location:
-        return Location(self.root, (*self.parts, *(part for part in relative.split("/") if part)))
+        added = filter(None, relative.split("/"))
+        return Location(self.root, (*self.parts, *added))
 
     def __str__(self) -> str:
         if self.local:
@@ -111,40 +116,49 @@ class Location:
 
     @property
     def local(self) -> Path | None:
-        """The path, where the storage is an ordinary (perhaps shared) file system; None for a bucket."""
+        """Return the path if the storage is an ordinary (perhaps shared) file system, None for a bucket."""
         return None if "://" in self.root else Path(self.root, *self.parts)
 
     @property
     def name(self) -> str:
-        return (self.parts or (self.root.rstrip("/").rsplit("/", 1)[-1],))[-1]
+        """Return the last part of the path."""
+        return self.parts[-1] if self.parts else self.root.rstrip("/").rsplit("/", 1)[-1]
 
     def on(self) -> tuple[fs.FileSystem, str]:
-        """(file system, path on it), as pyarrow and `ray.train.Checkpoint` take them."""
+        """Return (file system, path on it), as pyarrow and `ray.train.Checkpoint` take them."""
         if self.local:
             return fs.LocalFileSystem(), str(self.local)
         filesystem, path = _filesystem(self.root)
         return filesystem, "/".join((path.rstrip("/"), *self.parts))
 
     def reach(self) -> None:
-        """Raise ConfigError unless the storage answers: called before anything starts that would be lost otherwise."""
+        """Raise ConfigError unless the storage answers: called before work starts that would be lost otherwise."""
         self.on()
 
     def exists(self) -> bool:
+        """Return whether there is a file or folder."""
         filesystem, path = self.on()
         return filesystem.get_file_info(path).type != fs.FileType.NotFound
 
     def children(self) -> list[str]:
-        """Return the sorted names of what is directly in this folder; nothing if the folder is missing."""
+        """Return the sorted names of the files and folders directly in this folder; none if the folder is missing."""
         filesystem, path = self.on()
-        return sorted(info.base_name for info in filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True)))
+        infos = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        return sorted(info.base_name for info in infos)
 
     def files(self) -> dict[str, fs.FileInfo]:
-        """Every file below this folder, by its path relative to it."""
+        """Return every file below this folder, by its path relative to it."""
         filesystem, path = self.on()
-        infos = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=True))
-        return {info.path[len(path) :].lstrip("/"): info for info in infos if info.type == fs.FileType.File}
+        files = {}
+        # One listing with sizes and times, which is a single request to a bucket; one per file would take minutes.
+        for info in filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=True)):
+            if info.type == fs.FileType.File:
+                relative = info.path[len(path) :].lstrip("/")
+                files[relative] = info
+        return files
 
     def read(self) -> bytes:
+        """Return the content of this file. Raises OSError if it is missing."""
         filesystem, path = self.on()
         with filesystem.open_input_stream(path) as stream:
             return stream.read()
@@ -157,7 +171,7 @@ class Location:
             shutil.copyfileobj(stream, file, _CHUNK)
 
     def digest(self) -> tuple[int, str]:
-        """(bytes, SHA-256) of this file, as it is read back from the storage."""
+        """Return (bytes, SHA-256) of this file, as it is read back from the storage."""
         filesystem, path = self.on()
         size, digest = 0, hashlib.sha256()
         with filesystem.open_input_stream(path) as stream:
@@ -167,15 +181,17 @@ class Location:
         return size, digest.hexdigest()
 
     def write(self, data: bytes) -> None:
-        """Replace this file as a whole: a reader, or a crash, meets the old bytes or the new ones, never a mixture."""
+        """Replace this file as a whole: a reader, also after a crash, sees the old bytes or the new ones, never a mix."""
         if self.local:
-            return replace_file(self.local, data)
+            replace_file(self.local, data)
+            return
         filesystem, path = self.on()
-        with filesystem.open_output_stream(path) as stream:  # buckets show an object only when it is complete
+        # A bucket shows an object only when it is complete.
+        with filesystem.open_output_stream(path) as stream:
             stream.write(data)
 
     def remove(self) -> None:
-        """Delete this file or tree; nothing happens where it is missing."""
+        """Delete this file or tree; do nothing if it is missing."""
         filesystem, path = self.on()
         kind = filesystem.get_file_info(path).type
         if kind == fs.FileType.Directory:
@@ -190,7 +206,7 @@ class Location:
         """
         if not self.exists():
             return
-        if self.local:
+        if self.local and target.local:
             target.local.parent.mkdir(parents=True, exist_ok=True)
             os.rename(self.local, target.local)
             flush(target.local.parent)
@@ -216,10 +232,10 @@ class Location:
 
 def storage_fix(error: Exception, place: Location | Path | str) -> str:
     """Return what to do about a file that could not be written at `place`."""
-    # safetensors raises errors of its own, with the system's text inside
+    # safetensors raises errors of its own class, with the system's text in their message.
     if is_full(error) or os.strerror(errno.ENOSPC) in str(error):
-        return f"free space at {place}, or set storage= to a larger disk"
-    return f"check that {place} exists and can be written, or set storage="
+        return f"Free space at {place}, or set storage= to a larger disk."
+    return f"Check that {place} exists and can be written, or set storage= to another folder."
 
 
 @contextmanager
@@ -233,19 +249,20 @@ def writing(place: Location, what: str) -> Iterator[None]:
 
 
 def locate(text: str | Path | Location) -> Location:
-    """The location that a path (made absolute here) or URI names. Raises ConfigError for a URI that names no place."""
+    """Return the location of a path, which is made absolute, or URI. Raises ConfigError for a URI that names no place."""
     if isinstance(text, Location):
         return text
     text = str(text)
     if text.startswith("file://"):
         if urlsplit(text).netloc not in ("", "localhost"):
-            raise ConfigError(
-                "three slashes in the URI of a local folder", text, "Write file:///path, or just the path"
-            )
+            fix = "Write `file:///path`, or just the path."
+            raise ConfigError("three slashes in the URI of a local folder", text, fix)
         text = urlsplit(text).path
-    elif "://" in text and not text.partition("://")[2].strip("/"):
-        raise ConfigError("a bucket in a URI", text, "Write s3://bucket/folder")
-    return Location(text if "://" in text else os.path.abspath(os.path.expanduser(text)))
+    if "://" not in text:
+        return Location(os.path.abspath(os.path.expanduser(text)))
+    if not text.partition("://")[2].strip("/"):
+        raise ConfigError("a bucket in a URI", text, "Write `s3://bucket/folder`.")
+    return Location(text)
 
 
 def replace_file(path: Path, data: bytes) -> None:
@@ -256,7 +273,7 @@ def replace_file(path: Path, data: bytes) -> None:
 
 @contextmanager
 def writing_aside(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that takes the place of `path` on leaving, flushed to disk; on an error nothing changes."""
+    """Yield a binary file that replaces `path` on leaving, flushed to disk; on an error nothing changes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
@@ -272,7 +289,8 @@ def writing_aside(path: Path) -> Iterator[BinaryIO]:
 
 
 def flush(path: Path) -> None:
-    """Make a file's content, or renames in a folder, survive a power cut."""
+    """Flush a file's content, or the renames in a folder, so that they survive a power cut."""
+    # A rename is in its folder, so the folder itself has to be flushed.
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -281,45 +299,50 @@ def flush(path: Path) -> None:
 
 
 def cache_folder() -> Path:
-    """This user's folder on this node for copies of what is in a bucket, and for adapters merged into their bases."""
+    """Return this user's folder on this node for copies from buckets, and for adapters merged into their bases."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlaif"
 
 
 @contextmanager
 def replacing(target: Location) -> Iterator[Path]:
-    """A local folder to write into; on leaving it takes the place of `target`, which stays as it is until then.
+    """Yield a local folder to write into; on leaving it replaces `target`, which stays as it is until then.
 
     On an error nothing changes.
     """
-    beside = target.local.parent if target.local else None
-    if beside:
-        beside.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".tmp-", dir=beside))
+    path = target.local
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the target, because a rename works only within a file system.
+    folder = Path(tempfile.mkdtemp(prefix=".tmp-", dir=path.parent if path else None))
     try:
         yield folder
-        if beside is None:
+        if path is None:
             target.remove()
             target.upload(folder)
             return
-        old = beside / f"{folder.name}.old"
-        if target.local.exists():
-            target.local.rename(old)
-        folder.chmod(0o755)
-        folder.rename(target.local)
+        # Two renames, because a folder cannot be replaced by another one in a single step.
+        old = path.with_name(f"{folder.name}.old")
+        if path.exists():
+            path.rename(old)
+        folder.chmod(0o755)  # mkdtemp makes a folder that only its owner may read
+        folder.rename(path)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def fetch(text: str) -> str:
-    """A path that libraries can open: a URI's folder is copied to this node once; paths and hub names come back as given.
+    """Return a path that libraries can open: a URI's folder is copied to this node once.
 
-    The copy is keyed by names, sizes and times of the files, so a folder that was rewritten is fetched again.
+    Paths and hub names are returned unchanged. The copy is keyed by names, sizes and times of the files, so a folder that
+    was rewritten is fetched again. Raises FileNotFoundError if there are no files.
     """
     if "://" not in text:
         return text
     source = locate(text)
-    listing = sorted((name, info.size, info.mtime_ns) for name, info in source.files().items())
+    listing = []
+    for name, info in sorted(source.files().items()):
+        listing.append((name, info.size, info.mtime_ns))
     if not listing:
         raise FileNotFoundError(f"{text}: no files there")
     key = hashlib.sha256(repr((text, listing)).encode()).hexdigest()[:16]
@@ -327,35 +350,39 @@ def fetch(text: str) -> str:
 
 
 def once(target: Path, make: Callable[[Path], None]) -> Path:
-    """`target`, a folder of this node's cache; where it is missing, `make` is given an empty folder that becomes it.
+    """Return `target`, a folder of this node's cache; if it is missing, `make` fills an empty folder that becomes it.
 
-    Several processes may ask at the same time: one makes it and the others wait. What fails leaves nothing behind, and what
-    a killed one left is removed by the next that asks.
+    Several processes may call this at the same time: one makes the folder and the others wait. If `make` fails, nothing
+    stays behind; what a killed process left behind is removed by the next call.
     """
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with _alone(target.with_name(f".{target.name}.lock")) as alone:
         if alone:
-            for left in target.parent.glob(f".{target.name}.part-*"):
-                shutil.rmtree(left, ignore_errors=True)
+            for abandoned in target.parent.glob(f".{target.name}.part-*"):
+                shutil.rmtree(abandoned, ignore_errors=True)
+        # Another process may have made it while this one waited for the lock.
         if not target.exists():
             _make(target, make)
     return target
 
 
 def _make(target: Path, make: Callable[[Path], None]) -> None:
+    """Let `make` fill a folder beside `target`, flush it, and rename it into place."""
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.part-", dir=target.parent))
     try:
         make(aside)
-        for parent, _, names in os.walk(aside):  # after a power cut what has this name is whole
-            for file in names:
-                flush(Path(parent) / file)
+        # Flushed before the rename: after a power cut a folder with the target's name is complete.
+        for parent, _, names in os.walk(aside):
+            for name in names:
+                flush(Path(parent) / name)
             flush(Path(parent))
         aside.rename(target)
         flush(target.parent)
     except OSError:
-        if not target.exists():  # where locks do not hold, another process of this user may have been faster
+        # On a file system without locks another process of this user may have been faster.
+        if not target.exists():
             raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -363,11 +390,20 @@ def _make(target: Path, make: Callable[[Path], None]) -> None:
 
 @contextmanager
 def _alone(path: Path) -> Iterator[bool]:
-    """Held by one process at a time; a process that ends lets go. False where the file system has no locks."""
-    with open(path, "ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            yield False
-            return
+    """Hold a lock file that one process at a time can hold; yield False if the file system has no locks.
+
+    It waits as long as another process holds the lock. The kernel drops the lock with its process.
+    """
+    # Outside the `try`: a file that cannot be created is an error, not a file system without locks.
+    path.touch()
+    # filelock's substitute for a file system without flock is a marker file, which a killed process leaves behind.
+    lock = FileLock(path, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except OSError:
+        yield False
+        return
+    try:
         yield True
+    finally:
+        lock.release()

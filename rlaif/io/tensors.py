@@ -1,4 +1,4 @@
-"""Named tensors and small records on disk: safetensors and JSON, so that loading a file never runs code from it."""
+"""Files of named tensors and small records: safetensors and JSON, so that loading a file never runs code from it."""
 
 from __future__ import annotations
 
@@ -18,41 +18,43 @@ from rlaif.errors import CheckpointError
 def save_tensors(path: Path, tensors: Mapping[str, np.ndarray | torch.Tensor]) -> None:
     """Write tensors or arrays under their names; views and device tensors are copied to contiguous host memory.
 
-    Raises OSError or SafetensorError where the disk does not take them.
+    Raises OSError or SafetensorError if the disk is full or cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     host: dict[str, torch.Tensor] = {}
-    seen: set[int] = set()
+    storages: set[int] = set()
     for name, tensor in tensors.items():
         if isinstance(tensor, np.ndarray) and not tensor.flags.writeable:
-            tensor = tensor.copy()  # arrays out of Ray's object store are read-only, which torch warns about
+            # Arrays from Ray's object store are read-only, about which torch warns.
+            tensor = tensor.copy()
         tensor = torch.as_tensor(tensor).detach().cpu().contiguous()
         storage = tensor.untyped_storage().data_ptr()
-        # Tied weights share memory, which the format refuses: each name gets its own copy.
-        host[name] = tensor.clone() if storage in seen else tensor
-        seen.add(storage)
+        # Tied weights share memory, which safetensors refuses: each name gets its own copy.
+        host[name] = tensor.clone() if storage in storages else tensor
+        storages.add(storage)
     save_file(host, path)
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors by name, in host memory. Raises CheckpointError for anything that is not a safetensors file."""
+    """Return tensors by name, in host memory. Raises CheckpointError for anything that is not a safetensors file."""
     try:
         return load_file(path)
     except (SafetensorError, FileNotFoundError) as error:
         raise CheckpointError(
-            f"a safetensors file at {path}", str(error), "use another checkpoint or export"
+            f"a safetensors file at {path}", str(error), "Use another checkpoint or export."
         ) from error
 
 
 def save_json(path: Path, record: Any) -> None:
-    """Write a record; floats survive exactly (shortest round-trip form). NaN and infinities are refused."""
+    """Write a record. Floats survive exactly (shortest round-trip form). Raises ValueError for NaN and infinities."""
+    # Readers in other languages refuse NaN, which Python would write.
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, allow_nan=False, indent=1), encoding="utf-8")
 
 
 def load_json(path: Path) -> Any:
-    """Raises CheckpointError for a file that is not JSON."""
+    """Return a record. Raises CheckpointError for a file that is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CheckpointError(f"JSON in {path}", str(error), "use another checkpoint") from error
+        raise CheckpointError(f"JSON in {path}", str(error), "Use another checkpoint.") from error

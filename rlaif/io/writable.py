@@ -1,4 +1,4 @@
-"""Whether a folder can be written, found out without leaving anything behind."""
+"""Checks whether folders can be written, which leave nothing behind."""
 
 from __future__ import annotations
 
@@ -6,24 +6,37 @@ import errno
 import os
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 SOCKET_LIMIT = 107
-"""Bytes of a unix socket's path; Ray's own are below its folder of temporary files."""
+"""Bytes that the kernel takes for the path of a unix socket; Ray's own are below its folder of temporary files."""
 SESSION = "ray/session_2000-01-01_00-00-00_000000_0000000/sockets/plasma_store"
-"""What Ray adds to that folder, with a process id as long as they get."""
+"""What Ray adds to that folder. Its process id has seven digits, as long as they get."""
+
+
+class Obstacle(NamedTuple):
+    """Something on this machine that keeps a run from starting."""
+
+    user: str
+    """The library, or the part of this project, that it keeps from working."""
+    found: str
+    fix: str
+    """An imperative sentence."""
 
 
 def why_not_writable(folder: str | Path) -> str | None:
-    """Return why no file can be written below `folder`, or None. The folder need not exist: its nearest parent that does
-    is tried."""
+    """Return why no file can be written below `folder`, or None.
+
+    The folder need not exist: its nearest parent that exists is tried.
+    """
     path = Path(folder).expanduser()
     try:
         while not path.exists():
             path = path.parent
         if not path.is_dir():
             return f"{path} is a file"
-        # os.access asks for permission bits, which root and read-only file systems do not follow
+        # os.access reads permission bits, which neither root nor read-only file systems follow, so a file is written.
         with tempfile.TemporaryDirectory(prefix=".rlaif-", dir=path) as probe:
             (Path(probe) / "probe").write_bytes(b"x")
     except OSError as error:
@@ -37,34 +50,42 @@ def is_full(error: BaseException) -> bool:
 
 
 def cache_folders() -> dict[str, tuple[str, Path]]:
-    """Return the folders that libraries write to without being told, by who uses them: (variable to set, folder)."""
+    """Return the folders that libraries write to by default: (variable that changes it, folder) by who uses it."""
     home = Path(os.path.expanduser("~"))
     cache = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
-    extensions = os.environ.get("TORCH_EXTENSIONS_DIR")
-    triton = os.environ.get("TRITON_CACHE_DIR")
+    vllm = os.environ.get("VLLM_CACHE_ROOT") or cache / "vllm"
+    extensions = os.environ.get("TORCH_EXTENSIONS_DIR") or cache / "torch_extensions"
     triton_home = Path(os.environ.get("TRITON_HOME") or home)
+    triton = os.environ.get("TRITON_CACHE_DIR") or triton_home / ".triton"
+    temporary = os.environ.get("TMPDIR") or "/tmp"
     return {
         "copies of models and videos": ("XDG_CACHE_HOME", cache / "rlaif"),
-        "vLLM": ("VLLM_CACHE_ROOT", Path(os.environ.get("VLLM_CACHE_ROOT") or cache / "vllm")),
-        "operators that DeepSpeed builds": (
-            "TORCH_EXTENSIONS_DIR",
-            Path(extensions) if extensions else cache / "torch_extensions",
-        ),
-        "Triton": ("TRITON_CACHE_DIR", Path(triton) if triton else triton_home / ".triton"),
-        "Ray and temporary files": ("TMPDIR", Path(os.environ.get("TMPDIR") or "/tmp")),
+        "vLLM": ("VLLM_CACHE_ROOT", Path(vllm)),
+        "operators that DeepSpeed builds": ("TORCH_EXTENSIONS_DIR", Path(extensions)),
+        "Triton": ("TRITON_CACHE_DIR", Path(triton)),
+        "Ray and temporary files": ("TMPDIR", Path(temporary)),
     }
 
 
-def cache_problems() -> list[tuple[str, str, str]]:
-    """Return (who writes there, why it cannot, what to do) for each cache folder that cannot be written."""
+def cache_problems() -> list[Obstacle]:
+    """Return an obstacle for each cache folder that cannot be written."""
     problems = []
     for user, (variable, folder) in cache_folders().items():
-        if reason := why_not_writable(folder):
-            set_by = variable if os.environ.get(variable) else ("HOME" if variable != "TMPDIR" else variable)
-            set_by = "XDG_CACHE_HOME" if _below_cache_home(folder) else set_by
-            fix = f"set {variable} to a folder that can be written (it is below {set_by} now)"
-            problems.append((user, f"{folder} cannot be written ({reason})", fix))
+        reason = why_not_writable(folder)
+        if reason:
+            source = _source_of(variable, folder)
+            fix = f"Set {variable} to a folder that can be written (it is below {source} now)."
+            problems.append(Obstacle(user, f"{folder} cannot be written ({reason})", fix))
     return problems
+
+
+def _source_of(variable: str, folder: Path) -> str:
+    """Return the variable that a cache folder's path comes from now."""
+    if _below_cache_home(folder):
+        return "XDG_CACHE_HOME"
+    if os.environ.get(variable) or variable == "TMPDIR":
+        return variable
+    return "HOME"
 
 
 def _below_cache_home(folder: Path) -> bool:
@@ -75,17 +96,18 @@ def _below_cache_home(folder: Path) -> bool:
 def temporary_folder() -> tuple[str, str]:
     """Return the folder below which Ray keeps its sockets, and the variable that set it ("" for none)."""
     for name in ("RAY_TMPDIR", "TMPDIR"):
-        if folder := os.environ.get(name):
+        folder = os.environ.get(name)
+        if folder:
             return folder, name
     return "/tmp", ""
 
 
-def socket_problem() -> tuple[str, str] | None:
-    """Return (what is wrong, what to do) if Ray's sockets would have longer paths than the kernel takes."""
+def socket_problem() -> Obstacle | None:
+    """Return an obstacle if Ray's sockets would have longer paths than the kernel takes."""
     folder, name = temporary_folder()
     length = len(os.fsencode(folder))
     excess = len(os.fsencode(os.path.join(folder, SESSION))) - SOCKET_LIMIT
     if excess <= 0:
         return None
-    found = f"{name}={folder}: {length} bytes, of which Ray's sockets leave {length - excess}"
-    return found, f"set {name} to a shorter path such as /tmp, or RAY_TMPDIR for Ray alone"
+    text = f"{name}={folder}: {length} bytes, of which Ray's sockets leave {length - excess}"
+    return Obstacle("Ray", text, f"Set {name} to a shorter path such as /tmp, or RAY_TMPDIR for Ray alone.")

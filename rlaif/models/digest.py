@@ -1,4 +1,4 @@
-"""What tells the files of two whole models apart, wherever they are stored."""
+"""Digests of a folder's model files, wherever the folder is stored."""
 
 from __future__ import annotations
 
@@ -6,16 +6,12 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from rlaif.io.storage import fetch
-
 _EDGE = 2**20
+"""Bytes of each end of a weight file that are read: enough to tell two trainings apart, and instant for a large model."""
 
 
-def whole_fingerprint(path: str) -> str:
-    """Return 16 hex digits over the configuration and weight files of a whole model; a hub name stands for itself."""
-    folder = Path(fetch(path))
-    if not folder.is_dir():
-        return path
+def weights_digest(folder: Path) -> str:
+    """Return 16 hex digits over the configuration and weight files of a whole model."""
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     add_weights(digest, folder)
     return digest.hexdigest()[:16]

@@ -44,7 +44,7 @@ class VideoLM(nn.Module):
         heads: Iterable[str] | Mapping[str, int] = (),
         adapters: Mapping[str, Lora] | None = None,
     ):
-        """`heads`: names, or how many outputs each has (a reward model: one per dimension)."""
+        """Wrap a model; `heads`: names, or how many outputs each has (a reward model: one per dimension)."""
         super().__init__()
         self.config = model.config
         self.family = family_of(model.config)
@@ -52,21 +52,25 @@ class VideoLM(nn.Module):
         self.model = with_adapters(model, adapters) if adapters else model
         self.has_adapters = bool(adapters)
         hidden = model.config.get_text_config().hidden_size
+        # plain linear layers: the auto-classes for values and scores know no video models
         outputs = heads if isinstance(heads, Mapping) else dict.fromkeys(heads, 1)
-        self.heads = nn.ModuleDict({name: scalar_head(hidden, model.dtype, n) for name, n in outputs.items()})
+        self.heads = nn.ModuleDict()
         """Linear layers; all zeros until trained or loaded."""
+        for name, count in outputs.items():
+            self.heads[name] = scalar_head(hidden, model.dtype, count)
         self.head_override: Tensor | None = None
-        """[V, H] used instead of the output head: only to find out whether somebody else uses it."""
+        """[V, H] used instead of the output head, only to check whether it is the head that the engine uses."""
 
     @property
     def causal(self) -> nn.Module:
-        """The Hugging Face model itself, whether or not adapters wrap it."""
+        """Return the Hugging Face model itself, whether or not adapters wrap it."""
         return self.model.get_base_model() if self.has_adapters else self.model
 
     def activate(self, adapter: str | None) -> None:
         """Choose whose adapter the next forward *and its backward* use; None is the bare base (the reference)."""
         if not self.has_adapters:
             return
+        # `set_adapter` also switches off the gradients of all other adapters: it comes before the forward whose backward follows
         if adapter is None:
             self.model.base_model.disable_adapter_layers()
             return
@@ -76,41 +80,52 @@ class VideoLM(nn.Module):
     def forward(
         self, batch: Batch, output: Output, head: str | None = None, temperature: float = 1.0
     ) -> dict[str, Tensor]:
-        """`logprobs` and `entropy` [B, T], or `values` [B, T], or `score` [B] ([B, K] of K outputs); float32.
+        """Return `logprobs` and `entropy` [B, T], or `values` [B, T], or `score` [B] ([B, K] of K outputs); float32.
 
-        0 outside responses.
+        They are 0 outside responses.
         """
+        # Positions are explicit, by the engine's rule: transformers' own would shift the text after a video.
         hidden = self.causal.model(
             input_ids=batch.ids,
             attention_mask=batch.attention,
             position_ids=batch.positions,
             use_cache=False,
-            **(self._cast(batch.video) if batch.vision is None else {"mm_encoder_outputs": dict(batch.vision)}),
+            **self._video_inputs(batch),
         ).last_hidden_state
+        # only rows that are read go through a head: [B, L, V] of a long prompt would not fit into memory
         rows = torch.arange(len(hidden), device=hidden.device)
         if output == "score":
-            return {"score": self.heads[head](hidden[rows, batch.last]).squeeze(-1)}
-        before = hidden[rows[:, None], batch.index - (batch.index > 0).long()]
+            score = self.heads[head](hidden[rows, batch.last])
+            return {"score": score.squeeze(-1)}
+        # the state before a token predicts it; a response that begins the sequence has none, and takes its own
+        has_previous = (batch.index > 0).long()
+        before = hidden[rows[:, None], batch.index - has_previous]
         if output == "values":
             return {"values": self.heads[head](before)[..., 0] * batch.valid}
         return self._logprobs(before, batch, temperature)
 
     def _logprobs(self, before: Tensor, batch: Batch, temperature: float) -> dict[str, Tensor]:
-        """Log-probs of the response tokens only: no logits are computed for prompts or padding."""
-        wanted = batch.valid.bool()
-        states, targets = before[wanted], batch.targets[wanted]
+        """Return the log-probs of the response tokens only: no logits are computed for prompts or padding."""
+        valid = batch.valid.bool()
+        states, targets = before[valid], batch.targets[valid]
         score = partial(self._token_logprobs, temperature=temperature)
         # under ZeRO-3 a call of the head is a collective, and ranks hold different numbers of tokens: one call each
         sharded = hasattr(self.causal.lm_head.weight, "ds_id")
         size = max(1, len(states)) if sharded else LOGIT_CHUNK
         chunks = zip(states.split(size), targets.split(size), strict=True)
-        if torch.is_grad_enabled() and len(states) > size:
-            parts = [checkpoint(score, s, t, use_reentrant=False) for s, t in chunks]
-        else:
-            parts = [score(s, t) for s, t in chunks]
-        logprobs, entropy = (torch.cat(part) for part in zip(*parts, strict=True))
+        # more than one chunk: their logits are computed again in the backward pass instead of being kept
+        recompute = torch.is_grad_enabled() and len(states) > size
+        logprob_parts, entropy_parts = [], []
+        for part, part_targets in chunks:
+            if recompute:
+                logprobs, entropy = checkpoint(score, part, part_targets, use_reentrant=False)
+            else:
+                logprobs, entropy = score(part, part_targets)
+            logprob_parts.append(logprobs)
+            entropy_parts.append(entropy)
+        logprobs, entropy = torch.cat(logprob_parts), torch.cat(entropy_parts)
         blank = torch.zeros_like(batch.valid)
-        return {"logprobs": blank.masked_scatter(wanted, logprobs), "entropy": blank.masked_scatter(wanted, entropy)}
+        return {"logprobs": blank.masked_scatter(valid, logprobs), "entropy": blank.masked_scatter(valid, entropy)}
 
     def _token_logprobs(self, states: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         override = self.head_override
@@ -118,28 +133,38 @@ class VideoLM(nn.Module):
         logprobs, entropy = token_logprobs_entropy(logits[None], targets[None], temperature, self.banned_ids)
         return logprobs[0], entropy[0]
 
-    def _cast(self, video: dict[str, Tensor]) -> dict[str, Tensor]:
-        dtype = self.causal.dtype
-        return {name: tensor.to(dtype) if name.startswith("pixel") else tensor for name, tensor in video.items()}
+    def _video_inputs(self, batch: Batch) -> dict:
+        """Return precomputed outputs of the tower, or the videos with pixels in the model's dtype; grids and times stay."""
+        if batch.vision is not None:
+            return {"mm_encoder_outputs": dict(batch.vision)}
+        inputs = dict(batch.video)
+        for name, tensor in batch.video.items():
+            if name.startswith("pixel"):
+                inputs[name] = tensor.to(self.causal.dtype)
+        return inputs
 
 
 def load_vlm(path: str, dtype: str, attention: str = "sdpa") -> nn.Module:
-    """A causal video VLM from a directory, URI or hub name, on the CPU, in `dtype`; safetensors only: nothing unpickles."""
+    """Load a causal video VLM from a directory, URI or hub name, on the CPU, in `dtype`.
+
+    Only safetensors: nothing unpickles.
+    """
+    # without `use_safetensors` transformers would unpickle weights of another format
     model = transformers.AutoModelForImageTextToText.from_pretrained(
         fetch(path), dtype=getattr(torch, dtype), attn_implementation=attention, use_safetensors=True
     )
-    model.config.use_cache = False
+    model.config.use_cache = False  # keys and values are for generation, which is vLLM's work
     return model
 
 
 def load_tower(path: str, dtype: str, attention: str = "sdpa") -> nn.Module:
-    """What `load_vlm` loads, without its language model and output head: vision tower and projector alone."""
-    path = fetch(path)
-    config = transformers.AutoConfig.from_pretrained(path)
+    """Load the vision tower and projector of a model as `load_vlm` does, without its language model and output head."""
+    folder = fetch(path)
+    config = transformers.AutoConfig.from_pretrained(folder)
     text, language = config.get_text_config(), family_of(config).language
     text.layer_types, text.num_hidden_layers = [], 0  # its layers are never read from the files
     model = transformers.AutoModelForImageTextToText.from_pretrained(
-        path, config=config, dtype=getattr(torch, dtype), attn_implementation=attention
+        folder, config=config, dtype=getattr(torch, dtype), attn_implementation=attention
     )
     model.set_submodule(language, nn.Identity())
     model.set_submodule("lm_head", nn.Identity())
@@ -147,14 +172,15 @@ def load_tower(path: str, dtype: str, attention: str = "sdpa") -> nn.Module:
 
 
 class ScalarHead(nn.Linear):
-    """hidden -> 1 (or K), computed in float32 whatever the weights are kept in: near 4, bfloat16 has steps of 0.02."""
+    """hidden -> 1 (or K), computed in float32 whatever dtype the weights have: near 4, bfloat16 has steps of 0.02."""
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """Return scores [..., K] of hidden states [..., H]."""
         return nn.functional.linear(hidden.float(), self.weight.float(), self.bias.float())
 
 
 def scalar_head(hidden: int, dtype: torch.dtype, outputs: int = 1) -> ScalarHead:
-    """hidden -> outputs, zero weight and bias: a critic starts without an opinion (a reward model re-initialises it)."""
+    """Return a head with zero weight and bias: a critic starts without an opinion (a reward model re-initialises it)."""
     head = ScalarHead(hidden, outputs, dtype=dtype)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
@@ -162,7 +188,10 @@ def scalar_head(hidden: int, dtype: torch.dtype, outputs: int = 1) -> ScalarHead
 
 
 def with_adapters(model: nn.Module, adapters: Mapping[str, Lora]) -> PeftModel:
-    """Adapters by name, on the language model's linear layers only, in the model's dtype; they start as the identity."""
+    """Return the model with adapters by name, on the language model's linear layers only, in the model's dtype.
+
+    They start as the identity.
+    """
     (first, lora), *others = adapters.items()
     language = family_of(model.config).language
     # PEFT would make adapters of a bfloat16 model float32. DeepSpeed casts them back, plain inference does not: a reward
@@ -175,6 +204,7 @@ def with_adapters(model: nn.Module, adapters: Mapping[str, Lora]) -> PeftModel:
 
 
 def lora_config(lora: Lora, language: str) -> LoraConfig:
+    """Return PEFT's settings of an adapter on the language model at path `language`."""
     return LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
@@ -185,35 +215,38 @@ def lora_config(lora: Lora, language: str) -> LoraConfig:
 
 
 def target_pattern(targets: Iterable[str], language: str) -> str:
-    """Vision towers have layers of the same names; only those of the language model, at path `language`, are meant."""
+    """Return a pattern of the layers `targets` in the language model at path `language`.
+
+    Vision towers have layers of the same names, which must not match.
+    """
     return rf".*{language.split('.')[-1]}\..*\.({'|'.join(targets)})"
 
 
 def load_adapter(module: VideoLM, adapter: str, export: str | Path) -> None:
-    """Put a saved adapter, of a folder or URI, in the place of one that the module has.
+    """Load a saved adapter, of a folder or URI, in the place of one that the module has.
 
     Raises CheckpointError naming the first tensor that is missing, unexpected or of another shape: PEFT would leave what
     is missing as it was initialised.
     """
     tensors = load_tensors(Path(fetch(str(export))) / ADAPTER)
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    wanted = {
-        name.replace(f".{adapter}.", "."): tuple(parameter.shape)
-        for name, parameter in module.model.named_parameters()
-        if "lora_" in name and f".{adapter}." in name
-    }
-    if found != wanted:
-        odd = min(name for name, _ in found.items() ^ wanted.items())
+    # PEFT saves an adapter without its name inside the module
+    saved = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    own = {}
+    for name, parameter in module.model.named_parameters():
+        if "lora_" in name and f".{adapter}." in name:
+            own[name.replace(f".{adapter}.", ".")] = tuple(parameter.shape)
+    if saved != own:
+        odd = min(name for name, _ in saved.items() ^ own.items())
         raise CheckpointError(
-            f"an adapter of {len(wanted)} tensors, {odd!r} as {wanted.get(odd, 'none of them')}",
-            f"{len(found)} tensors in {export}, {odd!r} as {found.get(odd, 'none of them')}",
+            f"an adapter of {len(own)} tensors, {odd!r} as {own.get(odd, 'none of them')}",
+            f"{len(saved)} tensors in {export}, {odd!r} as {saved.get(odd, 'none of them')}",
             "Set rank and targets of the adapter, and its base, as they were when it was written",
         )
     set_peft_model_state_dict(module.model, tensors, adapter_name=adapter)
 
 
 def freeze_for_full_training(model: nn.Module, train_vision: bool, train_projector: bool) -> None:
-    """Everything trains except the tower and the projector, unless asked for."""
+    """Let everything train except the tower and the projector, which train only if the arguments say so."""
     family = family_of(model.config)
     model.requires_grad_(True)
     attrgetter(family.vision)(model).requires_grad_(train_vision)

@@ -1,16 +1,20 @@
-"""Answers cut behind given tokens after sampling."""
+"""Answers that are cut after given tokens once they are sampled."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 
-def kept_tokens(ids: Sequence[int], stops: Sequence[int]) -> int | None:
-    """How many tokens of an answer are kept, the one it is cut at included; None: it has none of `stops`.
+def truncated_length(ids: Sequence[int], stops: Sequence[int]) -> int | None:
+    """Return how many tokens of an answer remain, the one it is cut at included, or None if it has none of `stops`.
 
-    The last of `stops` that occurs decides, at its first occurrence, even where another stands before it (VLM-RLAIF
-    looks for its two question marks in turn, and the later find overwrites the earlier one and the end of sequence).
+    The last of `stops` that occurs decides, at its first occurrence, even if another one precedes it.
     """
-    ids = [int(token) for token in ids]
-    found = [ids.index(stop) + 1 for stop in stops if stop in ids]
-    return found[-1] if found else None
+    # VLM-RLAIF searches for its two question marks in turn; the later match overwrites the earlier one, and the match of
+    # the end-of-sequence token.
+    tokens = [int(token) for token in ids]
+    length = None
+    for stop in stops:
+        if stop in tokens:
+            length = tokens.index(stop) + 1
+    return length

@@ -1,4 +1,4 @@
-"""The critic's loss and how much of the returns it explains."""
+"""The critic's loss, and how much of the returns the critic explains."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from rlaif.objectives.masked import Moments, keep, masked_sum, per_unit, wide
-from rlaif.objectives.metrics import Metrics, totals
+from rlaif.objectives.masked import Moments, masked_sum, per_unit, wide, zero_outside
+from rlaif.objectives.metrics import DeviceMetrics, Metrics, totals
 
 
 def value_loss(
@@ -19,39 +19,52 @@ def value_loss(
     denominator: float,
     value_clip: float | None = None,
     scale: float | None = None,
-) -> tuple[Tensor, Metrics]:
-    """0.5 sum max((V - R)^2, (clip(V, V_old +- range) - R)^2) / denominator (OpenAI baselines' PPO2).
+) -> tuple[Tensor, DeviceMetrics]:
+    """Return the clipped value loss (OpenAI baselines' PPO2), a scalar, and its metrics.
 
-    values (with gradient), old_values (at sampling time), returns, mask: [B, T]. range = value_clip * scale, `scale`
-    the running standard deviation of returns: an absolute range would stop a critic whose returns are large. Unclipped
-    when either is None. denominator: response tokens in the whole optimizer step.
+    Args:
+        values: What the critic predicts now [B, T], in units of the return; the only input that receives a gradient.
+        old_values: What it predicted at sampling time [B, T].
+        returns: [B, T].
+        mask: [B, T], true on the tokens that count.
+        denominator: Tokens that count in the whole optimizer step.
+        value_clip: How far a prediction may move from the old one, in units of `scale`. Not clipped if either is None.
+        scale: The running standard deviation of returns. An absolute range would stop a critic with large returns.
     """
-    values, old_values, returns = (keep(wide(x), mask) for x in (values, old_values.detach(), returns.detach()))
-    free = (values - returns) ** 2
-    worst, cut = free, torch.zeros_like(free)
+    values = zero_outside(wide(values), mask)
+    old_values = zero_outside(wide(old_values.detach()), mask)
+    returns = zero_outside(wide(returns.detach()), mask)
+    # L = 0.5 sum max((V - R)^2, (clip(V, V_old +- range) - R)^2) / denominator
+    unclipped = (values - returns) ** 2
+    worst = unclipped
+    clip_decides = torch.zeros_like(unclipped)
     if value_clip is not None and scale is not None:
         limit = value_clip * scale
         change = values - old_values
         outside = change.abs() > limit
-        # `old + (v - old)` is not v in floating point: only what left the range is replaced, and counted as clipped
+        # `old + (v - old)` is not v in floating point: replace, and count as clipped, only what left the range.
         near = torch.where(outside, old_values + change.clamp(-limit, limit), values)
         clipped = (near - returns) ** 2
-        worst, cut = torch.maximum(free, clipped), outside & (clipped > free)
+        worst = torch.maximum(unclipped, clipped)
+        clip_decides = outside & (clipped > unclipped)
     token_loss = 0.5 * worst
-    # in float64 before the squares: in float32, returns around 1000 lose their variance to rounding
+    loss = per_unit(masked_sum(token_loss, mask), denominator)
+    fit = _fit(values, old_values, returns)
+    return loss, totals(mask, value_loss=token_loss, value_clip_fraction=clip_decides, **fit)
+
+
+def _fit(values: Tensor, old_values: Tensor, returns: Tensor) -> dict[str, Tensor]:
+    """Return what `explained_variance` and `critic_errors` need, per token [B, T]."""
+    # In float32, returns around 1000 lose their variance to rounding as soon as they are squared.
     exact = returns.double()
     error = exact - old_values.double()
-    metrics = totals(
-        mask,
-        value_loss=token_loss,
-        value_clip_fraction=cut,
-        value=values,
-        returns=exact,
-        returns_square=exact**2,
-        value_error=error,
-        value_error_square=error**2,
-    )
-    return per_unit(masked_sum(token_loss, mask), denominator), metrics
+    return {
+        "value": values,
+        "returns": exact,
+        "returns_square": exact**2,
+        "value_error": error,
+        "value_error_square": error**2,
+    }
 
 
 def explained_variance(metrics: Metrics) -> float | None:
@@ -60,19 +73,21 @@ def explained_variance(metrics: Metrics) -> float | None:
     None if the returns do not vary beyond rounding, or if either variance is not finite. The old values are used because
     the new ones have already been fitted to these very returns.
     """
-    returns, error = _moments(metrics, "returns"), _moments(metrics, "value_error")
+    returns = _moments(metrics, "returns")
+    error = _moments(metrics, "value_error")
     if returns.scale is None or not math.isfinite(error.var):
         return None
     return 1.0 - error.var / returns.var
 
 
-def errors(metrics: Metrics) -> dict[str, float]:
-    """Return how far the critic was off, and how far its baseline: predicting every return by the mean of the batch.
+def critic_errors(metrics: Metrics) -> dict[str, float]:
+    """Return the critic's error and its baseline's (predicting every return by the batch mean), from merged metrics.
 
-    From `value_loss` metrics merged over the step; root mean squares, in units of the return. They tell a critic that
-    explains little from returns in which little is left to explain.
+    Both are root mean squares in units of the return. They distinguish a critic that explains little from returns in
+    which little is left to explain. Empty if nothing was counted.
     """
-    error, returns = _moments(metrics, "value_error"), _moments(metrics, "returns")
+    error = _moments(metrics, "value_error")
+    returns = _moments(metrics, "returns")
     if not error.count:
         return {}
     return {"error_rms": (error.squares / error.count) ** 0.5, "mean_baseline_rms": returns.var**0.5}
@@ -80,4 +95,5 @@ def errors(metrics: Metrics) -> dict[str, float]:
 
 def _moments(metrics: Metrics, name: str) -> Moments:
     total, count = metrics[name]
-    return Moments(count, total, metrics[f"{name}_square"][0])
+    squares, _ = metrics[f"{name}_square"]
+    return Moments(count, total, squares)

@@ -145,7 +145,7 @@ def _agreement(config: Config, run: RunDir, found: dict) -> Summary:
 
 def _winrate(config: Config, run: RunDir, found: dict) -> Summary:
     folder = run.path / "eval"
-    return Summary({}, {"report": folder / "winrate.json", "picture": folder / "winrate.svg"}, winrate.table(found))
+    return Summary({}, {"report": folder / "winrate.json", "page": folder / "winrate.html"}, winrate.table(found))
 
 
 def _context(config: Config, run: RunDir, rows: Sequence[dict]) -> Summary:

@@ -1,13 +1,16 @@
-"""Which files of a folder are a video's frames, and in which order they play."""
+"""A folder of images as a video: which files are its frames, in which order and how fast they play."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
 
 from rlaif.errors import DataError, named
 
+SIDECAR = "frames.json"
+"""File in a folder of images that states its frame rate."""
 IMAGES = {
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff",
     ".ppm", ".pgm", ".pnm", ".tga", ".jp2", ".avif",
@@ -33,24 +36,73 @@ def frames_in(folder: Path) -> list[Path]:
     with os.scandir(folder) as entries:
         for entry in entries:
             suffix = Path(entry.name).suffix.lower()
-            if entry.name.startswith(".") or suffix not in IMAGES | UNREAD or _is_folder(entry):
+            hidden = entry.name.startswith(".")
+            if hidden or suffix not in IMAGES | UNREAD or _is_folder(entry):
                 continue
             if _is_frame(entry):
                 images.append(folder / entry.name)
             else:
                 unread.append(entry.name)
+    # All of them are named at once, in a fixed order: scandir has none.
     if unread:
         raise DataError(
             f"frames in {folder} of a kind that is read ({', '.join(sorted(IMAGES))})",
             named(sorted(unread)),
             "Convert these images, or move them out of the folder.",
         )
-    # the name itself breaks ties such as 1.jpg and 01.jpg
-    return sorted(images, key=lambda image: (_natural(image.name), image.name))
+    # The name itself breaks ties such as 1.jpg and 01.jpg.
+    return sorted(images, key=lambda image: (_natural_key(image.name), image.name))
+
+
+def images_of(path: Path) -> list[Path]:
+    """Return a folder's images; an image by itself is its only one. Raises DataError for a folder without images."""
+    if not path.is_dir():
+        return [path]
+    images = frames_in(path)
+    if not images:
+        raise DataError(
+            f"a readable video at {path}",
+            "a folder without .jpg or .png images",
+            "Put the video's frames into it as images.",
+        )
+    return images
+
+
+def folder_fps(folder: Path) -> float:
+    """Return the frame rate that a folder's sidecar states; 1 without a sidecar. Raises DataError for a bad sidecar."""
+    sidecar = folder / SIDECAR
+    if not sidecar.exists():
+        return 1.0
+    try:
+        fps = _read_fps(sidecar)
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise DataError(
+            f'JSON such as {{"fps": 2.5}} at {sidecar}',
+            f"{type(error).__name__}: {error}",
+            "Write the frame rate as a number.",
+        ) from error
+    if not 0 < fps < float("inf"):
+        raise DataError(
+            f"a positive fps at {sidecar}", f"{fps} frames per second", "Write a positive frame rate into this file."
+        )
+    return fps
+
+
+def _read_fps(sidecar: Path) -> float:
+    # Reading a pipe may never return.
+    if not sidecar.is_file():
+        raise ValueError("no regular file")
+    fps = json.loads(sidecar.read_text())["fps"]
+    if isinstance(fps, bool):
+        raise TypeError(f"{fps} is no number")
+    return float(fps)
 
 
 def _is_frame(entry: os.DirEntry) -> bool:
-    """Reading a pipe or a device may never return. A link to nowhere counts: whoever reads it will name it."""
+    """Return whether an entry is an image that is read: a regular file, or a link to nowhere (reading it will name it).
+
+    Reading a pipe or a device may never return.
+    """
     regular = entry.is_file() or (entry.is_symlink() and not os.path.exists(entry))
     return regular and Path(entry.name).suffix.lower() in IMAGES
 
@@ -62,6 +114,8 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return False
 
 
-def _natural(name: str) -> list[str | int]:
-    # digits sit at the odd places of the split, so numbers only ever meet numbers
-    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", name))]
+def _natural_key(name: str) -> list[str | int]:
+    # Digits sit at the odd places of the split, so numbers are only ever compared with numbers.
+    parts: list[str | int] = list(re.split(r"(\d+)", name))
+    parts[1::2] = map(int, parts[1::2])
+    return parts

@@ -1,4 +1,4 @@
-"""The frame recipe of an export: which frames the model was trained on, as numbers and in words, for whoever serves it."""
+"""The frame recipe of an export: which frames the model was trained on, as numbers and in words, for those who serve it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rlaif.video.decode import decode, sample_spec
 
 RECIPE = "frame_recipe.json"
 FORMAT = 1
-"""Rises when a field changes its meaning."""
+"""Version of the recipe; it rises when a field changes its meaning."""
 
 
 def processor_version() -> str:
@@ -26,7 +26,9 @@ def processor_version() -> str:
 
 def recipe_of(video: Video) -> dict[str, Any]:
     """Return the recipe that the `video` section of a configuration describes."""
-    resize = video.height is not None or video.width is not None
+    resize = "by the processor alone"
+    if video.height is not None or video.width is not None:
+        resize = "bicubic, before the processor, which may resize again"
     return {
         "format": FORMAT,
         "num_frames": video.num_frames,
@@ -40,7 +42,7 @@ def recipe_of(video: Video) -> dict[str, Any]:
         "shorter_video": "refused",
         "height": video.height,
         "width": video.width,
-        "resize": "bicubic, before the processor, which may resize again" if resize else "by the processor alone",
+        "resize": resize,
         "fps": "native",
         "fps_rule": (
             "fps, duration and total_num_frames in the video's metadata are those of the file, frames_indices the frame "

@@ -13,10 +13,10 @@ import torch
 from transformers.utils import ModelOutput
 
 from actors import tower as towers
-from actors.reward_model import ModelScorer
 from actors.tower import FrozenTower
 from learners.learner import Learner
 from rlaif.models import vision
+from rlaif.models.reward import ModelScorer
 from rlaif.models.vision import Features, VisionCache
 
 META, CPU = torch.device("meta"), torch.device("cpu")
@@ -49,7 +49,7 @@ class Drawer:
 
 @pytest.fixture
 def computed_on(monkeypatch):
-    """The devices that towers were run on, in order. Features of the other device than the model's come back as CPU ones."""
+    """Record the devices that towers are run on, in order. Features of another device than the model's are returned as CPU ones."""
     devices = []
 
     def compute(model, weights, video, device):
@@ -68,13 +68,13 @@ def device_of(output) -> torch.device:
 def frozen_tower(shared) -> FrozenTower:
     tower = object.__new__(FrozenTower)
     tower.device, tower.model, tower.key, tower.cache = META, MODEL, "key", VisionCache(2**20, shared)
-    tower._as_engine_takes_it = lambda output, video, config: output
+    tower._engine_video = lambda output, video, config: output
     return tower
 
 
 @pytest.mark.parametrize("shared", [None, Drawer()], ids=["alone", "shared"])
 @pytest.mark.parametrize("fresh", [True, False])
-def test_a_rollout_actor_computes_on_its_own_device_and_hands_on_cpu_features(computed_on, fresh, shared):
+def test_rollout_actor_computes_features_on_its_device_and_returns_cpu_features(computed_on, fresh, shared):
     tower = frozen_tower(shared)
     for _ in range(2):
         assert device_of(tower.video(VIDEO, fresh=fresh)) == CPU
@@ -83,11 +83,11 @@ def test_a_rollout_actor_computes_on_its_own_device_and_hands_on_cpu_features(co
 
 @pytest.mark.parametrize("shared", [None, Drawer()], ids=["alone", "shared"])
 @pytest.mark.parametrize("keep_on", [None, META, CPU])
-def test_what_is_kept_elsewhere_is_computed_on_the_models_device(computed_on, keep_on, shared):
+def test_features_kept_on_another_device_are_computed_on_the_models_device(computed_on, keep_on, shared):
     cache = VisionCache(2**20, shared)
     for _ in range(2):
-        assert device_of(cache.one(MODEL, "key", VIDEO, META, keep_on=keep_on).output) == (keep_on or META)
-    assert device_of(cache.of(MODEL, "key", [VIDEO, VIDEO], META)["video"]) == META
+        assert device_of(cache.for_video(MODEL, "key", VIDEO, META, keep_on=keep_on).output) == (keep_on or META)
+    assert device_of(cache.for_batch(MODEL, "key", [VIDEO, VIDEO], META)["video"]) == META
     assert set(computed_on) <= {META}
 
 
@@ -104,7 +104,7 @@ def learner_vision(key):
 
 
 def reward_vision(key):
-    """What a reward actor gives its model for one answer."""
+    """Return what a reward actor gives its model for one answer."""
     batches = []
     item = SimpleNamespace(video=VIDEO, ids=[1, 2])
 
@@ -119,7 +119,7 @@ def reward_vision(key):
     scorer.encoder = SimpleNamespace(tokenizer=SimpleNamespace(pad_token_id=0))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "actors.reward_model.collate", lambda items, pad, device, vision: vision if device == META else None
+            "rlaif.models.reward.collate", lambda items, pad, device, vision: vision if device == META else None
         )
         scorer([SimpleNamespace(key=("p", 0))])
     return batches[0]

@@ -10,7 +10,7 @@ from rlaif.config.cluster import Rollout
 
 @pytest.mark.parametrize("cuda", [False, True])
 @pytest.mark.parametrize("option", ["auto", True, False])
-def test_eager_on_a_cpu_only_unless_asked_for(option, cuda):
+def test_enforce_eager_auto_is_eager_only_on_a_cpu(option, cuda):
     expected = {"auto": not cuda}.get(option, option)
     assert runs_eagerly(Rollout(enforce_eager=option), cuda) is expected
     if option == "auto":

@@ -13,20 +13,41 @@ import torch
 from adapters import write_adapter
 from peft import PeftModel
 
-from actors.contents import Contents
 from actors.engine import Engine, EngineSpec, Refused, Request
 from actors.rollout import RolloutActor
-from actors.served import local
-from cluster.publish import pack
+from actors.served import resolve_model
+from actors.weight_check import WeightCheck
+from cluster.publish import pack_weights
 from rlaif.config.cluster import Rollout
 from rlaif.config.schema import Sampling
 from rlaif.errors import ContractError
-from rlaif.models.check import fingerprint
 from rlaif.models.encode import Encoder
+from rlaif.models.model_dir import ModelDir
 from rlaif.models.tiny import build_tiny
 from rlaif.records import Probe
 
-WORDS = "a red green blue circle square triangle moves left right up down and what do you see ? . video".split()
+WORDS = [
+    "a",
+    "red",
+    "green",
+    "blue",
+    "circle",
+    "square",
+    "triangle",
+    "moves",
+    "left",
+    "right",
+    "up",
+    "down",
+    "and",
+    "what",
+    "do",
+    "you",
+    "see",
+    "?",
+    ".",
+    "video",
+]
 PLACEHOLDERS = ("<|video_pad|>", "<|image_pad|>", "<|vision_start|>", "<|vision_end|>", "<|im_start|>")
 ROLLOUT = Rollout(max_model_len=512, cpu_kv_cache_gib=0.1, max_num_seqs=64)
 SAMPLING = Sampling(max_tokens=12)
@@ -104,7 +125,7 @@ def positions(ids, grid, seconds, video_id) -> torch.Tensor:
 
 
 def perturbed(model, parts, scale=0.05, seed=1):
-    """The model with noise on every parameter whose name holds one of `parts`."""
+    """Return the model with noise on every parameter whose name contains one of `parts`."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -141,7 +162,7 @@ def test_temporary_files_of_vllm_are_in_a_folder_that_goes_with_the_engine(full)
     ]
 
 
-def test_what_torch_compiles_outlives_the_engine(full):
+def test_compiled_code_is_stored_outside_the_engines_folder(full):
     from torch._inductor import codecache
 
     for folder in (os.environ["TORCHINDUCTOR_CACHE_DIR"], codecache._HEADER_DIR):
@@ -150,10 +171,10 @@ def test_what_torch_compiles_outlives_the_engine(full):
 
 def send(engine, model, version, keep=lambda name: True):
     tensors = [(name, tensor) for name, tensor in model.state_dict().items() if keep(name)]
-    return engine.weights.publish(*pack(tensors, 1 << 20, version=version))
+    return engine.weights.publish(*pack_weights(tensors, 1 << 20, version=version))
 
 
-def test_answers_are_those_of_the_model(world, full):
+def test_engine_logprobs_equal_the_model(world, full):
     answers = full.generate([world.request, world.plain], SAMPLING, full.weights.version)
     assert [len(entry) for entry in answers] == [2, 1]
     assert answers[0][0].visual_tokens == 48 and answers[1][0].visual_tokens == 0
@@ -161,15 +182,17 @@ def test_answers_are_those_of_the_model(world, full):
     assert deviation(world, full, world.fresh()) < 1e-4
 
 
-def test_given_responses_get_the_log_probs_they_would_have_been_sampled_with(world, full):
+def test_logprobs_of_fixed_responses_equal_those_at_sampling(world, full):
     sampling = Sampling(max_tokens=8, temperature=0.7)
     answers = full.generate([world.request], sampling, full.weights.version)[0]
-    found = full.logprobs([world.request], [answers[0].response_ids], sampling, full.weights.version)[0]
-    np.testing.assert_allclose(found, answers[0].logprobs, atol=1e-5)
-    np.testing.assert_allclose(found, world.forward(world.fresh(), answers[0].response_ids, temperature=0.7), atol=1e-4)
+    logprobs = full.logprobs([world.request], [answers[0].response_ids], sampling, full.weights.version)[0]
+    np.testing.assert_allclose(logprobs, answers[0].logprobs, atol=1e-5)
+    np.testing.assert_allclose(
+        logprobs, world.forward(world.fresh(), answers[0].response_ids, temperature=0.7), atol=1e-4
+    )
 
 
-def test_seeds_decide_the_answers(world, full):
+def test_equal_seeds_give_equal_answers(world, full):
     def ids(request):
         return [
             answer.response_ids.tolist()
@@ -181,7 +204,7 @@ def test_seeds_decide_the_answers(world, full):
     assert ids(replace(world.request, seeds=(8, 7, 9)))[:2] == first[::-1]
 
 
-def test_greedy_ignores_seeds_and_takes_the_most_likely_token(world, full):
+def test_greedy_answers_ignore_seeds(world, full):
     answers = full.generate(
         [replace(world.request, seeds=(1, 2))], Sampling(max_tokens=4, temperature=0.0), full.weights.version
     )[0]
@@ -207,7 +230,7 @@ def test_a_prompt_beyond_the_limit_is_refused_and_the_rest_is_answered(world, fu
     assert len(entries[1]) == 1
 
 
-def test_prompts_and_versions_that_do_not_fit_are_errors(world, full):
+def test_unexpected_prompts_and_versions_raise_contract_errors(world, full):
     with pytest.raises(ContractError, match="version 41"):
         full.generate([world.plain], SAMPLING, 41)
     with pytest.raises(ContractError, match="20 visual tokens"):
@@ -226,8 +249,8 @@ def test_a_full_publish_replaces_every_weight(world, full):
 
 @pytest.fixture
 def unasked(monkeypatch):
-    """What the manifest lists is not compared with the model: the checks behind that one must hold alone."""
-    monkeypatch.setattr(Contents, "check", lambda *_: None)
+    """Switch off the comparison of manifest and model: the checks after it must hold alone."""
+    monkeypatch.setattr(WeightCheck, "check", lambda *_: None)
 
 
 @pytest.mark.parametrize("left_out", ["layers.1.input_layernorm", "visual.merger.mlp.0", "layers.0.self_attn.o_proj"])
@@ -258,7 +281,7 @@ def test_weights_that_arrive_whole_but_are_not_the_engines_leave_the_version_in_
     send(full, world.fresh(), version=40)
     state = change(perturbed(world.fresh(), [""]).state_dict())
     with pytest.raises(ContractError, match=named):
-        full.weights.publish(*pack(state.items(), 1 << 20, version=41))
+        full.weights.publish(*pack_weights(state.items(), 1 << 20, version=41))
     assert full.weights.version == 40 and deviation(world, full, world.fresh()) < 1e-4
 
 
@@ -271,7 +294,7 @@ def test_weights_that_would_load_wrongly_are_refused_before_anything_changes(wor
     assert deviation(world, full, world.fresh()) < 1e-4
 
 
-def test_without_the_head_or_the_encoder_reset_the_comparison_would_fail(world, full, unasked, monkeypatch):
+def test_stale_head_or_encoder_cache_changes_logprobs(world, full, unasked, monkeypatch):
     """What the two precautions are for: each left out, the log-probs are visibly those of a mixture of two versions."""
     send(full, world.fresh(), version=6)
     deviation(world, full, world.fresh())  # the video's features are now cached
@@ -281,14 +304,14 @@ def test_without_the_head_or_the_encoder_reset_the_comparison_would_fail(world, 
         send(full, changed, version=7)
         assert deviation(world, full, changed) > 1e-3
     with monkeypatch.context() as patch:
-        patch.setattr(Contents, "check", lambda *_: None)
+        patch.setattr(WeightCheck, "check", lambda *_: None)
         send(full, world.fresh(), 8, keep=lambda name: name != "lm_head.weight")
         assert deviation(world, full, world.fresh()) > 1e-3
     send(full, changed, version=9)
     assert deviation(world, full, changed) < 1e-4
 
 
-def test_without_the_prefix_reset_long_prompts_would_keep_old_keys_and_values(world, full, monkeypatch):
+def test_stale_prefix_cache_changes_logprobs_of_long_prompts(world, full, monkeypatch):
     """Prefixes are shared in blocks of 128 tokens on the CPU."""
     send(full, world.fresh(), version=20)
     long = Request([*world.plain.prompt_ids] * 20, (3,))
@@ -303,7 +326,7 @@ def test_without_the_prefix_reset_long_prompts_would_keep_old_keys_and_values(wo
     assert np.abs(full.logprobs([long], [[9, 10]], SAMPLING, 22)[0] - stale).max() > 1e-3
 
 
-def test_one_at_a_time_gives_the_same_answers(world, full, monkeypatch):
+def test_deterministic_engine_gives_the_same_answers(world, full, monkeypatch):
     monkeypatch.setattr(full, "spec", replace(full.spec, deterministic=True))
     alone = full.generate([world.plain, world.request], SAMPLING, full.weights.version)
     monkeypatch.undo()
@@ -313,7 +336,7 @@ def test_one_at_a_time_gives_the_same_answers(world, full, monkeypatch):
         np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
 
 
-def test_more_prompt_tokens_than_one_step_takes(world, full):
+def test_prompts_longer_than_one_step_are_answered(world, full):
     """On a CPU vLLM cannot compute part of a seeded prompt: those beyond the step's tokens wait for the next one."""
     rng = np.random.default_rng(0)
     words = world.processor.tokenizer.convert_tokens_to_ids(WORDS)
@@ -327,21 +350,21 @@ def test_more_prompt_tokens_than_one_step_takes(world, full):
     np.testing.assert_allclose(np.stack(first), np.stack(again), atol=1e-5)
 
 
-def test_what_prompts_begin_with_in_common_is_computed_once(world, full):
+def test_common_prefix_of_prompts_is_computed_once(world, full):
     """Counted, and told by nothing else: the same log-probs as with the whole prompt."""
     words = world.processor.tokenizer.convert_tokens_to_ids(WORDS)
     beginning = np.random.default_rng(1).choice(words, 256).tolist()
     requests = [Request([*beginning, word, *world.plain.prompt_ids]) for word in words[:8]]
-    before, asked = full.cached_tokens, full.prompt_tokens
-    found = full.choices(requests, [[int(words[0])]], full.weights.version)
-    assert full.prompt_tokens - asked == sum(len(request.prompt_ids) for request in requests)
+    before, prompt_tokens = full.cached_tokens, full.prompt_tokens
+    logprobs = full.choices(requests, [[int(words[0])]], full.weights.version)
+    assert full.prompt_tokens - prompt_tokens == sum(len(request.prompt_ids) for request in requests)
     assert full.cached_tokens - before == 7 * 256  # two whole blocks of 128
     full.weights.reset_prefix_cache()
     alone = [full.choices([request], [[int(words[0])]], full.weights.version)[0] for request in requests[-1:]]
-    np.testing.assert_allclose(alone[0], found[-1], atol=1e-5)
+    np.testing.assert_allclose(alone[0], logprobs[-1], atol=1e-5)
 
 
-def test_an_error_among_the_requests_leaves_an_idle_engine(world, full):
+def test_error_while_requests_are_made_leaves_the_engine_idle(world, full):
     def broken():
         yield world.request
         raise OSError("disk gone")
@@ -354,7 +377,7 @@ def test_an_error_among_the_requests_leaves_an_idle_engine(world, full):
 
 def test_a_damaged_byte_is_refused_by_name_and_the_old_version_stays(world, full):
     send(full, world.fresh(), version=10)
-    manifest, buckets = pack(perturbed(world.fresh(), [""]).state_dict().items(), 1 << 20, version=11)
+    manifest, buckets = pack_weights(perturbed(world.fresh(), [""]).state_dict().items(), 1 << 20, version=11)
     name = "model.language_model.layers.2.mlp.up_proj.weight"
     bucket = next(bucket for bucket in buckets if name in bucket)
     bucket[name] = bucket[name].copy()
@@ -369,18 +392,18 @@ def test_weights_of_another_base_are_refused(world, full):
     state = dict(world.fresh().state_dict())
     send(full, world.fresh(), version=11)
     with pytest.raises(ContractError, match="another base"):
-        full.weights.publish(*pack(state.items(), 1 << 20, version=12, base="0123456789abcdef"))
+        full.weights.publish(*pack_weights(state.items(), 1 << 20, version=12, base="0123456789abcdef"))
     assert full.weights.version == 11
-    full.weights.publish(*pack(state.items(), 1 << 20, version=12, base=fingerprint(world.path)))
+    full.weights.publish(*pack_weights(state.items(), 1 << 20, version=12, base=ModelDir(world.path).fingerprint))
     assert full.weights.version == 12
 
 
-def test_after_a_load_that_broke_off_nothing_is_sampled_until_a_publish_succeeds(world, full, unasked):
+def test_failed_load_blocks_sampling_until_the_next_publish(world, full, unasked):
     state = dict(
         world.fresh().state_dict(), **{"model.language_model.layers.9.input_layernorm.weight": torch.zeros(128)}
     )
     with pytest.raises(ContractError, match=r"layers\.9"):
-        full.weights.publish(*pack(state.items(), 1 << 20, version=13))
+        full.weights.publish(*pack_weights(state.items(), 1 << 20, version=13))
     with pytest.raises(ContractError, match="half-way"):
         full.generate([world.plain], SAMPLING, 13)
     send(full, world.fresh(), version=14)
@@ -417,16 +440,16 @@ def test_an_adapter_publish_equals_the_adapted_model(world, adapted):
         perturbed(model, ["lora_"], scale=0.1, seed=version)
         assert deviation(world, adapted, model) > 1e-2
         tensors = get_peft_model_state_dict(model).items()
-        receipt = adapted.weights.publish(*pack(tensors, 1 << 20, version=version, kind="adapter", lora=config))
+        receipt = adapted.weights.publish(*pack_weights(tensors, 1 << 20, version=version, kind="adapter", lora=config))
         assert adapted.weights.version == version and receipt.nbytes < 200_000
         assert deviation(world, adapted, model) < 1e-4
     for rank in (2, 16):
         with pytest.raises(ContractError, match=f"rank {rank}"):
             other = config | {"r": rank}
-            adapted.weights.publish(*pack(tensors, 1 << 20, version=3, kind="adapter", lora=other))
+            adapted.weights.publish(*pack_weights(tensors, 1 << 20, version=3, kind="adapter", lora=other))
     with pytest.raises(ContractError, match="another base"):
         adapted.weights.publish(
-            *pack(tensors, 1 << 20, version=3, kind="adapter", lora=config, base="0123456789abcdef")
+            *pack_weights(tensors, 1 << 20, version=3, kind="adapter", lora=config, base="0123456789abcdef")
         )
     with pytest.raises(ContractError, match="adapter weights"):
         send(adapted, world.fresh(), version=3)
@@ -434,7 +457,7 @@ def test_an_adapter_publish_equals_the_adapted_model(world, adapted):
 
 
 @pytest.mark.parametrize("options", [{}, {"use_rslora": True}])
-def test_an_adapter_from_a_folder_is_what_answers(world, adapted, tmp_path, options):
+def test_engine_answers_with_the_adapter_of_a_folder(world, adapted, tmp_path, options):
     """What PEFT itself says with the two; the folder is left as it is by what is published later."""
     base = str(world.path)
     first, second = (write_adapter(tmp_path / str(seed), base, seed, **options) for seed in (1, 2))
@@ -446,20 +469,20 @@ def test_an_adapter_from_a_folder_is_what_answers(world, adapted, tmp_path, opti
         assert (Path(folder) / "adapter_model.safetensors").is_file()
 
 
-def test_how_an_adapter_is_served(world, tmp_path, monkeypatch):
+def test_resolve_model_serves_plain_adapters_in_16_bits_and_merges_others(world, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     base, folder = str(world.path), write_adapter(tmp_path / "plain", str(world.path))
     spec = EngineSpec(folder, "bfloat16")
-    assert local(spec) == replace(spec, model_path=base, lora_rank=4, adapter=folder)
-    merged = local(replace(spec, dtype="float32"))
+    assert resolve_model(spec) == replace(spec, model_path=base, lora_rank=4, adapter=folder)
+    merged = resolve_model(replace(spec, dtype="float32"))
     assert merged.model_path.startswith(str(tmp_path / "cache")) and merged.adapter is merged.lora_rank is None
-    assert local(replace(spec, lora_rank=4)).adapter is None
-    assert local(replace(spec, model_path=base)) == replace(spec, model_path=base)
+    assert resolve_model(replace(spec, lora_rank=4)).adapter is None
+    assert resolve_model(replace(spec, model_path=base)) == replace(spec, model_path=base)
     for number, options in enumerate(
         ({"use_dora": True}, {"rank_pattern": {"v_proj": 2}}, {"target_modules": ["qkv"]})
     ):
         odd = write_adapter(tmp_path / str(number), base, **options)
-        assert local(replace(spec, model_path=odd)).adapter is None
+        assert resolve_model(replace(spec, model_path=odd)).adapter is None
 
 
 def test_a_rollout_actor_serves_an_adapter_in_16_bits(world, tmp_path):

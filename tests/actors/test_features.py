@@ -41,7 +41,7 @@ def clock():
 
 @pytest.fixture
 def local(clock):
-    """The store's body; what it keeps are the entries themselves."""
+    """Return the store's body, which stores the entries themselves."""
     return FeatureStore(store_bytes=130, patience_s=10, put=lambda entry: entry, clock=clock)
 
 
@@ -75,7 +75,7 @@ def test_the_least_recently_used_goes_first_and_counts_again(local):
     assert local.ask(("t", "b")) == ([], True)
 
 
-def test_every_processs_passes_count_the_engines_too(local):
+def test_passes_of_all_processes_and_the_engine_count(local):
     local.ask(KEY)
     local.put(KEY, {}, 64)
     local.seen([("policy", "video"), ("policy", "video")])
@@ -134,21 +134,21 @@ def test_two_processes_ask_at_once_and_one_of_them_computes(store, roles):
     assert (counters["passes"], counters["keys"], counters["hits"]) == (1, 1, 1)
 
 
-def test_what_is_fetched_is_equal_to_the_bit_and_may_be_written_to(store):
+def test_fetched_features_are_bit_equal_and_writable(store):
     one, other = FeatureClient(store), FeatureClient(store)
-    made = features()
-    made.output["pooler_output"][0].copy_(torch.randn(4, 8))
-    one.get(KEY, lambda: made)
-    found = other.get(KEY, lambda: pytest.fail("computed again"))
-    tensor = found.output["pooler_output"][0]
-    assert tensor.dtype == torch.bfloat16 and torch.equal(tensor, made.output["pooler_output"][0])
-    assert type(found.output) is type(made.output) and type(found.output["pooler_output"]) is tuple
-    assert (found.tower, found.spec, found.kind, found.shape) == (*KEY, "video", (4, 8))
+    computed = features()
+    computed.output["pooler_output"][0].copy_(torch.randn(4, 8))
+    one.get(KEY, lambda: computed)
+    fetched = other.get(KEY, lambda: pytest.fail("computed again"))
+    tensor = fetched.output["pooler_output"][0]
+    assert tensor.dtype == torch.bfloat16 and torch.equal(tensor, computed.output["pooler_output"][0])
+    assert type(fetched.output) is type(computed.output) and type(fetched.output["pooler_output"]) is tuple
+    assert (fetched.tower, fetched.spec, fetched.kind, fetched.shape) == (*KEY, "video", (4, 8))
     tensor.zero_()
-    assert torch.equal(other.get(KEY, features).output["pooler_output"][0], made.output["pooler_output"][0])
+    assert torch.equal(other.get(KEY, features).output["pooler_output"][0], computed.output["pooler_output"][0])
 
 
-def test_a_claim_that_fails_or_dies_holds_nobody_up_and_what_the_dead_computed_stays(store, roles):
+def test_failed_or_dead_claim_does_not_block_and_stored_features_outlive_their_process(store, roles):
     one, fleeting = roles[0], Role.remote()
     with pytest.raises(ray.exceptions.RayTaskError, match="ZeroDivisionError"):
         ray.get(fleeting.fail.remote(store, KEY))
@@ -160,7 +160,7 @@ def test_a_claim_that_fails_or_dies_holds_nobody_up_and_what_the_dead_computed_s
     assert ray.get(one.get.remote(store, KEY, 2.0))[0, 0] == 1
 
 
-def test_a_store_that_is_gone_costs_a_pass_and_no_run(cluster, caplog):
+def test_dead_store_costs_a_pass_but_not_the_run(cluster, caplog):
     store = start_feature_store(2**20, {"max_restarts": 0, "max_task_retries": 0})
     client = FeatureClient(store, patience_s=5)
     ray.kill(store)
@@ -169,7 +169,7 @@ def test_a_store_that_is_gone_costs_a_pass_and_no_run(cluster, caplog):
     assert "feature store" in caplog.text
 
 
-def test_without_sharing_every_process_computes_and_all_of_it_counts(store):
+def test_without_sharing_each_process_computes_and_counts(store):
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda _: FeatureClient(store, share=False).get(KEY, features), range(2)))
     assert ray.get(store.counters.remote())["passes_per_key"] == 2

@@ -50,10 +50,10 @@ class Role:
 
 def test_two_roles_see_the_same_frames_and_each_video_is_decoded_once(store, root):
     roles = [Role.remote(store, root) for _ in range(2)]
-    seen = ray.get([role.sums.remote(NAMES * 2) for role in roles])
+    results = ray.get([role.sums.remote(NAMES * 2) for role in roles])
     local = LocalFrames(root, FRAMES, 14, 28, "p")
     expected = {name: (local.spec(name).hash, int(local.get(name).sum(dtype=np.int64))) for name in NAMES}
-    assert seen == [expected, expected]
+    assert results == [expected, expected]
     counters = ray.get(store.counters.remote())
     assert (counters["decodes"], counters["redecodes"], counters["videos"]) == (3, 0, 3)
     assert counters["hits"] == 3  # the second role's first look at each; then both have their own
@@ -94,13 +94,13 @@ def test_a_lost_object_is_decoded_again_once(cluster, root):
     local = LocalFrames(root, FRAMES)
     ray.get(store.lose.remote(local.spec("a.mp4"), str(root / "a.mp4")))
     with ThreadPoolExecutor(2) as pool:
-        seen = list(pool.map(lambda client: client.get("a.mp4"), [FrameClient(store, root) for _ in range(2)]))
-    assert all(np.array_equal(frames, local.get("a.mp4")) for frames in seen)
+        results = list(pool.map(lambda client: client.get("a.mp4"), [FrameClient(store, root) for _ in range(2)]))
+    assert all(np.array_equal(frames, local.get("a.mp4")) for frames in results)
     counters = ray.get(store.counters.remote())
     assert (counters["decodes"], counters["redecodes"], counters["lost"]) == (1, 1, 1)
 
 
-def test_a_store_that_dies_comes_back(store, root):
+def test_dead_store_restarts(store, root):
     first = FrameClient(store, root)
     before = first.get("a.mp4").copy()
     ray.kill(store, no_restart=False)
@@ -110,16 +110,16 @@ def test_a_store_that_dies_comes_back(store, root):
 def test_errors_are_data_errors_in_every_role(store, root):
     client = FrameClient(store, root)
     bad = {"broken.mp4": "do not decode", "gone.mp4": "nothing there", "../x.mp4": "video '../x.mp4'"}
-    for video, found in bad.items():
+    for video, reason in bad.items():
         with pytest.raises(DataError) as raised:
             client.get(video)
-        assert type(raised.value) is DataError and found in raised.value.found
+        assert type(raised.value) is DataError and reason in raised.value.found
     with pytest.raises(ray.exceptions.RayTaskError) as raised:
         ray.get(Role.remote(store, root).sums.remote(["broken.mp4"]))
     assert isinstance(raised.value.cause, DataError) and "broken.mp4" in raised.value.cause.expected
 
 
-def test_prefetch_decodes_ahead_and_leaves_errors_to_whoever_asks(store, root):
+def test_prefetch_decodes_ahead_and_defers_errors_to_the_request(store, root):
     client = FrameClient(store, root)
     client.prefetch([*NAMES, "broken.mp4"])
     wait_until(lambda: (client.counters()["decodes"], client.counters()["prefetch_failures"]) == (3, 1))
@@ -127,7 +127,7 @@ def test_prefetch_decodes_ahead_and_leaves_errors_to_whoever_asks(store, root):
     assert client.counters()["hits"] == 1 and client.counters()["redecodes"] == 0
 
 
-def test_a_request_that_never_returns_names_the_video(cluster, root):
+def test_timed_out_request_names_the_video(cluster, root):
     @ray.remote(num_cpus=0)
     class Stuck:
         def spec(self, path):
@@ -147,7 +147,7 @@ def test_the_store_evicts_within_its_budget(cluster, root):
     assert counters["bytes"] == 2 * FRAMES * 32 * 32 * 3
 
 
-def test_what_a_store_learned_serves_the_next_one(cluster, root, tmp_path):
+def test_second_store_reuses_known_facts_about_videos(cluster, root, tmp_path):
     """Another stage or node, which shares the storage, does not read the videos again."""
     for name in NAMES:
         os.utime(root / name, (0, 0))
@@ -170,7 +170,7 @@ def test_a_full_queue_drops_prefetches(cluster, root):
     store._pool.shutdown()  # a thread that asked Ray after its end would take this process with it
 
 
-def test_local_frames(root, tmp_path):
+def test_local_frames_are_cached_and_read_only(root, tmp_path):
     local = LocalFrames(root, FRAMES)
     local.prefetch(NAMES)
     frames = local.get("a.mp4")

@@ -25,8 +25,7 @@ class Coder:
     def marks(self, ids):
         return []
 
-    def spellings(self, word):
-        return [1]
+    tokenizer = SimpleNamespace(get_vocab=lambda: {"yes": 1})
 
 
 class Core(Engine):
@@ -55,15 +54,15 @@ def actor():
     return actor
 
 
-def test_a_prompt_over_the_limit_is_a_failure_in_both_ways_of_asking(actor):
-    chosen, sampled = actor.choose(PROMPTS, ["yes"], 0), actor.generate(PROMPTS, 1, 0, Sampling(), 0)
-    assert [one.prompt.prompt_id for one in chosen.samples] == ["short"]
-    assert [one.prompt.prompt_id for one in sampled.samples] == ["short"]
-    assert chosen.failures == sampled.failures and chosen.failures[0].prompt_id == "long"
-    assert chosen.failures[0].reason == "9 prompt positions, over data.max_prompt_tokens (8)"
+def test_prompt_over_the_limit_fails_in_generate_and_in_score_choices(actor):
+    choices, samples = actor.score_choices(PROMPTS, ["yes"], 0), actor.generate(PROMPTS, 1, 0, Sampling(), 0)
+    assert [one.prompt.prompt_id for one in choices.samples] == ["short"]
+    assert [one.prompt.prompt_id for one in samples.samples] == ["short"]
+    assert choices.failures == samples.failures and choices.failures[0].prompt_id == "long"
+    assert choices.failures[0].reason == "9 prompt positions, over data.max_prompt_tokens (8)"
     actor._limit = None
-    assert not actor.choose(PROMPTS, ["yes"], 0).failures
+    assert not actor.score_choices(PROMPTS, ["yes"], 0).failures
 
 
-def test_the_limit_itself_fits():
+def test_prompt_at_the_limit_is_accepted():
     assert over_limit(8, 8) is None and over_limit(9, 8)

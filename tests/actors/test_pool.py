@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from ray.exceptions import ActorDiedError, GetTimeoutError
 
-from actors.pool import Batch, RolloutPool
+from actors.pool import RequestBatch, RolloutPool
 from actors.rollout import Answers, Failure
 from cluster.publish import Manifest
 from rlaif.config.schema import Sampling
@@ -46,8 +46,8 @@ class Recorder:
         samples = [sample(prompt, index, self.version) for prompt in good for index in range(n)]
         return Answers(samples, [Failure(prompt.prompt_id, "no video") for prompt in prompts if prompt not in good])
 
-    def choose(self, prompts, words, version) -> Answers:
-        self._count("choose", [prompt.prompt_id for prompt in prompts], version)
+    def score_choices(self, prompts, words, version) -> Answers:
+        self._count("score_choices", [prompt.prompt_id for prompt in prompts], version)
         return Answers([Choice(prompt, np.zeros(len(words), np.float32)) for prompt in prompts], [])
 
     def publish(self, manifest, buckets, timeout) -> str:
@@ -69,7 +69,9 @@ class Handle:
 
     def __init__(self, actor: Recorder):
         self.actor, self.queue, self.done = actor, deque(), {}
-        self.generate, self.choose, self.publish = (Method(self, name) for name in ("generate", "choose", "publish"))
+        self.generate, self.score_choices, self.publish = (
+            Method(self, name) for name in ("generate", "score_choices", "publish")
+        )
 
     def run_until(self, ref) -> None:
         while ref not in self.done:
@@ -120,7 +122,7 @@ def collect(pool, batch="b") -> Answers:
     return Answers([s for part in parts for s in part.samples], [f for part in parts for f in part.failures])
 
 
-def asked(actor: Recorder) -> list[str]:
+def requested_ids(actor: Recorder) -> list[str]:
     return [prompt for call in actor.log if call[0] == "generate" for prompt in call[1]]
 
 
@@ -136,7 +138,7 @@ def test_all_prompts_come_back_and_the_split_depends_on_keys_only():
         pool.submit("b", prompts, 2, 0, SAMPLING)
         answers = collect(pool)
         assert sorted(s.key for s in answers.samples) == sorted((p.prompt_id, i) for p in PROMPTS for i in range(2))
-        splits.append([asked(actor) for actor in actors])
+        splits.append([requested_ids(actor) for actor in actors])
     assert splits[0] == splits[1]
     assert max(map(len, splits[0])) - min(map(len, splits[0])) <= 1
 
@@ -157,7 +159,7 @@ def test_questions_with_neighbouring_keys_go_to_the_same_actor():
     assert collect(pool, "none").samples == []
 
 
-def test_what_has_finished_can_be_taken_before_the_rest_is_waited_for():
+def test_ready_yields_finished_parts_without_waiting():
     slow = Recorder()
     pool = pool_of(Recorder(), slow, Recorder(dies_at=0))
     pool.submit("b", PROMPTS, 2, 0, SAMPLING)
@@ -166,21 +168,21 @@ def test_what_has_finished_can_be_taken_before_the_rest_is_waited_for():
     slow.hangs = False
     late = [s.key for s in collect(pool).samples]
     assert early and late and sorted(early + late) == sorted((p.prompt_id, i) for p in PROMPTS for i in range(2))
-    assert pool.reissued and set(pool.dead) == {"rollout-2"}
+    assert pool.reissued and set(pool.fleet.dead) == {"rollout-2"}
     with pytest.raises(KeyError):
         list(pool.ready("b"))
 
 
-def test_versions_that_came_another_way_count_as_taken():
+def test_delivered_versions_count_as_committed():
     actors = [Recorder(), Recorder()]
     pool = pool_of(*actors)
-    pool.delivered(manifest(1), {"rollout-0": "receipt"})
-    assert pool.version == 1 and pool.committed() == {"rollout-0": "receipt"}
-    pool.publish(manifest(1), ["bucket"])  # to those it did not reach
-    assert set(pool.committed()) == {"rollout-0", "rollout-1"}
+    pool.fleet.delivered(manifest(1), {"rollout-0": "receipt"})
+    assert pool.fleet.version == 1 and pool.fleet.committed() == {"rollout-0": "receipt"}
+    pool.fleet.publish(manifest(1), ["bucket"])  # to those it did not reach
+    assert set(pool.fleet.committed()) == {"rollout-0", "rollout-1"}
     assert [call[0] for call in actors[0].log] == [] and [call[0] for call in actors[1].log] == ["publish"]
-    pool.publish(manifest(2), ["bucket"])
-    pool.committed()
+    pool.fleet.publish(manifest(2), ["bucket"])
+    pool.fleet.committed()
     assert [call[0] for call in actors[0].log] == ["publish"]
 
 
@@ -203,35 +205,35 @@ def test_a_failed_prompt_counts_as_answered():
     assert len(answers.samples) == 16 and answers.failures == [Failure("p99", "no video")]
 
 
-def test_a_publish_waits_for_the_answers_asked_for_before_it():
+def test_publish_applies_after_earlier_requests():
     actor = Recorder()
     pool = pool_of(actor)
     pool.submit("old", PROMPTS[:2], 1, 0, SAMPLING)
-    pool.publish(manifest(1), ["bucket"])
+    pool.fleet.publish(manifest(1), ["bucket"])
     pool.submit("new", PROMPTS[2:4], 1, 1, SAMPLING)
     new, old = collect(pool, "new"), collect(pool, "old")
     assert {s.policy_version for s in old.samples} == {0} and {s.policy_version for s in new.samples} == {1}
-    assert pool.committed() == {"rollout-0": "has 1"}
+    assert pool.fleet.committed() == {"rollout-0": "has 1"}
     assert [call[0] for call in actor.log] == ["generate", "publish", "generate"]
 
 
-def test_the_part_of_a_dead_actor_is_asked_for_again():
+def test_part_of_a_dead_actor_is_reissued():
     dead, alive = Recorder(dies_at=0), Recorder()
     pool = pool_of(dead, alive)
     pool.submit("b", PROMPTS, 2, 0, SAMPLING)
     assert len({s.key for s in collect(pool).samples}) == 16
-    assert pool.reissued == 4 and pool.actors == ["rollout-1"] and "rollout-0" in pool.dead
+    assert pool.reissued == 4 and pool.fleet.names == ["rollout-1"] and "rollout-0" in pool.fleet.dead
     pool.submit("c", PROMPTS, 1, 1, SAMPLING)
     assert len(collect(pool, "c").samples) == 8 and pool.reissued == 4
 
 
-def batch_of(pool, name: str, prompts: list[Prompt], answers: int, actor: str) -> Batch:
-    """A batch of which one actor was asked everything."""
+def batch_of(pool, name: str, prompts: list[Prompt], answers: int, actor: str) -> RequestBatch:
+    """Return a batch that was issued to one actor as a whole."""
 
     def call(handle, prompts, version):
         return handle.generate.remote(prompts, answers, 0, SAMPLING, version)
 
-    batch = pool._batches[name] = Batch(prompts, answers, call)
+    batch = pool._batches[name] = RequestBatch(prompts, answers, call)
     if prompts:
         pool._issue(batch, prompts, actor)
     return batch
@@ -247,14 +249,14 @@ PENDING = {
 
 @pytest.mark.parametrize("name", PENDING)
 def test_a_part_is_asked_again_of_the_actor_with_the_fewest_pending_samples(name):
-    *loads, chosen = PENDING[name]
+    *loads, expected = PENDING[name]
     pool = pool_of(Recorder(dies_at=0), Recorder(), Recorder())
     for place, (count, answers) in enumerate(loads, start=1):
         rows = [Prompt(f"{place}-{number}", "v.mp4", "q") for number in range(count)]
         batch_of(pool, str(place), rows, answers, f"rollout-{place}")
     lost = batch_of(pool, "lost", PROMPTS[:1], 3, "rollout-0")
     list(pool._take(lost, next(iter(lost.open))))
-    assert [part.actor for part in lost.open.values()] == [chosen]
+    assert [part.actor for part in lost.open.values()] == [expected]
 
 
 def test_the_batch_of_a_lost_part_counts_once():
@@ -267,7 +269,7 @@ def test_the_batch_of_a_lost_part_counts_once():
     assert [part.actor for part in own.open.values()] == ["rollout-1", "rollout-1"]
 
 
-def test_a_prompt_that_nobody_answered_is_an_error_of_ours():
+def test_unanswered_prompt_raises_contract_error():
     pool = pool_of(Recorder())
     pool.submit("b", PROMPTS[:2], 1, 0, SAMPLING)
     pool._batches["b"].prompts.append(Prompt("p99", "v.mp4", "q"))
@@ -280,23 +282,23 @@ def test_a_reissued_part_names_the_version_it_was_sampled_with():
     dead, alive = Recorder(dies_at=0), Recorder()
     pool = pool_of(dead, alive)
     pool.submit("b", PROMPTS, 1, 0, SAMPLING)
-    pool.publish(manifest(1), ["bucket"])
+    pool.fleet.publish(manifest(1), ["bucket"])
     versions = {s.prompt.prompt_id: s.policy_version for s in collect(pool).samples}
     assert sorted(versions.values()) == [0] * 4 + [1] * 4
-    assert list(pool.committed()) == ["rollout-1"]
+    assert list(pool.fleet.committed()) == ["rollout-1"]
 
 
-def test_parts_of_a_dead_actor_go_where_least_is_waiting():
+def test_part_of_a_dead_actor_goes_to_the_least_loaded_one():
     dead, busy, free = Recorder(dies_at=0), Recorder(), Recorder()
     pool = pool_of(dead, busy, free)
     pool.submit("b", PROMPTS[:3], 1, 0, SAMPLING)
-    pool.add("again", pool.remove("rollout-0"))  # now the first in line is `busy`
+    pool.fleet.add("again", pool.fleet.remove("rollout-0"))  # now the first in line is `busy`
     pool.submit("more", [Prompt("z", "v.mp4", "q")], 1, 0, SAMPLING)
     collect(pool)
-    assert asked(busy) == ["p03"] and asked(free) == ["p04", "p01"]
+    assert requested_ids(busy) == ["p03"] and requested_ids(free) == ["p04", "p01"]
 
 
-def test_when_all_are_dead_the_error_names_them():
+def test_error_names_all_dead_actors():
     pool = pool_of(Recorder(dies_at=0), Recorder(dies_at=0))
     pool.submit("b", PROMPTS, 1, 0, SAMPLING)
     with pytest.raises(PlacementError, match=r"rollout-\d: .*rollout-\d: "):
@@ -307,60 +309,60 @@ def test_when_all_are_dead_the_error_names_them():
 
 def test_a_damaged_publish_is_sent_once_more_and_then_named():
     pool = pool_of(Recorder(), Recorder(refuses=1))
-    pool.publish(manifest(1), ["bucket"])
-    assert pool.committed() == {"rollout-0": "has 1", "rollout-1": "has 1"}
+    pool.fleet.publish(manifest(1), ["bucket"])
+    assert pool.fleet.committed() == {"rollout-0": "has 1", "rollout-1": "has 1"}
     pool = pool_of(Recorder(refuses=2), Recorder(refuses=2))
-    pool.publish(manifest(1), ["bucket"])
+    pool.fleet.publish(manifest(1), ["bucket"])
     with pytest.raises(ContractError, match=r"tensor 'w'.*rollout-0"):
-        pool.committed()
+        pool.fleet.committed()
 
 
 def test_an_actor_that_refuses_twice_or_hangs_is_ended_and_the_others_go_on():
     pool = pool_of(Recorder(), Recorder(refuses=2), Recorder(hangs=True))
     pool.submit("b", PROMPTS, 1, 0, SAMPLING)
-    pool.publish(manifest(1), ["bucket"])
-    assert pool.committed(timeout=5) == {"rollout-0": "has 1"} and pool.actors == ["rollout-0"]
-    assert "tensor 'w'" in pool.dead["rollout-1"] and "version 1 within 5 s" in pool.dead["rollout-2"]
+    pool.fleet.publish(manifest(1), ["bucket"])
+    assert pool.fleet.committed(timeout=5) == {"rollout-0": "has 1"} and pool.fleet.names == ["rollout-0"]
+    assert "tensor 'w'" in pool.fleet.dead["rollout-1"] and "version 1 within 5 s" in pool.fleet.dead["rollout-2"]
     answers = collect(pool)  # what the ended actors owed is asked of the one that is left
     assert sorted(s.prompt.prompt_id for s in answers.samples) == sorted(p.prompt_id for p in PROMPTS)
     assert pool.reissued > 0
 
 
-def test_two_publishes_at_once_leave_everybody_on_the_second():
+def test_two_pending_publishes_end_on_the_second():
     pool = pool_of(Recorder(), Recorder())
-    pool.publish(manifest(1), ["bucket"])
-    pool.publish(manifest(2), ["bucket"])
-    assert pool.committed() == {"rollout-0": "has 2", "rollout-1": "has 2"}
+    pool.fleet.publish(manifest(1), ["bucket"])
+    pool.fleet.publish(manifest(2), ["bucket"])
+    assert pool.fleet.committed() == {"rollout-0": "has 2", "rollout-1": "has 2"}
     pool.submit("b", PROMPTS, 1, 0, SAMPLING)
     assert {s.policy_version for s in collect(pool).samples} == {2}
 
 
 def test_an_actor_that_dies_during_a_publish_drops_out():
     pool = pool_of(Recorder(), Recorder(dies_at=0))
-    pool.publish(manifest(1), ["bucket"])
-    assert list(pool.committed()) == ["rollout-0"] and pool.actors == ["rollout-0"]
+    pool.fleet.publish(manifest(1), ["bucket"])
+    assert list(pool.fleet.committed()) == ["rollout-0"] and pool.fleet.names == ["rollout-0"]
 
 
-def test_deadlines_name_who_is_late():
+def test_late_actors_are_named():
     pool = pool_of(Recorder(), Recorder(hangs=True))
     pool.submit("b", PROMPTS, 1, 0, SAMPLING)
     with pytest.raises(PlacementError, match="rollout-1"):
         collect(pool)
     pool = pool_of(Recorder(hangs=True))
-    pool.publish(manifest(1), ["bucket"])
+    pool.fleet.publish(manifest(1), ["bucket"])
     with pytest.raises(PlacementError, match=r"rollout-0: did not take version 1 within 5 s"):
-        pool.committed(timeout=5)
+        pool.fleet.committed(timeout=5)
 
 
 def test_a_new_actor_gets_the_weights_before_its_first_prompts_and_a_removed_one_gets_none():
     pool = pool_of(Recorder())
-    pool.publish(manifest(4), ["bucket"])
+    pool.fleet.publish(manifest(4), ["bucket"])
     late = Recorder()
-    pool.add("late", Handle(late))
+    pool.fleet.add("late", Handle(late))
     pool.submit("b", PROMPTS, 1, 0, SAMPLING)
     assert {s.policy_version for s in collect(pool).samples} == {4}
     assert [call[0] for call in late.log] == ["publish", "generate"]
-    pool.remove("late")
+    pool.fleet.remove("late")
     pool.submit("c", PROMPTS, 1, 1, SAMPLING)
     assert len(collect(pool, "c").samples) == 8 and len(late.log) == 2
 
@@ -374,7 +376,7 @@ def test_a_new_actor_gets_the_weights_before_its_first_prompts_and_a_removed_one
         (lambda a: Answers(a.samples + [sample(Prompt("x", "v", "q"), 0, 0)], []), "'x'"),
     ],
 )
-def test_answers_that_were_not_asked_for_are_errors(wrong, named):
+def test_unrequested_answers_raise_contract_error(wrong, named):
     actor = Recorder()
     honest = actor.generate
     actor.generate = lambda *args: wrong(honest(*args))
@@ -384,12 +386,12 @@ def test_answers_that_were_not_asked_for_are_errors(wrong, named):
         collect(pool)
 
 
-def test_a_batch_that_an_actor_refused_is_over_and_its_name_is_free():
+def test_batch_id_is_free_after_an_actor_refused_the_batch():
     pool = pool_of(Recorder(version=3))
     pool.submit("b", PROMPTS, 1, 0, SAMPLING)
     with pytest.raises(ContractError, match="version 3"):
         collect(pool)
-    pool.version = 3
+    pool.fleet.version = 3
     pool.submit("b", PROMPTS, 1, 0, SAMPLING)
     assert len(collect(pool).samples) == len(PROMPTS)
 
@@ -403,7 +405,7 @@ def test_repeated_prompts_and_batches_are_errors():
         pool.submit("c", PROMPTS, 1, 0, SAMPLING)
 
 
-def test_real_actors_that_die_are_survived(ray_session):
+def test_dying_ray_actor_is_survived(ray_session):
     import os
 
     @ray_session.remote(num_cpus=0)
@@ -420,11 +422,11 @@ def test_real_actors_that_die_are_survived(ray_session):
             return self.recorder.publish(manifest, ray_session.get(refs), timeout)
 
     pool = RolloutPool({"first": Mortal.remote(True), "second": Mortal.remote(False)})
-    pool.publish(manifest(1), [ray_session.put("bucket")])
-    assert pool.committed(timeout=60) == {"first": "has 1", "second": "has 1"}
+    pool.fleet.publish(manifest(1), [ray_session.put("bucket")])
+    assert pool.fleet.committed(timeout=60) == {"first": "has 1", "second": "has 1"}
     pool.submit("b", PROMPTS, 2, 0, SAMPLING)
     assert len({s.key for s in collect(pool).samples}) == 16
-    assert pool.reissued == 4 and list(pool.dead) == ["first"]
+    assert pool.reissued == 4 and list(pool.fleet.dead) == ["first"]
 
 
 def test_a_real_actor_that_hangs_is_ended_and_what_it_owed_is_answered_by_the_other(ray_session):
@@ -449,12 +451,12 @@ def test_a_real_actor_that_hangs_is_ended_and_what_it_owed_is_answered_by_the_ot
     actors = {"stuck": Sleeper.remote(True), "fine": Sleeper.remote(False)}
     ray_session.get([actor.ready.remote() for actor in actors.values()])
     pool = RolloutPool(actors)
-    pool.publish(manifest(1), [])
+    pool.fleet.publish(manifest(1), [])
     pool.submit("b", PROMPTS, 2, 0, SAMPLING)  # half of them wait behind a publish that never ends
-    assert pool.committed(timeout=5) == {"fine": "has 1"}
-    assert "did not take version 1 within 5 s" in pool.dead["stuck"]
+    assert pool.fleet.committed(timeout=5) == {"fine": "has 1"}
+    assert "did not take version 1 within 5 s" in pool.fleet.dead["stuck"]
     assert len({s.key for s in collect(pool).samples}) == 16 and pool.reissued == 4
 
 
-def test_before_the_first_publish_there_is_nothing_to_wait_for():
-    assert RolloutPool({"a": object()}).committed(1.0) == {}
+def test_committed_returns_nothing_before_the_first_publish():
+    assert RolloutPool({"a": object()}).fleet.committed(1.0) == {}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import sys
 import types
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,15 +16,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from actors.reward import FunctionScorer, RewardActor, load_function
-from actors.reward_model import ModelScorer
+from actors.reward import RewardActor
 from actors.reward_pool import start_reward_pool
 from rlaif.config.schema import Lora, Model, Reward
 from rlaif.errors import ConfigError, DataError
+from rlaif.functions import FunctionScorer, load_function
 from rlaif.io.storage import locate
-from rlaif.models.bases import RECORD, record_text
-from rlaif.models.reward_card import (
+from rlaif.models.bases import RECORD
+from rlaif.models.model_dir import ModelDir
+from rlaif.models.reward import (
     CARD,
+    ModelScorer,
     card_text,
     check_weights,
     dimensions_of,
@@ -35,10 +37,31 @@ from rlaif.models.reward_card import (
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.models.tiny import build_tiny
 from rlaif.models.vlm import VideoLM, load_vlm
-from rlaif.records import Answer, Masked, Prompt, Scored, scored
+from rlaif.records import Masked, Prompt, RewardInput, Scored, reward_outcome
 from rlaif.video.spec import FrameSpec
 
-WORDS = "a red green blue circle square triangle moves left right up down what do you see ? . : context".split()
+WORDS = [
+    "a",
+    "red",
+    "green",
+    "blue",
+    "circle",
+    "square",
+    "triangle",
+    "moves",
+    "left",
+    "right",
+    "up",
+    "down",
+    "what",
+    "do",
+    "you",
+    "see",
+    "?",
+    ".",
+    ":",
+    "context",
+]
 MODEL = Model(dtype="float32", device="cpu")
 LORA = Lora(r=4, alpha=8)
 
@@ -55,8 +78,8 @@ class NoiseFrames:
         return np.random.default_rng([ord(c) for c in video]).integers(0, 255, (8, 56, 56, 3), dtype=np.uint8)
 
 
-def answer(response, video="clip", captions=("a red circle moves left",), index=0) -> Answer:
-    return Answer((video, index), Prompt(video, video, "what do you see ?"), captions, response)
+def answer(response, video="clip", captions=("a red circle moves left",), index=0) -> RewardInput:
+    return RewardInput((video, index), Prompt(video, video, "what do you see ?", captions=captions), response)
 
 
 # -- functions
@@ -102,7 +125,7 @@ def path(monkeypatch) -> str:
         ("parts", 0.75, {"truth": 1.0, "style": -0.25}),
     ],
 )
-def test_numbers_and_parts(path, response, value, parts):
+def test_function_scores_numbers_and_parts(path, response, value, parts):
     (outcome,) = FunctionScorer(path)([answer(response)]).values()
     assert outcome == Scored(value, parts) and type(outcome.value) is float
 
@@ -134,24 +157,24 @@ def test_one_outcome_per_answer_by_key(path):
 
 
 @pytest.mark.parametrize("path", ["no_such_module:f", "json:no_such_name", "json", "", ":f"])
-def test_functions_that_are_not_there(path):
+def test_missing_function_raises_config_error(path):
     with pytest.raises(ConfigError, match="package.module:name"):
         load_function(path)
 
 
-def test_the_actor_takes_a_function(path):
+def test_reward_actor_scores_with_a_function(path):
     actor = RewardActor({"path": path}, NoiseFrames, MODEL, 10**4, 2**28, threads=1)
     assert actor.ready() and actor.score([answer("number")]) == {("clip", 0): Scored(1.5, {"score": 1.5})}
 
 
-def test_scored_is_the_sum_of_its_parts():
-    assert scored({"a": 1, "b": 2.5}) == Scored(3.5, {"a": 1.0, "b": 2.5})
+def test_reward_outcome_is_the_sum_of_its_parts():
+    assert reward_outcome({"a": 1, "b": 2.5}) == Scored(3.5, {"a": 1.0, "b": 2.5})
 
 
 def test_finite_parts_with_an_infinite_sum_are_masked():
     """Whether a function gives them or the weights of a reward model's dimensions make them."""
     two = SimpleNamespace(dimensions=("a", "b"), weights=[1e308, 1e308])
-    for outcome in (scored({"a": 1e308, "b": 1e308}), ModelScorer._outcome(two, [1.0, 1.0])):
+    for outcome in (reward_outcome({"a": 1e308, "b": 1e308}), ModelScorer._outcome(two, [1.0, 1.0])):
         assert outcome == Masked("the sum of its parts is inf ('a' 1e+308, 'b' 1e+308)")
     assert ModelScorer._outcome(two, [1e9, 1.0]) == Masked("part 'a' is inf")
 
@@ -161,7 +184,7 @@ def test_finite_parts_with_an_infinite_sum_are_masked():
 
 @pytest.fixture(scope="module", params=["adapter", "full"])
 def export(request, tmp_path_factory) -> str:
-    """A random reward model as `rlaif reward` leaves it behind."""
+    """Return a random reward model as `rlaif reward` exports it."""
     base, folder = str(build_tiny(tmp_path_factory.mktemp("base"), WORDS, seed=3)), tmp_path_factory.mktemp("reward")
     lora = LORA if request.param == "adapter" else None
     torch.manual_seed(0)
@@ -205,25 +228,25 @@ def test_a_score_depends_on_its_answer_only(scorer, export):
 def test_a_score_reads_video_captions_question_and_answer(scorer):
     plain = answer("a red circle .")
     changes = [
-        {"captions": ()},
-        {"captions": ("a blue square",)},
+        {"prompt": replace(plain.prompt, captions=())},
+        {"prompt": replace(plain.prompt, captions=("a blue square",))},
         {"response": "a blue circle ."},
         {"prompt": replace(plain.prompt, question="what ?")},
         {"prompt": replace(plain.prompt, video="other")},
     ]
     base = scorer([plain])[plain.key].value
-    found = [scorer([replace(plain, **change)])[plain.key].value for change in changes]
-    assert min(abs(value - base) for value in found) > 1e-4
+    values_after = [scorer([replace(plain, **change)])[plain.key].value for change in changes]
+    assert min(abs(value - base) for value in values_after) > 1e-4
 
 
-def test_what_cannot_be_read_is_masked(scorer):
+def test_unreadable_inputs_are_masked(scorer):
     outcomes = scorer([answer("a", "broken"), ANSWERS[0], answer("a <|video_pad|> b", "clip1", index=5)])
     assert "garbage" in outcomes[("broken", 0)].reason
     assert "placeholder" in outcomes[("clip1", 5)].reason
     assert isinstance(outcomes[ANSWERS[0].key], Scored)
 
 
-def test_a_broken_model_scores_nothing(export, monkeypatch):
+def test_nan_scores_are_masked(export, monkeypatch):
     scorer = ModelScorer(export, NoiseFrames(), MODEL, 10**4, 2**28)
     with torch.no_grad():
         scorer.model.heads["reward"].bias.fill_(torch.nan)
@@ -231,11 +254,11 @@ def test_a_broken_model_scores_nothing(export, monkeypatch):
     assert all(outcome == Masked("part 'score' is nan") for outcome in outcomes.values()) and len(outcomes) == 4
 
 
-def test_the_card(export, tmp_path):
+def test_card_round_trip(export, tmp_path):
     card = read_card(export)
     assert RewardPrompt(**card["prompt"]) == RewardPrompt.of(Reward())
     assert card["lora"] is None or Lora(**card["lora"]) == LORA
-    assert json.loads(open(os.path.join(export, "reward.json")).read()) == card
+    assert json.loads(Path(export, CARD).read_text()) == card
     with pytest.raises(ConfigError, match="reward.json"):
         read_card(str(tmp_path))
 
@@ -248,7 +271,7 @@ TWO = ("helpfulness", "harmlessness")
 
 @pytest.fixture(scope="module")
 def two_heads(export, tmp_path_factory) -> str:
-    """The same reward model with a second output, which says half of the first one and 1."""
+    """Return the same reward model with a second output: half of the first one, plus 1."""
     folder = tmp_path_factory.mktemp("two")
     shutil.copytree(export, folder, dirs_exist_ok=True)
     head = load_file(folder / "head.safetensors")
@@ -269,7 +292,7 @@ def test_parts_by_dimension(scorer, two_heads):
         assert outcome.value == sum(outcome.parts.values())
 
 
-def test_weights_are_of_the_parts_and_so_of_the_total(export, two_heads):
+def test_reward_weights_scale_parts_and_total(export, two_heads):
     plain = ModelScorer(two_heads, NoiseFrames(), MODEL, 10**4, 2**28)(ANSWERS)
     weights = {"harmlessness": -2.0, "helpfulness": 0.5}
     weighted = ModelScorer(two_heads, NoiseFrames(), MODEL, 10**4, 2**28, weights=weights)(ANSWERS)
@@ -290,19 +313,19 @@ def test_weights_are_of_the_parts_and_so_of_the_total(export, two_heads):
         ({}, ("harmlessness",), "ppo.terms.harmlessness"),
     ],
 )
-def test_weights_that_do_not_fit(weights, taken, named):
+def test_unfit_reward_weights_raise_config_error(weights, taken, named):
     with pytest.raises(ConfigError, match=named):
         check_weights({"dimensions": list(TWO)}, weights, taken)
 
 
-def test_weights_that_fit():
+def test_fitting_reward_weights_pass():
     for weights in ({}, {"helpfulness": 0.0, "harmlessness": 1.0}):
         check_weights({"dimensions": list(TWO)}, weights, ("no_eos", "length"))
     check_weights({}, {"overall": 2.0}, ("overall",))  # a card from before there were dimensions: its part is `score`
     assert dimensions_of({}) == ("overall",) and dimensions_of({"dimensions": list(TWO)}) == TWO
 
 
-def test_what_tells_reward_models_apart(export, two_heads, tmp_path):
+def test_reward_fingerprint_follows_contents_not_paths(export, two_heads, tmp_path):
     shutil.copytree(export, tmp_path / "moved")
     assert reward_fingerprint(str(tmp_path / "moved")) == reward_fingerprint(export) != reward_fingerprint(two_heads)
     head = load_file(tmp_path / "moved" / "head.safetensors")
@@ -315,7 +338,7 @@ def test_a_reward_model_that_moved_with_its_base_scores_the_same_bits(export, tm
     reward, base = storage / "run" / "reward" / "export", storage / "run" / "sft" / "export"
     shutil.copytree(export, reward)
     shutil.copytree(read_card(export)["base"], base)
-    (reward / RECORD).write_text(record_text(str(base), locate(storage) / "run/reward/export"))
+    (reward / RECORD).write_text(ModelDir(str(base)).record_text(locate(storage) / "run/reward/export"))
     (reward / CARD).write_text(json.dumps(read_card(export) | {"base": str(base)}))
     before = ModelScorer(str(reward), NoiseFrames(), MODEL, 10**4, 2**28)(ANSWERS)
     print_before = reward_fingerprint(str(reward))
@@ -350,7 +373,7 @@ def test_a_reward_model_that_lacks_a_part_is_refused_before_it_is_loaded(export,
 
 
 @pytest.mark.slow
-def test_a_pool_in_ray(ray_session, export):
+def test_reward_pool_scores_on_ray_actors(ray_session, export):
     """Two actors, answers by key; they load the same model."""
     pool = start_reward_pool(
         [{"num_cpus": 0}] * 2,

@@ -9,7 +9,7 @@ from ray.exceptions import ActorDiedError, GetTimeoutError
 
 from actors.reward_pool import RewardPool
 from rlaif.errors import ContractError, DeadlineError
-from rlaif.records import Answer, Masked, Prompt, Scored
+from rlaif.records import Masked, Prompt, RewardInput, Scored
 
 LIMIT, LOADING = 10.0, 100.0
 
@@ -19,7 +19,7 @@ class Call:
     """A call that an actor was asked for. Actors run their calls in order, at the time that the clock says."""
 
     actor: Actor
-    answers: list[Answer] | None
+    answers: list[RewardInput] | None
 
 
 @dataclass(eq=False)
@@ -27,7 +27,7 @@ class Actor:
     """Takes a second for each answer, and for ever for a prompt that it hangs at."""
 
     world: World
-    asked: list[list] = field(default_factory=list)
+    requests: list[list] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     free_at: float = 0.0
     dead: bool = False
@@ -43,7 +43,7 @@ class Method:
 
     def remote(self, answers=None):
         if answers is not None:
-            self.actor.asked.append([answer.key for answer in answers])
+            self.actor.requests.append([answer.key for answer in answers])
         call = Call(self.actor, answers)
         self.actor.calls.append(call)
         return id(self.actor.world.add(call))  # the world keeps the call, so that ids stay unique
@@ -98,7 +98,7 @@ class World:
 
 
 def answers(*prompts, n=2):
-    return [Answer((name, index), Prompt(name, "v", "q"), (), "a") for name in prompts for index in range(n)]
+    return [RewardInput((name, index), Prompt(name, "v", "q"), "a") for name in prompts for index in range(n)]
 
 
 def masked(outcomes):
@@ -111,7 +111,7 @@ def test_every_answer_is_scored_and_each_batch_goes_to_the_actor_with_the_least_
     batches = [pool.score(answers(*names)) for names in (["a", "b", "c"], ["d"], ["e"], ["f"], [])]
     outcomes = pool.collect(batches)
     assert outcomes.keys() == {answer.key for answer in answers(*"abcdef")} and masked(outcomes) == []
-    assert [len(actor.asked) for actor in world.actors] == [1, 3]
+    assert [len(actor.requests) for actor in world.actors] == [1, 3]
     assert pool.busy_seconds() == 6.0 and pool.replaced == []
 
 
@@ -127,26 +127,26 @@ def test_a_prompt_that_stops_its_actor_costs_no_other_prompt(harm, reason, count
     assert reason in outcomes["b", 0].reason and "2 times" in outcomes["b", 0].reason
     assert len(pool.replaced) == 2 and len(world.actors) == count + 2
     assert [actor.dead for actor in world.actors].count(True) == 2
-    asked = [key for actor in world.actors for batch in actor.asked for key in batch]
-    assert asked.count(("b", 0)) == 2
+    requests = [key for actor in world.actors for batch in actor.requests for key in batch]
+    assert requests.count(("b", 0)) == 2
     assert not masked(pool.collect([pool.score(answers("f"))]))  # it goes on
 
 
-def test_several_such_prompts_end_too():
+def test_several_hanging_prompts_are_masked():
     world = World(hangs="abc")
     outcomes = (pool := world.pool()).collect([pool.score(answers(*"abcd"))])
     assert masked(outcomes) == ["a", "b", "c"] and len(pool.replaced) == 4
     assert world.now < 5 * LIMIT + 10
 
 
-def test_the_limit_is_for_one_batch_not_for_what_waits_before_it():
+def test_timeout_counts_from_the_start_of_a_batch():
     world = World()
     pool = world.pool()
     batches = [pool.score(answers(name, n=8)) for name in "abcd"]
     assert masked(pool.collect(batches)) == [] and world.now == 32.0 and pool.replaced == []
 
 
-def test_a_driver_that_was_busy_elsewhere_takes_what_is_there_before_it_judges():
+def test_finished_results_are_taken_before_a_timeout_is_judged():
     world = World()
     pool = world.pool()
     batches = [pool.score(answers(name, n=8)) for name in "ab"]
@@ -154,7 +154,7 @@ def test_a_driver_that_was_busy_elsewhere_takes_what_is_there_before_it_judges()
     assert masked(pool.collect(batches)) == [] and pool.replaced == []
 
 
-def test_an_actor_that_does_not_load_is_an_error_not_replaced_for_ever():
+def test_actor_that_never_loads_raises_instead_of_being_replaced():
     world = World(loads=False)
     pool = world.pool()
     with pytest.raises(DeadlineError, match="ready within 100 s"):

@@ -17,7 +17,7 @@ from actors.features import FeatureClient
 from actors.frames import FrameClient, LocalFrames, start_frame_store
 from actors.pool import RolloutPool
 from actors.rollout import start_rollout
-from cluster.publish import pack
+from cluster.publish import pack_weights
 from cluster.remote import ask
 from rlaif.config.cluster import Rollout
 from rlaif.config.schema import Sampling
@@ -29,7 +29,7 @@ from rlaif.models.vlm import load_vlm
 from rlaif.records import Prompt
 from rlaif.worlds.shapes.render import write_mp4
 
-WORDS = "a red blue circle moves left right and what do you see ?".split()
+WORDS = ["a", "red", "blue", "circle", "moves", "left", "right", "and", "what", "do", "you", "see", "?"]
 SAMPLING = Sampling(max_tokens=6)
 
 
@@ -45,7 +45,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A directory that holds pickles too, which the actors must not touch."""
+    """Return a model directory with pickles in it, which the actors must not touch."""
     import bombs  # here, because actors that run a function of this file import the file
 
     path = build_tiny(tmp_path_factory.mktemp("tiny"), WORDS, seed=0)
@@ -77,7 +77,7 @@ def fellows(start, actor):
 
 
 def noisy(model: str) -> dict[str, torch.Tensor]:
-    """The model's weights with noise on them, head included."""
+    """Return the model's weights with noise on them, head included."""
     from transformers import AutoModelForImageTextToText
 
     state = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32).state_dict()
@@ -110,7 +110,7 @@ def features(ray_session):
 
 @pytest.fixture(scope="module")
 def handed(ray_session, root, model, features):
-    """An actor whose engine gets features instead of frames."""
+    """Start an actor whose engine gets features instead of frames."""
     rollout = Rollout(max_model_len=256, cpu_kv_cache_gib=0.1, max_num_seqs=8, vision="shared")
     frames = partial(LocalFrames, root, 8)
     spec = EngineSpec(model, "float32", rollout=rollout)
@@ -130,7 +130,7 @@ def test_handed_features_give_the_answers_of_pixels_and_are_computed_once(actor,
     assert ask(handed.__ray_call__.remote(lambda actor: actor._engine.encoded)) == 0
     learner = VisionCache(2**24, FeatureClient(features))
     vlm, encoder = load_vlm(model, "float32"), Encoder(model, LocalFrames(root, 8))
-    learner.of(vlm, tower_key(vlm), [encoder.video(f"{i}.mp4") for i in range(3)], torch.device("cpu"))
+    learner.for_batch(vlm, tower_key(vlm), [encoder.video(f"{i}.mp4") for i in range(3)], torch.device("cpu"))
     counters = ask(features.counters.remote())
     assert learner.passes == 0 and (counters["passes"], counters["keys"], counters["hits"]) == (3, 3, 3)
 
@@ -139,9 +139,9 @@ def test_features_of_another_tower_under_this_ones_key_are_an_error(handed, feat
     rival = load_vlm(str(build_tiny(tmp_path, WORDS, seed=1)), "float32")
     encoder, key = Encoder(str(tmp_path), LocalFrames(root, 8)), ask(handed.__ray_call__.remote(_tower_of))
     video = encoder.video("3.mp4")
-    made = tower_output(rival, tower_key(rival), video, torch.device("cpu"))
-    FeatureClient(features).get((key, video.spec.hash), lambda: made)
-    with pytest.raises(ContractError, match=f"tower {key}(.|\n)*tower {made.tower}"):
+    theirs = tower_output(rival, tower_key(rival), video, torch.device("cpu"))
+    FeatureClient(features).get((key, video.spec.hash), lambda: theirs)
+    with pytest.raises(ContractError, match=f"tower {key}(.|\n)*tower {theirs.tower}"):
         ask(handed.generate.remote([Prompt("p", "3.mp4", "what ?")], 1, 0, SAMPLING, 0))
 
 
@@ -152,7 +152,7 @@ def test_a_published_tower_must_be_the_one_that_features_come_from(ray_session, 
     state["lm_head.weight"] = state["model.language_model.embed_tokens.weight"]
     other = state | {"model.visual.merger.mlp.0.weight": state["model.visual.merger.mlp.0.weight"] + 0.1}
     for version, tensors in ((1, other), (2, state)):
-        manifest, buckets = pack(tensors.items(), 1 << 20, version=version, put=ray_session.put)
+        manifest, buckets = pack_weights(tensors.items(), 1 << 20, version=version, put=ray_session.put)
         if version == 1:
             with pytest.raises(ContractError, match="merger.mlp.0.weight(.|\n)*Set rollout.vision=engine"):
                 ask(handed.publish.remote(manifest, buckets))
@@ -174,11 +174,11 @@ def test_an_answer_depends_on_its_key_and_seed_not_on_the_call(actor):
     assert texts(prompts()[:2], 1) != both
 
 
-def test_published_weights_reach_the_actor_through_the_pool(ray_session, actor, model):
+def test_pool_publishes_weights_to_the_actor(ray_session, actor, model):
     pool, state = RolloutPool({"only": actor}), noisy(model)
     pool.submit("before", prompts()[:3], 2, 0, SAMPLING)
-    pool.publish(*pack(state.items(), 1 << 20, version=5, put=ray_session.put))
-    receipt = pool.committed(timeout=120)["only"]
+    pool.fleet.publish(*pack_weights(state.items(), 1 << 20, version=5, put=ray_session.put))
+    receipt = pool.fleet.committed(timeout=120)["only"]
     assert (receipt.version, ask(actor.version.remote())) == (5, 5)
     pool.submit("after", prompts()[:3], 2, 0, SAMPLING)
     before, after = (
@@ -201,7 +201,7 @@ def test_a_publish_that_did_not_arrive_whole_leaves_the_version_in_place(ray_ses
 
     before = ask(actor.version.remote())
     state = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32).state_dict()
-    manifest, buckets = pack(state.items(), 1 << 19, version=before + 1)
+    manifest, buckets = pack_weights(state.items(), 1 << 19, version=before + 1)
     name = sorted(buckets[1])[0]
     if fault == "flipped":
         bits = buckets[1][name].copy()
@@ -220,7 +220,7 @@ def test_a_publish_that_did_not_arrive_whole_leaves_the_version_in_place(ray_ses
     assert len(ask(actor.generate.remote(prompts()[:1], 2, 0, SAMPLING, before)).samples) == 2
 
 
-def test_answers_are_cut_at_a_given_token(actor, model):
+def test_truncate_at_cuts_answers(actor, model):
     version = ask(actor.version.remote())
 
     def generate(sampling):
@@ -232,11 +232,11 @@ def test_answers_are_cut_at_a_given_token(actor, model):
     for before, after in zip(whole, cut, strict=True):
         assert before.key == after.key
         tokens = before.response_ids.tolist()
-        kept = tokens.index(stop) + 1 if stop in tokens else len(tokens)
-        assert after.response_ids.tolist() == tokens[:kept] and len(after.logprobs) == kept
-        assert np.array_equal(after.logprobs, before.logprobs[:kept])
+        length = tokens.index(stop) + 1 if stop in tokens else len(tokens)
+        assert after.response_ids.tolist() == tokens[:length] and len(after.logprobs) == length
+        assert np.array_equal(after.logprobs, before.logprobs[:length])
         assert after.finish_reason == ("cut" if stop in tokens else before.finish_reason)
-        assert after.response == (Encoder(model).text(tokens[:kept]) if stop in tokens else before.response)
+        assert after.response == (Encoder(model).text(tokens[:length]) if stop in tokens else before.response)
     assert any(sample.finish_reason == "cut" for sample in cut)
     with pytest.raises(ConfigError, match="truncate_at"):
         generate(SAMPLING.model_copy(update={"truncate_at": ("never",)}))
@@ -244,7 +244,7 @@ def test_answers_are_cut_at_a_given_token(actor, model):
 
 def damaged(ray_session, model: str, version: int, fault: str):
     """Manifest and references of a publish that did not leave the learner whole, and what it lost."""
-    manifest, buckets = pack(noisy(model).items(), 1 << 19, version=version)
+    manifest, buckets = pack_weights(noisy(model).items(), 1 << 19, version=version)
     name = min(buckets[1])
     if fault == "flipped byte":
         bits = buckets[1][name].copy()
@@ -266,14 +266,14 @@ def test_a_publish_that_is_broken_for_everybody_names_tensor_and_actor_and_all_k
     before = ask(actor.version.remote())
     pool = RolloutPool({"left": actor}, before)
     manifest, refs, tensor = damaged(ray_session, model, before + 1, fault)
-    pool.publish(manifest, refs, 10.0)
+    pool.fleet.publish(manifest, refs, 10.0)
     with pytest.raises(ContractError) as caught:
-        pool.committed(timeout=60)
+        pool.fleet.committed(timeout=60)
     assert tensor in caught.value.found and "rollout actor 'left', twice" in caught.value.found
     assert versions([actor]) == [before]
     assert len(ask(actor.generate.remote(prompts()[:1], 2, 0, SAMPLING, before)).samples) == 2
-    pool.publish(*pack(noisy(model).items(), 1 << 19, version=before + 1, put=ray_session.put))
-    assert pool.committed(timeout=60)["left"].version == before + 1
+    pool.fleet.publish(*pack_weights(noisy(model).items(), 1 << 19, version=before + 1, put=ray_session.put))
+    assert pool.fleet.committed(timeout=60)["left"].version == before + 1
 
 
 def test_two_publishes_at_once_and_the_first_of_them_broken(ray_session, actor, model):
@@ -281,11 +281,11 @@ def test_two_publishes_at_once_and_the_first_of_them_broken(ray_session, actor, 
     before = ask(actor.version.remote())
     pool = RolloutPool({"left": actor}, before)
     manifest, refs, _ = damaged(ray_session, model, before + 1, "flipped byte")
-    pool.publish(manifest, refs)
-    pool.publish(*pack(noisy(model).items(), 1 << 19, version=before + 2, put=ray_session.put))
-    pool.publish(*pack(noisy(model).items(), 1 << 19, version=before + 3, put=ray_session.put))
+    pool.fleet.publish(manifest, refs)
+    pool.fleet.publish(*pack_weights(noisy(model).items(), 1 << 19, version=before + 2, put=ray_session.put))
+    pool.fleet.publish(*pack_weights(noisy(model).items(), 1 << 19, version=before + 3, put=ray_session.put))
     pool.submit("after", prompts()[:3], 2, 0, SAMPLING)
-    assert pool.committed(timeout=60)["left"].version == before + 3 and versions([actor]) == [before + 3]
+    assert pool.fleet.committed(timeout=60)["left"].version == before + 3 and versions([actor]) == [before + 3]
     samples = [s for part in pool.results("after", timeout=60) for s in part.samples]
     assert len(samples) == 6 and {s.policy_version for s in samples} == {before + 3}
 
@@ -294,8 +294,8 @@ def test_two_publishes_at_once_and_the_first_of_them_broken(ray_session, actor, 
 def test_bytes_that_change_on_the_way_to_one_actor_are_sent_to_it_again(ray_session, actor, fellows, model):
     pool = RolloutPool({"left": actor, "right": fellows[0]}, 0)
     ask(fellows[0].__ray_call__.remote(_flip_once))
-    pool.publish(*pack(noisy(model).items(), 1 << 19, version=50, put=ray_session.put))
-    assert sorted(pool.committed(timeout=60)) == ["left", "right"] and pool.dead == {}
+    pool.fleet.publish(*pack_weights(noisy(model).items(), 1 << 19, version=50, put=ray_session.put))
+    assert sorted(pool.fleet.committed(timeout=60)) == ["left", "right"] and pool.fleet.dead == {}
     assert ask(fellows[0].__ray_call__.remote(lambda body: body.flipped)) == 1
     pool.submit("b", prompts()[:3], 2, 0, SAMPLING)
     assert {s.policy_version for part in pool.results("b", timeout=60) for s in part.samples} == {50}
@@ -308,14 +308,14 @@ def _flip_once(body) -> None:
     usual, body.flipped = ray.get, 0
 
     def get(ref, **options):
-        found = usual(ref, **options)
-        if isinstance(found, dict) and not body.flipped:
+        arrays = usual(ref, **options)
+        if isinstance(arrays, dict) and not body.flipped:
             body.flipped = 1
-            name = min(found)
-            bits = found[name].copy()
+            name = min(arrays)
+            bits = arrays[name].copy()
             bits.reshape(-1).view(np.uint8)[0] ^= 1
-            found = found | {name: bits}
-        return found
+            arrays = arrays | {name: bits}
+        return arrays
 
     ray.get = get
 
@@ -331,25 +331,28 @@ def test_a_receiver_that_is_killed_and_one_that_hangs_in_a_publish(ray_session, 
 
     killed, hung = ask([fellow.__ray_call__.remote(lambda _: os.getpid()) for fellow in fellows])
     actors = {"left": actor, "killed": fellows[0], "hung": fellows[1]}
-    first = pack(noisy(model).items(), 1 << 19, version=60, put=ray_session.put)
+    first = pack_weights(noisy(model).items(), 1 << 19, version=60, put=ray_session.put)
     pool = RolloutPool(actors, 0)
-    pool.publish(*first)
-    assert sorted(pool.committed(timeout=60)) == ["hung", "killed", "left"]
-    manifest, refs = pack(noisy(model).items(), 1 << 19, version=61, put=ray_session.put)
+    pool.fleet.publish(*first)
+    assert sorted(pool.fleet.committed(timeout=60)) == ["hung", "killed", "left"]
+    manifest, refs = pack_weights(noisy(model).items(), 1 << 19, version=61, put=ray_session.put)
     refs[1] = slowly.remote(refs[1])
     try:
         os.kill(hung, signal.SIGSTOP)
         pool.submit("owed", prompts()[:3], 2, 0, SAMPLING)
-        pool.publish(manifest, refs, 30.0)
+        pool.fleet.publish(manifest, refs, 30.0)
         time.sleep(1)  # all of them wait for the second bucket now
         os.kill(killed, signal.SIGKILL)
         began = time.monotonic()
-        receipts = pool.committed(timeout=8)
+        receipts = pool.fleet.committed(timeout=8)
         assert time.monotonic() - began < 60
     finally:
         os.kill(hung, signal.SIGKILL)  # a stopped process does not end by itself
-    assert list(receipts) == ["left"] and receipts["left"].version == 61 and pool.actors == ["left"]
-    assert sorted(pool.dead) == ["hung", "killed"] and "did not take version 61 within 8 s" in pool.dead["hung"]
+    assert list(receipts) == ["left"] and receipts["left"].version == 61 and pool.fleet.names == ["left"]
+    assert (
+        sorted(pool.fleet.dead) == ["hung", "killed"]
+        and "did not take version 61 within 8 s" in pool.fleet.dead["hung"]
+    )
     samples = [s for part in pool.results("owed", timeout=60) for s in part.samples]
     assert {s.key for s in samples} == {(f"p{i}", j) for i in range(3) for j in range(2)}
     assert {s.policy_version for s in samples} <= {60, 61} and versions([actor]) == [61]

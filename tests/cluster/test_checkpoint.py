@@ -1,4 +1,4 @@
-"""Checkpoints: killed at every step of a save, damaged, on a full disk, in a bucket, and with something planted."""
+"""Checkpoints: kills at every step of a save, damage, full disks, buckets, and planted files."""
 
 import errno
 import json
@@ -55,6 +55,8 @@ store.save(3, write)
 
 
 def write_number(number: int):
+    """Return a writer of a checkpoint with a number in its tensors and its record."""
+
     def write(folder: Path) -> None:
         save_tensors(folder / "weights.safetensors", {"w": np.full(1000, number, np.float32)})
         save_json(folder / "state.json", {"number": number})
@@ -63,6 +65,7 @@ def write_number(number: int):
 
 
 def number_in(store: Checkpoints) -> int:
+    """Return the number of the newest checkpoint, after a check of its tensors."""
     folder = store.load(store.latest())
     number = load_json(folder / "state.json")["number"]
     assert load_tensors(folder / "weights.safetensors")["w"].eq(number).all()
@@ -79,15 +82,16 @@ def store(tmp_path) -> Checkpoints:
 
 @pytest.fixture
 def bucket() -> Checkpoints:
-    """An object store without renames, in memory."""
+    """Return checkpoints in an object store, in memory, which cannot rename."""
     return Checkpoints(f"fsspec+memory:///{uuid.uuid4().hex}/checkpoints", keep=2)
 
 
 def leftovers(store: Checkpoints) -> list[str]:
+    """Return the hidden folders of saves and deletions that did not finish."""
     return [name for name in store.root.children() if name.startswith(".")]
 
 
-def test_save_load_prune(store, tmp_path):
+def test_save_keeps_the_newest_and_the_protected_checkpoints(store, tmp_path):
     assert store.latest().iteration == 2 and store.latest().meta == {"number": 2}
     store.save(3, write_number(3), protect={1})
     assert store.iterations() == [1, 2, 3], "the protected one outlives `keep`"
@@ -109,8 +113,8 @@ def test_save_load_prune(store, tmp_path):
         ("while pruning", 3),
     ],
 )
-def test_killed_while_saving(store, tmp_path, point, survivor):
-    """Whatever step a SIGKILL hits, the newest complete one loads and the newest one before the save is still there."""
+def test_a_kill_at_any_step_of_a_save_loses_no_complete_checkpoint(store, tmp_path, point, survivor):
+    """The newest complete checkpoint loads, and the newest one before the save is still there."""
     command = [sys.executable, "-c", SAVE_AND_DIE, str(tmp_path / "checkpoints"), point]
     died = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert died.returncode == -signal.SIGKILL, died.stderr
@@ -120,11 +124,11 @@ def test_killed_while_saving(store, tmp_path, point, survivor):
         assert number_in(store) == 2
     store.save(4, write_number(4))
     assert number_in(store) == 4 and leftovers(store) == []
-    assert store.iterations() == [survivor, 4], "no complete one was lost before `keep` newer ones existed"
+    assert store.iterations() == [survivor, 4], "a complete one was lost before `keep` newer ones existed"
 
 
 @pytest.mark.parametrize("harm", ["flip", "truncate", "delete", "manifest", "no manifest"])
-def test_damage_is_detected_and_passed_over(store, tmp_path, caplog, harm):
+def test_a_damaged_checkpoint_is_skipped_and_named(store, tmp_path, caplog, harm):
     folder = tmp_path / "checkpoints/000002"
     victim = folder / ("weights.safetensors" if "manifest" not in harm else "manifest.json")
     data = bytearray(victim.read_bytes())
@@ -135,33 +139,33 @@ def test_damage_is_detected_and_passed_over(store, tmp_path, caplog, harm):
         victim.write_bytes(data)
     else:
         victim.write_bytes(data[:-7])
-    found = store.latest()
-    assert found.iteration == 1 and number_in(store) == 1
-    assert len(found.passed_over) == 1 and found.passed_over[0].startswith("000002: ")
+    ref = store.latest()
+    assert ref.iteration == 1 and number_in(store) == 1
+    assert len(ref.passed_over) == 1 and ref.passed_over[0].startswith("000002: ")
     assert "000002 is not used" in caplog.text
     store.save(2, write_number(20))
     assert number_in(store) == 20, "a damaged one is replaced"
 
 
 @pytest.mark.parametrize("pointer", [None, '{"iteration": 1}', "garb", '{"iteration": 9, "path": "000009"}'])
-def test_latest_json_is_only_a_hint(store, tmp_path, caplog, pointer):
+def test_latest_ignores_a_wrong_latest_json(store, tmp_path, caplog, pointer):
     path = tmp_path / "checkpoints/latest.json"
     path.unlink() if pointer is None else path.write_text(pointer)
     assert store.latest().iteration == 2
     assert "the newest complete is 000002" in caplog.text
 
 
-def test_nothing_saved_yet(tmp_path):
+def test_latest_is_none_if_nothing_was_saved(tmp_path):
     assert Checkpoints(tmp_path / "none").latest() is None
 
 
-def test_a_complete_one_is_never_replaced(store):
+def test_begin_refuses_to_replace_a_complete_checkpoint(store):
     with pytest.raises(CheckpointError, match="a complete one at"):
         store.begin(2)
     assert number_in(store) == 2
 
 
-def test_rewind_retires_newer_ones_until_the_next_save(store):
+def test_rewind_hides_newer_checkpoints_and_the_next_save_deletes_them(store):
     store.rewind(1)
     assert number_in(store) == 1 and len(leftovers(store)) == 1
     store.save(2, write_number(22))
@@ -170,7 +174,7 @@ def test_rewind_retires_newer_ones_until_the_next_save(store):
     assert store.latest() is None and not (store.root / "latest.json").exists()
 
 
-def test_several_writers(store):
+def test_several_writers_share_a_checkpoint(store):
     staging = store.begin(3)
     for rank in range(2):
         with staging.writer(f"rank{rank}") as folder:
@@ -181,7 +185,7 @@ def test_several_writers(store):
     assert load_tensors(folder / "rank1/shard.safetensors")["w"].tolist() == [1.0] * 3
 
 
-def test_a_writer_that_did_not_finish_fails_the_commit(store):
+def test_commit_fails_if_a_writer_did_not_finish(store):
     staging = store.begin(3)
     with staging.writer("rank0") as folder:
         (folder / "a").write_text("a")
@@ -194,7 +198,7 @@ def test_a_writer_that_did_not_finish_fails_the_commit(store):
     assert leftovers(store) == [] and number_in(store) == 2
 
 
-def test_bytes_that_change_between_write_and_commit_are_caught(store):
+def test_commit_fails_if_bytes_change_after_the_write(store):
     staging = store.begin(3)
     with staging.writer() as folder:
         (folder / "a").write_bytes(b"good")
@@ -208,15 +212,15 @@ def full_disk_by_monkeypatch(folder: Path) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / "half"))
 
 
-def test_full_disk_leaves_older_checkpoints_alone(store):
+def test_a_full_disk_leaves_older_checkpoints_untouched(store):
     with pytest.raises(CheckpointError, match="No space left on device") as caught:
         store.save(3, full_disk_by_monkeypatch)
-    assert "free space" in caught.value.change
+    assert "Free space" in caught.value.fix
     assert leftovers(store) == [] and store.iterations() == [1, 2] and number_in(store) == 2
 
 
-def test_a_write_that_the_kernel_refuses(store, tmp_path):
-    """The real thing: a file size limit makes safetensors' own writer fail in the middle of a file."""
+def test_a_write_that_the_kernel_refuses_is_a_checkpoint_error(store, tmp_path):
+    """A real failure: a limit on the size of files makes safetensors' own writer fail in the middle of a file."""
     script = """
 import resource, sys
 from pathlib import Path
@@ -236,7 +240,7 @@ except CheckpointError as error:
     assert leftovers(store) == [] and number_in(store) == 2
 
 
-def test_no_room_is_known_before_anything_is_written(store, monkeypatch):
+def test_begin_fails_if_the_disk_is_too_small(store, monkeypatch):
     with pytest.raises(CheckpointError, match="MiB free for checkpoint 000003"):
         store.begin(3, nbytes=2**60)
     free = os.statvfs(store.root.local)
@@ -255,7 +259,7 @@ class Bomb:
 
 
 def test_a_planted_pickle_never_runs(store, tmp_path):
-    """Also when whoever planted it corrected the manifest."""
+    """The manifest is correct here: an attacker who can plant a file can also correct the manifest."""
     canary = tmp_path / "canary"
     bomb = pickle.dumps(Bomb(canary))
     (tmp_path / "checkpoints/000002/extra.pt").write_bytes(bomb)
@@ -270,10 +274,10 @@ def test_a_planted_pickle_never_runs(store, tmp_path):
         load_json(folder / "state.json")
     assert not canary.exists()
     pickle.loads(bomb)
-    assert canary.exists(), "the bomb works"
+    assert canary.exists(), "the bomb does not work, so the test shows nothing"
 
 
-def test_a_manifest_cannot_name_files_outside(store, tmp_path):
+def test_a_manifest_that_names_files_outside_is_refused(store, tmp_path):
     path = tmp_path / "checkpoints/000002/manifest.json"
     manifest = json.loads(path.read_text())
     manifest["files"]["../../secret"] = {"size": 1, "sha256": "0"}
@@ -281,7 +285,7 @@ def test_a_manifest_cannot_name_files_outside(store, tmp_path):
     assert "names ../../secret" in store.latest().passed_over[0]
 
 
-def test_another_models_checkpoint_is_refused():
+def test_a_checkpoint_of_another_model_is_refused():
     meta = {"model": "sha-a", "stage": "ppo"}
     check_identity(meta, {"model": "sha-a"})
     with pytest.raises(CheckpointError) as caught:
@@ -289,7 +293,7 @@ def test_another_models_checkpoint_is_refused():
     assert caught.value.found == "ppo.model: checkpoint sha-a, now sha-b; ppo.world: checkpoint null, now 2"
 
 
-def test_tensors_survive_exactly(tmp_path):
+def test_tensors_are_loaded_as_they_were_saved(tmp_path):
     tied = torch.arange(6, dtype=torch.float32).reshape(2, 3)
     read_only = np.arange(3)
     read_only.flags.writeable = False
@@ -306,18 +310,19 @@ def test_tensors_survive_exactly(tmp_path):
     loaded = load_tensors(tmp_path / "t.safetensors")
     assert loaded.keys() == tensors.keys()
     for name, tensor in tensors.items():
-        assert loaded[name].dtype == torch.as_tensor(np.array(tensor) if name == "read only" else tensor).dtype
-        assert torch.equal(loaded[name], torch.as_tensor(np.array(tensor) if name == "read only" else tensor)), name
+        expected = torch.as_tensor(np.array(tensor) if name == "read only" else tensor)
+        assert loaded[name].dtype == expected.dtype
+        assert torch.equal(loaded[name], expected), name
 
 
-def test_ray_train_reads_it(store):
+def test_ray_train_reads_a_checkpoint(store):
     checkpoint = store.latest().as_ray()
     with checkpoint.as_directory() as folder:
         assert load_json(Path(folder) / "state.json") == {"number": 2}
 
 
-def test_bucket(bucket, monkeypatch):
-    """Without renames the manifest, written last, publishes."""
+def test_a_bucket_publishes_with_the_manifest(bucket, monkeypatch):
+    """A bucket cannot rename, so the manifest is written last."""
     for number in (1, 2, 3):
         bucket.save(number, write_number(number), meta={"n": number})
     assert bucket.iterations() == [2, 3] and number_in(bucket) == 3
@@ -334,7 +339,7 @@ def test_bucket(bucket, monkeypatch):
         assert load_json(Path(folder) / "state.json") == {"number": 33}
 
 
-def test_bucket_crash_before_the_manifest(bucket):
+def test_a_bucket_ignores_a_save_without_manifest(bucket):
     bucket.save(1, write_number(1))
     staging = bucket.begin(2)
     with staging.writer("rank0") as folder:

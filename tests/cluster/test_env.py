@@ -1,4 +1,4 @@
-"""What actors find in their environment."""
+"""Environment variables of the actors of each role."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from rlaif.config.cluster import Cluster
 from rlaif.config.schema import Model
 
 
-class Started(Exception):
-    """Holds the environment of an actor that would start now."""
+class StartedError(Exception):
+    """Carries the environment of an actor that would start now."""
 
 
 class Remote:
-    """Stands for Ray's `remote`: the first actor to be given options ends the test with them."""
+    """Stands for Ray's `remote`: the options of the first actor end the test."""
 
     def options(self, runtime_env, **options):
-        raise Started(runtime_env["env_vars"])
+        raise StartedError(runtime_env["env_vars"])
 
 
 def start(role: str, dtype: str) -> None:
+    """Start an actor of a role on a GPU, with a model of a dtype."""
     if role == "rollout":
         rollout.start_rollout(EngineSpec("model", dtype), None, "cuda")
     elif role == "reward":
@@ -37,13 +38,13 @@ def start(role: str, dtype: str) -> None:
 
 @pytest.mark.parametrize("role", ["rollout", "reward", "learner"])
 @pytest.mark.parametrize(("dtype", "precision"), [("float32", "ieee"), ("bfloat16", None)])
-def test_float32_is_multiplied_as_float32_in_every_role(monkeypatch, role, dtype, precision):
+def test_triton_multiplies_float32_exactly_in_every_role(monkeypatch, role, dtype, precision):
     monkeypatch.setattr("ray.remote", lambda actor: Remote())
-    with pytest.raises(Started) as started:
+    with pytest.raises(StartedError) as started:
         start(role, dtype)
     assert started.value.args[0].get("TRITON_F32_DEFAULT") == precision
 
 
-def test_an_actor_without_a_model_needs_no_precision():
+def test_an_actor_without_a_model_sets_no_precision():
     assert "TRITON_F32_DEFAULT" not in actor_env(2, "cuda")
     assert reward_pool.ray is group.ray

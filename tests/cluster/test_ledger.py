@@ -1,4 +1,4 @@
-"""The ledger's transitions, its refusals, and its way through a checkpoint."""
+"""The ledger: its transitions, the steps that it refuses, and its state in a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ KEYS = [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
 
 
 def rewarded(ledger: Ledger, iteration: int, keys=KEYS) -> Ledger:
+    """Move samples of an iteration to `rewarded`."""
     for key in keys:
         ledger.move(iteration, key, "generated")
         ledger.move(iteration, key, "rewarded")
@@ -20,12 +21,13 @@ def rewarded(ledger: Ledger, iteration: int, keys=KEYS) -> Ledger:
 
 
 def issued(iteration: int = 0) -> Ledger:
+    """Return a ledger with one iteration, all of whose samples are issued."""
     ledger = Ledger()
     ledger.issue(iteration, KEYS)
     return ledger
 
 
-def test_an_iteration_from_its_prompts_to_the_update():
+def test_an_iteration_counts_trained_and_masked_samples():
     ledger = issued()
     rewarded(ledger, 0, KEYS[:2])
     ledger.move(0, KEYS[2], "generated")
@@ -57,7 +59,7 @@ def test_an_iteration_from_its_prompts_to_the_update():
         (lambda ledger: ledger.issue(0, KEYS[:3]), "others"),
     ],
 )
-def test_a_step_that_would_lose_or_double_a_sample_is_refused(step, names):
+def test_a_step_that_would_lose_or_repeat_a_sample_is_refused(step, names):
     ledger = issued()
     with pytest.raises(ContractError, match=names):
         step(ledger)
@@ -81,7 +83,7 @@ def test_iterations_settle_in_order_and_once():
         ledger.settle(5)
 
 
-def test_what_was_in_flight_comes_back_as_issued_and_counts_as_reissued():
+def test_samples_in_flight_are_restored_as_issued_and_count_as_reissued():
     ledger = rewarded(issued(0), 0)
     ledger.issue(1, KEYS)
     ledger.move(1, KEYS[0], "generated")
@@ -95,7 +97,7 @@ def test_what_was_in_flight_comes_back_as_issued_and_counts_as_reissued():
     back.load_state_dict(saved)
     assert back.state_dict() == ledger.state_dict() and back.metrics()["ledger/open"] == 4
     with pytest.raises(ContractError, match="issued"):
-        back.move(1, KEYS[0], "rewarded")  # what was generated died with the run
+        back.move(1, KEYS[0], "rewarded")  # the generated text was lost with the run
     back.issue(1, KEYS)
     assert back.metrics()["ledger/reissued"] == 3 + 4
     rewarded(back, 1)
@@ -105,7 +107,7 @@ def test_what_was_in_flight_comes_back_as_issued_and_counts_as_reissued():
     assert back.metrics() == {"ledger/trained": 8, "ledger/masked": 0, "ledger/reissued": 7, "ledger/open": 0}
 
 
-def test_more_samples_join_an_open_iteration_only():
+def test_samples_can_be_added_only_to_an_open_iteration():
     ledger = issued()
     ledger.mask(0, ("a", 0))
     ledger.extend(0, [("c", 0)])
@@ -114,7 +116,7 @@ def test_more_samples_join_an_open_iteration_only():
         ledger.extend(1, [("c", 0)])
 
 
-def test_what_a_resume_asks_for_next_follows_from_the_checkpoint():
+def test_a_restored_ledger_knows_the_next_iteration_and_what_is_in_flight():
     ledger = issued()
     ledger.issue(1, KEYS[:1])
     resumed = Ledger.of(json.loads(json.dumps(ledger.state_dict())))

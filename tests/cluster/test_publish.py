@@ -1,4 +1,4 @@
-"""Weights survive the trip bit by bit, and whatever does not is named."""
+"""Weights arrive bit by bit; the error for a damaged transfer names the tensor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.publish import Manifest, TensorInfo, checksum, from_wire, pack, unpack, verify_tensors, word_sum
+from cluster.publish import (
+    Manifest,
+    TensorInfo,
+    checksum,
+    from_wire,
+    pack_weights,
+    unpack_weights,
+    verify_tensors,
+    word_sum,
+)
 from rlaif.errors import ContractError
 
 
@@ -27,9 +36,9 @@ def weights() -> dict[str, torch.Tensor]:
 
 def test_every_dtype_and_layout_arrives_bit_by_bit():
     sent = weights()
-    manifest, buckets = pack(sent.items(), 1 << 20, version=3)
+    manifest, buckets = pack_weights(sent.items(), 1 << 20, version=3)
     manifest, buckets = pickle.loads(pickle.dumps((manifest, buckets)))
-    arrays = unpack(manifest, buckets)
+    arrays = unpack_weights(manifest, buckets)
     assert list(arrays) == list(sent) and manifest.version == 3
     assert manifest.nbytes == sum(tensor.nbytes for tensor in sent.values())
     for name, tensor in sent.items():
@@ -37,26 +46,29 @@ def test_every_dtype_and_layout_arrives_bit_by_bit():
         assert back.dtype == tensor.dtype and torch.equal(back, tensor)
 
 
-def test_buckets_are_closed_when_full_and_handed_over_one_by_one():
-    taken = []
+def test_full_buckets_are_put_before_the_next_is_filled():
+    names_put, counts = [], []
 
     def tensors():
         for index in range(5):
-            taken.append(len(sizes))
+            counts.append(len(names_put))
             yield f"t{index}", torch.zeros(100)
 
-    sizes = []
-    manifest, buckets = pack(tensors(), 900, version=1, put=lambda bucket: sizes.append(list(bucket)) or len(sizes))
-    assert sizes == [["t0", "t1"], ["t2", "t3"], ["t4"]] and buckets == [1, 2, 3]
-    assert taken == [0, 0, 0, 1, 1]  # the next bucket is filled after the last one has gone
+    def put(bucket):
+        names_put.append(list(bucket))
+        return len(names_put)
+
+    manifest, buckets = pack_weights(tensors(), 900, version=1, put=put)
+    assert names_put == [["t0", "t1"], ["t2", "t3"], ["t4"]] and buckets == [1, 2, 3]
+    assert counts == [0, 0, 0, 1, 1], "the next bucket is filled after the last one has been put"
     assert list(manifest.tensors) == ["t0", "t1", "t2", "t3", "t4"]
 
 
-def test_what_was_sent_does_not_change_with_the_weights():
+def test_packed_weights_do_not_change_with_the_tensors():
     tensor = torch.zeros(4)
-    manifest, buckets = pack([("w", tensor)], 1 << 20, version=1)
+    manifest, buckets = pack_weights([("w", tensor)], 1 << 20, version=1)
     tensor += 1
-    assert unpack(manifest, buckets)["w"].sum() == 0
+    assert unpack_weights(manifest, buckets)["w"].sum() == 0
 
 
 def test_read_only_arrays_make_tensors_without_a_warning(recwarn):
@@ -76,21 +88,21 @@ def test_read_only_arrays_make_tensors_without_a_warning(recwarn):
         (lambda bucket: bucket.update(embed=bucket["embed"].view(np.int32)), "'embed' as int32"),
     ],
 )
-def test_damage_is_named(damage, named):
-    manifest, (bucket,) = pack(weights().items(), 1 << 20, version=7)
+def test_unpack_names_the_damaged_tensor(damage, named):
+    manifest, (bucket,) = pack_weights(weights().items(), 1 << 20, version=7)
     damage(bucket)
     with pytest.raises(ContractError, match=named) as error:
-        unpack(manifest, [bucket])
+        unpack_weights(manifest, [bucket])
     assert "version 7" in str(error.value)
 
 
-def test_two_tensors_that_changed_places_are_noticed():
+def test_unpack_refuses_swapped_tensors():
     same = {"q": torch.ones(3, 3), "k": torch.ones(3, 3)}
-    manifest, (bucket,) = pack(same.items(), 1 << 20, version=1)
+    manifest, (bucket,) = pack_weights(same.items(), 1 << 20, version=1)
     assert manifest.tensors["q"].checksum != manifest.tensors["k"].checksum
     swapped = replace(manifest, tensors={"q": manifest.tensors["k"], "k": manifest.tensors["q"]})
     with pytest.raises(ContractError, match="checksum"):
-        unpack(swapped, [bucket])
+        unpack_weights(swapped, [bucket])
 
 
 def test_the_checksum_covers_shape_and_dtype():
@@ -103,32 +115,36 @@ def test_the_checksum_covers_shape_and_dtype():
     assert len(sums) == 3
 
 
-def test_a_name_may_be_sent_once():
+def test_pack_refuses_a_name_that_occurs_twice():
     with pytest.raises(ContractError, match="twice"):
-        pack([("w", torch.zeros(2)), ("w", torch.zeros(2))], 1 << 20, version=1)
+        pack_weights([("w", torch.zeros(2)), ("w", torch.zeros(2))], 1 << 20, version=1)
 
 
 def described(tensors: dict[str, torch.Tensor]) -> Manifest:
-    infos = {
-        name: TensorInfo(tuple(t.shape), str(t.dtype).removeprefix("torch."), int(word_sum(t)))
-        for name, t in tensors.items()
-    }
+    """Return the manifest of tensors that go from device to device."""
+    infos = {}
+    for name, tensor in tensors.items():
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        infos[name] = TensorInfo(tuple(tensor.shape), dtype, int(word_sum(tensor)))
     return Manifest(7, "full", infos)
 
 
-def test_the_sum_of_words_is_the_documented_one_over_any_number_of_parts(monkeypatch):
+def test_word_sum_is_the_documented_sum_in_any_number_of_parts(monkeypatch):
     golden = 0x9E3779B97F4A7C15
     words = [3, -5, 2**31 - 1, 0, -(2**31)]
-    wanted = sum(word * ((index * golden % 2**64) | 1) for index, word in enumerate(words)) % 2**64
+    expected = 0
+    for index, word in enumerate(words):
+        weight = (index * golden % 2**64) | 1
+        expected += word * weight
     tensor = torch.tensor(words, dtype=torch.int32).view(torch.float32)
-    assert int(word_sum(tensor)) % 2**64 == wanted
+    assert int(word_sum(tensor)) % 2**64 == expected % 2**64
     monkeypatch.setattr("cluster.publish._WORDS_AT_ONCE", 2)
-    assert int(word_sum(tensor)) % 2**64 == wanted
+    assert int(word_sum(tensor)) % 2**64 == expected % 2**64
     assert int(word_sum(torch.zeros(0))) == 0
 
 
 @pytest.mark.parametrize("name", ["embed", "proj", "half", "strided"])
-def test_every_bit_and_every_place_counts(name):
+def test_word_sum_depends_on_every_bit_and_its_position(name):
     tensor = weights()[name].contiguous()
     before = int(word_sum(tensor))
     bits = tensor.view(torch.uint8).flatten()
@@ -153,7 +169,7 @@ def test_every_bit_and_every_place_counts(name):
         (lambda t: t.update(proj=t["proj"].t()), "'proj' with checksum"),
     ],
 )
-def test_what_comes_from_device_to_device_is_checked_like_arrays(change, named):
+def test_verify_tensors_names_the_damaged_tensor(change, named):
     tensors = weights()
     manifest = described(tensors)
     verify_tensors(manifest, tensors)

@@ -1,4 +1,4 @@
-"""A run's connection: private and joined clusters, one live run per name, runs side by side, storage all nodes see."""
+"""Connections of runs: private and joined clusters, one live run per name, runs in parallel, storage on all nodes."""
 
 import errno
 import importlib.util
@@ -13,10 +13,10 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from cluster.session import attach, in_ray_job, probe_storage, refuse_temporary, start
+from cluster.session import attach_session, in_ray_job, probe_storage, refuse_temporary, start_session
 from cluster.starting import not_started
 from rlaif.config.cluster import Cluster as ClusterOptions
-from rlaif.config.cluster import Role
+from rlaif.config.cluster import RoleResources
 from rlaif.config.schema import Config
 from rlaif.errors import ConfigError
 from rlaif.io.rundir import RunDir
@@ -36,83 +36,86 @@ def config(storage: Path | str, name: str = "one", **cluster) -> Config:
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "ray://127.0.0.1:10001"])
-def test_the_job_servers_address_is_not_the_clusters(tmp_path, monkeypatch, address):
-    """Users export RAY_ADDRESS=http://... for `ray job submit`; starting a run by hand then says what to do."""
+def test_the_address_of_the_job_server_is_refused(tmp_path, monkeypatch, address):
+    """Users export RAY_ADDRESS=http://... for `ray job submit`; a run that is started by hand then fails with a fix."""
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(ConfigError, match="ray job submit"), start(config(tmp_path)):
+    with pytest.raises(ConfigError, match="ray job submit"), start_session(config(tmp_path)):
         pass
 
 
 def test_an_address_where_nothing_listens_fails_at_once(tmp_path):
     with (
         pytest.raises(ConfigError, match="a Ray cluster at 127.0.0.1:1"),
-        start(config(tmp_path, address="127.0.0.1:1")),
+        start_session(config(tmp_path, address="127.0.0.1:1")),
     ):
         pass
 
 
 @pytest.mark.parametrize("option", ["cluster.address", "RAY_ADDRESS"])
-def test_an_address_is_blamed_on_what_named_it(tmp_path, monkeypatch, option):
-    """`cluster.address`, which nobody set, is not the cause of what RAY_ADDRESS does."""
+def test_an_error_names_the_option_or_variable_of_the_address(tmp_path, monkeypatch, option):
+    """The error of RAY_ADDRESS does not name `cluster.address`, which is not set, and the other way round."""
     other = {"cluster.address": "RAY_ADDRESS", "RAY_ADDRESS": "cluster.address"}[option]
     given = {"address": "127.0.0.1:1"} if option == "cluster.address" else {}
     if not given:
         monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    with pytest.raises(ConfigError, match=option) as caught, start(config(tmp_path, **given)):
+    with pytest.raises(ConfigError, match=option) as caught, start_session(config(tmp_path, **given)):
         pass
     assert other not in str(caught.value)
 
 
-def test_a_temporary_folder_with_a_long_path_is_named(tmp_path, monkeypatch):
+def test_a_temporary_folder_with_too_long_a_path_is_refused(tmp_path, monkeypatch):
     """The kernel takes 107 bytes for the path of a socket."""
     monkeypatch.setenv("TMPDIR", f"/tmp/{'x' * 50}")
-    with pytest.raises(ConfigError, match="TMPDIR=/tmp/xxx.* bytes") as caught, start(config(tmp_path)):
+    with pytest.raises(ConfigError, match="TMPDIR=/tmp/xxx.* bytes") as caught, start_session(config(tmp_path)):
         pass
     assert "cluster.address" not in str(caught.value)
 
 
 def test_a_private_cluster_that_does_not_start_is_a_clear_error(tmp_path, monkeypatch):
-    """With what is unusual on this machine: here the folder for temporary files is a file."""
+    """The error names what is unusual on this machine: here the folder for temporary files is a file."""
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "file"))
     monkeypatch.setattr("rlaif.io.writable.SOCKET_LIMIT", 500)
-    with pytest.raises(ConfigError, match="a private Ray cluster that starts") as caught, start(config(tmp_path)):
+    with (
+        pytest.raises(ConfigError, match="a private Ray cluster that starts") as caught,
+        start_session(config(tmp_path)),
+    ):
         pass
-    assert "file is a file" in caught.value.found and "set RAY_TMPDIR" in caught.value.change
+    assert "file is a file" in caught.value.found and "Set RAY_TMPDIR" in caught.value.fix
     assert "cluster.address" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("condition", "words"),
     [
-        (("os.getloadavg", lambda: (1000.0, 0.0, 0.0)), "wait until the machine is less busy"),
-        (("cluster.starting._free", lambda folder: 2**20), "free or enlarge /dev/shm"),
-        (("cluster.starting.why_not_writable", lambda folder: "no"), "mount it"),
+        (("os.getloadavg", lambda: (1000.0, 0.0, 0.0)), "Wait until the machine is less busy"),
+        (("cluster.starting._free", lambda folder: 2**20), "Free or enlarge /dev/shm"),
+        (("cluster.starting.why_not_writable", lambda folder: "no"), "Mount /dev/shm"),
     ],
     ids=["load", "full", "read-only"],
 )
-def test_what_keeps_ray_from_starting_is_told(monkeypatch, condition, words):
+def test_not_started_names_what_keeps_ray_from_starting(monkeypatch, condition, words):
     monkeypatch.setattr(*condition)
     error = not_started("The current node timed out during startup.\n" + "log\n" * 100)
-    assert words in error.change and "timed out" in error.found and error.found.count("log") == 2
+    assert words in error.fix and "timed out" in error.found and error.found.count("log") == 2
 
 
 @pytest.mark.parametrize(
-    ("number", "words"), [(errno.ENOSPC, "free space"), (errno.EDQUOT, "free space"), (errno.EACCES, "permissions")]
+    ("number", "words"), [(errno.ENOSPC, "Free space"), (errno.EDQUOT, "Free space"), (errno.EACCES, "permissions")]
 )
-def test_storage_that_fails_is_told_by_its_cause(tmp_path, monkeypatch, number, words):
+def test_storage_that_cannot_be_written_has_a_fix_for_its_cause(tmp_path, monkeypatch, number, words):
     def fail(*args):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("cluster.session.Location.write", fail)
     with pytest.raises(ConfigError, match="can be written") as caught:
         probe_storage(locate(tmp_path), [])
-    assert words in caught.value.change
+    assert words in caught.value.fix
 
 
 @pytest.mark.parametrize("storage", ["/proc/x", "/dev/null/x"])
-def test_storage_that_cannot_be_made_is_found_before_ray_starts(storage):
-    with pytest.raises(ConfigError, match=f"can be written: {storage}/one"), start(config(storage)):
+def test_storage_that_cannot_be_created_fails_before_ray_starts(storage):
+    with pytest.raises(ConfigError, match=f"can be written: {storage}/one"), start_session(config(storage)):
         pass
     assert not ray.is_initialized()
 
@@ -129,9 +132,9 @@ def test_relative_storage_is_refused_inside_a_job(monkeypatch):
 
 JOIN = """
 import sys, ray
-from cluster.session import attach
+from cluster.session import attach_session
 from rlaif.io.rundir import RunDir
-with attach(RunDir(sys.argv[1], "one")) as session:
+with attach_session(RunDir(sys.argv[1], "one")) as session:
     assert session.owned and ray.get_actor("run", session.namespace)
 """
 
@@ -141,14 +144,14 @@ def packages_of_a_worker() -> list[str]:
     return [importlib.util.find_spec(name).origin for name in ("cluster.session", "actors.pool", "learners.spec")]
 
 
-def test_private_cluster(tmp_path, monkeypatch):
-    """Its workers import our packages also if the working directory, which comes first there, has others of the name."""
+def test_a_private_cluster_has_enough_cpus_and_can_be_joined(tmp_path, monkeypatch):
+    """Its workers import our packages although the working directory, first on their path, has others of these names."""
     (tmp_path / "here").mkdir()
     for name in ("cluster", "actors", "learners"):
         (tmp_path / "here" / f"{name}.py").write_text("raise RuntimeError('not ours')")
     monkeypatch.chdir(tmp_path / "here")
-    options = config(tmp_path, learner=Role(actors=5, cpus=2))
-    with start(options) as session:
+    options = config(tmp_path, learner=RoleResources(actors=5, cpus=2))
+    with start_session(options) as session:
         ours = [str(ROOT / file) for file in ("cluster/session.py", "actors/pool.py", "learners/spec.py")]
         assert ray.get(packages_of_a_worker.remote(), timeout=60) == ours
         assert session.owned and session.namespace == "rlaif-one"
@@ -181,55 +184,58 @@ def connected(cluster):
     ray.shutdown()
 
 
-def test_joined_cluster_outlives_the_run(cluster, tmp_path):
-    with start(config(tmp_path, address=cluster.address)) as session:
+def test_a_joined_cluster_outlives_the_run(cluster, tmp_path):
+    with start_session(config(tmp_path, address=cluster.address)) as session:
         assert not session.owned and session.address == cluster.address
-    with start(config(tmp_path, address=cluster.address)):  # the name is free again at once
+    with start_session(config(tmp_path, address=cluster.address)):  # the name is free again at once
         assert len([node for node in ray.nodes() if node["Alive"]]) == 2
 
 
 HOLD = """
 import sys, time
-from cluster.session import start
+from cluster.session import start_session
 from rlaif.config.cluster import Cluster
 from rlaif.config.schema import Config
-with start(Config(name="one", storage=sys.argv[1], cluster=Cluster(address=sys.argv[2]))):
+with start_session(Config(name="one", storage=sys.argv[1], cluster=Cluster(address=sys.argv[2]))):
     print("alive", flush=True)
     time.sleep(600)
 """
 
 
-def test_one_live_run_per_name(connected, tmp_path):
-    """A second one is refused, also with another storage; another name runs beside it; a killed one frees its name."""
+def test_a_second_live_run_of_a_name_is_refused(connected, tmp_path):
+    """It is refused with another storage too. A run of another name is accepted, and a killed run frees its name."""
     command = [sys.executable, "-c", HOLD, str(tmp_path / "a"), connected.address]
     other = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE)
     try:
         assert other.stdout.readline() == b"alive\n"
-        with pytest.raises(ConfigError, match=f"process {other.pid} on"), start(config(tmp_path / "a")):
+        with pytest.raises(ConfigError, match=f"process {other.pid} on"), start_session(config(tmp_path / "a")):
             pass
-        with pytest.raises(ConfigError, match=f"process {other.pid} on .*/a/one"), start(config(tmp_path / "b")):
+        with (
+            pytest.raises(ConfigError, match=f"process {other.pid} on .*/a/one"),
+            start_session(config(tmp_path / "b")),
+        ):
             pass
-        with start(config(tmp_path / "a", name="two")) as beside:
+        with start_session(config(tmp_path / "a", name="two")) as beside:
             assert beside.namespace == "rlaif-two" and not beside.owned
     finally:
         other.send_signal(signal.SIGKILL)
         other.wait()
-    with start(config(tmp_path / "a")):
+    with start_session(config(tmp_path / "a")):
         pass
     assert ray.is_initialized(), "a connection that was there before stays"
 
 
-def test_attach_needs_a_live_run(connected, tmp_path):
+def test_attach_session_needs_a_live_run(connected, tmp_path):
     run = RunDir(tmp_path, "gone")
-    with pytest.raises(ConfigError, match="no session.json"), attach(run):
+    with pytest.raises(ConfigError, match="no session.json"), attach_session(run):
         pass
     run.write_json("session.json", {"address": "127.0.0.1:1", "namespace": "rlaif-gone", "owned": True, "auth": None})
-    with pytest.raises(ConfigError, match="one that has ended"), attach(run):
+    with pytest.raises(ConfigError, match="one that has ended"), attach_session(run):
         pass
 
 
-def test_storage_that_a_node_does_not_see(connected, tmp_path):
-    """A path that only this process can open stands for a folder that is not mounted on the other nodes."""
+def test_storage_that_a_node_does_not_see_names_the_node(connected, tmp_path):
+    """A path that only this process can open imitates a folder that is not mounted on the other nodes."""
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
     probe_storage(locate(tmp_path), nodes)
     handle = os.open(tmp_path, os.O_RDONLY)
@@ -245,7 +251,7 @@ def test_storage_that_a_node_does_not_see(connected, tmp_path):
     assert list(tmp_path.iterdir()) == [], "the probe is cleaned up"
 
 
-def test_storage_that_cannot_be_written(tmp_path):
+def test_probe_storage_fails_if_the_storage_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="can be written"):
         probe_storage(locate(tmp_path / "file/below"), [])

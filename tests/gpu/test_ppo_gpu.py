@@ -1,4 +1,4 @@
-"""The same run on a GPU: one device shared by all roles, bfloat16, NCCL, adapters and full weights."""
+"""Test PPO on GPUs: one device shared by all roles, bfloat16, NCCL, adapters and full weights."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ cluster:
 
 
 def trained(folder, *overrides, lora="null", dtype="bfloat16", zero=2) -> list[dict]:
-    """Rows of metrics.jsonl of a run of two iterations, with the parity gate after each publish."""
+    """Train two iterations, with the parity gate after each publish; return the rows of metrics.jsonl."""
     write_dataset(folder / "data", {"train": 2, "prompt": 8, "test": 2}, seed=0)
     build_tiny(folder / "base", WORDS)
     file = folder / "config.yaml"

@@ -18,20 +18,21 @@ from typing import Any
 import numpy as np
 
 from cluster.env import actor_env
-from rlaif.config.cluster import Cluster, Role
+from rlaif.config.cluster import Cluster, RoleResources
 from rlaif.config.schema import Lora, Model, Optim
 from rlaif.errors import DataError
 from rlaif.models.encode import Encoded, Encoder
 from rlaif.records import Prompt, Sample
 from rlaif.video.spec import FrameSpec
 
-WORDS = "a red green blue circle square triangle moves left right up down and what do you see describe the video . ? : context".split()
+TEXT = "a red green blue circle square triangle moves left right up down and what do you see describe the video . ? : context"
+WORDS = TEXT.split()
 LORA = Lora(r=4, alpha=8)
 PATIENCE_S = 240.0
 
 
 class Ranks:
-    """`world` processes; `run` calls one function on all of them and returns what each returned."""
+    """A group of `world` processes; `run` calls one function on all of them and returns what each returned."""
 
     def __init__(self, world: int):
         self.world = world
@@ -39,7 +40,7 @@ class Ranks:
         self._pipes: list[Connection] = []
 
     def run(self, function: Callable, **kwargs: Any) -> list:
-        """`function(**kwargs)` on every rank; it must sit in a test module. Raises AssertionError with a rank's traceback."""
+        """Run `function(**kwargs)`, of a test module, on every rank. Raises AssertionError with a rank's traceback."""
         self._start()
         for pipe in self._pipes:
             pipe.send((inspect.getfile(function), function.__name__, kwargs))
@@ -69,7 +70,7 @@ class Ranks:
             self._pipes.append(mine)
 
     def _collect(self) -> dict[int, tuple[bool, Any]]:
-        """Answers by rank, until all are there or one has failed."""
+        """Return answers by rank, as soon as all are there or one is a failure."""
         answers: dict[int, tuple[bool, Any]] = {}
         deadline = time.monotonic() + PATIENCE_S
         while len(answers) < self.world and all(ok for ok, _ in answers.values()):
@@ -88,7 +89,7 @@ class Ranks:
 
 
 def serve(pipe: Connection, rank: int, world: int, port: int) -> None:
-    """A rank's life: join the group, then run what comes through the pipe."""
+    """Join the group, then run what comes through the pipe until it is closed."""
     settings = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in settings.items()} | actor_env())
     import torch
@@ -146,32 +147,31 @@ def model(**changes: Any) -> Model:
 
 
 def cluster(zero_stage: int = 2) -> Cluster:
-    return Cluster(zero_stage=zero_stage, learner=Role(actors=2))
+    return Cluster(zero_stage=zero_stage, learner=RoleResources(actors=2))
 
 
 def shard_above(elements: int) -> None:
-    """ZeRO-3 keeps tensors of up to 100,000 elements whole on every rank, and a tiny model has no others: set that limit."""
+    """Set the size up to which ZeRO-3 keeps tensors whole on every rank: 100,000 by default, and a tiny model has no larger."""
     from learners import roles
 
     usual = getattr(roles._deepspeed_config, "usual", roles._deepspeed_config)
 
     def config(*args):
-        made = usual(*args)
-        return made | {
-            "zero_optimization": made["zero_optimization"] | {"stage3_param_persistence_threshold": elements}
-        }
+        settings = usual(*args)
+        settings["zero_optimization"]["stage3_param_persistence_threshold"] = elements
+        return settings
 
     config.usual = usual
     roles._deepspeed_config = config
 
 
 def plain_optim(**changes: Any) -> Optim:
-    """AdamW with a large eps, so that a step is about lr times the gradient: what is wrong by a factor shows."""
+    """Return AdamW with a large eps: a step is then about lr times the gradient, and a gradient wrong by a factor shows."""
     return Optim(**{"lr": 1.0, "eps": 1.0, "betas": (0.9, 0.95), "max_grad_norm": 1e9} | changes)
 
 
 def responses(encoder: Encoder, count: int, seed: int = 0) -> list[Encoded]:
-    """Sequences about different videos, with answers of different lengths."""
+    """Return sequences about different videos, with answers of different lengths."""
     from dataclasses import replace
 
     rng = np.random.default_rng(seed)
@@ -187,7 +187,7 @@ def responses(encoder: Encoder, count: int, seed: int = 0) -> list[Encoded]:
 
 
 def full(parameter: Any) -> np.ndarray:
-    """A parameter as one array, also where ZeRO-3 has sharded it. Collective."""
+    """Return a parameter as one array, also if ZeRO-3 has sharded it. Collective."""
     import deepspeed
 
     if not hasattr(parameter, "ds_id"):
@@ -197,15 +197,25 @@ def full(parameter: Any) -> np.ndarray:
 
 
 def answer(encoder: Encoder, number: int, ids: Any, logprobs: Any, version: int = 0) -> Sample:
-    """Sample `number` of an iteration with two answers per prompt: about a clip of its own, answered by `ids`."""
+    """Return sample `number` of an iteration with two answers per prompt, answered by `ids`; each prompt has its own clip."""
     prompt = Prompt(f"p{number // 2}", f"clip{number // 2}", "what do you see ?")
     features = encoder.video(prompt.video)
     prompt_ids = encoder.prompt_and_response(prompt.question, [], features).ids.astype(np.int32)
-    seen = (features.spec.hash, features.visual_tokens, prompt_ids)
-    ids, logprobs = np.asarray(ids, np.int32), np.asarray(logprobs, np.float32)
-    return Sample(prompt, number % 2, *seen, ids, logprobs, encoder.text(ids), "stop", version)
+    ids = np.asarray(ids, np.int32)
+    return Sample(
+        prompt,
+        sample_index=number % 2,
+        frames_hash=features.spec.hash,
+        visual_tokens=features.visual_tokens,
+        prompt_ids=prompt_ids,
+        response_ids=ids,
+        logprobs=np.asarray(logprobs, np.float32),
+        response=encoder.text(ids),
+        finish_reason="stop",
+        policy_version=version,
+    )
 
 
 def weights(role: Any) -> dict[str, np.ndarray]:
-    """Trained weights of a role by name. Collective."""
+    """Return a role's trained weights by name. Collective."""
     return {name: full(parameter) for name, parameter in role.trainable().items()}

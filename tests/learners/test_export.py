@@ -16,7 +16,6 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from actors.frames import LocalFrames
-from actors.reward_model import ModelScorer
 from learners import losses
 from learners.export import export_role
 from learners.learner import Learner
@@ -26,9 +25,10 @@ from rlaif.models.batch import collate
 from rlaif.models.check import require_model
 from rlaif.models.encode import Encoder
 from rlaif.models.merged import whole_model
-from rlaif.models.reward_card import CARD, card_text
+from rlaif.models.model_dir import ModelDir
+from rlaif.models.reward import CARD, ModelScorer, card_text
 from rlaif.models.reward_prompt import RewardPrompt
-from rlaif.records import Answer, Prompt, Scored
+from rlaif.records import Prompt, RewardInput, Scored
 from rlaif.video.recipe import read_recipe, recipe_of
 from rlaif.worlds.shapes.render import write_mp4
 
@@ -36,7 +36,7 @@ BUDGET = 10**6
 EXAMPLES = Path(__file__).parents[2] / "docs" / "export.md"
 PROMPT, TWO = RewardPrompt.of(Reward()), ("helpful", "harmless")
 ANSWERS = [
-    Answer((f"p{number}", 0), Prompt(f"p{number}", f"clip{number}", question), captions, response)
+    RewardInput((f"p{number}", 0), Prompt(f"p{number}", f"clip{number}", question, captions=captions), response)
     for number, (question, captions, response) in enumerate(
         [
             ("what do you see ?", ("a red circle moves left", "a blue square"), "a red circle moves left and down ."),
@@ -48,15 +48,15 @@ ANSWERS = [
 
 
 def encoded(encoder) -> list:
-    """The answers as a reward model reads them."""
+    """Encode the answers as a reward model reads them."""
     return [
-        PROMPT.encode(encoder, a.prompt.question, a.captions, a.response, encoder.video(a.prompt.video))
+        PROMPT.encode(encoder, a.prompt.question, a.prompt.captions, a.response, encoder.video(a.prompt.video))
         for a in ANSWERS
     ]
 
 
 def train_and_export(path, folder, lora, zero_stage, dtype="float32"):
-    """Trained a little, exported; what the learner itself says afterwards."""
+    """Train a little and export; return what the learner itself computes afterwards."""
     shard_above(0)
     roles = (
         RoleSpec("policy", path, lora, plain_optim(lr=0.1), 10),
@@ -67,13 +67,16 @@ def train_and_export(path, folder, lora, zero_stage, dtype="float32"):
     items, folder = responses(learner.encoder("policy"), 4), Path(folder)
     mine = items[dist.get_rank() :: 2]
     for _ in range(2):
-        learner.step("policy", [(item,) for item in mine], "logprobs", losses.supervised, losses.tokens)
-        learner.step("reward", [tuple(mine)], "score", losses.preference(Reward(dimensions=TWO)), losses.pairs)
-    write = lambda name: folder / name if dist.get_rank() == 0 else None  # noqa: E731
-    export_role(learner, "policy", write("policy"), merge=False)
+        learner.step("policy", [(item,) for item in mine], losses.SUPERVISED)
+        learner.step("reward", [tuple(mine)], losses.preference_objective(Reward(dimensions=TWO)))
+
+    def export(role: str, name: str, merge: bool = False) -> None:
+        export_role(learner, role, folder / name if dist.get_rank() == 0 else None, merge)
+
+    export("policy", "policy")
     if lora:
-        export_role(learner, "policy", write("merged"), merge=True)
-    export_role(learner, "reward", write("reward"), merge=False)
+        export("policy", "merged", merge=True)
+    export("reward", "reward")
     if dist.get_rank() == 0:
         (folder / "reward" / CARD).write_text(card_text(path, lora, PROMPT, TWO))
     dist.barrier()
@@ -84,7 +87,7 @@ def train_and_export(path, folder, lora, zero_stage, dtype="float32"):
 
 
 def start_critic(path, export, lora):
-    """Values and head of a critic that starts from a reward model, and the last hidden state of each item."""
+    """Return values and head of a critic that starts from a reward model, and the last hidden state of each item."""
     roles = (RoleSpec("critic", path, lora, plain_optim(), 10, "value", start=export),)
     learner = Learner(
         LearnerSpec(roles, model(), cluster(), 512, 2**28, 10**6, seed=9), NoiseFrames(), torch.device("cpu")
@@ -102,14 +105,14 @@ def start_critic(path, export, lora):
 def last_hidden(learner, items) -> list[np.ndarray]:
     role = learner.roles["critic"]
     role.module.activate(role.adapter)
-    kept = []
+    states = []
     handle = role.module.causal.model.register_forward_hook(
-        lambda _, __, output: kept.append(output.last_hidden_state[0, -1].numpy())
+        lambda _, __, output: states.append(output.last_hidden_state[0, -1].numpy())
     )
     for item in items:
         learner.infer("critic", [item], "values")
     handle.remove()
-    return kept
+    return states
 
 
 @pytest.fixture(
@@ -121,8 +124,8 @@ def exported(request, two_ranks, tiny, tmp_path_factory):
     adapter, zero_stage = request.param
     folder = tmp_path_factory.mktemp("export")
     lora = LORA if adapter else None
-    found = two_ranks.run(train_and_export, path=tiny, folder=str(folder), lora=lora, zero_stage=zero_stage)[0]
-    return folder, lora, found
+    result = two_ranks.run(train_and_export, path=tiny, folder=str(folder), lora=lora, zero_stage=zero_stage)[0]
+    return folder, lora, result
 
 
 def plain(path) -> torch.nn.Module:
@@ -131,8 +134,8 @@ def plain(path) -> torch.nn.Module:
 
 @torch.no_grad()
 def plain_logprobs(module, encoder) -> np.ndarray:
-    """Log-probs of the same responses by the library's own forward, one sequence at a time."""
-    found = []
+    """Compute log-probs of the same responses by the library's own forward, one sequence at a time."""
+    result = []
     for item in responses(encoder, 4):
         batch = collate([item], 0)
         logits = module(
@@ -140,24 +143,24 @@ def plain_logprobs(module, encoder) -> np.ndarray:
         ).logits[0]
         logits[:, list(encoder.banned_ids)] = -torch.inf
         logprobs = logits[item.start - 1 : -1].log_softmax(-1)
-        found.append(logprobs.gather(1, batch.targets[0][:, None])[:, 0].numpy())
-    return np.concatenate(found)
+        result.append(logprobs.gather(1, batch.targets[0][:, None])[:, 0].numpy())
+    return np.concatenate(result)
 
 
-def test_a_policy_loads_elsewhere_and_says_the_same(exported, tiny, tmp_path, monkeypatch):
-    folder, lora, found = exported
+def test_exported_policy_gives_the_same_logprobs_in_other_libraries(exported, tiny, tmp_path, monkeypatch):
+    folder, lora, result = exported
     encoder = Encoder(tiny, NoiseFrames())
-    assert np.abs(plain_logprobs(plain(tiny), encoder) - found["logprobs"]).max() > 0.05  # it has learned something
+    assert np.abs(plain_logprobs(plain(tiny), encoder) - result["logprobs"]).max() > 0.05  # it has learned something
     loaded = PeftModel.from_pretrained(plain(tiny), str(folder / "policy")) if lora else plain(folder / "policy")
-    assert np.abs(plain_logprobs(loaded, encoder) - found["logprobs"]).max() < 1e-5
+    assert np.abs(plain_logprobs(loaded, encoder) - result["logprobs"]).max() < 1e-5
     if lora:
-        assert np.abs(plain_logprobs(plain(folder / "merged"), encoder) - found["logprobs"]).max() < 1e-5
+        assert np.abs(plain_logprobs(plain(folder / "merged"), encoder) - result["logprobs"]).max() < 1e-5
         assert not (folder / "merged" / "adapter_config.json").exists()
         assert json.loads((folder / "policy" / "adapter_config.json").read_text())["base_model_name_or_path"] == tiny
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         require_model("candidates.models", str(folder / "policy"), or_adapter=True)
-        served = plain(whole_model(str(folder / "policy"), "float32"))
-        assert np.abs(plain_logprobs(served, encoder) - found["logprobs"]).max() < 1e-5
+        served = plain(whole_model(ModelDir(str(folder / "policy")), "float32"))
+        assert np.abs(plain_logprobs(served, encoder) - result["logprobs"]).max() < 1e-5
     standalone = folder / ("merged" if lora else "policy")
     template = AutoProcessor.from_pretrained(standalone).chat_template
     assert template == encoder.processor.chat_template
@@ -165,37 +168,37 @@ def test_a_policy_loads_elsewhere_and_says_the_same(exported, tiny, tmp_path, mo
 
 
 def test_the_reward_actor_scores_like_the_learner(exported):
-    """In batches of the same answers to the last bit, in others nearly."""
-    folder, _, found = exported
+    """Scores are equal to the last bit in batches of the same answers, and to 1e-5 in other batches."""
+    folder, _, result = exported
     for budget, limit in ((BUDGET, 0.0), (200, 1e-5)):
         outcomes = ModelScorer(str(folder / "reward"), NoiseFrames(), model(), budget, 2**28)(ANSWERS)
         assert all(isinstance(outcome, Scored) for outcome in outcomes.values())
         scores = np.array([[outcomes[answer.key].parts[name] for name in TWO] for answer in ANSWERS])
-        assert np.abs(scores - found["scores"]).max() <= limit
+        assert np.abs(scores - result["scores"]).max() <= limit
     assert np.ptp(scores, axis=0).min() > 1e-3 and np.abs(scores).min() > 1e-4
     assert np.abs(scores[:, 0] - scores[:, 1]).min() > 1e-4
 
 
 def test_the_reward_actor_scores_like_the_learner_in_bfloat16(two_ranks, tiny, tmp_path):
-    """Also to the last bit: the adapter is in bfloat16 on both sides."""
-    found = two_ranks.run(train_and_export, path=tiny, folder=str(tmp_path), lora=LORA, zero_stage=2, dtype="bfloat16")[
-        0
-    ]
+    """Scores are equal to the last bit: the adapter is in bfloat16 on both sides."""
+    result = two_ranks.run(
+        train_and_export, path=tiny, folder=str(tmp_path), lora=LORA, zero_stage=2, dtype="bfloat16"
+    )[0]
     scorer = ModelScorer(str(tmp_path / "reward"), NoiseFrames(), model(dtype="bfloat16"), BUDGET, 2**28)
     assert {parameter.dtype for parameter in scorer.model.parameters()} == {torch.bfloat16}
     outcomes = scorer(ANSWERS)
     scores = np.array([[outcomes[answer.key].parts[name] for name in TWO] for answer in ANSWERS])
-    assert np.array_equal(scores, found["scores"]) and np.ptp(scores, axis=0).min() > 1e-3
+    assert np.array_equal(scores, result["scores"]) and np.ptp(scores, axis=0).min() > 1e-3
 
 
-def test_a_critic_starts_from_the_reward_model_without_an_opinion(exported, two_ranks, tiny):
-    folder, lora, found = exported
+def test_critic_started_from_a_reward_model_predicts_zero(exported, two_ranks, tiny):
+    folder, lora, result = exported
     critic = two_ranks.run(start_critic, path=tiny, export=str(folder / "reward"), lora=lora)[0]
     assert not any(value.any() for value in critic["head"].values()) and not critic["values"].any()
     head = load_file(folder / "reward" / "head.safetensors")
     assert critic["head"]["weight"].shape == (1, 128) and head["weight"].shape == (2, 128)
     scores = [head["weight"] @ hidden + head["bias"] for hidden in critic["hidden"]]
-    assert np.abs(np.array(scores) - found["scores"]).max() < 1e-5  # the body is the reward model's
+    assert np.abs(np.array(scores) - result["scores"]).max() < 1e-5  # the body is the reward model's
 
 
 def test_every_export_carries_its_frame_recipe(exported):
@@ -216,7 +219,7 @@ ONE_ADAPTER = pytest.mark.parametrize("exported", [(True, 2)], ids=["adapter-2"]
 
 @ONE_ADAPTER
 def test_examples_in_the_documentation_run_on_an_export(exported, tiny, clip, tmp_path):
-    """The code blocks of docs/export.md, one after the other: frames twice, transformers with PEFT, vLLM, a merge."""
+    """Run the code blocks of docs/export.md in order: frames twice, transformers with PEFT, vLLM, a merge."""
     _, with_rlaif, without, peft, vllm, merge = re.findall(r"```python\n(.*?)```", EXAMPLES.read_text(), re.S)
     assert max(block.strip().count("\n") for block in (peft, vllm)) < 18
     names = {"EXPORT": str(exported[0] / "policy"), "BASE": tiny, "VIDEO": clip, "QUESTION": "describe the video ."}
@@ -231,13 +234,13 @@ def test_examples_in_the_documentation_run_on_an_export(exported, tiny, clip, tm
     exec(vllm.replace("max_model_len=4096", small), names)
     exec(merge.replace("runs/mine/merged", str(tmp_path / "merged")), names)
     assert read_recipe(tmp_path / "merged") == read_recipe(names["EXPORT"])
-    said = np.array(names["output"].token_ids[:12])
-    assert np.array_equal(most_likely(tmp_path / "merged", names, said), said)
+    answer_ids = np.array(names["output"].token_ids[:12])
+    assert np.array_equal(most_likely(tmp_path / "merged", names, answer_ids), answer_ids)
 
 
 @torch.no_grad()
 def most_likely(path: Path, names: dict, response: np.ndarray) -> np.ndarray:
-    """The token that the model at `path` finds most likely at each place of a response, with the learner's positions."""
+    """Return the most likely token at each place of a response by the model at `path`, with the learner's positions."""
     recipe = read_recipe(names["EXPORT"])
     frames = LocalFrames("/", recipe["num_frames"], recipe["height"], recipe["width"])
     encoder = Encoder(str(path), frames)

@@ -11,13 +11,12 @@ import pytest
 from learners import worker
 from learners.worker import LearnerWorker
 from rlaif.io.storage import locate
-from rlaif.models.adapter import SETTINGS, base_of
 from rlaif.models.bases import RECORD
-from rlaif.models.digest import whole_fingerprint
+from rlaif.models.model_dir import SETTINGS, ModelDir
 
 
 def exporter(base: str) -> LearnerWorker:
-    """Rank 0 of a group with one role on that base."""
+    """Return rank 0 of a group with one role on that base."""
     rank = object.__new__(LearnerWorker)
     rank.rank, rank.learner = 0, SimpleNamespace(roles={"policy": SimpleNamespace(spec=SimpleNamespace(base=base))})
     return rank
@@ -25,7 +24,7 @@ def exporter(base: str) -> LearnerWorker:
 
 @pytest.fixture
 def write(monkeypatch):
-    """write(kind): what `export_role` leaves in the folder is an adapter's settings, or a whole model."""
+    """Make `export_role` write an adapter's settings, or a whole model's, by `write(kind)`."""
 
     def choose(kind: str) -> None:
         def export_role(learner, role, folder, merge):
@@ -54,8 +53,8 @@ def test_an_export_that_needs_its_base_has_a_record_of_it(tmp_path, tiny, write,
     record = target.local / RECORD
     assert record.is_file() == recorded and all((target.local / name).is_file() for name in card)
     if recorded:
-        expected = {"path": str(base), "relative": "../../base", "fingerprint": whole_fingerprint(str(base))}
+        expected = {"path": str(base), "relative": "../../base", "fingerprint": ModelDir(str(base)).fingerprint}
         assert json.loads(record.read_text()) == {"base": expected}
     if kind == "adapter":
         (tmp_path / "runs" / "run").rename(tmp_path / "moved")
-        assert base_of(str(tmp_path / "moved" / "reward" / "export")) == str(tmp_path / "moved" / "base")
+        assert ModelDir(str(tmp_path / "moved" / "reward" / "export")).base.path == str(tmp_path / "moved" / "base")

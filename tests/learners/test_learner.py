@@ -13,8 +13,10 @@ import torch.distributed as dist
 from ranks import LORA, NoiseFrames, cluster, full, model, plain_optim, responses, shard_above, weights
 
 from learners import losses
-from learners.learner import Learner, learning_rate
+from learners.collectives import RankCollectives
+from learners.learner import Learner
 from learners.roles import init_reward_head
+from learners.schedule import learning_rate
 from learners.spec import LearnerSpec, RoleSpec
 from rlaif.config.schema import Lora, Optim, Ppo, Reward
 from rlaif.errors import ContractError
@@ -32,7 +34,7 @@ def spec_of(path, roles, zero_stage=2, budget=10**6, **changes) -> LearnerSpec:
 
 
 def train_shared(path, zero_stage, checkpointing, budget):
-    """Policy and critic as adapters on one base, stepped in turn through PLAN."""
+    """Train policy and critic as adapters on one base, in turn through PLAN."""
     shard_above(0)
     roles = [
         RoleSpec("policy", path, LORA, OPTIM, 10),
@@ -51,10 +53,10 @@ def train_shared(path, zero_stage, checkpointing, budget):
     for shares in PLAN:
         units = [(items[i],) for i in shares[dist.get_rank()]]
         idle = local(policy)
-        norms.append(learner.step("critic", units, "values", losses.critic(Ppo(), None), losses.tokens)["grad_norm"][0])
+        norms.append(learner.step("critic", units, losses.critic_objective(Ppo(), None)).metrics["grad_norm"][0])
         idle_moved += [not torch.equal(a, b) for a, b in zip(idle, local(policy), strict=True)]
         idle = local(critic)
-        norms.append(learner.step("policy", units, "logprobs", losses.supervised, losses.tokens)["grad_norm"][0])
+        norms.append(learner.step("policy", units, losses.SUPERVISED).metrics["grad_norm"][0])
         idle_moved += [not torch.equal(a, b) for a, b in zip(idle, local(critic), strict=True)]
     reference.append(learner.infer("reference", items, "logprobs"))
     return {
@@ -69,12 +71,12 @@ def train_shared(path, zero_stage, checkpointing, budget):
 
 
 def local(role) -> list[torch.Tensor]:
-    """This rank's part of a role's trained weights."""
+    """Return the own rank's part of a role's trained weights."""
     return [getattr(parameter, "ds_tensor", parameter).detach().clone() for parameter in role.trainable().values()]
 
 
 def plain_steps(path, start, role, loss, optim=OPTIM, head=(), plan=PLAN, build=None) -> tuple[dict, list]:
-    """The same steps with one module of its own, one process, one forward over all of a step's items."""
+    """Take the same steps with a separate module in one process, with one forward over all of a step's items."""
     module = build() if build else VideoLM(load_vlm(path, "float32"), head, {role: LORA})
     module.load_state_dict({name: torch.from_numpy(value) for name, value in start.items()}, strict=False)
     trained = {name: parameter for name, parameter in module.named_parameters() if name in start}
@@ -100,21 +102,21 @@ def half_squared_error(module, batch):
     return 0.5 * (error**2).sum() / batch.mask.sum()
 
 
-def differences(found, wanted) -> dict[str, float]:
-    assert found.keys() == wanted.keys()
-    return {name: float(np.abs(found[name] - wanted[name]).max()) for name in found}
+def differences(result, expected) -> dict[str, float]:
+    assert result.keys() == expected.keys()
+    return {name: float(np.abs(result[name] - expected[name]).max()) for name in result}
 
 
 @pytest.fixture(scope="module")
 def shared(two_ranks, tiny):
-    """Results of `train_shared` by its settings, run when first asked for."""
-    kept = {}
+    """Return results of `train_shared` by its settings, each run at its first use."""
+    results = {}
 
     def get(**settings):
         key = tuple(settings.values())
-        if key not in kept:
-            kept[key] = two_ranks.run(train_shared, path=tiny, **settings)
-        return kept[key]
+        if key not in results:
+            results[key] = two_ranks.run(train_shared, path=tiny, **settings)
+        return results[key]
 
     return get
 
@@ -128,11 +130,14 @@ def test_adapters_on_one_base_train_like_separate_modules(shared, tiny, zero_sta
     start, end = ranks[0]["start"], ranks[0]["end"]
     assert ranks[0]["shared"] and ranks[0]["sharded"] == (zero_stage == 3)
     assert differences(end, ranks[1]["end"]) == dict.fromkeys(end, 0.0)
-    own = lambda values, role: {n: v for n, v in values.items() if f".{role}." in n}  # noqa: E731
+
+    def own(values, role):
+        return {name: value for name, value in values.items() if f".{role}." in name}
+
     for role, loss, head, place in (("critic", half_squared_error, ["critic"], 0), ("policy", mean_nll, [], 1)):
-        wanted, norms = plain_steps(tiny, own(start, role), role, loss, head=head)
-        assert min(differences(own(start, role), wanted).values()) > 1e-4  # otherwise the test could not fail
-        assert max(differences(own(end, role), wanted).values()) < 1e-5
+        expected, norms = plain_steps(tiny, own(start, role), role, loss, head=head)
+        assert min(differences(own(start, role), expected).values()) > 1e-4  # otherwise the test could not fail
+        assert max(differences(own(end, role), expected).values()) < 1e-5
         assert np.allclose(ranks[0]["norms"][place::2], norms, rtol=1e-4)
 
 
@@ -145,18 +150,21 @@ def test_a_step_moves_its_own_adapter_only(shared, zero_stage, checkpointing, bu
 
 
 def train_full(path, zero_stage):
-    """All weights of the policy, tower and projector frozen; the reference is a module of its own."""
+    """Train all weights of the policy but tower and projector; the reference is a separate module."""
     shard_above(0)
     roles = [RoleSpec("policy", path, None, FULL_OPTIM, 10), RoleSpec("reference", path)]
     learner = Learner(spec_of(path, roles, zero_stage, 150), NoiseFrames(), torch.device("cpu"))
     policy, reference = learner.roles["policy"], learner.roles["reference"]
     items = responses(learner.encoder("policy"), 6)
-    everything = lambda: {name: full(parameter) for name, parameter in policy.module.named_parameters()}  # noqa: E731
+
+    def everything():
+        return {name: full(parameter) for name, parameter in policy.module.named_parameters()}
+
     start, first = everything(), learner.infer("reference", items, "logprobs")
     norms = []
     for shares in PLAN:
         units = [(items[i],) for i in shares[dist.get_rank()]]
-        norms.append(learner.step("policy", units, "logprobs", losses.supervised, losses.tokens)["grad_norm"][0])
+        norms.append(learner.step("policy", units, losses.SUPERVISED).metrics["grad_norm"][0])
     end, last = everything(), learner.infer("reference", items, "logprobs")
     return {
         "start": start,
@@ -181,27 +189,27 @@ def test_full_weights_train_and_the_frozen_parts_stay(two_ranks, tiny, zero_stag
     assert len([name for name in first["end"] if ".visual." in name]) > 20
 
     start = {name: first["start"][name] for name in first["trained"]}
-    wanted, norms = plain_steps(
+    expected, norms = plain_steps(
         tiny, start, "policy", mean_nll, FULL_OPTIM, build=lambda: VideoLM(load_vlm(tiny, "float32"))
     )
     assert min(norms) > FULL_OPTIM.max_grad_norm  # clipping took part
-    assert max(differences({name: first["end"][name] for name in wanted}, wanted).values()) < 1e-5
+    assert max(differences({name: first["end"][name] for name in expected}, expected).values()) < 1e-5
     assert np.allclose(first["norms"], norms, rtol=1e-4)
 
 
 def train_pairs(path):
-    """A preference step in which rank 1 has no pair, then one in which no rank has any."""
+    """Take a preference step in which rank 1 has no pair, then one in which no rank has any."""
     roles = [RoleSpec("reward", path, LORA, plain_optim(), 10, "reward")]
     learner = Learner(spec_of(path, roles, budget=60), NoiseFrames(), torch.device("cpu"))
     items = responses(learner.encoder("reward"), 4)
     start = weights(learner.roles["reward"])
     units = [(items[0], items[1]), (items[2], items[3])] if dist.get_rank() == 0 else []
-    metrics = learner.gather(
-        learner.step("reward", units, "score", losses.preference(Reward(centering="squared")), losses.pairs)
+    metrics = learner.collectives.gather_metrics(
+        learner.step("reward", units, losses.preference_objective(Reward(centering="squared"))).metrics
     )
     scores = learner.infer("reward", items if dist.get_rank() else [], "score")
     with pytest.raises(ContractError, match="nothing on any rank"):
-        learner.step("reward", [], "score", losses.preference(Reward()), losses.pairs)
+        learner.step("reward", [], losses.preference_objective(Reward()))
     nothing = learner.infer("reward", [], "score")
     return {
         "start": start,
@@ -220,9 +228,9 @@ def test_a_rank_without_pairs_takes_part(two_ranks, tiny):
         chosen, rejected = scores[0::2], scores[1::2]
         return (-torch.nn.functional.logsigmoid(chosen - rejected) + 1e-3 * (chosen**2 + rejected**2) / 2).mean()
 
-    wanted, _ = plain_steps(tiny, first["start"], "reward", loss, plain_optim(), ["reward"], plan=[([0, 1, 2, 3],)])
-    assert max(differences(first["start"], wanted).values()) > 1e-2
-    assert max(differences(first["end"], wanted).values()) < 1e-5
+    expected, _ = plain_steps(tiny, first["start"], "reward", loss, plain_optim(), ["reward"], plan=[([0, 1, 2, 3],)])
+    assert max(differences(first["start"], expected).values()) > 1e-2
+    assert max(differences(first["end"], expected).values()) < 1e-5
     assert first["metrics"]["accuracy"][1] == 2.0  # two pairs in all, the lent one not counted
     assert first["scores"] == [] and len(second["scores"]) == 4 and first["nothing"] == second["nothing"] == []
 
@@ -232,13 +240,15 @@ SIGNED = ({"sign/helpful": 1.0, "sign/harmless": -1.0}, {"sign/helpful": 0.0, "s
 
 
 def train_two_heads(path):
-    """A step of two pairs, one per rank, of which the second was compared in one dimension only; then scores."""
+    """Take a step of two pairs, one per rank, of which the second was compared in one dimension only; then score."""
     roles = [RoleSpec("reward", path, LORA, plain_optim(), 10, "reward", outputs=2)]
     learner = Learner(spec_of(path, roles), NoiseFrames(), torch.device("cpu"))
     rank, items = dist.get_rank(), responses(learner.encoder("reward"), 4)
     start = weights(learner.roles["reward"])
     unit = tuple(replace(item, extras=SIGNED[rank]) for item in items[2 * rank :][:2])
-    metrics = learner.gather(learner.step("reward", [unit], "score", losses.preference(TWO), losses.pairs))
+    metrics = learner.collectives.gather_metrics(
+        learner.step("reward", [unit], losses.preference_objective(TWO)).metrics
+    )
     scores = learner.infer("reward", items, "score")
     return {"start": start, "end": weights(learner.roles["reward"]), "metrics": metrics, "scores": scores}
 
@@ -251,15 +261,17 @@ def test_two_heads_learn_from_their_own_comparisons(two_ranks, tiny):
         gaps = [scores[0, 0] - scores[1, 0], scores[1, 1] - scores[0, 1], scores[2, 1] - scores[3, 1]]
         return -sum(torch.nn.functional.logsigmoid(gap) for gap in gaps) / 2
 
-    wanted, _ = plain_steps(tiny, first["start"], "reward", loss, plain_optim(), {"reward": 2}, plan=[([0, 1, 2, 3],)])
-    assert max(differences(first["start"], wanted).values()) > 1e-2
-    assert max(differences(first["end"], wanted).values()) < 1e-5
+    expected, _ = plain_steps(
+        tiny, first["start"], "reward", loss, plain_optim(), {"reward": 2}, plan=[([0, 1, 2, 3],)]
+    )
+    assert max(differences(first["start"], expected).values()) > 1e-2
+    assert max(differences(first["end"], expected).values()) < 1e-5
     assert first["metrics"]["helpful_share"] == (1.0, 2.0) and first["metrics"]["harmless_accuracy"][1] == 2.0
     assert all(score.shape == (2,) for score in first["scores"]) and len(second["scores"]) == 4
 
 
 def batches_beside_more(path):
-    """How this rank's five items are batched: alone, and beside a rank that has three times as many batches."""
+    """Return how the rank's five items are batched: alone, and beside a rank that has three times as many batches."""
     learner = Learner(spec_of(path, [RoleSpec("policy", path)], budget=100), NoiseFrames(), torch.device("cpu"))
     units = [(item,) for item in responses(learner.encoder("policy"), 15)]
     lengths = [len(item.ids) for (item,) in units]
@@ -270,18 +282,31 @@ def batches_beside_more(path):
     return alone, scored, stepped, max(lengths)
 
 
-def test_what_is_scored_together_is_a_matter_of_one_rank(two_ranks, tiny):
+def test_scoring_batches_depend_on_the_own_rank_only(two_ranks, tiny):
     (alone, scored, stepped, longest), (_, beside, _, _) = two_ranks.run(batches_beside_more, path=tiny)
     assert longest <= 50 and len(beside) == len(scored) == len(stepped) > len(alone)
     assert scored == alone + [[]] * (len(beside) - len(alone))
-    assert stepped[: len(alone)] != alone  # where ranks learn, they share the work out
+    assert stepped[: len(alone)] != alone  # a step divides the work among the ranks
+
+
+def gather_uneven(counts):
+    """Gather rows that hold the rank's number; `counts` are how many each rank has."""
+    rank = dist.get_rank()
+    rows = torch.full((counts[rank], 2), float(rank), dtype=torch.float64)
+    return RankCollectives(torch.device("cpu")).gather_rows(rows).tolist()
+
+
+@pytest.mark.parametrize("counts", [(3, 1), (0, 2), (2, 0), (0, 0)])
+def test_gather_rows_joins_uneven_ranks_in_their_order(two_ranks, counts):
+    expected = [[0.0, 0.0]] * counts[0] + [[1.0, 1.0]] * counts[1]
+    assert two_ranks.run(gather_uneven, counts=counts) == [expected, expected]
 
 
 PROJECTOR_OPTIM = plain_optim(lr=0.1, projector_lr=0.4, weight_decay=0.01, warmup_steps=2)
 
 
 def train_projector(path, zero_stage):
-    """All weights but the tower's, the projector at a rate of its own."""
+    """Train all weights but the tower's, the projector at its own rate."""
     shard_above(0)
     roles = [RoleSpec("policy", path, None, PROJECTOR_OPTIM, 10, train_projector=True)]
     learner = Learner(spec_of(path, roles, zero_stage), NoiseFrames(), torch.device("cpu"))
@@ -289,33 +314,32 @@ def train_projector(path, zero_stage):
     start, rates = weights(policy), []
     for shares in PLAN:
         units = [(items[i],) for i in shares[dist.get_rank()]]
-        rate = learner.step("policy", units, "logprobs", losses.supervised, losses.tokens)["lr"][0]
+        rate = learner.step("policy", units, losses.SUPERVISED).metrics["lr"][0]
         rates.append((rate, [group["lr"] for group in policy.engine.optimizer.param_groups]))
     return {"start": start, "end": weights(policy), "rates": rates}
 
 
 @pytest.mark.parametrize("zero_stage", [2, 3])
 def test_the_projector_has_a_rate_of_its_own_on_the_same_schedule(two_ranks, tiny, zero_stage):
-    found = two_ranks.run(train_projector, path=tiny, zero_stage=zero_stage)[0]
-    assert [rate for rate, _ in found["rates"]] == pytest.approx([0.05, 0.1, 0.1])
-    assert [groups for _, groups in found["rates"]] == [pytest.approx([r, 4 * r]) for r in (0.05, 0.1, 0.1)]
-    projector = {name for name in found["start"] if ".visual.merger." in name}
-    assert projector and projector != found["start"].keys()
-    wanted = plain_groups(tiny, found["start"], projector)
-    alike = plain_groups(tiny, found["start"], ())
-    assert max(differences(found["end"], wanted).values()) < 1e-5
-    assert max(differences({n: alike[n] for n in projector}, {n: wanted[n] for n in projector}).values()) > 1e-3
+    result = two_ranks.run(train_projector, path=tiny, zero_stage=zero_stage)[0]
+    assert [rate for rate, _ in result["rates"]] == pytest.approx([0.05, 0.1, 0.1])
+    assert [groups for _, groups in result["rates"]] == [pytest.approx([r, 4 * r]) for r in (0.05, 0.1, 0.1)]
+    projector = {name for name in result["start"] if ".visual.merger." in name}
+    assert projector and projector != result["start"].keys()
+    expected = plain_groups(tiny, result["start"], projector)
+    alike = plain_groups(tiny, result["start"], ())
+    assert max(differences(result["end"], expected).values()) < 1e-5
+    assert max(differences({n: alike[n] for n in projector}, {n: expected[n] for n in projector}).values()) > 1e-3
 
 
 def plain_groups(path, start, projector) -> dict:
-    """The steps of PLAN by plain torch, with the parameters named at four times the rate."""
+    """Take the steps of PLAN in plain torch, with the named parameters at four times the rate."""
     module = VideoLM(load_vlm(path, "float32"))
     named = {name: parameter for name, parameter in module.named_parameters() if name in start}
     optim = PROJECTOR_OPTIM
     groups = [{"params": [p]} for p in named.values()]
     optimizer = torch.optim.AdamW(groups, 1.0, optim.betas, optim.eps, optim.weight_decay)
-    encoder, items = Encoder(path, NoiseFrames()), None
-    items = responses(encoder, 6)
+    items = responses(Encoder(path, NoiseFrames()), 6)
     for number, shares in enumerate(PLAN):
         batch = collate([items[i] for share in shares for i in share], 0)
         for name, group in zip(named, optimizer.param_groups, strict=True):
@@ -334,7 +358,7 @@ def measure_dropout(path):
     ]
     learner = Learner(spec_of(path, roles), NoiseFrames(), torch.device("cpu"))
     items = responses(learner.encoder("policy"), 2)
-    learner.step("policy", [(items[0],)], "logprobs", losses.supervised, losses.tokens)
+    learner.step("policy", [(items[0],)], losses.SUPERVISED)
     looks = [np.concatenate(learner.infer("policy", items, "logprobs")) for _ in range(2)]
     layer = learner.roles["critic"].module.causal.model.language_model.layers[0].mlp.up_proj
     forms = {name: (tuple(layer.lora_A[name].weight.shape), layer.scaling[name]) for name in layer.lora_A}
@@ -348,7 +372,7 @@ def test_dropout_acts_in_steps_only_and_each_adapter_has_its_own_form(two_ranks,
 
 
 def train_bfloat16(path):
-    """Two adapters on one base in half precision: metrics of each step, and what moved."""
+    """Train two adapters on one base in bfloat16; return the metrics of each step, policy and critic in turn."""
     optim = Optim(lr=1e-2, max_grad_norm=1.0)
     roles = [
         RoleSpec("policy", path, LORA, optim, 10),
@@ -358,19 +382,17 @@ def train_bfloat16(path):
     learner = Learner(spec_of(path, roles, dtype="bfloat16"), NoiseFrames(), torch.device("cpu"))
     items = responses(learner.encoder("policy"), 4)
     units = [(items[i],) for i in ([0, 1], [2, 3])[dist.get_rank()]]
-    seen = []
+    reports = []
     for _ in range(4):
-        critic = learner.step("critic", units, "values", losses.critic(Ppo(), None), losses.tokens)
-        seen.append(
-            (
-                learner.gather(learner.step("policy", units, "logprobs", losses.supervised, losses.tokens)),
-                learner.gather(critic),
-            )
+        critic = learner.step("critic", units, losses.critic_objective(Ppo(), None))
+        policy = learner.step("policy", units, losses.SUPERVISED)
+        reports.append(
+            (learner.collectives.gather_metrics(policy.metrics), learner.collectives.gather_metrics(critic.metrics))
         )
-    return [{name: total / count for name, (total, count) in metrics.items()} for pair in seen for metrics in pair]
+    return [{name: total / count for name, (total, count) in metrics.items()} for pair in reports for metrics in pair]
 
 
-def test_half_precision_learns(two_ranks, tiny):
+def test_bfloat16_training_lowers_the_loss(two_ranks, tiny):
     metrics = two_ranks.run(train_bfloat16, path=tiny)[0]
     assert metrics[-2]["nll"] < metrics[0]["nll"] - 0.3
     assert metrics[-1]["value_loss"] < metrics[1]["value_loss"] - 0.05
@@ -386,12 +408,12 @@ def test_half_precision_learns(two_ranks, tiny):
 )
 def test_learning_rate(schedule, rates):
     optim = Optim(lr=2.0, warmup_steps=2, schedule=schedule, min_lr_ratio=0.1)
-    found = [learning_rate(optim, step, 6) for step in range(len(rates))]
-    assert found == pytest.approx([2.0 * rate for rate in rates])
+    result = [learning_rate(optim, step, 6) for step in range(len(rates))]
+    assert result == pytest.approx([2.0 * rate for rate in rates])
 
 
 def seed_rate(step, total, warmup, cosine):
-    """transformers' schedules: 0 at the first step, the whole rate after `warmup` steps, then half a cosine or nothing."""
+    """Return the rate of transformers' schedules: 0 at first, whole after `warmup` steps, then half a cosine or constant."""
     if step < warmup:
         return step / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) if cosine else 1.0
@@ -400,16 +422,16 @@ def seed_rate(step, total, warmup, cosine):
 def test_learning_rates_of_the_seed_system():
     optim = Ppo(preset="vlm_rlaif").optim
     for iterations in (20, 386):
-        found = [learning_rate(optim, i, iterations) for i in range(iterations + 1)]
-        assert found == pytest.approx([3e-5 * seed_rate(i, iterations, 5, True) for i in range(iterations + 1)])
-        assert found[0] == 0 and found[5] == 3e-5 and found[-1] == pytest.approx(0, abs=1e-12)
+        result = [learning_rate(optim, i, iterations) for i in range(iterations + 1)]
+        assert result == pytest.approx([3e-5 * seed_rate(i, iterations, 5, True) for i in range(iterations + 1)])
+        assert result[0] == 0 and result[5] == 3e-5 and result[-1] == pytest.approx(0, abs=1e-12)
     optim = Reward(preset="vlm_rlaif").optim
     for steps, warmup in ((2438, 74), (100, 3), (10, 1)):
-        found = [learning_rate(optim, i, steps) for i in range(steps)]
-        assert found == pytest.approx([2e-5 * seed_rate(i, steps, warmup, False) for i in range(steps)])
+        result = [learning_rate(optim, i, steps) for i in range(steps)]
+        assert result == pytest.approx([2e-5 * seed_rate(i, steps, warmup, False) for i in range(steps)])
 
 
-def test_heads_of_reward_models():
+def test_init_reward_head_draws_uniform_or_normal_weights():
     weight = torch.empty(1, 400)
     torch.manual_seed(0)
     init_reward_head(weight, "uniform")
@@ -429,12 +451,12 @@ def reward_head(path, init):
     return head.weight.detach().clone().numpy(), float(head.bias)
 
 
-def test_a_reward_head_starts_as_asked_for(two_ranks, tiny):
-    found = {init: two_ranks.run(reward_head, path=tiny, init=init) for init in ("normal", "uniform")}
-    for (weight, bias), (other, _) in found.values():
+def test_reward_head_starts_as_its_spec_says_on_every_rank(two_ranks, tiny):
+    result = {init: two_ranks.run(reward_head, path=tiny, init=init) for init in ("normal", "uniform")}
+    for (weight, bias), (other, _) in result.values():
         assert np.array_equal(weight, other) and bias == 0
-    assert np.abs(found["uniform"][0][0]).max() > 3 * np.abs(found["normal"][0][0]).max()
-    assert np.abs(found["uniform"][0][0]).max() <= 128**-0.5
+    assert np.abs(result["uniform"][0][0]).max() > 3 * np.abs(result["normal"][0][0]).max()
+    assert np.abs(result["uniform"][0][0]).max() <= 128**-0.5
 
 
 def test_learning_rate_without_warmup_or_with_nothing_but_warmup():
@@ -446,5 +468,5 @@ def collective_built() -> bool:
     return deepspeed.comm.comm.cdb.shm_comm_op is not None
 
 
-def test_no_collective_is_built_that_training_never_calls(two_ranks):
+def test_deepspeed_does_not_build_its_inference_collective(two_ranks):
     assert two_ranks.run(collective_built) == [False, False]

@@ -12,14 +12,16 @@ from ranks import LORA, NoiseFrames, answer, cluster, model, plain_optim, respon
 
 from learners import losses
 from learners.learner import Learner
-from learners.ppo import PpoState, train_on
+from learners.ppo import train_on
+from learners.ppo_state import PpoState
 from learners.spec import LearnerSpec, RoleSpec
 from rlaif.config.schema import Kl, Ppo
 from rlaif.errors import NumericsError
+from rlaif.records import Experience
 
 
 def steps(path, zero_stage, plan):
-    """What each step of the plan reports, what it moved, and the error that ended it; `bad` poisons one sample of rank 1."""
+    """Return what each step of the plan reports and moves, and the error that ends it; `bad` poisons one sample of rank 1."""
     optim = plain_optim(max_skipped_steps=1)
     role = RoleSpec("critic", path, LORA, optim, 10, "value")
     spec = LearnerSpec((role,), model(), cluster(zero_stage), 512, 2**28, 150, seed=5)
@@ -29,10 +31,10 @@ def steps(path, zero_stage, plan):
     reports = []
     for bad in plan:
         before, count = weights(critic), critic.steps
-        given = [_poisoned(items[0]), *items[1:]] if bad and rank == 1 else items
-        units = [(item,) for item in given]
+        chosen_items = [_poisoned(items[0]), *items[1:]] if bad and rank == 1 else items
+        units = [(item,) for item in chosen_items]
         try:
-            seen = learner.step("critic", units, "values", losses.critic(Ppo(), None), losses.tokens)
+            metrics = learner.step("critic", units, losses.critic_objective(Ppo(), None)).metrics
         except NumericsError as error:
             return reports, error.found
         after = weights(critic)
@@ -40,11 +42,11 @@ def steps(path, zero_stage, plan):
         finite = all(np.isfinite(value).all() for value in after.values())
         reports.append(
             (
-                seen["skipped_steps"][0],
+                metrics["skipped_steps"][0],
                 moved,
                 critic.steps - count,
                 finite,
-                np.isfinite(seen.get("value_loss", (0,))[0]),
+                np.isfinite(metrics.get("value_loss", (0,))[0]),
             )
         )
     return reports, None
@@ -70,8 +72,10 @@ PPO = Ppo(prompts_per_iteration=2, samples_per_prompt=2, minibatch_size=4, kl=Kl
 
 
 def iterate(path, limit, poison):
-    """A PPO iteration on four samples, the last of which (of rank 1) may have a log-prob that is NaN: what the state is
-    afterwards, how many steps were skipped and each sample's report, or the error."""
+    """Run a PPO iteration on four samples; the last one (of rank 1) may have a log-prob that is NaN.
+
+    Returns the state afterwards, how many steps were skipped and each sample's report, or the error.
+    """
     optim = plain_optim(lr=1e-3, max_skipped_steps=limit)
     roles = [RoleSpec("policy", path, LORA, optim, 10), RoleSpec("critic", path, LORA, optim, 10, "value")]
     spec = LearnerSpec((*roles, RoleSpec("reference", path)), model(), cluster(2), 512, 2**28, 1, seed=5)
@@ -84,7 +88,7 @@ def iterate(path, limit, poison):
         samples[3].logprobs[1] = np.nan
     rank = dist.get_rank()
     try:
-        metrics, report = train_on(learner, state, samples[rank::2], [1.0, -1.0], PPO, seed=3)
+        metrics, report = train_on(learner, state, Experience(tuple(samples[rank::2]), (1.0, -1.0)), PPO, seed=3)
     except NumericsError as error:
         return state.state_dict(), error.found, None
     return state.state_dict(), [metrics[f"{name}/skipped_steps"][0] for name in ("critic", "policy")], report
@@ -106,6 +110,6 @@ def test_a_sample_with_nan_spoils_neither_statistics_nor_the_other_samples(two_r
             assert bad or row["kl"] == other["kl"]
 
 
-def test_the_sample_with_nan_is_the_one_that_is_named(two_ranks, tiny):
-    for _, found, _ in two_ranks.run(iterate, path=tiny, limit=0, poison=True):
-        assert found.endswith("in the last one: p1/1")
+def test_numerics_error_names_the_sample_with_nan(two_ranks, tiny):
+    for _, message, _ in two_ranks.run(iterate, path=tiny, limit=0, poison=True):
+        assert message.endswith("in the last one: p1/1")

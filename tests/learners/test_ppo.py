@@ -1,4 +1,4 @@
-"""One PPO iteration on two ranks: what it refuses, what it computes, when it stops."""
+"""Test a PPO iteration on two ranks: what it rejects, what it computes, when it stops."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ import torch
 import torch.distributed as dist
 from ranks import LORA, WORDS, NoiseFrames, answer, cluster, model, plain_optim, weights
 
+from learners.experience import compute_advantages, encode_sample, prepare_experience
 from learners.learner import Learner
-from learners.ppo import PpoState, advantages_of, collect, critic_report, encode_sample, train_on
+from learners.ppo import critic_report, train_on
+from learners.ppo_state import PpoState
 from learners.spec import LearnerSpec, RoleSpec
 from rlaif.config.schema import Kl, Ppo
 from rlaif.errors import ContractError
 from rlaif.models.encode import Encoder
-from rlaif.objectives.metrics import means
-from rlaif.records import Sample
+from rlaif.objectives.metrics import mean_metrics
+from rlaif.records import Experience, Sample
 
 OPTIM = plain_optim()
 PPO = Ppo(
@@ -36,12 +38,13 @@ SHARES = {2: ([0, 2, 3, 5], [1, 4]), 1: ([0, 1, 2, 3, 4, 5],)}
 
 
 def samples_of(encoder) -> list[Sample]:
-    """Two answers each to three prompts; the engine's log-probs are made up."""
-    rng, made = np.random.default_rng(0), []
+    """Return two answers each to three prompts, with random log-probs of the engine."""
+    rng = np.random.default_rng(0)
+    samples = []
     for number in range(6):
         ids = [*rng.integers(11, 11 + len(WORDS), rng.integers(2, 9)), encoder.eos_id]
-        made.append(answer(encoder, number, ids, rng.normal(-3.5, 0.2, len(ids))))
-    return made
+        samples.append(answer(encoder, number, ids, rng.normal(-3.5, 0.2, len(ids))))
+    return samples
 
 
 SCORES = [1.0, -0.5, 2.0, 0.25, -1.0, 0.5]
@@ -65,10 +68,11 @@ def build(path, config, total=10) -> Learner:
     return learner
 
 
-def mine(learner) -> tuple[list[Sample], list[float]]:
+def mine(learner) -> Experience:
+    """Return the own rank's part of the experience."""
     share = SHARES[dist.get_world_size()][dist.get_rank()]
     samples = samples_of(learner.encoder("policy"))
-    return [samples[i] for i in share], [SCORES[i] for i in share]
+    return Experience(tuple(samples), tuple(SCORES)).part(share)
 
 
 # -- what the learner refuses
@@ -82,7 +86,7 @@ def mine(learner) -> tuple[list[Sample], list[float]]:
         ("prompt tokens", {"prompt_ids": np.array([1, 2, 3], np.int32)}),
     ],
 )
-def test_samples_that_were_made_from_something_else(tiny, what, change):
+def test_encode_sample_rejects_samples_of_other_inputs(tiny, what, change):
     encoder = Encoder(tiny, NoiseFrames())
     sample = samples_of(encoder)[3]
     encoded = encode_sample(encoder, sample)
@@ -99,28 +103,28 @@ def test_samples_that_were_made_from_something_else(tiny, what, change):
 # -- advantages and returns
 
 
-def experience(path, configs):
-    """Under each configuration: what the forwards gave, what was computed from it, and the report."""
-    learner, found = build(path, configs[0]), []
-    samples, scores = mine(learner)
+def experience_by_config(path, configs):
+    """Return, for each configuration, what the forwards gave, what was computed from it, and the report."""
+    learner, results = build(path, configs[0]), []
+    experience = mine(learner)
     for config in configs:
         state = PpoState.of(config)
-        rollouts = collect(learner, samples, config)
-        items, metrics, report = advantages_of(learner, state, rollouts, scores, config)
+        tensors = prepare_experience(learner, experience, config)
+        items, report = compute_advantages(learner, state, tensors, config)
         rows = [
             {
                 "key": sample.key,
                 "engine": sample.logprobs,
                 "score": score,
-                "reference": rollouts.reference[i].numpy(),
-                "critic": rollouts.values[i].numpy(),
+                "reference": tensors.reference[i].numpy(),
+                "critic": tensors.values[i].numpy(),
                 "report": report[i],
                 **item.extras,
             }
-            for i, (sample, score, item) in enumerate(zip(samples, scores, items, strict=True))
+            for i, (sample, score, item) in enumerate(zip(experience.samples, experience.scores, items, strict=True))
         ]
-        found.append((rows, state.state_dict(), learner.infer("policy", rollouts.encoded, "logprobs")))
-    return found
+        results.append((rows, state.state_dict(), learner.infer("policy", tensors.encoded, "logprobs")))
+    return results
 
 
 CONFIGS = {
@@ -134,22 +138,22 @@ CONFIGS = {
 
 @pytest.fixture(scope="module")
 def experienced(two_ranks, tiny):
-    """By configuration: (all rows of both ranks, states, log-probs of the learner by key)."""
-    ranks = two_ranks.run(experience, path=tiny, configs=list(CONFIGS.values()))
-    found = {}
+    """Return by configuration (all rows of both ranks, states, log-probs of the learner by key)."""
+    ranks = two_ranks.run(experience_by_config, path=tiny, configs=list(CONFIGS.values()))
+    results = {}
     for number, name in enumerate(CONFIGS):
         rows = [row for rank in ranks for row in rank[number][0]]
         own = [row for rank in ranks for row in rank[number][2]]
-        found[name] = (
+        results[name] = (
             rows,
             [rank[number][1] for rank in ranks],
             dict(zip((row["key"] for row in rows), own, strict=True)),
         )
-    return found
+    return results
 
 
 def by_hand(row, old, config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(advantages before whitening, returns, per-token KL) of one answer, in float64."""
+    """Return (advantages before whitening, returns, per-token KL) of one answer, in float64."""
     count = len(row["engine"])
     old, reference, values = (np.asarray(x[:count], np.float64) for x in (old, row["reference"], row["critic"]))
     gap = reference - old
@@ -165,15 +169,15 @@ def by_hand(row, old, config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name.startswith("gae")])
-def test_advantages_and_returns(experienced, name):
+def test_advantages_and_returns_match_a_loop_in_float64(experienced, name):
     config, (rows, states, own) = CONFIGS[name], experienced[name]
     assert sorted(row["key"] for row in rows) == [(f"p{i}", j) for i in range(3) for j in range(2)]
     from_learner = config.old_logprobs == "learner"
     old = {row["key"]: own[row["key"]] if from_learner else row["engine"] for row in rows}
-    wanted = {row["key"]: by_hand(row, old[row["key"]], config) for row in rows}
-    flat = np.concatenate([advantages for advantages, _, _ in wanted.values()])
+    expected = {row["key"]: by_hand(row, old[row["key"]], config) for row in rows}
+    flat = np.concatenate([advantages for advantages, _, _ in expected.values()])
     for row in rows:
-        advantages, returns, _ = wanted[row["key"]]
+        advantages, returns, _ = expected[row["key"]]
         if config.whiten_advantages:
             advantages = (advantages - flat.mean()) / np.sqrt(flat.var() + 1e-8)
         assert np.abs(row["advantages"] - advantages).max() < 1e-4
@@ -184,20 +188,20 @@ def test_advantages_and_returns(experienced, name):
         drift = (old[row["key"]] - row["reference"][: len(advantages)]).sum()
         assert row["report"]["kl"] == pytest.approx(drift, abs=1e-4) and abs(drift) > 0.01
         assert row["report"]["advantage_mean"] == pytest.approx(advantages.mean(), abs=1e-4)
-    returns = np.concatenate([returns for _, returns, _ in wanted.values()])
+    returns = np.concatenate([returns for _, returns, _ in expected.values()])
     for state in states:  # the running scale has seen every rank's returns
         assert state["returns"]["count"] == len(returns)
         assert state["returns"]["mean"] == pytest.approx(returns.mean(), abs=1e-5)
 
 
-def test_leave_one_out_over_ranks(experienced):
+def test_leave_one_out_uses_samples_of_all_ranks(experienced):
     rows, _, _ = experienced["leave one out"]
     config = CONFIGS["leave one out"]
     totals = {row["key"]: row["score"] - config.kl.coef * by_hand(row, row["engine"], config)[2].sum() for row in rows}
     for row in rows:
         prompt, index = row["key"]
-        wanted = totals[row["key"]] - totals[(prompt, 1 - index)]
-        assert np.abs(row["advantages"] - wanted).max() < 1e-4 and len(row["advantages"]) == len(row["engine"])
+        expected = totals[row["key"]] - totals[(prompt, 1 - index)]
+        assert np.abs(row["advantages"] - expected).max() < 1e-4 and len(row["advantages"]) == len(row["engine"])
         assert np.array_equal(row["advantages"], row["returns"])
 
 
@@ -205,24 +209,23 @@ def test_leave_one_out_over_ranks(experienced):
 
 
 def iterate(path, config, iterations=1):
-    """Weights before and after each iteration, metrics over the ranks, reports and state."""
+    """Run iterations; return weights before and after each, metrics over the ranks, reports and state."""
     learner, state = build(path, config), PpoState.of(config)
     names = [name for name in ("policy", "critic") if name in learner.roles]
-    found = [{"weights": {name: weights(learner.roles[name]) for name in names}}]
+    results = [{"weights": {name: weights(learner.roles[name]) for name in names}}]
     for _ in range(iterations):
-        samples, scores = mine(learner)
-        metrics, report = train_on(learner, state, samples, scores, config, seed=1)
-        gathered = learner.gather(metrics)
-        found.append(
+        metrics, report = train_on(learner, state, mine(learner), config, seed=1)
+        gathered = learner.collectives.gather_metrics(metrics)
+        results.append(
             {
                 "weights": {name: weights(learner.roles[name]) for name in names},
                 "steps": {name: learner.roles[name].steps for name in names},
-                "metrics": means(gathered) | critic_report(gathered),
+                "metrics": mean_metrics(gathered) | critic_report(gathered),
                 "report": report,
                 "state": state.state_dict(),
             }
         )
-    return found
+    return results
 
 
 def moved(before, after, role) -> float:
@@ -236,23 +239,23 @@ def plain_iteration(two_ranks, tiny):
     return two_ranks.run(iterate, path=tiny, config=PPO)[0]
 
 
-def test_two_ranks_train_as_one(plain_iteration, one_rank, tiny):
+def test_two_ranks_train_like_one(plain_iteration, one_rank, tiny):
     before, two = plain_iteration
     _, one = one_rank.run(iterate, path=tiny, config=PPO)[0]
     for role in ("policy", "critic"):
         assert moved(before, two, role) > 1e-2
         assert moved(one, two, role) < 1e-5
     untimed = [name for name in two["metrics"] if not name.startswith(("time/", "waste/"))]
-    wanted = {name: one["metrics"][name] for name in untimed}
-    assert {name: two["metrics"][name] for name in untimed} == pytest.approx(wanted, rel=1e-3, abs=1e-5)
+    expected = {name: one["metrics"][name] for name in untimed}
+    assert {name: two["metrics"][name] for name in untimed} == pytest.approx(expected, rel=1e-3, abs=1e-5)
     assert two["state"]["returns"] == pytest.approx(one["state"]["returns"])
 
 
-def test_what_an_iteration_reports(plain_iteration):
+def test_iteration_reports_metrics_of_policy_critic_and_time(plain_iteration):
     _, after = plain_iteration
     assert after["steps"] == {"policy": 1, "critic": 1}
     metrics = after["metrics"]
-    wanted = (
+    expected = (
         "policy_loss",
         "approx_kl",
         "clip_fraction",
@@ -263,7 +266,7 @@ def test_what_an_iteration_reports(plain_iteration):
         "grad_norm",
         "lr",
     )
-    assert {f"policy/{name}" for name in wanted} <= metrics.keys()
+    assert {f"policy/{name}" for name in expected} <= metrics.keys()
     assert {
         "critic/value_loss",
         "critic/explained_variance",
@@ -285,7 +288,7 @@ def test_an_iteration_stops_when_the_policy_has_moved_enough(two_ranks, tiny):
         assert rank[1]["steps"] == {"policy": 1, "critic": 1} and rank[1]["metrics"]["policy/early_stop"] == 1.0
 
 
-def test_the_critic_warms_up_alone(two_ranks, tiny):
+def test_critic_warmup_leaves_the_policy_unchanged(two_ranks, tiny):
     config = PPO.model_copy(
         update={"critic_warmup": 1, "kl": Kl(coef=0.3, controller="adaptive", target=0.1, horizon=60)}
     )
@@ -293,11 +296,11 @@ def test_the_critic_warms_up_alone(two_ranks, tiny):
     assert moved(start, first, "policy") == 0.0 and moved(start, first, "critic") > 1e-2
     assert moved(first, second, "policy") > 1e-3 and moved(first, second, "critic") > 1e-2
     assert [first["state"]["iteration"], second["state"]["iteration"]] == [1, 2]
-    # six samples of a horizon of sixty, far off the target: a tenth of a fifth, once a iteration
+    # six samples of a horizon of sixty, far off the target: each iteration changes it by a tenth of a fifth
     assert abs(first["state"]["kl"]["value"] / 0.3 - 1) == pytest.approx(0.02)
 
 
-def test_what_ppo_remembers_survives_json():
+def test_ppo_state_survives_json():
     config = PPO.model_copy(update={"kl": Kl(coef=0.3, controller="adaptive")})
     state = PpoState.of(config)
     state.iteration, state.kl.value, state.returns.count, state.returns.m2 = 7, 0.123456789, 3.0, 2.5

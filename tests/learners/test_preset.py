@@ -16,14 +16,16 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import LORA, NoiseFrames, weights
-from test_ppo import SCORES, SHARES, build, experience, samples_of
+from test_ppo import SCORES, SHARES, build, experience_by_config, samples_of
 
 from learners import losses
-from learners.ppo import PpoState, train_on
+from learners.ppo import train_on
+from learners.ppo_state import PpoState
 from rlaif.config.schema import Ppo
 from rlaif.models.encode import Encoder
 from rlaif.models.vlm import VideoLM, load_vlm
 from rlaif.objectives.rewards import shaped_score
+from rlaif.records import Experience
 
 SLOTS, ITERATIONS, ITERATION = 8, 12, 3
 RATES = {"policy": 0.3, "critic": 0.013}  # the critic's keeps part of its values within the clip for all four steps
@@ -41,7 +43,7 @@ ENDS = ["length", "stop", "cut", "stop", "stop", "cut"]
 
 
 def answers_of(encoder) -> list:
-    """Six answers that leave 0 to 5 slots empty; three of them did not end by themselves."""
+    """Return six answers that leave 0 to 5 slots empty; three of them did not end by themselves."""
     return [
         replace(sample, response_ids=sample.response_ids[:count], logprobs=sample.logprobs[:count], finish_reason=end)
         for sample, count, end in zip(samples_of(encoder), LENGTHS, ENDS, strict=True)
@@ -52,7 +54,7 @@ def answers_of(encoder) -> list:
 
 
 def one_iteration(path, config):
-    """Everything one iteration computes: per step and role the samples, their extras, the metrics; weights around it."""
+    """Return what one iteration computes: by step and role the samples' extras and the metrics; weights before and after."""
     learner, state = build(path, config, ITERATIONS), PpoState.of(config)
     state.iteration = ITERATION
     start = {role: weights(learner.roles[role]) for role in ("policy", "critic")}
@@ -75,11 +77,12 @@ def one_iteration(path, config):
         seen = usual(role, units, *args)
         texts = [tuple(item.ids[item.start : len(item.ids) - item.padding].tolist()) for (item,) in units]
         extras = {numbers[text]: item.extras for text, (item,) in zip(texts, units, strict=True)}
-        steps.append({"role": role, "extras": extras, "metrics": seen})
+        steps.append({"role": role, "extras": extras, "metrics": seen.metrics})
         return seen
 
     learner.step = step
-    train_on(learner, state, [everyone[i] for i in share], [score.value for score in scores], config, seed=1)
+    own = Experience(tuple(everyone[i] for i in share), tuple(score.value for score in scores))
+    train_on(learner, state, own, config, seed=1)
     end = {role: weights(learner.roles[role]) for role in ("policy", "critic")}
     return {"start": start, "steps": steps, "end": end, "scale": state.returns.scale}
 
@@ -94,7 +97,7 @@ def plain(path, role, start) -> VideoLM:
 
 
 def hidden(module, encoder, sample):
-    """[SLOTS, H]: the states from which each slot is predicted, one position before it, with all padding there."""
+    """Return [SLOTS, H]: the state from which each slot is predicted, one position before it, with all padding present."""
     features = encoder.video(sample.prompt.video)
     item = encoder.prompt_and_response(sample.prompt.question, sample.response_ids, features)
     rest = SLOTS - len(sample.response_ids)
@@ -111,7 +114,7 @@ def hidden(module, encoder, sample):
 
 
 def logps(module, encoder, sample):
-    """[SLOTS] log-probs, 0 behind the answer."""
+    """Return [SLOTS] log-probs, 0 after the answer."""
     logits = module.causal.lm_head(hidden(module, encoder, sample))
     logits[:, list(encoder.banned_ids)] = -math.inf
     every = logits.log_softmax(-1)
@@ -120,7 +123,7 @@ def logps(module, encoder, sample):
 
 
 def values(module, encoder, sample):
-    """[SLOTS] predictions, those behind the answer's end included."""
+    """Return [SLOTS] predictions, those after the answer's end included."""
     head = module.heads["critic"]
     return hidden(module, encoder, sample) @ head.weight[0] + head.bias
 
@@ -142,7 +145,7 @@ def whitened_by_loops(rows, divisor) -> list[list[float]]:
 
 
 def released(var: float) -> float:
-    """What the released code divides by."""
+    """Return what the released code divides by."""
     return math.sqrt(var) + 1e-8
 
 
@@ -151,7 +154,7 @@ def modern(var: float) -> float:
 
 
 def rate_by_hand(iteration: int) -> float:
-    """transformers' cosine schedule with warm-up, stepped after each iteration."""
+    """Return the factor of transformers' cosine schedule with warm-up, stepped after each iteration."""
     if iteration < 5:
         return iteration / 5
     return 0.5 * (1 + math.cos(math.pi * (iteration - 5) / (ITERATIONS - 5)))
@@ -187,7 +190,7 @@ class Replica:
         self.advantages = whitened_by_loops(advantages, released)
 
     def loss(self, role, chosen):
-        """(what is minimised, what is reported): a mean over samples and all slots."""
+        """Return (what is minimised, what is reported): a mean over samples and all slots."""
         each = []
         for i in chosen:
             forward = values if role == "critic" else logps
@@ -204,7 +207,7 @@ class Replica:
         return (0.1 if role == "critic" else 1.0) * mean, mean.item()
 
     def step(self, role, chosen) -> tuple[float, float]:
-        """One optimizer step; (reported loss, gradient norm before clipping)."""
+        """Take one optimizer step; return (reported loss, gradient norm before clipping)."""
         self.optimizers[role].zero_grad()
         loss, reported = self.loss(role, chosen)
         loss.backward()
@@ -242,7 +245,7 @@ def test_returns_values_and_whitened_advantages_of_every_slot(ranks, replica):
 
 
 def test_four_steps_train_what_the_formulas_say(ranks, replica):
-    """Losses, gradient norms and weights of the whole iteration: policy and critic, two epochs of two mini-batches."""
+    """Compare losses, gradient norms and weights of policy and critic over two epochs of two mini-batches."""
     assert [step["role"] for step in ranks[0]["steps"]] == ["critic", "policy"] * 4
     ratios_moved, gradients_cut, values_cut = 0, 0, 0
     for number, step in enumerate(ranks[0]["steps"]):
@@ -261,14 +264,14 @@ def test_four_steps_train_what_the_formulas_say(ranks, replica):
         values_cut += 0 < step["metrics"].get("value_clip_fraction", (0, 0))[0] < 2 * SLOTS
     assert ratios_moved and gradients_cut and values_cut  # every clip took part
     for role in ("policy", "critic"):
-        for name, wanted in replica.trained[role].items():
-            found, began = ranks[0]["end"][role][name], ranks[0]["start"][role][name]
-            moved, off = np.abs(found - began).max(), np.abs(found - wanted.detach().numpy()).max()
+        for name, expected in replica.trained[role].items():
+            result, began = ranks[0]["end"][role][name], ranks[0]["start"][role][name]
+            moved, off = np.abs(result - began).max(), np.abs(result - expected.detach().numpy()).max()
             assert moved > 0 and off < 1e-7 + 1e-3 * moved, name
 
 
 def test_the_returns_are_too_large_for_the_absolute_value_clip(ranks):
-    """So that the running scale, were it used, would show in the losses above."""
+    """Check that the running scale is so large that its use would show in the losses above."""
     assert ranks[0]["scale"] > 10
 
 
@@ -288,12 +291,12 @@ CONFIGS = {name: Ppo(**SMALL, sampling={"max_tokens": 11}, **change) for name, c
 
 @pytest.fixture(scope="module")
 def switched(two_ranks, tiny):
-    found = two_ranks.run(experience, path=tiny, configs=list(CONFIGS.values()))
-    return {name: [row for rank in found for row in rank[number][0]] for number, name in enumerate(CONFIGS)}
+    result = two_ranks.run(experience_by_config, path=tiny, configs=list(CONFIGS.values()))
+    return {name: [row for rank in result for row in rank[number][0]] for number, name in enumerate(CONFIGS)}
 
 
 def gae_by_loops(rewards, values, gamma, lam) -> list[float]:
-    """sum over l of (gamma lam)^l delta_{t + l}, with nothing after the last slot."""
+    """Return sum over l of (gamma lam)^l delta_{t + l}, with nothing after the last slot."""
     count = len(rewards)
     ahead = [*values[1:], 0.0]
     deltas = [rewards[t] + gamma * ahead[t] - values[t] for t in range(count)]
@@ -301,7 +304,7 @@ def gae_by_loops(rewards, values, gamma, lam) -> list[float]:
 
 
 def every_slot(row, config):
-    """(rewards before whitening, values) of an answer over the slots in which rewards count."""
+    """Return (rewards before whitening, values) of an answer over the slots in which rewards count."""
     length, slots = len(row["engine"]), 11
     span = slots if config.score_slot == "last_slot" else length
     rewards = []
@@ -314,7 +317,7 @@ def every_slot(row, config):
 
 
 @pytest.mark.parametrize("name", list(SWITCHES))
-def test_a_switch_alone(switched, name):
+def test_each_preset_switch_alone_matches_plain_loops(switched, name):
     config, rows = CONFIGS[name], switched[name]
     shaped = [every_slot(row, config) for row in rows]
     if config.whiten_rewards:
@@ -326,8 +329,11 @@ def test_a_switch_alone(switched, name):
         shaped = [([config.reward_scale * r for r in rewards], v) for rewards, v in shaped]
     advantages = [gae_by_loops(rewards, v, config.gamma, config.lam) for rewards, v in shaped]
     returns = [[a + b for a, b in zip(row, v, strict=True)] for row, (_, v) in zip(advantages, shaped, strict=True)]
-    width = [11 if config.loss_mean == "slots" else len(row["engine"]) for row in rows]
-    resized = lambda xs: [[*x, *[0.0] * 11][:n] for x, n in zip(xs, width, strict=True)]  # noqa: E731
+    widths = [11 if config.loss_mean == "slots" else len(row["engine"]) for row in rows]
+
+    def resized(values):
+        return [[*row, *[0.0] * 11][:width] for row, width in zip(values, widths, strict=True)]
+
     for row, a, r in zip(rows, whitened_by_loops(resized(advantages), modern), resized(returns), strict=True):
         assert np.allclose(row["advantages"], a, atol=2e-4) and np.allclose(row["returns"], r, atol=1e-3)
         assert len(row["advantages"]) == len(a)
@@ -346,16 +352,16 @@ GROUPS = Ppo(
 
 
 def test_leave_one_out_with_scaled_rewards_and_means_over_slots(two_ranks, tiny):
-    rows = [row for rank in two_ranks.run(experience, path=tiny, configs=[GROUPS]) for row in rank[0][0]]
+    rows = [row for rank in two_ranks.run(experience_by_config, path=tiny, configs=[GROUPS]) for row in rank[0][0]]
     totals = {}
     for row in rows:
         gaps = [float(row["engine"][t]) - float(row["reference"][t]) for t in range(len(row["engine"]))]
         totals[row["key"]] = 3.0 * (row["score"] - 0.4 * sum(max(0.0, gap) for gap in gaps))
-    wanted = []
+    expected = []
     for row in rows:
         (prompt, index), length = row["key"], len(row["engine"])
-        wanted.append([totals[row["key"]] - totals[(prompt, 1 - index)]] * length + [0.0] * (11 - length))
-    for row, plain_row, advantages in zip(rows, wanted, whitened_by_loops(wanted, modern), strict=True):
+        expected.append([totals[row["key"]] - totals[(prompt, 1 - index)]] * length + [0.0] * (11 - length))
+    for row, plain_row, advantages in zip(rows, expected, whitened_by_loops(expected, modern), strict=True):
         assert np.allclose(row["returns"], plain_row, atol=1e-3)  # whitening would hide a wrong scale
         assert np.allclose(row["advantages"], advantages, atol=1e-4)
         assert len(row["old_logprobs"]) == 11 and not row["old_logprobs"][len(row["engine"]) :].any()
@@ -366,10 +372,10 @@ SMALL_SPREAD = {"advantage": "leave_one_out", "score_slot": "last_token", "rewar
 
 @pytest.mark.parametrize(("preset", "divisor"), [("vlm_rlaif", released), ("modern", modern)])
 def test_a_small_spread_is_whitened_as_the_released_code_does(two_ranks, tiny, preset, divisor):
-    """Advantages of some 1e-5 tell std + 1e-8 from sqrt(var + 1e-8); those of the iteration above are far too large."""
+    """Use advantages of about 1e-5, which tell std + 1e-8 from sqrt(var + 1e-8); those above are far too large for that."""
     slots = {"loss_mean": "slots", "sampling": {"max_tokens": 11}}
     config = Ppo(**SMALL, preset=preset, **slots, **SMALL_SPREAD)
-    rows = [row for rank in two_ranks.run(experience, path=tiny, configs=[config]) for row in rank[0][0]]
+    rows = [row for rank in two_ranks.run(experience_by_config, path=tiny, configs=[config]) for row in rank[0][0]]
     for row, expected in zip(rows, whitened_by_loops([row["returns"].tolist() for row in rows], divisor), strict=True):
         assert np.allclose(row["advantages"], expected, rtol=1e-3, atol=1e-6)
     spread = float(np.std([value for row in rows for value in row["returns"]]))
@@ -381,6 +387,6 @@ def test_importance_weights_are_cut_at_the_cap(cap):
     ones, weight = torch.ones(1, 2), torch.tensor([[0.5, 1.5]])
     extras = {"old_logprobs": -ones, "advantages": ones, "importance": weight, "after_video": torch.ones(1)}
     batch = SimpleNamespace(mask=ones, extras=extras)
-    loss = losses.policy(Ppo(importance_cap=cap), True, [])
-    found, _ = loss({"logprobs": -ones, "entropy": ones}, batch, 2.0)
-    assert found.item() == pytest.approx(-(0.5 + min(1.5, cap)) / 2)
+    loss = losses.policy_objective(Ppo(importance_cap=cap), truncated_importance=True).loss
+    result = loss({"logprobs": -ones, "entropy": ones}, batch, 2.0)
+    assert result.loss.item() == pytest.approx(-(0.5 + min(1.5, cap)) / 2)

@@ -1,4 +1,4 @@
-"""Rows that cannot be used cost themselves, by name; the others keep their order."""
+"""Test that rows that cannot be used are left out by name, and that the others keep their order."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from ranks import NoiseFrames
 
-from learners.losses import tokens
-from learners.sequences import conversations, preferences
+from learners.losses import count_tokens
+from learners.sequences import conversation_units, preference_units
 from rlaif.config.schema import Reward
 from rlaif.data.preference import PreferencePair
 from rlaif.data.rows import Conversation
@@ -34,14 +34,14 @@ def pair(video, chosen, rejected) -> PreferencePair:
 
 def test_prompts_that_are_trained_on_count_their_weight(encoder):
     rows = [talk("a", "red"), talk("b", "a blue circle")]
-    plain, weighted = (conversations(encoder, rows, 4096, weight)[0] for weight in (0.0, 0.5))
+    plain, weighted = (conversation_units(encoder, rows, 4096, weight)[0] for weight in (0.0, 0.5))
     for (before,), (after,) in zip(plain, weighted, strict=True):
         prompt = before.start - after.start
-        assert tokens((before,)) == len(before.mask)
-        assert tokens((after,)) == len(before.mask) + 0.5 * prompt
+        assert count_tokens((before,)) == len(before.mask)
+        assert count_tokens((after,)) == len(before.mask) + 0.5 * prompt
 
 
-def test_conversations(encoder):
+def test_conversation_units_leave_out_broken_and_long_rows(encoder):
     bad = talk("clip3", "a", question="a <|video_pad|> b")
     rows = [
         talk("clip0", "a red circle"),
@@ -50,7 +50,7 @@ def test_conversations(encoder):
         bad,
         talk("clip2", "a blue square"),
     ]
-    units, skipped = conversations(encoder, rows, limit=64)
+    units, skipped = conversation_units(encoder, rows, limit=64)
     assert [encoder.text(unit[0].ids[unit[0].start :]) for unit in units] == ["a red circle", "a blue square"]
     assert [reason.split(":")[0] for reason in skipped] == ["'broken' (broken)", "'clip1' (clip1)", "'clip3' (clip3)"]
     assert "garbage" in skipped[0] and "limit of 64" in skipped[1] and "placeholder" in skipped[2]
@@ -58,17 +58,17 @@ def test_conversations(encoder):
 
 def test_a_row_of_exactly_the_limit_is_kept_whole(encoder):
     row = talk("clip0", "a red circle")
-    ((item,),), _ = conversations(encoder, [row], limit=10**6)
+    ((item,),), _ = conversation_units(encoder, [row], limit=10**6)
     length = len(item.ids)
-    ((again,),), _ = conversations(encoder, [row], limit=length)
+    ((again,),), _ = conversation_units(encoder, [row], limit=length)
     assert np.array_equal(again.ids, item.ids)
-    assert conversations(encoder, [row], limit=length - 1)[0] == []
+    assert conversation_units(encoder, [row], limit=length - 1)[0] == []
 
 
-def test_both_answers_of_a_pair_count(encoder):
+def test_pair_is_left_out_if_either_answer_is_too_long(encoder):
     prompt = RewardPrompt.of(Reward())
     rows = [pair("clip0", "a", "b"), pair("clip1", "a", LONG), pair("clip2", LONG, "a"), pair("broken", "a", "b")]
-    units, skipped = preferences(encoder, prompt, rows, limit=64)
+    units, skipped = preference_units(encoder, prompt, rows, limit=64)
     assert len(units) == 1
     assert [reason.split(":")[0] for reason in skipped] == ["'clip1' (clip1)", "'clip2' (clip2)", "'broken' (broken)"]
     chosen, rejected = units[0]
@@ -77,24 +77,24 @@ def test_both_answers_of_a_pair_count(encoder):
     assert encoder.text(chosen.ids[chosen.start :]) == "a"
 
 
-def test_a_pair_says_what_it_was_compared_in(encoder):
+def test_pair_extras_hold_sign_and_margin_by_dimension(encoder):
     rows = [
         replace(pair("clip0", "a", "b"), dimension="helpful", dimensions={"harmless": -1}, margin=0.5),
         pair("clip1", "a", "b"),
     ]
-    units, _ = preferences(encoder, RewardPrompt.of(Reward()), rows, 64, ("harmless", "helpful"))
+    units, _ = preference_units(encoder, RewardPrompt.of(Reward()), rows, 64, ("harmless", "helpful"))
     for first, second in units:
         assert first.extras == second.extras
-    told = [{name: float(value) for name, value in unit[0].extras.items()} for unit in units]
-    assert told[0] == {"sign/harmless": -1, "sign/helpful": 1, "margin/harmless": 0, "margin/helpful": 0.5}
-    assert told[1] == dict.fromkeys(told[0], 0.0)
+    extras = [{name: float(value) for name, value in unit[0].extras.items()} for unit in units]
+    assert extras[0] == {"sign/harmless": -1, "sign/helpful": 1, "margin/harmless": 0, "margin/helpful": 0.5}
+    assert extras[1] == dict.fromkeys(extras[0], 0.0)
     assert [unit[0].name for unit in units] == ["clip0", "clip1"]
 
 
-def test_candidates_that_are_videos(encoder):
-    """Each side shows its own video behind the same question; where one is broken the pair is left out."""
+def test_pair_of_videos_shows_each_side_its_own_video(encoder):
+    """Check that each side shows its own video with the same question, and that a broken one leaves out the pair."""
     good = PreferencePair("r", "a red circle moves left", chosen_video="clip0", rejected_video="clip1")
-    units, skipped = preferences(
+    units, skipped = preference_units(
         encoder, RewardPrompt.of(Reward()), [good, replace(good, rejected_video="broken")], 10**6
     )
     ((chosen, rejected),) = units

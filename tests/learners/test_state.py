@@ -1,4 +1,4 @@
-"""Weights and optimizer state by parameter name: a resumed step is the uninterrupted one, whatever the number of ranks."""
+"""Test weights and optimizer state by parameter name: a resumed step equals the uninterrupted one on any number of ranks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rlaif.errors import CheckpointError
 
 ADAM = Optim(lr=1e-2, warmup_steps=5, weight_decay=0.01)
 APART = ADAM.model_copy(update={"projector_lr": 3e-2, "schedule": "cosine"})
-OBJECTIVES = {"policy": ("logprobs", losses.supervised), "critic": ("values", losses.critic(Ppo(), None))}
+OBJECTIVES = {"policy": losses.SUPERVISED, "critic": losses.critic_objective(Ppo(), None)}
 
 
 def build(path, zero_stage, optim=ADAM, lora=LORA, projector=False, **changes) -> Learner:
@@ -37,13 +37,12 @@ def build(path, zero_stage, optim=ADAM, lora=LORA, projector=False, **changes) -
 
 
 def advance(learner, steps, roles=("critic", "policy")) -> None:
-    """Steps on six items, dealt to however many ranks there are."""
+    """Take steps on six items, which all ranks share."""
     items = responses(learner.encoder("policy"), 6)
     mine = [(item,) for item in items[dist.get_rank() :: dist.get_world_size()]]
     for _ in range(steps):
         for role in roles:
-            output, loss = OBJECTIVES[role]
-            learner.step(role, mine, output, loss, losses.tokens)
+            learner.step(role, mine, OBJECTIVES[role])
 
 
 def save_all(learner, folder) -> None:
@@ -62,7 +61,7 @@ def both(learner) -> dict[str, np.ndarray]:
 
 
 def run_through(path, folder, zero_stage, whole=0, **settings):
-    """Two steps, saved, and a third."""
+    """Take two steps, save, and take a third."""
     shard_above(whole)
     learner = build(path, zero_stage, **settings)
     advance(learner, 2)
@@ -73,7 +72,7 @@ def run_through(path, folder, zero_stage, whole=0, **settings):
 
 
 def resume(path, folder, zero_stage, whole=0, steps=1, **settings):
-    """What was saved into another learner, and a third step."""
+    """Load what was saved into another learner, and take a third step."""
     shard_above(whole)
     learner = build(path, zero_stage, **settings)
     load_all(learner, folder)
@@ -122,8 +121,8 @@ def test_a_resumed_step_is_bit_equal(two_ranks, tiny, tmp_path, settings):
 SMOOTH = plain_optim()
 
 
-def test_another_number_of_ranks_continues(two_ranks, one_rank, tiny, tmp_path):
-    """Here ZeRO-3 keeps small tensors whole, as it does by default; the other test has all of them sharded."""
+def test_resume_on_another_number_of_ranks_gives_the_same_step(two_ranks, one_rank, tiny, tmp_path):
+    """Use ZeRO-3 that keeps small tensors whole, as it does by default; in the other test all of them are sharded."""
     three = {"zero_stage": 3, "whole": 10**5}
     there, back = (str(tmp_path / name) for name in ("there", "back"))
     for folder in (there, back):
@@ -139,7 +138,7 @@ def test_another_number_of_ranks_continues(two_ranks, one_rank, tiny, tmp_path):
 
 
 def warm_up(path, folder, resumed):
-    """One step of the critic; then, in this learner or another, one of each. The policy has no Adam state when saved."""
+    """Step the critic, save, and step both roles, in the same learner or another. The policy has no Adam state when saved."""
     learner = build(path, 2)
     if not resumed:
         advance(learner, 1, ["critic"])
@@ -150,7 +149,7 @@ def warm_up(path, folder, resumed):
     return both(learner)
 
 
-def test_saved_before_a_role_has_stepped(two_ranks, tiny, tmp_path):
+def test_resume_from_a_checkpoint_saved_before_the_policy_stepped(two_ranks, tiny, tmp_path):
     first = two_ranks.run(warm_up, path=tiny, folder=str(tmp_path), resumed=False)[0]
     assert json.loads((tmp_path / "policy.json").read_text())["steps"] == 0
     assert not any(
@@ -160,7 +159,7 @@ def test_saved_before_a_role_has_stepped(two_ranks, tiny, tmp_path):
 
 
 def refused(path, folder, lora, only=None):
-    """What loading into this kind of learner says."""
+    """Return the error of loading into this kind of learner."""
     learner = build(path, 2, lora=lora)
     before = both(learner)
     with pytest.raises(CheckpointError) as caught:
@@ -170,7 +169,7 @@ def refused(path, folder, lora, only=None):
 
 
 class Payload:
-    """Unpickling it leaves a file behind."""
+    """An object that leaves a folder when it is unpickled."""
 
     def __init__(self, target):
         self.target = str(target)
@@ -179,29 +178,29 @@ class Payload:
         return os.mkdir, (self.target,)
 
 
-def test_what_does_not_fit_is_refused(one_rank, tiny, tmp_path):
+def test_load_role_rejects_other_shapes_another_base_and_pickles(one_rank, tiny, tmp_path):
     one_rank.run(run_through, path=tiny, folder=str(tmp_path), zero_stage=2)
-    told = one_rank.run(refused, path=tiny, folder=str(tmp_path), lora=Lora(r=2, alpha=8))[0]
-    assert ".lora_A.policy.weight" in told
-    assert "(4, " in told and "(2, " in told
-    told = one_rank.run(
+    message = one_rank.run(refused, path=tiny, folder=str(tmp_path), lora=Lora(r=2, alpha=8))[0]
+    assert ".lora_A.policy.weight" in message
+    assert "(4, " in message and "(2, " in message
+    message = one_rank.run(
         refused, path=tiny, folder=str(tmp_path), lora=Lora(r=4, alpha=8, targets=("q_proj", "k_proj"))
     )[0]
-    assert "missing" in told
+    assert "missing" in message
 
     meta = json.loads((tmp_path / "critic.json").read_text())
     (tmp_path / "critic.json").write_text(json.dumps(meta | {"base": "0123456789abcdef"}))
-    told = one_rank.run(refused, path=tiny, folder=str(tmp_path), lora=LORA, only="critic")[0]
-    assert "'critic'" in told and "another base (0123456789abcdef)" in told
+    message = one_rank.run(refused, path=tiny, folder=str(tmp_path), lora=LORA, only="critic")[0]
+    assert "'critic'" in message and "another base (0123456789abcdef)" in message
     (tmp_path / "critic.json").write_text(json.dumps(meta))
 
     marker = tmp_path / "executed"
     for name in ("policy.pt", "optimizer.pkl", "policy.safetensors"):
         (tmp_path / name).write_bytes(pickle.dumps(Payload(marker)))
-    told = one_rank.run(refused, path=tiny, folder=str(tmp_path), lora=LORA)[0]
-    assert "a safetensors file" in told and not marker.exists()
+    message = one_rank.run(refused, path=tiny, folder=str(tmp_path), lora=LORA)[0]
+    assert "a safetensors file" in message and not marker.exists()
 
 
-def test_unpickling_the_payload_would_have_shown(tmp_path):
+def test_payload_leaves_a_folder_when_unpickled(tmp_path):
     pickle.loads(pickle.dumps(Payload(tmp_path / "executed")))
     assert (tmp_path / "executed").is_dir()

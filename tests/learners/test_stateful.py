@@ -1,4 +1,4 @@
-"""Nothing a learner remembers between iterations is missing from its checkpoint."""
+"""Test that a checkpoint holds everything that a learner remembers between iterations."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ranks import LORA, NoiseFrames, answer, cluster, model
 from statewalk import differences, leaves
 
 from cluster.checkpoint import CheckpointRef, Checkpoints
-from learners.ppo import PpoState
+from learners.ppo_state import PpoState
 from learners.spec import LearnerSpec, RoleSpec
 from learners.worker import LearnerWorker
 from rlaif.config.schema import Kl, Optim, Ppo
 from rlaif.models.encode import Encoder
-from rlaif.records import Sample
+from rlaif.records import Experience, Sample
 
 OPTIM = Optim(lr=1e-2, warmup_steps=3, schedule="cosine")
 PPO = Ppo(
@@ -30,12 +30,12 @@ PPO = Ppo(
     kl=Kl(controller="adaptive", target=0.1, horizon=10),
 )
 
-CACHES = ("learner._encoders.", "learner.vision.", "learner.work.", "learner.world")
-"""What the learner makes again when it needs it (tokenizers, processed videos, towers' output) and what it only reports."""
+CACHES = ("learner._encoders.", "learner.vision.", "learner.counters.")
+"""What the learner makes again at its next use (tokenizers, processed videos, towers' output) and what it only reports."""
 
 
 class Remembers(LearnerWorker):
-    """A rank's worker, as the run has it, in a process group that is there already."""
+    """A rank's worker as in a run, in a process group that exists already."""
 
     def __init__(self, path: str, lora, zero_stage: int):
         roles = [
@@ -49,11 +49,11 @@ class Remembers(LearnerWorker):
 
     def iterate(self, iteration: int) -> None:
         samples = _samples(self.learner.encoder("policy"), iteration)[dist.get_rank() :: 2]
-        self.train_ppo(samples, [1.0, -1.0], PPO, seed=3)
+        self.train_ppo(Experience(tuple(samples), (1.0, -1.0)), PPO, seed=3)
 
 
 def saved(worker: LearnerWorker, folder) -> tuple[Checkpoints, CheckpointRef]:
-    """A checkpoint as the driver makes one, on every rank."""
+    """Write a checkpoint on every rank, as the driver does."""
     checkpoints = Checkpoints(folder)
     box = [checkpoints.begin(1) if worker.rank == 0 else None]
     dist.broadcast_object_list(box)
@@ -66,16 +66,19 @@ def saved(worker: LearnerWorker, folder) -> tuple[Checkpoints, CheckpointRef]:
 
 
 def _samples(encoder: Encoder, iteration: int) -> list[Sample]:
-    rng, made = np.random.default_rng(iteration), []
+    rng = np.random.default_rng(iteration)
+    samples = []
     for number in range(4):
         ids = [*rng.integers(11, 30, rng.integers(2, 9)), encoder.eos_id]
-        made.append(answer(encoder, number, ids, rng.normal(-3.5, 0.2, len(ids)), iteration))
-    return made
+        samples.append(answer(encoder, number, ids, rng.normal(-3.5, 0.2, len(ids)), iteration))
+    return samples
 
 
 def forgotten(path, folder, lora, zero_stage):
-    """What differs between a rank that has done two iterations and a new one that loads its checkpoint; what differs
-    when the new one loads nothing; and what is different after the third iteration of both."""
+    """Return what differs between a rank after two iterations and a new one that loads its checkpoint.
+
+    Also what differs when the new one loads nothing, and what differs after the third iteration of both.
+    """
     old = Remembers(path, lora, zero_stage)
     for iteration in (0, 1):
         old.iterate(iteration)
@@ -117,14 +120,14 @@ def test_a_checkpoint_holds_everything_that_an_iteration_changes(two_ranks, tiny
             "ppo_state.iteration",
             ".steps",
         ):
-            assert any(part in found for found in untrained), part
+            assert any(part in path for path in untrained), part
 
 
-def test_the_walk_sees_what_is_added_to_a_class():
+def test_state_walk_finds_attributes_added_to_a_class():
     class State(PpoState):
         pass
 
-    State.__module__ = "learners.ppo"
+    State.__module__ = "learners.ppo_state"
     one, other = State.of(PPO), State.of(PPO)
     assert differences(one, other) == []
     one.momentum = {"x": [torch.zeros(2)]}

@@ -1,4 +1,4 @@
-"""Twelve clips and rows about them, as a user would bring them, and a model of a million weights that knows their words.
+"""Write twelve clips and rows about them, as a user would bring them, and a model of a million weights for their words.
 
 python make_files.py FOLDER MODEL
 """
@@ -27,7 +27,8 @@ def write_clip(path: Path, colour: tuple[int, int, int], way: tuple[int, int]) -
             frame = np.full((56, 56, 3), 20, np.uint8)
             x, y = (22 + 2 * step * (number - 6) for step in way)
             frame[y : y + 12, x : x + 12] = colour
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            container.mux(stream.encode(picture))
         container.mux(stream.encode())
 
 
@@ -44,7 +45,7 @@ def rows_of(number: int, video: str, answer: str, wrong: str) -> dict[str, dict]
 
 
 def write_files(folder: Path) -> set[str]:
-    """Write clips and rows into a folder; returns the words in the rows."""
+    """Write clips and rows into a folder; return the words in the rows."""
     (folder / "clips").mkdir(parents=True)
     clips = [(colour, way) for colour in COLOURS for way in WAYS]
     lines: dict[str, list[str]] = {}
@@ -53,7 +54,8 @@ def write_files(folder: Path) -> set[str]:
         video = f"clips/{colour}-{way}.mp4"
         write_clip(folder / video, COLOURS[colour], WAYS[way])
         answer = f"a {colour} square moves {way} ."
-        wrong = "a {} square moves {} .".format(*clips[number - 5])
+        other_colour, other_way = clips[number - 5]
+        wrong = f"a {other_colour} square moves {other_way} ."
         words |= set(answer.split())
         for name, row in rows_of(number, video, answer, wrong).items():
             lines.setdefault(name, []).append(json.dumps(row))
@@ -66,5 +68,5 @@ if __name__ == "__main__":
     from rlaif.models.tiny import build_tiny
 
     words = write_files(Path(sys.argv[1]))
-    # a short context makes for short answers and little memory
+    # A short context makes for short answers and little memory.
     build_tiny(Path(sys.argv[2]), sorted(words), seed=0, max_positions=256)

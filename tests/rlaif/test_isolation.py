@@ -1,4 +1,4 @@
-"""Folders and files that are called like our packages do not take their place."""
+"""Our packages are imported although folders or files of the same names are on the path."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ print(*(importlib.util.find_spec(name).origin for name in names), sep="\\n")
 
 @pytest.mark.parametrize("shadow", ["folder", "package", "file"])
 @pytest.mark.parametrize("when", ["early", "first"])
-def test_our_packages_win_and_the_users_functions_are_found(tmp_path, shadow, when):
+def test_our_packages_come_before_others_of_their_name(tmp_path, shadow, when):
     for name in ("actors", "cluster", "learners"):
         if shadow == "file":
             (tmp_path / f"{name}.py").write_text("raise RuntimeError('not ours')" if when == "first" else "")
@@ -33,7 +33,7 @@ def test_our_packages_win_and_the_users_functions_are_found(tmp_path, shadow, wh
         if shadow == "package":
             (tmp_path / name / "__init__.py").write_text("")
     (tmp_path / "my_functions.py").write_text("")
-    # the working directory comes first, as with `python -m`
+    # The working directory comes first on the path, as with `python -m`.
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     result = subprocess.run(
         [sys.executable, "-c", CODE, when], cwd=tmp_path, env=environment, capture_output=True, text=True

@@ -23,7 +23,7 @@ from rlaif.config.load import load_config
 from rlaif.stages.recipes.demo import SHIPPED
 from rlaif.stages.run.run import open_run
 from rlaif.stages.train import evaluate
-from rlaif.stages.train.workers import start_roles
+from rlaif.stages.train.workers import start_workers
 from rlaif.worlds.shapes.dataset import write_dataset
 
 SCENES, SEED = 256, 0
@@ -45,8 +45,8 @@ def measure(base: Path) -> dict[str, float]:
         config = load_config(ROOT / "configs" / "demo.yaml", options)
         with open_run(config) as run:
             prompts = evaluate.held_out(config, run)
-            roles = start_roles(config, run, prompts, evaluate.frozen(config, None))
-            greedy = evaluate.measure(config, roles, prompts, "greedy")
+            workers = start_workers(config, run, evaluate.frozen(config, None))
+            greedy = evaluate.measure(config, workers, prompts, "greedy")
     figures = {"claim_accuracy": 1 - greedy["hallucination"], "recall": greedy["recall"]}
     return figures | {"qa_accuracy": greedy["qa_accuracy"], "scenes": SCENES}
 

@@ -28,7 +28,7 @@ from video_corpus import damaged, encode, in_order, plain
 
 from rlaif.errors import DataError
 from rlaif.video import decode as decoding
-from rlaif.video import files, index
+from rlaif.video import files, index, packets
 from rlaif.video.spec import FrameSpec, uniform
 from rlaif.video.workers import Decoders
 
@@ -68,7 +68,7 @@ def check(path: Path, probe: Callable, decode: Callable, tally: Counter) -> None
 def _kind(error: DataError) -> str:
     if "its decoder was ended" in error.found:
         return "hung"
-    return "crashed" if "its decoder ended" in error.found or "Report this video" in error.change else "refused"
+    return "crashed" if "its decoder ended" in error.found or "Report this video" in error.fix else "refused"
 
 
 def fuzz(count: int, seed: int) -> dict:
@@ -82,8 +82,8 @@ def fuzz(count: int, seed: int) -> dict:
             original = chance.choice(originals)
             path = damaged(original, Path(folder) / f"{number}-{original.name}", seed * 10**6 + number)
             check(path, decoders.probe, decoders.decode, as_in_runs)
-            with patch.object(index, "SMALL", 0), patch.object(index, "APART", 1), patch.object(files, "WORTH", 1e9):
-                check(path, decoding.probe, decoding.decode, jumping)
+            with patch.object(index, "SMALL", 0), patch.object(packets, "APART", 1), patch.object(files, "WORTH", 1e9):
+                check(path, decoding.probe_video, decoding.decode, jumping)
             path.unlink()
     decoders.close()
     return {

@@ -1,4 +1,4 @@
-"""Does the same seed give the same bits? `make study same-bits` (five minutes on two cores).
+"""Does the same seed give the same bits? `make study same-bits` (two minutes on two cores).
 
 Runs every stage of the demo at a small size with `deterministic=true` and two learner ranks (fine-tuning, feedback, reward
 model, PPO), and takes the SHA-256 of everything that the run computed: weights, optimizer moments, samples, metrics,
@@ -53,8 +53,9 @@ OPTIONS = (
 )
 CLOCK = re.compile(r"^(time|timeline/|frames/|vision/)|seconds$|per_s$")
 """Names of metrics that say how long something took, or what a cache did in that time: they differ from run to run."""
-UNCOMPUTED = ("time", "command", "config", "directory")
-"""Names in other JSON files of what the run did not compute: when it was, and what was typed."""
+UNCOMPUTED = ("time", "command", "config", "directory", "kind")
+"""Names in other JSON files of what the run did not compute: when it was, and what was typed. `kind` beside a label is a
+digest of its options, among them the judge's path."""
 
 
 def study(args: argparse.Namespace) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""LoRA folders as PEFT writes them, with weights that say something."""
+"""Write LoRA folders as PEFT writes them, with weights that change the answers."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from rlaif.models.vlm import load_vlm, target_pattern
 
 
 def write_adapter(folder: Path, base: str, seed: int = 0, scale: float = 0.2, **options) -> str:
-    """An adapter on the language model of `base`; options as LoraConfig has them."""
+    """Write an adapter on the language model of `base` and return its folder; options as LoraConfig has them."""
     model = load_vlm(base, "float32")
-    given = {"r": 4, "lora_alpha": 8} | options
-    given.setdefault(
-        "target_modules", target_pattern(("q_proj", "v_proj", "down_proj"), family_of(model.config).language)
-    )
-    peft = PeftModel(model, LoraConfig(**given))
+    settings = {"r": 4, "lora_alpha": 8} | options
+    if "target_modules" not in settings:
+        language = family_of(model.config).language
+        settings["target_modules"] = target_pattern(("q_proj", "v_proj", "down_proj"), language)
+    peft = PeftModel(model, LoraConfig(**settings))
     generator = torch.Generator().manual_seed(seed)
     for name, weight in peft.named_parameters():
         if "lora_" in name:

@@ -1,4 +1,4 @@
-"""Pickles that leave a file behind when anything unpickles them."""
+"""Pickles that create a folder when anything unpickles them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ NAMES = (
     "model.ckpt",
     "mp_rank_00_model_states.pt",
 )
-"""As libraries call what they pickle."""
+"""Names that libraries give to pickled files."""
 
 
 class Bomb:
+    """An object whose unpickling creates the folder `canary`."""
+
     def __init__(self, canary: Path):
         self.canary = canary
 
@@ -28,11 +30,12 @@ class Bomb:
 
 
 def bomb(canary: Path) -> bytes:
+    """Return the bytes of a pickled bomb."""
     return pickle.dumps(Bomb(canary))
 
 
 def plant(folder: Path, canary: Path, names: tuple[str, ...] = NAMES) -> None:
-    """Write the bomb under every name that is not taken."""
+    """Write the bomb under every name that the folder does not have yet."""
     for name in names:
         if not (folder / name).exists():
             (folder / name).write_bytes(bomb(canary))

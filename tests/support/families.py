@@ -1,6 +1,6 @@
-"""Tiny random models of every family, with the family's own processor and a word-level tokenizer, built without a hub.
+"""Build tiny random models of every family without a hub, with the family's processor and a word-level tokenizer.
 
-`build(family, folder)` writes a directory as the hub has it: what vLLM serves and transformers loads.
+`build(family, folder)` writes a directory as on the hub: vLLM serves it and transformers loads it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import torch
 from rlaif.models.tiny import CHAT_TEMPLATE, SPECIAL, build_tokenizer
 from rlaif.video.spec import FrameSpec
 
-WORDS = "a red green blue circle square triangle moves left right up down and what do you see describe the video . ? : context".split()
+WORDS = ["a", "red", "green", "blue", "circle", "square", "triangle", "moves", "left", "right", "up", "down", "and"]
+WORDS += ["what", "do", "you", "see", "describe", "the", "video", ".", "?", ":", "context"]
 TIMES = [*"0123456789", "<", ">", "seconds", *(f"Frame{number}" for number in range(1, 17))]
-"""What Qwen3-VL and InternVL write between frames."""
+"""Words that Qwen3-VL and InternVL put between frames."""
 TURNS = (
     "{% for message in messages %}{{ message['role'] }} : {% for part in message['content'] %}"
     "{% if part['type'] == 'video' %}<video>\n{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
@@ -32,21 +33,26 @@ SIZE = {"height": SIDE, "width": SIDE}
 class NoiseFrames:
     """Videos of noise, wider than high, with more grid steps than columns, at times that are no whole seconds.
 
-    The name decides the pixels."""
+    The name decides the pixels.
+    """
 
     def __init__(self, frames: int = 16, height: int = 56, width: int = 84, fps: float = 10.0):
         self.shape, self.fps = (frames, height, width, 3), fps
 
     def spec(self, video: str) -> FrameSpec:
+        """Return the spec of every third frame of a video."""
         frames, height, width, _ = self.shape
-        return FrameSpec(f"{video:0>64}", tuple(range(0, 3 * frames, 3)), height, width, self.fps, 3 * frames)
+        total = 3 * frames
+        return FrameSpec(f"{video:0>64}", tuple(range(0, total, 3)), height, width, self.fps, total)
 
     def get(self, video: str, spec: FrameSpec) -> np.ndarray:
-        return np.random.default_rng([ord(letter) for letter in video]).integers(0, 255, self.shape, dtype=np.uint8)
+        """Return the frames: uint8 [T, H, W, 3]."""
+        generator = np.random.default_rng([ord(letter) for letter in video])
+        return generator.integers(0, 255, self.shape, dtype=np.uint8)
 
 
 def build(family: str, folder: Path, tied: bool = False, seed: int = 0) -> Path:
-    """A random model in float32, its tokenizer and its processor; the same seed gives the same weights."""
+    """Write a random model in float32, its tokenizer and its processor; the same seed gives the same weights."""
     model_class, config, processor = BUILDERS[family](tied)
     for part in (config, config.get_text_config()):
         part.tie_word_embeddings = tied
@@ -54,40 +60,53 @@ def build(family: str, folder: Path, tied: bool = False, seed: int = 0) -> Path:
         torch.manual_seed(seed)
         model = model_class(config).float()
         for name, weight in model.named_parameters():
-            if "patch_embed" in name and weight.ndim > 3:  # over 100 inputs each: the init for others would saturate
-                torch.nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
-            elif weight.ndim == 1 and "norm" not in name:
-                torch.nn.init.normal_(weight, std=0.1)  # biases and class tokens start at zero, and would test nothing
-    processor.image_processor.image_mean = [0.3] * 3  # other than the videos': nothing may take it for them
-    tokenizer = processor.tokenizer
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = (
-        tokenizer.eos_token_id,
-        tokenizer.pad_token_id,
-    )
+            _draw_weight(name, weight)
+    # Another mean than the videos': a test fails if it is used for them (vLLM's device-side normalisation does that).
+    processor.image_processor.image_mean = [0.3] * 3
+    model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
+    model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    as_on_the_hub(folder)
+    rename_as_on_the_hub(folder)
     return folder
 
 
-def as_on_the_hub(folder: Path) -> None:
-    """Published LLaVA checkpoints have `vision_tower.vision_model.`; one built from a configuration is saved without."""
+def _draw_weight(name: str, weight: torch.nn.Parameter) -> None:
+    if "patch_embed" in name and weight.ndim > 3:
+        # A patch has over 100 inputs: the init for others would saturate.
+        torch.nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
+    elif weight.ndim == 1 and "norm" not in name:
+        # Biases and class tokens start at zero, and would test nothing.
+        torch.nn.init.normal_(weight, std=0.1)
+
+
+def rename_as_on_the_hub(folder: Path) -> None:
+    """Rename the tower's weights as in published LLaVA checkpoints.
+
+    Those have `vision_tower.vision_model.`, which vLLM needs; a model built from a configuration is saved without.
+    """
     from safetensors.torch import load_file, save_file
 
     file = folder / "model.safetensors"
     tensors = load_file(file)
     if any("vision_tower.embeddings.patch_embedding." in name for name in tensors):
-        renamed = {re.sub(r"vision_tower\.", "vision_tower.vision_model.", name): x for name, x in tensors.items()}
+        renamed = {}
+        for name, tensor in tensors.items():
+            renamed[re.sub(r"vision_tower\.", "vision_tower.vision_model.", name)] = tensor
         save_file(renamed, file, metadata={"format": "pt"})
 
 
 def tokenizer_of(special: Sequence[str], named: dict[str, str], begins: bool = False):
-    """Words at spaces and punctuation, case kept. `named`: attribute -> special token; `begins`: a text starts with <s>."""
+    """Return a tokenizer of words at spaces and punctuation that keeps case.
+
+    named: attribute -> special token. begins: a text starts with <s>.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     ordinary = ("pad_token", "unk_token", "bos_token", "eos_token")
-    words = {word: i for i, word in enumerate([*special, "user", "assistant", "system", *WORDS, *TIMES])}
+    vocabulary = [*special, "user", "assistant", "system", *WORDS, *TIMES]
+    words = {word: i for i, word in enumerate(vocabulary)}
     core = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     if begins:
@@ -103,6 +122,7 @@ def tokenizer_of(special: Sequence[str], named: dict[str, str], begins: bool = F
 
 
 def text_config(tokenizer, tied: bool, **more) -> dict:
+    """Return the configuration of a language model."""
     return {
         "vocab_size": len(tokenizer),
         "hidden_size": HIDDEN,
@@ -124,7 +144,7 @@ def text_config(tokenizer, tied: bool, **more) -> dict:
 
 
 def qwen(version: str, vision: dict, rope: dict, video_processor: str) -> Callable:
-    """Builder of a Qwen-VL: grids of 8 steps x 4 x 6 tokens, steps of two frames."""
+    """Return the builder of a Qwen-VL: grids of 8 steps x 4 x 6 tokens, steps of two frames."""
 
     def parts(tied: bool):
         import transformers
@@ -142,10 +162,9 @@ def qwen(version: str, vision: dict, rope: dict, video_processor: str) -> Callab
             video_processor=videos,
             chat_template=CHAT_TEMPLATE,
         )
+        rope_parameters = {"rope_type": "default", "rope_theta": 1e4, **rope}
         config = getattr(transformers, f"{version}Config")(
-            text_config=text_config(
-                tokenizer, tied, rope_parameters={"rope_type": "default", "rope_theta": 1e4, **rope}
-            ),
+            text_config=text_config(tokenizer, tied, rope_parameters=rope_parameters),
             vision_config={
                 "depth": 2,
                 "num_heads": 2,
@@ -269,6 +288,7 @@ def internvl(tied: bool):
 
 
 def tower(model_type: str) -> dict:
+    """Return the configuration of a vision tower."""
     return {
         "model_type": model_type,
         "image_size": SIDE,
@@ -281,7 +301,11 @@ def tower(model_type: str) -> dict:
 
 
 def indices(tokenizer) -> dict[str, int]:
-    return {f"{kind}_token_index": tokenizer.convert_tokens_to_ids(f"<{kind}>") for kind in ("image", "video")}
+    """Return the ids of LLaVA's placeholders."""
+    return {
+        "image_token_index": tokenizer.convert_tokens_to_ids("<image>"),
+        "video_token_index": tokenizer.convert_tokens_to_ids("<video>"),
+    }
 
 
 BUILDERS: dict[str, Callable] = {

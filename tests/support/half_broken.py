@@ -1,4 +1,4 @@
-"""A video whose structure is fine and that never decodes: what only a decode finds."""
+"""Make a video whose structure is right but which does not decode: a problem that only a decode detects."""
 
 from __future__ import annotations
 

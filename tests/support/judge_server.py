@@ -1,4 +1,4 @@
-"""A chat-completions server on 127.0.0.1 that behaves, or misbehaves, as a test tells it. No torch, no vLLM."""
+"""A chat-completions server on 127.0.0.1 whose answers and failures a test chooses. It needs no torch and no vLLM."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MODEL = "judge-1"
 
 
 def completion(body: dict | None = None, text: str | None = "A", **changes: Any) -> dict:
-    """An answer in OpenAI's form; with log-probs where they were asked for. `changes` go into its one choice."""
+    """Return an answer in OpenAI's form, with log-probs if the request has them. `changes` go into its one choice."""
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
     if (body or {}).get("logprobs"):
         top = [{"token": "A", "logprob": -0.2}, {"token": " B", "logprob": -2.0}, {"token": "B", "logprob": -3.0}]
@@ -25,38 +25,41 @@ def completion(body: dict | None = None, text: str | None = "A", **changes: Any)
 
 
 def send(handler: BaseHTTPRequestHandler, status: int, data: bytes, headers: dict | None = None) -> None:
+    """Send a response; `headers` replace or extend the usual ones."""
+    usual = {"Content-Type": "application/json", "Content-Length": str(len(data))}
     handler.send_response(status)
-    for name, value in (
-        {"Content-Type": "application/json", "Content-Length": str(len(data))} | (headers or {})
-    ).items():
+    for name, value in (usual | (headers or {})).items():
         handler.send_header(name, value)
     handler.end_headers()
     handler.wfile.write(data)
 
 
 def answer(text: str | None = "A", delay: float = 0.0, top: dict | None = None, **changes: Any) -> Step:
-    """`top` goes into the answer, `changes` into its choice."""
+    """Return a step that answers. `top` goes into the answer, `changes` into its choice."""
 
     def step(handler: BaseHTTPRequestHandler, body: dict) -> None:
         time.sleep(delay)
-        send(handler, 200, json.dumps(completion(body, text, **changes) | (top or {})).encode())
+        fields = completion(body, text, **changes) | (top or {})
+        send(handler, 200, json.dumps(fields).encode())
 
     return step
 
 
 def status(code: int, data: Any = None, **headers: str) -> Step:
-    """Headers are named with underscores: retry_after="1"."""
-    data = data if isinstance(data, bytes) else json.dumps(data or {"error": {"message": f"no. {code}"}}).encode()
+    """Return a step that answers with a status. Headers are named with underscores: retry_after="1"."""
+    if not isinstance(data, bytes):
+        data = json.dumps(data or {"error": {"message": f"no. {code}"}}).encode()
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return lambda handler, _: send(handler, code, data, named)
 
 
 def raw(data: bytes) -> Step:
+    """Return a step that answers with these bytes."""
     return lambda handler, _: send(handler, 200, data)
 
 
 def trickle(handler: BaseHTTPRequestHandler, body: dict) -> None:
-    """A byte now and then: no single read takes long."""
+    """Send a byte now and then, so that no single read takes long."""
     handler.send_response(200)
     handler.send_header("Content-Length", "1000")
     handler.end_headers()
@@ -67,23 +70,24 @@ def trickle(handler: BaseHTTPRequestHandler, body: dict) -> None:
 
 
 def stall(handler: BaseHTTPRequestHandler, body: dict) -> None:
-    """Never answers while a test waits."""
+    """Wait longer than any test does before closing without an answer."""
     time.sleep(4)
 
 
 def half(handler: BaseHTTPRequestHandler, body: dict) -> None:
-    """Says how long the answer is, and closes the connection in its middle."""
+    """Announce the length of the answer, and close the connection in its middle."""
     data = json.dumps(completion(body)).encode()
     send(handler, 200, data[: len(data) // 2], {"Content-Length": str(len(data))})
     handler.close_connection = True
 
 
 def hang_up(handler: BaseHTTPRequestHandler, body: dict) -> None:
+    """Close the connection without an answer."""
     handler.close_connection = True
 
 
 class JudgeServer:
-    """Answers request n by step n; the last step repeats. `by`: chooses the step by the request's body instead."""
+    """Answers request n with step n; the last step repeats. `by` chooses the step by the request's body instead."""
 
     def __init__(self, *steps: Step, by: Callable[[dict], Step] | None = None):
         self.steps, self.by = steps, by
@@ -106,13 +110,16 @@ class JudgeServer:
         self._http.shutdown()
         self._http.server_close()
 
-    def _handler(server) -> type[BaseHTTPRequestHandler]:
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        # Inside of the class `self` is one request.
+        server = self
+
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                step = server._noted(body, dict(self.headers), self.path)
+                step = server._next_step(body, dict(self.headers), self.path)
                 try:
                     step(self, body)
                 except OSError:
@@ -126,7 +133,8 @@ class JudgeServer:
 
         return Handler
 
-    def _noted(self, body: dict, headers: dict[str, str], path: str) -> Step:
+    def _next_step(self, body: dict, headers: dict[str, str], path: str) -> Step:
+        """Record the request and return the step that answers it."""
         with self._guard:
             number = len(self.bodies)
             self.bodies.append(body)
@@ -135,4 +143,6 @@ class JudgeServer:
             self.times.append(time.monotonic())
             self.open += 1
             self.most_open = max(self.most_open, self.open)
-        return self.by(body) if self.by else self.steps[min(number, len(self.steps) - 1)]
+        if self.by:
+            return self.by(body)
+        return self.steps[min(number, len(self.steps) - 1)]

@@ -1,6 +1,6 @@
-"""A weight transfer for vLLM that needs no GPU: the tensors travel with the calls.
+"""A weight transfer for vLLM that needs no GPU: the tensors are arguments of the calls.
 
-Registered where vLLM looks for its own NCCL and IPC ones, so that everything around them is the real thing.
+It is registered beside vLLM's own NCCL and IPC transfers, so that everything around the transfer is the real code.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from cluster.publish import from_wire, to_wire
+
+TENSORS_PER_CALL = 7
 
 
 @dataclass
@@ -48,7 +50,7 @@ class Receiving(WeightTransferEngine[InitInfo, UpdateInfo]):
         buffer = {name: from_wire(array.copy(), dtype) for name, dtype, array in update_info.tensors}
         self.model.load_weights(list(buffer.items()))
         for tensor in buffer.values():
-            tensor.zero_()  # as a transport's buffer is used again
+            tensor.zero_()  # a real transport reuses its buffer
 
     def shutdown(self) -> None:
         self.parts = 0
@@ -62,25 +64,28 @@ class SenderInfo(TrainerInitInfo):
 class Sending(TrainerWeightTransferEngine[SenderInfo]):
     init_info_cls = SenderInfo
     damage: ClassVar[str | None] = None
-    """Flip a bit of this tensor on its way."""
+    """Name of a tensor of which one bit is flipped before it is sent."""
 
     @classmethod
     def trainer_init(cls, init_info, *, client, source=None):
         engine = cls(client=client, source=source, is_sender=init_info.is_sender)
         if engine.is_sender:
-            client.init_weight_transfer_engine({"parts": 7})
+            client.init_weight_transfer_engine({"parts": TENSORS_PER_CALL})
         return engine
 
     def send_weights(self) -> None:
         if not self.is_sender:
-            return list(self.source) and None
+            # Every rank takes part in gathering the tensors, though only one sends them.
+            for _ in self.source:
+                pass
+            return
         self.client.start_weight_update()
         part = []
         for name, tensor in self.source:
             part.append((name, str(tensor.dtype).removeprefix("torch."), to_wire(tensor)))
             if name == self.damage:
                 part[-1][2].reshape(-1).view(np.uint8)[5] ^= 1
-            if len(part) == 7:
+            if len(part) == TENSORS_PER_CALL:
                 self.client.update_weights({"tensors": part})
                 part = []
         self.client.update_weights({"tensors": part})
@@ -88,7 +93,7 @@ class Sending(TrainerWeightTransferEngine[SenderInfo]):
 
 
 def register() -> None:
-    """In this process, for both ends."""
+    """Register both ends in this process."""
     from learners import transfer
 
     if "loopback" not in transfer.BACKENDS:

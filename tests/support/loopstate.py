@@ -14,23 +14,23 @@ from typing import Any
 from statewalk import leaves, same
 
 RESTORED = {
-    r"asked": "the next iteration: the checkpoint's number",
+    r"maker\.next_iteration": "the next iteration: the checkpoint's number",
     r"best\.": "the best evaluation so far",
-    r"roles\.ledger\.": "what became of every sample",
+    r"maker\.ledger\.": "what became of every sample",
     r"gate\.probes\.": "the texts of the parity gate, sampled once per run",
-    r"roles\.rollouts\.version": "published again from the restored weights",
-    r"roles\.rollouts\._weights\.(manifest\.|timeout)": "the same, with the checksum of every tensor",
+    r"workers\.rollouts\.fleet\.version": "published again from the restored weights",
+    r"workers\.rollouts\.fleet\._weights\.(manifest\.|timeout)": "the same, with the checksum of every tensor",
 }
 """Equal after a resume, and not what they were when the run began."""
 
 SAME = {
-    r"(config|ppo)\.|(roles\.)?run\.(topology\.)?config\.": "the user's configuration",
-    r"prompts\.|held_out\.|(roles\.)?(deck|eval_prompts)\.|roles\.captions\.": "read from the dataset; what a deck leaves "
+    r"(config|ppo)\.|run\.(topology\.)?config\.": "the user's configuration",
+    r"prompts\.|held_out\.|deck\.": "read from the dataset; what a deck leaves "
     "out, which none does here, is restored too (test_deck.py)",
     r"gate\.(prompt_id|_prompts\.|_seed)": "the first prompt that can be answered",
-    r"(roles\.)?run\.(directory\.|within$)|checkpoints\.": "paths",
-    r"roles\.(learners\.timeout_s|rewards\._limits\.)": "from the configuration",
-    r"roles\.(publisher\.)?(deadline_s|options\.)|gate\.(limit|every|timeout|sampling\.)": "from the configuration",
+    r"run\.(directory\.|within$)|checkpoints\.": "paths",
+    r"workers\.(learners\.timeout_s|rewards\._limits\.)": "from the configuration",
+    r"workers\.(weight_sync\.)?(deadline_s|options\.)|gate\.(limit|every|timeout|sampling\.)": "from the configuration",
     r"tracker\.(run_dir\.|stage|_bar\.(desc|_stream))": "paths and names",
 }
 """Equal in every run of one configuration, except for how long it lasts and the names of its cluster."""
@@ -40,38 +40,48 @@ CHANGED = r".*\bppo\.iterations"
 
 MADE_ANEW = {
     r"start|newest(\.|$)|first": "how this process began",
-    r"iteration|done|due|round_\.|metrics\.|driver\.": "of one iteration; written to metrics.jsonl, samples/ and the checkpoint",
-    r"gate\._before(\.|$)": "log-probs at the last check, to tell two causes apart in an error; the first check makes them",
+    r"iteration|done|due|batch\.|metrics\.|driver\.": "of one iteration; written to "
+    "metrics.jsonl, samples/ and the checkpoint",
+    r"gate\._before(\.|$)": "log-probs at the last check, to tell two causes "
+    "apart in an error; the first check makes them",
     r"tracker\._(synced|bar\.|mirror)": "progress on the screen; the W&B run's id lies in wandb_id.json",
-    r"roles\.(publisher\.apply_s|checkpoint_s|reward_busy_s)": "durations for the next row of metrics",
-    r"roles\.(learners\._joined|publisher\.(rerouted|_unreached))(\.|$)": "of this process's transports; every version is delivered anew",
-    r"roles\.arriving(\.|$)": "of batches in flight: the ledger holds them as issued, and a resume asks for them again",
-    r"(roles\.)?run\.places(\.|$)": "where the rows that this process has read are",
+    r"workers\.weight_sync\.apply_s|checkpoint_s|maker\._reward_busy_s": "durations for the next row of metrics",
+    r"workers\.(learners\._joined|weight_sync\.(rerouted|_unreached))(\.|$)": "of this process's transports; "
+    "every version is delivered anew",
+    r"maker\._pending(\.|$)": "of batches in flight: the ledger holds them as issued, and a resume asks for them again",
+    r"run\.places(\.|$)": "where the rows that this process has read are",
     r"gate\._unusable(\.|$)": "prompts that the gate has tried in vain, for an error",
-    r"roles\.(reissued|rollouts\.(reissued|dead(\.|$)))": "of this process's actors; the ledger counts the run's reissued samples",
-    r"roles\.rewards\.(_slots|replaced)(\.|$)": "this process's reward actors; a score depends on its answer alone",
-    r"(roles\.)?run\.stopper\.": "signals that this process has received",
-    r"roles\.frames\.": "probed and decoded again where they are needed",
-    r"(roles\.)?run\.(topology\.)?session\.": "this process's cluster",
-    r"roles\.run\.topology\._(placements|store|features|rollouts|group|rewards)(\.|$)": "this process's actors",
+    r"maker\._reissued|workers\.rollouts\.(reissued|fleet\.dead(\.|$))": "of this process's actors; the "
+    "ledger counts the run's reissued samples",
+    r"workers\.rewards\.(_slots|replaced)(\.|$)": "this process's reward actors; a score depends on its answer alone",
+    r"run\.stopper\.": "signals that this process has received",
+    r"workers\.frames\.": "probed and decoded again where they are needed",
+    r"run\.(topology\.)?session\.": "this process's cluster",
+    r"run\.topology\._(placements|store|features|rollouts|group|rewards)(\.|$)": "this process's actors",
 }
 """Not in a checkpoint, for the reason given."""
 
 
-def watch(patch: Any, module: Any, names: tuple[str, ...]) -> dict[str, list[dict[str, Any]]]:
-    """Tables of everything that a caller of these functions of a module holds, at every call."""
-    seen: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+def watch(patch: Any, *functions: tuple[Any, str]) -> dict[str, list[dict[str, Any]]]:
+    """Return tables of everything that a caller of these functions holds, at every call.
+
+    Args:
+        functions: (owner, name) of functions of modules, or methods of classes.
+    """
+    seen: dict[str, list[dict[str, Any]]] = {name: [] for _, name in functions}
 
     def spy(usual: Callable, tables: list) -> Callable:
         def call(*args: Any, **kwargs: Any) -> Any:
             held = dict(sys._getframe(1).f_locals)
-            tables.append(dict(leaves({"roles": held.pop("roles"), **held})))  # what is met twice has the first path
+            tables.append(
+                dict(leaves({"workers": held.pop("workers"), **held}))
+            )  # what is met twice has the first path
             return usual(*args, **kwargs)
 
         return call
 
-    for name, tables in seen.items():
-        patch.setattr(module, name, spy(getattr(module, name), tables))
+    for owner, name in functions:
+        patch.setattr(owner, name, spy(getattr(owner, name), seen[name]))
     return seen
 
 

@@ -1,9 +1,9 @@
-"""Single-field mutations of rows, as other tools and damaged files spell them, and what a row says before it is read."""
+"""Make single-field mutations of rows, as in other tools and damaged files, and list a row's media and texts unread."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from rlaif.data.misread import media_marks
@@ -29,7 +29,7 @@ ADDED: dict[str, Any] = {
     "source": "web",
     "score": 0.5,
 }
-"""Fields that other tools write; a row that has one already is left alone."""
+"""Fields that other tools write; a field that a row has already is not added."""
 SPELLED = {"image": "images", "images": "videos", "video": "videos", "question": "prompt", "conversations": "messages"}
 CHANGES: dict[str, Callable[[Any], Any]] = {
     "null": lambda value: None,
@@ -51,8 +51,12 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
 
 def places(value: Any, path: Path = ()) -> Iterator[Path]:
     """Yield the way to every value inside a row."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, item in inner:
+    items: Iterable[tuple[str | int, Any]] = ()
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list):
+        items = enumerate(value)
+    for key, item in items:
         yield (*path, key)
         yield from places(item, (*path, key))
 
@@ -60,21 +64,24 @@ def places(value: Any, path: Path = ()) -> Iterator[Path]:
 def mutated(row: dict, path: Path, change: Callable[[Any], Any]) -> dict:
     """Return a copy of the row with one value changed."""
     row = copy.deepcopy(row)
-    holder: Any = row
-    for key in path[:-1]:
-        holder = holder[key]
-    holder[path[-1]] = change(holder[path[-1]])
+    parent = _parent(row, path)
+    parent[path[-1]] = change(parent[path[-1]])
     return row
 
 
 def without(row: dict, path: Path) -> dict:
     """Return a copy of the row without one field or element."""
     row = copy.deepcopy(row)
-    holder: Any = row
-    for key in path[:-1]:
-        holder = holder[key]
-    del holder[path[-1]]
+    del _parent(row, path)[path[-1]]
     return row
+
+
+def _parent(row: dict, path: Path) -> Any:
+    """Return what a value is inside of."""
+    parent: Any = row
+    for key in path[:-1]:
+        parent = parent[key]
+    return parent
 
 
 def single_mutations(row: dict) -> Iterator[tuple[str, dict]]:
@@ -88,13 +95,19 @@ def single_mutations(row: dict) -> Iterator[tuple[str, dict]]:
                 yield f"{name} {change}", other
     for old, new in SPELLED.items():
         if old in row and new not in row:
-            yield f"{old} as {new}", {new if key == old else key: value for key, value in row.items()}
+            yield f"{old} as {new}", _renamed(row, old, new)
     for key, value in ADDED.items():
         if key not in row:
             yield f"{key} added", row | {key: value}
 
 
-# -- what a row says, read by nothing of the product but its list of marks
+def _renamed(row: dict, old: str, new: str) -> dict:
+    """Return a copy of the row with one field under another name, in its place."""
+    names = {key: key for key in row} | {old: new}
+    return {names[key]: value for key, value in row.items()}
+
+
+# -- a row's media and texts, read without the product except for its list of marks
 
 MEDIA = ("video", "videos", "image", "images", "audios", "frames", "video_path", "chosen_video", "rejected_video")
 TURNS = ("messages", "conversations", "rejected_conversations", "rejected_messages", "history")
@@ -106,8 +119,13 @@ TEXTS = (
 
 def media_in(row: dict) -> set[str]:
     """Return every path of a medium that a row names, at its top or in SafeSora's two videos."""
-    parts = [row, *(row[key] for key in ("video_0", "video_1") if isinstance(row.get(key), dict))]
-    return {path for part in parts for key in MEDIA for path in strings(part.get(key))} - {""}
+    parts = [row]
+    parts += [row[key] for key in ("video_0", "video_1") if isinstance(row.get(key), dict)]
+    paths = set()
+    for part in parts:
+        for key in MEDIA:
+            paths.update(strings(part.get(key)))
+    return paths - {""}
 
 
 def texts_in(row: dict) -> set[str]:
@@ -115,26 +133,34 @@ def texts_in(row: dict) -> set[str]:
     values = [_content(row.get(key)) for key in TEXTS]
     for key in TURNS:
         turns = row.get(key)
-        values += [_content(turn) for turn in turns] if isinstance(turns, list) else []
-    found = {bare(text) for value in values for text in strings(value)}
-    return found - {""}
+        if isinstance(turns, list):
+            values += [_content(turn) for turn in turns]
+    texts = set()
+    for value in values:
+        texts.update(bare(text) for text in strings(value))
+    return texts - {""}
 
 
 def _content(turn: Any) -> Any:
+    """Return the texts of a turn; anything else as it is."""
     if not isinstance(turn, dict):
         return turn
     return [value for key, value in turn.items() if key in ("value", "content", "text")]
 
 
 def strings(value: Any) -> Iterator[str]:
+    """Yield every text inside a value."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, list | tuple | dict):
-        for item in value.values() if isinstance(value, dict) else value:
+    elif isinstance(value, dict):
+        yield from strings(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for item in value:
             yield from strings(item)
 
 
 def bare(text: str) -> str:
+    """Return a text without media marks and outer white space."""
     for mark in media_marks(text):
         text = text.replace(mark, "")
     return text.strip()

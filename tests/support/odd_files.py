@@ -1,4 +1,4 @@
-"""Files as other tools write them, for the tests of what reads and converts them."""
+"""Write files as other tools do, for the tests of readers and converters."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def make_world(folder: Path) -> Path:
 
 
 def data(capsys, *arguments: object) -> tuple[int, str, str]:
-    """Run `rlaif data ...` and return its exit code, what it printed, and what it said on the error stream."""
+    """Run `rlaif data ...` and return its exit code, its output, and its error stream."""
     code = main.main(["data", *map(str, arguments)])
-    said = capsys.readouterr()
-    return code, said.out, said.err
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
 
 
 def rows_of(path: Path) -> list[dict]:
@@ -39,7 +39,7 @@ def rows_of(path: Path) -> list[dict]:
 
 
 def pds(question: str = "<video>\nWhat rolls?", **media: object) -> dict:
-    """A pair of PDS-DPO's kind."""
+    """Return a pair in PDS-DPO's format."""
     return {
         "id": "d1",
         **media,
@@ -49,11 +49,11 @@ def pds(question: str = "<video>\nWhat rolls?", **media: object) -> dict:
 
 
 def llava(question: str = "<image>\nWhat rolls?", **media: object) -> dict:
-    """A conversation of LLaVA's kind."""
+    """Return a conversation in LLaVA's format."""
     return {"id": "l1", **media, "conversations": [human(question), gpt("An orange.")]}
 
 
 def reward_pair(question: str = "<image>\nWhat?", **media: object) -> dict:
-    """A pair of VLM-RLAIF's reward model."""
+    """Return a pair of VLM-RLAIF's reward model."""
     answers = {"output_1": {"from": "gpt", "value": "A."}, "output_2": {"from": "gpt", "value": "B."}, "preference": 1}
     return {"id": "w1", "conversations": [human(question), gpt("")], **answers, **media}

@@ -1,4 +1,4 @@
-"""Small video files of many kinds, made with fixed seeds; a decode in order says what their frames are."""
+"""Write small video files of many kinds with fixed seeds; a decode in order shows what their frames are."""
 
 from __future__ import annotations
 
@@ -12,17 +12,22 @@ from pathlib import Path
 import av
 import numpy as np
 
-os.environ.setdefault("SVT_LOG", "0")  # the AV1 encoder would write to the terminal
+# The AV1 encoder would write to the terminal.
+os.environ.setdefault("SVT_LOG", "0")
 
 LENGTH = 60
-HEIGHT, WIDTH = 48, 80  # above what decoders for old codecs refuse
+# Decoders for old codecs refuse smaller pictures.
+HEIGHT, WIDTH = 48, 80
 BITS = 6
 
 
 def picture(number: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
-    """A frame that says its number: six vertical bars are the bits, over a texture that moves."""
+    """Return a frame that shows its number: six vertical bars are the bits, over a texture that moves."""
     rows, columns = np.mgrid[0:height, 0:width]
-    image = np.stack([(rows * 3 + number * 5) % 64, (columns * 2 + number * 3) % 64, (rows + columns) % 64], axis=2)
+    red = (rows * 3 + number * 5) % 64
+    green = (columns * 2 + number * 3) % 64
+    blue = (rows + columns) % 64
+    image = np.stack([red, green, blue], axis=2)
     bar = width // (BITS + 2)
     for bit in range(BITS):
         lit = number >> bit & 1
@@ -31,7 +36,7 @@ def picture(number: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray
 
 
 def number_of(frame: np.ndarray) -> int:
-    """Return the number that a decoded picture says."""
+    """Return the number that a decoded picture shows."""
     height, width = frame.shape[:2]
     bar = width // (BITS + 2)
     number = 0
@@ -57,12 +62,15 @@ def encode(
     options = {"threads": "1"} | (options or {})
     with av.open(str(path), "w", format=form, options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=25, options=options)
-        stream.height, stream.width, stream.pix_fmt, stream.gop_size = *size, pix_fmt, gop
+        stream.height, stream.width = size
+        stream.pix_fmt = pix_fmt
+        stream.gop_size = gop
         if codec != "libsvtav1":
             stream.codec_context.bit_rate = 1_500_000
         stream.codec_context.time_base = Fraction(1, 25)
         for number in range(length):
-            frame = av.VideoFrame.from_ndarray(picture(number, *size), format="rgb24").reformat(format=pix_fmt)
+            frame = av.VideoFrame.from_ndarray(picture(number, *size), format="rgb24")
+            frame = frame.reformat(format=pix_fmt)
             frame.pts, frame.time_base = times(number), Fraction(1, 25)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
@@ -134,7 +142,7 @@ PIXELS = {"mjpeg": "yuvj420p", "prores": "yuv422p10le", "rle": "rgb24", "gif": "
 
 
 def plain(folder: Path) -> Iterator[Callable[[], Path]]:
-    """Codecs, containers and structures of groups of pictures."""
+    """Yield writers of files with many codecs, containers and structures of groups of pictures."""
     for structure, options in X264.items():
         for container in CONTAINERS:
             yield partial(encode, folder / f"h264_{structure}.{container}", options=options)
@@ -145,7 +153,7 @@ def plain(folder: Path) -> Iterator[Callable[[], Path]]:
 
 
 def odd(folder: Path) -> Iterator[Callable[[], Path]]:
-    """Timestamps, cuts and joins of the plain files."""
+    """Yield writers of copies of the plain files with other timestamps, cuts and losses."""
     for structure in ("closed", "open", "one_idr", "no_b"):
         source = folder / f"h264_{structure}.mp4"
         copy = partial(remux, source)
@@ -178,18 +186,19 @@ def _cut(source: Path, path: Path) -> Path:
 
 
 def _recorded(source: Path, path: Path) -> Path:
-    """A transport stream that begins in the middle of a packet."""
+    """Copy a file to a transport stream that begins in the middle of a packet."""
     data = remux(source, path).read_bytes()
     path.write_bytes(data[len(data) * 3 // 10 :])
     return path
 
 
 def _key(number: int, packet: av.Packet) -> None:
+    """Flag every packet as a key frame."""
     packet.is_keyframe = True
 
 
 def _swapped(number: int, packet: av.Packet) -> None:
-    """Timestamps that contradict the order in which pictures are shown: those of decoding."""
+    """Give pictures the timestamps of decoding, which contradict the order in which they are shown."""
     packet.pts = packet.dts
 
 

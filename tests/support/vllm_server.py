@@ -1,4 +1,4 @@
-"""A real server on 127.0.0.1: vLLM's OpenAI-compatible one, with a tiny model, a name and an API key."""
+"""A real server on 127.0.0.1: vLLM's OpenAI-compatible server, with a tiny model, a name and an API key."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import httpx
 
 KEY = "sk-of-the-test"
 NAME = "tiny"
-# `vllm serve` asks for the metadata of a package named vllm, which a CPU installation does not have
+# `vllm serve` reads the metadata of a package named vllm, which a CPU installation does not have.
 SERVE = (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
 FLAGS = (
     *("--served-model-name", NAME, "--dtype", "float32", "--enforce-eager", "--max-model-len", "256"),
@@ -32,17 +32,16 @@ class Server:
     process: subprocess.Popen
 
     def kill(self) -> None:
-        """At once, as a machine that is lost."""
-        try:
-            os.killpg(self.process.pid, signal.SIGKILL)  # its engine is a process of its own
-        except ProcessLookupError:
-            pass
+        """Kill the server at once, as if its machine were lost."""
+        # The whole group: the engine is a process of its own.
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(30)
 
 
 @contextmanager
 def serving(model: Path, log: Path) -> Iterator[Server]:
-    """The server, once it answers."""
+    """Yield the server once it answers; end it afterwards."""
     port = free_port()
     switches = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     command = [*SERVE, "--model", str(model), "--host", "127.0.0.1", "--port", str(port), "--api-key", KEY, *FLAGS]
@@ -58,20 +57,20 @@ def serving(model: Path, log: Path) -> Iterator[Server]:
         yield server
     finally:
         process.terminate()
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(30)
-        except subprocess.TimeoutExpired:
-            pass
         server.kill()
 
 
 def free_port() -> int:
+    """Return a port that is free now."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         return bound.getsockname()[1]
 
 
 def healthy(port: int) -> bool:
+    """Tell whether the server answers."""
     try:
         return httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).status_code == 200
     except httpx.HTTPError:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from actors.frames import LocalFrames
-from actors.reward import FunctionScorer
-from actors.reward_model import ModelScorer
+from rlaif.functions import FunctionScorer
+from rlaif.models.reward import ModelScorer
 
 
 class Rewards:

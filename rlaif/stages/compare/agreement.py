@@ -13,7 +13,8 @@ from rlaif.config.server import Server
 from rlaif.data.preference import SIDES, PreferencePair
 from rlaif.errors import ConfigError, DataError
 from rlaif.evaluation import agreement as rates
-from rlaif.evaluation.agreement import Compared
+from rlaif.evaluation.agreement import ComparedPair
+from rlaif.markdown import markdown_table
 from rlaif.records import Masked, Outcome, Prompt
 from rlaif.stages.feedback.ask_reward import judged, require_reward, rewarded
 from rlaif.stages.feedback.judge_inputs import Case, cases_of, reasons
@@ -76,21 +77,21 @@ def rates_of(records: Sequence[PreferencePair], margins: Sequence[Margin], dimen
     for record, margin in zip(records, margins, strict=True):
         for one in compared(record, margin):
             (own if one.dimension == record.dimension else further).append(one)
-    found = rates.agreement(own)
-    by_dimension = rates.agreement(own + further)["dimension"]
+    found = rates.agreement_rates(own)
+    by_dimension = rates.agreement_rates(own + further)["dimension"]
     kept = {name: rate for name, rate in by_dimension.items() if not dimensions or name in dimensions}
     return found | {"dimension": kept}
 
 
-def compared(record: PreferencePair, margin: Margin) -> Iterator[Compared]:
+def compared(record: PreferencePair, margin: Margin) -> Iterator[ComparedPair]:
     """The record in its own dimension and in every further one, as both sides see it."""
     for dimension, sign in record.signs.items():
-        yield Compared(margin(dimension), sign, dimension, prompt_type(record))
+        yield ComparedPair(margin(dimension), sign, dimension, prompt_type(record))
 
 
 def prompt_type(record: PreferencePair) -> str:
     fields = {"safety": record.safety, "provenance": record.provenance}
-    return rates.prompt_type(record.native.get("rlaif", {}) | fields)
+    return rates.prompt_type_of(record.native.get("rlaif", {}) | fields)
 
 
 # -- who is compared
@@ -223,11 +224,13 @@ def _prompt(record: PreferencePair) -> Prompt:
 
 def table(found: dict) -> str:
     """A line per group as a Markdown table."""
-    groups = [("overall", found["overall"]), *rates.groups(found)]
-    lines = [f"agreement of {found['by']} with {found['file']}", ""]
-    lines += ["| | agreement | 95 % interval | pairs | ties | no verdict |", "|---|---|---|---|---|---|"]
+    groups = [("overall", found["overall"]), *rates.named_groups(found)]
+    header = ["", "agreement", "95 % interval", "pairs", "ties", "no verdict"]
+    rows = []
     for name, rate in groups:
         share = "" if rate["agreement"] is None else f"{rate['agreement']:.3f}"
         interval = "" if rate["low"] is None else f"{rate['low']:.3f} to {rate['high']:.3f}"
-        lines.append(f"| {name} | {share} | {interval} | {rate['pairs']} | {rate['ties']} | {rate['no_verdict']} |")
-    return "\n".join(lines)
+        counts = [str(rate[count]) for count in ("pairs", "ties", "no_verdict")]
+        rows.append([name, share, interval, *counts])
+    title = f"agreement of {found['by']} with {found['file']}"
+    return f"{title}\n\n{markdown_table(header, rows)}"

@@ -10,10 +10,12 @@ from pathlib import Path
 
 from rlaif.config.schema import Config
 from rlaif.errors import ConfigError, DataError
-from rlaif.evaluation.agreement import groups, prompt_type
+from rlaif.evaluation.agreement import named_groups, prompt_type_of
 from rlaif.evaluation.winrate import WinRates, outcome_rates, verdict_rates
-from rlaif.evaluation.winrate_svg import svg
-from rlaif.models.check import fingerprint, require_model
+from rlaif.evaluation.winrate_page import winrate_page
+from rlaif.markdown import markdown_table
+from rlaif.models.check import require_model
+from rlaif.models.model_dir import ModelDir
 from rlaif.records import Masked, Prompt
 from rlaif.stages.feedback.ask_reward import judged, require_reward, rewarded, weighted
 from rlaif.stages.feedback.judge_inputs import Case, cases_of, reasons
@@ -33,7 +35,7 @@ Measured = tuple[str, WinRates, dict[str, int], dict]
 
 def winrate(config: Config, run: Run) -> dict:
     """The win matrix (wins + its transpose = 1, diagonal 1/2) overall, by dimension and by prompt type, as
-    `eval/winrate.json` and `eval/winrate.svg`.
+    `eval/winrate.json` and `eval/winrate.html`.
 
     Each model enters with its first answer to a prompt. Raises ConfigError for less than two models, DataError for a model
     that has no answers, or where no two models have answered the same prompt.
@@ -56,7 +58,8 @@ def winrate(config: Config, run: Run) -> dict:
     if masked or any(found["unanswered"].values()):
         log.warning("prompts without an answer: %s; answers without a verdict: %s", found["unanswered"], masked)
     run.directory.write_eval("winrate", found)
-    run.directory.write_text("eval/winrate.svg", svg({"overall": rates.overall, **dict(groups(vars(rates)))}))
+    matrices = {"overall": rates.overall, **dict(named_groups(vars(rates)))}
+    run.directory.write_text("eval/winrate.html", winrate_page(matrices))
     return found
 
 
@@ -87,7 +90,7 @@ def _named(models: Sequence[str]) -> dict[str, str]:
 def first_answers(config: Config, names: Mapping[str, str], prompts: Sequence[Prompt]) -> dict[str, dict[str, str]]:
     """What each model answered first. Raises DataError for a model without any answer, naming it."""
     store, wanted = open_candidates(config), {prompt.prompt_id: asked_of(prompt) for prompt in prompts}
-    by_print = {fingerprint(model): name for name, model in names.items()}
+    by_print = {ModelDir(model).fingerprint: name for name, model in names.items()}
     if len(by_print) < len(names):
         raise ConfigError("models that differ", f"the same weights twice in {dict(names)}", "Correct winrate.models")
     answers: dict[str, dict[str, str]] = {prompt_id: {} for prompt_id in wanted}
@@ -131,7 +134,7 @@ def _present(answers: Answers, prompt: Prompt, names: Sequence[str]) -> dict[str
 
 
 def _types(prompts: Sequence[Prompt]) -> dict[str, str]:
-    return {prompt.prompt_id: prompt_type(prompt.extra) for prompt in prompts}
+    return {prompt.prompt_id: prompt_type_of(prompt.extra) for prompt in prompts}
 
 
 def by_judge(config: Config, run: Run, prompts: Sequence[Prompt], answers: Answers, names: Sequence[str]) -> Measured:
@@ -173,12 +176,12 @@ def _share(winner: int | None) -> float | None:
 def table(found: dict) -> str:
     """The matrices as a Markdown table: how often the row's model wins against the column's; overall with 95 % intervals."""
     names = found["models"]
-    lines = ["| | row beats column | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 2)]
-    for title, matrix in [("overall", found), *groups(found)]:
+    rows = []
+    for title, matrix in [("overall", found), *named_groups(found)]:
         for i, name in enumerate(names):
             cells = [_cell(matrix, i, j, matrix is found) for j in range(len(names))]
-            lines.append(f"| {title} | {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            rows.append([title, name, *cells])
+    return markdown_table(["", "row beats column", *names], rows)
 
 
 def _cell(matrix: dict, i: int, j: int, interval: bool) -> str:

@@ -5,18 +5,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from actors.reward import load_function
 from actors.reward_pool import RewardPool
 from rlaif.config.schema import Config
 from rlaif.config.section import Function
 from rlaif.errors import ConfigError
-from rlaif.models.reward_card import check_weights, dimensions_of, read_card, require_reward_model
-from rlaif.records import Answer, Key, Masked, Outcome, Prompt, scored
+from rlaif.functions import load_function
+from rlaif.models.reward import check_weights, dimensions_of, read_card, require_reward_model
+from rlaif.records import Key, Masked, Outcome, Prompt, RewardInput, reward_outcome
 from rlaif.stages.feedback.judge_inputs import Case
 from rlaif.stages.feedback.label import Labelled, label_store, labelled
 from rlaif.stages.feedback.label_hash import kind_of
 from rlaif.stages.run.run import Run
-from rlaif.stages.train.workers import context_of
+from rlaif.stages.train.workers import prompts_with_context
 
 AT_ONCE = 64
 """Answers that one call to a reward actor scores."""
@@ -39,15 +39,14 @@ def require_reward(config: Config, weights: Mapping[str, float] | None = None) -
 
 def rewarded(config: Config, run: Run, answers: Sequence[tuple[Prompt, Sequence[str]]]) -> list[list[Outcome]]:
     """What `ppo.reward` says of each prompt's answers, on the reward actors, in the order given, without weights."""
-    captions = context_of(config, [prompt for prompt, _ in answers])
-    asked = [
-        Answer((prompt.prompt_id, index), prompt, captions[prompt.prompt_id], text)
-        for prompt, texts in answers
-        for index, text in enumerate(texts)
-    ]
+    prompts = prompts_with_context(config, [prompt for prompt, _ in answers])
+    inputs = []
+    for prompt, (_, texts) in zip(prompts, answers, strict=True):
+        for index, text in enumerate(texts):
+            inputs.append(RewardInput((prompt.prompt_id, index), prompt, text))
     ppo = config.ppo
     pool = run.topology.rewards(ppo.reward, ppo.tokens_per_microbatch, timeout_s=ppo.reward_timeout_s)
-    found = outcomes(pool, asked)
+    found = outcomes(pool, inputs)
     run.topology.stop_rewards()
     return [[found[prompt.prompt_id, index] for index in range(len(texts))] for prompt, texts in answers]
 
@@ -66,12 +65,12 @@ def _weighted(outcome: Outcome, factors: Sequence[float]) -> Outcome:
         return outcome
     # by place, as the part of a single dimension is not called like the dimension
     parts = zip(outcome.parts.items(), factors, strict=True)
-    return scored({name: factor * value for (name, value), factor in parts})
+    return reward_outcome({name: factor * value for (name, value), factor in parts})
 
 
-def outcomes(pool: RewardPool, asked: Sequence[Answer]) -> dict[Key, Outcome]:
+def outcomes(pool: RewardPool, inputs: Sequence[RewardInput]) -> dict[Key, Outcome]:
     """Return one outcome per answer, shared out to all reward actors."""
-    return pool.collect([pool.score(asked[start : start + AT_ONCE]) for start in range(0, len(asked), AT_ONCE)])
+    return pool.collect([pool.score(inputs[start : start + AT_ONCE]) for start in range(0, len(inputs), AT_ONCE)])
 
 
 def judged(config: Config, run: Run, cases: Sequence[Case], name: str) -> Labelled:

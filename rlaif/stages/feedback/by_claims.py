@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from actors.reward import load_function
 from rlaif.config.schema import Config
 from rlaif.feedback import claims
+from rlaif.functions import load_function
 from rlaif.models.templates import fill
 from rlaif.records import Masked
 from rlaif.stages.feedback.judge_inputs import Case, again, context_text, row_of
@@ -33,7 +33,9 @@ def by_claims(config: Config, judge: Judge, cases: Sequence[Case]) -> list[dict]
     rows = []
     for number, (case, tallies) in enumerate(zip(cases, divided, strict=True)):
         scored = [
-            tally if isinstance(tally, Masked) else claims.score(tally, [read[f"{number}:{claim}"] for claim in tally])
+            tally
+            if isinstance(tally, Masked)
+            else claims.claim_score(tally, [read[f"{number}:{claim}"] for claim in tally])
             for tally in tallies
         ]
         values = [_value(score) for score in scored]
@@ -49,8 +51,8 @@ def divide(config: Config, judge: Judge, cases: Sequence[Case]) -> list[list[dic
     how = config.label.split
     if how == "model":
         return _divided_by(judge, config.label.split_prompt, cases)
-    split = claims.split if how == "sentences" else load_function(how)
-    return [[claims.tally(split(answer)) for answer in case.answers] for case in cases]
+    split = claims.split_claims if how == "sentences" else load_function(how)
+    return [[claims.count_claims(split(answer)) for answer in case.answers] for case in cases]
 
 
 def _divided_by(judge: Judge, prompt: str, cases: Sequence[Case]) -> list[list[dict[str, int] | Masked]]:
@@ -68,7 +70,7 @@ def _divided_by(judge: Judge, prompt: str, cases: Sequence[Case]) -> list[list[d
         reply = replies[key]
         if isinstance(reply, Masked):
             return reply
-        return claims.tally(claims.parse_list(reply)) or Masked(
+        return claims.count_claims(claims.parse_list(reply)) or Masked(
             "the judge listed no claims of an answer that is not empty"
         )
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 
-from actors.reward import load_function
 from rlaif.config.schema import Config
 from rlaif.feedback import pairwise
 from rlaif.feedback.pairing import win_scores
+from rlaif.functions import load_function
 from rlaif.models.templates import fill
 from rlaif.records import Masked
 from rlaif.seeds import derive
@@ -37,7 +37,7 @@ def by_pairs(config: Config, judge: Judge, cases: Sequence[Case]) -> list[dict]:
         for a, b in places.get(number, []):
             one, other = found[f"{number}:{a}:{b}"], found[f"{number}:{b}:{a}"]
             masked = [part for part in (one, other) if isinstance(part, Masked)]
-            outcomes[a, b] = masked[0] if masked else pairwise.judge(one, other, options.choices, options.flips)
+            outcomes[a, b] = masked[0] if masked else pairwise.judge_pair(one, other, options.choices, options.flips)
             failed += masked
         rows.append(_pair_row(case, outcomes) | again(failed))
     return rows
@@ -85,7 +85,7 @@ def by_function(config: Config, case: Case) -> dict:
         except Exception as error:  # the user's own code: this pair's reason, counted
             outcomes[a, b] = Masked(f"{type(error).__name__}: {error}")
             continue
-        certain = pairwise.Asked(float(sign), 1.0), pairwise.Asked(float(-sign), 1.0)
+        certain = pairwise.OrderOdds(float(sign), 1.0), pairwise.OrderOdds(float(-sign), 1.0)
         outcomes[a, b] = pairwise.Verdict((1 + sign) / 2, sign, False, certain)
     return _pair_row(case, outcomes)
 

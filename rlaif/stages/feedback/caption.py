@@ -11,11 +11,11 @@ from rlaif.config.feedback import Caption
 from rlaif.config.schema import Config, Sampling
 from rlaif.data.rows import RowError
 from rlaif.errors import ConfigError, ContractError, named
-from rlaif.feedback.narrative import clips, request_text, summary_text, version
+from rlaif.feedback.narrative import clips, prompt_version, request_text, summary_text
 from rlaif.feedback.store import Store, caption_key
-from rlaif.models.adapter import base_of
-from rlaif.models.check import fingerprint, require_model
+from rlaif.models.check import require_model
 from rlaif.models.encode import Encoder
+from rlaif.models.model_dir import ModelDir
 from rlaif.models.templates import within_budget
 from rlaif.records import Prompt
 from rlaif.seeds import derive
@@ -110,13 +110,13 @@ def counter(config: Config) -> Callable[[str], int]:
     """Counts the captioner's tokens, where that is needed."""
     if config.caption.aggregate == "concat":
         return len
-    encoder = Encoder(base_of(config.caption.model))
+    encoder = Encoder(ModelDir(config.caption.model).base.location)
     return lambda text: len(encoder.tokens(text))
 
 
 def check_kind(config: Config, store: Store) -> None:
     """Raises ContractError where a file holds captions by another captioner or by other prompts: nobody could read both."""
-    own = (fingerprint(config.caption.model), version(config.caption))
+    own = (ModelDir(config.caption.model).fingerprint, prompt_version(config.caption))
     for row in store.rows():
         if (row.get("captioner", own[0]), row["version"]) != own:
             raise ContractError(
@@ -129,7 +129,7 @@ def check_kind(config: Config, store: Store) -> None:
 def _wanted(config: Config, run: Run) -> Iterator[Wanted]:
     """Every video of the prompt files and of the pairs, once (per question, where captions depend on it)."""
     options, client, seen = config.caption, run.topology.client(), set()
-    captioner, asked = fingerprint(options.model), version(options)
+    captioner, asked = ModelDir(options.model).fingerprint, prompt_version(options)
     for prompt in asked_about(config, run):
         question = prompt.question if options.conditioned else ""
         if (prompt.video, question) in seen:
@@ -220,8 +220,8 @@ def _row(config: Config, one: Wanted, told: Told) -> dict:
         "video": one.video,
         "sha256": one.sha256,
         "model": config.caption.model,
-        "captioner": fingerprint(config.caption.model),
-        "version": version(config.caption),
+        "captioner": ModelDir(config.caption.model).fingerprint,
+        "version": prompt_version(config.caption),
         **({"question": one.question} if one.question else {}),
     }
     if told.failed is not None:

@@ -15,15 +15,14 @@ from rlaif.config.schema import Config, Sampling
 from rlaif.config.section import Function
 from rlaif.config.server import Server
 from rlaif.errors import DataError
-from rlaif.feedback.asking import Ask, Turn, encode_frames
 from rlaif.feedback.budget import cost
+from rlaif.feedback.chat_request import ChatRequest, EndpointOptions, Turn, encode_frames
+from rlaif.feedback.chat_response import SETTLED, Reply, Unanswered, Usage
 from rlaif.feedback.endpoint import Endpoint
-from rlaif.feedback.options import EndpointOptions
-from rlaif.feedback.replies import SETTLED, Reply, Unanswered, Usage
 from rlaif.feedback.tokens import Tokens
-from rlaif.models.adapter import base_of
-from rlaif.models.check import fingerprint, require_model
+from rlaif.models.check import require_model
 from rlaif.models.encode import Encoder
+from rlaif.models.model_dir import ModelDir
 from rlaif.records import Masked, Prompt, Sample
 from rlaif.seeds import derive
 from rlaif.stages.run.run import Run
@@ -74,11 +73,11 @@ class ModelJudge:
     """A model on the rollout actors, as it stands: the policy itself, a peer, or a larger one."""
 
     def __init__(self, config: Config, run: Run, model: str):
-        require_model("label.judge", model, or_adapter=True)
+        base = require_model("label.judge", model, or_adapter=True).base
         self.name = name_of(model)
         self._config, self._run, self._model = config, run, model
         self._frames = frames_of(config, run.topology.client())
-        self._encoder = Encoder(base_of(model))
+        self._encoder = Encoder(base.location)
 
     def choose(self, questions: Sequence[Question], words: Sequence[str]) -> dict[str, Tokens | Masked]:
         found: dict[str, Tokens | Masked] = {}
@@ -160,7 +159,7 @@ class ServerJudge:
                 self._replies.append((outcome.key, record))
         return found
 
-    def _asks(self, questions: Sequence[Question], words: tuple[str, ...], found: dict) -> Iterator[Ask]:
+    def _asks(self, questions: Sequence[Question], words: tuple[str, ...], found: dict) -> Iterator[ChatRequest]:
         """With their frames, read as they are taken; a question whose video cannot be read goes to `found`."""
         images = lru_cache(VIDEOS_HELD)(self._images)  # neighbours are about one video
         for question in questions:
@@ -169,7 +168,7 @@ class ServerJudge:
             except DataError as error:
                 found[question.key] = Masked(str(error))
                 continue
-            yield Ask(question.key, (Turn(question.text, images=shown),), words)
+            yield ChatRequest(question.key, (Turn(question.text, images=shown),), words)
 
     def _images(self, video: str) -> tuple[bytes, ...]:
         if not video:
@@ -194,7 +193,7 @@ def name_of(judge: str | Server | Function) -> str:
     return (
         f"{judge.model} at {judge.origin or judge.url}"
         if isinstance(judge, Server)
-        else f"{judge}@{fingerprint(judge)}"
+        else f"{judge}@{ModelDir(judge).fingerprint}"
     )
 
 

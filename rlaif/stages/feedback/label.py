@@ -11,10 +11,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from actors.reward import load_function
 from rlaif.config.schema import Config
 from rlaif.config.section import Function
 from rlaif.feedback.store import Store
+from rlaif.functions import load_function
 from rlaif.io.progress import Progress
 from rlaif.records import Masked
 from rlaif.stages.feedback.by_claims import by_claims

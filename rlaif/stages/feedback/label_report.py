@@ -7,14 +7,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 
-from actors.reward import load_function
 from rlaif.config.schema import Config
 from rlaif.config.server import Server
-from rlaif.evaluation.agreement import Compared, agreement, prompt_type
+from rlaif.evaluation.agreement import ComparedPair, agreement_rates, prompt_type_of
 from rlaif.feedback.budget import cost
-from rlaif.feedback.pairwise import Asked, Verdict
+from rlaif.feedback.chat_response import Usage
+from rlaif.feedback.pairwise import OrderOdds, Verdict
 from rlaif.feedback.position import position_bias
-from rlaif.feedback.replies import Usage
+from rlaif.functions import load_function
 from rlaif.records import Masked
 from rlaif.stages.feedback.judge_inputs import Case
 
@@ -43,7 +43,7 @@ def report(config: Config, cases: Sequence[Case], rows: Sequence[dict], spent: M
     found |= server(config, rows, spent)
     if config.label.reference:
         failed: Counter[str] = Counter()
-        found["agreement"] = agreement(list(compared(config, cases, rows, failed))) | {
+        found["agreement"] = agreement_rates(list(compared(config, cases, rows, failed))) | {
             "reference": config.label.reference
         }
         found |= {"reference_failed": dict(failed)} if failed else {}
@@ -94,7 +94,9 @@ def why(found: dict) -> list[str]:
     return list(found.get("position", {}).get("masked", {}) or found["masked"]) or ["some comparisons failed"]
 
 
-def compared(config: Config, cases: Sequence[Case], rows: Sequence[dict], failed: Counter[str]) -> Iterator[Compared]:
+def compared(
+    config: Config, cases: Sequence[Case], rows: Sequence[dict], failed: Counter[str]
+) -> Iterator[ComparedPair]:
     """Every two answers to a prompt, as the labels and `label.reference` order them. Where that fails, it says nothing of
     the two, and `failed` counts its reasons."""
     prefer = load_function(config.label.reference)
@@ -108,7 +110,7 @@ def compared(config: Config, cases: Sequence[Case], rows: Sequence[dict], failed
                 except Exception as error:  # the user's own code, after everything has been asked and paid for
                     failed[f"{type(error).__name__}: {error}"] += 1
                     sign = None
-                yield Compared(judged, sign, prompt_type=prompt_type(case.prompt.extra))
+                yield ComparedPair(judged, sign, prompt_type=prompt_type_of(case.prompt.extra))
 
 
 def _empty(rows: Sequence[dict]) -> int:
@@ -118,5 +120,5 @@ def _empty(rows: Sequence[dict]) -> int:
 def _verdict(pair: dict) -> Verdict | Masked:
     if "masked" in pair:
         return Masked(pair["masked"])
-    first, second = (Asked(**order) for order in pair["orders"])
+    first, second = (OrderOdds(**order) for order in pair["orders"])
     return Verdict(pair["p"], pair["winner"], pair["flipped"], (first, second))

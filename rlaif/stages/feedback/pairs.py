@@ -13,9 +13,9 @@ from rlaif.data.formats.own import PAIRS
 from rlaif.data.preference import PreferencePair
 from rlaif.data.rows import Row
 from rlaif.errors import ConfigError, DataError
-from rlaif.evaluation.agreement import prompt_type
-from rlaif.feedback.pair_report import report
-from rlaif.feedback.pairing import Candidate, PairOptions, ScoredPair, build
+from rlaif.evaluation.agreement import prompt_type_of
+from rlaif.feedback.pair_report import pair_report
+from rlaif.feedback.pairing import Candidate, PairOptions, ScoredPair, build_pairs
 from rlaif.records import Masked
 from rlaif.seeds import derive
 from rlaif.stages.feedback import sample
@@ -44,7 +44,7 @@ def pairs(config: Config, run: Run) -> dict:
         )
     if again := store.missing([case.key for case in cases]):
         log.warning("%d of %d prompts still wait for the judge: `rlaif label` asks again", len(again), len(cases))
-    built = build(_candidates(cases, store), options_of(config), config.seed)
+    built = build_pairs(_candidates(cases, store), options_of(config), config.seed)
     if not built.pairs:
         raise DataError(
             "preference pairs", f"none of {built.considered}: {built.dropped}", "Relax the options of `pairs`"
@@ -63,7 +63,7 @@ def pairs(config: Config, run: Run) -> dict:
         write(
             datasets.data_path(config, config.data.pairs_eval), [record for record in records if record.video in held]
         )
-    found = {"command": command(), "unanswered": unanswered, **report(built)}
+    found = {"command": command(), "unanswered": unanswered, **pair_report(built)}
     found["held_out"] = sum(record.video in held for record in records)
     run.directory.write_eval("pairs", found)
     return found
@@ -122,7 +122,7 @@ def _candidates(cases: Sequence[Case], store) -> Iterator[Candidate]:
 def record(pair: ScoredPair, case: Case, judge: Mapping[str, str], origins: Sequence[dict]) -> PreferencePair:
     """origins: of the prompt's answers, by sample index."""
     chosen, rejected = pair.chosen, pair.rejected
-    provenance = {"prompt_type": said} if (said := prompt_type(case.prompt.extra)) else {}
+    provenance = {"prompt_type": said} if (said := prompt_type_of(case.prompt.extra)) else {}
     for side, one in (("chosen", chosen), ("rejected", rejected)):
         provenance |= {side: origins[one.sample_index]} if origins[one.sample_index] else {}
     return PreferencePair(

@@ -13,7 +13,8 @@ from actors.pool import RolloutPool
 from rlaif.config.schema import Config, Sampling
 from rlaif.errors import ContractError, DataError
 from rlaif.feedback.store import Store
-from rlaif.models.check import fingerprint, require_model
+from rlaif.models.check import require_model
+from rlaif.models.model_dir import ModelDir
 from rlaif.records import Prompt
 from rlaif.seeds import derive
 from rlaif.stages.feedback.fill import fill
@@ -42,7 +43,7 @@ def sample(config: Config, run: Run) -> dict[str, int]:
     check_options(config, store)
     counts = {"made": 0, "retried": 0, "there": 0, "failed": 0}
     for model in options.models:
-        print_ = fingerprint(model)
+        print_ = ModelDir(model).fingerprint
         wanted = store.missing([(p.prompt_id, print_, asked_of(p)) for p in prompts])
         counts["there"] += len(prompts) - len(wanted)
         counts["retried"] += sum(key in store for key in wanted)
@@ -130,7 +131,7 @@ def _rows_of(config: Config, prompts: Sequence[Prompt]) -> tuple[dict[str, list[
     store, asked = open_candidates(config), {prompt.prompt_id: asked_of(prompt) for prompt in prompts}
     rows = [row for row in store.rows() if row["prompt_id"] in asked and "masked" not in row]
     models = config.candidates.models if any("fingerprint" in row for row in rows) else ()
-    rank = {fingerprint(model): place for place, model in enumerate(models)} | {None: -1}
+    rank = {ModelDir(model).fingerprint: place for place, model in enumerate(models)} | {None: -1}
     own = [
         row for row in rows if row.get("fingerprint") in rank and row.get("asked") in (None, asked[row["prompt_id"]])
     ]

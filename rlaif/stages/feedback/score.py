@@ -16,12 +16,12 @@ from rlaif.data.formats.own import PAIRS
 from rlaif.data.preference import PreferencePair
 from rlaif.data.rows import Report, valid
 from rlaif.errors import DataError
-from rlaif.feedback.scoring import Item, Model, Tally, added, items, unreadable
+from rlaif.feedback.scoring import Item, ScoringModel, Tally, items_of, new_scores, why_unreadable
 from rlaif.feedback.store import Store
 from rlaif.io.progress import Progress
-from rlaif.models.reward_card import dimensions_of, read_card, require_reward_model, reward_fingerprint
+from rlaif.models.reward import dimensions_of, read_card, require_reward_model, reward_fingerprint
 from rlaif.models.reward_prompt import contexts
-from rlaif.records import Answer, Key, Masked, Outcome, Prompt
+from rlaif.records import Key, Masked, Outcome, Prompt, RewardInput
 from rlaif.stages.feedback.ask_reward import outcomes
 from rlaif.stages.run import datasets
 from rlaif.stages.run.run import Run
@@ -37,7 +37,7 @@ AT_ONCE = 128
 class Job:
     """One reward model on one file."""
 
-    model: Model
+    model: ScoringModel
     captions: Callable[[PreferencePair], Sequence[str]]
     """What fills the model's caption slot."""
     frames: Callable[[str], str]
@@ -51,7 +51,7 @@ class Job:
     """Of what was masked in this call, by key."""
 
     def items(self, record: PreferencePair) -> list[Item]:
-        return items(record, self.captions(record), self.frames)
+        return items_of(record, self.captions(record), self.frames)
 
 
 def score(config: Config, run: Run) -> dict:
@@ -67,7 +67,7 @@ def score(config: Config, run: Run) -> dict:
         require_reward_model("score.models", path)
     frames, jobs = frames_of(run), []
     for path, card in cards.items():
-        model = Model(path, reward_fingerprint(path), dimensions_of(card))
+        model = ScoringModel(path, reward_fingerprint(path), dimensions_of(card))
         mode = card["prompt"]["context"]
         jobs.append(Job(model, context(run, mode, file, known), frames, reads_captions=mode != "none"))
     store = Store(run.directory.path / "feedback" / "scores.jsonl", key=lambda row: row["key"])
@@ -186,16 +186,16 @@ def fill(config: Config, run: Run, job: Job, found: Iterable[PreferencePair], st
     run.topology.stop_rewards()
 
 
-def missing(job: Job, part: Sequence[PreferencePair], store: Store[str]) -> dict[str, Answer]:
+def missing(job: Job, part: Sequence[PreferencePair], store: Store[str]) -> dict[str, RewardInput]:
     """Answers to be scored, by key; an answer that comes twice is asked for once."""
-    wanted: dict[str, Answer] = {}
+    wanted: dict[str, RewardInput] = {}
     for record in part:
         for item in job.items(record):
             key = item.key(job.model.fingerprint)
-            if key in store or key in job.reasons or unreadable(record, item) or job.model.known(record, item):
+            if key in store or key in job.reasons or why_unreadable(record, item) or job.model.known(record, item):
                 continue
-            prompt = Prompt(record.pair_id, item.video, item.question)
-            wanted.setdefault(key, Answer((key, 0), prompt, item.captions, item.response))
+            prompt = Prompt(record.pair_id, item.video, item.question, captions=item.captions)
+            wanted.setdefault(key, RewardInput((key, 0), prompt, item.response))
     return wanted
 
 
@@ -227,7 +227,7 @@ def finished(
             asked = job.items(record)
             keys = {item.key(job.model.fingerprint) for item in asked}
             values = {key: store[key]["values"] for key in keys if key in store}
-            scores += added(record, asked, job.model, values, job.reasons, job.new, tally)
+            scores += new_scores(record, asked, job.model, values, job.reasons, job.new, tally)
         yield record.with_scores(scores)
 
 

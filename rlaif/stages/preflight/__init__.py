@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlaif.config.load import bullets, examine, options_of, read_yaml
+from rlaif.config.load import bullets, checked_stage, examine
 from rlaif.config.schema import Config
+from rlaif.config.source import read_yaml
 from rlaif.errors import ConfigError
 from rlaif.io.rundir import RunDir
 from rlaif.io.writable import cache_problems, why_not_writable
@@ -39,7 +40,7 @@ def examine_all(path: str, overrides: Sequence[str] = (), stage: str | None = No
     Raises ConfigError if there is no file to read, or no YAML in it.
     """
     checked_as = "demo" if stage is None and "demo" in read_yaml(Path(path)) else stage
-    config, problems = examine(path, overrides, options_of(checked_as))
+    config, problems = examine(path, overrides, checked_stage(checked_as))
     if config is None:
         return Findings(None, (), problems, [])
     stages = [checked_as] if checked_as else chain(config)

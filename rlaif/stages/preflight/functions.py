@@ -6,12 +6,12 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from actors.reward import FunctionScorer, load_function
 from rlaif.config.section import Function
-from rlaif.deadline import Late, within
+from rlaif.deadline import LateError, within
 from rlaif.errors import ConfigError
-from rlaif.evaluation.claims import rates
-from rlaif.records import Answer, Masked, Prompt
+from rlaif.evaluation.claims import checker_rates
+from rlaif.functions import FunctionScorer, load_function
+from rlaif.records import Masked, Prompt, RewardInput
 from rlaif.stages.preflight.inquiry import Inquiry
 
 DRY_CALL_S = 120.0
@@ -70,7 +70,7 @@ def check_reward_function(inquiry: Inquiry, function: Function) -> None:
 
 def dry_call(option: str, path: str, prompt: Prompt) -> None:
     """Raise ConfigError unless the reward function gives a finite score, or parts that add up to one, for a row."""
-    answer = Answer((prompt.prompt_id, 0), prompt, prompt.captions, prompt.answer or "A first answer.")
+    answer = RewardInput((prompt.prompt_id, 0), prompt, prompt.answer or "A first answer.")
     outcome = within_deadline(option, path, lambda: FunctionScorer(path)([answer])[answer.key])
     if isinstance(outcome, Masked):
         raise ConfigError(
@@ -92,7 +92,7 @@ def check_checker(inquiry: Inquiry, path: str | None) -> None:
 
 def _dry_check(option: str, path: str, function: Callable, prompt: Prompt) -> None:
     try:
-        within_deadline(option, path, lambda: rates([(prompt, prompt.answer or "A first answer.")], function))
+        within_deadline(option, path, lambda: checker_rates([(prompt, prompt.answer or "A first answer.")], function))
     except ConfigError:
         raise
     except Exception as error:  # a user's code: whatever it raises would end the evaluation later
@@ -107,7 +107,7 @@ def within_deadline(option: str, path: str, call: Callable[[], Any]) -> Any:
     """Return what a dry call returns, or raise what it raises; ConfigError if it has not returned in time or exits."""
     try:
         return within(call, DRY_CALL_S, f"dry call of {path}")
-    except Late:
+    except LateError:
         found = f"{path} has not returned after {DRY_CALL_S:g} s"
     except SystemExit:
         found = f"{path} ended its thread"

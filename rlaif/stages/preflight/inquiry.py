@@ -133,7 +133,9 @@ class Inquiry:
 def told(option: str, error: RlaifError) -> str:
     """Return an error as a problem of `option`."""
     name = "" if option in error.expected else f"{option}: "
-    return f"{name}expected {error.expected}\n      found  {_indented(error.found)}\n      fix    {_indented(error.change)}"
+    return (
+        f"{name}expected {error.expected}\n      found  {_indented(error.found)}\n      fix    {_indented(error.fix)}"
+    )
 
 
 def _indented(text: str) -> str:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import transformers
-
 from rlaif.config.section import Function
 from rlaif.config.server import Server
 from rlaif.errors import ConfigError
-from rlaif.feedback.wire import api_key
-from rlaif.io.storage import fetch
+from rlaif.feedback.chat_client import api_key
 from rlaif.models.check import require_model
 from rlaif.models.family import engine_video_of
-from rlaif.models.positions import positions_of
-from rlaif.models.reward_card import check_weights, read_card, require_reward_model
+from rlaif.models.model_dir import ModelDir
+from rlaif.models.positions import model_positions
+from rlaif.models.reward import check_weights, read_card, require_reward_model
 from rlaif.stages.preflight.functions import check_function, check_reward_function, require_braces
 from rlaif.stages.preflight.inquiry import Inquiry
 
@@ -43,10 +41,10 @@ def check_policy(inquiry: Inquiry) -> None:
 
 def _fits_engine(inquiry: Inquiry, path: str) -> None:
     rollout = inquiry.config.rollout
-    config = transformers.AutoConfig.from_pretrained(fetch(path))
+    model = ModelDir(path)
     if rollout.vision == "shared":
-        engine_video_of(config)
-    positions = positions_of(path)
+        engine_video_of(model.config)
+    positions = model_positions(model)
     if positions is not None and rollout.max_model_len > positions:
         raise ConfigError(
             f"rollout.max_model_len of at most {positions}, the positions of {path}",

@@ -8,7 +8,7 @@ from learners.spec import RoleSpec
 from rlaif.config.schema import Config
 from rlaif.config.section import Function
 from rlaif.errors import ConfigError
-from rlaif.models.reward_card import require_reward_model
+from rlaif.models.reward import require_reward_model
 from rlaif.stages.compare.winrate import models_of
 from rlaif.stages.feedback.score import paths as score_paths
 from rlaif.stages.preflight.functions import check_checker, check_function

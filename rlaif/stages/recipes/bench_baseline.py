@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from actors.reward_model import load_reward_model
 from learners import losses
 from rlaif.config.schema import Config
 from rlaif.io.storage import fetch
 from rlaif.models.batch import collate
-from rlaif.models.encode import Encoded, Encoder, Frames
-from rlaif.models.reward_card import dimensions_of, read_card
+from rlaif.models.encode import Encoded, Encoder
+from rlaif.models.reward import dimensions_of, load_reward_model, read_card
 from rlaif.models.reward_prompt import RewardPrompt
+from rlaif.models.video_features import Frames
 from rlaif.models.vlm import VideoLM, freeze_for_full_training, load_vlm
 from rlaif.objectives.advantages import gae
 from rlaif.objectives.kl import k1
@@ -135,7 +135,7 @@ class Baseline:
         moments = Moments.of(advantages, mask)
         advantages = whiten(advantages, mask, moments.mean, moments.var, eps_on=ppo.whiten_eps)
         scale = Moments.of(returns, mask).scale
-        policy_loss, critic_loss = losses.policy(ppo, False, []), losses.critic(ppo, scale)
+        policy_loss, critic_loss = losses.policy_objective(ppo).loss, losses.critic_objective(ppo, scale).loss
         for start in range(0, len(items), ppo.minibatch_size):
             rows = slice(start, start + ppo.minibatch_size)
             batch = collate(items[rows], self.pad)
@@ -148,7 +148,7 @@ class Baseline:
                 ("policy", self.policy, policy_loss, "logprobs"),
             ):
                 found = module.train()(batch, output, head="critic" if name == "critic" else None)
-                loss(found, batch, float(batch.mask.sum()))[0].backward()
+                loss(found, batch, float(batch.mask.sum())).loss.backward()
                 torch.nn.utils.clip_grad_norm_(module.parameters(), ppo.optim.max_grad_norm)
                 self.optimizers[name].step()
                 self.optimizers[name].zero_grad()

@@ -22,8 +22,10 @@ from rlaif.io.terminal import headline, say
 from rlaif.models.batch import collate
 from rlaif.models.encode import Encoded, Encoder
 from rlaif.models.merged import whole_model
+from rlaif.models.model_dir import ModelDir
 from rlaif.models.tiny import build_tiny
 from rlaif.models.vlm import VideoLM, load_vlm
+from rlaif.models.vocabulary import spellings
 from rlaif.records import Prompt
 from rlaif.seeds import derive
 from rlaif.stages.feedback import label
@@ -47,14 +49,14 @@ class PlainJudge:
 
     def __init__(self, config: Config, model: str, frames: LocalFrames):
         torch.set_num_threads(os.cpu_count() or 1)
-        model = whole_model(model, config.model.dtype)
+        model = whole_model(ModelDir(model), config.model.dtype)
         self._encoder = Encoder(model, frames, config.video.feature_cache_bytes, config.model.dtype)
         self._model = VideoLM(load_vlm(model, config.model.dtype, config.model.attention)).eval()
         self._size, self._frames = config.rollout.max_num_seqs, frames_of(config, frames)
 
     @torch.no_grad()
     def choose(self, questions: Sequence[Question], words: Sequence[str]) -> dict[str, Tokens]:
-        groups, found = [self._encoder.spellings(word) for word in words], {}
+        groups, found = [spellings(self._encoder.tokenizer, word) for word in words], {}
         for start in range(0, len(questions), self._size):
             part = questions[start : start + self._size]
             logprobs = self._first([self._item(question) for question in part])
@@ -164,7 +166,7 @@ def _log_odds(rows: Sequence[dict]) -> list[float]:
 
 def _engine(config: Config, run: Run) -> dict[str, float]:
     """Counters of all engines, added up."""
-    handles = run.topology.engines(config.label.judge).handles.values()
+    handles = run.topology.engines(config.label.judge).fleet.handles.values()
     found = ask([actor.stats.remote() for actor in handles], config.cluster.collective_timeout_s, "the rollout actors")
     return {name: sum(one[name] for one in found) for name in ("prompt_tokens", "cached_tokens")}
 

@@ -12,6 +12,7 @@ from rlaif.config.schema import Config
 from rlaif.data.files import write_rows
 from rlaif.io.progress import progress
 from rlaif.io.terminal import headline, say
+from rlaif.markdown import markdown_table
 from rlaif.models.tiny import Size, build_tiny
 from rlaif.stages.recipes.bench_baseline import Baseline, Times
 from rlaif.stages.run import datasets
@@ -124,7 +125,5 @@ def figures(rows: Sequence[dict], baseline: Sequence[Times], samples: int) -> di
 
 def report(found: dict) -> str:
     """The figures as a Markdown table."""
-    lines = ["| figure | median |", "|---|---|"]
-    return "\n".join(
-        lines + [f"| {name} | {value:.3g} |" for name, value in found.items() if not isinstance(value, str)]
-    )
+    rows = [(name, f"{value:.3g}") for name, value in found.items() if not isinstance(value, str)]
+    return markdown_table(["figure", "median"], rows)

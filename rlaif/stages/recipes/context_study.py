@@ -8,12 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from actors.reward import load_function
 from rlaif.config.schema import Config
 from rlaif.data.preference import PreferencePair
 from rlaif.errors import ConfigError, ContractError, DataError
+from rlaif.functions import load_function
 from rlaif.io.rundir import RunDir
 from rlaif.io.storage import locate
+from rlaif.markdown import markdown_table
 from rlaif.models.check import require_model
 from rlaif.stages.feedback import caption, label, pairs, sample
 from rlaif.stages.feedback.judge_inputs import Case, read_cases
@@ -85,11 +86,13 @@ def means(rows: Sequence[dict]) -> dict[str, dict[str, float]]:
 
 
 def table(contexts: Mapping[str, Mapping[str, float]]) -> str:
-    lines = ["| context | judge | above none | reward model | above none |", "|---|---|---|---|---|"]
+    rows = []
     for mode, figures in contexts.items():
-        cells = (f"{figures[name]:.3f} | {figures[f'{name}_above_none']:+.3f}" for name in MEASURES)
-        lines.append(f"| {mode} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        cells = [mode]
+        for name in MEASURES:
+            cells += [f"{figures[name]:.3f}", f"{figures[f'{name}_above_none']:+.3f}"]
+        rows.append(cells)
+    return markdown_table(["context", "judge", "above none", "reward model", "above none"], rows)
 
 
 def _is_demo(config: Config) -> bool:

@@ -11,9 +11,9 @@ from rlaif.config.section import Function
 from rlaif.data.preference import PreferencePair
 from rlaif.data.rows import Conversation
 from rlaif.io.storage import fetch
-from rlaif.models.adapter import base_of
 from rlaif.models.encode import Encoder
-from rlaif.models.reward_card import read_card
+from rlaif.models.model_dir import ModelDir
+from rlaif.models.reward import read_card
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.models.usable import Reader, Room
 from rlaif.records import Prompt
@@ -26,7 +26,7 @@ Check = Callable[[Any], str | None]
 @lru_cache(maxsize=8)
 def encoder_of(model: str) -> Encoder:
     """Return tokenizer and processor of a model directory, or of an adapter's base; no weights are read."""
-    return Encoder(base_of(model))
+    return Encoder(ModelDir(model).base.location)
 
 
 def reader_of(run: Run, model: str) -> Reader:

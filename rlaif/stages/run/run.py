@@ -14,7 +14,7 @@ from actors.engine import SCRATCH
 from actors.weights import ADAPTERS
 from cluster.checkpoint import CheckpointRef, Checkpoints, check_identity
 from cluster.health import head_lost
-from cluster.session import Session, in_ray_job, start
+from cluster.session import Session, in_ray_job, start_session
 from rlaif.config.difference import Change, decides_order, is_fixed, resumed_with, show
 from rlaif.config.schema import Config
 from rlaif.errors import CheckpointError, ConfigError, RlaifError
@@ -252,7 +252,7 @@ def open_run(config: Config) -> Iterator[Run]:
 def _session(config: Config, stopper: Stopper) -> Iterator[Session]:
     with ExitStack() as stack:
         with phase("starting Ray"):
-            session = stack.enter_context(start(config, stopper.fail if stopper.able else None))
+            session = stack.enter_context(start_session(config, stopper.fail if stopper.able else None))
         stopper.install()
         yield session
 

@@ -25,8 +25,7 @@ from rlaif.config.schema import Config, Ppo
 from rlaif.config.section import Function
 from rlaif.io.storage import locate
 from rlaif.io.terminal import phase
-from rlaif.models.adapter import serves_adapters
-from rlaif.models.check import same_model
+from rlaif.models.model_dir import ModelDir, same_model
 
 
 class Topology:
@@ -138,14 +137,14 @@ class Topology:
         with, where it is the policy. Room for adapters only where the family has any: PPO refuses `ppo.lora` for others.
         """
         lora, policy = self.config.ppo.lora, self.config.ppo.policy
-        if lora and same_model(model_path, policy) and serves_adapters(model_path):
+        if lora and same_model(model_path, policy) and ModelDir(model_path).family.adapters:
             return self.rollouts(policy, lora.r)
         return self.rollouts(model_path, None)
 
     def stop_rollouts(self) -> None:
         for pool in self._rollouts.values():
-            for name in list(pool.actors):
-                ray.kill(pool.remove(name))
+            for name in pool.fleet.names:
+                ray.kill(pool.fleet.remove(name))
         self._rollouts.clear()
 
     def rewards(
@@ -199,7 +198,7 @@ class Topology:
         groups = {"frames": [self._store] if self._store is not None else []}
         groups["learner"] = self._group.ranks if self._group else []
         groups["reward"] = self._rewards.handles if self._rewards else []
-        groups["rollout"] = [actor for pool in self._rollouts.values() for actor in pool.handles.values()]
+        groups["rollout"] = [actor for pool in self._rollouts.values() for actor in pool.fleet.handles.values()]
         peaks = {
             role: ask([actor.__ray_call__.remote(_peak_rss) for actor in actors], self._timeout_s, role)
             for role, actors in groups.items()

@@ -10,23 +10,28 @@ from cluster.checkpoint import CheckpointRef
 
 @dataclass(frozen=True)
 class Best:
-    """Of equal scores the first."""
+    """The iteration with the highest score so far; ties go to the earliest."""
 
     iteration: int | None = None
     score: float = float("-inf")
 
     @classmethod
     def of(cls, checkpoint: CheckpointRef | None) -> Best:
-        """As a checkpoint remembers it."""
-        return cls(**checkpoint.meta.get("best", {})) if checkpoint else cls()
+        """Return the best evaluation that a checkpoint knows; none without a checkpoint."""
+        state = checkpoint.meta.get("best", {}) if checkpoint else {}
+        return cls(**state)
 
     def after(self, iteration: int, metrics: Mapping[str, float], metric: str = "eval/score") -> Best:
-        """With one more evaluation; metrics without `metric`, or where it is NaN, change nothing."""
+        """Return the best after one more evaluation. Nothing changes if `metric` is missing or NaN."""
         score = metrics.get(metric)
-        return Best(iteration, score) if score is not None and score > self.score else self
+        if score is not None and score > self.score:
+            return Best(iteration, score)
+        return self
 
     def spared(self) -> tuple[int, ...]:
+        """Return the iterations whose checkpoints are not pruned."""
         return () if self.iteration is None else (self.iteration,)
 
     def state(self) -> dict:
+        """Return what a checkpoint keeps, as JSON values."""
         return {} if self.iteration is None else vars(self)

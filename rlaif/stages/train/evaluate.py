@@ -8,25 +8,26 @@ from dataclasses import replace
 
 import numpy as np
 
-from actors.reward import load_function
 from actors.rollout import Failure
 from learners.spec import LearnerSpec
 from rlaif.config.schema import Config, Sampling
 from rlaif.errors import ConfigError, RlaifError
-from rlaif.evaluation.claims import rates
+from rlaif.evaluation.claims import checker_rates
+from rlaif.functions import load_function
 from rlaif.io.terminal import phase
-from rlaif.records import Answer, Masked, Prompt, Sample
+from rlaif.markdown import markdown_table
+from rlaif.records import Masked, Prompt, RewardInput, Sample
 from rlaif.seeds import derive
 from rlaif.stages.run import datasets, row_checks
 from rlaif.stages.run.run import Run
-from rlaif.stages.train.workers import Roles, context_of, learner_spec, require_inputs, start_roles
+from rlaif.stages.train.workers import Workers, learner_spec, prompts_with_context, require_inputs, start_workers
 
 DECODINGS = {"greedy": 0.0, "sample": 1.0}
 """Temperature by name."""
 
 
 def evaluate(config: Config, run: Run) -> list[dict]:
-    """`rlaif eval CONFIG`: the start of a PPO run (row `sft`) and its export (row `rlaif`), side by side."""
+    """Measure the start of a PPO run (row `sft`) and its export (row `rlaif`): `rlaif eval CONFIG`. Returns the rows."""
     require_inputs(config)
     export = run.directory.export("ppo")
     if not export.files():
@@ -36,12 +37,11 @@ def evaluate(config: Config, run: Run) -> list[dict]:
             "Run `rlaif ppo` first, or set name= to a run that has one",
         )
     prompts = datasets.load(run, config.data.eval, "prompts", row_checks.eval_checks(config, run))
-    roles = start_roles(config, run, prompts, frozen(config, None))
-    roles.eval_prompts = prompts
-    rows = policy(config, run, roles, "sft")
-    roles.learners = roles.publisher.learners = run.topology.learners(frozen(config, str(export)))
-    roles.publisher.publish(1)
-    return rows + policy(config, run, roles, "rlaif")
+    workers = start_workers(config, run, frozen(config, None))
+    rows = policy(config, run, workers, prompts, "sft")
+    workers = workers.with_learners(run.topology.learners(frozen(config, str(export))))
+    workers.weight_sync.publish(1)
+    return rows + policy(config, run, workers, prompts, "rlaif")
 
 
 def held_out(config: Config, run: Run) -> list[Prompt]:
@@ -52,53 +52,59 @@ def held_out(config: Config, run: Run) -> list[Prompt]:
     if not datasets.data_path(config, config.data.eval).is_file():
         return []
     prompts = datasets.load(run, config.data.eval, "prompts", row_checks.eval_checks(config, run))
-    context_of(config, prompts)
+    prompts_with_context(config, prompts)  # a checker sees the prompts' own captions, so only the check counts here
     return prompts
 
 
 def frozen(config: Config, start: str | None) -> LearnerSpec:
-    """Policy (from `start`) and reference, for log-probs only."""
+    """Return the specification of policy (from `start`) and reference, for log-probs only."""
     spec = learner_spec(config)
     roles = {role.name: role for role in spec.roles}
     return replace(spec, roles=(replace(roles["policy"], optim=None, start=start), roles["reference"]))
 
 
-def policy(config: Config, run: Run, roles: Roles, name: str) -> list[dict]:
-    """Measure both decodings of the policy the roles hold now; the rows join `eval/ppo.json`. None without `data.eval`."""
-    prompts = roles.eval_prompts
+def policy(config: Config, run: Run, workers: Workers, prompts: Sequence[Prompt], name: str) -> list[dict]:
+    """Measure both decodings of the policy that the workers have now, and add the rows to `eval/ppo.json`.
+
+    Returns no rows without held-out prompts.
+    """
     if not prompts:
         return []
-    rows = []
+    rows: list[dict] = []
     for decoding in DECODINGS:
         with phase(f"evaluating {name}, {decoding}, {len(prompts)} prompts"):
-            figures = measure(config, roles, prompts, decoding)
+            figures = measure(config, workers, prompts, decoding)
         rows.append({"policy": name, "seed": config.seed, "decoding": decoding, **figures})
-    kept = [row for row in (run.directory.read_eval("ppo") or {"rows": []})["rows"] if row["policy"] != name]
-    run.directory.write_eval("ppo", {"command": command(), "rows": kept + rows})
+    earlier = run.directory.read_eval("ppo") or {"rows": []}
+    others = [row for row in earlier["rows"] if row["policy"] != name]
+    run.directory.write_eval("ppo", {"command": command(), "rows": others + rows})
     return rows
 
 
-def during_training(config: Config, roles: Roles) -> dict[str, float]:
-    """Greedy answers to the first `eval.in_training` prompts; `score` is what the best checkpoint is chosen by."""
-    found = measure(config, roles, roles.eval_prompts[: config.eval.in_training], "greedy")
-    score = found.get("recall", 0.0) - found.get("hallucination", 0.0) + found.get("qa_accuracy", 0.0)
-    return {f"eval/{name}": value for name, value in found.items()} | {"eval/score": score}
+def during_training(config: Config, workers: Workers, prompts: Sequence[Prompt]) -> dict[str, float]:
+    """Measure greedy answers to the first `eval.in_training` prompts. `eval/score` decides which checkpoint is the best."""
+    figures = measure(config, workers, prompts[: config.eval.in_training], "greedy")
+    score = figures.get("recall", 0.0) - figures.get("hallucination", 0.0) + figures.get("qa_accuracy", 0.0)
+    return {f"eval/{name}": value for name, value in figures.items()} | {"eval/score": score}
 
 
-def measure(config: Config, roles: Roles, prompts: Sequence[Prompt], decoding: str) -> dict[str, float]:
-    """hallucination, recall, qa_accuracy (with `eval.checker`); mean reward; KL to the reference (nats per response);
-    length in tokens; how many answers there are, how many prompts gave none and how many rewards were masked."""
-    samples, failures = answer(config, roles, prompts, decoding)
+def measure(config: Config, workers: Workers, prompts: Sequence[Prompt], decoding: str) -> dict[str, float]:
+    """Return the figures of one answer per prompt.
+
+    They are hallucination, recall and qa_accuracy (with `eval.checker`), the mean reward, the KL to the reference (nats per
+    response), the length in tokens, and the numbers of answers, of prompts without one and of masked rewards.
+    """
+    samples, failures = answer(config, workers, prompts, decoding)
     answers = [(s.prompt, s.response) for s in samples]
-    found = rates(answers, load_function(config.eval.checker)) if config.eval.checker else {}
-    captions = context_of(config, prompts)
-    asked = [Answer(s.key, s.prompt, captions[s.prompt.prompt_id], s.response) for s in samples]
-    outcomes = roles.rewards.collect([roles.rewards.score(asked)]).values()
+    claims = checker_rates(answers, load_function(config.eval.checker)) if config.eval.checker else {}
+    with_context = {prompt.prompt_id: prompt for prompt in prompts_with_context(config, prompts)}
+    inputs = [RewardInput(s.key, with_context[s.prompt.prompt_id], s.response) for s in samples]
+    outcomes = workers.rewards.collect([workers.rewards.score(inputs)]).values()
     scores = [outcome.value for outcome in outcomes if not isinstance(outcome, Masked)]
     lengths = [len(s.response_ids) for s in samples]
-    return found | {
+    return claims | {
         "reward": float(np.mean(scores)) if scores else float("nan"),
-        "kl": kl_to_reference(roles, samples),
+        "kl": kl_to_reference(workers, samples),
         "length": float(np.mean(lengths)),
         "answers": len(samples),
         "failed_prompts": len(failures),
@@ -107,18 +113,19 @@ def measure(config: Config, roles: Roles, prompts: Sequence[Prompt], decoding: s
 
 
 def answer(
-    config: Config, roles: Roles, prompts: Sequence[Prompt], decoding: str
+    config: Config, workers: Workers, prompts: Sequence[Prompt], decoding: str
 ) -> tuple[list[Sample], list[Failure]]:
-    """One answer per prompt by the weights published last, in the order of their keys; prompts that gave none.
+    """Return one answer per prompt by the weights published last, in the order of their keys, and the failed prompts.
 
-    Raises RlaifError when more than `ppo.max_prompt_failures` of the prompts gave none.
+    Raises RlaifError if more than `ppo.max_prompt_failures` of the prompts failed.
     """
     sampling = Sampling(temperature=DECODINGS[decoding], max_tokens=config.eval.max_tokens)
-    roles.publisher.wait()
+    workers.weight_sync.wait()
     batch = ("eval", decoding)
-    roles.rollouts.submit(batch, prompts, 1, derive(config.seed, "eval", config.eval.seed), sampling)
-    samples, failures = [], []
-    for answers in roles.rollouts.results(batch, roles.deadline_s):
+    workers.rollouts.submit(batch, prompts, 1, derive(config.seed, "eval", config.eval.seed), sampling)
+    samples: list[Sample] = []
+    failures: list[Failure] = []
+    for answers in workers.rollouts.results(batch, workers.deadline_s):
         samples += answers.samples
         failures += answers.failures
     if not samples or len(failures) > config.ppo.max_prompt_failures * len(prompts):
@@ -130,11 +137,16 @@ def answer(
     return sorted(samples, key=lambda sample: sample.key), failures
 
 
-def kl_to_reference(roles: Roles, samples: Sequence[Sample]) -> float:
-    """Mean over responses of sum log pi - log ref (k1, nats), at the temperature PPO samples with, by the learners."""
+def kl_to_reference(workers: Workers, samples: Sequence[Sample]) -> float:
+    """Return the mean over responses of sum(log pi - log ref) (k1, nats), computed by the learners.
+
+    The temperature is that of PPO's sampling.
+    """
     rows = [(s.prompt.video, s.prompt.question, s.response_ids) for s in samples]
-    own, reference = (roles.learners.logprobs(role, rows) for role in ("policy", "reference"))
-    return float(np.mean([float(np.sum(p - r)) for p, r in zip(own, reference, strict=True)]))
+    own = workers.learners.logprobs("policy", rows)
+    reference = workers.learners.logprobs("reference", rows)
+    divergences = [float(np.sum(p - r)) for p, r in zip(own, reference, strict=True)]
+    return float(np.mean(divergences))
 
 
 def command() -> str:
@@ -145,8 +157,8 @@ def command() -> str:
 def table(rows: Sequence[dict]) -> str:
     """The rows as a Markdown table."""
     names = ("policy", "seed", "decoding", "hallucination", "recall", "qa_accuracy", "reward", "kl", "length")
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    lines = []
     for row in rows:
-        cells = [f"{row[n]:.3f}" if isinstance(row.get(n), float) else str(row.get(n, "")) for n in names]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        values = [row.get(name, "") for name in names]
+        lines.append([f"{value:.3f}" if isinstance(value, float) else str(value) for value in values])
+    return markdown_table(names, lines)

@@ -1,7 +1,7 @@
 """The parity gate: a run goes on only while rollout engine and learner compute the same log-probs.
 
-PPO's ratio compares the two. Where they drift apart without an error (a position rule, a stale head or cache, frames in
-another order) it learns from noise, so the gate stops the run and names what differs.
+PPO's ratio compares the two. If they drift apart without an error (a position rule, a stale head or cache, frames in
+another order), PPO learns from noise, so the gate stops the run and names what differs.
 """
 
 from __future__ import annotations
@@ -23,17 +23,19 @@ from rlaif.seeds import derive
 
 log = logging.getLogger(__name__)
 
-TRIED = 64
-"""Prompts that the gate tries at most."""
+MAX_PROMPTS = 64
+"""Number of prompts that the gate tries at most."""
 
+# float32: the two sides agree to about 3e-6 on every family. bfloat16: ten times what the demo's model showed
+# (docs/architecture.md).
 LIMITS = {"float32": 1e-4, "bfloat16": 0.03}
-"""Nats per token, mean over a probe. In bfloat16 ten times what the demo's model showed (docs/architecture.md)."""
+"""Nats per token, mean over a probe."""
 
 KINDS = ("text", "after_video")
 
 
 class Gate:
-    """Compares both sides on a fixed text prompt and a fixed video prompt, whose responses it has sampled once."""
+    """A check that compares both sides on a fixed text prompt and a fixed video prompt, with responses sampled once."""
 
     def __init__(
         self,
@@ -47,52 +49,65 @@ class Gate:
         timeout: float,
         state: Mapping[str, Any] | None = None,
     ):
-        """The question of the first of `prompts` that can be answered is asked with and without its video.
+        """Sample the responses to the question of the first answerable prompt, with and without its video.
 
-        state: of the run that is resumed (`state_dict`), so that its checks go on with the same texts. Raises DataError
-        when none of the first `TRIED` prompts can be answered.
+        Args:
+            timeout: seconds to wait for an actor's answer.
+            state: `state_dict` of the run that is resumed, so that its checks go on with the same texts.
+
+        Raises:
+            DataError: none of the first `MAX_PROMPTS` prompts can be answered.
         """
         self.limit = config.limit or LIMITS[dtype]
-        self.every, self.rollouts, self.learners, self.timeout = config.every, rollouts, learners, timeout
+        self.every = config.every
+        self.rollouts = rollouts
+        self.learners = learners
+        self.timeout = timeout
         self.sampling = sampling.model_copy(update={"max_tokens": config.tokens})
-        self._seed, self._prompts = seed, {prompt.prompt_id: prompt for prompt in prompts[:TRIED]}
+        self._seed = seed
+        self._prompts = {prompt.prompt_id: prompt for prompt in prompts[:MAX_PROMPTS]}
         self._before: list[Probed] | None = None
-        """The learner's answer at the last check."""
+        """The learner's log-probs at the last check."""
         self._unusable: list[str] = []
-        """Why each prompt that was tried is not asked."""
+        """Prompts that were tried and cannot be used, with the reason."""
         self.prompt_id = ""
         self.probes: list[Probe] = []
         if state is None or state["prompt_id"] not in self._prompts:
             self._choose()
         else:
             self.prompt_id = state["prompt_id"]
-            asked = zip(self._asked(), state["responses"], strict=True)
-            self.probes = [replace(probe, response_ids=tuple(response)) for probe, response in asked]
+            for probe, response in zip(self._questions(), state["responses"], strict=True):
+                self.probes.append(replace(probe, response_ids=tuple(response)))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the prompt that is asked about and the probes' responses, by kind."""
-        return {"prompt_id": self.prompt_id, "responses": [list(probe.response_ids) for probe in self.probes]}
+        """Return the id of the prompt and the probes' responses, in the order of `KINDS`."""
+        responses = [list(probe.response_ids) for probe in self.probes]
+        return {"prompt_id": self.prompt_id, "responses": responses}
 
     def _choose(self) -> None:
-        """Take the first prompt that the engine answers with and without its video; those that fail are not tried again."""
+        """Take the first prompt that the engine answers with and without its video. Prompts that fail are not tried again."""
         self._before = None
         while self._prompts:
             self.prompt_id = next(iter(self._prompts))
             try:
-                self.probes = [
-                    self.rollouts.respond(probe, self.sampling, derive(self._seed, "parity", kind), self.timeout)
-                    for kind, probe in zip(KINDS, self._asked(), strict=True)
-                ]
+                self.probes = self._sample_responses()
                 return
             except DataError as error:
                 self._drop(error)
         raise DataError(
             f"a prompt among the first {len(self._unusable)} that the engine can answer, for the parity gate",
             f"none; the last one: {self._unusable[-1]}",
-            "replace the videos that do not decode, or remove their rows",
+            "Replace the videos that do not decode, or remove their rows",
         )
 
-    def _asked(self) -> tuple[Probe, Probe]:
+    def _sample_responses(self) -> list[Probe]:
+        probes = []
+        for kind, probe in zip(KINDS, self._questions(), strict=True):
+            seed = derive(self._seed, "parity", kind)
+            probes.append(self.rollouts.respond(probe, self.sampling, seed, self.timeout))
+        return probes
+
+    def _questions(self) -> tuple[Probe, Probe]:
         prompt = self._prompts[self.prompt_id]
         return Probe(prompt.question), Probe(prompt.question, prompt.video)
 
@@ -102,40 +117,48 @@ class Gate:
         del self._prompts[self.prompt_id]
 
     def due(self, publishes: int) -> bool:
+        """Return whether to check after this many publishes."""
         return self.every > 0 and publishes % self.every == 0
 
     def check(self) -> dict[str, float]:
         """Return the differences of the rollout actor that is furthest from the learner, as metrics.
 
-        A prompt whose video has become unusable gives way to the next one. Raises ParityError beyond the limit, naming the
-        actor, the kind of prompt and, if it is recognised, the cause.
+        A prompt whose video has become unusable is replaced by the next one.
+
+        Raises:
+            ParityError: beyond the limit; it names the actor, the kind of prompt and, if it is recognised, the cause.
         """
         while True:
             try:
-                # the engine first: learner ranks would not all notice, and those that go on wait for the others
+                # The engine first: not all learner ranks would notice a broken video, and the others would wait for them
+                # in a collective.
                 theirs = self.rollouts.probe(self.probes, self.sampling, self.timeout)
                 own = self._learner()
                 break
             except DataError as error:
                 self._drop(error)
                 self._choose()
-        apart = {name: differences(own, probed) for name, probed in theirs.items()}
-        worst = max(apart, key=lambda name: max(apart[name]))
-        other = next((name for name, probed in theirs.items() if probed[1].frames != own[1].frames), None)
-        if other or not max(apart[worst]) <= self.limit:
-            raise self._mismatch(other or worst, own, theirs[other or worst])
+        distances = {name: differences(own, probed) for name, probed in theirs.items()}
+        worst = max(distances, key=lambda name: max(distances[name]))
+        other_frames = [name for name, probed in theirs.items() if probed[1].frames != own[1].frames]
+        if other_frames:
+            raise self._mismatch(other_frames[0], own, theirs[other_frames[0]])
+        if not max(distances[worst]) <= self.limit:  # NaN is a mismatch
+            raise self._mismatch(worst, own, theirs[worst])
         self._before = own
-        return {f"parity/{kind}": value for kind, value in zip(KINDS, apart[worst], strict=True)}
+        text, after_video = distances[worst]
+        return {"parity/text": text, "parity/after_video": after_video}
 
     def _learner(self) -> list[Probed]:
-        """The policy's log-probs; ParityError where ranks that must hold the same weights do not agree."""
+        """Return the policy's log-probs. Raises ParityError if ranks that must hold the same weights do not agree."""
         first, *others = self.learners.probe("policy", self.probes)
-        for rank, found in enumerate(others, 1):
-            if not max(differences(first, found)) <= self.limit:
+        for rank, probed in enumerate(others, 1):
+            distance = differences(first, probed)
+            if not max(distance) <= self.limit:
                 raise ParityError(
                     "learner ranks that hold the same weights",
-                    f"rank {rank} {_apart(differences(first, found))} from rank 0",
-                    "resume from the last checkpoint; if it repeats, the ranks' hardware or libraries differ",
+                    f"rank {rank} {_distance_text(distance)} from rank 0",
+                    "Resume from the last checkpoint; if it repeats, compare the hardware and libraries of the ranks",
                     cause="learner ranks",
                 )
         return first
@@ -144,35 +167,50 @@ class Gate:
         cause, change = self._cause(actor, own, theirs)
         return ParityError(
             f"log-probs of rollout engine and learner within {self.limit:g} nats (ppo.parity.limit)",
-            f"{actor} {_apart(differences(own, theirs))}; {cause}",
+            f"{actor} {_distance_text(differences(own, theirs))}; {cause}",
             change,
             cause=cause,
         )
 
     def _cause(self, actor: str, own: Sequence[Probed], theirs: Sequence[Probed]) -> tuple[str, str]:
-        """(what differs, what to do). Each known mistake is imitated on one side: the one that gives agreement is it."""
+        """Return (what differs, what to do).
+
+        Each known mistake is imitated on one side: if both sides then agree, that mistake is the cause.
+        """
         text, video = differences(own, theirs)
         if own[1].frames != theirs[1].frames:
             return (
                 "frames: the two sides were given different pixels",
-                "the frame store, or what lies between it and them",
+                "Look at the frame store, and at what is between it and the two sides",
             )
         for hypothesis in hypotheses():
             if self._agree(self.learners.probe("policy", self.probes, hypothesis)[0], theirs):
                 if hypothesis == STALE_HEAD:
-                    return "stale head: the engine uses the model directory's", "publish lm_head.weight explicitly"
-                return f"{hypothesis} (the engine, not the learner)", "the family's rule in rlaif/models/family.py"
+                    return "stale head: the engine uses the model directory's", "Publish lm_head.weight explicitly"
+                return (
+                    f"{hypothesis} (the engine, not the learner)",
+                    "Correct the family's rule in rlaif/models/family.py",
+                )
         if self._before and self._agree(self._before, theirs):
-            return "weights: the engine still answers with those of the last check", "the publish, or its receiver"
+            return (
+                "weights: the engine still answers with those of the last check",
+                "Look at the publish and at its receiver",
+            )
         if self._agree(self.learners.probe("reference", self.probes)[0], theirs):
-            return "weights: the engine answers with the unadapted base", "the adapter's publish, or its receiver"
+            return (
+                "weights: the engine answers with the unadapted base",
+                "Look at the adapter's publish and at its receiver",
+            )
         if text <= self.limit and self._agree(own, self._fresh(actor)):
-            return "stale encoder cache: the engine keeps visual features of older weights", "reset it after a publish"
+            return "stale encoder cache: the engine keeps visual features of older weights", "Reset it after a publish"
         if text <= self.limit:
-            return "after-video tokens only", "vision tower, projector, pixel values and positions on both sides"
+            return (
+                "after-video tokens only",
+                "Compare vision tower, projector, pixel values and positions of both sides",
+            )
         return (
             "text tokens too" if video > self.limit else "text tokens only",
-            "weights, dtype and kernels on both sides",
+            "Compare weights, dtype and kernels of both sides",
         )
 
     def _fresh(self, actor: str) -> list[Probed]:
@@ -185,14 +223,17 @@ class Gate:
 def differences(one: Sequence[Probed], other: Sequence[Probed]) -> tuple[float, float]:
     """Mean absolute difference of log-probs (nats per token) of the text probe and of the video probe.
 
-    Infinite where either side's is no finite number: a NaN would compare as if it were small.
+    A difference is infinite if either side is not finite: a NaN would compare as if it were small.
     """
-    text, video = (
-        float(np.nan_to_num(np.mean(np.abs(a.logprobs.astype(np.float64) - b.logprobs)), nan=np.inf, posinf=np.inf))
-        for a, b in zip(one, other, strict=True)
-    )
-    return text, video
+    text, video = zip(one, other, strict=True)
+    return _mean_difference(*text), _mean_difference(*video)
 
 
-def _apart(found: tuple[float, float]) -> str:
-    return f"{found[0]:.2g} (text) and {found[1]:.2g} (after video) nats per token apart"
+def _mean_difference(one: Probed, other: Probed) -> float:
+    difference = np.mean(np.abs(one.logprobs.astype(np.float64) - other.logprobs))
+    return float(np.nan_to_num(difference, nan=np.inf, posinf=np.inf))
+
+
+def _distance_text(distance: tuple[float, float]) -> str:
+    text, video = distance
+    return f"{text:.2g} (text) and {video:.2g} (after video) nats per token apart"

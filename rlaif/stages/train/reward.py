@@ -17,9 +17,9 @@ from rlaif.config.schema import Config, Reward
 from rlaif.data.preference import PreferencePair
 from rlaif.data.sampler import rows_of_step
 from rlaif.errors import DataError, named
-from rlaif.evaluation.preference import agreements, by_dimension
+from rlaif.evaluation.preference import dimension_metrics, scores_by_dimension
 from rlaif.models.check import require_model
-from rlaif.models.reward_card import CARD, card_text
+from rlaif.models.reward import CARD, card_text
 from rlaif.models.reward_prompt import RewardPrompt, contexts
 from rlaif.seeds import derive
 from rlaif.stages.run import datasets, row_checks
@@ -87,7 +87,7 @@ def measured(
     `eval/accuracy`: what was trained is worth more than an error."""
     if skipped:
         log.warning("%d of %d held-out pairs are left out: %s", len(skipped), len(signs), named(skipped))
-    found = agreements(by_dimension(signs, scores, dimensions)) | {"skipped": float(len(skipped))}
+    found = dimension_metrics(scores_by_dimension(signs, scores, dimensions)) | {"skipped": float(len(skipped))}
     return {f"eval/{name}": value for name, value in found.items()}
 
 

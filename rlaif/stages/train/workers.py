@@ -1,73 +1,59 @@
-"""The actors of a PPO run and what they are built from."""
+"""The workers of a PPO run: the actors, and what they are built from."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import transformers
 
 from actors.frames import FrameClient
 from actors.pool import RolloutPool
-from actors.reward import load_function
 from actors.reward_pool import RewardPool
-from cluster.ledger import Ledger
 from learners.group import LearnerGroup
 from learners.spec import LearnerSpec, RoleSpec
 from rlaif.config.schema import Config, Lora
 from rlaif.config.section import Function
 from rlaif.errors import ConfigError
-from rlaif.io.storage import fetch
+from rlaif.functions import load_function
 from rlaif.io.terminal import phase, say
-from rlaif.models.check import fingerprint, require_model, same_model
+from rlaif.models.check import require_model
 from rlaif.models.family import engine_video_of
-from rlaif.models.reward_card import check_weights, read_card, require_reward_model
-from rlaif.models.reward_prompt import contexts
+from rlaif.models.model_dir import ModelDir, same_model
+from rlaif.models.reward import check_weights, context_mode, contextual_prompts, read_card, require_reward_model
 from rlaif.records import Prompt
 from rlaif.stages.run import datasets
 from rlaif.stages.run.run import Run
-from rlaif.stages.train.deck import Deck
 from rlaif.stages.train.parity import Gate
-from rlaif.stages.train.weight_sync import Publisher
+from rlaif.stages.train.weight_sync import WeightSync
 
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class Roles:
-    """Everything a PPO iteration talks to."""
+@dataclass(frozen=True)
+class Workers:
+    """The actors that a PPO iteration works with; none of them changes while the run goes on."""
 
     learners: LearnerGroup
     rollouts: RolloutPool
     rewards: RewardPool
-    publisher: Publisher
-    captions: dict[str, tuple[str, ...]]
-    """The reward model's context of each prompt."""
-    deck: Deck
-    """Which prompts an iteration uses."""
+    weight_sync: WeightSync
     frames: FrameClient
-    run: Run
     deadline_s: float
-    ledger: Ledger = field(default_factory=Ledger)
-    eval_prompts: list[Prompt] = field(default_factory=list)
-    """The held-out prompts, if there are any."""
-    arriving: dict[int, Any] = field(default_factory=dict)
-    """What has come in of each iteration that was asked for (rlaif/stages/train/pending.py)."""
-    reissued: int = 0
-    """Prompts asked for again, as far as the ledger counts them."""
-    checkpoint_s: float = 0.0
-    """How long the last checkpoint took."""
-    reward_busy_s: float = 0.0
-    """The reward actors' seconds of scoring up to the last iteration."""
+    """Seconds that the driver waits for a part of the answers."""
+
+    def with_learners(self, learners: LearnerGroup) -> Workers:
+        """Return the same workers with another learner group, whose weights are published from now on."""
+        return replace(self, learners=learners, weight_sync=replace(self.weight_sync, learners=learners))
 
 
 def require_inputs(config: Config) -> None:
-    """Policy, reward, checker and evaluation file exist and load; ConfigError naming the option otherwise."""
-    require_model("ppo.policy", config.ppo.policy, "ppo.lora" if config.ppo.lora else None)
+    """Raise ConfigError naming the option unless policy, reward, checker and evaluation file exist and load."""
+    policy = require_model("ppo.policy", config.ppo.policy, "ppo.lora" if config.ppo.lora else None)
     if config.rollout.vision == "shared":
-        engine_video_of(transformers.AutoConfig.from_pretrained(fetch(config.ppo.policy)))
+        engine_video_of(policy.config)
     if isinstance(config.ppo.reward, Function):
         load_function(config.ppo.reward.path)
     else:
@@ -85,7 +71,7 @@ def require_inputs(config: Config) -> None:
 
 
 def enough_prompts(config: Config, prompts: list[Prompt]) -> list[Prompt]:
-    """The prompts, if one iteration can be filled with different ones."""
+    """Return the prompts. Raises ConfigError if they do not fill one iteration without repetition."""
     if len(prompts) < config.ppo.prompts_per_iteration:
         raise ConfigError(
             f"ppo.prompts_per_iteration of at most the {len(prompts)} usable prompts",
@@ -95,12 +81,14 @@ def enough_prompts(config: Config, prompts: list[Prompt]) -> list[Prompt]:
     return prompts
 
 
-def start_roles(config: Config, run: Run, prompts: Sequence[Prompt], spec: LearnerSpec) -> Roles:
-    """Reserve room for all roles together, then start them; what cannot be placed is an error before anything loads."""
+def start_workers(config: Config, run: Run, spec: LearnerSpec) -> Workers:
+    """Reserve room for all actors together, then start them.
+
+    Raises PlacementError before anything is loaded if the cluster has no room for all of them.
+    """
     topology, ppo = run.topology, config.ppo
     if any(role.name == "critic" for role in spec.roles):
         say(describe_critic_start(config))
-    captions = context_of(config, prompts)
     topology.place("learner", "rollout", "reward")
     rollouts = topology.rollouts(ppo.policy, ppo.lora.r if ppo.lora else None)
     rewards = topology.rewards(
@@ -109,53 +97,54 @@ def start_roles(config: Config, run: Run, prompts: Sequence[Prompt], spec: Learn
     learners = topology.learners(spec, ppo)
     with phase("waiting for the reward actors"):
         rewards.wait_ready()
-    deadline = config.cluster.collective_timeout_s
-    publisher = Publisher(learners, rollouts, config.rollout, deadline)
-    deck = Deck(prompts, ppo.prompts_per_iteration, config.seed)
-    return Roles(learners, rollouts, rewards, publisher, captions, deck, topology.client(), run, deadline)
+    deadline_s = config.cluster.collective_timeout_s
+    weight_sync = WeightSync(learners, rollouts, config.rollout, deadline_s)
+    return Workers(learners, rollouts, rewards, weight_sync, topology.client(), deadline_s)
 
 
-def context_of(config: Config, prompts: Sequence[Prompt]) -> dict[str, tuple[str, ...]]:
-    """Return captions by prompt, as the reward model was trained to read them; prompts that have none are counted.
+def prompts_with_context(config: Config, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Return the prompts with the captions that `ppo.reward` is to read; prompts that have none are counted.
 
-    Raises DataError when the reward model reads captions and no prompt has any: its scores would mean nothing.
+    Raises DataError if a reward model reads captions and no prompt has any: its scores would mean nothing.
     """
-    if isinstance(config.ppo.reward, Function):
-        return {prompt.prompt_id: prompt.captions for prompt in prompts}
-    mode, empty = read_card(config.ppo.reward)["prompt"]["context"], sum(not prompt.captions for prompt in prompts)
-    if mode != "none" and empty == len(prompts) > 0:
-        raise datasets.no_captions(
-            config, f"{empty} prompts", f"the reward model {config.ppo.reward} was trained with them"
-        )
-    if mode != "none" and empty:
+    mode = context_mode(config)
+    reward = config.ppo.reward
+    empty = sum(not prompt.captions for prompt in prompts)
+    if mode != "none" and empty and not isinstance(reward, Function):
+        if empty == len(prompts):
+            raise datasets.no_captions(config, f"{empty} prompts", f"the reward model {reward} was trained with them")
         log.warning("%d of %d prompts have no captions: the reward model reads no context there", empty, len(prompts))
-    found = contexts(mode, [(prompt.video, prompt.captions) for prompt in prompts], config.seed)
-    return {prompt.prompt_id: captions for prompt, captions in zip(prompts, found, strict=True)}
+    return contextual_prompts(mode, prompts, config.seed)
 
 
 def parity_gate(
-    config: Config, roles: Roles, prompts: Sequence[Prompt], state: Mapping[str, Any] | None = None
+    config: Config, workers: Workers, prompts: Sequence[Prompt], state: Mapping[str, Any] | None = None
 ) -> Gate:
-    """Return the gate, on the first prompt that both sides can use; `state` is that of the run that is resumed."""
-    roles.publisher.wait()
+    """Return the gate, on the first prompt that both sides can use. `state`: that of the run that is resumed."""
+    workers.weight_sync.wait()
     return Gate(
         config.ppo.parity,
         config.model.dtype,
         config.ppo.sampling,
-        roles.rollouts,
-        roles.learners,
+        workers.rollouts,
+        workers.learners,
         prompts,
         config.seed,
-        roles.deadline_s,
+        workers.deadline_s,
         state,
     )
 
 
 def learner_spec(config: Config) -> LearnerSpec:
-    """Policy, reference and (for GAE) critic. The reference is the policy's start: the bare base where adapters train."""
+    """Return the roles to train: policy, reference and (for GAE) critic.
+
+    The reference is the policy's start: the bare base if adapters are trained.
+    """
     ppo, model = config.ppo, config.model
-    per_epoch = ppo.prompts_per_iteration * ppo.samples_per_prompt // ppo.minibatch_size
-    steps = ppo.iterations * (ppo.epochs * per_epoch if ppo.schedule_per == "step" else 1)
+    steps = ppo.iterations
+    if ppo.schedule_per == "step":
+        per_epoch = ppo.prompts_per_iteration * ppo.samples_per_prompt // ppo.minibatch_size
+        steps *= ppo.epochs * per_epoch
     vision = model.train_vision if ppo.train_vision is None else ppo.train_vision
     projector = model.train_projector if ppo.train_projector is None else ppo.train_projector
     full = {"train_vision": vision, "train_projector": projector}
@@ -188,7 +177,8 @@ def critic_start(config: Config) -> tuple[str, Lora | None, str | None]:
         return ppo.policy, ppo.lora, None
     card = read_card(ppo.reward)
     lora = Lora(**card["lora"]) if card["lora"] else None
-    if bool(lora) == bool(ppo.lora) and same_model(card["base"], ppo.policy):  # adapters of any ranks share a base
+    # Both adapters or both whole models: adapters of any ranks can share a base, an adapter and a whole model cannot.
+    if bool(lora) == bool(ppo.lora) and same_model(card["base"], ppo.policy):
         return ppo.policy, lora, ppo.reward
     if ppo.critic_init == "auto":
         return ppo.policy, ppo.lora, None
@@ -202,26 +192,29 @@ def critic_start(config: Config) -> tuple[str, Lora | None, str | None]:
 
 
 def vocabulary(path: str) -> dict[str, int]:
+    """Return the token ids of a model's tokenizer, by token."""
     return transformers.AutoTokenizer.from_pretrained(path).get_vocab()
 
 
 def describe_critic_start(config: Config) -> str:
-    """Return one line that says whose weights the critic starts from, and why if `ppo.critic_init` left that open."""
+    """Return one line that says which weights the critic starts from, and why if `ppo.critic_init` leaves that open."""
     base, _, start = critic_start(config)
     if start is not None:
         return f"critic starts from the reward model {start} (base {base})"
-    reward, reason = config.ppo.reward, ""
+    reward = config.ppo.reward
+    reason = ""
     if config.ppo.critic_init == "auto":
         reason = ": the reward is a function" if isinstance(reward, Function) else f": {reward} does not fit on it"
     return f"critic starts from the policy {base}{reason}"
 
 
 def identity(config: Config) -> dict:
-    """What a checkpoint of this run belongs to."""
-    ppo, critic = config.ppo, None
+    """Return what a checkpoint of this run belongs to."""
+    ppo = config.ppo
+    critic = None
     if ppo.advantage == "gae":
         base, lora, _ = critic_start(config)
-        critic = {"base": fingerprint(base), "lora": lora and lora.model_dump(mode="json")}
+        critic = {"base": ModelDir(base).fingerprint, "lora": lora and lora.model_dump(mode="json")}
     lora = ppo.lora and ppo.lora.model_dump(mode="json")
-    found = {"stage": "ppo", "policy": fingerprint(ppo.policy), "lora": lora, "advantage": ppo.advantage}
+    found = {"stage": "ppo", "policy": ModelDir(ppo.policy).fingerprint, "lora": lora, "advantage": ppo.advantage}
     return found | {"critic": critic}

@@ -175,7 +175,7 @@ def test_every_command_reaches_its_stage_and_ends_with_its_summary(command, conf
     modules = {"eval": "evaluate", "eval context": "context_study"}
     wing = next(wing for wing, commands in wings.items() if command in commands)
     module = import_module(f"rlaif.stages.{wing}.{modules.get(command, command.split()[-1])}")
-    entries = {"eval": "evaluate", **{command: "train" for command in main.RESUMED}}
+    entries = {"eval": "evaluate", **dict.fromkeys(main.RESUMED, "train")}
     name = entries.get(command, command.split()[-1])
     monkeypatch.setattr(module, name, lambda *args, **options: "done")
     monkeypatch.setattr(main, "check_files", lambda *_: None)

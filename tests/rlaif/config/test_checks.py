@@ -1,4 +1,4 @@
-"""Options that do not fit together, named before anything starts."""
+"""Options that do not fit together: they are reported before anything starts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LONE = ("ppo.samples_per_prompt=1", "ppo.minibatch_size=4")
 
 
 def changed(*changes: str) -> Config:
-    """BASE with some options, written as `a.b=value`, replaced."""
+    """Return BASE with some options, written as `a.b=value`, replaced."""
     raw = yaml.safe_load(yaml.safe_dump(BASE))
     for change in changes:
         key, value = change.split("=")
@@ -61,7 +61,7 @@ def test_a_plain_configuration_has_no_problems():
         (["sft.lora={}", "sft.train_vision=true"], "sft", "sft.lora"),
         (["rollout.max_model_len=256"], "ppo", "rollout.max_model_len (256)"),
         (["cluster.rollout.gpus=2"], "ppo", "rollout.tensor_parallel_size"),
-        (["rollout.transport=nccl", *GPUS], "ppo", "ppo.lora: null"),
+        (["rollout.transport=nccl", *GPUS], "ppo", "set ppo.lora null"),
         (["rollout.transport=nccl", "ppo.lora=null", *GPUS, "cluster.learner.gpus=0.5"], "ppo", "cluster.learner.gpus"),
         (["rollout.transport=ipc", "ppo.lora=null", *SHARED, "cluster.rollout.gpus=0"], "ppo", "cluster.rollout.gpus"),
         (["rollout.transport=ipc", "ppo.lora=null", *SHARED, "cluster.rollout.gpus=1"], "ppo", "a shared GPU"),
@@ -94,12 +94,12 @@ def test_a_plain_configuration_has_no_problems():
     ],
 )
 def test_each_problem_is_named_in_its_stage(changes, stage, named):
-    found = problems_of(changed(*changes), stage)
-    assert len(found) == 1 and named in found[0]
+    problems = problems_of(changed(*changes), stage)
+    assert len(problems) == 1 and named in problems[0]
     assert named in " ".join(problems_of(changed(*changes)))
 
 
-def test_other_stages_problems_are_not_this_ones():
+def test_stage_reports_only_its_own_problems():
     config = changed("sft.batch_size=33", "ppo.minibatch_size=3")
     assert problems_of(config, "reward") == []
     assert len(problems_of(config, "sft")) == 1 and len(problems_of(config, "ppo")) == 2
@@ -130,11 +130,11 @@ def test_other_stages_problems_are_not_this_ones():
         ["reward.dimensions=[helpfulness, harmlessness]", "ppo.reward_weights={helpfulness: 1, harmlessness: -0.5}"],
     ],
 )
-def test_what_fits_is_no_problem(changes):
+def test_compatible_options_have_no_problems(changes):
     assert problems_of(changed(*changes)) == []
 
 
-def test_feedback_without_an_engine_needs_no_gpu_for_one():
+def test_feedback_without_an_engine_needs_no_rollout_gpu():
     cuda = "model.device=cuda"
     assert problems_of(changed(cuda), "pairs") == []
     assert problems_of(changed(cuda, "label.judge={path: 'a:b'}"), "label") == []
@@ -152,7 +152,7 @@ def test_feedback_without_an_engine_needs_no_gpu_for_one():
         (["context.num_frames=4", "label.show_video=false"], "context.num_frames"),
     ],
 )
-def test_a_study_of_contexts_needs_a_place_for_each_of_them(changes, named):
-    found = problems_of(changed(*changes), "eval context")
-    assert len(found) == 1 and named in found[0]
+def test_eval_context_needs_slots_for_captions(changes, named):
+    problems = problems_of(changed(*changes), "eval context")
+    assert len(problems) == 1 and named in problems[0]
     assert problems_of(changed(*changes)) == []

@@ -1,10 +1,10 @@
-"""Options that differ between a checkpoint and the run that resumes it: which are named, refused, or said to have an effect."""
+"""Options that differ between a checkpoint and the run that resumes it: reported, refused, or without effect."""
 
 from __future__ import annotations
 
 import pytest
 
-from rlaif.config.difference import Change, decides_order, differences, is_fixed, resumed_with
+from rlaif.config.difference import Change, changed_options, decides_order, is_fixed, resumed_with
 from rlaif.config.schema import Config
 
 
@@ -17,7 +17,7 @@ def changed(stage: str, before: dict, now: dict, directories=("/runs/run", "/run
 
 
 @pytest.mark.parametrize(
-    ("stage", "before", "now", "told"),
+    ("stage", "before", "now", "expected"),
     [
         (
             "ppo",
@@ -41,26 +41,26 @@ def changed(stage: str, before: dict, now: dict, directories=("/runs/run", "/run
         ("ppo", {"cluster": {"address": "a:1"}}, {"cluster": {"address": "b:2"}}, []),
     ],
 )
-def test_what_the_stage_reads_and_differs_is_named(stage, before, now, told):
-    found = changed(stage, dumped(**before), dumped(**now))
-    assert found == told
+def test_changed_options_that_the_stage_reads_are_reported(stage, before, now, expected):
+    changes = changed(stage, dumped(**before), dumped(**now))
+    assert changes == expected
 
 
-def test_an_adapter_that_is_switched_off_is_one_difference():
-    (change,) = differences({"lora": {"r": 4, "alpha": 8}}, {"lora": None})
+def test_section_that_becomes_null_is_one_change():
+    (change,) = changed_options({"lora": {"r": 4, "alpha": 8}}, {"lora": None})
     assert (change.option, change.before, change.now) == ("lora", {"r": 4, "alpha": 8}, None)
-    assert differences({"lora": None}, {"lora": {"r": 4}}) == [Change("lora", None, {"r": 4})]
-    assert differences({"lora": None, "a": {}}, {"lora": None, "a": {}}) == []
+    assert changed_options({"lora": None}, {"lora": {"r": 4}}) == [Change("lora", None, {"r": 4})]
+    assert changed_options({"lora": None, "a": {}}, {"lora": None, "a": {}}) == []
 
 
-def test_a_run_that_was_moved_has_no_differences():
+def test_moved_run_has_no_changes():
     before = dumped(data={"root": "/runs/run/data"}, ppo={"policy": "/runs/run/sft/export"})
     now = dumped(data={"root": "/new/run/data"}, ppo={"policy": "/new/run/sft/export"})
     assert changed("ppo", before, now, ("/runs/run", "/new/run")) == []
     assert len(changed("ppo", before, now, ("/elsewhere", "/new/run"))) == 2
 
 
-def test_options_that_one_side_does_not_know_have_their_defaults_there():
+def test_options_missing_on_one_side_are_not_reported():
     before = dumped()
     del before["ppo"]["reward_timeout_s"]
     before["ppo"]["of_an_older_version"] = 1
@@ -85,5 +85,5 @@ def test_options_that_one_side_does_not_know_have_their_defaults_there():
         ("ppo", "data.prompts", False, True),
     ],
 )
-def test_what_may_not_change_and_what_decides_the_rows(stage, option, fixed, order):
+def test_fixed_options_and_options_that_decide_the_order(stage, option, fixed, order):
     assert (is_fixed(stage, option), decides_order(option)) == (fixed, order)

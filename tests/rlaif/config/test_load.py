@@ -1,4 +1,4 @@
-"""From YAML and overrides to a checked configuration, or to one error that names every problem."""
+"""Loading a configuration from YAML and overrides: a checked one, or one error that names every problem."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from rlaif.config.load import load_config, shown_config
+from rlaif.config.load import load_config
 from rlaif.config.schema import Config
 from rlaif.config.section import Function
+from rlaif.config.shown import shown_config
 from rlaif.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
@@ -16,7 +17,7 @@ CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
 
 @pytest.fixture
 def load(tmp_path):
-    """load(text, *overrides): the configuration that a file of this text gives."""
+    """Return load(text, *overrides), which gives the configuration in a file of that text."""
 
     def make(text="name: x\n", *overrides, stage="sft") -> Config:
         file = tmp_path / "config.yaml"
@@ -40,7 +41,7 @@ def test_there_are_shipped_configurations():
     assert "demo.yaml" in [path.name for path in CONFIGS]
 
 
-def test_all_problems_at_once(load):
+def test_all_problems_are_reported_at_once(load):
     text = """
 name: x
 sed: 3
@@ -52,17 +53,17 @@ model: {dtype: float8}
 """
     with pytest.raises(ConfigError) as error:
         load(text)
-    found = problems(error)
-    assert error.value.found.startswith("6 problem(s)") and len(found) == 6
-    assert "sed: no such option; nearest is `seed`" in found
-    assert "ppo.optm: no such option; nearest is `ppo.optim`" in found
-    assert "ppo.kl.targt: no such option; nearest is `ppo.kl.target`" in found
-    assert any(line.startswith("ppo.kl.coef: ") and "-1" in line for line in found)
-    assert any(line.startswith("ppo.samples_per_prompt: ") and "'many'" in line for line in found)
-    assert any(line.startswith("model.dtype: ") and "bfloat16" in line for line in found)
+    lines = problems(error)
+    assert error.value.found.startswith("6 problem(s)") and len(lines) == 6
+    assert "sed: no such option; nearest is `seed`" in lines
+    assert "ppo.optm: no such option; nearest is `ppo.optim`" in lines
+    assert "ppo.kl.targt: no such option; nearest is `ppo.kl.target`" in lines
+    assert any(line.startswith("ppo.kl.coef: ") and "-1" in line for line in lines)
+    assert any(line.startswith("ppo.samples_per_prompt: ") and "'many'" in line for line in lines)
+    assert any(line.startswith("model.dtype: ") and "bfloat16" in line for line in lines)
 
 
-def test_captions_that_cannot_be_asked_for(load):
+def test_invalid_caption_options_are_reported(load):
     with pytest.raises(ConfigError) as error:
         load("name: x\ncaption: {unit: second, count: 0, frames: 0, aggregate: sum}\n", stage="caption")
     options = ["caption.unit", "caption.count", "caption.frames", "caption.aggregate"]
@@ -72,20 +73,20 @@ def test_captions_that_cannot_be_asked_for(load):
     assert problems(error) == ["caption.prompt needs {previous} with caption.dependent=true"]
 
 
-def test_a_key_like_nothing_known_has_no_nearest(load):
+def test_unknown_key_without_similar_option_has_no_suggestion(load):
     with pytest.raises(ConfigError) as error:
         load("name: x\nzzzz: 1\n")
     assert problems(error) == ["zzzz: no such option"]
 
 
-def test_unknown_keys_inside_a_choice(load):
+def test_unknown_keys_in_alternatives_get_suggestions(load):
     with pytest.raises(ConfigError) as error:
         load("name: x\nppo: {reward: {pth: 'a:b'}, lora: {rank: 3}}\n")
     assert any("ppo.reward.pth: no such option; nearest is `ppo.reward.path`" in line for line in problems(error))
     assert any("ppo.lora.rank: no such option; nearest is `ppo.lora.r`" in line for line in problems(error))
 
 
-def test_a_name_is_needed(load):
+def test_name_is_required(load):
     with pytest.raises(ConfigError, match="name: Field required"):
         load("seed: 1\n")
 
@@ -110,11 +111,11 @@ def test_a_name_is_needed(load):
         ("seed=7", "seed", 7),
     ],
 )
-def test_overrides(load, override, option, value):
-    found = load("name: x\nstorage: /big\nseed: 3\nppo: {kl: {target: 2.0}}\n", override)
+def test_override_sets_one_option(load, override, option, value):
+    node = load("name: x\nstorage: /big\nseed: 3\nppo: {kl: {target: 2.0}}\n", override)
     for part in option.split("."):
-        found = getattr(found, part)
-    assert found == value
+        node = getattr(node, part)
+    assert node == value
 
 
 def test_overrides_leave_their_neighbours_alone_and_the_last_one_wins(load):
@@ -123,31 +124,31 @@ def test_overrides_leave_their_neighbours_alone_and_the_last_one_wins(load):
 
 
 @pytest.mark.parametrize("override", ["seed", "=3", "ppo.kl.coef=[1"])
-def test_overrides_that_are_none(load, override):
+def test_malformed_override_is_refused(load, override):
     with pytest.raises(ConfigError) as error:
         load("name: x\n", override)
-    assert "the argument" in error.value.change
+    assert "the argument" in error.value.fix
 
 
-@pytest.mark.parametrize(("text", "found"), [("a: [1\n", "line"), ("- 1\n", "list"), ("", "NoneType")])
-def test_files_that_are_no_configuration(load, text, found):
+@pytest.mark.parametrize(("text", "words"), [("a: [1\n", "line"), ("- 1\n", "list"), ("", "NoneType")])
+def test_file_without_a_mapping_is_refused(load, text, words):
     with pytest.raises(ConfigError) as error:
         load(text)
-    assert found in error.value.found
+    assert words in error.value.found
 
 
-def test_a_line_that_is_no_yaml_is_named_and_not_shown(load):
+def test_yaml_error_names_the_line_without_showing_it(load):
     with pytest.raises(ConfigError, match="in line 2, column 14") as error:
         load("name: x\napi_key_env: @hunter2\n")
     assert "hunter2" not in str(error.value)
 
 
-def test_a_missing_file(tmp_path):
+def test_missing_file_is_reported(tmp_path):
     with pytest.raises(ConfigError, match="no file at .*none.yaml"):
         load_config(tmp_path / "none.yaml")
 
 
-def test_the_run_directory_in_options(load, monkeypatch, tmp_path):
+def test_run_directory_is_interpolated(load, monkeypatch, tmp_path):
     config = load("name: x\nstorage: /big/runs\n")
     assert (config.data.root, config.sft.init) == ("/big/runs/x/data", "/big/runs/x/base")
     assert config.ppo.reward == "/big/runs/x/reward/export"
@@ -164,7 +165,7 @@ def test_the_run_directory_in_options(load, monkeypatch, tmp_path):
     assert bucket.sft.init == "s3://bucket/runs/x/base?region=eu"
 
 
-def test_what_is_written_down_loads_as_the_same(load, tmp_path):
+def test_shown_configuration_loads_as_the_same(load, tmp_path):
     config = load(
         "name: x\n", "ppo.lora.targets=[q_proj]", "ppo.reward={path: 'a:b'}", "video.height=56", "video.width=56"
     )
@@ -174,13 +175,13 @@ def test_what_is_written_down_loads_as_the_same(load, tmp_path):
 @pytest.mark.parametrize(
     ("given", "value"), [((), "auto"), (("auto",), "auto"), (("true",), True), (("false",), False)]
 )
-def test_eager_mode_is_chosen_or_left_open(load, given, value):
+def test_enforce_eager_takes_auto_and_truth_values(load, given, value):
     rollout = load("name: x\n", *(f"rollout.enforce_eager={text}" for text in given)).rollout
     assert rollout.enforce_eager is value or rollout.enforce_eager == value == "auto"
     assert shown_config(Config(name="x", rollout=rollout))
 
 
-def test_another_mode_is_an_error(load):
+def test_enforce_eager_refuses_other_values(load):
     with pytest.raises(ConfigError, match="rollout.enforce_eager"):
         load("name: x\n", "rollout.enforce_eager=maybe")
 
@@ -196,7 +197,7 @@ def test_another_mode_is_an_error(load):
         ("2024-13-45", None),
     ],
 )
-def test_a_name_that_yaml_reads_as_something_else_is_told_to_be_quoted(tmp_path, typed, kind):
+def test_name_that_yaml_misreads_gets_a_hint_to_quote_it(tmp_path, typed, kind):
     file = tmp_path / "c.yaml"
     file.write_text(f"name: {typed}\n")
     for path, overrides in ((file, []), (CONFIGS[0].with_name("demo.yaml"), [f"name={typed}"])):
@@ -211,7 +212,7 @@ def test_a_name_that_yaml_reads_as_something_else_is_told_to_be_quoted(tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("name: x\nseed: 0\nseed: 7\n", "duplicate key `seed` (the first is in line 2) in line 3"),
         ("name: x\nppo: {clip: 0.1}\nppo: {iterations: 3}\n", "duplicate key `ppo` (the first is in line 2)"),
@@ -220,11 +221,11 @@ def test_a_name_that_yaml_reads_as_something_else_is_told_to_be_quoted(tmp_path,
         ("name: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
     ],
 )
-def test_ambiguous_or_broken_yaml_is_refused(tmp_path, text, told):
+def test_ambiguous_or_broken_yaml_is_refused(tmp_path, text, message):
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(ConfigError, match="valid YAML") as caught:
         load_config(tmp_path / "c.yaml")
-    assert told in caught.value.found
+    assert message in caught.value.found
 
 
 @pytest.mark.parametrize(
@@ -251,8 +252,8 @@ def test_a_leading_zero_is_no_octal_number(load):
     assert load("name: x\nseed: 017\n").seed == 17
 
 
-@pytest.mark.parametrize(("folder", "told"), [("b/mine", "add storage={root}/b"), ("b/other", "name=other")])
-def test_the_configuration_of_a_copied_run_does_not_lead_to_the_original(tmp_path, folder, told):
+@pytest.mark.parametrize(("folder", "message"), [("b/mine", "add storage={root}/b"), ("b/other", "name=other")])
+def test_configuration_of_a_copied_run_is_refused_with_the_fix(tmp_path, folder, message):
     text = f"name: mine\nstorage: {tmp_path}/a\n"
     for place in ("a/mine", folder):
         (tmp_path / place).mkdir(parents=True)
@@ -261,6 +262,6 @@ def test_the_configuration_of_a_copied_run_does_not_lead_to_the_original(tmp_pat
     assert load_config(tmp_path / "a" / "mine" / "config.yaml").name == "mine"
     with pytest.raises(ConfigError, match="a moved or copied run directory") as caught:
         load_config(tmp_path / folder / "config.yaml")
-    assert told.format(root=tmp_path) in caught.value.found
+    assert message.format(root=tmp_path) in caught.value.found
     assert load_config(tmp_path / folder / "config.yaml", [f"storage={tmp_path}/b"]).storage == f"{tmp_path}/b"
     assert load_config(tmp_path / folder / "config.yaml", ["name=new"]).name == "new"

@@ -1,4 +1,4 @@
-"""A judge's server that makes no sense is found when the configuration is loaded, and no secret is shown."""
+"""Invalid options of a judge's server: reported when the configuration is loaded, without showing secrets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GOOD = {"url": "http://host/v1", "model": "m"}
 
 @pytest.fixture
 def load(tmp_path):
-    """load(judge, *overrides): the configuration whose `label.judge` this is."""
+    """Return load(judge, *overrides), which gives the configuration with this `label.judge`."""
 
     def make(judge=None, *overrides):
         file = tmp_path / "config.yaml"
@@ -33,7 +33,7 @@ def problems(error) -> list[str]:
     return [line.strip()[2:] for line in error.value.found.splitlines()[1:]]
 
 
-# options -> the option that is named, and words of what is wrong
+# Changed options, the option that the problem must name, and words that it must hold.
 NONSENSE = {
     "ftp": ({"url": "ftp://127.0.0.1/v1"}, "url: ", "neither http:// nor https://"),
     "file": ({"url": "file:///etc/passwd"}, "url: ", "neither http:// nor https://"),
@@ -68,21 +68,21 @@ NONSENSE = {
 
 
 @pytest.mark.parametrize("name", NONSENSE)
-def test_nonsense_is_one_problem_that_names_the_option_and_shows_no_secret(load, name):
+def test_invalid_option_is_one_problem_without_the_secret(load, name):
     changes, option, words = NONSENSE[name]
     with pytest.raises(ConfigError) as error:
         load(GOOD | {"extra": {"user": SECRET}} | changes)
     (problem,) = problems(error)
     assert problem.startswith(f"label.judge.{option}") and words in problem
-    told = traceback.TracebackException.from_exception(error.value).format(chain=True)
-    assert SECRET not in repr(error.value) + "".join(told)
+    text = traceback.TracebackException.from_exception(error.value).format(chain=True)
+    assert SECRET not in repr(error.value) + "".join(text)
     assert error.value.__cause__ is None and error.value.__context__ is None
     with pytest.raises(ValidationError) as error:  # built by code
         Server(**GOOD | changes)
     assert SECRET not in str(error.value)
 
 
-def test_what_a_server_lacks_is_named_without_what_it_has(load):
+def test_missing_option_is_reported_without_the_other_values(load):
     with pytest.raises(ConfigError) as error:
         load({"url": f"http://me:{SECRET}@host/v1"})
     url, model = problems(error)
@@ -90,7 +90,7 @@ def test_what_a_server_lacks_is_named_without_what_it_has(load):
     assert SECRET not in str(error.value)
 
 
-def test_nonsense_on_the_command_line(load):
+def test_invalid_override_is_one_problem_without_the_secret(load):
     with pytest.raises(ConfigError) as error:
         load(GOOD, "label.judge.url=nonsense")
     (problem,) = problems(error)
@@ -107,7 +107,7 @@ def test_nonsense_on_the_command_line(load):
 
 
 @pytest.mark.parametrize("judge", [7, ["org/model"], {"pth": SECRET}, {1: SECRET}, {}, [{"url": SECRET}]], ids=str)
-def test_what_is_none_of_the_three_is_one_problem(load, judge):
+def test_judge_of_no_known_kind_is_one_problem(load, judge):
     with pytest.raises(ConfigError) as error:
         load(judge)
     (problem,) = problems(error)
@@ -115,7 +115,7 @@ def test_what_is_none_of_the_three_is_one_problem(load, judge):
     assert SECRET not in problem
 
 
-def test_what_is_wrong_with_a_function_is_said_of_the_function(load):
+def test_problem_of_a_function_names_the_function(load):
     with pytest.raises(ConfigError) as error:
         load({"path": "a:b", "pth": "a:c"})
     assert problems(error) == ["label.judge.pth: no such option; nearest is `label.judge.path`"]
@@ -124,22 +124,27 @@ def test_what_is_wrong_with_a_function_is_said_of_the_function(load):
     assert problems(error) == ["label.judge.urll: no such option; nearest is `label.judge.url`"]
 
 
-def test_a_judge_is_what_its_options_say(load):
+def test_judge_kind_follows_from_its_options(load):
     assert load("org/model").label.judge == "org/model"
     assert load({"path": "a:b"}).label.judge == Function(path="a:b")
-    given = GOOD | {"api_key_env": "JUDGE_KEY", "cost_budget": 1.0, "price_per_million": [2, 8], "extra": {"top_p": 1}}
-    config = load(given)
-    assert config.label.judge == Server(**given)
+    options = GOOD | {
+        "api_key_env": "JUDGE_KEY",
+        "cost_budget": 1.0,
+        "price_per_million": [2, 8],
+        "extra": {"top_p": 1},
+    }
+    config = load(options)
+    assert config.label.judge == Server(**options)
     assert load(config.model_dump(mode="json")["label"]["judge"]) == config
     assert load("org/model", "label.judge.url=http://h/v1", "label.judge.model=m").label.judge.timeout_s == 60
 
 
-def test_a_slash_at_the_end_is_of_the_url_and_not_of_the_address():
-    """Labels are known by the one, kept replies by the other."""
+def test_address_has_no_slash_at_its_end():
+    # Labels are stored under `url`, replies under `address`.
     server = Server(url="http://host/v1/", model="m")
     assert (server.url, server.address) == ("http://host/v1/", "http://host/v1")
 
 
-def test_what_may_be_a_secret_is_not_in_what_a_server_looks_like():
-    shown = repr(Server(url=f"http://{SECRET}/v1", model="m", api_key_env=SECRET, extra={"user": SECRET}))
-    assert SECRET not in shown and "model='m'" in shown
+def test_repr_of_a_server_hides_secrets():
+    text = repr(Server(url=f"http://{SECRET}/v1", model="m", api_key_env=SECRET, extra={"user": SECRET}))
+    assert SECRET not in text and "model='m'" in text

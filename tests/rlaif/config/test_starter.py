@@ -1,4 +1,4 @@
-"""`rlaif init`: a configuration that fits the files that are there, and never replaces one unasked."""
+"""`rlaif init`: a configuration that fits the files in the folder, and replaces an existing one only with --force."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def write_rows(folder, name, count, **fields):
 
 @pytest.mark.parametrize("gpu", [False, True])
 @pytest.mark.parametrize("positions", [None, 512])
-def test_it_loads_and_has_nothing_of_the_demo(tmp_path, gpu, positions):
+def test_written_configuration_loads_without_demo_options(tmp_path, gpu, positions):
     folder = tmp_path / "my clips: 1"
     target, _ = write_config(folder, gpu, None, positions, False)
     config, text = load_config(target), target.read_text()
@@ -31,30 +31,30 @@ def test_it_loads_and_has_nothing_of_the_demo(tmp_path, gpu, positions):
     assert (config.cluster.rollout.gpus > 0) is gpu and "<" not in text.replace("<storage>/<name>", "")
 
 
-def test_it_fits_the_files_that_are_there(tmp_path):
+def test_configuration_fits_the_row_files(tmp_path):
     write_rows(tmp_path, "prompts.jsonl", 5, captions=["a", "b"])
     write_rows(tmp_path, "pairs.jsonl", 3, captions=["a", "b"])
     write_rows(tmp_path, "pairs_eval.json", 0)
-    target, found = write_config(tmp_path, False, "/models/mine", None, False)
+    target, files = write_config(tmp_path, False, "/models/mine", None, False)
     config = load_config(target)
     assert config.ppo.prompts_per_iteration == 5 and config.ppo.minibatch_size == 20
     assert config.reward.batch_size == 3 and config.reward.context == "captions"
     assert config.data.pairs_eval == "pairs_eval.json" and config.data.prompts == "prompts.jsonl"
     assert config.ppo.policy == config.reward.init == "/models/mine", "without conversations nothing is fine-tuned"
-    assert "(5 rows)" in target.read_text() and set(found) == {"prompts", "pairs", "pairs_eval"}
+    assert "(5 rows)" in target.read_text() and set(files) == {"prompts", "pairs", "pairs_eval"}
 
 
-def test_what_to_do_next_names_a_clip_that_is_there(tmp_path):
+def test_next_steps_name_an_existing_clip(tmp_path):
     (tmp_path / "films").mkdir()
     (tmp_path / "films" / "x.MP4").write_bytes(b"")
-    target, found = write_config(tmp_path, False, None, None, False)
-    told = next_steps(tmp_path, found)
-    assert told.count('"video": "films/x.MP4"') == 4 and f"rlaif check {target}" in told
-    told = next_steps(tmp_path, found, ".venv/bin/rlaif")
-    assert f".venv/bin/rlaif check {target}" in told and ".venv/bin/rlaif options" in told
+    target, files = write_config(tmp_path, False, None, None, False)
+    text = next_steps(tmp_path, files)
+    assert text.count('"video": "films/x.MP4"') == 4 and f"rlaif check {target}" in text
+    text = next_steps(tmp_path, files, ".venv/bin/rlaif")
+    assert f".venv/bin/rlaif check {target}" in text and ".venv/bin/rlaif options" in text
 
 
-def test_nothing_is_replaced_unasked(tmp_path):
+def test_existing_configuration_is_replaced_only_with_force(tmp_path):
     target, _ = write_config(tmp_path, False, None, None, False)
     target.write_text("name: mine\n")
     with pytest.raises(ConfigError, match="--force"):
@@ -65,13 +65,13 @@ def test_nothing_is_replaced_unasked(tmp_path):
 
 
 @pytest.mark.parametrize("where", ["file", "/proc/x"])
-def test_a_folder_that_cannot_be_written(tmp_path, where):
+def test_unwritable_folder_is_refused(tmp_path, where):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="folder"):
         write_config(tmp_path / where, False, None, None, False)
 
 
-def test_the_length_is_that_of_the_model(tmp_path, capsys):
+def test_init_takes_the_length_of_the_model(tmp_path, capsys):
     from rlaif.cli import main
 
     build_tiny(tmp_path / "model", ["a"], max_positions=256)
@@ -81,7 +81,7 @@ def test_the_length_is_that_of_the_model(tmp_path, capsys):
     assert "next:  rlaif check" in capsys.readouterr().out
 
 
-def test_a_place_that_cannot_take_a_configuration_is_an_error(tmp_path):
+def test_unusable_target_is_refused(tmp_path):
     (tmp_path / "a" / "rlaif.yaml").mkdir(parents=True)
     with pytest.raises(ConfigError, match="a folder"):
         write_config(tmp_path / "a", False, None, None, True)
@@ -93,6 +93,6 @@ def test_a_place_that_cannot_take_a_configuration_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["123", "true", "2024-01-01"])
-def test_a_folder_whose_name_yaml_would_misread(tmp_path, name):
+def test_folder_name_that_yaml_misreads_is_quoted(tmp_path, name):
     write_config(tmp_path / name, False, None, None, False)
     assert load_config(tmp_path / name / "rlaif.yaml").name == name

@@ -12,12 +12,12 @@ from rlaif.cli.main import main
 from rlaif.config.schema import Video
 from rlaif.data.decoding import decoder
 from rlaif.errors import DataError
-from rlaif.video.decode import probe
+from rlaif.video.decode import probe_video
 
 
 def test_a_video_that_breaks_off_is_found_by_decoding_alone(tmp_path):
     half_broken(tmp_path / "half")
-    probe(tmp_path / "half")
+    probe_video(tmp_path / "half")
     for options in (None, Video()):
         with pytest.raises(DataError, match="7.png"):
             decoder(options)(tmp_path / "half")

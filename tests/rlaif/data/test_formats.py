@@ -23,7 +23,7 @@ from rlaif.data.media import Media
 from rlaif.data.preference import PreferencePair
 from rlaif.data.rows import Row, RowFailure
 from rlaif.errors import DataError
-from rlaif.video.decode import decode, probe, sample_spec
+from rlaif.video.decode import decode, probe_video, sample_spec
 
 OWN = {"pairs": "rlaif", "prompts": "prompts", "conversations": "sft"}
 
@@ -246,7 +246,7 @@ def test_images_are_stored_once_and_open_as_videos(options, tmp_path):
     assert len([path for path in (tmp_path / "media").rglob("*") if path.is_file()]) == 2
     for record, data in zip(records, PICTURES[:2], strict=False):
         path = tmp_path / record.video
-        assert probe(path).total_frames == 1 and decode(path, sample_spec(path, 1)).shape == (1, 6, 8, 3)
+        assert probe_video(path).total_frames == 1 and decode(path, sample_spec(path, 1)).shape == (1, 6, 8, 3)
         assert next(path.iterdir()).read_bytes() == data
     image = np.asarray(Image.open(next((tmp_path / records[1].video).iterdir())))
     path = tmp_path / records[1].video

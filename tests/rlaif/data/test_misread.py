@@ -76,10 +76,39 @@ def test_marks_of_every_family_are_recognised(family):
 
 @pytest.mark.parametrize(
     "mark",
-    "<image> <video> <audio> <|image_pad|> <|video_pad|> <|vision_start|> <|vision_end|> <IMG_CONTEXT> <img> </img> "
-    "<image_soft_token> <start_of_image> <end_of_image> <ImageHere> <|image_1|> <|image|> <image_placeholder> <Image> "
-    "<im_patch> <im_start> <vid_start> <vi_frame_start> <fake_token_around_image> <global-img> [IMG] [IMG_END] "
-    "<|begin_of_video|> <|media_pad|> <|AUDIO|> <|audio_bos|> </image>".split()
+    [
+        "<image>",
+        "<video>",
+        "<audio>",
+        "<|image_pad|>",
+        "<|video_pad|>",
+        "<|vision_start|>",
+        "<|vision_end|>",
+        "<IMG_CONTEXT>",
+        "<img>",
+        "</img>",
+        "<image_soft_token>",
+        "<start_of_image>",
+        "<end_of_image>",
+        "<ImageHere>",
+        "<|image_1|>",
+        "<|image|>",
+        "<image_placeholder>",
+        "<Image>",
+        "<im_patch>",
+        "<im_start>",
+        "<vid_start>",
+        "<vi_frame_start>",
+        "<fake_token_around_image>",
+        "<global-img>",
+        "[IMG]",
+        "[IMG_END]",
+        "<|begin_of_video|>",
+        "<|media_pad|>",
+        "<|AUDIO|>",
+        "<|audio_bos|>",
+        "</image>",
+    ]
     + ["<image 1>"],
 )
 def test_marks_of_other_tools_are_recognised(mark):

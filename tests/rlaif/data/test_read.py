@@ -18,7 +18,17 @@ TURNS = [
 TALK = {"id": "c", "video": "v.mp4", "messages": TURNS}
 PAIR = {"pair_id": "r", "video": "v.mp4", "question": "what moves ?", "chosen": "a cat", "rejected": "a dog"}
 GOOD = {"prompts": PROMPT, "conversations": TALK, "pairs": PAIR}
-MARKS = "<image> <video> <|image_pad|> <|video_pad|> <|vision_start|> <|vision_end|> <IMG_CONTEXT> <img> </img>".split()
+MARKS = [
+    "<image>",
+    "<video>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<IMG_CONTEXT>",
+    "<img>",
+    "</img>",
+]
 
 
 def bad_row(folder: Path, kind: str, fields: dict) -> str | None:

@@ -1,4 +1,4 @@
-"""The doctor: on this machine as it is, and each finding in a situation that is made for it."""
+"""The doctor: on this machine as it is, and each finding in a situation that causes it."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ import pytest
 
 from rlaif import doctor
 from rlaif.doctor import libraries, machine, torchvision_shim
-from rlaif.doctor.check import Check, ProbeError, probe
+from rlaif.doctor.check import Check, ProbeError, run_probe
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def test_this_machine_can_run_everything(findings):
     assert list(findings) == [check.__name__.removeprefix("check_") for check in doctor.CHECKS]
 
 
-def test_what_is_not_ok_says_what_to_do(findings):
+def test_every_finding_that_is_not_ok_has_a_fix(findings):
     for check in findings.values():
         assert check.detail
         assert bool(check.fix) == (check.status != "ok"), check
@@ -38,26 +38,26 @@ def test_an_exception_becomes_a_finding():
 
 
 @pytest.mark.parametrize(("status", "code"), [("ok", 0), ("warn", 0), ("fail", 1)])
-def test_exit_status_and_table(monkeypatch, capsys, status, code):
-    found = Check("thing", status, "as found", "" if status == "ok" else "mend [it]")
-    monkeypatch.setattr(doctor, "CHECKS", (lambda: found,))
-    assert doctor.main([]) == code
+def test_the_exit_status_and_the_table_show_the_finding(monkeypatch, capsys, status, code):
+    check = Check("thing", status, "as found", "" if status == "ok" else "mend [it]")
+    monkeypatch.setattr(doctor, "CHECKS", (lambda: check,))
+    assert doctor.run_doctor([]) == code
     printed = capsys.readouterr().out
     assert "thing" in printed and "as found" in printed
     assert ("thing: mend [it]" in printed) == (status != "ok")
 
 
-def test_findings_are_printed_as_they_come(monkeypatch, capsys):
-    """Not after the slowest of them."""
-    seen = []
+def test_each_finding_is_printed_before_the_next_check(monkeypatch, capsys):
+    """A user does not wait for the slowest check to read the first finding."""
+    printed = []
 
     def second() -> Check:
-        seen.append(capsys.readouterr().out)
+        printed.append(capsys.readouterr().out)
         return Check("second", "ok", "late")
 
     monkeypatch.setattr(doctor, "CHECKS", (lambda: Check("first", "ok", "early"), second))
-    assert doctor.main([]) == 0
-    assert "first" in seen[0] and "second" not in seen[0]
+    assert doctor.run_doctor([]) == 0
+    assert "first" in printed[0] and "second" not in printed[0]
 
 
 @pytest.mark.parametrize(
@@ -87,24 +87,24 @@ def test_a_cache_that_cannot_be_written(monkeypatch, tmp_path, variable, below):
     assert check.status == "fail" and str(Path("/proc/nothing") / below) in check.detail and variable in check.fix
 
 
-def test_a_path_too_long_for_sockets(monkeypatch):
+def test_a_path_too_long_for_sockets_fails(monkeypatch):
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")
     assert machine.check_sockets().status == "ok"
     monkeypatch.setenv("RAY_TMPDIR", "/tmp/" + "x" * 60)
     assert machine.check_sockets().status == "fail" and "RAY_TMPDIR" in machine.check_sockets().fix
 
 
-def test_json_for_scripts(monkeypatch, capsys):
+def test_json_lists_the_findings(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "CHECKS", (lambda: Check("thing", "warn", "as found", "mend it"),))
-    doctor.main(["--json"])
+    doctor.run_doctor(["--json"])
     expected = [{"name": "thing", "status": "warn", "detail": "as found", "fix": "mend it"}]
     assert json.loads(capsys.readouterr().out) == expected
 
 
-def test_probe_returns_the_last_line_or_raises_it():
-    assert probe("print('noise'); print('answer')") == "answer"
+def test_run_probe_returns_or_raises_the_last_line():
+    assert run_probe("print('noise'); print('answer')") == "answer"
     with pytest.raises(ProbeError, match="ValueError: no"):
-        probe("raise ValueError('no')")
+        run_probe("raise ValueError('no')")
 
 
 @pytest.mark.parametrize(
@@ -116,13 +116,13 @@ def test_probe_returns_the_last_line_or_raises_it():
         ("torch>=2", "ok", "all 1"),
     ],
 )
-def test_packages_against_their_ranges(monkeypatch, requirement, status, found):
+def test_packages_are_compared_with_their_ranges(monkeypatch, requirement, status, found):
     monkeypatch.setattr(libraries, "declared_requirements", lambda: [requirement])
     check = libraries.check_packages()
     assert check.status == status and found in check.detail
 
 
-def test_requirements_come_from_the_project_where_it_is_not_installed(monkeypatch):
+def test_requirements_come_from_pyproject_if_the_project_is_not_installed(monkeypatch):
     def not_installed(name):
         raise libraries.metadata.PackageNotFoundError(name)
 
@@ -131,15 +131,15 @@ def test_requirements_come_from_the_project_where_it_is_not_installed(monkeypatc
 
 
 @pytest.mark.parametrize(("cuda", "device"), [(False, "cuda"), (True, "cpu"), (False, "")])
-def test_vllm_on_another_platform_than_torch(monkeypatch, cuda, device):
+def test_vllm_on_another_platform_than_torch_fails(monkeypatch, cuda, device):
     monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
-    monkeypatch.setattr(libraries, "probe", lambda code: f"0.32.0 {device}".strip())
+    monkeypatch.setattr(libraries, "run_probe", lambda code: f"0.32.0 {device}".strip())
     check = libraries.check_vllm()
     assert check.status == "fail"
     assert f"EXTRA={'gpu' if cuda else 'cpu'}" in check.fix
 
 
-def test_gpus_that_torch_cannot_use(monkeypatch):
+def test_gpus_that_torch_cannot_use_are_reported(monkeypatch):
     monkeypatch.setattr(libraries, "nvidia_gpus", lambda: ["NVIDIA H100, 81559 MiB"])
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.version.cuda", None)
@@ -156,27 +156,27 @@ def test_torchvision_fix_depends_on_the_error(monkeypatch):
     assert "torchvision_shim" not in libraries.check_torchvision().fix
 
 
-def test_torchaudio_that_breaks_transformers(monkeypatch):
+def test_a_broken_torchaudio_is_to_be_uninstalled(monkeypatch):
     def fail(code):
         raise ProbeError("OSError: Could not load this library: torchaudio/lib/_torchaudio.abi3.so")
 
-    monkeypatch.setattr(libraries, "probe", fail)
+    monkeypatch.setattr(libraries, "run_probe", fail)
     assert "uninstall torchaudio" in libraries.check_transformers().fix
 
 
-def test_a_video_that_cannot_be_read(monkeypatch):
+def test_a_video_that_cannot_be_read_fails(monkeypatch):
     monkeypatch.setattr(libraries, "write_probe_video", lambda path: Path(path).write_bytes(b"no video"))
     check = doctor.guarded(libraries.check_video)
     assert check.status == "fail" and "do not decode" in check.detail
 
 
-def test_no_compiler(monkeypatch):
+def test_a_missing_compiler_fails(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     check = machine.check_compiler()
     assert check.status == "fail" and "no-such-compiler" in check.detail and "g++" in check.fix
 
 
-def test_no_python_headers(monkeypatch, tmp_path):
+def test_missing_python_headers_fail(monkeypatch, tmp_path):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(machine.sysconfig, "get_path", lambda name: str(tmp_path))
     check = machine.check_compiler()
@@ -186,9 +186,9 @@ def test_no_python_headers(monkeypatch, tmp_path):
 Usage = namedtuple("Usage", "total used free")
 
 
-def test_little_space(monkeypatch):
+def test_little_disk_space_or_shared_memory_is_a_warning(monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(100 * 2**30, 99 * 2**30, 2**30))
-    monkeypatch.setattr(libraries, "probe", lambda code: "2.60.0")
+    monkeypatch.setattr(libraries, "run_probe", lambda code: "2.60.0")
     assert machine.check_disk().status == "warn"
     assert "shm" in libraries.check_ray().fix
 
@@ -207,7 +207,7 @@ def no_wandb(monkeypatch, tmp_path):
     return tmp_path / "netrc"
 
 
-def test_wandb_not_logged_in_is_fine(no_wandb):
+def test_wandb_without_a_login_is_ok(no_wandb):
     check = machine.check_wandb()
     assert check.status == "ok" and "offline" in check.detail
 

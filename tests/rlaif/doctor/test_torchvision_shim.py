@@ -1,4 +1,4 @@
-"""The torchvision import hook, tried in fresh processes on a stand-in package that fails as the real one does."""
+"""The torchvision import hook, tried in new processes on a stand-in package that fails as the real one does."""
 
 import subprocess
 import sys
@@ -10,16 +10,16 @@ import pytest
 from rlaif.doctor import torchvision_shim
 from rlaif.errors import RlaifError
 
-#: What torchvision does at import: its fake kernels ask for a schema that only the compiled operators define.
 META_REGISTRATIONS = """
 import torch
 torch.library.register_fake("torchvision::nms")(lambda dets, scores, iou_threshold: dets)
 """
+"""What torchvision does at import: its fake kernels need a schema that only the compiled operators define."""
 
 
 @pytest.fixture
 def stand_in(tmp_path) -> Path:
-    """A folder with a package `torchvision` whose operators do not load."""
+    """Create a folder with a package `torchvision` whose operators do not load."""
     package = tmp_path / "path" / "torchvision"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("import torch\nfrom torchvision import _meta_registrations\n")
@@ -36,7 +36,7 @@ def run(code: str, path: Path, site: Path | None = None) -> subprocess.Completed
     return subprocess.run([sys.executable, "-S", "-c", start + code], capture_output=True, text=True, cwd=path)
 
 
-def test_the_hook_turns_the_known_error_into_an_import(stand_in, tmp_path):
+def test_the_hook_makes_the_import_work(stand_in, tmp_path):
     without = run("import torchvision", stand_in)
     assert torchvision_shim.KNOWN_ERROR in without.stderr
     torchvision_shim.write_hook(tmp_path)
@@ -44,8 +44,8 @@ def test_the_hook_turns_the_known_error_into_an_import(stand_in, tmp_path):
     assert with_hook.returncode == 0, with_hook.stderr
 
 
-def test_the_hook_leaves_working_operators_alone(stand_in, tmp_path):
-    """Also when a torchvision that works is installed later over the one that needed the hook."""
+def test_the_hook_does_nothing_if_operators_load(stand_in, tmp_path):
+    """A torchvision that works may be installed later in place of the one that needed the hook."""
     (stand_in / "torchvision" / "extension.py").write_text("def _has_ops():\n    return True\n")
     (stand_in / "torchvision" / "_meta_registrations.py").write_text("")
     torchvision_shim.write_hook(tmp_path)
@@ -65,39 +65,39 @@ def errors(monkeypatch, *answers: str | None) -> None:
     monkeypatch.setattr(torchvision_shim, "import_error", lambda: next(remaining))
 
 
-def test_install_writes_nothing_where_torchvision_imports(monkeypatch, tmp_path):
+def test_install_writes_nothing_if_torchvision_imports(monkeypatch, tmp_path):
     errors(monkeypatch, None)
-    assert "nothing to do" in torchvision_shim.install(tmp_path)
+    assert "nothing to do" in torchvision_shim.install_hook(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_install_verifies_and_says_what_it_wrote(monkeypatch, tmp_path):
+def test_install_verifies_and_names_its_files(monkeypatch, tmp_path):
     errors(monkeypatch, f"RuntimeError: {torchvision_shim.KNOWN_ERROR}", None)
-    said = torchvision_shim.install(tmp_path)
-    written = {path.name for path in tmp_path.iterdir()}
-    assert written == {torchvision_shim.PTH, f"{torchvision_shim.MODULE}.py"}
-    assert all(name in said for name in (*written, str(tmp_path)))
+    message = torchvision_shim.install_hook(tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {torchvision_shim.PTH, f"{torchvision_shim.MODULE}.py"}
+    assert all(name in message for name in (*names, str(tmp_path)))
 
 
-def test_install_leaves_other_errors_to_the_user(monkeypatch, tmp_path):
+def test_install_raises_other_errors(monkeypatch, tmp_path):
     errors(monkeypatch, "OSError: libsomething.so is missing")
     with pytest.raises(RlaifError, match=r"libsomething\.so"):
-        torchvision_shim.install(tmp_path)
+        torchvision_shim.install_hook(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_install_takes_back_a_hook_that_does_not_help(monkeypatch, tmp_path):
+def test_install_removes_a_hook_that_does_not_help(monkeypatch, tmp_path):
     errors(monkeypatch, torchvision_shim.KNOWN_ERROR, "still broken")
     with pytest.raises(RlaifError, match="still broken"):
-        torchvision_shim.install(tmp_path)
+        torchvision_shim.install_hook(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_uninstall(tmp_path):
+def test_uninstall_removes_both_files(tmp_path):
     torchvision_shim.write_hook(tmp_path)
-    assert torchvision_shim.PTH in torchvision_shim.uninstall(tmp_path)
+    assert torchvision_shim.PTH in torchvision_shim.uninstall_hook(tmp_path)
     assert not list(tmp_path.iterdir())
-    assert "no hook" in torchvision_shim.uninstall(tmp_path)
+    assert "no hook" in torchvision_shim.uninstall_hook(tmp_path)
 
 
 def test_torchvision_resizes_in_this_environment():

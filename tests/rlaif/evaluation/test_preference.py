@@ -5,18 +5,18 @@ import math
 import numpy as np
 import pytest
 
-from rlaif.evaluation.preference import agreement, agreements, by_dimension, reliability
+from rlaif.evaluation.preference import dimension_metrics, pair_metrics, reliability, scores_by_dimension
 
 
-def test_the_published_vector():
+def test_metrics_equal_a_published_example():
     """Scores 1.2, 0.3 preferred to 0.4, 0.9: Bradley-Terry loss 0.704294, accuracy 1/2."""
-    found = agreement([(1.2, 0.4), (0.3, 0.9)])
-    assert found["log_loss"] == pytest.approx(0.704294, abs=1e-6) and found["accuracy"] == 0.5
-    assert found["margin"] == pytest.approx(0.1) and (found["score_min"], found["score_max"]) == (0.3, 1.2)
+    metrics = pair_metrics([(1.2, 0.4), (0.3, 0.9)])
+    assert metrics["log_loss"] == pytest.approx(0.704294, abs=1e-6) and metrics["accuracy"] == 0.5
+    assert metrics["margin"] == pytest.approx(0.1) and (metrics["score_min"], metrics["score_max"]) == (0.3, 1.2)
 
 
 SIGNS = {"a": {"x": 1, "y": -1}, "b": {"x": 1}, "c": {"y": 1, "z": 1}, "unread": {"x": 1}}
-READ = {
+SCORES = {
     "c": np.array([[9.0, 0.0], [9.0, 2.0]]),
     "a": np.array([[1.0, 0.1], [0.0, 0.3]]),
     "b": np.array([[0.0, 5.0], [2.0, 5.0]]),
@@ -25,29 +25,30 @@ READ = {
 
 
 def test_scores_are_matched_by_pair_and_turned_by_sign():
-    found = by_dimension(SIGNS, READ, ("x", "y"))
-    assert found == {"x": [(1.0, 0.0), (0.0, 2.0)], "y": [(0.3, 0.1), (0.0, 2.0)]}
+    scores = scores_by_dimension(SIGNS, SCORES, ("x", "y"))
+    assert scores == {"x": [(1.0, 0.0), (0.0, 2.0)], "y": [(0.3, 0.1), (0.0, 2.0)]}
 
 
 def test_agreement_by_dimension():
-    found = agreements({"x": [(1.0, 0.0), (0.0, 2.0), (3.0, 1.0)], "y": [(0.3, 0.1)], "z": []})
-    assert found["x_accuracy"] == pytest.approx(2 / 3) and found["y_accuracy"] == 1 and found["z_pairs"] == 0
-    assert found["accuracy"] == pytest.approx(5 / 6)  # each dimension counts the same
-    assert (found["x_score_min"], found["x_score_max"]) == (0, 3) and "y_log_loss" in found
+    metrics = dimension_metrics({"x": [(1.0, 0.0), (0.0, 2.0), (3.0, 1.0)], "y": [(0.3, 0.1)], "z": []})
+    assert metrics["x_accuracy"] == pytest.approx(2 / 3) and metrics["y_accuracy"] == 1 and metrics["z_pairs"] == 0
+    assert metrics["accuracy"] == pytest.approx(5 / 6)  # each dimension counts the same
+    assert (metrics["x_score_min"], metrics["x_score_max"]) == (0, 3) and "y_log_loss" in metrics
     alone = [(1.0, 0.0), (0.0, 2.0)]
-    assert agreements({"overall": alone}) == agreement(alone)  # the names of a single dimension are as they were
-    assert "accuracy" not in agreements({"x": [], "y": []})
+    # A single dimension keeps the names without a prefix.
+    assert dimension_metrics({"overall": alone}) == pair_metrics(alone)
+    assert "accuracy" not in dimension_metrics({"x": [], "y": []})
 
 
 def test_calibration_error_by_hand():
     """sigmoid(ln 9) = .9 three times, right twice; sigmoid(ln 1.5) = .6... of which one bin each; a tie at .5."""
     nine, third = math.log(9), math.log(0.65 / 0.35)
-    found = agreement([(nine + 1e-9, 0), (nine + 1e-9, 0), (0, nine + 1e-9), (third, 0), (0, 0)])
+    metrics = pair_metrics([(nine + 1e-9, 0), (nine + 1e-9, 0), (0, nine + 1e-9), (third, 0), (0, 0)])
     gaps = [3 * abs(2 / 3 - 0.9), 1 * abs(1 - 0.65), 1 * abs(0.5 - 0.5)]
-    assert found["calibration_error"] == pytest.approx(sum(gaps) / 5)
-    assert found["confidence"] == pytest.approx((3 * 0.9 + 0.65 + 0.5) / 5)
-    assert found["accuracy"] == pytest.approx(3.5 / 5)
-    bins = {name: value for name, value in found.items() if name.startswith("reliability")}
+    assert metrics["calibration_error"] == pytest.approx(sum(gaps) / 5)
+    assert metrics["confidence"] == pytest.approx((3 * 0.9 + 0.65 + 0.5) / 5)
+    assert metrics["accuracy"] == pytest.approx(3.5 / 5)
+    bins = {name: value for name, value in metrics.items() if name.startswith("reliability")}
     assert bins == pytest.approx(
         {
             "reliability_50_pairs": 1, "reliability_50_confidence": 0.5, "reliability_50_accuracy": 0.5,
@@ -57,27 +58,27 @@ def test_calibration_error_by_hand():
     )  # fmt: skip
 
 
-def test_a_calibrated_model_has_little_error_and_a_loud_one_much():
+def test_an_overconfident_model_has_a_larger_calibration_error():
     rng = np.random.default_rng(0)
     gap = rng.normal(0, 2, 20000)
     right = rng.random(20000) < 1 / (1 + np.exp(-gap))
     margin = np.where(right, gap, -gap)
-    calibrated = agreement(np.stack([margin, np.zeros_like(margin)], 1))
-    loud = agreement(np.stack([5 * margin, np.zeros_like(margin)], 1))
+    calibrated = pair_metrics(np.stack([margin, np.zeros_like(margin)], 1))
+    loud = pair_metrics(np.stack([5 * margin, np.zeros_like(margin)], 1))
     assert calibrated["calibration_error"] < 0.02 < 0.1 < loud["calibration_error"]
     assert calibrated["log_loss"] < loud["log_loss"]
 
 
-def test_extreme_margins():
-    found = agreement([(1e4, -1e4), (-1e4, 1e4)])
-    assert found["calibration_error"] == pytest.approx(0.5) and found["log_loss"] == pytest.approx(1e4)
+def test_extreme_margins_do_not_overflow():
+    metrics = pair_metrics([(1e4, -1e4), (-1e4, 1e4)])
+    assert metrics["calibration_error"] == pytest.approx(0.5) and metrics["log_loss"] == pytest.approx(1e4)
     assert [one["from"] for one in reliability([1e4, float("inf"), float("nan")])] == [0.9]
 
 
-def test_values_are_plain_numbers_for_metrics():
-    assert all(type(value) is float for value in agreement([(1, 0), (0, 3)]).values())
-    assert agreement([]) == {"pairs": 0.0} and agreement([(float("nan"), 1)])["pairs"] == 1
+def test_metrics_are_plain_floats():
+    assert all(type(value) is float for value in pair_metrics([(1, 0), (0, 3)]).values())
+    assert pair_metrics([]) == {"pairs": 0.0} and pair_metrics([(float("nan"), 1)])["pairs"] == 1
 
 
-def test_a_tie_is_half_right():
-    assert agreement([(1, 1)])["accuracy"] == 0.5
+def test_a_tie_counts_as_half_right():
+    assert pair_metrics([(1, 1)])["accuracy"] == 0.5

@@ -1,8 +1,7 @@
-"""The win matrix and its picture."""
+"""The win matrix."""
 
+import itertools
 import math
-import re
-import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from hypothesis import strategies as st
 from rlaif.errors import DataError
 from rlaif.evaluation.intervals import wilson
 from rlaif.evaluation.winrate import outcome_rates, verdict_matrix, verdict_rates, win_matrix
-from rlaif.evaluation.winrate_svg import COLUMNS, LABEL, LETTER, _colour, _ink, svg
 from rlaif.records import Masked, Scored
 
 MODELS = ("HSXL", "MST2V", "VC1", "VC2")
@@ -29,23 +27,27 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("dimension", PUBLISHED)
-def test_published_rates_come_back(dimension):
-    """Each pair of models alone, with scores of 100 prompts that win as often as published."""
+def test_published_win_rates_are_reproduced(dimension):
+    """Compare each two models alone, with scores of 100 prompts that win as often as published."""
     published = np.array(PUBLISHED[dimension])
     assert np.abs(published + published.T - 1).max() < 1e-9
-    for i, j in [(i, j) for i in range(4) for j in range(4) if i != j]:
-        won = round(100 * published[i, j])
-        scores = {MODELS[i]: {str(p): float(p < won) for p in range(100)}, MODELS[j]: {str(p): 0.5 for p in range(100)}}
-        found = win_matrix(scores, (MODELS[i], MODELS[j]))
-        assert found.wins[0, 1] == pytest.approx(published[i, j]) and found.wins[1, 0] == pytest.approx(published[j, i])
+    for i, j in itertools.permutations(range(4), 2):
+        wins = round(100 * published[i, j])
+        scores = {
+            MODELS[i]: {str(prompt): float(prompt < wins) for prompt in range(100)},
+            MODELS[j]: {str(prompt): 0.5 for prompt in range(100)},
+        }
+        matrix = win_matrix(scores, (MODELS[i], MODELS[j]))
+        assert matrix.wins[0, 1] == pytest.approx(published[i, j])
+        assert matrix.wins[1, 0] == pytest.approx(published[j, i])
 
 
-def test_rates_ties_and_intervals():
+def test_a_tie_is_half_a_win_and_rates_have_intervals():
     scores = {"a": {"1": 1, "2": 0, "3": 5, "4": 2}, "b": {"1": 0, "2": 0, "3": 9, "4": 1}}
-    found = win_matrix(scores)
-    assert found.models == ("a", "b") and found.wins.tolist() == [[0.5, 0.625], [0.375, 0.5]]
-    assert (found.low[0, 1], found.high[0, 1]) == wilson(2.5, 4)
-    assert (found.low[1, 0], found.high[1, 0]) == pytest.approx(wilson(1.5, 4))
+    matrix = win_matrix(scores)
+    assert matrix.models == ("a", "b") and matrix.wins.tolist() == [[0.5, 0.625], [0.375, 0.5]]
+    assert (matrix.low[0, 1], matrix.high[0, 1]) == wilson(2.5, 4)
+    assert (matrix.low[1, 0], matrix.high[1, 0]) == pytest.approx(wilson(1.5, 4))
 
 
 def test_missing_scores_are_counted_and_left_out_pairwise():
@@ -55,14 +57,14 @@ def test_missing_scores_are_counted_and_left_out_pairwise():
         "c": {"4": 1.0, "1": 2.0},
         "d": {},
     }
-    found = win_matrix(scores)
-    assert found.missing == {"a": 2, "b": 2, "c": 2, "d": 4}
-    assert found.prompts.tolist() == [[2, 1, 1, 0], [1, 2, 1, 0], [1, 1, 2, 0], [0, 0, 0, 0]]
-    assert found.wins[0, 1] == 1 and found.wins[0, 2] == 0 and math.isnan(found.wins[0, 3])
-    assert found.to_json()["wins"][0] == [0.5, 1.0, 0.0, None] and found.to_json()["low"][0][0] is None
+    matrix = win_matrix(scores)
+    assert matrix.missing == {"a": 2, "b": 2, "c": 2, "d": 4}
+    assert matrix.prompts.tolist() == [[2, 1, 1, 0], [1, 2, 1, 0], [1, 1, 2, 0], [0, 0, 0, 0]]
+    assert matrix.wins[0, 1] == 1 and matrix.wins[0, 2] == 0 and math.isnan(matrix.wins[0, 3])
+    assert matrix.to_json()["wins"][0] == [0.5, 1.0, 0.0, None] and matrix.to_json()["low"][0][0] is None
 
 
-def test_chosen_models_and_unknown_ones():
+def test_models_keep_their_order_and_unknown_ones_are_an_error():
     scores = {"b": {"1": 1.0}, "a": {"1": 0.0}, "c": {"1": 0.0}}
     assert win_matrix(scores, ["b", "a"]).wins[0, 1] == 1
     with pytest.raises(DataError, match="none of z"):
@@ -70,19 +72,19 @@ def test_chosen_models_and_unknown_ones():
     assert win_matrix({}).wins.shape == (0, 0)
 
 
-def test_verdicts_of_a_judge():
+def test_win_matrix_of_a_judges_verdicts():
     verdicts = {
         "1": {("b", "a"): 1.0, ("a", "c"): 0.5, ("b", "c"): None},
         "2": {("a", "b"): 1.0},
         "3": {("a", "b"): float("nan")},
         "4": {("b", "a"): 1.0},
     }
-    found = verdict_matrix(verdicts, ["a", "b", "c"])
-    assert found.wins[0, 1] == pytest.approx(1 / 3) and found.wins[1, 0] == pytest.approx(2 / 3)
-    assert found.wins[0, 2] == found.wins[2, 0] == 0.5 and math.isnan(found.wins[1, 2])
-    assert found.prompts.tolist() == [[3, 3, 1], [3, 3, 0], [1, 0, 1]]
-    assert found.missing == {"a": 1, "b": 1, "c": 3}
-    assert (found.low[1, 0], found.high[1, 0]) == pytest.approx(wilson(2, 3))
+    matrix = verdict_matrix(verdicts, ["a", "b", "c"])
+    assert matrix.wins[0, 1] == pytest.approx(1 / 3) and matrix.wins[1, 0] == pytest.approx(2 / 3)
+    assert matrix.wins[0, 2] == matrix.wins[2, 0] == 0.5 and math.isnan(matrix.wins[1, 2])
+    assert matrix.prompts.tolist() == [[3, 3, 1], [3, 3, 0], [1, 0, 1]]
+    assert matrix.missing == {"a": 1, "b": 1, "c": 3}
+    assert (matrix.low[1, 0], matrix.high[1, 0]) == pytest.approx(wilson(2, 3))
     assert verdict_matrix({}, ["a", "b"]).wins[0, 0] == 0.5
 
 
@@ -93,35 +95,36 @@ tables = st.dictionaries(st.sampled_from("abcd"), st.dictionaries(st.sampled_fro
 @settings(deadline=None)
 @given(tables)
 def test_a_matrix_and_its_mirror_sum_to_one(scores):
-    found = win_matrix(scores)
-    known = ~np.isnan(found.wins)
-    assert np.allclose((found.wins + found.wins.T)[known], 1) and (np.diag(found.wins) == 0.5).all()
-    assert (known == ((found.prompts > 0) | np.eye(len(found.models), dtype=bool))).all()
-    prompts = {prompt for of_model in scores.values() for prompt in of_model}
-    for number, name in enumerate(found.models):
-        assert found.missing[name] + found.prompts[number, number] == len(prompts)
-    turned = {name: dict(reversed(scores[name].items())) for name in reversed(scores)}
-    assert np.array_equal(win_matrix(turned).wins, found.wins, equal_nan=True)
-    inside = ~np.isnan(found.low)
-    assert (found.low[inside] <= found.wins[inside] + 1e-12).all()
-    assert (found.wins[inside] <= found.high[inside] + 1e-12).all()
+    matrix = win_matrix(scores)
+    known = ~np.isnan(matrix.wins)
+    assert np.allclose((matrix.wins + matrix.wins.T)[known], 1) and (np.diag(matrix.wins) == 0.5).all()
+    assert (known == ((matrix.prompts > 0) | np.eye(len(matrix.models), dtype=bool))).all()
+    prompts = set().union(*scores.values())
+    for number, name in enumerate(matrix.models):
+        assert matrix.missing[name] + matrix.prompts[number, number] == len(prompts)
+    reordered = {name: dict(reversed(scores[name].items())) for name in reversed(scores)}
+    assert np.array_equal(win_matrix(reordered).wins, matrix.wins, equal_nan=True)
+    inside = ~np.isnan(matrix.low)
+    assert (matrix.low[inside] <= matrix.wins[inside] + 1e-12).all()
+    assert (matrix.wins[inside] <= matrix.high[inside] + 1e-12).all()
 
 
 # -- by dimension and by prompt type
 
 
-def said(**parts: float) -> Scored:
+def scored(**parts: float) -> Scored:
+    """Return a reward with these parts and their sum as the total."""
     return Scored(sum(parts.values()), parts)
 
 
 OUTCOMES = {
-    "1": {"a": said(help=3, harm=1), "b": said(help=2, harm=2), "c": said(help=1, harm=3.5)},
-    "2": {"a": said(help=3, harm=0), "b": said(help=3, harm=1), "c": said(help=0, harm=2)},
-    "3": {"a": Masked("no verdict"), "b": said(help=1, harm=0), "c": said(help=0, harm=1)},
-    "4": {"a": said(help=2, harm=0), "b": said(help=1, harm=5)},
+    "1": {"a": scored(help=3, harm=1), "b": scored(help=2, harm=2), "c": scored(help=1, harm=3.5)},
+    "2": {"a": scored(help=3, harm=0), "b": scored(help=3, harm=1), "c": scored(help=0, harm=2)},
+    "3": {"a": Masked("no verdict"), "b": scored(help=1, harm=0), "c": scored(help=0, harm=1)},
+    "4": {"a": scored(help=2, harm=0), "b": scored(help=1, harm=5)},
 }
-"""The order of the models in `harm` is that in `help` turned round; two answers are equal in `help`, one is masked, one is
-not there."""
+"""`harm` orders the models the other way round than `help`; two answers are equal in `help`, one is masked, one is
+missing."""
 TYPES = {"1": "how", "2": "who", "3": "how", "4": ""}
 UPPER = {
     "overall": ([1 / 6, 1 / 2, 1 / 2], [3, 2, 3]),
@@ -130,10 +133,11 @@ UPPER = {
     "how": ([0.5, 0, 0.25], [1, 1, 2]),
     "who": ([0, 1, 1], [1, 1, 1]),
 }
-"""By hand: a against b, a against c, b against c, and how many prompts that is."""
+"""Computed by hand: rates of a against b, a against c, b against c, and the number of prompts of each."""
 
 
 def check_by_hand(matrix, rates, counts):
+    """Compare the cells above the diagonal with an entry of UPPER."""
     cells = [(0, 1), (0, 2), (1, 2)]
     assert matrix.models == ("a", "b", "c") and np.allclose(matrix.wins + matrix.wins.T, 1)
     for (i, j), rate, count in zip(cells, rates, counts, strict=True):
@@ -142,161 +146,78 @@ def check_by_hand(matrix, rates, counts):
 
 
 def test_rates_overall_by_dimension_and_by_prompt_type():
-    found = outcome_rates(OUTCOMES, OUTCOMES, "abc", TYPES)
-    assert (list(found.dimension), list(found.prompt_type)) == (["harm", "help"], ["how", "who"])
-    for name, matrix in {"overall": found.overall, **found.dimension, **found.prompt_type}.items():
+    rates = outcome_rates(OUTCOMES, OUTCOMES, "abc", TYPES)
+    assert (list(rates.dimension), list(rates.prompt_type)) == (["harm", "help"], ["how", "who"])
+    for name, matrix in {"overall": rates.overall, **rates.dimension, **rates.prompt_type}.items():
         check_by_hand(matrix, *UPPER[name])
     missing = {"a": 1, "b": 0, "c": 1}
-    assert found.overall.missing == found.dimension["help"].missing == found.dimension["harm"].missing == missing
-    assert found.prompt_type["how"].missing == {"a": 1, "b": 0, "c": 0}
-    assert found.prompt_type["who"].missing == {"a": 0, "b": 0, "c": 0}
+    assert rates.overall.missing == rates.dimension["help"].missing == rates.dimension["harm"].missing == missing
+    assert rates.prompt_type["how"].missing == {"a": 1, "b": 0, "c": 0}
+    assert rates.prompt_type["who"].missing == {"a": 0, "b": 0, "c": 0}
 
 
-def test_rates_as_json():
-    found = outcome_rates(OUTCOMES, OUTCOMES, "abc", TYPES)
-    told = found.to_json()
-    groups = {"dimension": told.pop("dimension"), "prompt_type": told.pop("prompt_type")}
-    assert (
-        told == found.overall.to_json()
-        and told
-        == win_matrix(
-            {
-                "a": {"1": 4, "2": 3, "3": None, "4": 2},
-                "b": {"1": 4, "2": 4, "3": 1, "4": 6},
-                "c": {"1": 4.5, "2": 2, "3": 1},
-            }
-        ).to_json()
-    )
+def test_win_rates_as_json():
+    rates = outcome_rates(OUTCOMES, OUTCOMES, "abc", TYPES)
+    fields = rates.to_json()
+    groups = {"dimension": fields.pop("dimension"), "prompt_type": fields.pop("prompt_type")}
+    totals = {
+        "a": {"1": 4, "2": 3, "3": None, "4": 2},
+        "b": {"1": 4, "2": 4, "3": 1, "4": 6},
+        "c": {"1": 4.5, "2": 2, "3": 1},
+    }
+    assert fields == rates.overall.to_json() == win_matrix(totals).to_json()
     assert groups["dimension"].keys() == {"harm", "help"} and groups["prompt_type"].keys() == {"how", "who"}
     for name, one in {**groups["dimension"], **groups["prompt_type"]}.items():
         assert one.keys() == {"models", "wins", "low", "high", "prompts", "missing"}
         assert one["wins"][0][1:] == pytest.approx(UPPER[name][0][:2]) and one["prompts"][1][2] == UPPER[name][1][2]
 
 
-def test_weights_are_of_the_total_not_of_a_dimension():
-    turned = {
-        prompt: {
-            name: one if isinstance(one, Masked) else said(help=0.0, harm=-one.parts["harm"])
-            for name, one in of.items()
-        }
-        for prompt, of in OUTCOMES.items()
-    }
-    found = outcome_rates(OUTCOMES, turned, "abc", TYPES)
-    check_by_hand(found.overall, [1, 1, 1], [3, 2, 3])
-    check_by_hand(found.prompt_type["who"], [1, 1, 1], [1, 1, 1])
-    check_by_hand(found.dimension["harm"], *UPPER["harm"])
-    check_by_hand(found.dimension["help"], *UPPER["help"])
+def test_reward_weights_change_the_total_but_no_dimension():
+
+    def weighted(outcome):
+        """Weigh `help` with 0 and `harm` with -1."""
+        return outcome if isinstance(outcome, Masked) else scored(help=0.0, harm=-outcome.parts["harm"])
+
+    totals = {}
+    for prompt, answers in OUTCOMES.items():
+        totals[prompt] = {name: weighted(outcome) for name, outcome in answers.items()}
+    rates = outcome_rates(OUTCOMES, totals, "abc", TYPES)
+    check_by_hand(rates.overall, [1, 1, 1], [3, 2, 3])
+    check_by_hand(rates.prompt_type["who"], [1, 1, 1], [1, 1, 1])
+    check_by_hand(rates.dimension["harm"], *UPPER["harm"])
+    check_by_hand(rates.dimension["help"], *UPPER["help"])
 
 
-def test_a_single_part_is_no_dimension():
-    outcomes = {"1": {"a": said(score=1.0), "b": said(score=0.0)}, "2": {"a": Masked("no"), "b": said(score=1.0)}}
-    found = outcome_rates(outcomes, outcomes, "ab", {"1": "", "2": ""})
-    assert found.dimension == found.prompt_type == {} and found.overall.wins[0, 1] == 1
+def test_a_single_part_makes_no_dimension():
+    outcomes = {"1": {"a": scored(score=1.0), "b": scored(score=0.0)}, "2": {"a": Masked("no"), "b": scored(score=1.0)}}
+    rates = outcome_rates(outcomes, outcomes, "ab", {"1": "", "2": ""})
+    assert rates.dimension == rates.prompt_type == {} and rates.overall.wins[0, 1] == 1
     assert outcome_rates({"1": {"a": Masked("no"), "b": Masked("no")}}, {}, "ab", {}).dimension == {}
 
 
-def test_a_prompt_counts_where_its_answers_have_the_part():
-    """A function may have other parts for other prompts; where every answer is masked, none can say that it has not."""
+def test_a_prompt_counts_in_a_dimension_if_its_answers_have_the_part():
+    """A function may return other parts for other prompts; a prompt whose answers are all masked counts in each dimension."""
     outcomes = {
-        "1": {"a": said(recall=1, false=0), "b": said(recall=0, false=0)},
-        "2": {"a": said(correct=0), "b": said(correct=1)},
-        "3": {"a": said(recall=0), "b": Masked("no")},
+        "1": {"a": scored(recall=1, false=0), "b": scored(recall=0, false=0)},
+        "2": {"a": scored(correct=0), "b": scored(correct=1)},
+        "3": {"a": scored(recall=0), "b": Masked("no")},
         "4": {"a": Masked("no"), "b": Masked("no")},
-        "5": {"a": said(recall=0.5, false=-1), "b": said(recall=1)},
+        "5": {"a": scored(recall=0.5, false=-1), "b": scored(recall=1)},
     }
-    found = outcome_rates(outcomes, outcomes, "ab", dict.fromkeys(outcomes, "")).dimension
-    assert {name: one.prompts[0, 1] for name, one in found.items()} == {"correct": 1, "false": 1, "recall": 2}
-    assert {name: one.wins[0, 1] for name, one in found.items()} == {"correct": 0, "false": 0.5, "recall": 0.5}
-    assert {name: one.missing for name, one in found.items()} == {
-        **{"correct": {"a": 1, "b": 1}, "false": {"a": 1, "b": 2}},
+    rates = outcome_rates(outcomes, outcomes, "ab", dict.fromkeys(outcomes, "")).dimension
+    assert {name: one.prompts[0, 1] for name, one in rates.items()} == {"correct": 1, "false": 1, "recall": 2}
+    assert {name: one.wins[0, 1] for name, one in rates.items()} == {"correct": 0, "false": 0.5, "recall": 0.5}
+    assert {name: one.missing for name, one in rates.items()} == {
+        "correct": {"a": 1, "b": 1},
+        "false": {"a": 1, "b": 2},
         "recall": {"a": 1, "b": 2},
     }
 
 
-def test_verdicts_by_prompt_type():
+def test_verdict_rates_by_prompt_type():
     verdicts = {"1": {("a", "b"): 1.0}, "2": {("a", "b"): 0.5}, "3": {("a", "b"): None}, "4": {("b", "a"): 1.0}}
-    found = verdict_rates(verdicts, "ab", TYPES)
-    assert found.overall.to_json() == verdict_matrix(verdicts, "ab").to_json() and found.dimension == {}
-    assert {name: one.wins[0, 1] for name, one in found.prompt_type.items()} == {"how": 1, "who": 0.5}
-    assert found.prompt_type["how"].prompts.tolist() == [[1, 1], [1, 1]]
-    assert found.prompt_type["how"].missing == {"a": 1, "b": 1} and found.prompt_type["who"].missing == {"a": 0, "b": 0}
-
-
-# -- the picture
-
-SPACE = {"s": "http://www.w3.org/2000/svg"}
-
-
-def test_the_picture():
-    scores = {'a <b> & "c"': {"1": 1.0, "2": 0.0, "3": 1.0}, "rlaif": {"1": 0.0, "2": 1.0, "3": 0.0}, "none": {}}
-    matrix = win_matrix(scores)
-    root = ElementTree.fromstring(svg({"over & under": matrix}, title='wins & "losses"'))
-    shown = [text.text for text in root.iterfind("s:g/s:g/s:text", SPACE)]
-    assert shown == ["0.50", "–", "0.67", "–", "0.50", "–", "0.33", "–", "0.50"]
-    labels = [text.text for text in root.iterfind("s:g/s:text", SPACE)]
-    assert labels[0] == "over & under" and sorted(labels[1:]) == sorted([*matrix.models, *matrix.models])
-    assert [text.text for text in root.iterfind("s:text", SPACE)] == ['wins & "losses"']
-    assert root.get("aria-label") == 'wins & "losses"'
-    tips = [title.text for title in root.iterfind(".//s:title", SPACE)]
-    assert tips[2].startswith('a <b> & "c" against rlaif: 3 prompts, 95 % interval 0.21 to 0.94')
-    fills = [rect.get("fill") for rect in root.iterfind(".//s:rect", SPACE)]
-    assert len(fills) == 9 and fills[0] == fills[4] and len({fills[0], fills[1], fills[2], fills[6]}) == 4
-
-
-def contrast(one, other):
-    def luminance(colour):
-        parts = [part / 255 for part in colour]
-        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    low, high = sorted((luminance(one), luminance(other)))
-    return (high + 0.05) / (low + 0.05)
-
-
-def test_numbers_and_labels_can_be_read():
-    """WCAG 2: at least 4.5 for numbers in cells, 4 for labels on either background."""
-    for step in range(101):
-        colour = _colour(step / 100)
-        assert contrast(colour, (0, 0, 0) if _ink(colour) == "#000" else (255, 255, 255)) >= 4.5
-    label = tuple(int(LABEL[at : at + 2], 16) for at in (1, 3, 5))
-    assert contrast(label, (255, 255, 255)) >= 4 and contrast(label, (13, 17, 23)) >= 4
-
-
-def test_everything_lies_inside_the_picture():
-    """In its own panel, and panels do not overlap."""
-    matrix = win_matrix({"a rather long name of a model": {"1": 1.0}, "b": {"1": 0.0}})
-    names = [
-        "overall",
-        "dimension: one whose name is longer than two models and all that stands beside them in a panel",
-    ]
-    names += [f"prompt_type: {number}" for number in range(COLUMNS)]
-    root = ElementTree.fromstring(svg(dict.fromkeys(names, matrix)))
-    width, height = float(root.get("width")), float(root.get("height"))
-    panels = root.findall("s:g", SPACE)
-    places = [moved(panel) for panel in panels]
-    assert [panel.find("s:text", SPACE).text for panel in panels] == names and len(set(places)) == len(names)
-    wide, high = width / COLUMNS, (height - places[0][1]) / 2
-    for number, (panel, (left, top)) in enumerate(zip(panels, places, strict=True)):
-        assert left == pytest.approx(number % COLUMNS * wide, abs=1) and top - 24 == pytest.approx(
-            number // COLUMNS * high, abs=1
-        )
-        check_inside(panel, wide, high)
-
-
-def moved(element) -> tuple[float, ...]:
-    return tuple(map(float, re.match(r"translate\((\S+) (\S+)\)", element.get("transform")).groups()))
-
-
-def check_inside(panel, width, height):
-    for text in panel.iterfind("s:text", SPACE):
-        along = LETTER * len(text.text)
-        if text.get("transform"):
-            x, y = moved(text)
-            assert x + along * math.cos(math.radians(40)) <= width and y - along * math.sin(math.radians(40)) >= 20
-        elif text.get("text-anchor"):
-            assert float(text.get("x")) - along >= 0
-        else:
-            assert float(text.get("x")) + along <= width
-    for rect in panel.iterfind("s:g/s:rect", SPACE):
-        assert 0 <= float(rect.get("x")) and float(rect.get("x")) + float(rect.get("width")) <= width
-        assert 0 <= float(rect.get("y")) and float(rect.get("y")) + float(rect.get("height")) <= height
+    rates = verdict_rates(verdicts, "ab", TYPES)
+    assert rates.overall.to_json() == verdict_matrix(verdicts, "ab").to_json() and rates.dimension == {}
+    assert {name: one.wins[0, 1] for name, one in rates.prompt_type.items()} == {"how": 1, "who": 0.5}
+    assert rates.prompt_type["how"].prompts.tolist() == [[1, 1], [1, 1]]
+    assert rates.prompt_type["how"].missing == {"a": 1, "b": 1} and rates.prompt_type["who"].missing == {"a": 0, "b": 0}

@@ -1,21 +1,30 @@
-"""Questions to a judge, and options that wait for nothing."""
+"""Fixtures: questions to a judge, and options of a server without long waits."""
 
 import pytest
 from judge_server import MODEL
 
 from rlaif.config.server import Server
-from rlaif.feedback.asking import Ask, Turn
-from rlaif.feedback.options import EndpointOptions
+from rlaif.feedback.chat_request import ChatRequest, EndpointOptions, Turn
 
 
 @pytest.fixture
 def options():
-    """Options for a server, quick by default: the user's own, and those of a stage."""
+    """Options of a server and of a stage, with short waits unless changed."""
 
     def of(server, **changes) -> EndpointOptions:
         url = server if isinstance(server, str) else server.url
-        quick = dict(model=MODEL, timeout_s=5.0, retries=1, backoff_s=0.01, max_backoff_s=2.0, concurrency=1)
-        of_stage = {name: changes.pop(name) for name in ("max_tokens", "temperature", "cache") if name in changes}
+        quick = {
+            "model": MODEL,
+            "timeout_s": 5.0,
+            "retries": 1,
+            "backoff_s": 0.01,
+            "max_backoff_s": 2.0,
+            "concurrency": 1,
+        }
+        of_stage = {}
+        for name in ("max_tokens", "temperature", "cache"):
+            if name in changes:
+                of_stage[name] = changes.pop(name)
         return EndpointOptions(Server(**{"url": url, **quick, **changes}), **of_stage)
 
     return of
@@ -23,9 +32,9 @@ def options():
 
 @pytest.fixture
 def ask():
-    """Question number `n`, of the words alone."""
+    """Question number `n`, without images."""
 
-    def of(n=0, choices=(), **changes) -> Ask:
-        return Ask(**{"key": ("p", n), "turns": (Turn(f"question {n} ?"),), "choices": choices, **changes})
+    def of(n=0, choices=(), **changes) -> ChatRequest:
+        return ChatRequest(**{"key": ("p", n), "turns": (Turn(f"question {n} ?"),), "choices": choices, **changes})
 
     return of

@@ -1,4 +1,4 @@
-"""Cutting answers into claims, and scoring them by rejected claims."""
+"""Answers are split into claims and scored by rejected claims."""
 
 import math
 import re
@@ -7,11 +7,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlaif.feedback.claims import ClaimScore, Judged, judge_claim, parse_list, score, split, tally
+from rlaif.feedback.claims import (
+    ClaimScore,
+    ClaimVerdict,
+    Evidence,
+    claim_score,
+    count_claims,
+    judge_claim,
+    parse_list,
+    split_claims,
+)
 from rlaif.feedback.sentences import sentences
 from rlaif.records import Masked
 
-YES, NO = Judged(0.9, 0.1, True), Judged(0.1, 0.9, False)
+YES, NO = ClaimVerdict(0.9, 0.1, True), ClaimVerdict(0.1, 0.9, False)
 WORDS = ("yes", "no")
 
 
@@ -37,27 +46,27 @@ WORDS = ("yes", "no")
         ("", []),
     ],
 )
-def test_sentences(answer, claims):
-    assert split(answer) == claims
+def test_answers_are_split_into_sentences_and_list_items(answer, claims):
+    assert split_claims(answer) == claims
 
 
 @settings(deadline=None)
 @given(st.text(alphabet="abAB éµ.!?,;:-*()\n\"'", max_size=80))
-def test_no_word_is_lost(text):
+def test_every_word_is_in_a_sentence(text):
     assert re.findall(r"\w+", " ".join(sentences(text))) == re.findall(r"\w+", text)
 
 
 def test_a_long_answer_is_never_cut():
     answer = " ".join(f"object {number} is here ." for number in range(400))
-    assert len(split(answer)) == 400
+    assert len(split_claims(answer)) == 400
 
 
 def test_repeats_are_one_claim_and_counted():
-    assert tally(sentences("A cat. a  CAT! A dog. A cat.")) == {"A cat.": 3, "A dog.": 1}
-    assert split("A cat. a  CAT! A dog.") == ["A cat.", "A dog."]
+    assert count_claims(sentences("A cat. a  CAT! A dog. A cat.")) == {"A cat.": 3, "A dog.": 1}
+    assert split_claims("A cat. a  CAT! A dog.") == ["A cat.", "A dog."]
 
 
-def test_a_models_list():
+def test_claims_are_parsed_from_a_models_list():
     reply = "Here are the facts:\n- A cat sits.\n -The cat is\n   not black\n• A dog\n3. It runs\n---\n-\nThat is all.\n  end"
     assert parse_list(reply) == ["A cat sits.", "The cat is not black", "A dog", "It runs"]
     assert parse_list("no list here") == []
@@ -70,25 +79,26 @@ def tokens(**probabilities) -> list[tuple[str, float]]:
 @pytest.mark.parametrize(
     ("listed", "accepted"),
     [
-        (dict(yes=0.2, Yes=0.2, _Yes=0.1, No=0.4), True),
-        (dict(yes=0.2, Yes=0.15, No=0.2, no=0.1, _no=0.1), False),
-        (dict(Yes=0.3, No=0.3), False),
-        (dict(Yes=0.01, The=0.9), True),
-        (dict(NO=0.01, The=0.9), False),
+        ({"yes": 0.2, "Yes": 0.2, "_Yes": 0.1, "No": 0.4}, True),
+        ({"yes": 0.2, "Yes": 0.15, "No": 0.2, "no": 0.1, "_no": 0.1}, False),
+        ({"Yes": 0.3, "No": 0.3}, False),
+        ({"Yes": 0.01, "The": 0.9}, True),
+        ({"NO": 0.01, "The": 0.9}, False),
     ],
 )
-def test_a_claim_is_accepted_where_yes_is_likelier(listed, accepted):
+def test_a_claim_is_accepted_if_yes_is_likelier(listed, accepted):
     assert judge_claim(tokens(**listed), *WORDS).accepted is accepted
 
 
 @pytest.mark.parametrize(("no", "accepted"), [(0.30, True), (0.69, True), (0.71, False), (1.0, False)])
-def test_a_claim_that_the_judge_is_unsure_of_is_rejected_from_a_share_on(no, accepted):
-    """Of yes and no alone: what else the judge might have said does not count."""
+def test_a_claim_is_rejected_from_the_configured_share_of_no_on(no, accepted):
+    """The share is among yes and no alone; other tokens do not count."""
     listed = {"yes": (1 - no) / 2, "no": no / 2}
-    assert judge_claim(tokens(**{word: p for word, p in listed.items() if p}), *WORDS, 0.7).accepted is accepted
+    possible = {word: p for word, p in listed.items() if p}
+    assert judge_claim(tokens(**possible), *WORDS, 0.7).accepted is accepted
 
 
-def test_probabilities_are_evidence():
+def test_a_verdict_holds_the_summed_probabilities():
     judged = judge_claim(tokens(yes=0.2, Yes=0.3, _no=0.1), *WORDS)
     assert (judged.p_yes, judged.p_no) == pytest.approx((0.5, 0.1))
 
@@ -104,19 +114,15 @@ def test_a_claim_that_cannot_be_judged_is_masked():
 
 def test_the_score_is_minus_the_rejected_claims():
     """RLAIF-V: accepted - claims."""
-    found = score({"a": 1, "b": 2, "c": 1}, [YES, NO, NO])
-    assert (found.score, found.empty) == (-2, False)
-    assert [(item.claim, item.times, item.judged) for item in found.evidence] == [
-        ("a", 1, YES),
-        ("b", 2, NO),
-        ("c", 1, NO),
-    ]
-    assert score({"a": 1}, [YES]).score == 0
+    result = claim_score({"a": 1, "b": 2, "c": 1}, [YES, NO, NO])
+    assert (result.score, result.empty) == (-2, False)
+    assert result.evidence == (Evidence("a", 1, YES), Evidence("b", 2, NO), Evidence("c", 1, NO))
+    assert claim_score({"a": 1}, [YES]).score == 0
 
 
 def test_an_answer_without_claims_is_empty():
-    found = score({}, [])
-    assert found.score == 0 and found.empty
+    result = claim_score({}, [])
+    assert result.score == 0 and result.empty
 
 
 @pytest.mark.parametrize(
@@ -124,12 +130,14 @@ def test_an_answer_without_claims_is_empty():
     [([YES], "2 claims, but 1 judgements"), ([YES] * 3, "2 claims, but 3"), ([YES, Masked("x")], "not judged: x")],
 )
 def test_a_score_that_cannot_be_computed_is_masked(judgements, reason):
-    found = score({"a": 1, "b": 1}, judgements)
-    assert isinstance(found, Masked) and reason in found.reason
+    result = claim_score({"a": 1, "b": 1}, judgements)
+    assert isinstance(result, Masked) and reason in result.reason
 
 
 @settings(deadline=None)
 @given(st.lists(st.booleans(), max_size=12))
-def test_score_counts(accepted):
-    found = score({str(number): 1 for number in range(len(accepted))}, [YES if one else NO for one in accepted])
-    assert isinstance(found, ClaimScore) and found.score == sum(accepted) - len(accepted) <= 0
+def test_the_score_never_exceeds_zero_and_counts_rejections(accepted):
+    claims = {str(number): 1 for number in range(len(accepted))}
+    result = claim_score(claims, [YES if yes else NO for yes in accepted])
+    assert isinstance(result, ClaimScore)
+    assert result.score == sum(accepted) - len(accepted) <= 0

@@ -1,8 +1,10 @@
-"""The judge's client against a server that answers: what is sent, what comes back, what is kept, what it may take."""
+"""The judge's client against a server that answers: requests, replies, stored answers and budgets."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import json
 import math
 import os
@@ -14,12 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from judge_server import MODEL, JudgeServer, answer, completion, status
+from judge_server import MODEL, JudgeServer, answer, completion, half, status
+from PIL import Image
 
 from rlaif.errors import ConfigError, ContractError
-from rlaif.feedback.asking import Ask, Turn, canonical, data_url, encode_frames, prompt_hash
+from rlaif.feedback.chat_request import ChatRequest, Turn, canonical, data_url, encode_frames, prompt_hash
+from rlaif.feedback.chat_response import ChatCompletion, Reply, Usage
 from rlaif.feedback.endpoint import Endpoint
-from rlaif.feedback.replies import Answer, Reply, Usage
 from rlaif.feedback.tokens import choice_logprobs
 
 ROOT = Path(__file__).parents[3]
@@ -27,6 +30,7 @@ FRAMES = np.random.default_rng(0).integers(0, 255, (3, 8, 8, 3), dtype=np.uint8)
 
 
 def files(folder) -> list[Path]:
+    """Return every file below a folder, sorted."""
     return sorted(path for path in Path(folder).rglob("*") if path.is_file())
 
 
@@ -52,14 +56,14 @@ def test_a_reply_carries_text_and_record(options, ask):
     assert endpoint.used == Usage(10, 5)
 
 
-def test_the_request_is_a_chat_completion(options, monkeypatch):
+def test_the_request_body_is_a_chat_completion(options, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", " sk-planted\n")
     images = encode_frames(FRAMES)
     turns = (Turn("be strict .", "system"), Turn("which ?", images=images))
     extra = {"chat_template_kwargs": {"enable_thinking": False}, "max_tokens": None, "max_completion_tokens": 7}
     with JudgeServer(answer()) as server:
         chosen = options(server, api_key_env="JUDGE_KEY", temperature=0.5, top_logprobs=4, extra=extra)
-        Endpoint(chosen).ask_many([Ask("k", turns, ("A", "B"), seed=9)])
+        Endpoint(chosen).ask_many([ChatRequest("k", turns, ("A", "B"), seed=9)])
     assert server.paths == ["/v1/chat/completions"]
     assert server.headers[0]["Authorization"] == "Bearer sk-planted"
     assert server.bodies == [
@@ -85,19 +89,14 @@ def test_the_request_is_a_chat_completion(options, monkeypatch):
     ]
 
 
-def test_without_choices_no_logprobs_and_without_a_key_no_header(options, ask):
+def test_no_logprobs_without_choices_and_no_header_without_a_key(options, ask):
     with JudgeServer(answer()) as server:
         Endpoint(options(server)).ask_many([ask()])
     assert not {"logprobs", "top_logprobs"} & set(server.bodies[0])
     assert "Authorization" not in server.headers[0]
 
 
-def test_frames_arrive_as_they_are():
-    import base64
-    import io
-
-    from PIL import Image
-
+def test_png_frames_arrive_without_loss():
     url = data_url(encode_frames(FRAMES)[1])
     kind, _, data = url.partition(";base64,")
     assert kind == "data:image/png"
@@ -105,28 +104,28 @@ def test_frames_arrive_as_they_are():
     assert data_url(encode_frames(FRAMES, jpeg_quality=95)[0]).startswith("data:image/jpeg;base64,")
 
 
-def test_what_is_no_image_is_refused():
+def test_a_file_that_is_no_image_is_refused():
     with pytest.raises(ContractError, match="PNG or JPEG"):
         data_url(b"GIF89a")
 
 
-def test_too_many_images_are_an_error_not_a_cut(options):
+def test_too_many_images_are_an_error(options):
     turns = (Turn("?", images=encode_frames(FRAMES)),)
     with JudgeServer(answer()) as server, pytest.raises(ContractError, match="at most 2 images"):
-        Endpoint(options(server, max_images=2)).ask_many([Ask("k", turns)])
+        Endpoint(options(server, max_images=2)).ask_many([ChatRequest("k", turns)])
     assert server.bodies == []
 
 
 # -- log-probs of the first token
 
 
-def test_choices_add_up_over_spaces_and_what_is_not_reported_is_none(options, ask):
+def test_choices_sum_over_spaces_and_are_none_if_not_reported(options, ask):
     with JudgeServer(answer("A")) as server:
         (reply,) = Endpoint(options(server)).ask_many([ask(choices=("A", "B", "C"))])
-    found = choice_logprobs(reply.first, ("A", "B", "C"))
-    assert found["A"] == pytest.approx(-0.2)
-    assert found["B"] == pytest.approx(math.log(math.exp(-2) + math.exp(-3)))
-    assert found["C"] is None
+    logprobs = choice_logprobs(reply.first, ("A", "B", "C"))
+    assert logprobs["A"] == pytest.approx(-0.2)
+    assert logprobs["B"] == pytest.approx(math.log(math.exp(-2) + math.exp(-3)))
+    assert logprobs["C"] is None
 
 
 def test_a_sampled_token_beyond_the_top_counts(options, ask):
@@ -145,7 +144,7 @@ def test_with_choices_the_first_token_is_the_answer(options, ask, changes):
 
 
 @pytest.mark.parametrize("choices", [("A", " A"), ("",), ("A", "A")])
-def test_choices_that_cannot_be_told_apart(ask, choices):
+def test_choices_that_differ_by_spaces_alone_are_refused(ask, choices):
     with pytest.raises(ContractError, match="differ"):
         ask(choices=choices)
 
@@ -164,17 +163,17 @@ def test_outcomes_keep_the_order_of_the_questions(options, ask):
     assert server.most_open == 4
 
 
-def test_questions_are_taken_as_there_is_room(options, ask):
+def test_questions_are_taken_from_the_iterable_as_room_becomes_free(options, ask):
     with JudgeServer(answer(delay=0.05)) as server:
-        taken = []
+        progress = []
 
         def asks():
             for n in range(6):
-                taken.append((n, len(server.bodies)))
+                progress.append((n, len(server.bodies)))
                 yield ask(n)
 
         Endpoint(options(server, concurrency=2)).ask_many(asks())
-    assert all(n - sent <= 2 for n, sent in taken)
+    assert all(number - answered <= 2 for number, answered in progress)
 
 
 def test_the_same_question_twice_is_asked_once(options, ask):
@@ -184,7 +183,7 @@ def test_the_same_question_twice_is_asked_once(options, ask):
     assert sorted(reply.cached for reply in replies) == [False, False, True, True]
 
 
-def test_inside_an_event_loop(options, ask):
+def test_questions_can_be_asked_inside_an_event_loop(options, ask):
     async def main():
         return Endpoint(options(server)).ask_many([ask(1)])
 
@@ -192,7 +191,7 @@ def test_inside_an_event_loop(options, ask):
         assert [reply.text for reply in asyncio.run(main())] == ["A"]
 
 
-def test_an_error_of_whoever_asks_arrives_as_it_is(options, ask):
+def test_an_error_of_the_callers_iterable_is_raised_unchanged(options, ask):
     def asks():
         yield ask(0)
         raise ZeroDivisionError("of the caller")
@@ -204,10 +203,10 @@ def test_an_error_of_whoever_asks_arrives_as_it_is(options, ask):
         assert endpoint.ask_many([ask(0)])[0].cached
 
 
-# -- what is kept
+# -- stored answers
 
 
-def test_a_kept_answer_costs_nothing(options, ask, tmp_path):
+def test_a_stored_answer_costs_nothing(options, ask, tmp_path):
     with JudgeServer(answer("A")) as server:
         chosen = options(server, cache=str(tmp_path))
         first = Endpoint(chosen).ask_many([ask(1, choices=("A",))])[0]
@@ -237,21 +236,23 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_whatever_decides_the_answer_is_in_the_hash(options, change, tmp_path):
+def test_the_hash_covers_everything_that_decides_the_answer(options, change, tmp_path):
     of_options, of_ask = CHANGES[change]
     plain = {"key": 1, "turns": (Turn("question", images=encode_frames(FRAMES)),)}
     with JudgeServer(by=lambda body: answer(top={"model": body["model"]})) as server:
-        (first,) = Endpoint(options(server, cache=str(tmp_path))).ask_many([Ask(**plain)])
-        (other,) = Endpoint(options(server, cache=str(tmp_path), **of_options)).ask_many([Ask(**plain | of_ask)])
+        (first,) = Endpoint(options(server, cache=str(tmp_path))).ask_many([ChatRequest(**plain)])
+        (other,) = Endpoint(options(server, cache=str(tmp_path), **of_options)).ask_many(
+            [ChatRequest(**plain | of_ask)]
+        )
     assert first.prompt_hash != other.prompt_hash
     assert not other.cached and len(server.bodies) == 2
 
 
-def test_replies_of_earlier_releases_stay_known():
-    """With another number for the same question what is kept would be paid for again."""
+def test_prompt_hashes_are_those_of_earlier_releases():
+    """With another hash for the same question its stored answer would be paid for again."""
     turns = (Turn("be strict .", "system"), Turn("which ?", images=(b"\xff\xd8\xff one", b"\x89PNG\r\n\x1a\n two")))
-    asked = canonical("http://judge", {"model": "m", "seed": 1}, turns)
-    assert prompt_hash(asked) == "43eb00570dd1e8aebd782623347d90e384713baf6daab9470cbb07122be8615e"
+    text = canonical("http://judge", {"model": "m", "seed": 1}, turns)
+    assert prompt_hash(text) == "43eb00570dd1e8aebd782623347d90e384713baf6daab9470cbb07122be8615e"
 
 
 @pytest.mark.parametrize(
@@ -262,36 +263,36 @@ def test_replies_of_earlier_releases_stay_known():
     ],
     ids=["a verdict", "free text"],
 )
-def test_replies_to_the_same_options_stay_known(options, choices, known):
-    """Of a stage's options, with the defaults of the others, and an address with a slash at its end."""
+def test_stored_answers_of_earlier_releases_are_used(options, choices, known):
+    """The hash covers a stage's options, the defaults of the others, and the address without its last slash."""
     extra = {"a": {"b": [1]}, "max_tokens": None}
     endpoint = Endpoint(options("http://judge/v1/", model="m", extra=extra, max_tokens=512))
-    kept = Answer("m", "A", None, "stop", (("A", -0.2),), Usage(10, 5), 0.1)
+    stored = ChatCompletion("m", "A", None, "stop", (("A", -0.2),), Usage(10, 5), 0.1)
     sampling = {"model": "m", "temperature": 0.0, "seed": 3, "a": {"b": [1]}}
     of_verdict = {"logprobs": True, "top_logprobs": 20} if choices else {}
     turns = (Turn("which ?"),)
-    endpoint.answers.put(canonical("http://judge/v1", sampling | of_verdict, turns), kept)
-    (reply,) = endpoint.ask_many([Ask("k", turns, choices, seed=3)])
+    endpoint.answers.put(canonical("http://judge/v1", sampling | of_verdict, turns), stored)
+    (reply,) = endpoint.ask_many([ChatRequest("k", turns, choices, seed=3)])
     assert reply.cached and reply.prompt_hash == known
 
 
 def test_the_address_is_in_the_hash_unless_an_origin_is_named(options, ask, tmp_path):
     with JudgeServer(answer()) as one, JudgeServer(answer()) as two:
         for origin, cached in ((None, False), ("judge", True)):
-            chosen = dict(cache=str(tmp_path), origin=origin)
+            chosen = {"cache": str(tmp_path), "origin": origin}
             Endpoint(options(one, **chosen)).ask_many([ask()])
             assert Endpoint(options(two, **chosen)).ask_many([ask()])[0].cached is cached
 
 
-def test_frames_are_kept_as_their_hash(options, tmp_path):
+def test_frames_are_stored_as_their_hash(options, tmp_path):
     turns = (Turn("?", images=encode_frames(FRAMES)),)
     with JudgeServer(answer()) as server:
-        Endpoint(options(server, cache=str(tmp_path))).ask_many([Ask("k", turns)])
+        Endpoint(options(server, cache=str(tmp_path))).ask_many([ChatRequest("k", turns)])
     (file,) = files(tmp_path)
     assert "base64" not in file.read_text() and file.stat().st_size < 2000
 
 
-def test_what_cannot_be_read_of_the_cache_is_asked_again(options, ask, tmp_path):
+def test_unreadable_files_of_the_cache_are_asked_again(options, ask, tmp_path):
     with JudgeServer(answer("A")) as server:
         chosen = options(server, cache=str(tmp_path))
         asks = [ask(n) for n in range(5)]
@@ -307,17 +308,17 @@ def test_what_cannot_be_read_of_the_cache_is_asked_again(options, ask, tmp_path)
         assert all(reply.cached for reply in Endpoint(chosen).ask_many(asks))
 
 
-def test_a_killed_run_goes_on_where_it_was(options, ask, tmp_path):
-    """With SIGKILL, in the middle of its questions."""
+def test_a_killed_run_asks_only_what_has_no_answer(options, ask, tmp_path):
+    """The run is killed with SIGKILL, in the middle of its questions."""
     code = (
         "import sys; sys.path[:0] = ['tests/support']\n"
         "from rlaif.feedback.endpoint import Endpoint\n"
-        "from rlaif.feedback.asking import Ask, Turn\n"
+        "from rlaif.feedback.chat_request import ChatRequest, Turn\n"
         "from rlaif.config.server import Server\n"
-        "from rlaif.feedback.options import EndpointOptions\n"
+        "from rlaif.feedback.chat_request import EndpointOptions\n"
         f"server = Server(url=sys.argv[1], model={MODEL!r}, concurrency=2)\n"
         "options = EndpointOptions(server, cache=sys.argv[2])\n"
-        "Endpoint(options).ask_many(Ask(('p', n), (Turn(f'question {n} ?'),)) for n in range(30))\n"
+        "Endpoint(options).ask_many(ChatRequest(('p', n), (Turn(f'question {n} ?'),)) for n in range(30))\n"
     )
     with JudgeServer(answer("A", delay=0.05)) as server:
         run = subprocess.Popen([sys.executable, "-c", code, server.url, str(tmp_path)], cwd=ROOT)
@@ -325,11 +326,11 @@ def test_a_killed_run_goes_on_where_it_was(options, ask, tmp_path):
             time.sleep(0.01)
         os.kill(run.pid, signal.SIGKILL)
         assert run.wait() == -signal.SIGKILL
-        asked = len(server.bodies)
+        before_the_kill = len(server.bodies)
         replies = Endpoint(options(server, cache=str(tmp_path))).ask_many([ask(n) for n in range(30)])
     assert [reply.text for reply in replies] == ["A"] * 30
-    assert 6 <= sum(reply.cached for reply in replies) <= asked
-    assert len(server.bodies) <= 30 + 4  # at most what was open is asked twice
+    assert 6 <= sum(reply.cached for reply in replies) <= before_the_kill
+    assert len(server.bodies) <= 30 + 4  # at most the open requests are sent twice
 
 
 def test_a_cache_that_cannot_be_written(options, ask, tmp_path):
@@ -338,7 +339,7 @@ def test_a_cache_that_cannot_be_written(options, ask, tmp_path):
         Endpoint(options(server, cache=str(tmp_path / "file"))).ask_many([ask()])
 
 
-# -- what it may take
+# -- budgets
 
 
 @pytest.mark.parametrize("concurrency", [1, 8])
@@ -349,7 +350,7 @@ def test_a_cache_that_cannot_be_written(options, ask, tmp_path):
         {"cost_budget": 0.0165, "price_per_million": (100.0, 300.0)},  # .0025 each
     ],
 )
-def test_a_budget_is_not_passed_and_what_it_stops_is_masked(options, ask, limits, concurrency, tmp_path):
+def test_a_budget_is_not_exceeded_and_unsent_questions_are_masked(options, ask, limits, concurrency, tmp_path):
     with JudgeServer(answer(delay=0.01)) as server:
         endpoint = Endpoint(options(server, max_tokens=5, concurrency=concurrency, cache=str(tmp_path), **limits))
         outcomes = endpoint.ask_many([ask(n) for n in range(10)])
@@ -358,7 +359,7 @@ def test_a_budget_is_not_passed_and_what_it_stops_is_masked(options, ask, limits
         masked = [one for one in outcomes if not isinstance(one, Reply)]
         assert len(masked) == 4 and {one.kind for one in masked} == {"budget"}
         assert next(iter(limits)) in masked[0].reason
-        # what was answered still costs nothing; what was not still has no room, in this call and in a later run
+        # Stored answers still cost nothing, and the others still have no room, in this call and in a later run.
         assert sum(isinstance(one, Reply) and one.cached for one in endpoint.ask_many([ask(n) for n in range(10)])) == 6
         later = Endpoint(endpoint.options, endpoint.used)
         assert [one.cached for one in later.ask_many([ask(0)])] == [True]
@@ -366,10 +367,8 @@ def test_a_budget_is_not_passed_and_what_it_stops_is_masked(options, ask, limits
         assert len(server.bodies) == 6
 
 
-def test_what_may_have_been_computed_counts(options, ask):
-    """A request that breaks off is charged like the largest so far; a refused one is free."""
-    from judge_server import half
-
+def test_failed_requests_that_may_have_been_computed_count(options, ask):
+    """A request that breaks off counts as the largest so far; one that ends with an error status is free."""
     with JudgeServer(answer(), half, status(500), answer()) as server:
         endpoint = Endpoint(options(server, max_tokens=5, retries=3))
         endpoint.ask_many([ask(0), ask(1)])
@@ -380,7 +379,7 @@ def test_what_may_have_been_computed_counts(options, ask):
 
 
 @pytest.mark.parametrize("value", [None, "", " \n", "sk planted", "sk-ключ"])
-def test_a_key_that_is_not_there_stops_before_anything_is_asked(options, monkeypatch, value):
+def test_a_missing_key_stops_before_anything_is_sent(options, monkeypatch, value):
     monkeypatch.delenv("JUDGE_KEY", raising=False)
     if value is not None:
         monkeypatch.setenv("JUDGE_KEY", value)
@@ -389,29 +388,28 @@ def test_a_key_that_is_not_there_stops_before_anything_is_asked(options, monkeyp
     assert not value or not value.strip() or value not in str(error.value)
 
 
-def test_the_form_of_an_answer_is_what_the_client_reads():
-    """Guards the double: it must have what a server has."""
+def test_the_test_servers_answer_has_the_form_of_a_real_one():
+    """The test server must have the fields of a real server."""
     assert set(completion()) >= {"id", "object", "model", "choices", "usage"}
 
 
-def test_what_was_spent_is_counted(options, ask, tmp_path):
-    """A request that fails, its retry, a question that comes twice, and a second run that finds everything kept."""
+def test_spent_counts_requests_retries_and_stored_answers(options, ask, tmp_path):
+    """Count a request that fails, its retry, a question that comes twice, and a second run with every answer stored."""
     priced = {"price_per_million": (2.0, 10.0), "cache": str(tmp_path), "concurrency": 1}
     with JudgeServer(status(503), answer("yes , A")) as server:
         endpoint = Endpoint(options(server, retries=1, backoff_s=0.0, **priced))
         endpoint.ask_many([ask(1), ask(1), ask(2)])
-        found = endpoint.spent()
-        assert (found["requests"], found["retries"], found["cached"]) == (3, 1, 1)
-        assert found["prompt_tokens"] >= 20 and found["cost"] == pytest.approx(
-            found["prompt_tokens"] * 2e-6 + found["completion_tokens"] * 10e-6
-        )
+        spent = endpoint.spent()
+        assert (spent["requests"], spent["retries"], spent["cached"]) == (3, 1, 1)
+        assert spent["prompt_tokens"] >= 20
+        assert spent["cost"] == pytest.approx(spent["prompt_tokens"] * 2e-6 + spent["completion_tokens"] * 10e-6)
         again = Endpoint(options(server, **priced))
         again.ask_many([ask(1), ask(2)])
     nothing = {"requests": 0, "retries": 0, "prompt_tokens": 0, "completion_tokens": 0, "cost": 0.0}
     assert again.spent() == {**nothing, "cached": 2}
 
 
-def test_without_prices_no_cost_is_known(options, ask):
+def test_cost_is_none_without_prices(options, ask):
     with JudgeServer(answer("yes , A")) as server:
         endpoint = Endpoint(options(server))
         endpoint.ask_many([ask(1)])
@@ -430,9 +428,9 @@ def test_without_prices_no_cost_is_known(options, ask):
     ],
     ids=["refused", "empty", "nothing said"],
 )
-def test_what_cannot_be_used_is_on_record_where_the_server_said_anything(options, ask, step, record):
+def test_unusable_answers_have_a_record_and_missing_ones_have_none(options, ask, step, record):
     with JudgeServer(step) as server:
-        (found,) = Endpoint(options(server, retries=0)).ask_many([ask(1)])
-    told = found.record()
-    assert told.items() >= record.items() and bool(told) == bool(record)
-    assert not told or told["prompt_hash"] == found.prompt_hash
+        (unanswered,) = Endpoint(options(server, retries=0)).ask_many([ask(1)])
+    actual = unanswered.record()
+    assert actual.items() >= record.items() and bool(actual) == bool(record)
+    assert not actual or actual["prompt_hash"] == unanswered.prompt_hash

@@ -1,4 +1,4 @@
-"""The judge's client against a server that fails, in every way: what is retried, masked, or stops the run; and secrets."""
+"""The judge's client against a server that fails: failures that are retried, masked, or stop the run; and secrets."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ import pytest
 from judge_server import JudgeServer, answer, completion, half, hang_up, raw, stall, status, trickle
 
 from rlaif.errors import ConfigError, ContractError, RlaifError
-from rlaif.feedback.endpoint import Endpoint, wait
-from rlaif.feedback.replies import Reply, Unanswered
-from rlaif.feedback.wire import retry_after
+from rlaif.feedback.chat_client import retry_after
+from rlaif.feedback.chat_response import Reply, Unanswered
+from rlaif.feedback.endpoint import Endpoint, backoff_seconds
 
 BUSY = {"error": {"message": "slow down", "type": "rate_limit"}}
 
 
 def without(name: str) -> bytes:
+    """Return a completion without one of its fields."""
     return json.dumps({key: value for key, value in completion().items() if key != name}).encode()
 
 
@@ -46,7 +47,7 @@ RECOVERS = {
 
 
 @pytest.mark.parametrize("name", RECOVERS)
-def test_a_failure_that_may_pass_is_retried(options, ask, name):
+def test_a_transient_failure_is_retried(options, ask, name):
     with JudgeServer(RECOVERS[name], answer("fine")) as server:
         (reply,) = Endpoint(options(server, timeout_s=1.0)).ask_many([ask()])
     assert isinstance(reply, Reply), reply
@@ -102,7 +103,7 @@ def test_a_question_without_an_answer_is_masked_with_its_reason(options, ask, na
 @pytest.mark.parametrize(
     "logprobs", [None, {"content": None}, {"content": []}, {"content": [{"token": "A", "logprob": float("nan")}]}]
 )
-def test_missing_logprobs_mask_and_are_asked_for_again(options, ask, logprobs, tmp_path):
+def test_missing_logprobs_mask_the_question_and_are_not_stored(options, ask, logprobs, tmp_path):
     with JudgeServer(answer("A", logprobs=logprobs), answer("A")) as server:
         endpoint = Endpoint(options(server, cache=str(tmp_path)))
         (masked,) = endpoint.ask_many([ask(choices=("A", "B"))])
@@ -110,7 +111,7 @@ def test_missing_logprobs_mask_and_are_asked_for_again(options, ask, logprobs, t
         assert dict(endpoint.ask_many([ask(choices=("A", "B"))])[0].first)["A"] == pytest.approx(-0.2)
 
 
-def test_a_refusal_masks_also_where_choices_are_wanted(options, ask):
+def test_a_refusal_masks_a_question_with_choices(options, ask):
     with JudgeServer(answer("A", finish_reason="content_filter")) as server:
         assert Endpoint(options(server)).ask_many([ask(choices=("A",))])[0].kind == "refused"
 
@@ -118,22 +119,22 @@ def test_a_refusal_masks_also_where_choices_are_wanted(options, ask):
 @pytest.mark.parametrize(
     ("name", "kept"), [("refusal", 1), ("filter", 1), ("length", 1), ("no text", 0), ("no usage", 0)]
 )
-def test_what_the_model_itself_declined_is_not_paid_for_twice(options, ask, name, kept, tmp_path):
+def test_the_models_own_refusals_are_stored(options, ask, name, kept, tmp_path):
     with JudgeServer(MASKED[name][0]) as server:
         kinds = [Endpoint(options(server, cache=str(tmp_path))).ask_many([ask()])[0].kind for _ in range(2)]
     assert kinds == [MASKED[name][2]] * 2
     assert len(server.bodies) == 2 - kept
 
 
-def test_a_server_that_is_down(options, ask):
+def test_a_server_that_is_down_masks_the_question(options, ask):
     with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))  # nobody listens
+        bound.bind(("127.0.0.1", 0))  # bound, but not listening
         url = f"http://127.0.0.1:{bound.getsockname()[1]}/v1"
         (masked,) = Endpoint(options(url)).ask_many([ask()])
     assert masked.kind == "down" and url in masked.reason
 
 
-def test_after_many_unanswered_questions_the_rest_is_not_sent(options, ask):
+def test_questions_after_too_many_unanswered_ones_are_not_sent(options, ask):
     with JudgeServer(status(503)) as server:
         endpoint = Endpoint(options(server, give_up_after=3))
         outcomes = endpoint.ask_many([ask(n) for n in range(10)])
@@ -143,7 +144,7 @@ def test_after_many_unanswered_questions_the_rest_is_not_sent(options, ask):
         assert endpoint.ask_many([ask(0)])[0].kind == "server error"  # a later call tries anew
 
 
-def test_an_answer_in_between_shows_that_the_server_lives(options, ask):
+def test_an_answer_in_between_restarts_the_count_of_unanswered_questions(options, ask):
     with JudgeServer(*[status(503), status(503), answer()] * 4) as server:
         outcomes = Endpoint(options(server, give_up_after=3, retries=0)).ask_many([ask(n) for n in range(12)])
     assert [isinstance(one, Reply) for one in outcomes] == [False, False, True] * 4
@@ -166,7 +167,7 @@ STOPS = {
 
 
 @pytest.mark.parametrize("name", STOPS)
-def test_what_no_retry_can_mend_stops_and_nothing_answered_is_lost(options, ask, name, monkeypatch, tmp_path):
+def test_a_permanent_error_stops_the_run_and_stores_earlier_answers(options, ask, name, monkeypatch, tmp_path):
     monkeypatch.setenv("JUDGE_KEY", "sk-planted")
     step, error, words = STOPS[name]
     with JudgeServer(answer(), answer(), step, answer()) as server:
@@ -181,7 +182,7 @@ def test_what_no_retry_can_mend_stops_and_nothing_answered_is_lost(options, ask,
             assert [one.cached for one in again.ask_many([ask(n) for n in range(2)])] == [True, True]
 
 
-def test_what_is_open_at_an_error_is_waited_for(options, ask):
+def test_open_requests_are_waited_for_after_an_error(options, ask):
     def by(body):
         return status(401) if "question 0" in body["messages"][0]["content"] else answer(delay=0.3)
 
@@ -200,9 +201,8 @@ def test_nothing_is_retried_after_an_error(options, ask):
             return lambda *given: (time.sleep(0.2), status(401)(*given))
         return status(503, retry_after="0.5")
 
-    with JudgeServer(by=by) as server:
-        with pytest.raises(ConfigError, match="401"):
-            Endpoint(options(server, concurrency=2, retries=50)).ask_many([ask(0), ask(1)])
+    with JudgeServer(by=by) as server, pytest.raises(ConfigError, match="401"):
+        Endpoint(options(server, concurrency=2, retries=50)).ask_many([ask(0), ask(1)])
     assert len(server.bodies) == 2
 
 
@@ -214,15 +214,15 @@ def test_retry_after_is_honoured_and_bounded(options, ask):
         (reply,) = Endpoint(options(server, retries=2, max_backoff_s=0.7)).ask_many([ask()])
     assert reply.text == "A"
     first, second = (after - before for before, after in zip(server.times, server.times[1:], strict=False))
-    assert 0.5 <= first and 0.7 <= second < 60
+    assert first >= 0.5 and 0.7 <= second < 60
 
 
-def test_waits_double_are_drawn_and_end_somewhere(options):
+def test_backoff_doubles_is_drawn_and_has_a_limit(options):
     chosen = options("http://h/v1", backoff_s=1.0, max_backoff_s=10.0).server
-    assert [wait(chosen, n, None, 0.5) for n in range(6)] == [0.5, 1, 2, 4, 8, 10]
-    assert wait(chosen, 3, None, 0.0) == 0
-    assert wait(chosen, 0, 5.0, 0.5) == 5
-    assert wait(chosen, 5, 5.0, 0.5) == 10
+    assert [backoff_seconds(chosen, n, None, 0.5) for n in range(6)] == [0.5, 1, 2, 4, 8, 10]
+    assert backoff_seconds(chosen, 3, None, 0.0) == 0
+    assert backoff_seconds(chosen, 0, 5.0, 0.5) == 5
+    assert backoff_seconds(chosen, 5, 5.0, 0.5) == 10
 
 
 NOW = datetime(2025, 1, 1, 12, 0, 0, tzinfo=UTC)
@@ -242,7 +242,7 @@ NOW = datetime(2025, 1, 1, 12, 0, 0, tzinfo=UTC)
         ("Wed, 01 Jan 2025 11:00:00 GMT", 0),
     ],
 )
-def test_retry_after_as_servers_write_it(value, seconds):
+def test_retry_after_reads_seconds_and_dates(value, seconds):
     assert retry_after(value, NOW) == seconds
 
 
@@ -264,38 +264,38 @@ LEAKS = [
 ]
 
 
-def told(error: BaseException) -> str:
-    """Everything that a log, a debugger or another process may see of an error."""
+def everything_visible(error: BaseException) -> str:
+    """Return everything that a log, a debugger or another process may see of an error."""
     trace = traceback.TracebackException.from_exception(error, capture_locals=True)
     return "".join([str(error), repr(error), *trace.format(chain=True), pickle.dumps(error).decode("latin-1")])
 
 
 @pytest.mark.parametrize("step", range(len(LEAKS)))
-def test_the_key_is_nowhere(options, ask, step, monkeypatch, caplog, capfd, tmp_path):
+def test_the_key_appears_in_no_error_log_or_file(options, ask, step, monkeypatch, caplog, capfd, tmp_path):
     monkeypatch.setenv("JUDGE_KEY", KEY)
     caplog.set_level(logging.DEBUG)
     with JudgeServer(LEAKS[step]) as server:
         endpoint = Endpoint(options(server, api_key_env="JUDGE_KEY", cache=str(tmp_path), timeout_s=2.0, retries=0))
         try:
-            seen = [repr(one) + repr(one.__dict__) for one in endpoint.ask_many([ask()])]
+            visible = [repr(one) + repr(one.__dict__) for one in endpoint.ask_many([ask()])]
         except RlaifError as error:
             assert error.__cause__ is None and error.__context__ is None
-            seen = [told(error)]
+            visible = [everything_visible(error)]
     assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
-    seen += [
+    visible += [
         repr(endpoint),
         repr(vars(endpoint)),
         repr(endpoint.options),
         pickle.dumps(endpoint.options).decode("latin-1"),
     ]
-    seen += [record.getMessage() + repr(record.args) for record in caplog.records]
-    seen += [path.name + path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
-    seen += capfd.readouterr()
-    assert [text for text in seen if KEY in text] == []
+    visible += [record.getMessage() + repr(record.args) for record in caplog.records]
+    visible += [path.name + path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
+    visible += capfd.readouterr()
+    assert [text for text in visible if KEY in text] == []
 
 
-def test_a_certificate_that_nobody_trusts(options, ask, monkeypatch, tmp_path):
-    """An endpoint with a key must never send it to whoever answers in its place."""
+def test_an_untrusted_certificate_is_an_error_before_anything_is_sent(options, ask, monkeypatch, tmp_path):
+    """The key must never reach a server that merely answers in the place of the real one."""
     monkeypatch.setenv("JUDGE_KEY", KEY)
     key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
     command = (
@@ -313,7 +313,7 @@ def test_a_certificate_that_nobody_trusts(options, ask, monkeypatch, tmp_path):
         chosen = options(server.url.replace("http:", "https:"), api_key_env="JUDGE_KEY")
         with pytest.raises(ConfigError, match="certificate") as raised:
             Endpoint(chosen).ask_many([ask()])
-        assert server.bodies == [] and KEY not in told(raised.value)
+        assert server.bodies == [] and KEY not in everything_visible(raised.value)
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))  # an authority of one's own is trusted
         assert Endpoint(chosen).ask_many([ask()])[0].text == "A"
 
@@ -348,7 +348,7 @@ def test_no_connection_is_left_open(options, ask, recwarn):
     assert [str(one.message) for one in recwarn if one.category is ResourceWarning] == []
 
 
-def test_the_module_knows_no_ray_and_no_vllm():
+def test_the_endpoint_imports_no_ray_vllm_or_torch():
     code = "import sys, rlaif.feedback.endpoint; print({'ray', 'vllm', 'torch', 'transformers'} & set(sys.modules))"
     root = Path(__file__).parents[3]
     result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Which frames captions cover, and what is asked for them."""
+"""Frames that captions cover, and the texts that request them."""
 
 import pytest
 from hypothesis import given, settings
@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from rlaif.config.feedback import Caption
 from rlaif.errors import ContractError, DataError
-from rlaif.feedback.narrative import clips, request_text, summary_text, version
+from rlaif.feedback.narrative import clips, prompt_version, request_text, summary_text
 
 SHORT = Caption(prompt="{previous}{question}describe .", previous_slot="<{previous}> ", question_slot="[{question}] ")
 
@@ -16,7 +16,7 @@ def but(options: Caption, **changes) -> Caption:
 
 
 def test_fifty_frames_in_three_clips():
-    """The best setting of VLM-RLAIF: 50 frames, three clips, at most 20 frames each: none is left out."""
+    """With the best setting of VLM-RLAIF (three clips, at most 20 frames each) no frame is left out."""
     assert clips(50, Caption()) == [list(range(16)), list(range(16, 33)), list(range(33, 50))]
 
 
@@ -46,7 +46,7 @@ def test_units_are_in_time_order_and_never_overlap(total, count, frames, unit):
     options = Caption(unit=unit, count=count, frames=frames)
     units = clips(total, options)
     flat = [index for part in units for index in part]
-    assert flat == sorted(set(flat)) and 0 <= flat[0] and flat[-1] < total
+    assert flat == sorted(set(flat)) and flat[0] >= 0 and flat[-1] < total
     assert len(units) == min(count, total)
     assert all(1 <= len(part) <= (frames if unit == "clip" else 1) for part in units)
     if unit == "clip" and frames >= total:
@@ -55,7 +55,7 @@ def test_units_are_in_time_order_and_never_overlap(total, count, frames, unit):
         assert 0 not in flat and total - 1 not in flat
 
 
-def test_a_request_holds_what_the_options_say():
+def test_a_request_text_follows_the_options():
     assert request_text(SHORT, "a cat", "what ?") == "describe ."
     assert request_text(but(SHORT, dependent=True), "a cat", "what ?") == "<a cat> describe ."
     assert request_text(but(SHORT, dependent=True), None, "what ?") == "describe ."
@@ -69,10 +69,10 @@ def test_conditioned_captions_need_a_question():
         request_text(but(SHORT, conditioned=True), None, " ")
 
 
-def test_a_summary_is_asked_for_with_the_captions_in_order():
+def test_a_summary_text_holds_the_captions_in_order():
     options = Caption(aggregate="summarise", conditioned=True, summary_prompt="{question}sum up: {captions}")
-    asked = summary_text([" a . ", " ", "b ."], options, "what ?")
-    assert asked == "What will be asked about the video: what ?\nsum up: a . b ."
+    text = summary_text([" a . ", " ", "b ."], options, "what ?")
+    assert text == "What will be asked about the video: what ?\nsum up: a . b ."
     assert summary_text([], but(options, conditioned=False)) == "sum up: "
 
 
@@ -83,29 +83,29 @@ OTHER = {
     "summary_prompt": "{captions}", "max_caption_tokens": 9, "max_tokens": 5, "temperature": 0.5,
 }  # fmt: skip
 ELSEWHERE = {"model": "hub/name", "of": ("few.jsonl",), "cut": "keep"}
-"""The captioner's weights have a place of their own in a store; the others change no answer."""
+"""The captioner's weights have a field of their own in a store; the other two change no caption."""
 
 
-def test_every_option_that_changes_what_is_asked_changes_the_version():
+def test_every_option_that_changes_a_prompt_changes_the_version():
     assert OTHER.keys() | ELSEWHERE.keys() == Caption.model_fields.keys()
-    versions = {name: version(but(FULL, **{name: value})) for name, value in OTHER.items()}
-    assert len({version(FULL), *versions.values()}) == len(OTHER) + 1
-    assert version(FULL) == version(but(FULL))
+    versions = {name: prompt_version(but(FULL, **{name: value})) for name, value in OTHER.items()}
+    assert len({prompt_version(FULL), *versions.values()}) == len(OTHER) + 1
+    assert prompt_version(FULL) == prompt_version(but(FULL))
 
 
 @pytest.mark.parametrize(
     ("options", "known"),
     [(Caption(), "00e24a9ccda15fb6"), (Caption(unit="frame"), "49cc791600d859c8"), (FULL, "ceff411f0617dea0")],
 )
-def test_captions_of_earlier_releases_stay_known(options, known):
-    """With another number for the same options `rlaif caption` would refuse the files that it wrote."""
-    assert version(options) == known
+def test_versions_are_those_of_earlier_releases(options, known):
+    """With other versions for the same options `rlaif caption` would refuse the files that it wrote before."""
+    assert prompt_version(options) == known
 
 
-def test_options_without_effect_do_not():
+def test_options_without_effect_do_not_change_the_version():
     plain = Caption()
     for name in ("previous_slot", "question_slot", "summary_prompt", "max_caption_tokens"):
-        assert version(but(plain, **{name: OTHER[name]})) == version(plain)
-    assert version(but(FULL, **ELSEWHERE)) == version(FULL)
+        assert prompt_version(but(plain, **{name: OTHER[name]})) == prompt_version(plain)
+    assert prompt_version(but(FULL, **ELSEWHERE)) == prompt_version(FULL)
     frame = Caption(unit="frame")
-    assert version(but(frame, frames=8)) == version(frame)
+    assert prompt_version(but(frame, frames=8)) == prompt_version(frame)

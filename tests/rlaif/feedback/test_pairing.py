@@ -1,6 +1,8 @@
-"""Pairs from scored answers: which are made, and that every other one is counted."""
+"""Pairs from scored answers: those that are made, and the counts of all others."""
 
+import math
 import random
+from collections import defaultdict
 from dataclasses import replace
 
 import pytest
@@ -8,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlaif.errors import ConfigError, ContractError
-from rlaif.feedback.pair_report import report
-from rlaif.feedback.pairing import Candidate, PairOptions, build, win_scores
-from rlaif.feedback.pairwise import Asked, decide
+from rlaif.feedback.pair_report import pair_report
+from rlaif.feedback.pairing import Candidate, PairOptions, build_pairs, win_scores
+from rlaif.feedback.pairwise import OrderOdds, decide
 from rlaif.io.rundir import dumps
 from rlaif.records import Masked
 
@@ -18,52 +20,54 @@ ALL = PairOptions("all", margin=1.0, per_prompt=None, min_words=1, lengths="off"
 
 
 def answers(*scored: tuple[str, float], prompt="p", video=None) -> list[Candidate]:
-    return [
-        Candidate(prompt, index, video or f"{prompt}.mp4", "what ?", text, score)
-        for index, (text, score) in enumerate(scored)
-    ]
+    """Return candidates of one prompt from (text, score)."""
+    video = video or f"{prompt}.mp4"
+    return [Candidate(prompt, index, video, "what ?", text, score) for index, (text, score) in enumerate(scored)]
 
 
 def texts(built) -> list[tuple[str, str]]:
+    """Return (chosen, rejected) of every pair."""
     return [(pair.chosen.answer, pair.rejected.answer) for pair in built.pairs]
 
 
 def test_all_pairs_at_or_above_the_margin():
-    built = build(answers(("a", -2), ("b", 0), ("c", -1), ("d", -1)), ALL, seed=0)
+    built = build_pairs(answers(("a", -2), ("b", 0), ("c", -1), ("d", -1)), ALL, seed=0)
     assert texts(built) == [("b", "a"), ("b", "c"), ("b", "d"), ("c", "a"), ("d", "a")]
     assert [pair.margin for pair in built.pairs] == [2, 1, 1, 1, 1]
     assert built.considered == 6 and built.dropped == {"tied": 1}
-    wide = build(answers(("a", -2), ("b", 0), ("c", -1), ("d", -1)), replace(ALL, margin=1.5), seed=0)
+    wide = build_pairs(answers(("a", -2), ("b", 0), ("c", -1), ("d", -1)), replace(ALL, margin=1.5), seed=0)
     assert texts(wide) == [("b", "a")] and wide.dropped == {"below the margin": 4, "tied": 1}
 
 
 def test_a_margin_is_reached_despite_rounding():
-    assert len(build(answers(("a", 0.3), ("b", 0.2)), replace(ALL, margin=0.1), 0).pairs) == 1
+    assert len(build_pairs(answers(("a", 0.3), ("b", 0.2)), replace(ALL, margin=0.1), 0).pairs) == 1
 
 
 def test_equal_scores_never_pair():
-    built = build(answers(("a", 1), ("b", 1)), replace(ALL, margin=0), 0)
+    built = build_pairs(answers(("a", 1), ("b", 1)), replace(ALL, margin=0), 0)
     assert not built.pairs and built.dropped == {"tied": 1}
 
 
-def test_the_best_with_the_worst():
-    built = build(
+def test_best_worst_pairs_the_two_extremes_only():
+    built = build_pairs(
         answers(("a", 0.1), ("b", 0.9), ("c", 0.5), ("d", -3)), replace(ALL, choose="best_worst", margin=0.5), 0
     )
     assert texts(built) == [("b", "d")] and built.dropped == {"not best and worst": 5}
 
 
-def test_ties_for_the_best_do_not_go_by_the_place():
+def test_ties_for_the_best_are_broken_by_seed():
     chosen = set()
     for number in range(40):
-        built = build(answers(("a", 1), ("b", 1), ("c", 0), prompt=f"p{number}"), replace(ALL, choose="best_worst"), 0)
+        built = build_pairs(
+            answers(("a", 1), ("b", 1), ("c", 0), prompt=f"p{number}"), replace(ALL, choose="best_worst"), 0
+        )
         chosen |= {pair.chosen.answer for pair in built.pairs}
     assert chosen == {"a", "b"}
 
 
 def test_unusable_answers_are_counted_by_reason():
     rows = answers(("a b", 1), (" \n", 5), ("a", 3), ("a c", Masked("no verdict")), ("a d", float("nan")), ("a e", 0))
-    built = build(rows, replace(ALL, min_words=2), 0)
+    built = build_pairs(rows, replace(ALL, min_words=2), 0)
     assert texts(built) == [("a b", "a e")] and built.candidates == 6 and built.considered == 1
     assert built.candidates_dropped == {
         "empty answer": 1, "masked score": 1, "score not finite": 1, "short answer": 1,
@@ -71,7 +75,7 @@ def test_unusable_answers_are_counted_by_reason():
 
 
 def test_equal_answers_make_no_pair():
-    built = build(answers(("A  cat", 1), ("a cat ", 0)), ALL, 0)
+    built = build_pairs(answers(("A  cat", 1), ("a cat ", 0)), ALL, 0)
     assert not built.pairs and built.dropped == {"equal answers": 1}
 
 
@@ -80,35 +84,40 @@ def test_repeats_within_and_across_prompts_are_dropped():
         *answers(("a", 1), ("b", 0), ("A", 1), prompt="p", video="v"),
         *answers(("a", 1), ("b", 0), prompt="q", video="v"),
     ]
-    built = build(rows, ALL, 0)
+    built = build_pairs(rows, ALL, 0)
     assert [pair.key for pair in built.pairs] == [("p", 0, 1)] and built.dropped == {"duplicate": 2, "equal answers": 1}
     other = [*rows[:3], *answers(("a", 1), ("b", 0), prompt="q", video="w")]
-    assert [pair.key for pair in build(other, ALL, 0).pairs] == [("p", 0, 1), ("q", 0, 1)]
+    assert [pair.key for pair in build_pairs(other, ALL, 0).pairs] == [("p", 0, 1), ("q", 0, 1)]
 
 
 def test_pairs_that_contradict_each_other_are_dropped():
-    built = build(answers(("a", 2), ("b", 1), ("a", 0), ("c", 4)), ALL, 0)
+    built = build_pairs(answers(("a", 2), ("b", 1), ("a", 0), ("c", 4)), ALL, 0)
     assert texts(built) == [("c", "a"), ("c", "b")]
     assert built.dropped == {"contradicted": 2, "duplicate": 1, "equal answers": 1}
 
 
 def test_the_limit_per_prompt_is_drawn_by_seed():
-    rows = [row for number in range(6) for row in answers(*[(f"x{i}", i) for i in range(6)], prompt=f"p{number}")]
-    some = [build(rows, replace(ALL, per_prompt=2), seed) for seed in (1, 1, 2)]
+    scored = [(f"x{i}", i) for i in range(6)]
+    rows = []
+    for number in range(6):
+        rows += answers(*scored, prompt=f"p{number}")
+    some = [build_pairs(rows, replace(ALL, per_prompt=2), seed) for seed in (1, 1, 2)]
     assert texts(some[0]) == texts(some[1]) != texts(some[2])
     assert len(some[0].pairs) == 12 and some[0].dropped == {"over the limit per prompt": 6 * 13}
-    by_prompt = [tuple(pair.key[1:] for pair in some[0].pairs if pair.key[0] == f"p{number}") for number in range(6)]
-    assert len(set(by_prompt)) > 1
-    alone = build([row for row in rows if row.prompt_id == "p3"], replace(ALL, per_prompt=2), 1)
+    drawn = defaultdict(list)
+    for pair in some[0].pairs:
+        drawn[pair.key[0]].append(pair.key[1:])
+    assert len(set(map(tuple, drawn.values()))) > 1  # not the same for every prompt
+    alone = build_pairs([row for row in rows if row.prompt_id == "p3"], replace(ALL, per_prompt=2), 1)
     assert [pair.key for pair in alone.pairs] == [pair.key for pair in some[0].pairs if pair.key[0] == "p3"]
 
 
-def test_length_balance_is_counted_too():
+def test_pairs_dropped_by_length_balance_are_counted():
     rows = [
         *answers(("a", 1), ("b " * 10, 0), prompt="p"),
         *answers(("a b", 1), ("c d", 0), prompt="q"),
     ]
-    built = build(rows, replace(ALL, lengths="rejected"), 0)
+    built = build_pairs(rows, replace(ALL, lengths="rejected"), 0)
     assert [pair.key[0] for pair in built.pairs] == ["q"] and built.dropped == {"length balance": 1}
 
 
@@ -131,13 +140,13 @@ options = st.builds(
 
 @settings(deadline=None)
 @given(rows_of_prompts, options, st.integers(0, 3), st.randoms())
-def test_order_never_matters_and_nothing_is_lost_uncounted(rows, options, seed, shuffle: random.Random):
+def test_pairs_do_not_depend_on_the_order_and_every_drop_is_counted(rows, options, seed, shuffle: random.Random):
     video = {"p": "v", "q": "v", "r": "w"}
     candidates = [Candidate(p, i, video[p], "what ?", text, score) for p, i, text, score in rows]
-    built = build(candidates, options, seed)
+    built = build_pairs(candidates, options, seed)
     shuffle.shuffle(candidates)
-    again = build(candidates, options, seed)
-    assert again == built and dumps(report(again)) == dumps(report(built))
+    again = build_pairs(candidates, options, seed)
+    assert again == built and dumps(pair_report(again)) == dumps(pair_report(built))
     assert built.considered == len(built.pairs) + sum(built.dropped.values())
     usable = built.candidates - sum(built.candidates_dropped.values())
     assert built.candidates == len(rows) and usable >= 0
@@ -149,42 +158,41 @@ def test_order_never_matters_and_nothing_is_lost_uncounted(rows, options, seed, 
 
 def test_a_key_that_comes_twice_is_an_error():
     with pytest.raises(ContractError, match="sample 0 twice"):
-        build([*answers(("a", 1), ("c", 2)), *answers(("b", 0))], ALL, 0)
+        build_pairs([*answers(("a", 1), ("c", 2)), *answers(("b", 0))], ALL, 0)
     with pytest.raises(ContractError, match="one video and question"):
-        build([*answers(("a", 1)), replace(answers(("a", 1), ("b", 0))[1], question="who ?")], ALL, 0)
+        build_pairs([*answers(("a", 1)), replace(answers(("a", 1), ("b", 0))[1], question="who ?")], ALL, 0)
 
 
 @pytest.mark.parametrize(
     "wrong", [{"margin": -1}, {"margin": float("nan")}, {"per_prompt": 0}, {"min_words": -1}, {"choose": "some"}]
 )
-def test_options_that_cannot_work(wrong):
+def test_invalid_pair_options_are_refused(wrong):
     with pytest.raises(ConfigError):
         replace(ALL, **wrong)
 
 
-def test_the_report():
+def test_the_report_of_pairs_and_of_none():
     rows = [*answers(("a", 3), ("b c", 1), ("d", 0)), *answers(("z", 1), prompt="q")]
-    found = report(build(rows, ALL, 0))
-    assert (found["pairs"], found["prompts"], found["prompts_with_pairs"]) == (3, 2, 1)
-    assert found["chosen_is_earlier"] == 1.0
-    assert found["lengths"]["after"] == found["lengths"]["before"]
-    assert found["lengths"]["before"]["chosen"] == pytest.approx(4 / 3) and found["lengths"]["ratio"] is None
-    assert found["margin"]["mean"] == 2.0 and sum(found["margin"]["counts"]) == 3
-    assert found["margin"]["edges"][0] == 1 and found["margin"]["edges"][-1] == 3
-    empty = report(build([], ALL, 0))
+    report = pair_report(build_pairs(rows, ALL, 0))
+    assert (report["pairs"], report["prompts"], report["prompts_with_pairs"]) == (3, 2, 1)
+    assert report["chosen_is_earlier"] == 1.0
+    assert report["lengths"]["after"] == report["lengths"]["before"]
+    assert report["lengths"]["before"]["chosen"] == pytest.approx(4 / 3) and report["lengths"]["ratio"] is None
+    assert report["margin"]["mean"] == 2.0 and sum(report["margin"]["counts"]) == 3
+    assert report["margin"]["edges"][0] == 1 and report["margin"]["edges"][-1] == 3
+    empty = pair_report(build_pairs([], ALL, 0))
     assert empty["pairs"] == 0 and empty["chosen_is_earlier"] is None and empty["margin"]["counts"] == []
     dumps(empty)
 
 
 def verdict(p: float):
-    import math
-
+    """Return a verdict with probability `p` for the first answer."""
     gap = math.log(p / (1 - p))
-    return decide(Asked(gap, 1.0), Asked(-gap, 1.0))
+    return decide(OrderOdds(gap, 1.0), OrderOdds(-gap, 1.0))
 
 
-def test_scores_from_a_pairwise_judge():
+def test_win_scores_are_mean_probabilities_of_winning():
     outcomes = {(0, 1): verdict(0.9), (2, 0): verdict(0.4), (1, 2): Masked("x"), (3, 1): Masked("x")}
-    found = win_scores([3, 1, 2, 0], outcomes)
-    assert {index: found[index] for index in (0, 1, 2)} == pytest.approx({0: (0.9 + 0.6) / 2, 1: 0.1, 2: 0.4})
-    assert isinstance(found[3], Masked)
+    scores = win_scores([3, 1, 2, 0], outcomes)
+    assert {index: scores[index] for index in (0, 1, 2)} == pytest.approx({0: (0.9 + 0.6) / 2, 1: 0.1, 2: 0.4})
+    assert isinstance(scores[3], Masked)

@@ -22,7 +22,7 @@ def row(key, text="x"):
     return {"key": key, "text": text}
 
 
-def test_rows_are_found_again(tmp_path):
+def test_rows_are_read_again_after_reopening(tmp_path):
     store = open_store(tmp_path / "new")
     store.append([row("b"), row("a")])
     store.append([row("c")])
@@ -32,7 +32,7 @@ def test_rows_are_found_again(tmp_path):
     assert again.missing(["d", "a", "e", "d"]) == ["d", "e"] and again.torn == 0
 
 
-def test_opening_changes_nothing(tmp_path):
+def test_opening_a_store_writes_nothing(tmp_path):
     store = open_store(tmp_path)
     assert len(store) == 0 and not list(tmp_path.iterdir())
     store.append([])
@@ -80,7 +80,7 @@ def test_a_whole_last_row_without_its_newline_stays(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "message"),
     [
         ('{"key": "a"}\n{"key": "b"\n{"key": "c"}\n', "line 2"),
         ('{"key": "a"}\n[1]\n', "line 2"),
@@ -89,9 +89,9 @@ def test_a_whole_last_row_without_its_newline_stays(tmp_path):
         ('{"key": "a"}\n{"key": "a"}', "line 2 repeats"),
     ],
 )
-def test_a_bad_line_elsewhere_is_named(tmp_path, text, found):
+def test_a_bad_line_before_the_last_one_is_an_error_with_its_number(tmp_path, text, message):
     (tmp_path / "captions.jsonl").write_text(text)
-    with pytest.raises(DataError, match=found):
+    with pytest.raises(DataError, match=message):
         open_store(tmp_path)
 
 
@@ -130,22 +130,22 @@ def test_every_append_is_flushed_to_disk(tmp_path, monkeypatch):
     assert store.path.stat().st_size in sizes
 
 
-def test_a_second_writer_is_noticed(tmp_path):
+def test_a_second_writer_is_an_error(tmp_path):
     one, two = open_store(tmp_path), open_store(tmp_path)
     two.append([row("a")])
-    with pytest.raises(ContractError, match="nobody else"):
+    with pytest.raises(ContractError, match="no other process"):
         one.append([row("b")])
     assert open_store(tmp_path).rows() == [row("a")]
 
 
-def test_rows_are_kept_as_they_will_be_read(tmp_path):
+def test_appended_rows_equal_the_rows_read_later(tmp_path):
     store = Store(tmp_path / "rows.jsonl", key=lambda row: tuple(row["key"]))
     store.append([{"key": ("p", 1), "logprob": float("-inf")}])
     assert store[("p", 1)] == {"key": ["p", 1], "logprob": None}
     assert Store(tmp_path / "rows.jsonl", key=lambda row: tuple(row["key"])).rows() == store.rows()
 
 
-def test_a_bucket_is_refused(tmp_path):
+def test_a_store_in_a_bucket_is_refused(tmp_path):
     for place in ("s3://bucket/run", locate("mock://bucket") / "run"):
         with pytest.raises(ConfigError, match="appended"):
             Store(place, key=lambda row: row["key"])
@@ -160,7 +160,7 @@ def test_caption_keys_differ_in_every_part():
     assert len(keys) == 8 and all(len(key) == 32 for key in keys)
 
 
-def test_an_empty_part_is_refused():
+def test_a_caption_key_with_an_empty_part_is_refused():
     with pytest.raises(ContractError, match="captioner"):
         caption_key("video", "frames", "", "prompt")
 

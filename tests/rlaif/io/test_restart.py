@@ -1,4 +1,4 @@
-"""A stage that is started over: nothing is lost, whenever the new start ends."""
+"""Stages that are started over lose no results, whenever the new start ends."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from rlaif.stages.run.run import Run, advice
 from rlaif.stages.run.tracker import _run_id
 
 
-class Killed(BaseException):
-    """The process ends here: nothing of it runs any more."""
+class KilledError(BaseException):
+    """The end of the process: no code of it runs after this."""
 
 
 class Process:
-    """What one process does with a run: the calls of a stage, without actors."""
+    """The calls of a stage of one process, without actors."""
 
     def __init__(self, storage: str, stage: str, start: str = "new"):
         self.config, self.stage = Config(name="run", storage=storage), stage
@@ -35,27 +35,29 @@ class Process:
 
     @property
     def number(self) -> int | None:
-        """Contents of the checkpoint it goes on from."""
+        """Return the content of the checkpoint from which it continues."""
         return self.newest and json.loads((self.checkpoints.load(self.newest) / "state").read_text())
 
     def iterate(self, first: int, last: int, number: int, save: bool = True) -> None:
-        """Iterations with their rows and samples, marked by `number`, and a checkpoint after the last one."""
+        """Write rows and samples of iterations, marked by `number`, and a checkpoint after the last one."""
         self.directory.cut_back(self.stage, first - 1)
-        for done in range(first, last + 1):
-            self.directory.append_metrics({"stage": self.stage, "iteration": done, "loss/a": number})
+        for iteration in range(first, last + 1):
+            self.directory.append_metrics({"stage": self.stage, "iteration": iteration, "loss/a": number})
             if self.stage == "ppo":
-                self.directory.write_samples(done, [{"prompt_id": "p", "number": number}])
+                self.directory.write_samples(iteration, [{"prompt_id": "p", "number": number}])
                 self.directory.write_eval("ppo", {"rows": [number]})
         if save:
             self.save(last, number)
 
     def save(self, iteration: int, number: int) -> None:
+        """Save a checkpoint with a number in it."""
         self.directory.sync()
         meta = {"identity": {"stage": self.stage}, **self.run.record()}
         self.checkpoints.save(iteration, lambda folder: (folder / "state").write_text(str(number)), meta)
         self.run.saved(self.stage, self.checkpoints)
 
     def export(self, number: int) -> None:
+        """Write an export with a number in it."""
         (self.directory.export(self.stage) / "weights").write(str(number).encode())
 
 
@@ -66,7 +68,7 @@ def storage(request, tmp_path, monkeypatch) -> str:
 
 
 def finished(storage: str, stage: str) -> None:
-    """A run whose stage has done three iterations with the number 1, beside rows of another stage."""
+    """Create a run whose stage has completed three iterations with the number 1, beside rows of another stage."""
     process = Process(storage, stage)
     process.directory.append_metrics({"stage": "label", "iteration": 1, "loss/a": 0})
     process.iterate(1, 3, 1)
@@ -74,10 +76,14 @@ def finished(storage: str, stage: str) -> None:
 
 
 def numbers(folder: Location, stage: str) -> dict:
-    """What a stage has in a folder, by the numbers that mark it."""
+    """Return the numbers that mark what a stage has in a folder."""
     metrics = folder / "metrics.jsonl"
-    rows = [json.loads(line) for line in metrics.read().splitlines()] if metrics.exists() else []
-    samples = [json.loads((folder / "samples" / name).read())["number"] for name in (folder / "samples").children()]
+    lines = metrics.read().splitlines() if metrics.exists() else []
+    rows = [json.loads(line) for line in lines]
+    samples = []
+    for name in (folder / "samples").children():
+        row = json.loads((folder / "samples" / name).read())
+        samples.append(row["number"])
     own = folder / stage if (folder / stage).exists() else folder
     newest = Checkpoints(own / "checkpoints").latest()
     state = newest and json.loads((newest.location / "state").read())
@@ -93,11 +99,13 @@ def numbers(folder: Location, stage: str) -> dict:
 
 
 def asides(storage: str) -> list[Location]:
+    """Return the folders of results that have been set aside."""
     folder = RunDir(storage, "run").location / "aside"
     return [folder / name for name in folder.children()]
 
 
 def marked(stage: str, number: int, count: int, export: bool = True) -> dict:
+    """Return what `numbers` gives for `count` iterations with one number."""
     main = stage == "ppo"
     return {
         "rows": [number] * count,
@@ -109,13 +117,13 @@ def marked(stage: str, number: int, count: int, export: bool = True) -> dict:
 
 
 @pytest.mark.parametrize("stage", ["ppo", "reward"])
-def test_earlier_results_move_to_a_folder_that_stays_with_the_first_new_checkpoint(storage, stage, caplog):
+def test_the_first_new_checkpoint_moves_earlier_results_aside(storage, stage, caplog):
     finished(storage, stage)
     process = Process(storage, stage, "fresh")
     place = process.directory.location
     assert process.newest is None and "starts over" in caplog.text
     process.iterate(1, 2, 2, save=False)
-    assert numbers(place, stage) == marked(stage, 1, 3)  # untouched, nothing mixed
+    assert numbers(place, stage) == marked(stage, 1, 3), "the earlier results are untouched until then"
     process.save(2, 2)
     (aside,) = asides(storage)
     assert str(aside) in caplog.text and aside.name.endswith(f"-{stage}")
@@ -130,7 +138,7 @@ def test_earlier_results_move_to_a_folder_that_stays_with_the_first_new_checkpoi
     assert [name for name in place.children() if name.startswith("restart")] == []
 
 
-def test_a_new_start_is_another_run_in_wandb_once_it_has_a_checkpoint(storage):
+def test_a_new_start_takes_the_wandb_id_with_its_first_checkpoint(storage):
     finished(storage, "ppo")
     directory = Process(storage, "ppo", "resume").directory
     directory.write_json("wandb_id.json", {"ppo": "old", "sft": "other"})
@@ -143,7 +151,7 @@ def test_a_new_start_is_another_run_in_wandb_once_it_has_a_checkpoint(storage):
     assert _run_id(Process(storage, "ppo", "resume").directory, "ppo") == new
 
 
-def test_two_new_starts_are_set_aside_under_two_names(storage):
+def test_two_new_starts_have_two_folders_aside(storage):
     finished(storage, "ppo")
     for number in (2, 3):
         process = Process(storage, "ppo", "fresh")
@@ -152,12 +160,12 @@ def test_two_new_starts_are_set_aside_under_two_names(storage):
     assert [numbers(aside, "ppo")["checkpoint"] for aside in asides(storage)] == [1, 2]
 
 
-def test_a_new_start_that_saved_nothing_costs_nothing(storage, caplog):
+def test_a_new_start_without_a_checkpoint_leaves_earlier_results(storage, caplog):
     finished(storage, "ppo")
     process = Process(storage, "ppo", "fresh")
     process.iterate(1, 2, 2, save=False)
-    told = advice(process.config, "ppo")
-    assert "nothing of the new start was saved" in told and "--resume continues them from iteration 3" in told
+    text = advice(process.config, "ppo")
+    assert "nothing of the new start was saved" in text and "--resume continues them from iteration 3" in text
     resumed = Process(storage, "ppo", "resume")
     assert (resumed.newest.iteration, resumed.number) == (3, 1) and "forgetting a new start" in caplog.text
     resumed.iterate(4, 4, 1)
@@ -165,7 +173,7 @@ def test_a_new_start_that_saved_nothing_costs_nothing(storage, caplog):
     assert asides(storage) == []
 
 
-def test_without_checkpoints_nothing_is_promised_and_nothing_is_in_the_way(storage):
+def test_a_new_start_replaces_results_without_a_checkpoint(storage):
     process = Process(storage, "ppo")
     assert "nothing was saved yet" in advice(process.config, "ppo")
     process.iterate(1, 1, 1, save=False)
@@ -176,13 +184,13 @@ def test_without_checkpoints_nothing_is_promised_and_nothing_is_in_the_way(stora
 
 def killed_while_moving(process: Process, step: int, monkeypatch) -> bool:
     """Save the first checkpoint of a new start, and die at one step of the move; False if it has no such step."""
-    left = [step]
+    remaining = [step]
 
     def dying(usual):
         def call(*args, **kwargs):
-            left[0] -= 1
-            if left[0] < 0:
-                raise Killed
+            remaining[0] -= 1
+            if remaining[0] < 0:
+                raise KilledError
             return usual(*args, **kwargs)
 
         return call
@@ -198,18 +206,19 @@ def killed_while_moving(process: Process, step: int, monkeypatch) -> bool:
         patch.setattr(process.checkpoints, "commit", commit_then_die)
         try:
             process.save(2, 2)
-        except Killed:
+        except KilledError:
             return True
     return False
 
 
 def check_completed(storage: str) -> None:
+    """Assert that the earlier results are aside and the new ones in their place."""
     (aside,) = asides(storage)
     assert numbers(aside, "ppo") == marked("ppo", 1, 3)
     assert numbers(RunDir(storage, "run").location, "ppo") == marked("ppo", 2, 2, export=False)
 
 
-def test_a_move_that_is_killed_at_any_step_is_completed_by_a_resume(storage, monkeypatch):
+def test_a_resume_completes_a_move_that_was_killed_at_any_step(storage, monkeypatch):
     for step in itertools.count():
         run = f"{storage}/{step}"
         finished(run, "ppo")
@@ -222,8 +231,8 @@ def test_a_move_that_is_killed_at_any_step_is_completed_by_a_resume(storage, mon
     assert step > 10
 
 
-def test_a_deletion_that_was_killed_half_way_costs_no_rows(storage, monkeypatch):
-    """A folder is deleted file by file: the rows of metrics may go before the journal that asks for them."""
+def test_a_deletion_that_was_killed_loses_no_rows(storage, monkeypatch):
+    """A folder is deleted file by file: the rows of metrics may be deleted before the journal that needs them."""
     finished(storage, "ppo")
     process = Process(storage, "ppo", "fresh")
     process.iterate(1, 2, 2, save=False)
@@ -232,19 +241,19 @@ def test_a_deletion_that_was_killed_half_way_costs_no_rows(storage, monkeypatch)
     def partly(location):
         if location.name == "restart-ppo":
             usual(location / "metrics.jsonl")
-            raise Killed
+            raise KilledError
         usual(location)
 
     with monkeypatch.context() as patch:
         patch.setattr(Location, "remove", partly)
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             process.save(2, 2)
     assert Process(storage, "ppo", "resume").number == 2
     check_completed(storage)
 
 
 @pytest.mark.parametrize("start", ["fresh", "new"])
-def test_a_move_that_was_killed_is_completed_however_the_next_process_starts(tmp_path, monkeypatch, start):
+def test_any_next_process_completes_a_move_that_was_killed(tmp_path, monkeypatch, start):
     storage = str(tmp_path)
     finished(storage, "ppo")
     process = Process(storage, "ppo", "fresh")

@@ -1,6 +1,7 @@
 """The run directory on a file system and in a bucket: paths, atomic files, locks, and what a resume cuts back."""
 
 import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -26,7 +27,7 @@ def run(tmp_path) -> RunDir:
 
 @pytest.fixture
 def remote(tmp_path, monkeypatch) -> RunDir:
-    """A run whose storage is an object store, in memory."""
+    """Return a run whose storage is an object store, in memory."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     run = RunDir(f"fsspec+memory:///{uuid.uuid4().hex}", "far")
     run.prepare()
@@ -34,10 +35,12 @@ def remote(tmp_path, monkeypatch) -> RunDir:
 
 
 def rows(path: Path) -> list[dict]:
+    """Read a file of one JSON object per line."""
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def log_some(run: RunDir) -> None:
+    """Write metrics of three iterations of SFT and of five of PPO, and samples of the latter."""
     for stage, last in (("sft", 3), ("ppo", 5)):
         for iteration in range(1, last + 1):
             run.append_metrics({"stage": stage, "iteration": iteration, "time": 0.5, "loss/total": 1 / iteration})
@@ -45,7 +48,7 @@ def log_some(run: RunDir) -> None:
         run.write_samples(iteration, [{"prompt_id": "p", "sample_index": i} for i in range(2)])
 
 
-def test_paths(run, tmp_path):
+def test_ppo_is_at_the_top_and_other_stages_have_a_folder(run, tmp_path):
     top = tmp_path / "runs/first"
     assert str(run.checkpoints("ppo")) == f"{top}/checkpoints" and str(run.export("ppo")) == f"{top}/export"
     assert (
@@ -69,7 +72,7 @@ def test_options_of_a_uri_stay_at_its_end():
     assert str(run.checkpoints("ppo")) == "s3://bucket/some/where/a/checkpoints?region=eu"
 
 
-def test_config_samples_eval(run):
+def test_config_samples_and_eval_are_written_as_plain_values(run):
     run.write_config({"name": "first", "ppo": {"clip": 0.2, "targets": ["ä"]}})
     assert yaml.safe_load((run.path / "config.yaml").read_text()) == {
         "name": "first",
@@ -79,7 +82,7 @@ def test_config_samples_eval(run):
     assert rows(run.path / "samples/000007.jsonl") == [{"kl": 0.5, "reward": {"masked": "no key"}}, {"kl": None}]
     run.write_eval("final", {"f1": 0.5, "command": "rlaif eval"})
     assert json.loads((run.path / "eval/final.json").read_text()) == {"f1": 0.5, "command": "rlaif eval"}
-    assert not [path for path in run.path.rglob(".*")], "nothing half-written stays"
+    assert not list(run.path.rglob(".*")), "a half-written file stays behind"
 
 
 def full(*args, **kwargs):
@@ -96,22 +99,22 @@ def full(*args, **kwargs):
         lambda run: run.append_metrics({"stage": "ppo", "iteration": 1}),
     ],
 )
-def test_a_full_disk_is_named_with_what_helps(run, monkeypatch, write):
+def test_a_full_disk_is_a_storage_error_with_a_fix(run, monkeypatch, write):
     (run.path / "metrics.jsonl").symlink_to("/dev/full")
     monkeypatch.setattr("rlaif.io.storage.os.fsync", full)
     with pytest.raises(StorageError, match="No space left on device") as caught:
         write(run)
-    assert f"free space at {run.path}" in caught.value.change and "set storage=" in caught.value.change
+    assert f"Free space at {run.path}" in caught.value.fix and "set storage=" in caught.value.fix
 
 
-def test_a_storage_that_cannot_be_written_is_named(tmp_path):
+def test_a_storage_that_cannot_be_written_is_a_storage_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="the run directory") as caught, RunDir(tmp_path / "file", "a").lock():
         pass
-    assert "free space" not in caught.value.change and "set storage=" in caught.value.change
+    assert "Free space" not in caught.value.fix and "set storage=" in caught.value.fix
 
 
-def test_a_row_that_fits_only_in_part_leaves_no_part(run):
+def test_a_row_that_does_not_fit_is_removed_again(run):
     run.append_metrics({"stage": "ppo", "iteration": 1})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (run.metrics.stat().st_size + 10, hard))
@@ -123,18 +126,18 @@ def test_a_row_that_fits_only_in_part_leaves_no_part(run):
     assert [row["iteration"] for row in rows(run.metrics)] == [1]
 
 
-def test_dumps_is_plain_json():
+def test_dumps_writes_plain_json():
     value = {1: np.arange(3), "nested": [{"x": float("inf")}, (np.int64(2), np.bool_(True), None)], "text": "é"}
     assert dumps(value) == '{"1": [0, 1, 2], "nested": [{"x": null}, [2, true, null]], "text": "é"}'
 
 
-def test_cut_back(run):
+def test_cut_back_removes_later_rows_and_samples_of_the_stage(run):
     log_some(run)
     with open(run.metrics, "ab") as file:
         file.write(b'{"stage": "ppo", "iterat')
     run.cut_back("ppo", 3)
-    kept = [(row["stage"], row["iteration"]) for row in rows(run.metrics)]
-    assert kept == [("sft", i) for i in (1, 2, 3)] + [("ppo", i) for i in (1, 2, 3)]
+    remaining = [(row["stage"], row["iteration"]) for row in rows(run.metrics)]
+    assert remaining == [("sft", i) for i in (1, 2, 3)] + [("ppo", i) for i in (1, 2, 3)]
     assert sorted(p.name for p in (run.path / "samples").iterdir()) == [f"{i:06d}.jsonl" for i in (1, 2, 3)]
 
 
@@ -145,12 +148,12 @@ def test_cut_back_of_another_stage_leaves_samples_alone(run):
     assert len(list((run.path / "samples").iterdir())) == 5
 
 
-def test_cut_back_before_anything_was_logged(run):
+def test_cut_back_of_an_empty_run_writes_nothing(run):
     run.cut_back("ppo", 0)
     assert not run.metrics.exists()
 
 
-def test_torn_line_is_dropped(run, caplog):
+def test_a_torn_last_line_is_dropped(run, caplog):
     run.append_metrics({"stage": "ppo", "iteration": 1})
     with open(run.metrics, "ab") as file:
         file.write(b'{"stage": ')
@@ -160,29 +163,44 @@ def test_torn_line_is_dropped(run, caplog):
     assert "cut short" in caplog.text
 
 
-def hold(path: Path, held, release) -> None:
+def hold(path: Path, locked, release) -> None:
+    """Hold the lock of a run, in a process of its own."""
     with RunDir(path, "first").lock():
-        held.set()
+        locked.set()
         release.wait(30)
 
 
-def test_lock(run):
+def test_lock_refuses_a_second_process_and_ends_with_its_holder(run):
     context = multiprocessing.get_context("spawn")
-    held, release = context.Event(), context.Event()
-    other = context.Process(target=hold, args=(run.path.parent, held, release))
+    locked, release = context.Event(), context.Event()
+    other = context.Process(target=hold, args=(run.path.parent, locked, release))
     other.start()
-    assert held.wait(60)
+    assert locked.wait(60)
     with pytest.raises(ConfigError, match=f"process {other.pid} on "), run.lock():
         pass
     other.kill()
     other.join()
-    with run.lock():  # a killed holder leaves nothing behind
-        pass
+    with run.lock():  # a killed process leaves nothing behind
+        assert (run.path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
     with run.lock():
         pass
 
 
-def test_bucket(remote, tmp_path):
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP])
+def test_lock_warns_on_a_file_system_without_locks(run, monkeypatch, caplog, number):
+    """Such as some network file systems: the run works, and no marker file stays that would block a later one."""
+
+    def refuse(*args):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    for _ in range(2):
+        with run.lock():
+            assert "no file locks there" in caplog.text
+        caplog.clear()
+
+
+def test_files_of_a_bucket_run_are_in_the_mirror_and_in_the_bucket(remote, tmp_path):
     remote.write_config({"name": "far"})
     log_some(remote)
     assert (remote.location / "config.yaml").read() == (remote.path / "config.yaml").read_bytes()
@@ -193,7 +211,7 @@ def test_bucket(remote, tmp_path):
     assert remote.read_json("wandb_id.json") == {"ppo": "abc"} and remote.read_json("nothing.json") is None
 
 
-def test_bucket_run_resumes_on_another_machine(remote, tmp_path, monkeypatch):
+def test_a_bucket_run_resumes_on_another_machine(remote, tmp_path, monkeypatch):
     log_some(remote)
     remote.sync()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))
@@ -206,13 +224,14 @@ def test_bucket_run_resumes_on_another_machine(remote, tmp_path, monkeypatch):
 
 
 def write_model(target, text: str) -> None:
+    """Write a folder with a file in a sub-folder, through `replacing`."""
     with replacing(target) as folder:
         (folder / "sub").mkdir()
         (folder / "config.json").write_text(text)
         (folder / "sub/weights").write_text("w")
 
 
-def test_export_to_a_bucket_and_back(remote):
+def test_an_export_in_a_bucket_is_fetched_once_per_version(remote):
     target = remote.export("sft")
     write_model(target, "{}")
     assert str(target) == remote.resolve("{run}/sft/export")
@@ -223,7 +242,7 @@ def test_export_to_a_bucket_and_back(remote):
     assert (Path(fetch(str(target))) / "config.json").read_text() == '{"new": 1}'
 
 
-def test_an_export_that_fails_leaves_the_old_one(run):
+def test_an_export_that_fails_leaves_the_previous_one(run):
     target = run.export("ppo")
     write_model(target, "old")
     with pytest.raises(OSError, match="full"), replacing(target) as folder:
@@ -235,13 +254,13 @@ def test_an_export_that_fails_leaves_the_old_one(run):
     assert [path.name for path in target.local.parent.iterdir() if path.name.startswith(".tmp")] == []
 
 
-def test_fetch_leaves_paths_and_hub_names_alone(tmp_path):
+def test_fetch_returns_paths_and_hub_names_unchanged(tmp_path):
     assert fetch(str(tmp_path)) == str(tmp_path) and fetch("org/model-7b") == "org/model-7b"
     with pytest.raises(FileNotFoundError, match="no files there"):
         fetch(f"fsspec+memory:///{uuid.uuid4().hex}/none")
 
 
-def test_a_location_travels_as_text(tmp_path):
+def test_a_location_reads_writes_and_removes_files(tmp_path):
     location = locate(tmp_path) / "a/b"
     (location / "c.txt").write(b"hello")
     assert location.children() == ["c.txt"] and location.files()["c.txt"].size == 5

@@ -1,4 +1,4 @@
-"""Folders of killed processes are removed, those in use are not."""
+"""Temporary folders: those of killed processes are removed, those in use are not."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ def temporary(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_it_is_gone_with_its_owner(temporary):
+def test_the_folder_is_removed_on_close(temporary):
     scratch = Scratch("rlaif-test-")
     assert scratch.path.is_dir() and scratch.path.stat().st_mode & 0o077 == 0
     scratch.close()
     assert list(temporary.iterdir()) == []
 
 
-def test_what_a_killed_process_left_is_removed_and_what_is_in_use_is_not(temporary):
+def test_a_folder_of_a_killed_process_is_removed_and_one_in_use_is_not(temporary):
     with subprocess.Popen(
         [sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as holder:
-        held = holder.stdout.readline().strip()
+    ) as process:
+        folder = process.stdout.readline().strip()
         other = temporary / "rlaif-test-mine"
-        other.mkdir()  # nobody's lock says that it is abandoned
+        other.mkdir()  # a folder without a lock file belongs to another program
         scratch = Scratch("rlaif-test-")
-        assert os.path.exists(f"{held}/weights")
-        holder.send_signal(signal.SIGKILL)
-        holder.wait()
-    assert os.path.exists(f"{held}/weights")
+        assert os.path.exists(f"{folder}/weights")
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert os.path.exists(f"{folder}/weights")
     again = Scratch("rlaif-test-")
-    assert not os.path.exists(held) and not os.path.exists(f"{held}.lock")
+    assert not os.path.exists(folder) and not os.path.exists(f"{folder}.lock")
     assert scratch.path.is_dir() and again.path.is_dir() and other.is_dir()

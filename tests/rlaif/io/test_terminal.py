@@ -1,4 +1,4 @@
-"""What a command shows: phases and progress by the clock, foreign output in the log and nowhere else."""
+"""Output of a command: phases and progress by the clock, and foreign output only in the log."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ def screen(clock) -> Screen:
 
 
 def lines(screen: Screen) -> list[str]:
+    """Return the lines that a screen has written to standard error."""
     return screen.err.getvalue().splitlines()
 
 
@@ -55,7 +56,7 @@ def lines(screen: Screen) -> list[str]:
     ],
 )
 def test_progress_prints_by_time_and_not_by_count(screen, clock, steps, seconds_each, printed):
-    bar = Progress(steps, "demo sft", where=screen)
+    bar = Progress(steps, "demo sft", display=screen)
     times = [0.0]
     for done in range(1, steps + 1):
         for _ in range(max(1, round(seconds_each))):
@@ -73,22 +74,22 @@ def test_progress_prints_by_time_and_not_by_count(screen, clock, steps, seconds_
 
 
 def test_progress_of_a_resumed_stage_counts_from_where_it_starts(screen, clock):
-    bar = Progress(10, "ppo", done=5, where=screen)
+    bar = Progress(10, "ppo", done=5, display=screen)
     clock.now = 40
     bar.to(6)
     assert lines(screen) == ["ppo: 6/10 (60%) in 00:40, 02:40 left"]
 
 
 def test_the_last_line_is_printed_once(screen, clock):
-    bar = Progress(2, "ppo", where=screen)
+    bar = Progress(2, "ppo", display=screen)
     clock.now = 30
     bar.to(2, "kl 0.1")
     bar.close()
     assert len(lines(screen)) == 1
 
 
-def test_progress_that_ends_early_says_how_far_it_came(screen, clock):
-    bar = Progress(10, "ppo", where=screen)
+def test_progress_that_ends_early_prints_its_count(screen, clock):
+    bar = Progress(10, "ppo", display=screen)
     clock.now = 5
     bar.to(3)
     bar.close()
@@ -115,19 +116,19 @@ def test_a_phase_is_one_line_with_its_time(screen, clock, seconds, expected):
     assert lines(screen) == expected
 
 
-def test_a_command_is_never_silent_between_its_phases(tmp_path, monkeypatch, clock):
-    with terminal.shown("sft", tmp_path) as screen:
+def test_a_command_prints_lines_between_its_phases(tmp_path, monkeypatch, clock):
+    with terminal.show_command("sft", tmp_path) as screen:
         monkeypatch.setattr(screen, "clock", clock)
         monkeypatch.setattr(screen, "err", io.StringIO())
         screen._printed_at = clock.now = 100.0
         for _ in range(50):
             clock.now += 1
             screen.tick()
-        shown = screen.err.getvalue().splitlines()
-    assert len(shown) == 2 and all(line.startswith("rlaif sft: working ...") for line in shown)
+        printed = lines(screen)
+    assert len(printed) == 2 and all(line.startswith("rlaif sft: working ...") for line in printed)
 
 
-def test_short_phases_one_after_another_are_not_silent(screen, clock):
+def test_many_short_phases_still_print_lines(screen, clock):
     for number in range(40):
         step = Phase(f"part {number}", screen)
         screen.begin(step)
@@ -147,7 +148,7 @@ def test_a_phase_that_fails_prints_no_time(monkeypatch, screen, clock):
 
 
 def test_the_inner_activity_is_the_one_shown(screen, clock):
-    bar = Progress(10, "ppo", where=screen)
+    bar = Progress(10, "ppo", display=screen)
     step = Phase("evaluating", screen)
     screen.begin(step)
     clock.now = 25
@@ -163,7 +164,7 @@ def test_the_inner_activity_is_the_one_shown(screen, clock):
     ]
 
 
-def test_on_a_terminal_lines_do_not_tear_what_is_live(clock):
+def test_a_line_on_a_terminal_redraws_the_activity(clock):
     screen = Screen(io.StringIO(), Tty(), clock)
     step = Phase("starting Ray", screen)
     screen.begin(step)
@@ -178,7 +179,7 @@ def test_on_a_terminal_lines_do_not_tear_what_is_live(clock):
 def test_progress_on_a_terminal_is_a_bar(monkeypatch):
     screen = Screen(io.StringIO(), Tty())
     monkeypatch.setattr("rlaif.io.progress.SHORT_S", 0)
-    bar = Progress(4, "ppo", where=screen)
+    bar = Progress(4, "ppo", display=screen)
     bar.to(4, "kl 0.1")
     bar.show()
     assert "4/4" in screen.err.getvalue() and "kl 0.1" in screen.err.getvalue()
@@ -191,7 +192,7 @@ from pathlib import Path
 from rlaif.io import terminal
 
 logging.basicConfig(level=logging.INFO)
-with terminal.shown("eval context", Path(sys.argv[1])):
+with terminal.show_command("eval context", Path(sys.argv[1])):
     terminal.say("a result")
     print("foreign: python")
     print("foreign: \\x1b[36mcolour\\x1b[0m", file=sys.stderr)
@@ -218,6 +219,7 @@ print("after the command")
 
 
 def run_command(folder: Path, *more: str) -> tuple[str, str, str]:
+    """Run COMMAND in a process of its own; return its standard output, its standard error and its log."""
     result = subprocess.run([sys.executable, "-c", COMMAND, str(folder), *more], capture_output=True, text=True)
     return result.stdout, result.stderr, (folder / "logs" / "eval-context.log").read_text()
 
@@ -234,21 +236,21 @@ def test_foreign_output_goes_to_the_log_and_nowhere_else(tmp_path):
     assert "own information" in log and "rows left out" in log and "\x1b" not in log
 
 
-def test_an_error_says_where_the_log_is(tmp_path):
+def test_an_error_prints_the_path_of_the_log(tmp_path):
     _, err, _ = run_command(tmp_path, "fail")
     assert f"log: {tmp_path}/logs/eval-context.log" in err.splitlines()
     assert "RuntimeError: broken" in err
 
 
-def test_the_log_of_an_earlier_start_stays(tmp_path):
+def test_the_log_grows_from_start_to_start(tmp_path):
     for _ in range(2):
         _, _, log = run_command(tmp_path)
     assert log.count("foreign: thread") == 2
 
 
-def test_streams_and_loggers_are_as_before_in_a_process_that_goes_on(tmp_path, capfd):
+def test_streams_and_loggers_are_restored_after_a_command(tmp_path, capfd):
     handlers = list(logging.getLogger().handlers)
-    with terminal.shown("sft", tmp_path):
+    with terminal.show_command("sft", tmp_path):
         os.write(1, b"foreign\n")
         terminal.say("own")
     print("afterwards")
@@ -259,26 +261,26 @@ def test_streams_and_loggers_are_as_before_in_a_process_that_goes_on(tmp_path, c
 
 
 def test_foreign_output_can_stay_on_the_terminal(tmp_path, capfd):
-    with terminal.shown("sft", tmp_path, foreign=True):
+    with terminal.show_command("sft", tmp_path, foreign=True):
         os.write(1, b"foreign\n")
     assert "foreign" in capfd.readouterr().out
 
 
-def test_a_run_directory_that_cannot_be_written(tmp_path):
+def test_a_run_directory_that_cannot_be_written_is_a_config_error(tmp_path):
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(ConfigError, match="run directory that can be written"),
-        terminal.shown("sft", tmp_path / "file"),
+        terminal.show_command("sft", tmp_path / "file"),
     ):
         pass
 
 
-def test_what_runs_inside_a_command_does_not_print():
-    """Its lines would end in the log file: `say` is for what a user should see."""
+def test_stages_and_actors_never_call_print():
+    """Such lines would go to the log file: `say` is for what a user should see."""
     root = Path(terminal.__file__).parents[2]
-    files = [
-        file for folder in ("rlaif/stages", "actors", "learners", "cluster") for file in (root / folder).rglob("*.py")
-    ]
+    files = []
+    for folder in ("rlaif/stages", "actors", "learners", "cluster"):
+        files += (root / folder).rglob("*.py")
     printing = []
     for file in files:
         calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
@@ -287,7 +289,7 @@ def test_what_runs_inside_a_command_does_not_print():
     assert files and printing == []
 
 
-def test_a_command_goes_on_when_the_reader_of_its_lines_has_gone(tmp_path):
+def test_a_command_continues_if_the_reader_of_its_output_ends(tmp_path):
     """As in `rlaif ppo CONFIG 2>&1 | head`."""
     script = "import logging\nfrom pathlib import Path\nfrom rlaif.io.terminal import quiet, say\n"
     script += "logging.basicConfig(level=logging.INFO)\n"

@@ -12,9 +12,9 @@ import pytest
 from rlaif.errors import ConfigError
 from rlaif.io.storage import locate
 from rlaif.models import bases
-from rlaif.models.bases import RECORD, find_base, record_text
+from rlaif.models.bases import RECORD
 from rlaif.models.check import require_base, require_model
-from rlaif.models.digest import whole_fingerprint
+from rlaif.models.model_dir import ModelDir, find_base
 
 BASES = {
     "in the run": "run/sft/export",
@@ -25,7 +25,7 @@ BASES = {
 
 
 def model(folder: Path, content: str = "weights") -> Path:
-    """A folder with a configuration and weights, as far as a fingerprint looks at them."""
+    """Write a folder with a configuration and weights, as far as a fingerprint looks at them."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
     (folder / "model.safetensors").write_text(content)
@@ -33,11 +33,11 @@ def model(folder: Path, content: str = "weights") -> Path:
 
 
 def export(folder: Path, base: Path, storage: Path, record: bool = True) -> Path:
-    """An export on a base, with or without the record."""
+    """Write an export on a base, with or without the record."""
     folder.mkdir(parents=True)
     if record:
         target = locate(storage) / str(folder.relative_to(storage))
-        (folder / RECORD).write_text(record_text(str(base), target))
+        (folder / RECORD).write_text(ModelDir(str(base)).record_text(target))
     return folder
 
 
@@ -63,16 +63,16 @@ def relocate(how: str, storage: Path, elsewhere: Path) -> Path:
 def test_a_base_is_found_wherever_the_export_went(tmp_path, how, place, record):
     storage = tmp_path / "runs"
     base = model(storage / BASES[place])
-    fingerprint = whole_fingerprint(str(base))
+    fingerprint = ModelDir(str(base)).whole_fingerprint
     export(storage / "run" / "reward" / "export", base, storage, record)
     (storage / "run" / "config.yaml").write_text("name: run")
     reward = relocate(how, storage, tmp_path / "moved")
-    found = Path(find_base(str(reward), str(base)))
-    assert whole_fingerprint(str(found)) == fingerprint
+    resolved = find_base(str(reward), str(base))
+    assert resolved.whole_fingerprint == fingerprint
     if record or not base.is_dir():
         goes_along = "storage" in how or "in the run" in place
-        assert (tmp_path / "moved" in found.parents) == goes_along
-    require_base("ppo.reward, its base", str(reward), str(found))
+        assert (tmp_path / "moved" in Path(resolved.path).parents) == goes_along
+    require_base("ppo.reward, its base", str(reward), resolved)
 
 
 def test_the_base_beside_the_export_wins_over_the_one_at_the_old_place(tmp_path):
@@ -81,8 +81,8 @@ def test_the_base_beside_the_export_wins_over_the_one_at_the_old_place(tmp_path)
     export(storage / "run" / "reward" / "export", base, storage)
     shutil.copytree(storage, tmp_path / "copy")
     copied = tmp_path / "copy" / "run"
-    assert find_base(str(copied / "reward" / "export"), str(base)) == str(copied / "sft" / "export")
-    assert find_base(os.path.relpath(copied / "reward" / "export"), str(base)) == str(copied / "sft" / "export")
+    for export_path in (str(copied / "reward" / "export"), os.path.relpath(copied / "reward" / "export")):
+        assert find_base(export_path, str(base)).path == str(copied / "sft" / "export")
 
 
 def test_a_link_to_an_export_leads_to_its_base(tmp_path):
@@ -91,8 +91,8 @@ def test_a_link_to_an_export_leads_to_its_base(tmp_path):
     export(storage / "run" / "reward" / "export", base, storage)
     storage.rename(tmp_path / "moved")
     (tmp_path / "reward").symlink_to(tmp_path / "moved" / "run" / "reward" / "export")
-    found = find_base(str(tmp_path / "reward"), str(base))
-    assert found == str(tmp_path / "moved" / "run" / "sft" / "export")
+    resolved = find_base(str(tmp_path / "reward"), str(base))
+    assert resolved.path == str(tmp_path / "moved" / "run" / "sft" / "export")
 
 
 def test_another_model_at_the_relative_place_is_passed_over(tmp_path):
@@ -103,12 +103,12 @@ def test_another_model_at_the_relative_place_is_passed_over(tmp_path):
     shutil.copytree(storage, tmp_path / "copy")
     copied = tmp_path / "copy" / "run"
     (copied / "sft" / "export" / "model.safetensors").write_text("trained again")
-    found = find_base(str(copied / "reward" / "export"), str(base))
-    assert found == str(base)
+    resolved = find_base(str(copied / "reward" / "export"), str(base))
+    assert resolved.path == str(base)
     (base / "model.safetensors").write_text("trained again, too")
-    found = find_base(str(copied / "reward" / "export"), str(base))
+    resolved = find_base(str(copied / "reward" / "export"), str(base))
     with pytest.raises(ConfigError, match="was trained on .fingerprint(.|\n)*another one at"):
-        require_base("ppo.reward, its base", str(copied / "reward" / "export"), found)
+        require_base("ppo.reward, its base", str(copied / "reward" / "export"), resolved)
 
 
 @pytest.mark.parametrize("path", ["/nowhere/model", "./nowhere", "~/nowhere"])
@@ -127,11 +127,11 @@ def test_a_base_that_is_gone_is_an_error_with_all_places(tmp_path):
     with pytest.raises(ConfigError) as caught:
         require_base("ppo.reward, its base", str(reward), find_base(str(reward), str(base)))
     assert str(base) in caught.value.expected and "../../sft/export" in caught.value.expected
-    assert "no such folder" in caught.value.found and RECORD in caught.value.change
+    assert "no such folder" in caught.value.found and RECORD in caught.value.fix
 
 
 @pytest.mark.parametrize("place", ["a folder outside", "behind a symlink", "a hub name", "a relative path"])
-def test_what_the_record_says(tmp_path, monkeypatch, place):
+def test_record_holds_absolute_and_relative_path(tmp_path, monkeypatch, place):
     storage, target = tmp_path / "runs", locate(tmp_path / "runs") / "run/reward/export"
     base = model(tmp_path / "models" / "qwen" if place == "a folder outside" else storage / "run" / "base")
     named, relative, path = str(base), "../../base", str(base)
@@ -145,34 +145,34 @@ def test_what_the_record_says(tmp_path, monkeypatch, place):
     else:
         (tmp_path / "link").symlink_to(storage)
         named = path = str(tmp_path / "link" / "run" / "base")
-    record = json.loads(record_text(named, target))["base"]
+    record = json.loads(ModelDir(named).record_text(target))["base"]
     assert (record["path"], record["relative"]) == (path, relative)
-    assert record["fingerprint"] == whole_fingerprint(named)
+    assert record["fingerprint"] == ModelDir(named).whole_fingerprint
 
 
-def test_a_base_that_a_stranger_named_stays_as_it_is_named(tmp_path):
+def test_base_of_a_foreign_adapter_keeps_its_name(tmp_path):
     """Adapters of others have no record; a hub name is no path."""
     model(tmp_path / "a" / "export")
     other = export(tmp_path / "a" / "adapter", tmp_path, tmp_path, record=False)
     model(tmp_path / "a" / "base")
     for named in ("org/model-7b", "/nowhere/at/all", "/old/export", "/gone/base"):
-        assert find_base(str(other), named) == named
+        assert find_base(str(other), named).path == named
     (other / RECORD).write_text("{broken")
-    assert find_base(str(other), "org/model-7b") == "org/model-7b"
+    assert find_base(str(other), "org/model-7b").path == "org/model-7b"
 
 
 def test_a_record_in_a_bucket_leads_to_a_base_in_the_same_bucket():
     root = "gs://bucket/runs?endpoint=x"
     target = locate(root) / "run/reward/export"
     base = str(locate(root) / "run/sft/export")
-    relative = bases._relative(base, target)
+    relative = bases.relative_path(base, target)
     assert relative == "../../sft/export"
     moved = str(locate(root) / "copy/reward/export")
-    assert bases._beside(moved, relative) == str(locate(root) / "copy/sft/export")
-    assert bases._relative("/models/qwen", target) is None
+    assert bases.join_path(moved, relative) == str(locate(root) / "copy/sft/export")
+    assert bases.relative_path("/models/qwen", target) is None
 
 
-def test_a_file_is_no_model(tmp_path):
+def test_file_instead_of_a_model_folder_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "qwen2_vl"}')
     with pytest.raises(ConfigError, match="a file, not the folder of a model"):
         require_model("sft.init", str(tmp_path / "config.json"))

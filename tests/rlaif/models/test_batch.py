@@ -14,7 +14,7 @@ from rlaif.models.batch import collate
 @pytest.fixture(scope="module")
 def items(qwen):
     """Three sequences of different lengths; the second one without a video, the third without a response."""
-    made = [
+    sequences = [
         qwen.conversation(
             [("user", "what ?"), ("assistant", "a red circle"), ("user", "and ?"), ("assistant", "a")], qwen.video("a")
         ),
@@ -22,7 +22,7 @@ def items(qwen):
         qwen.prompt_and_response("what do you see ?", [], qwen.video("b")),
     ]
     extras = lambda item, k: {"returns": np.arange(len(item.mask), dtype=np.float32) + k, "score": float(k)}  # noqa: E731
-    return [replace(item, extras=extras(item, k)) for k, item in enumerate(made)]
+    return [replace(item, extras=extras(item, k)) for k, item in enumerate(sequences)]
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -56,6 +56,6 @@ def test_the_last_token_of_a_response(items, side):
 def test_videos_of_a_batch_follow_each_other(items, qwen):
     batch = collate(items, pad_id=0)
     assert batch.video["video_grid_thw"].shape == (2, 3)
-    wanted = np.concatenate([qwen.video(name).tensors["pixel_values_videos"] for name in "ab"])
-    assert torch.equal(batch.video["pixel_values_videos"], torch.from_numpy(wanted))
+    expected = np.concatenate([qwen.video(name).tensors["pixel_values_videos"] for name in "ab"])
+    assert torch.equal(batch.video["pixel_values_videos"], torch.from_numpy(expected))
     assert collate(items[1:2], pad_id=0).video == {}

@@ -10,6 +10,8 @@ from transformers.video_utils import VideoMetadata
 
 from rlaif.errors import ConfigError, ContractError
 from rlaif.models.encode import Encoder
+from rlaif.models.turns import text_until_reply
+from rlaif.models.vocabulary import token_ids
 
 QUESTION, ANSWER = "what do you see ?", "a red circle moves left ."
 TALK = [("user", QUESTION), ("assistant", ANSWER), ("user", "describe the video"), ("assistant", "a blue square")]
@@ -35,7 +37,7 @@ def prompt_text(encoder, question=QUESTION) -> str:
     )
 
 
-def test_a_prompt_is_what_the_processor_makes_of_it(encoder):
+def test_prompt_ids_equal_the_processors(encoder):
     features = encoder.video("clip")
     prompt = encoder.prompt_and_response(QUESTION, [], features)
     assert prompt.ids.tolist() == by_processor(encoder, prompt_text(encoder))
@@ -46,7 +48,7 @@ def test_a_prompt_is_what_the_processor_makes_of_it(encoder):
     assert len(unexpanded) == len(prompt.ids) - len(features.expansion) + 1
 
 
-def test_begin_of_sequence_only_where_the_tokenizer_adds_one(qwen, llava):
+def test_begin_of_sequence_is_added_if_the_tokenizer_adds_one(qwen, llava):
     assert llava.unexpanded(QUESTION)[0] == llava.tokenizer.bos_token_id
     assert llava.tokenizer.bos_token_id not in llava.unexpanded(QUESTION)[1:]
     assert qwen.unexpanded(QUESTION) == qwen.tokenizer(prompt_text(qwen))["input_ids"]
@@ -71,14 +73,14 @@ def test_answers_and_their_ends_are_trained_on_and_nothing_else(encoder):
     response = whole.ids[whole.start :]
     assert len(whole.mask) == len(response)
     trained = [int(token) for token, flag in zip(response, whole.mask, strict=True) if flag]
-    wanted = [token for _, text in TALK[1::2] for token in (*encoder.tokens(text), encoder.eos_id)]
-    assert trained == wanted
+    expected = [token for _, text in TALK[1::2] for token in (*encoder.tokens(text), encoder.eos_id)]
+    assert trained == expected
     untrained = encoder.text([int(token) for token, flag in zip(response, whole.mask, strict=True) if not flag])
     assert "describe the video" in untrained and "blue" not in untrained
 
 
 @pytest.mark.parametrize("video", ["clip", None])
-def test_with_a_prompt_weight_everything_behind_the_video_is_trained_on(encoder, video):
+def test_prompt_weight_trains_on_everything_after_the_video(encoder, video):
     features = encoder.video(video) if video else None
     plain, whole = encoder.conversation(TALK, features), encoder.conversation(TALK, features, prompt_weight=0.25)
     assert np.array_equal(whole.ids, plain.ids) and np.array_equal(whole.positions, plain.positions)
@@ -105,43 +107,46 @@ def test_the_video_belongs_to_the_first_user_turn(qwen):
     assert qwen.conversation([("system", "see"), *TALK], qwen.video("clip")).video is not None
 
 
-def test_a_last_user_turn_is_read_where_its_answer_would_begin(encoder):
-    asked = encoder.conversation([*TALK, ("user", "you see ?")], encoder.video("clip"))
+def test_last_user_turn_is_read_at_the_place_of_its_answer(encoder):
+    with_question = encoder.conversation([*TALK, ("user", "you see ?")], encoder.video("clip"))
     plain = encoder.conversation(TALK, encoder.video("clip"))
-    assert np.array_equal(asked.ids[: len(plain.ids)], plain.ids)
-    tail = asked.ids[len(plain.ids) :].tolist()
+    assert np.array_equal(with_question.ids[: len(plain.ids)], plain.ids)
+    tail = with_question.ids[len(plain.ids) :].tolist()
     assert encoder.text(tail).endswith(("assistant", "assistant :")) and "you see ?" in encoder.text(tail)
-    assert not asked.mask[len(plain.mask) :].any()
+    assert not with_question.mask[len(plain.mask) :].any()
 
 
-def test_a_reply_that_has_begun_is_read_at_its_last_word(encoder):
+def test_begun_reply_is_read_at_its_last_token(encoder):
     messages = [*TALK, ("user", "you see ?")]
-    asked = encoder.conversation(messages, encoder.video("clip"))
+    with_question = encoder.conversation(messages, encoder.video("clip"))
     begun = encoder.conversation(messages, encoder.video("clip"), "a red circle and")
     whole = encoder.conversation([*messages, ("assistant", "a red circle and")], encoder.video("clip"))
-    assert np.array_equal(begun.ids[: len(asked.ids)], asked.ids) and len(begun.ids) == len(asked.ids) + 4
+    assert (
+        np.array_equal(begun.ids[: len(with_question.ids)], with_question.ids)
+        and len(begun.ids) == len(with_question.ids) + 4
+    )
     assert np.array_equal(begun.ids, whole.ids[:-1]) and whole.ids[-1] == encoder.eos_id
-    assert encoder.text(begun.ids[-1:]) == "and" and not begun.mask[len(asked.mask) :].any()
+    assert encoder.text(begun.ids[-1:]) == "and" and not begun.mask[len(with_question.mask) :].any()
 
 
 def test_a_template_that_changes_a_reply_cannot_begin_one(qwen, monkeypatch):
     monkeypatch.setattr(qwen, "chat", lambda messages, video: "|".join(text.strip() for _, text in messages))
-    assert qwen._opened([("user", "what ?")], False, "and") == "what ?|and"
+    assert text_until_reply(qwen, [("user", "what ?")], False, "and") == "what ?|and"
     with pytest.raises(ConfigError, match="reward.verdict"):
-        qwen._opened([("user", "what ?")], False, "and ")
+        text_until_reply(qwen, [("user", "what ?")], False, "and ")
 
 
 def test_tokens_by_text_with_a_space_before_them_first(qwen, monkeypatch):
-    assert qwen.ids_of(7) == [7] and qwen.ids_of("?") == qwen.tokens("?")
+    assert token_ids(qwen.tokenizer, 7) == [7] and token_ids(qwen.tokenizer, "?") == qwen.tokens("?")
     for mark in ("▁", "Ġ"):
         vocabulary = {f"{mark}?": 1577, "?": 29973, "??": 8773, f"{mark}??": 9, "a": 3}
-        monkeypatch.setattr(qwen, "tokenizer", SimpleNamespace(get_vocab=lambda found=vocabulary: found))
-        assert qwen.ids_of("?") == [1577, 29973] and qwen.ids_of("a") == [3]
+        monkeypatch.setattr(qwen, "tokenizer", SimpleNamespace(get_vocab=lambda words=vocabulary: words))
+        assert token_ids(qwen.tokenizer, "?") == [1577, 29973] and token_ids(qwen.tokenizer, "a") == [3]
         with pytest.raises(ConfigError, match="truncate_at"):
-            qwen.ids_of("never")
+            token_ids(qwen.tokenizer, "never")
 
 
-def test_without_a_video(encoder):
+def test_conversation_without_a_video(encoder):
     plain = encoder.conversation(TALK, None)
     assert plain.video is None and encoder.visual_id not in plain.ids
     assert np.array_equal(plain.positions, np.broadcast_to(np.arange(len(plain.ids)), plain.positions.shape))
@@ -167,7 +172,7 @@ def test_a_visual_token_in_a_question_is_no_placeholder_and_an_error(path_of, no
         encoder.prompt_and_response("a <IMG_CONTEXT> b", [], encoder.video("clip"))
 
 
-def test_a_template_that_writes_no_end_of_answer(llava_path, noise):
+def test_template_without_end_of_answer_gets_the_eos_token(llava_path, noise):
     """As LLaVA's own: a space follows each text, and nothing marks the end of an answer."""
     encoder = Encoder(llava_path, noise())
     encoder.processor.chat_template = (
@@ -204,27 +209,27 @@ def test_a_conversation_without_an_answer_is_an_error(qwen):
 
 def test_videos_are_processed_once_and_within_the_budget(qwen_path, noise):
     class Counting(noise):
-        asked = 0
+        calls = 0
 
         def get(self, video, spec):
-            self.asked += 1
+            self.calls += 1
             return super().get(video, spec)
 
     frames = Counting()
     encoder = Encoder(qwen_path, frames)
     size = encoder.video("a").nbytes
-    assert size > 8 * 56 * 56 and encoder.video("a") is encoder.video("a") and frames.asked == 1
+    assert size > 8 * 56 * 56 and encoder.video("a") is encoder.video("a") and frames.calls == 1
 
     frames = Counting()
     small = Encoder(qwen_path, frames, cache_bytes=2 * size)
     for video in ("a", "b", "a", "c", "a", "b"):  # c evicts b, the least recently used; then b evicts c
         small.video(video)
-    assert frames.asked == 4
+    assert frames.calls == 4
     tight = Encoder(qwen_path, Counting(), cache_bytes=1)
     assert tight.video("a") is tight.video("a")  # the newest stays, however large
 
 
-def test_times_are_rounded_as_the_engine_holds_them(qwen_path, noise):
+def test_times_are_rounded_to_the_models_dtype(qwen_path, noise):
     """8 frames of a clip at 20/3 frames a second: 2.4 s a grid step is 2.40625 in bfloat16."""
     frames = noise(fps=10.0)
     exact, half = (Encoder(qwen_path, frames, dtype=dtype).video("a") for dtype in ("float32", "bfloat16"))

@@ -39,17 +39,17 @@ def ids(before, cells, after) -> np.ndarray:
 def test_positions_by_hand():
     """Two frames' grid of 2 x 4 cells at 1.5 s a step and 2 positions a second; text resumes after the largest."""
     features = {"video_grid_thw": np.array([[2, 4, 8]]), "second_per_grid_ts": np.array([1.5], np.float32)}
-    found = qwen2_positions(ids(2, 16, 3), features, config())
-    assert found[0].tolist() == [0, 1] + [2] * 8 + [5] * 8 + [6, 7, 8]
-    assert found[1].tolist() == [0, 1] + ([2] * 4 + [3] * 4) * 2 + [6, 7, 8]
-    assert found[2].tolist() == [0, 1] + [2, 3, 4, 5] * 4 + [6, 7, 8]
+    positions = qwen2_positions(ids(2, 16, 3), features, config())
+    assert positions[0].tolist() == [0, 1] + [2] * 8 + [5] * 8 + [6, 7, 8]
+    assert positions[1].tolist() == [0, 1] + ([2] * 4 + [3] * 4) * 2 + [6, 7, 8]
+    assert positions[2].tolist() == [0, 1] + [2, 3, 4, 5] * 4 + [6, 7, 8]
 
 
-def test_a_wide_grid_decides_where_text_resumes():
+def test_text_resumes_after_the_widest_axis():
     features = {"video_grid_thw": np.array([[1, 2, 12]])}
-    found = qwen2_positions(ids(1, 6, 2), features, config())
-    assert found[2].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]
-    assert found[0].tolist() == [0, 1, 1, 1, 1, 1, 1, 7, 8]
+    positions = qwen2_positions(ids(1, 6, 2), features, config())
+    assert positions[2].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    assert positions[0].tolist() == [0, 1, 1, 1, 1, 1, 1, 7, 8]
 
 
 def test_positions_of_text_alone():
@@ -68,26 +68,26 @@ CASES = [
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_positions_are_the_engines(dtype, qwen_path, noise):
-    """vLLM's own function, on seconds that went through its rounding to the model's dtype."""
+    """Compare with vLLM's own function, on seconds that went through its rounding to the model's dtype."""
     from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration as Served
 
     for t, h, w, seconds, rate in CASES:
-        held = None if seconds is None else torch.tensor([seconds]).to(getattr(torch, dtype))
+        rounded = None if seconds is None else torch.tensor([seconds]).to(getattr(torch, dtype))
         features = {"video_grid_thw": np.array([[t, h, w]])}
         data = {"video_grid_thw": SimpleNamespace(data=torch.tensor([t, h, w]))}
-        if held is not None:
-            data["second_per_grid_ts"] = SimpleNamespace(data=held[0])
+        if rounded is not None:
+            data["second_per_grid_ts"] = SimpleNamespace(data=rounded[0])
             encoder = Encoder(qwen_path, noise(), dtype=dtype)
-            features["second_per_grid_ts"] = encoder._as_held("second_per_grid_ts", [seconds])
+            features["second_per_grid_ts"] = encoder.videos.as_engine_holds("second_per_grid_ts", [seconds])
         cells = t * (h // 2) * (w // 2)
         feature = SimpleNamespace(mm_position=SimpleNamespace(offset=5), data=data, modality="video")
         served = SimpleNamespace(config=config(2, rate))
         served.iter_mm_grid_thw = lambda features, served=served: Served.iter_mm_grid_thw(served, features)
-        wanted, _ = Served.get_mrope_input_positions(served, ids(5, cells, 7).tolist(), [feature])
-        assert np.array_equal(qwen2_positions(ids(5, cells, 7), features, config(2, rate)), wanted.numpy())
+        expected, _ = Served.get_mrope_input_positions(served, ids(5, cells, 7).tolist(), [feature])
+        assert np.array_equal(qwen2_positions(ids(5, cells, 7), features, config(2, rate)), expected.numpy())
 
 
-def test_rounding_moves_a_position():
+def test_rounded_times_move_a_position():
     """The reason why times are rounded: 30 steps of 0.08 s are not 30 steps of 0.080078125 s."""
     features = {"video_grid_thw": np.array([[30, 2, 2]])}
     exact, half = (
@@ -99,29 +99,29 @@ def test_rounding_moves_a_position():
 
 def test_positions_with_a_time_before_every_step():
     """Qwen3-VL: <time> <start> 2 x 3 cells <end>, twice; each block resumes behind the text before it."""
-    found = qwen3_positions(
+    positions = qwen3_positions(
         np.array([TEXT, TEXT, *[VIDEO] * 6, TEXT, TEXT, *[VIDEO] * 6, TEXT]),
         {"video_grid_thw": np.array([[2, 4, 6]])},
         config(),
     )
-    assert found[0].tolist() == [0, 1] + [2] * 6 + [5, 6] + [7] * 6 + [10]
-    assert found[1].tolist() == [0, 1] + [2] * 3 + [3] * 3 + [5, 6] + [7] * 3 + [8] * 3 + [10]
-    assert found[2].tolist() == [0, 1] + [2, 3, 4] * 2 + [5, 6] + [7, 8, 9] * 2 + [10]
+    assert positions[0].tolist() == [0, 1] + [2] * 6 + [5, 6] + [7] * 6 + [10]
+    assert positions[1].tolist() == [0, 1] + [2] * 3 + [3] * 3 + [5, 6] + [7] * 3 + [8] * 3 + [10]
+    assert positions[2].tolist() == [0, 1] + [2, 3, 4] * 2 + [5, 6] + [7, 8, 9] * 2 + [10]
     assert qwen3_positions(ids(4, 0, 0), {}, config()).tolist() == [[0, 1, 2, 3]] * 3
 
 
-def test_engine_names():
+def test_engine_name_maps_llava_prefixes():
     llava, qwen = FAMILIES["llava_next_video"], FAMILIES["qwen2_5_vl"]
     assert llava.engine_name("model.vision_tower.x") == "model.vision_tower.vision_model.x"
     assert llava.engine_name("model.language_model.x") == qwen.engine_name("model.language_model.x")
     assert qwen.engine_name("model.visual.x") == "model.visual.x"
 
 
-def test_unknown_families_are_told_what_to_supply():
+def test_unknown_family_error_lists_what_to_supply():
     with pytest.raises(ConfigError) as error:
         family_of(BertConfig())
     assert "llava_next_video" in error.value.expected and "bert" in error.value.found
-    for wanted in (
+    for expected in (
         "position ids",
         "placeholder",
         "id of one visual position",
@@ -130,8 +130,8 @@ def test_unknown_families_are_told_what_to_supply():
         "names",
         "adapters",
     ):
-        assert wanted in error.value.change
-    page = next(word for word in error.value.change.split() if word.startswith("docs/"))
+        assert expected in error.value.fix
+    page = next(word for word in error.value.fix.split() if word.startswith("docs/"))
     assert (Path(__file__).parents[3] / page).is_file()
 
 

@@ -20,10 +20,11 @@ from safetensors.torch import load_file, save_file
 from rlaif.errors import ConfigError
 from rlaif.io.storage import locate, once
 from rlaif.models import merged
-from rlaif.models.adapter import SETTINGS, base_of, is_adapter, merged_model
-from rlaif.models.check import fingerprint, require_model
+from rlaif.models.adapter import merged_model
+from rlaif.models.check import require_model
 from rlaif.models.encode import Encoder
-from rlaif.models.merged import copy_of, whole_model, write_merged
+from rlaif.models.merged import merged_copy_path, whole_model, write_merged
+from rlaif.models.model_dir import SETTINGS, ModelDir, same_model
 from rlaif.models.vlm import ADAPTER, load_vlm
 
 OPTION = "candidates.models"
@@ -31,14 +32,14 @@ OPTION = "candidates.models"
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch) -> Path:
-    """This node's cache."""
+    """Return an empty cache of this node."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "rlaif" / "merged"
 
 
 @pytest.fixture(scope="module")
-def made(qwen_path, tmp_path_factory) -> Path:
-    """base/ and adapter/ as a user has them."""
+def originals(qwen_path, tmp_path_factory) -> Path:
+    """Write base/ and adapter/ as a user has them."""
     folder = tmp_path_factory.mktemp("made")
     shutil.copytree(qwen_path, folder / "base")
     write_adapter(folder / "adapter", str(folder / "base"))
@@ -46,17 +47,17 @@ def made(qwen_path, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def own(made, tmp_path) -> Path:
-    """A copy of both that a test may change; the adapter names its own base."""
+def own(originals, tmp_path) -> Path:
+    """Return a copy of both that a test may change; the adapter names its own base."""
     for name in ("base", "adapter"):
-        shutil.copytree(made / name, tmp_path / name)
+        shutil.copytree(originals / name, tmp_path / name)
     change(tmp_path / "adapter", base_model_name_or_path=str(tmp_path / "base"))
     return tmp_path
 
 
 def change(folder: Path, **settings) -> None:
-    told = json.loads((folder / SETTINGS).read_text())
-    (folder / SETTINGS).write_text(json.dumps(told | settings))
+    saved = json.loads((folder / SETTINGS).read_text())
+    (folder / SETTINGS).write_text(json.dumps(saved | settings))
 
 
 @torch.no_grad()
@@ -66,15 +67,15 @@ def logprobs(model: torch.nn.Module) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_next_video", "llava_onevision", "internvl", "qwen3_vl"])
-def test_the_copy_says_what_base_and_adapter_say(path_of, tmp_path, family):
+def test_merged_copy_equals_base_with_adapter(path_of, tmp_path, family):
     base = path_of(family)
     adapter = write_adapter(tmp_path / "adapter", base)
     require_model(OPTION, adapter, or_adapter=True)
     expected = logprobs(PeftModel.from_pretrained(load_vlm(base, "float32"), adapter))
-    whole = whole_model(adapter, "float32")
+    whole = whole_model(ModelDir(adapter), "float32")
     assert (logprobs(load_vlm(whole, "float32")) - expected).abs().max() < 1e-5
     assert (logprobs(load_vlm(base, "float32")) - expected).abs().max() > 0.1
-    assert not is_adapter(whole)
+    assert not ModelDir(whole).is_adapter
     require_model("sft.init", whole)
     own, theirs = Encoder(whole), Encoder(base)
     assert own.unexpanded("what do you see ?") == theirs.unexpanded("what do you see ?")
@@ -82,51 +83,56 @@ def test_the_copy_says_what_base_and_adapter_say(path_of, tmp_path, family):
 
 
 @pytest.mark.parametrize("options", [{"use_rslora": True}, {"use_dora": True}, {"rank_pattern": {"v_proj": 2}}])
-def test_other_kinds_of_lora(made, tmp_path, options):
-    adapter = write_adapter(tmp_path / "adapter", str(made / "base"), **options)
+def test_merged_copy_equals_peft_for_lora_variants(originals, tmp_path, options):
+    adapter = write_adapter(tmp_path / "adapter", str(originals / "base"), **options)
     require_model(OPTION, adapter, or_adapter=True)
-    expected = logprobs(PeftModel.from_pretrained(load_vlm(str(made / "base"), "float32"), adapter))
-    assert (logprobs(load_vlm(whole_model(adapter, "float32"), "float32")) - expected).abs().max() < 1e-5
+    expected = logprobs(PeftModel.from_pretrained(load_vlm(str(originals / "base"), "float32"), adapter))
+    assert (logprobs(load_vlm(whole_model(ModelDir(adapter), "float32"), "float32")) - expected).abs().max() < 1e-5
 
 
-def test_whole_models_are_left_alone(made, cache):
-    base = str(made / "base")
-    assert whole_model(base, "float32") == base == base_of(base) and not is_adapter(base)
-    assert whole_model("org/model-7b", "float32") == "org/model-7b" == base_of("org/model-7b")
+def test_whole_models_are_not_copied(originals, cache):
+    base = str(originals / "base")
+    assert whole_model(ModelDir(base), "float32") == base == ModelDir(base).base.path and not ModelDir(base).is_adapter
+    assert whole_model(ModelDir("org/model-7b"), "float32") == "org/model-7b" == ModelDir("org/model-7b").base.path
     assert not cache.exists()
 
 
 def test_a_copy_is_made_once_for_each_adapter_base_and_precision(own, cache, monkeypatch):
-    first = whole_model(str(own / "adapter"), "float32")
-    assert Path(first).parent == cache and Path(first) == copy_of(str(own / "adapter"), "bfloat16")
+    first = whole_model(ModelDir(str(own / "adapter")), "float32")
+    assert Path(first).parent == cache and Path(first) == merged_copy_path(ModelDir(str(own / "adapter")), "bfloat16")
     shutil.copytree(own / "adapter", own / "moved")
     with monkeypatch.context() as patch:
         patch.setattr(merged, "merged_model", None)
-        assert whole_model(str(own / "adapter"), "float32") == first == whole_model(str(own / "moved"), "bfloat16")
+        assert (
+            whole_model(ModelDir(str(own / "adapter")), "float32")
+            == first
+            == whole_model(ModelDir(str(own / "moved")), "bfloat16")
+        )
     load_vlm(str(own / "base"), "bfloat16").save_pretrained(own / "base")
-    half = whole_model(str(own / "adapter"), "bfloat16")
+    half = whole_model(ModelDir(str(own / "adapter")), "bfloat16")
     assert {str(tensor.dtype) for tensor in load_file(Path(half) / "model.safetensors").values()} == {"torch.bfloat16"}
-    exact = whole_model(str(own / "adapter"), "float32")
+    exact = whole_model(ModelDir(str(own / "adapter")), "float32")
     assert len({first, half, exact}) == 3 and load_vlm(exact, "float32").config.dtype == torch.float32
     assert not [path for path in cache.iterdir() if path.name.startswith("tmp")]
 
 
-def test_several_ask_at_the_same_time(own, monkeypatch):
+def test_concurrent_requests_merge_once(own, monkeypatch):
     calls, real = [], merged.merged_model
     monkeypatch.setattr(merged, "merged_model", lambda *given: calls.append(given) or real(*given))
-    found = []
-    asking = [
-        threading.Thread(target=lambda: found.append(whole_model(str(own / "adapter"), "float32"))) for _ in range(3)
+    results = []
+    threads = [
+        threading.Thread(target=lambda: results.append(whole_model(ModelDir(str(own / "adapter")), "float32")))
+        for _ in range(3)
     ]
-    for thread in asking:
+    for thread in threads:
         thread.start()
-    for thread in asking:
+    for thread in threads:
         thread.join()
-    assert len(found) == 3 and len(set(found)) == 1 and len(calls) == 1
-    load_vlm(found[0], "float32")
+    assert len(results) == 3 and len(set(results)) == 1 and len(calls) == 1
+    load_vlm(results[0], "float32")
 
 
-def test_another_process_waits_for_what_is_being_made(tmp_path):
+def test_once_waits_for_another_process(tmp_path):
     code = (
         "import sys, time; from pathlib import Path; from rlaif.io.storage import once\n"
         "def make(folder): print('making', flush=True); time.sleep(1); (folder / 'x').write_text(sys.argv[2])\n"
@@ -139,7 +145,7 @@ def test_another_process_waits_for_what_is_being_made(tmp_path):
     assert other.wait() == 0
 
 
-def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
+def test_once_removes_the_rest_of_a_killed_process(tmp_path):
     program = (
         "import os, sys; from pathlib import Path; from rlaif.io.storage import once\n"
         "def make(folder):\n    (folder / 'half').write_text('x'); os.kill(os.getpid(), 9)\n"
@@ -152,7 +158,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
     assert sorted(path.name for path in target.parent.iterdir()) == [".target.lock", "target"]
 
 
-def test_what_fails_leaves_nothing_behind(tmp_path):
+def test_once_leaves_nothing_after_a_failure(tmp_path):
     def fail(folder):
         (folder / "half").write_text("")
         raise OSError("disk full")
@@ -163,50 +169,50 @@ def test_what_fails_leaves_nothing_behind(tmp_path):
     assert once(tmp_path / "cache" / "target", lambda folder: None).is_dir()
 
 
-def test_an_adapter_in_a_bucket(own):
+def test_adapter_behind_a_uri_is_resolved(own):
     where = f"file://{own}/adapter"
     require_model(OPTION, where, or_adapter=True)
-    assert fingerprint(where) == fingerprint(str(own / "adapter")) and base_of(where) == str(own / "base")
-    assert whole_model(where, "float32") == whole_model(str(own / "adapter"), "float32")
+    assert same_model(where, str(own / "adapter")) and ModelDir(where).base.path == str(own / "base")
+    assert whole_model(ModelDir(where), "float32") == whole_model(ModelDir(str(own / "adapter")), "float32")
     assert locate(where).local == own / "adapter"
 
 
 def test_fingerprints_follow_adapter_and_base_not_paths(own):
     adapter = str(own / "adapter")
-    prints = [fingerprint(adapter), fingerprint(str(own / "base"))]
+    prints = [ModelDir(adapter).fingerprint, ModelDir(str(own / "base")).fingerprint]
     for name in ("base", "adapter"):
         shutil.copytree(own / name, own / "elsewhere" / name)
     change(own / "elsewhere" / "adapter", base_model_name_or_path="../base")
-    assert fingerprint(str(own / "elsewhere" / "adapter")) == prints[0]
+    assert ModelDir(str(own / "elsewhere" / "adapter")).fingerprint == prints[0]
     change(own / "adapter", lora_alpha=2)
-    prints.append(fingerprint(adapter))
+    prints.append(ModelDir(adapter).fingerprint)
     tensors = load_file(own / "adapter" / ADAPTER)
     save_file({name: 2 * tensor for name, tensor in tensors.items()}, own / "adapter" / ADAPTER)
-    prints.append(fingerprint(adapter))
+    prints.append(ModelDir(adapter).fingerprint)
     weights = load_file(own / "base" / "model.safetensors")
     save_file(
         {name: 2 * tensor for name, tensor in weights.items()}, own / "base" / "model.safetensors", {"format": "pt"}
     )
-    prints.append(fingerprint(adapter))
+    prints.append(ModelDir(adapter).fingerprint)
     assert len(set(prints)) == 5
 
 
 @pytest.mark.parametrize("base", ["base", "../base"])
-def test_a_base_beside_the_adapter_or_where_we_are(own, monkeypatch, base):
+def test_relative_base_is_found_beside_the_adapter_or_in_the_working_directory(own, monkeypatch, base):
     change(own / "adapter", base_model_name_or_path=base)
     if base == "base":
         monkeypatch.chdir(own)
     require_model(OPTION, str(own / "adapter"), or_adapter=True)
-    assert Path(base_of(str(own / "adapter"))).resolve() == own / "base"
+    assert Path(ModelDir(str(own / "adapter")).base.path).resolve() == own / "base"
 
 
 @pytest.mark.parametrize("option", ["sft.init", "reward.init", "ppo.policy"])
 def test_options_that_need_a_whole_model_say_how_to_get_one(own, option):
     with pytest.raises(
         ConfigError, match=rf"{option}: a whole model(.|\n)*an adapter on .*base'(.|\n)*write_merged"
-    ) as told:
+    ) as raised:
         require_model(option, str(own / "adapter"))
-    line = told.value.change.split('python -c "')[1].rstrip('"')
+    line = raised.value.fix.split('python -c "')[1].rstrip('"')
     exec(line.replace("FOLDER", str(own / "whole")))
     require_model(option, str(own / "whole"))
     assert (
@@ -259,7 +265,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_what_cannot_be_merged_is_refused_before_anything_starts(own, name):
+def test_unmergeable_adapter_is_refused(own, name):
     damage, expected = BROKEN[name]
     if callable(damage):
         damage(own / "adapter")
@@ -285,7 +291,7 @@ def test_a_head_that_shares_its_weights_is_refused(own, tmp_path):
 def test_a_base_with_pickled_weights_or_a_pickled_adapter_is_refused(own):
     canary = own / "executed"
     bombs.plant(own / "adapter", canary)
-    whole_model(str(own / "adapter"), "float32")  # beside the safetensors they are left alone
+    whole_model(ModelDir(str(own / "adapter")), "float32")  # beside the safetensors they are left alone
     (own / "adapter" / ADAPTER).unlink()
     with pytest.raises(ConfigError, match=r"adapter_model\.safetensors(.|\n)*adapter_model\.bin; a pickled"):
         require_model(OPTION, str(own / "adapter"), or_adapter=True)
@@ -303,11 +309,11 @@ def write_adapter_again(own: Path) -> None:
     save_file({"x": torch.zeros(1)}, own / "adapter" / ADAPTER)
 
 
-def test_a_merge_that_loses_most_of_the_change_says_so(own, caplog):
+def test_lossy_merge_warns(own, caplog):
     base, small = str(own / "base"), write_adapter(own / "small", str(own / "base"), scale=2e-3)
     with caplog.at_level(logging.WARNING):
-        merged_model(base, small, "float32")
-        merged_model(base, str(own / "adapter"), "bfloat16")
+        merged_model(ModelDir(base), ModelDir(small), "float32")
+        merged_model(ModelDir(base), ModelDir(str(own / "adapter")), "bfloat16")
         assert not caplog.records
-        merged_model(base, small, "bfloat16")
+        merged_model(ModelDir(base), ModelDir(small), "bfloat16")
     assert "merged in bfloat16" in caplog.text and "% of the adapter's change" in caplog.text

@@ -28,7 +28,7 @@ def test_deal_gives_everything_once_in_equal_hands(lengths, ranks):
         assert max(work) - min(work) <= max(lengths)
 
 
-def test_deal_turns_back_at_each_end():
+def test_deal_is_in_snake_order():
     assert deal([1, 8, 2, 7, 3, 6, 4, 5], 2) == [[0, 1, 6, 7], [2, 3, 4, 5]]  # 18 positions each
 
 

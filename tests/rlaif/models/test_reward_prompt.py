@@ -36,12 +36,12 @@ def test_a_caption_that_does_not_fit_ends_the_context(qwen):
     assert prompt(max_caption_tokens=4).fill_context(qwen, CAPTIONS) == ""
 
 
-def test_no_context(qwen):
+def test_context_is_empty_without_captions(qwen):
     assert prompt(context="none").fill_context(qwen, CAPTIONS) == ""
     assert prompt().fill_context(qwen, ()) == ""
 
 
-def test_the_answer_is_read_at_its_end(qwen):
+def test_answer_is_scored_at_its_last_token(qwen):
     features = qwen.video("clip")
     item = prompt().encode(qwen, "what do you see ?", CAPTIONS, "a red circle", features)
     shown = qwen.text(item.ids[: item.start])
@@ -50,7 +50,7 @@ def test_the_answer_is_read_at_its_end(qwen):
     assert item.ids[-1] == qwen.eos_id and item.video is features
 
 
-def test_an_evaluation_turn_is_read_where_the_verdict_would_begin(qwen):
+def test_evaluation_turn_is_scored_at_the_place_of_the_verdict(qwen):
     item = prompt(**SEED_FORM).encode(qwen, "what ?", CAPTIONS, "a red circle", qwen.video("clip"))
     text = qwen.text(item.ids[item.start :])
     assert text.startswith("a red circle") and text.endswith("assistant")
@@ -59,7 +59,7 @@ def test_an_evaluation_turn_is_read_where_the_verdict_would_begin(qwen):
     assert item.ids[-len(start) :].tolist() == start
 
 
-def test_the_seed_systems_order(qwen):
+def test_vlm_rlaif_preset_puts_the_context_into_the_evaluation_turn(qwen):
     """Question, answer, then the evaluation turn with the captions in its first criterion, then the verdict's beginning."""
     form = RewardPrompt.of(Reward(preset="vlm_rlaif"))
     messages = []
@@ -111,6 +111,6 @@ def test_shuffled_context_is_another_videos_and_stays_so():
     assert list(chosen.values()) != contexts("shuffled", rows, seed=2)
 
 
-def test_own_context_and_none_to_shuffle():
+def test_contexts_keeps_own_captions_and_shuffles_to_nothing_without_others():
     assert contexts("captions", [("a", ("x",)), ("a", ()), ("b", ("y",))], 0) == [("x",), (), ("y",)]
     assert contexts("shuffled", [("a", ("x",)), ("b", ())], 0) == [(), ("x",)]

@@ -5,7 +5,24 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokeniz
 
 from rlaif.models.tiny import SPECIAL, build_model, build_tiny, build_tokenizer
 
-WORDS = "describe the video . ? : context there is one object a red circle moves left".split()
+WORDS = [
+    "describe",
+    "the",
+    "video",
+    ".",
+    "?",
+    ":",
+    "context",
+    "there",
+    "is",
+    "one",
+    "object",
+    "a",
+    "red",
+    "circle",
+    "moves",
+    "left",
+]
 USER = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "Describe the video .\n"}]}]
 ANSWER = "there is one object . a red circle moves left ."
 
@@ -15,7 +32,7 @@ def folder(tmp_path_factory):
     return build_tiny(tmp_path_factory.mktemp("tiny"), WORDS, seed=1)
 
 
-def test_loads_and_sees_a_video(folder):
+def test_tiny_model_loads_and_sees_a_video(folder):
     model = AutoModelForImageTextToText.from_pretrained(folder).eval()
     processor = AutoProcessor.from_pretrained(folder)
     assert model.dtype == torch.float32 and sum(p.numel() for p in model.parameters()) < 1.2e6
@@ -50,7 +67,7 @@ def test_text_round_trip(folder):
     assert tokenizer.eos_token == "<|im_end|>" and tokenizer.pad_token == "<|pad|>"
 
 
-def test_the_seed_decides_the_weights():
+def test_equal_seeds_give_equal_weights():
     ids = {name: i for i, name in enumerate(SPECIAL)}
     first, again, other = (build_model(len(build_tokenizer(WORDS)), ids, seed, 256) for seed in (1, 1, 2))
     same = [torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True)]

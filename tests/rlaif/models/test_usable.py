@@ -28,7 +28,7 @@ def refusal(check) -> str:
 
 def test_a_black_video_takes_as_many_tokens_as_the_real_one(encoder):
     for video in "ab":
-        real, blank = encoder.video(video), encoder.blank(encoder.frames.spec(video))
+        real, blank = encoder.video(video), encoder.videos.blank(encoder.frames.spec(video))
         assert blank.visual_tokens == real.visual_tokens
         turns = [("user", "what do you see ?"), ("assistant", "a red circle")]
         assert encoder.conversation(turns, blank).ids.tolist() == encoder.conversation(turns, real).ids.tolist()
@@ -60,7 +60,7 @@ def test_every_media_token_of_the_family_is_refused_in_every_text(encoder, reade
             assert f"holds {mark!r}" in refusal(check), name
 
 
-def test_an_answer_that_its_own_text_ends_is_refused_wherever_it_is_learned(encoder, reader):
+def test_answer_with_an_end_token_is_refused_for_training(encoder, reader):
     form = RewardPrompt.of(Reward())
     cut = f"a red {encoder.eos} circle"
     for turns in (("a", cut), (cut, "a")):
@@ -72,7 +72,7 @@ def test_an_answer_that_its_own_text_ends_is_refused_wherever_it_is_learned(enco
         assert refusal(lambda pair=pair: reader.pair(pair, form, WIDE)).startswith("answer cut: ")
 
 
-def test_an_answer_that_its_own_text_ends_is_no_sequence_either(encoder):
+def test_answer_with_the_eos_token_cannot_be_encoded(encoder):
     """Whoever encodes texts that no file was checked for, such as sampled ones, learns of it too."""
     for turns in (["a red {} circle"], ["a red {}"], ["a {} red", "a circle"]):
         messages = [turn for text in turns for turn in (("user", "what ?"), ("assistant", text.format(encoder.eos)))]
@@ -99,6 +99,6 @@ def test_texts_that_read_the_same_are_no_pair(encoder, reader, chosen, rejected)
 @pytest.mark.parametrize(
     "question", ["describe {context} {question} {0} {} {{ }}", "{{ 7*7 }} {% raw %} x", "décris 🎬 日本語 \x00", "   "]
 )
-def test_odd_questions_are_usable(reader, question):
+def test_unusual_questions_are_usable(reader, question):
     assert reader.prompt(Prompt("p", "a", question), WIDE) is None
     assert reader.prompt(Prompt("p", "", question), WIDE) is None

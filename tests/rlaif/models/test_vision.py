@@ -14,7 +14,7 @@ from rlaif.errors import ContractError
 from rlaif.models.batch import collate
 from rlaif.models.encode import Encoder
 from rlaif.models.family import FAMILIES
-from rlaif.models.vision import Features, VisionCache, check_features, mapped, tower_key, tower_output
+from rlaif.models.vision import Features, VisionCache, check_features, map_tensors, tower_key, tower_output
 from rlaif.models.vlm import VideoLM, load_tower, load_vlm
 
 CPU, QUESTION = torch.device("cpu"), "what do you see ?"
@@ -41,11 +41,11 @@ def scene(tmp_path_factory):
 @pytest.mark.parametrize("family", BUILDERS)
 def test_features_computed_once_give_the_log_probs_of_pixels(family, tmp_path):
     scene, cache = Scene(family, tmp_path), VisionCache(2**30)
-    vision = cache.of(scene.model.causal, "weights", scene.videos, CPU)
+    vision = cache.for_batch(scene.model.causal, "weights", scene.videos, CPU)
     with torch.no_grad():
         pixels = scene.model(collate(scene.items, 0), "logprobs")["logprobs"].numpy()
         cached = scene.model(collate(scene.items, 0, vision=vision), "logprobs")["logprobs"].numpy()
-        swapped = cache.of(scene.model.causal, "weights", [scene.videos[i] for i in (1, 0, 1)], CPU)
+        swapped = cache.for_batch(scene.model.causal, "weights", [scene.videos[i] for i in (1, 0, 1)], CPU)
         other = scene.model(collate(scene.items, 0, vision=swapped), "logprobs")["logprobs"].numpy()
     np.testing.assert_allclose(cached, pixels, atol=2e-6)
     assert np.abs(other - pixels).max() > 1e-4  # another video's features are seen
@@ -55,17 +55,19 @@ def test_features_computed_once_give_the_log_probs_of_pixels(family, tmp_path):
 
 def test_other_weights_are_another_key_and_the_budget_holds(scene):
     cache = VisionCache(2**30)
-    cache.of(scene.model.causal, "weights", scene.videos[:1], CPU)
-    cache.of(scene.model.causal, "other weights", scene.videos[:1], CPU)
+    cache.for_batch(scene.model.causal, "weights", scene.videos[:1], CPU)
+    cache.for_batch(scene.model.causal, "other weights", scene.videos[:1], CPU)
     assert (cache.passes, len(cache.keys)) == (2, 2)
-    small = VisionCache(cache.one(scene.model.causal, "weights", scene.videos[0], CPU).nbytes)  # room for one video
+    small = VisionCache(
+        cache.for_video(scene.model.causal, "weights", scene.videos[0], CPU).nbytes
+    )  # room for one video
     for _ in range(2):
-        small.of(scene.model.causal, "weights", scene.videos, CPU)
+        small.for_batch(scene.model.causal, "weights", scene.videos, CPU)
     assert (small.passes, len(small.keys)) == (5, 2)  # a, b, a, then a again without a pass, b, a
-    assert small.of(scene.model.causal, "weights", [], CPU) is None
+    assert small.for_batch(scene.model.causal, "weights", [], CPU) is None
 
 
-def test_the_key_is_that_of_tower_and_projector_alone(scene):
+def test_tower_key_depends_on_tower_and_projector_only(scene):
     key = tower_key(scene.model.causal)
     adapted = VideoLM(load_vlm(scene.path, "float32"), adapters={"policy": Lora(r=4)})
     assert tower_key(adapted.causal) == key
@@ -85,7 +87,7 @@ ABLE = [name for name in BUILDERS if FAMILIES[name].engine_video]
 
 
 @pytest.mark.parametrize("family", ABLE)
-def test_a_tower_without_its_language_model_is_the_same_tower(family, tmp_path):
+def test_load_tower_equals_the_tower_of_the_whole_model(family, tmp_path):
     scene = Scene(family, tmp_path)
     tower, whole = load_tower(scene.path, "float32"), scene.model.causal
     key = tower_key(whole)
@@ -98,7 +100,7 @@ def test_a_tower_without_its_language_model_is_the_same_tower(family, tmp_path):
 
 def leaves(features: Features) -> list[torch.Tensor]:
     found = []
-    mapped(features.output, lambda tensor: found.append(tensor) or tensor)
+    map_tensors(features.output, lambda tensor: found.append(tensor) or tensor)
     return found
 
 
@@ -116,10 +118,10 @@ class Drawer:
         self.told = keys
 
 
-def test_what_another_process_shares_is_used_and_nothing_is_computed(scene):
+def test_shared_features_are_used_instead_of_computing(scene):
     drawer, key = Drawer(), tower_key(scene.model.causal)
     first, second = VisionCache(2**30, drawer), VisionCache(2**30, drawer)
-    one, other = (cache.one(scene.model.causal, key, scene.videos[0], CPU) for cache in (first, second))
+    one, other = (cache.for_video(scene.model.causal, key, scene.videos[0], CPU) for cache in (first, second))
     assert (first.passes, second.passes) == (1, 0)
     assert all(torch.equal(a, b) for a, b in zip(leaves(one), leaves(other), strict=True))
     second.seen("policy", scene.videos)
@@ -130,9 +132,9 @@ def test_features_of_another_tower_video_dtype_or_length_are_an_error(scene, tmp
     drawer, video = Drawer(), scene.videos[0]
     elsewhere = load_vlm(str(build("qwen2_5_vl", tmp_path, seed=1)), "float32")
     mine, theirs = tower_key(scene.model.causal), tower_key(elsewhere)
-    VisionCache(2**30, drawer).one(elsewhere, theirs, video, CPU)
+    VisionCache(2**30, drawer).for_video(elsewhere, theirs, video, CPU)
     with pytest.raises(ContractError, match=f"tower {mine}(.|\n)*tower {theirs}"):
-        VisionCache(2**30, drawer).one(scene.model.causal, mine, video, CPU)
+        VisionCache(2**30, drawer).for_video(scene.model.causal, mine, video, CPU)
 
     right = tower_output(scene.model.causal, mine, video, CPU)
     check_features(right, scene.model.causal, mine, video)

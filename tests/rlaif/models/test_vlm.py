@@ -14,14 +14,14 @@ from rlaif.models import vlm
 from rlaif.models.batch import collate
 from rlaif.models.family import FAMILIES
 from rlaif.models.vlm import VideoLM, freeze_for_full_training, load_vlm
-from rlaif.objectives.slots import padding_tokens, spread
+from rlaif.objectives.slots import ResponseSlots
 
 LORA = Lora(r=4, alpha=8)
 
 
 @pytest.fixture(scope="module", params=["qwen", "llava"])
 def family(request):
-    """(encoder, path) of each family."""
+    """Return (encoder, path) of each family."""
     return request.getfixturevalue(request.param), request.getfixturevalue(f"{request.param}_path")
 
 
@@ -76,7 +76,7 @@ def plain(family, item, temperature=1.0) -> tuple[np.ndarray, np.ndarray]:
     return logprobs.gather(1, batch.targets[0][:, None])[:, 0].numpy(), entropy.numpy()
 
 
-def test_log_probs_are_those_of_the_plain_model(family, items, critic):
+def test_logprobs_equal_the_plain_model(family, items, critic):
     for item in items:
         logprobs, entropy = plain(family, item, temperature=0.7)
         assert np.abs(run(critic, [item], "logprobs", None, temperature=0.7)[0] - logprobs).max() < 1e-5
@@ -110,7 +110,7 @@ def test_the_critic_sees_the_video(family, critic):
 
 
 @torch.no_grad()
-def test_where_the_heads_read(items, critic):
+def test_value_head_reads_before_each_token_and_score_head_the_last(items, critic):
     item, batch = items[0], collate([items[0]], 0)
     critic.activate("critic")
     hidden = critic.causal.model(
@@ -123,10 +123,11 @@ def test_where_the_heads_read(items, critic):
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("slots", [10, 11, 12, 20])
-def test_two_padding_tokens_tell_the_values_of_all_slots(items, critic, slots, side):
+def test_two_padding_tokens_give_the_values_of_all_slots(items, critic, slots, side):
     """Against all of the padding written out, one answer alone, and its slots read one by one."""
-    short = [item.padded(0, padding_tokens(len(item.mask), slots)) for item in items]
-    found = spread(*ragged(run(critic, short, "values", side=side)), slots).numpy()
+    counted = ResponseSlots(slots)
+    short = [item.padded(0, counted.padding_tokens(len(item.mask))) for item in items]
+    found = counted.repeat_last(*ragged(run(critic, short, "values", side=side))).numpy()
     for item, row in zip(items, found, strict=True):
         count = slots - len(item.mask)
         long = item.padded(0, count)

@@ -1,4 +1,4 @@
-"""Ragged right-padded batches, and the same work split and padded in other ways."""
+"""Ragged right-padded batches for the tests of objectives."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Batch:
 
 @pytest.fixture
 def ragged():
-    """A batch maker: lengths include an empty row, a single token and a full row."""
+    """Return a function that makes batches; the default lengths include an empty row, a single token and full rows."""
 
     def make(lengths=(4, 0, 1, 6, 3, 6), width: int | None = None) -> Batch:
         mask = torch.arange(width or max(lengths)) < torch.tensor(lengths)[:, None]

@@ -5,7 +5,7 @@ from rlaif.objectives.advantages import gae, leave_one_out, over_tokens
 
 
 def naive_gae(rewards, values, lengths, gamma, lam):
-    """The sum of the paper's eq. 16, not its recursion."""
+    """Compute the sum of the paper's eq. 16, not its recursion."""
     advantages = torch.zeros_like(rewards)
     for b, n in enumerate(lengths):
         v = [values[b, t].item() for t in range(n)] + [0.0]
@@ -26,7 +26,7 @@ def test_gae_matches_the_sum_and_ignores_padding(ragged, gamma, lam):
     assert torch.equal(longer[:, :6], advantages) and torch.all(longer[:, 6:] == 0)
 
 
-def test_lambda_one_is_reward_to_go_and_lambda_zero_the_one_step_error(ragged):
+def test_gae_with_lambda_one_is_reward_to_go_and_with_zero_the_one_step_error(ragged):
     batch = ragged((4,))
     rewards, values = batch.x(0), batch.x(1)
     _, returns = gae(rewards, values, batch.mask, 1.0, 1.0)
@@ -36,7 +36,7 @@ def test_lambda_one_is_reward_to_go_and_lambda_zero_the_one_step_error(ragged):
     assert advantages[0, 3] == rewards[0, 3] - values[0, 3]
 
 
-def test_a_perfect_critic_leaves_no_advantage(ragged):
+def test_gae_of_a_perfect_critic_is_zero(ragged):
     batch = ragged()
     rewards = batch.x(0).masked_fill(~batch.mask, 0.0)
     values = rewards.flip(1).cumsum(1).flip(1)
@@ -44,7 +44,7 @@ def test_a_perfect_critic_leaves_no_advantage(ragged):
         assert gae(rewards, values, batch.mask, 1.0, lam)[0].abs().max() < 1e-12
 
 
-def test_single_tokens_and_no_tokens():
+def test_gae_of_one_token_and_of_none():
     advantages, returns = gae(torch.tensor([[3.0]]), torch.tensor([[1.0]]), torch.ones(1, 1), 1.0, 0.95)
     assert advantages.item() == 2.0 and returns.item() == 3.0
     advantages, returns = gae(torch.ones(2, 0), torch.ones(2, 0), torch.ones(2, 0), 1.0, 0.95)
@@ -57,7 +57,9 @@ def test_leave_one_out_matches_a_loop_for_groups_of_any_size_and_order():
     expected = []
     for i, prompt in enumerate(ids):
         others = [scores[j].item() for j, p in enumerate(ids) if p == prompt and j != i]
-        expected.append(scores[i].item() - sum(others) / len(others) if others else 0.0)
+        # A group of one has no baseline.
+        baseline = sum(others) / len(others) if others else scores[i].item()
+        expected.append(scores[i].item() - baseline)
     advantages, singles = leave_one_out(scores, ids)
     assert advantages.tolist() == pytest.approx(expected)
     assert singles == 2 and advantages[3] == advantages[6] == 0
@@ -70,18 +72,18 @@ def test_leave_one_out_sums_to_zero_in_each_group_and_equals_the_scaled_group_me
     assert torch.allclose(advantages, (scores - scores.mean()) * 4 / 3)
 
 
-def test_leave_one_out_of_nothing():
+def test_leave_one_out_of_an_empty_batch():
     advantages, singles = leave_one_out(torch.zeros(0), [])
     assert advantages.shape == (0,) and singles == 0
 
 
-def test_an_answers_advantage_goes_to_each_of_its_tokens(ragged):
+def test_over_tokens_gives_each_token_its_answers_advantage(ragged):
     batch = ragged((2, 0, 3))
     spread = over_tokens(torch.tensor([1.0, torch.nan, -2.0]), batch.mask)
     assert spread.tolist() == [[1.0, 1.0, 0.0], [0.0, 0.0, 0.0], [-2.0, -2.0, -2.0]]
 
 
-def test_equal_scores_have_no_advantage_over_each_other():
+def test_leave_one_out_of_equal_scores_is_exactly_zero():
     for score in (0.1, 1000.1, -8.3):
         advantages, _ = leave_one_out(torch.full((7,), score), ["a"] * 7)
         assert advantages.dtype == torch.float32 and torch.all(advantages == 0)

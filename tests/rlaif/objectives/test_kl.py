@@ -7,15 +7,15 @@ from rlaif.errors import ContractError
 from rlaif.objectives.kl import AdaptiveController, FixedController, k1, k3, token_penalty
 
 
-def test_values_by_hand():
+def test_estimators_match_values_by_hand():
     logp, ref = torch.tensor([[-1.0, -2.0]]), torch.tensor([[-1.5, -1.0]])
     assert k1(logp, ref).tolist() == [[0.5, -1.0]]
     expected = [math.exp(-0.5) - 1 + 0.5, math.exp(1.0) - 1 - 1.0]
     assert k3(logp, ref)[0].tolist() == pytest.approx(expected)
 
 
-def test_both_are_unbiased_over_a_whole_vocabulary():
-    """Summed over every token with its probability, each estimator gives KL(policy || reference) in closed form."""
+def test_estimators_are_unbiased_over_the_vocabulary():
+    """Sum each estimator over every token with its probability: the result is KL(policy || reference) in closed form."""
     generator = torch.Generator().manual_seed(0)
     logp, ref = torch.randn(2, 50, 11, generator=generator, dtype=torch.float64).log_softmax(-1)
     exact = torch.nn.functional.kl_div(ref, logp, reduction="none", log_target=True).sum(-1)
@@ -26,7 +26,7 @@ def test_both_are_unbiased_over_a_whole_vocabulary():
 
 @pytest.mark.parametrize("estimator", ["k1", "k3"])
 @pytest.mark.parametrize("clamp", [False, True])
-def test_what_a_token_pays(estimator, clamp):
+def test_token_penalty_by_estimator_and_clamp(estimator, clamp):
     logp, ref = torch.tensor([[-1.0, -2.0, -0.5]]), torch.tensor([[-1.5, -1.0, -0.5]])
     expected = []
     for a, b in zip(logp[0].tolist(), ref[0].tolist(), strict=True):
@@ -36,14 +36,14 @@ def test_what_a_token_pays(estimator, clamp):
     assert token_penalty(logp, ref, "k1")[0].tolist() == [0.5, -1.0, 0.0]
 
 
-def test_k3_stays_finite_and_differentiable_far_out():
+def test_k3_is_finite_and_differentiable_for_large_ratios():
     logp = torch.tensor([-500.0, -1.0, -1.0], requires_grad=True)
     value = k3(logp, torch.tensor([-1.0, -500.0, -1.0]))
     value.sum().backward()
     assert torch.isfinite(value).all() and torch.isfinite(logp.grad).all() and value[2] == 0
 
 
-def test_gradients():
+def test_estimator_gradients_by_finite_differences():
     generator = torch.Generator().manual_seed(1)
     logp, ref = torch.randn(2, 3, 4, generator=generator, dtype=torch.float64)
     for estimator in (k1, k3):
@@ -60,7 +60,7 @@ def test_adaptive_controller_follows_the_paper(kl, factor):
     assert controller.value == pytest.approx(0.05 * factor)
 
 
-def test_the_coefficient_never_turns_negative():
+def test_adaptive_controller_stays_positive_for_batches_beyond_the_horizon():
     controller = AdaptiveController(0.05, target=6.0, horizon=10)
     for _ in range(3):
         controller.update(0.0, n_samples=1000)
@@ -68,7 +68,7 @@ def test_the_coefficient_never_turns_negative():
 
 
 def test_adaptive_controller_holds_a_target():
-    """With a KL that falls as the coefficient rises, the coefficient settles where the KL is the target."""
+    """Simulate a KL that falls as the coefficient rises: the coefficient settles at the target."""
     controller = AdaptiveController(0.01, target=2.0, horizon=1000)
     for _ in range(2000):
         controller.update(0.4 / controller.value, n_samples=100)
@@ -76,12 +76,12 @@ def test_adaptive_controller_holds_a_target():
 
 
 @pytest.mark.parametrize("kl", [float("nan"), float("inf")])
-def test_a_broken_kl_is_refused(kl):
+def test_adaptive_controller_refuses_a_kl_that_is_not_finite(kl):
     with pytest.raises(ContractError, match="finite mean KL"):
         AdaptiveController(0.05, 6.0, 100).update(kl, 1)
 
 
-def test_state_survives_a_restart():
+def test_controllers_restore_their_state():
     first = AdaptiveController(0.05, 6.0, 100)
     first.update(9.0, 16)
     for second in (AdaptiveController(0.9, 6.0, 100), FixedController(0.9)):

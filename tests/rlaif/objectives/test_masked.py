@@ -6,18 +6,22 @@ import torch
 
 from rlaif.errors import ContractError
 from rlaif.objectives.masked import Moments, masked_mean, masked_sum, masked_var, per_unit, whiten
-from rlaif.objectives.metrics import extremes, means, merge, totals
+from rlaif.objectives.metrics import extremes, mean_metrics, merge, read_metrics, totals
 
 
-def listed(x, batch):
-    return [x[b, t].item() for b, n in enumerate(batch.lengths) for t in range(n)]
+def response_values(x, batch):
+    """Return the values on response tokens, in a list."""
+    values = []
+    for row, length in zip(x, batch.lengths, strict=True):
+        values += row[:length].tolist()
+    return values
 
 
-def test_reductions_match_a_loop_whatever_stands_in_the_padding(ragged):
+def test_reductions_match_a_loop_for_any_padding(ragged):
     batch = ragged()
     for garbage in (0.0, 7.0, float("inf"), float("nan")):
         x = batch.x(0, garbage=garbage)
-        flat = listed(x, batch)
+        flat = response_values(x, batch)
         assert masked_sum(x, batch.mask).item() == pytest.approx(sum(flat))
         assert masked_mean(x, batch.mask.float()).item() == pytest.approx(statistics.fmean(flat))
         assert masked_var(x, batch.mask).item() == pytest.approx(statistics.pvariance(flat))
@@ -40,7 +44,7 @@ def test_an_empty_mask_gives_zeros():
     assert torch.equal(whiten(x, mask, nothing.mean, nothing.var), torch.zeros(2, 3))
 
 
-def test_half_precision_sums_are_made_in_float32():
+def test_half_precision_is_summed_in_float32():
     x = torch.ones(1, 4096, dtype=torch.bfloat16) * 1.0078125
     assert masked_sum(x, torch.ones(1, 4096)).item() == pytest.approx(4096 * 1.0078125)
 
@@ -48,7 +52,7 @@ def test_half_precision_sums_are_made_in_float32():
 def test_moments_of_parts_add_up(ragged):
     batch = ragged()
     x = 3 + batch.x(1)
-    flat = listed(x, batch)
+    flat = response_values(x, batch)
     parts = [Moments.of(x[i : i + 2], batch.mask[i : i + 2]) for i in range(0, 6, 2)]
     total = sum(parts, Moments())
     assert astuple(total) == pytest.approx(astuple(Moments.of(x, batch.mask)))
@@ -63,7 +67,7 @@ def test_moments_keep_a_small_spread_on_a_large_mean():
 
 
 @pytest.mark.parametrize("shift_mean", [True, False])
-def test_whitened_values_have_unit_variance_and_the_wanted_mean(ragged, shift_mean):
+def test_whitened_values_have_unit_variance_and_the_expected_mean(ragged, shift_mean):
     batch = ragged()
     x = 5 + 3 * batch.x(2)
     moments = Moments.of(x, batch.mask)
@@ -84,8 +88,8 @@ def test_whitening_by_hand(spread, eps_on, shift_mean):
     mean, var = statistics.fmean(values), statistics.pvariance(values)
     divisor = (var + 1e-8) ** 0.5 if eps_on == "variance" else var**0.5 + 1e-8
     expected = [(value - mean) / divisor + (0.0 if shift_mean else mean) for value in values]
-    found = whiten(x, ones, moments.mean, moments.var, shift_mean, eps_on=eps_on)
-    assert found[0].tolist() == pytest.approx(expected, rel=1e-4)
+    actual = whiten(x, ones, moments.mean, moments.var, shift_mean, eps_on=eps_on)
+    assert actual[0].tolist() == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("eps_on", ["variance", "deviation"])
@@ -93,8 +97,8 @@ def test_whitening_by_hand(spread, eps_on, shift_mean):
 def test_constants_whiten_to_zero_by_either_rule(value, eps_on):
     x = torch.full((3, 13), value)
     moments = Moments.of(x, torch.ones_like(x))
-    found = whiten(x, torch.ones_like(x), moments.mean, moments.var, eps_on=eps_on)
-    assert found.abs().max() < 1e-3
+    actual = whiten(x, torch.ones_like(x), moments.mean, moments.var, eps_on=eps_on)
+    assert actual.abs().max() < 1e-3
 
 
 def test_one_token_and_constant_values_whiten_to_zero():
@@ -117,24 +121,24 @@ def test_metrics_of_micro_batches_merge_to_those_of_the_batch(ragged):
         mask = batch.mask[rows]
         return totals(mask, a=x[rows], positive=x[rows] > 0) | extremes("a", x[rows], mask)
 
-    whole, parts = measure(slice(0, 6)), [measure(slice(i, i + 1)) for i in range(6)]
-    merged = merge(parts)
+    whole = read_metrics(measure(slice(0, 6)))
+    merged = read_metrics(*(measure(slice(i, i + 1)) for i in range(6)))
     assert merged.keys() == whole.keys() and all(merged[k] == pytest.approx(whole[k]) for k in whole)
-    flat = listed(x, batch)
+    flat = response_values(x, batch)
     positive = sum(v > 0 for v in flat) / len(flat)
     expected = {"a": statistics.fmean(flat), "positive": positive, "a_min": min(flat), "a_max": max(flat)}
-    assert means(merged) == pytest.approx(expected)
+    assert mean_metrics(merged) == pytest.approx(expected)
 
 
-def test_nan_in_one_micro_batch_is_not_lost_among_the_others():
+def test_nan_in_one_micro_batch_survives_the_merge():
     ones, nan = torch.ones(1, 1), torch.tensor([[torch.nan]])
     for parts in ((ones, nan), (nan, ones), (ones, nan, ones)):
-        merged = means(merge(totals(ones, a=x) | extremes("a", x, ones) for x in parts))
+        merged = mean_metrics(read_metrics(*(totals(ones, a=x) | extremes("a", x, ones) for x in parts)))
         assert merged.keys() == {"a", "a_min", "a_max"} and all(value != value for value in merged.values())
 
 
-def test_metrics_that_counted_nothing_are_left_out():
+def test_metrics_without_a_count_have_no_mean():
     mask = torch.zeros(1, 2)
-    empty = totals(mask, a=torch.ones(1, 2)) | extremes("a", torch.ones(1, 2), mask)
-    assert means(empty) == {}
-    assert means(merge([empty, {"a": (3.0, 2.0)}])) == {"a": 1.5}
+    empty = read_metrics(totals(mask, a=torch.ones(1, 2)) | extremes("a", torch.ones(1, 2), mask))
+    assert mean_metrics(empty) == {}
+    assert mean_metrics(merge([empty, {"a": (3.0, 2.0)}])) == {"a": 1.5}

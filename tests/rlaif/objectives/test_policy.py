@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from rlaif.objectives.metrics import means, merge
+from rlaif.objectives.metrics import mean_metrics, read_metrics
 from rlaif.objectives.policy import ppo_policy_loss, ratio_quantiles, ratios
 
 CLIP, CAP, COEF = 0.2, 1.5, 0.01
 
 
 def inputs(batch, garbage=float("nan")):
-    """Names as in the signature; ratios spread well over both sides of the clip range."""
+    """Return arguments by name, with ratios on both sides of the clip range."""
     old = batch.x(0, garbage=garbage)
     return {
         "logp": old + batch.x(1, 0.4, garbage),
@@ -23,17 +23,17 @@ def inputs(batch, garbage=float("nan")):
     }
 
 
-def loss_of(given, denominator, **options):
+def loss_of(arguments, denominator, **options):
     options = {"clip": CLIP, "importance_cap": CAP, "entropy_coef": COEF} | options
-    return ppo_policy_loss(**given, denominator=denominator, **options)
+    return ppo_policy_loss(**arguments, denominator=denominator, **options)
 
 
-def naive(given, lengths):
-    """(loss, metrics) over all tokens, one at a time."""
+def naive(arguments, lengths):
+    """Return the loss and its metrics, computed one token at a time."""
     rows = []
     for b, n in enumerate(lengths):
         for t in range(n):
-            x = {name: value[b, t].item() for name, value in given.items()}
+            x = {name: value[b, t].item() for name, value in arguments.items()}
             difference = x["logp"] - x["old_logp"]
             rho, a = math.exp(difference), x["advantages"]
             bounded = min(max(rho, 1 - CLIP), 1 + CLIP)
@@ -57,17 +57,17 @@ def naive(given, lengths):
 @pytest.mark.parametrize("seed_lengths", [(4, 0, 1, 6, 3, 6), (1,), (5, 5)])
 def test_loss_and_metrics_match_a_loop(ragged, seed_lengths):
     batch = ragged(seed_lengths)
-    given = inputs(batch)
-    loss, metrics = loss_of(given, sum(seed_lengths))
-    expected, expected_metrics = naive(given, seed_lengths)
+    arguments = inputs(batch)
+    loss, metrics = loss_of(arguments, sum(seed_lengths))
+    expected, expected_metrics = naive(arguments, seed_lengths)
     assert loss.item() == pytest.approx(expected)
-    found = means(metrics)
-    assert {k: found[k] for k in expected_metrics} == pytest.approx(expected_metrics)
+    actual = mean_metrics(read_metrics(metrics))
+    assert {k: actual[k] for k in expected_metrics} == pytest.approx(expected_metrics)
 
 
 @pytest.mark.parametrize(
     "advantage, ratio, loss, slope",
-    [  # slope: d loss / d logp = -rho A inside the range and where clipping would make the objective larger, else 0
+    [  # slope: d loss / d logp = -rho A inside the range, and if clipping would make the objective larger, else 0
         (2.0, 1.0, -2.0, -2.0),
         (2.0, 1.1, -2.2, -2.2),
         (2.0, 1.5, -2.4, 0.0),
@@ -76,14 +76,14 @@ def test_loss_and_metrics_match_a_loop(ragged, seed_lengths):
         (-2.0, 0.5, 1.6, 0.0),
     ],
 )
-def test_the_clip_by_hand(advantage, ratio, loss, slope):
+def test_clipped_loss_and_gradient_by_hand(advantage, ratio, loss, slope):
     logp = torch.tensor([[math.log(ratio)]], dtype=torch.float64, requires_grad=True)
     value, metrics = ppo_policy_loss(
         logp, torch.zeros(1, 1, dtype=torch.float64), torch.tensor([[advantage]]), torch.ones(1, 1), CLIP, 1
     )
     value.backward()
     assert value.item() == pytest.approx(loss) and logp.grad.item() == pytest.approx(slope)
-    assert metrics["clip_fraction"] == (float(slope == 0.0), 1.0)
+    assert read_metrics(metrics)["clip_fraction"] == (float(slope == 0.0), 1.0)
 
 
 def test_on_policy_gradient_is_the_policy_gradient(ragged):
@@ -92,44 +92,49 @@ def test_on_policy_gradient_is_the_policy_gradient(ragged):
     loss, metrics = ppo_policy_loss(logp, logp.detach(), advantages, batch.mask, CLIP, 20)
     loss.backward()
     assert torch.allclose(logp.grad, (-advantages / 20).masked_fill(~batch.mask, 0.0))
-    found = means(metrics)
-    assert found["approx_kl"] == found["approx_kl_k1"] == found["clip_fraction"] == 0 and found["ratio"] == 1
+    actual = mean_metrics(read_metrics(metrics))
+    assert actual["approx_kl"] == actual["approx_kl_k1"] == actual["clip_fraction"] == 0 and actual["ratio"] == 1
 
 
 def test_micro_batches_sum_to_the_full_batch(ragged):
     batch = ragged()
-    given = inputs(batch)
-    leaf = given["logp"].clone().requires_grad_()
-    whole, metrics = loss_of(given | {"logp": leaf}, 20)
+    arguments = inputs(batch)
+    leaf = arguments["logp"].clone().requires_grad_()
+    whole, metrics = loss_of(arguments | {"logp": leaf}, 20)
     (gradient,) = torch.autograd.grad(whole, leaf)
     cuts = [[0], [1], [2, 5], [3, 4]]
-    parts = [loss_of({k: v[rows] for k, v in (given | {"logp": leaf}).items()}, 20) for rows in cuts]
+    parts = []
+    for rows in cuts:
+        part = {name: value[rows] for name, value in (arguments | {"logp": leaf}).items()}
+        parts.append(loss_of(part, 20))
     total = sum(loss for loss, _ in parts)
     assert torch.allclose(total, whole)
     assert torch.allclose(torch.autograd.grad(total, leaf)[0], gradient)
-    assert means(merge(m for _, m in parts)) == pytest.approx(means(metrics))
+    assert mean_metrics(read_metrics(*(m for _, m in parts))) == pytest.approx(mean_metrics(read_metrics(metrics)))
 
 
 def test_padding_changes_nothing(ragged):
     batch = ragged()
-    given = inputs(batch)
-    longer = {name: batch.padded(value) for name, value in given.items()}
+    arguments = inputs(batch)
+    longer = {name: batch.padded(value) for name, value in arguments.items()}
     leaf = longer["logp"].clone().requires_grad_()
     loss, metrics = loss_of(longer | {"logp": leaf}, 20)
-    expected, expected_metrics = loss_of(given, 20)
-    assert torch.allclose(loss, expected) and means(metrics) == pytest.approx(means(expected_metrics))
+    expected, expected_metrics = loss_of(arguments, 20)
+    assert torch.allclose(loss, expected) and mean_metrics(read_metrics(metrics)) == pytest.approx(
+        mean_metrics(read_metrics(expected_metrics))
+    )
     (gradient,) = torch.autograd.grad(loss, leaf)
     assert torch.all(gradient[~longer["mask"]] == 0) and torch.isfinite(gradient).all()
 
 
 def test_gradient_by_finite_differences(ragged):
     batch = ragged((3, 1, 4))
-    given = inputs(batch, garbage=0.5)
+    arguments = inputs(batch, garbage=0.5)
 
     def scalar(logp, entropy):
-        return loss_of(given | {"logp": logp, "entropy": entropy}, 8)[0]
+        return loss_of(arguments | {"logp": logp, "entropy": entropy}, 8)[0]
 
-    assert torch.autograd.gradcheck(scalar, (given["logp"].requires_grad_(), given["entropy"].requires_grad_()))
+    assert torch.autograd.gradcheck(scalar, (arguments["logp"].requires_grad_(), arguments["entropy"].requires_grad_()))
 
 
 def test_importance_is_truncated_and_constant_to_the_gradient():
@@ -144,9 +149,9 @@ def test_importance_is_truncated_and_constant_to_the_gradient():
 
 
 def test_old_log_probs_and_advantages_are_constants(ragged):
-    given = inputs(ragged())
-    leaves = {name: given[name].clone().requires_grad_() for name in ("logp", "old_logp", "advantages")}
-    loss_of(given | leaves, 20)[0].backward()
+    arguments = inputs(ragged())
+    leaves = {name: arguments[name].clone().requires_grad_() for name in ("logp", "old_logp", "advantages")}
+    loss_of(arguments | leaves, 20)[0].backward()
     assert leaves["logp"].grad is not None and leaves["old_logp"].grad is leaves["advantages"].grad is None
 
 
@@ -154,12 +159,12 @@ def test_an_entropy_without_coefficient_is_only_logged():
     entropy = torch.ones(1, 2, requires_grad=True)
     zero = torch.zeros(1, 2)
     loss, metrics = ppo_policy_loss(zero, zero, zero, torch.ones(1, 2), CLIP, 2, entropy=entropy)
-    assert not loss.requires_grad and metrics["entropy"] == (2.0, 2.0)
+    assert not loss.requires_grad and read_metrics(metrics)["entropy"] == (2.0, 2.0)
 
 
 @pytest.mark.parametrize("gap", [100.0, -100.0, 1e4])
 @pytest.mark.parametrize("advantage", [1.0, -1.0, 0.0])
-def test_no_gap_between_policies_makes_nan(gap, advantage):
+def test_loss_is_finite_for_any_gap_between_policies(gap, advantage):
     logp = torch.full((1, 2), gap, requires_grad=True)
     loss, metrics = ppo_policy_loss(
         logp, torch.zeros(1, 2), torch.full((1, 2), advantage), torch.ones(1, 2), CLIP, 2,
@@ -167,22 +172,22 @@ def test_no_gap_between_policies_makes_nan(gap, advantage):
     )  # fmt: skip
     loss.backward()
     assert torch.isfinite(loss) and torch.isfinite(logp.grad).all()
-    assert all(math.isfinite(value) for value, _ in metrics.values())
+    assert all(math.isfinite(value) for value, _ in read_metrics(metrics).values())
 
 
-def test_an_empty_micro_batch_is_zero_and_still_connected():
+def test_empty_micro_batch_has_zero_loss_and_gradient():
     logp = torch.full((2, 3), torch.nan, requires_grad=True)
     loss, metrics = ppo_policy_loss(logp, logp.detach(), logp.detach(), torch.zeros(2, 3), CLIP, 5)
     loss.backward()
-    assert loss.item() == 0 and torch.equal(logp.grad, torch.zeros(2, 3)) and means(metrics) == {}
+    assert loss.item() == 0 and torch.equal(logp.grad, torch.zeros(2, 3)) and mean_metrics(read_metrics(metrics)) == {}
 
 
 def test_ratio_quantiles_by_kind():
     ratio = torch.tensor([[1.0, 2.0, 3.0, 50.0], [10.0, 20.0, 99.0, 99.0]])
     mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
     video = torch.tensor([[0, 0, 0, 0], [1, 1, 1, 1]])
-    found = ratio_quantiles(ratio, mask, video, quantiles=(0.0, 0.5, 0.975))
-    assert found == pytest.approx(
+    actual = ratio_quantiles(ratio, mask, video, quantiles=(0.0, 0.5, 0.975))
+    assert actual == pytest.approx(
         {"ratio_text_p0": 1.0, "ratio_text_p50": 2.0, "ratio_text_p97.5": 2.95,
          "ratio_video_p0": 10.0, "ratio_video_p50": 15.0, "ratio_video_p97.5": 19.75}
     )  # fmt: skip

@@ -1,11 +1,11 @@
 import json
 import re
 import statistics
-from types import SimpleNamespace
 
 import pytest
 import torch
 
+from rlaif.config.schema import Terms
 from rlaif.errors import ContractError
 from rlaif.objectives.advantages import gae
 from rlaif.objectives.masked import Moments
@@ -32,17 +32,17 @@ def test_token_rewards_match_a_loop_and_ignore_padding(ragged):
     assert torch.equal(longer[:, :6], rewards) and torch.all(longer[:, 6:] == 0)
 
 
-def test_an_answer_is_worth_its_score_minus_its_kl(ragged):
+def test_token_rewards_sum_to_score_minus_kl(ragged):
     batch = ragged((3, 1, 5))
     kl, score = batch.x(1), torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
     total = token_rewards(score, kl, 0.1, batch.mask).sum(1)
     assert torch.allclose(total, score - 0.1 * kl.masked_fill(~batch.mask, 0).sum(1))
 
 
-SEED_TERMS = SimpleNamespace(no_eos=-8.0, length=-10.0)
+SEED_TERMS = Terms(no_eos=-8.0, length=-10.0)
 
 
-def test_terms_are_named_parts():
+def test_shaped_score_adds_terms_as_named_parts():
     cut = shaped_score(2.0, {"model": 2.0}, "length", 896, 896, SEED_TERMS)
     assert cut.parts == {"model": 2.0, "no_eos": -8.0, "length": -10.0} and cut.value == -16.0
     ended = shaped_score(2.0, {"model": 1.5, "bonus": 0.5}, "stop", 90, 900, SEED_TERMS)
@@ -51,11 +51,11 @@ def test_terms_are_named_parts():
 
 
 def test_terms_of_weight_zero_add_no_part():
-    plain = shaped_score(2.0, {"model": 2.0}, "length", 8, 8, SimpleNamespace(no_eos=0.0, length=0.0))
+    plain = shaped_score(2.0, {"model": 2.0}, "length", 8, 8, Terms(no_eos=0.0, length=0.0))
     assert plain.value == 2.0 and plain.parts == {"model": 2.0}
 
 
-def test_a_part_that_is_named_like_a_term_is_refused():
+def test_part_with_the_name_of_a_term_is_refused():
     with pytest.raises(ContractError, match="length in both"):
         shaped_score(1.0, {"length": 1.0}, "stop", 4, 8, SEED_TERMS)
 
@@ -71,9 +71,9 @@ HUGE = {
 
 
 @pytest.mark.parametrize("name", HUGE)
-def test_rewards_that_no_loss_can_hold_are_masked_with_the_reason(name):
+def test_rewards_too_large_for_the_loss_are_masked_with_the_reason(name):
     parts, end, (no_eos, length), scale, reason = HUGE[name]
-    terms = SimpleNamespace(no_eos=no_eos, length=length)
+    terms = Terms(no_eos=no_eos, length=length)
     outcome = trainable(shaped_score(sum(parts.values()), parts, end, 4, 8, terms), scale)
     if reason is None:
         assert outcome == Scored(sum(parts.values()), parts)
@@ -81,19 +81,19 @@ def test_rewards_that_no_loss_can_hold_are_masked_with_the_reason(name):
         assert isinstance(outcome, Masked) and re.search(reason, outcome.reason)
 
 
-def test_running_moments_equal_those_of_everything_at_once(ragged):
-    running, seen = RunningMoments(), []
+def test_running_moments_equal_the_moments_of_all_batches(ragged):
+    running, values = RunningMoments(), []
     for seed in range(5):
         batch = ragged((3, seed, 6))
         x = 10 * seed + batch.x(seed, scale=seed + 1)
-        seen += x[batch.mask].tolist()
+        values += x[batch.mask].tolist()
         running.update(Moments.of(x, batch.mask))
-    assert running.count == len(seen)
-    assert (running.mean, running.var) == pytest.approx((statistics.fmean(seen), statistics.pvariance(seen)))
-    assert running.scale == pytest.approx(statistics.pstdev(seen))
+    assert running.count == len(values)
+    assert (running.mean, running.var) == pytest.approx((statistics.fmean(values), statistics.pvariance(values)))
+    assert running.scale == pytest.approx(statistics.pstdev(values))
 
 
-def test_there_is_no_scale_without_spread():
+def test_scale_is_none_without_spread():
     running = RunningMoments()
     assert running.scale is None
     running.update(Moments())
@@ -113,7 +113,7 @@ CONSTANT = {
 
 @pytest.mark.parametrize("name", CONSTANT)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_rounding_of_constant_returns_is_no_scale(name, dtype):
+def test_scale_is_none_if_returns_differ_by_rounding(name, dtype):
     running, together = RunningMoments(), Moments()
     for batch in CONSTANT[name]:
         x = torch.tensor([batch], dtype=dtype)
@@ -123,14 +123,14 @@ def test_rounding_of_constant_returns_is_no_scale(name, dtype):
     assert running.scale is None and together.scale is None
 
 
-def test_a_small_spread_on_a_large_mean_is_a_scale():
+def test_small_spread_on_a_large_mean_has_a_scale():
     running = RunningMoments()
     running.update(Moments.of(torch.tensor([[1000.1, 1000.2, 1000.3]]), torch.ones(1, 3)))
     assert running.scale == pytest.approx(0.0817, abs=1e-4)
 
 
 def test_equal_scores_leave_the_critic_unclipped():
-    """With lambda 1 every return is the score, whatever the critic predicted; so it is in one-token answers."""
+    """Check two cases in which every return is the score, whatever the critic predicted: lambda 1, and one-token answers."""
     values = torch.randn(8, 39, generator=torch.Generator().manual_seed(0))
     for mask, lam in ((torch.ones(8, 39), 1.0), (torch.ones(8, 39) * (torch.arange(39) < 1), 0.95)):
         rewards = token_rewards(torch.full((8,), 1.9), torch.zeros(8, 39), 0.0, mask)
@@ -144,7 +144,7 @@ def test_equal_scores_leave_the_critic_unclipped():
         assert now.grad.item() == pytest.approx(-1.4)
 
 
-def test_running_moments_survive_a_restart_through_json():
+def test_running_moments_are_restored_from_json():
     first = RunningMoments()
     first.update(Moments(3.0, 6.0, 20.0))
     second = RunningMoments()

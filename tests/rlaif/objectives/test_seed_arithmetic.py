@@ -1,7 +1,7 @@
-"""The arithmetic of the system that this project succeeds, from the same functions.
+"""The arithmetic of VLM-RLAIF, the system before this one, from the functions of this project.
 
-There, every mean runs over the whole padded length, the score lands on the last slot, and the penalty is a clamped k1:
-that is a mask of ones, and a denominator of batch times length. Each quirk is recomputed here with plain loops.
+There, every mean runs over the whole padded length, the score is on the last slot, and the penalty is a clamped k1: that
+is a mask of ones, and a denominator of batch times length. Each quirk is recomputed here with plain loops.
 """
 
 import math
@@ -21,7 +21,7 @@ BETA, SCALE, CLIP = 0.1, 10.0, 0.2
 
 @pytest.fixture
 def rollout(ragged):
-    """Log-probs, reference log-probs and values that are 0 on padding, as there; scores of three answers."""
+    """Return log-probs, reference log-probs and values that are 0 on padding, scores of three answers, and a mask of ones."""
     batch = ragged((5, 2, 6), width=6)
     zeroed = [batch.x(seed, garbage=0.0) for seed in range(3)]
     return *zeroed, torch.tensor([1.0, -7.0, 0.5], dtype=torch.float64), torch.ones(3, 6)
@@ -55,7 +55,7 @@ def test_returns_are_rewards_to_go_and_advantages_are_whitened_with_their_paddin
 def test_losses_are_means_over_the_padded_length(rollout):
     logp, _, values, _, ones = rollout
     lengths = (5, 2, 6)
-    old = logp - 0.3 * torch.sign(logp)  # equal on padding, where both are 0
+    old = logp - 0.3 * torch.sign(logp)  # equal on padding: both are 0 there
     advantages, returns = values + 0.5, values - 2.0
     policy, _ = ppo_policy_loss(logp, old, advantages, ones, CLIP, ones.numel())
     value, _ = value_loss(values, values + 1.0, returns, ones, ones.numel(), value_clip=CLIP, scale=1.0)

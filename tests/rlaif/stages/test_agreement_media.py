@@ -14,15 +14,14 @@ from safetensors.torch import save_file
 from without_actors import NoActors
 
 from actors.frames import LocalFrames
-from actors.reward_model import ModelScorer
 from rlaif.config.schema import Reward
 from rlaif.data.files import write_rows
 from rlaif.data.formats.table import FORMATS
 from rlaif.errors import ConfigError, DataError
 from rlaif.io.rundir import RunDir
-from rlaif.models.reward_card import CARD, card_text
+from rlaif.models.reward import CARD, ModelScorer, card_text
 from rlaif.models.reward_prompt import RewardPrompt
-from rlaif.records import Answer, Prompt
+from rlaif.records import Prompt, RewardInput
 from rlaif.stages.compare import agreement
 from rlaif.stages.run import datasets
 from rlaif.stages.run.run import Run
@@ -114,7 +113,7 @@ def test_a_reward_model_reads_each_candidate_as_in_training(offline, root, rewar
     scorer = ModelScorer(reward_model, LocalFrames(root, 8), config.model, 10**6, 2**20)
     for record, margin in zip(records, margins, strict=True):
         sides = (record.chosen_video, record.rejected_video)
-        asked = [Answer((video, 0), Prompt(video, video, record.question), (), "") for video in sides]
+        asked = [RewardInput((video, 0), Prompt(video, video, record.question), "") for video in sides]
         scores = scorer(asked)
         chosen, rejected = (scores[video, 0].parts for video in sides)
         for name in DIMENSIONS:
@@ -234,7 +233,7 @@ def test_images_inside_a_parquet_file(offline, root, tmp_path, reward_model, nam
     scores = {}
     scorer = ModelScorer(reward_model, LocalFrames(root, 1), config.model, 10**6, 2**20)
     for number, record in enumerate(records):
-        same = [Answer((record.video, 0), Prompt("p", record.video, "?"), (), "x")]
+        same = [RewardInput((record.video, 0), Prompt("p", record.video, "?"), "x")]
         scores[number] = scorer(same)[record.video, 0].value
     assert len(set(scores.values())) == 3  # another image, another score
 

@@ -17,7 +17,7 @@ from rlaif.config.schema import Reward
 from rlaif.data.read import read_records
 from rlaif.errors import CheckpointError, ConfigError, DataError
 from rlaif.io.rundir import RunDir
-from rlaif.models.reward_card import CARD, card_text
+from rlaif.models.reward import CARD, card_text
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.stages.feedback import score
 from rlaif.stages.run import datasets
@@ -150,7 +150,7 @@ def test_a_checkpoint_of_another_model_is_refused_and_kept(offline, tmp_path, ch
     checkpoints.save(3, lambda folder: (folder / "x.json").write_text("{}"), other)
     with pytest.raises(CheckpointError, match=re.escape(named)) as caught:
         ppo.train(config, run, "resume")
-    assert "Set these as they were" in caught.value.change
+    assert "Set these as they were" in caught.value.fix
     assert checkpoints.latest().iteration == 3
 
 
@@ -216,7 +216,7 @@ def test_a_family_that_transformers_does_not_know_either_says_what_is_needed(off
     with pytest.raises(ConfigError, match="video_llm_of_tomorrow") as caught:
         ppo.train(config, run)
     for wanted in ("transformers and vLLM have a class", "position ids", "placeholder", "tower", "docs/families.md"):
-        assert wanted in caught.value.change
+        assert wanted in caught.value.fix
 
 
 BROKEN = {

@@ -11,10 +11,17 @@ from rlaif.models.tiny import Size
 from rlaif.stages.recipes import bench_ppo
 from rlaif.stages.recipes.bench_baseline import Times
 
-KEYS = (
-    "rollout_speedup iteration_speedup padding_waste vision_passes_per_key decodes_per_video publish_share idle_share "
-    "rollout_tokens_per_s update_tokens_per_s"
-).split()
+KEYS = [
+    "rollout_speedup",
+    "iteration_speedup",
+    "padding_waste",
+    "vision_passes_per_key",
+    "decodes_per_video",
+    "publish_share",
+    "idle_share",
+    "rollout_tokens_per_s",
+    "update_tokens_per_s",
+]
 
 
 def row(start: float, **changes) -> dict:

@@ -54,7 +54,7 @@ def test_a_reward_that_is_nan_masks_its_sample_and_no_other(train, metrics_of, s
 def test_more_rewards_that_are_nan_than_allowed_stop_the_run_and_name_the_samples(train):
     with pytest.raises(RlaifError, match="first reason: part 'score' is nan") as caught:
         train("too many", *NAN, "ppo.max_reward_failures=0.4")
-    assert "at most 40%" in caught.value.expected and "ppo.max_reward_failures" in caught.value.change
+    assert "at most 40%" in caught.value.expected and "ppo.max_reward_failures" in caught.value.fix
     prompts = {part.strip() for part in caught.value.found.split(":")[1].split(";")[0].split(",")}
     assert len(prompts) == 4 and all(name.endswith("/0") for name in prompts)
     assert "4 of 8 in iteration 1" in caught.value.found
@@ -82,7 +82,7 @@ def test_a_reward_function_that_never_returns_masks_that_prompt_and_no_other(
     prompts = [json.loads(line) for line in (world / "data" / "prompts.jsonl").read_text().splitlines()][:4]
     prompts[1]["hangs"] = True
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
-    hangs = ["ppo.reward={path: 'tests.support.faulty_rewards:hangs_where_told'}", "ppo.reward_timeout_s=5"]
+    hangs = ["ppo.reward={path: 'tests.support.faulty_rewards:hangs_if_marked'}", "ppo.reward_timeout_s=5"]
     files = [f"data.prompts={tmp_path}/prompts.jsonl"]
     folder = train("hangs", *hangs, *files, "ppo.iterations=1", "ppo.max_reward_failures=0.25").path
     rows = samples_of(folder, 1)
@@ -115,7 +115,7 @@ def test_a_learning_rate_that_makes_the_loss_infinite_is_counted_then_stops_the_
     rows = metrics_of(folder)
     assert [row["critic/skipped_steps"] for row in rows] == [0.0, 1.0]
     assert [row["policy/skipped_steps"] for row in rows] == [0.0, 0.0]
-    assert "role 'critic'" in caught.value.expected and "--resume" in caught.value.change
+    assert "role 'critic'" in caught.value.expected and "--resume" in caught.value.fix
     # the samples are those of the iteration that failed, not of one before it
     prompts = [json.loads(line)["prompt_id"] for line in (world / "data" / "prompts.jsonl").read_text().splitlines()]
     third = rows_of_step(len(prompts), 4, 2, 0, "ppo")

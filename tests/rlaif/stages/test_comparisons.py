@@ -12,16 +12,15 @@ import pytest
 from adapters import write_adapter
 from without_actors import NoActors
 
-from actors.reward_model import ModelScorer
 from rlaif.config.load import load_config
 from rlaif.config.schema import Lora, Reward
 from rlaif.errors import ConfigError, DataError
 from rlaif.io.rundir import RunDir
-from rlaif.models.check import fingerprint
-from rlaif.models.reward_card import CARD, card_text
+from rlaif.models.model_dir import ModelDir
+from rlaif.models.reward import CARD, ModelScorer, card_text
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.models.tiny import build_tiny
-from rlaif.records import Masked, scored
+from rlaif.records import Masked, reward_outcome
 from rlaif.stages.compare import agreement, winrate
 from rlaif.stages.feedback import ask_reward, caption
 from rlaif.stages.feedback.judges import make_judge
@@ -198,7 +197,7 @@ def write_answers(config, models, lengths=LENGTHS) -> None:
     prompts = [json.loads(line) for line in (datasets.data_path(config, "descriptions.jsonl")).read_text().splitlines()]
     rows = []
     for name, letters in lengths.items():
-        who = {"fingerprint": fingerprint(models[name]), "model": models[name]}
+        who = {"fingerprint": ModelDir(models[name]).fingerprint, "model": models[name]}
         for prompt, count in zip(prompts, letters, strict=False):
             rows.append({"prompt_id": prompt["prompt_id"], "answers": ["x" * count, "another sample"], **who})
     path = datasets.data_path(config, config.data.candidates)
@@ -234,9 +233,8 @@ def test_the_win_matrix_of_three_models(offline, models, by):
     assert found["low"][0][1] < 0.25 < found["high"][0][1]
     folder = run.directory.path / "eval"
     assert json.loads((folder / "winrate.json").read_text())["wins"] == found["wins"]
-    shown = ElementTree.parse(folder / "winrate.svg").getroot()
-    assert "0.83" in {text.text for text in shown.iter("{http://www.w3.org/2000/svg}text")}
-    assert "0.75" in {text.text for text in shown.iter("{http://www.w3.org/2000/svg}text")}
+    page = ElementTree.parse(folder / "winrate.html").getroot()
+    assert {"0.83", "0.75"} <= {cell.text for cell in page.iter("td")}
     lines = winrate.table(found).splitlines()
     assert lines[4] == "| overall | rl | 0.667 (0.208 to 0.939) | 0.833 (0.310 to 0.982) | 0.500 |"
     assert "| prompt_type: describe | rl | 0.667 | 0.833 | 0.500 |" in lines
@@ -277,14 +275,14 @@ def test_win_rates_by_prompt_type(offline, world, models, tmp_path, by):
     np.testing.assert_allclose(how["wins"], [[0.5, 0, 0], [1, 0.5, 0.25], [1, 0.75, 0.5]])
     np.testing.assert_allclose(who["wins"], [[0.5, 1, 1], [0, 0.5, 0], [0, 1, 0.5]])
     assert how["prompts"] == [[2, 2, 2]] * 3 and who["prompts"] == [[1, 1, 1]] * 3
-    picture = (run.directory.path / "eval" / "winrate.svg").read_text()
+    page = (run.directory.path / "eval" / "winrate.html").read_text()
     for name in (
         "overall",
         *(f"dimension: {one}" for one in found["dimension"]),
         "prompt_type: how",
         "prompt_type: who",
     ):
-        assert picture.count(f">{name}<") == 1
+        assert page.count(f">{name}<") == 1
 
 
 def test_weights_count_in_the_total_as_in_ppo(offline, models, tmp_path, monkeypatch):
@@ -294,7 +292,7 @@ def test_weights_count_in_the_total_as_in_ppo(offline, models, tmp_path, monkeyp
     config, run = offline(f"ppo.reward={rm}", "ppo.reward_weights={harm: -2, help: 0}", named(models, "base", "sft"))
     write_answers(config, models, {"base": (1, 2), "sft": (2, 3)})
     scores = [[(3.0, 1.0), (2.0, 2.0)], [(5.0, 1e308), (5.0, 1.0)]]
-    parts = [[scored(dict(zip(two, pair, strict=True))) for pair in of] for of in scores]
+    parts = [[reward_outcome(dict(zip(two, pair, strict=True))) for pair in of] for of in scores]
     actor = SimpleNamespace(dimensions=two, weights=[weights[name] for name in two])
     assert ask_reward.weighted(config, parts) == [[ModelScorer._outcome(actor, pair) for pair in of] for of in scores]
     monkeypatch.setattr(winrate, "rewarded", lambda *_: parts)
@@ -309,9 +307,9 @@ def test_the_weight_of_a_single_dimension(offline, models, tmp_path):
     config, _ = offline(
         f"ppo.reward={reward_export(tmp_path / 'rm', models['base'], ('overall',))}", "ppo.reward_weights={overall: -1}"
     )
-    assert ask_reward.weighted(config, [[scored(2.0), Masked("no")]]) == [[scored(-2.0), Masked("no")]]
+    assert ask_reward.weighted(config, [[reward_outcome(2.0), Masked("no")]]) == [[reward_outcome(-2.0), Masked("no")]]
     plain = config.model_copy(update={"ppo": config.ppo.model_copy(update={"reward_weights": {}})})
-    assert ask_reward.weighted(plain, [[scored(2.0)]]) == [[scored(2.0)]]
+    assert ask_reward.weighted(plain, [[reward_outcome(2.0)]]) == [[reward_outcome(2.0)]]
 
 
 def test_an_adapter_competes_with_its_base(offline, models, tmp_path):
@@ -329,7 +327,11 @@ def test_an_adapter_judges_and_captions_with_the_tokenizer_of_its_base(offline, 
     config, run = offline(f"label.judge={adapter}", f"caption.model={adapter}", "caption.aggregate=summarise")
     judge = make_judge(config, run, adapter)
     assert judge.count("a red circle") == caption.counter(config)("a red circle") == 3
-    assert judge.name == f"{adapter}@{fingerprint(adapter)}" != f"{adapter}@{fingerprint(models['base'])}"
+    assert (
+        judge.name
+        == f"{adapter}@{ModelDir(adapter).fingerprint}"
+        != f"{adapter}@{ModelDir(models['base']).fingerprint}"
+    )
     shutil.rmtree(tmp_path / "adapter")
     with pytest.raises(ConfigError, match=r"label\.judge"):
         make_judge(config, run, adapter)
@@ -362,7 +364,7 @@ def test_what_cannot_be_compared(offline, models, tmp_path):
         winrate.winrate(*offline(f"winrate.models={{a: {models['base']}, b: {models['base']}}}"))
     write_answers(one[0], models, {"base": (1,), "rl": ()})
     rows = datasets.data_path(one[0], one[0].data.candidates)
-    other = json.loads(rows.read_text()) | {"prompt_id": "elsewhere", "fingerprint": fingerprint(models["rl"])}
+    other = json.loads(rows.read_text()) | {"prompt_id": "elsewhere", "fingerprint": ModelDir(models["rl"]).fingerprint}
     prompts = [json.loads(line) for line in (datasets.data_path(one[0], "descriptions.jsonl")).read_text().splitlines()]
     other["prompt_id"] = prompts[3]["prompt_id"]
     with rows.open("a") as file:

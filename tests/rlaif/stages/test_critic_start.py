@@ -11,8 +11,9 @@ import pytest
 from rlaif.config.schema import Lora, Reward
 from rlaif.errors import ConfigError
 from rlaif.io.storage import locate
-from rlaif.models.bases import RECORD, record_text
-from rlaif.models.reward_card import CARD, card_text
+from rlaif.models.bases import RECORD
+from rlaif.models.model_dir import ModelDir
+from rlaif.models.reward import CARD, card_text
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.stages.train.workers import (
     critic_start,
@@ -20,7 +21,7 @@ from rlaif.stages.train.workers import (
     identity,
     learner_spec,
     require_inputs,
-    start_roles,
+    start_workers,
 )
 
 ADAPTER = Lora(r=8)
@@ -84,7 +85,7 @@ def test_a_run_prints_what_the_critic_starts_from(make_config, world, tmp_path, 
     reward = reward_on(tmp_path / "reward", world / "base")
     config = make_config(tmp_path, f"ppo.reward={reward}")
     with pytest.raises(Full):
-        start_roles(config, SimpleNamespace(topology=SimpleNamespace(place=place)), [], learner_spec(config))
+        start_workers(config, SimpleNamespace(topology=SimpleNamespace(place=place)), learner_spec(config))
     assert f"critic starts from the reward model {reward}" in capsys.readouterr().out
 
 
@@ -98,7 +99,7 @@ def test_a_run_that_moved_is_the_one_of_its_checkpoints(make_config, world, tmp_
     reward_on(here / "reward" / "export", here / "sft" / "export")
     if record:
         target = locate(tmp_path / "runs") / "first/reward/export"
-        (here / "reward" / "export" / RECORD).write_text(record_text(str(here / "sft" / "export"), target))
+        (here / "reward" / "export" / RECORD).write_text(ModelDir(str(here / "sft" / "export")).record_text(target))
     before = identity(first)
     assert before["critic"]["lora"]["r"] == ADAPTER.r != first.ppo.lora.r
     here.rename(there)
@@ -114,4 +115,4 @@ def test_a_reward_model_without_its_base_stops_a_run_before_anything_starts(make
     with pytest.raises(ConfigError) as caught:
         require_inputs(make_config(tmp_path, f"ppo.reward={reward}"))
     assert "ppo.reward, its base" in caught.value.expected and str(base) in caught.value.expected
-    assert "no such folder" in caught.value.found and "move it along" in caught.value.change
+    assert "no such folder" in caught.value.found and "move it along" in caught.value.fix

@@ -20,7 +20,8 @@ from rlaif.errors import ConfigError, ContractError, DataError
 from rlaif.feedback.store import Store
 from rlaif.models.batch import collate
 from rlaif.models.encode import Encoder
-from rlaif.models.merged import copy_of
+from rlaif.models.merged import merged_copy_path
+from rlaif.models.model_dir import ModelDir
 from rlaif.models.vlm import load_vlm
 from rlaif.records import Probe
 from rlaif.stages.compare import agreement, winrate
@@ -160,7 +161,7 @@ def test_captions_of_single_frames_on_the_question_each_knowing_the_last_and_sum
     told = {(row["video"], row["question"]): tuple(row["context"]) for row in rows}
     for prompt in datasets.load(replace(run, config=changed), "eval.jsonl", "prompts"):
         assert prompt.captions == told[prompt.video, prompt.question]
-    actors, whole = run.topology.engines(config.caption.model).handles.values(), path_of(changed).read_bytes()
+    actors, whole = run.topology.engines(config.caption.model).fleet.handles.values(), path_of(changed).read_bytes()
     before = [ask(actor.stats.remote())["prompt_tokens"] for actor in actors]
     assert caption.caption(changed, run) | {"cut": 0} == COUNTS | {"there": len(wanted)}
     assert [ask(actor.stats.remote())["prompt_tokens"] for actor in actors] == before  # the engine was asked nothing
@@ -235,7 +236,7 @@ def test_questions_about_one_prompt_share_what_they_begin_with(fed):
             "data": other.data.model_copy(update={"labels": f"{run.directory.path}/feedback/long.jsonl"}),
         }
     )
-    actors = run.topology.engines(other.label.judge).handles.values()
+    actors = run.topology.engines(other.label.judge).fleet.handles.values()
     before = [ask(actor.stats.remote()) for actor in actors]
     label.label(again, run)
     after = [ask(actor.stats.remote()) for actor in actors]
@@ -320,14 +321,14 @@ def test_policies_win_against_each_other_on_the_reward_actors(fed, world, tmp_pa
 
 def check_served(run, adapter: str, base: str) -> None:
     """What the engine computes with is the adapter on its base, by PEFT's own sum of the two."""
-    copy = copy_of(adapter, "float32")
+    copy = merged_copy_path(ModelDir(adapter), "float32")
     assert copy.is_dir()
     shutil.rmtree(copy)  # the engine has read it
     probe, encoder = Probe("what moves ?", response_ids=tuple(range(20, 32))), Encoder(base)
     batch = collate([encoder.prompt_and_response(probe.question, probe.response_ids, None)], 0)
     peft, plain = load_vlm(base, "float32"), load_vlm(base, "float32")
     peft = PeftModel.from_pretrained(peft, adapter)
-    for actor in run.topology.engines(adapter).handles.values():
+    for actor in run.topology.engines(adapter).fleet.handles.values():
         (served,) = ask(actor.probe.remote([probe], Sampling(), 0))
         assert np.abs(served.logprobs - logprobs(peft, batch, encoder)).max() < 1e-4
         assert np.abs(served.logprobs - logprobs(plain, batch, encoder)).max() > 0.1

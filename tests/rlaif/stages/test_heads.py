@@ -16,8 +16,8 @@ from rlaif.data.preference import PreferencePair
 from rlaif.errors import DataError
 from rlaif.io.rundir import RunDir
 from rlaif.models.packing import chunks
-from rlaif.models.reward_card import read_card
-from rlaif.records import Answer, Prompt
+from rlaif.models.reward import read_card
+from rlaif.records import Prompt, RewardInput
 from rlaif.stages.feedback import score
 from rlaif.stages.run.run import open_run
 from rlaif.stages.train import ppo, reward, supervised
@@ -57,10 +57,12 @@ def trained(compared_world, make_config, tmp_path_factory):
     given = iter([0.25, 0.75, 0.5, 0.75, 0.5])
     with open_run(config) as run:
         with pytest.MonkeyPatch.context() as patch:
-            usual = reward.agreements
-            patch.setattr(reward, "agreements", lambda found: usual(found) | {"accuracy": next(given)})
+            usual = reward.dimension_metrics
+            patch.setattr(reward, "dimension_metrics", lambda found: usual(found) | {"accuracy": next(given)})
             reward.train(config, run)
-        rows = reward.with_context(compared(reward.datasets.load(run, "pairs.jsonl", "pairs"), config.reward, "pairs"), config)
+        rows = reward.with_context(
+            compared(reward.datasets.load(run, "pairs.jsonl", "pairs"), config.reward, "pairs"), config
+        )
         learners, actors = both_sides(config, run, rows)
         yield config, run, learners, actors, [score.score(config, run), score.score(config, run)]
 
@@ -75,7 +77,7 @@ def both_sides(config, run, rows):
     pool, actors = run.topology.rewards(str(run.directory.export("reward")), BUDGET, timeout_s=600), {}
     for part in chunks(rows, config.cluster.learner.actors):  # what one rank scores, one actor scores
         answers = [
-            Answer((row.pair_id, side), Prompt(row.pair_id, row.video, row.question), row.captions, text)
+            RewardInput((row.pair_id, side), Prompt(row.pair_id, row.video, row.question, captions=row.captions), text)
             for row in part
             for side, text in enumerate((row.chosen, row.rejected))
         ]

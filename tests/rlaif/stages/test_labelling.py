@@ -15,7 +15,7 @@ from judge_server import JudgeServer, answer, half, hang_up, raw, stall, status
 from actors.frames import LocalFrames
 from rlaif.config.section import Function
 from rlaif.errors import ConfigError, ContractError, DataError
-from rlaif.feedback.asking import encode_frames
+from rlaif.feedback.chat_request import encode_frames
 from rlaif.io.rundir import RunDir
 from rlaif.stages.feedback import label, pairs, sample
 from rlaif.stages.feedback.label_report import flips

@@ -10,9 +10,9 @@ from safetensors.numpy import load_file
 
 from rlaif.config.schema import Config
 from rlaif.io.rundir import RunDir
-from rlaif.models.adapter import base_of
 from rlaif.models.bases import RECORD
-from rlaif.models.reward_card import read_card
+from rlaif.models.model_dir import ModelDir
+from rlaif.models.reward import read_card
 from rlaif.stages.run.run import Run, open_run
 from rlaif.stages.train import evaluate, ppo, reward
 
@@ -66,7 +66,7 @@ def test_a_run_that_was_moved_resumes_evaluates_and_is_a_reward_with_the_same_bi
 
         second = runs.path("second")
         assert read_card(str(second / "reward" / "export"))["base"] == str(second / "base")
-        assert base_of(str(second / "export")) == str(second / "base")
+        assert ModelDir(str(second / "export")).base.path == str(second / "base")
         assert (second / "export" / RECORD).is_file()
         ppo.train(*runs.run("second", "ppo.iterations=2"), "resume")
         found = tensors(second / "checkpoints" / "000002")

@@ -12,15 +12,18 @@ import numpy as np
 import pytest
 import ray
 
-from cluster.publish import from_wire, pack, unpack
+from cluster.ledger import Ledger
+from cluster.publish import from_wire, pack_weights, unpack_weights
 from cluster.remote import ask
 from rlaif.errors import ParityError
 from rlaif.records import Probed
 from rlaif.stages.run import datasets
 from rlaif.stages.run.run import open_run
-from rlaif.stages.train.experience import ask_for, collect, learn
+from rlaif.stages.train.deck import Deck
+from rlaif.stages.train.experience import ExperienceMaker
 from rlaif.stages.train.parity import Gate, differences
-from rlaif.stages.train.workers import enough_prompts, learner_spec, parity_gate, start_roles
+from rlaif.stages.train.ppo import learn
+from rlaif.stages.train.workers import enough_prompts, learner_spec, parity_gate, start_workers
 
 
 @pytest.fixture(
@@ -28,7 +31,7 @@ from rlaif.stages.train.workers import enough_prompts, learner_spec, parity_gate
     params=[pytest.param("{r: 4, alpha: 4}", id="lora"), pytest.param("null", id="full")],
 )
 def started(request, world, make_config, tmp_path_factory):
-    """(config, roles, prompts, gate) of a run that trains adapters, or full weights with the tower."""
+    """(config, maker, prompts, gate) of a run that trains adapters, or full weights with the tower."""
     full, folder = request.param == "null", tmp_path_factory.mktemp("parity")
     policy = quick_clock(world / "base", folder / "base")
     overrides = [f"ppo.policy={policy}", f"ppo.lora={request.param}", "ppo.advantage=leave_one_out"]
@@ -37,9 +40,11 @@ def started(request, world, make_config, tmp_path_factory):
     config = make_config(folder, *overrides)
     with open_run(config) as run:
         prompts = enough_prompts(config, datasets.load(run, config.data.prompts, "prompts"))
-        roles = start_roles(config, run, prompts, learner_spec(config))
-        roles.publisher.publish(0)
-        yield config, roles, prompts, parity_gate(config, roles, prompts)
+        workers = start_workers(config, run, learner_spec(config))
+        deck = Deck(prompts, config.ppo.prompts_per_iteration, config.seed)
+        maker = ExperienceMaker(config, run, workers, deck, Ledger(), 0)
+        workers.weight_sync.publish(0)
+        yield config, maker, prompts, parity_gate(config, workers, prompts)
 
 
 def quick_clock(base: Path, folder: Path) -> Path:
@@ -53,9 +58,9 @@ def quick_clock(base: Path, folder: Path) -> Path:
 
 def advance(started, version: int) -> None:
     """One iteration without its publish."""
-    config, roles, prompts, _ = started
-    ask_for(config, roles, version)
-    learn(config, roles, collect(config, roles, version))
+    config, maker, _, _ = started
+    maker.submit(version)
+    learn(config, maker.workers, maker, maker.collect(version))
 
 
 def found(gate: Gate) -> str:
@@ -70,10 +75,11 @@ def everywhere(actors, function) -> None:
 
 @pytest.mark.slow
 def test_both_sides_agree_and_every_planted_mismatch_is_named(started):
-    config, roles, prompts, gate = started
+    config, maker, prompts, gate = started
+    workers = maker.workers
     full = config.ppo.lora is None
-    pool, group = roles.rollouts, roles.learners
-    engines = [pool._actors[name] for name in pool.actors]
+    pool, group = workers.rollouts, workers.learners
+    engines = list(pool.fleet.handles.values())
     assert max(gate.check().values()) <= 1e-5
 
     # the weights of one iteration: published late, without their head where it is tied to the embeddings, in time
@@ -82,10 +88,10 @@ def test_both_sides_agree_and_every_planted_mismatch_is_named(started):
     if full:
         everywhere(engines, _accept_parts)
         manifest, buckets = group.publishable("policy", 1)
-        pool.publish(*_without_head(manifest, ray.get(list(buckets))))
+        pool.fleet.publish(*_without_head(manifest, ray.get(list(buckets))))
         assert found(gate).startswith("stale head")
         everywhere(engines, _refuse_parts)
-    roles.publisher.publish(1)
+    workers.weight_sync.publish(1)
     assert max(gate.check().values()) <= 1e-5
 
     # frames in another order, on the engine's side only
@@ -104,10 +110,10 @@ def test_both_sides_agree_and_every_planted_mismatch_is_named(started):
         # the tower's old output under new weights
         everywhere(engines, _keep_encoder_cache)
         advance(started, 1)
-        roles.publisher.publish(2)
+        workers.weight_sync.publish(2)
         assert found(gate).startswith("stale encoder cache")
         everywhere(engines, _reset_encoder_cache)
-        roles.publisher.publish(2)
+        workers.weight_sync.publish(2)
         gate.check()
     else:
         # features that a tower with these weights did not make, the same on both sides
@@ -189,17 +195,20 @@ def _reset_encoder_cache(actor) -> None:
 def _spoil_features(actor) -> None:
     from dataclasses import replace
 
-    from rlaif.models.vision import mapped
+    from rlaif.models.vision import map_tensors
 
-    actor._cache = actor.learner.vision if hasattr(actor, "learner") else actor._tower.cache
-    actor._right_features = dict(actor._cache._held)
+    vision = actor.learner.vision if hasattr(actor, "learner") else actor._tower.cache
+    actor._cache = vision.features
+    actor._right_features = {key: actor._cache.peek(key) for key in actor._cache}
     for key, features in actor._right_features.items():
-        actor._cache._held[key] = replace(features, output=mapped(features.output, lambda tensor: tensor + 0.3))
+        spoiled = replace(features, output=map_tensors(features.output, lambda tensor: tensor + 0.3))
+        actor._cache.put(key, spoiled, spoiled.nbytes)
     _forget_video(actor)
 
 
 def _mend_features(actor) -> None:
-    actor._cache._held.update(actor._right_features)
+    for key, features in actor._right_features.items():
+        actor._cache.put(key, features, features.nbytes)
     _forget_video(actor)
 
 
@@ -214,20 +223,20 @@ def _forget_adapter(actor) -> None:
 
 
 def _accept_parts(actor) -> None:
-    from actors.contents import Contents
+    from actors.weight_check import WeightCheck
 
-    Contents.usual_check, Contents.check = Contents.check, lambda *_: None
+    WeightCheck.usual_check, WeightCheck.check = WeightCheck.check, lambda *_: None
 
 
 def _refuse_parts(actor) -> None:
-    from actors.contents import Contents
+    from actors.weight_check import WeightCheck
 
-    Contents.check = Contents.usual_check
+    WeightCheck.check = WeightCheck.usual_check
 
 
 def _without_head(manifest, buckets):
     """The same publish without its output head, and a manifest that fits it."""
-    arrays = unpack(manifest, buckets)
+    arrays = unpack_weights(manifest, buckets)
     tensors = {name: from_wire(array, manifest.tensors[name].dtype) for name, array in arrays.items()}
     del tensors["lm_head.weight"]
-    return pack(tensors.items(), 2**30, version=manifest.version, kind=manifest.kind, put=ray.put)
+    return pack_weights(tensors.items(), 2**30, version=manifest.version, kind=manifest.kind, put=ray.put)

@@ -18,6 +18,7 @@ from rlaif.models.vlm import load_vlm
 from rlaif.stages.run import datasets
 from rlaif.stages.run.run import open_run
 from rlaif.stages.train import evaluate, ppo, reward
+from rlaif.stages.train.experience import ExperienceMaker
 from rlaif.stages.train.workers import learner_spec
 
 
@@ -36,7 +37,7 @@ def trained(held, make_config, tmp_path_factory):
     config = make_config(folder, *overrides)
     longer = make_config(folder, *overrides, "ppo.iterations=3")
     with pytest.MonkeyPatch.context() as patch:
-        held |= loopstate.watch(patch, ppo, ("ask_for", "save_checkpoint"))
+        held |= loopstate.watch(patch, (ExperienceMaker, "submit"), (ppo, "save_checkpoint"))
         with open_run(config) as run:
             reward.train(config, run)
             ppo.train(config, run)
@@ -66,7 +67,7 @@ def test_the_run_directory_holds_what_scripts_read(trained, metrics_of, samples_
 
 def test_a_resumed_loop_holds_what_the_one_before_it_held(trained, held):
     """The learners' part of this is tests/learners/test_stateful.py; the bits of a whole run, test_resume.py (slow)."""
-    began, _, resumed = held["ask_for"]
+    began, _, resumed = held["submit"]
     left = held["save_checkpoint"][1]
     for table in (began, left, resumed):
         assert loopstate.unlisted(table) == []

@@ -11,7 +11,7 @@ import ray
 
 from rlaif.config.schema import Lora, Reward
 from rlaif.errors import ConfigError
-from rlaif.models.reward_card import CARD, card_text
+from rlaif.models.reward import CARD, card_text
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.stages import preflight
 from rlaif.stages.preflight import examine_all, functions
@@ -166,7 +166,7 @@ def test_a_cache_that_cannot_be_written_is_found(problems, monkeypatch, tmp_path
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     found = "\n".join(problems("sft"))
-    assert f"{tmp_path}/file is a file" in found and "set XDG_CACHE_HOME" in found
+    assert f"{tmp_path}/file is a file" in found and "Set XDG_CACHE_HOME" in found
 
 
 def test_a_stage_does_not_start_with_problems(problems):

@@ -19,7 +19,7 @@ from rlaif.data.files import read_rows
 from rlaif.data.formats.own import PAIRS
 from rlaif.data.preference import PreferencePair
 from rlaif.io.rundir import RunDir
-from rlaif.models.reward_card import CARD, card_text
+from rlaif.models.reward import CARD, card_text
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.stages.feedback import score
 from rlaif.stages.run.run import Run

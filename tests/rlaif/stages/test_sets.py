@@ -19,8 +19,8 @@ from rlaif.data.formats.table import FORMATS
 from rlaif.data.preference import PreferencePair
 from rlaif.data.read import read_records
 from rlaif.errors import ConfigError, ContractError, DataError
-from rlaif.feedback.narrative import version
-from rlaif.feedback.scoring import Model
+from rlaif.feedback.narrative import prompt_version
+from rlaif.feedback.scoring import ScoringModel
 from rlaif.io.rundir import RunDir
 from rlaif.records import Masked, Sample, Scored
 from rlaif.stages.feedback import caption, label, pairs, sample, score
@@ -164,7 +164,7 @@ def test_the_budget_of_a_summary_counts_the_captioners_tokens_and_belongs_to_the
     assert caption.counter(config)("a red circle moves") == 4
     other, _ = scripted(summarising, "caption.aggregate=summarise", "caption.max_caption_tokens=9")
     joined, _ = scripted(summarising, "caption.max_caption_tokens=9")
-    versions = [version(one.caption) for one in (config, other, scripted()[0], joined)]
+    versions = [prompt_version(one.caption) for one in (config, other, scripted()[0], joined)]
     assert versions[0] != versions[1] and versions[2] == versions[3]
 
 
@@ -301,7 +301,7 @@ def test_pairs_say_how_both_answers_were_sampled_and_may_be_parquet(scripted):
     config, run = scripted(None, *overrides, "data.pairs={run}/made.parquet", "candidates.per_model=2")
     path = datasets.data_path(config, config.data.candidates)
     base, sampled = config.candidates.models[0], sample.sampling_of(config)
-    who = {"model": base, "fingerprint": sample.fingerprint(base), "seed": 7, "sampling": sampled}
+    who = {"model": base, "fingerprint": sample.ModelDir(base).fingerprint, "seed": 7, "sampling": sampled}
     asked = datasets.load(run, "few.jsonl", "prompts")
     rows = [
         {"prompt_id": p.prompt_id, "asked": sample.asked_of(p), **who, "answers": ["short", f"a longer one {n}"]}
@@ -374,7 +374,7 @@ def test_scores_go_by_what_a_video_shows_not_by_where_it_lies(scripted, monkeypa
 
     def filled(store):
         job = score.Job(
-            Model("rm", "f" * 16, ("overall",)), lambda record: (), score.frames_of(run), reads_captions=True
+            ScoringModel("rm", "f" * 16, ("overall",)), lambda record: (), score.frames_of(run), reads_captions=True
         )
         pool.asked.clear()
         score.fill(config, run, job, records, store, len(records))
@@ -413,7 +413,9 @@ def test_frames_that_a_row_lists(scripted, caplog):
     assert len(captioned) == 3 and sorted(len(row["frames"]) for row in captioned.values()) == [3, 3, 3]
     assert {client.total_frames for client in map(run.topology.client().spec, captioned)} == {3, 6}
     assert len({row["sha256"] for row in captioned.values()}) == 3
-    assert {record.video for record in datasets.load_with_report(run, config.data.pairs_eval, "preferences")[0]} == set(captioned)
+    assert {record.video for record in datasets.load_with_report(run, config.data.pairs_eval, "preferences")[0]} == set(
+        captioned
+    )
     assert [row.pair_id for row in datasets.load(run, "pairs.jsonl", "pairs")] == ["all"]
     assert "2 frames differ" in caplog.text and "--media DIR" in caplog.text
     assert [record.pair_id for record in score.records(config, root / "pairs.jsonl")] == ["all"]

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from rlaif.errors import ConfigError, ContractError, DataError
-from rlaif.models.check import fingerprint
+from rlaif.models.model_dir import ModelDir
 from rlaif.records import Prompt
 from rlaif.stages.feedback import caption, pairs, sample
 from rlaif.stages.recipes import context_study, demo
@@ -40,7 +40,7 @@ def answers(config, *rows):
 def row(model, text, asked=ASKED, **more):
     return {
         "model": model,
-        "fingerprint": fingerprint(model),
+        "fingerprint": ModelDir(model).fingerprint,
         "asked": sample.asked_of(asked),
         "answers": [text],
         **more,
@@ -113,7 +113,7 @@ def test_the_newest_captions_of_a_video_count_and_kinds_do_not_mix(tmp_path):
 
 
 def test_captions_of_other_weights_or_prompts_are_named_before_any_is_added(config):
-    own = {"captioner": fingerprint(config.caption.model), "version": caption.version(config.caption)}
+    own = {"captioner": ModelDir(config.caption.model).fingerprint, "version": caption.prompt_version(config.caption)}
     path = datasets.data_path(config, config.data.captions).with_name("other-captions.jsonl")
     write(path, told(1, "a", **own))
     caption.check_kind(config, datasets.open_captions(path))

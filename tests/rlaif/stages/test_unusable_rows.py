@@ -13,14 +13,14 @@ from without_actors import NoTopology
 from rlaif.config.schema import Reward
 from rlaif.errors import ConfigError, DataError
 from rlaif.io.rundir import RunDir
-from rlaif.models.reward_card import CARD, HEAD, card_text
+from rlaif.models.reward import CARD, HEAD, card_text
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.stages.feedback import caption, sample, score
 from rlaif.stages.feedback.judge_inputs import read_cases
 from rlaif.stages.run import datasets
 from rlaif.stages.run.run import Run
 from rlaif.stages.train import evaluate, ppo, reward, sft
-from rlaif.stages.train.replacing import open_deck
+from rlaif.stages.train.prompts import open_deck
 
 LONG = "describe the video . " * 80
 STARTED = "an actor was asked for"

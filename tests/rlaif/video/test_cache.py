@@ -22,9 +22,10 @@ def fake(path, spec):
     return np.zeros((2, 4, 4, 3), np.uint8)
 
 
-def test_least_recently_used_frames_go_first():
+def test_least_recently_used_frames_are_evicted_first():
     cache = FrameCache(2 * SIZE, decode=fake)
-    for name in "abac":  # b is the oldest when c comes
+    # When c comes, b was used least recently.
+    for name in "abac":
         cache.get(name, spec(name))
     cache.get("a", spec("a"))
     assert cache.counters() == Counters(decodes=3, hits=2, evictions=1, bytes=2 * SIZE, videos=3)
@@ -32,7 +33,7 @@ def test_least_recently_used_frames_go_first():
     assert cache.counters() == Counters(decodes=3, redecodes=1, hits=2, evictions=2, bytes=2 * SIZE, videos=3)
 
 
-def test_the_newest_stays_even_beyond_the_budget():
+def test_newest_frames_stay_when_they_exceed_the_budget():
     cache = FrameCache(SIZE // 2, decode=fake)
     cache.get("a", spec("a"))
     cache.get("a", spec("a"))
@@ -46,55 +47,61 @@ def test_one_video_under_two_specs_is_two_entries_and_one_video():
     assert cache.counters() == Counters(decodes=2, bytes=2 * SIZE, videos=1)
 
 
-def test_what_store_returns_is_kept_and_lost_forgets_only_that():
+def test_forget_drops_only_the_value_that_was_lost():
     numbers = iter(range(10))
     cache = FrameCache(9 * SIZE, decode=fake, store=lambda frames: f"ref{next(numbers)}")
     assert cache.get("a", spec("a")) == cache.get("a", spec("a")) == "ref0"
-    cache.lost(spec("a"), "ref0")
+    cache.forget(spec("a"), "ref0")
     assert cache.get("a", spec("a")) == "ref1"
-    cache.lost(spec("a"), "ref0")  # a slower client's news of the same loss
+    cache.forget(spec("a"), "ref0")  # a slower client lost the same object
     assert cache.get("a", spec("a")) == "ref1"
-    cache.lost(spec("never seen"))
+    cache.forget(spec("never decoded"))
     assert cache.counters() == Counters(decodes=1, redecodes=1, hits=2, lost=1, bytes=SIZE, videos=1)
 
 
-def test_threads_that_ask_together_cause_one_decode_and_videos_do_not_wait_for_each_other():
+def test_concurrent_requests_decode_once_and_videos_do_not_wait_for_each_other():
     started = threading.Barrier(2, timeout=10)
 
     def slow(path, spec):
-        started.wait()  # passes only when both videos are being decoded at the same time
+        # This passes only when both videos are being decoded at the same time.
+        started.wait()
         time.sleep(0.02)
         return fake(path, spec)
 
     cache = FrameCache(9 * SIZE, decode=slow)
+
+    def request(number: int) -> int:
+        video = "ab"[number % 2]
+        return id(cache.get(video, spec(video)))
+
     with ThreadPoolExecutor(8) as pool:
-        values = list(pool.map(lambda i: id(cache.get("ab"[i % 2], spec("ab"[i % 2]))), range(8)))
-    assert len(set(values)) == 2
+        values = set(pool.map(request, range(8)))
+    assert len(values) == 2
     assert cache.counters() == Counters(decodes=2, hits=6, bytes=2 * SIZE, videos=2)
 
 
-def test_a_failed_decode_reaches_the_caller_and_is_not_kept(clip):
+def test_failed_decode_raises_and_is_not_cached(clip):
     path = clip()
-    good = SpecCache(4).spec(path)
+    frame_spec = SpecCache(4).spec(path)
     data = path.read_bytes()
     path.write_bytes(data[:100])
     cache = FrameCache(10**6, decode=decode)
     with pytest.raises(DataError):
-        cache.get(path, good)
+        cache.get(path, frame_spec)
     path.write_bytes(data)
-    assert cache.get(path, good).shape == (4, 32, 48, 3)
+    assert cache.get(path, frame_spec).shape == (4, 32, 48, 3)
     assert cache.counters().decodes == 1
 
 
 def test_specs_are_computed_once_until_the_video_changes(clip, folder):
     specs = SpecCache(4, processor="p")
     path, frames = clip(), folder()
-    assert specs.spec(path) is specs.spec(str(path)) and specs.spec(frames) is specs.spec(frames)
-    before = specs.spec(path), specs.spec(frames)
+    file_spec, folder_spec = specs.spec(path), specs.spec(frames)
+    assert specs.spec(str(path)) is file_spec and specs.spec(frames) is folder_spec
     clip(length=20)
     os.utime(frames / "frame3.png", ns=(0, 0))
-    assert specs.spec(path) != before[0]
-    assert specs.spec(frames) == before[1] and specs.spec(frames) is not before[1]
+    assert specs.spec(path) != file_spec
+    assert specs.spec(frames) == folder_spec and specs.spec(frames) is not folder_spec
     path.unlink()
     with pytest.raises(DataError, match="nothing there"):
         specs.spec(path)

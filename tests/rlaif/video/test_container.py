@@ -1,4 +1,4 @@
-"""What is opened as a video, which stream is used, and which way is up."""
+"""Tests of what is opened as a video, which stream is used, and which way is up."""
 
 import os
 import struct
@@ -11,7 +11,7 @@ from PIL import Image
 from video_corpus import HEIGHT, WIDTH, encode, in_order, picture
 
 from rlaif.errors import DataError
-from rlaif.video.decode import decode, probe, sample_spec
+from rlaif.video.decode import decode, probe_video, sample_spec
 
 NO_CONTAINERS = {
     "hls": b"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nv.mp4\n#EXT-X-ENDLIST\n",
@@ -31,64 +31,71 @@ def test_a_text_that_names_other_files_is_no_video(tmp_path, kind, suffix):
     path = tmp_path / f"list{suffix}"
     path.write_bytes(NO_CONTAINERS[kind])
     with pytest.raises(DataError, match="video") as raised:
-        probe(path)
+        probe_video(path)
     assert str(path) in raised.value.expected
 
 
-def test_names_that_ffmpeg_reads_as_something_else(tmp_path):
+def test_file_names_that_look_like_protocols_or_options_open(tmp_path):
     encode(tmp_path / "v.mp4", length=10)
     for name in ("concat:v.mp4", "http:x.mp4", "a%03d.mp4", "-i.mp4", "ünï cödé.mp4"):
         (tmp_path / name).write_bytes((tmp_path / "v.mp4").read_bytes())
-        assert probe(tmp_path / name).total_frames == 10
+        assert probe_video(tmp_path / name).total_frames == 10
 
 
-def test_an_image_with_a_video_s_name_and_what_is_no_file_are_no_videos(tmp_path):
+def test_an_image_named_as_a_video_and_pipes_are_refused(tmp_path):
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
     os.rename(tmp_path / "a.png", tmp_path / "a.mp4")
     os.mkfifo(tmp_path / "pipe.mp4")
     os.mkfifo(tmp_path / "pipe.png")
     for name in ("a.mp4", "pipe.mp4", "pipe.png"):
         with pytest.raises(DataError, match=name):
-            probe(tmp_path / name)
+            probe_video(tmp_path / name)
 
 
-def streams(path, *kinds: str, default: int | None = None):
-    """A file with several video streams: `cover` a picture, `thumbnail` one that is not marked, else a video."""
+STILL = ("cover", "thumbnail")
+
+
+def write_streams(path, *kinds: str, default: int | None = None):
+    """Write a file with several video streams: `cover` a picture, `thumbnail` one that is not marked, else a video."""
     with av.open(str(path), "w") as container:
-        made = []
-        for kind in kinds:
-            still = kind in ("cover", "thumbnail")
-            stream = container.add_stream("mjpeg" if still else "libx264", rate=25)
-            stream.height, stream.width, stream.pix_fmt = 48, 80, "yuvj420p" if still else "yuv420p"
-            if kind == "cover":
-                stream.disposition = av.stream.Disposition.attached_pic
-            elif default is not None:
-                chosen = len(made) == default
-                stream.disposition = av.stream.Disposition.default if chosen else av.stream.Disposition(0)
-            made.append((stream, kind))
+        streams = [add_stream(container, kind, place, default) for place, kind in enumerate(kinds)]
         for number in range(20):
-            for place, (stream, kind) in enumerate(made):
-                if number and kind in ("cover", "thumbnail"):
+            for place, (stream, kind) in enumerate(zip(streams, kinds, strict=True)):
+                if number and kind in STILL:
                     continue
                 frame = av.VideoFrame.from_ndarray(picture(number + place), format="rgb24")
                 frame.pts, frame.time_base = number, Fraction(1, 25)
                 container.mux(stream.encode(frame))
-        for stream, _ in made:
+        for stream in streams:
             container.mux(stream.encode())
     return path
+
+
+def add_stream(container, kind: str, place: int, default: int | None):
+    """Add a stream; default: place of the stream that is marked as default, None if no stream has a mark."""
+    still = kind in STILL
+    stream = container.add_stream("mjpeg" if still else "libx264", rate=25)
+    stream.height, stream.width = 48, 80
+    stream.pix_fmt = "yuvj420p" if still else "yuv420p"
+    if kind == "cover":
+        stream.disposition = av.stream.Disposition.attached_pic
+    elif default is not None:
+        is_default = place == default
+        stream.disposition = av.stream.Disposition.default if is_default else av.stream.Disposition(0)
+    return stream
 
 
 @pytest.mark.parametrize("container", ["mp4", "mkv", "mov"])
 @pytest.mark.parametrize("kinds", [("video", "cover"), ("thumbnail", "video"), ("video", "thumbnail")])
 def test_attached_pictures_and_thumbnails_are_no_video(tmp_path, container, kinds):
-    path = streams(tmp_path / f"a.{container}", *kinds)
-    assert probe(path).total_frames == 20
+    path = write_streams(tmp_path / f"a.{container}", *kinds)
+    assert probe_video(path).total_frames == 20
 
 
 @pytest.mark.parametrize("container", ["mp4", "mkv"])
 @pytest.mark.parametrize("default", [0, 1])
-def test_of_several_video_streams_the_default_one_is_used_throughout(tmp_path, container, default):
-    path = streams(tmp_path / f"a.{container}", "video", "video", default=default)
+def test_default_stream_is_used_when_there_are_several(tmp_path, container, default):
+    path = write_streams(tmp_path / f"a.{container}", "video", "video", default=default)
     spec = sample_spec(path, 5)
     expected = in_order(path)
     assert spec.total_frames == len(expected) == 20
@@ -114,7 +121,8 @@ def test_files_are_turned_and_mirrored_upright(tmp_path, turn):
     path = encode(tmp_path / "a.mp4", length=10)
     before = in_order(path)
     data = path.read_bytes()
-    level = struct.pack(">5i", 1 << 16, 0, 0, 0, 1 << 16)  # the start of an MP4's display matrix
+    # An MP4's display matrix begins like this: a, b, 0, c, d as 16.16 fixed-point numbers.
+    level = struct.pack(">5i", 1 << 16, 0, 0, 0, 1 << 16)
     start = data.index(level, data.index(b"tkhd"))
     matrix = struct.pack(">5i", a << 16, b << 16, 0, c << 16, d << 16)
     path.write_bytes(data[:start] + matrix + data[start + len(level) :])

@@ -6,30 +6,31 @@ import pytest
 from PIL import Image
 
 from rlaif.errors import DataError
-from rlaif.video.decode import decode, probe, sample_spec
+from rlaif.video.decode import decode, probe_video, sample_spec
 from rlaif.worlds.shapes.render import write_mp4
 
 
 def numbers(frames: np.ndarray) -> list[int]:
-    """Native frame numbers, read off the grey levels of `ramp` (lossy codecs move them by less than half a step)."""
+    """Return native frame numbers, read off the grey levels of `ramp` (lossy codecs move them by less than half a step)."""
     return np.rint((frames.mean((1, 2, 3)) - 10) / 5).astype(int).tolist()
 
 
 def remux(source, target, shift=0, **options):
-    """The same packets in another file, `shift` frames earlier (frames before zero are hidden by an edit list)."""
+    """Copy packets into another file, `shift` frames earlier (frames before zero are hidden by an edit list)."""
     with av.open(str(source)) as reader, av.open(str(target), "w", options=options) as writer:
         stream = writer.add_stream_from_template(reader.streams.video[0])
         for packet in reader.demux(video=0):
             if packet.size:
-                packet.pts, packet.dts = packet.pts - shift * packet.duration, packet.dts - shift * packet.duration
+                packet.pts -= shift * packet.duration
+                packet.dts -= shift * packet.duration
                 packet.stream = stream
                 writer.mux(packet)
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mov", "a.mkv", "a.avi", "a.ts"])
-def test_files_decode_to_the_frames_asked_for(clip, name):
+def test_files_decode_to_the_requested_frames(clip, name):
     path = clip(name)
-    info = probe(path)
+    info = probe_video(path)
     assert (info.total_frames, info.fps, info.height, info.width) == (24, 8.0, 32, 48)
     spec = sample_spec(path, 8, processor="p")
     assert spec.indices == (0, 3, 7, 10, 13, 16, 20, 23) and spec.processor == "p"
@@ -55,12 +56,12 @@ def test_a_folder_is_read_in_the_order_of_the_file(clip, folder):
 
 def test_a_folder_takes_its_fps_from_the_sidecar(folder):
     path = folder(length=4)
-    hashed = probe(path).sha256
+    sha256 = probe_video(path).sha256
     (path / "frames.json").write_text(json.dumps({"fps": 2.5}))
-    assert probe(path).fps == 2.5 and probe(path).sha256 == hashed
+    assert probe_video(path).fps == 2.5 and probe_video(path).sha256 == sha256
     (path / "frames.json").write_text(json.dumps({"fps": 0}))
     with pytest.raises(DataError, match="positive fps"):
-        probe(path)
+        probe_video(path)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.JPG"])
@@ -68,19 +69,20 @@ def test_an_image_is_a_folder_of_one_frame(tmp_path, name):
     Image.fromarray(np.full((14, 28, 3), (200, 10, 60), np.uint8)).save(tmp_path / name)
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / name).write_bytes((tmp_path / name).read_bytes())
-    alone, inside = (sample_spec(tmp_path / where, 1) for where in (name, "folder"))
+    alone = sample_spec(tmp_path / name, 1)
+    inside = sample_spec(tmp_path / "folder", 1)
     assert (alone.total_frames, alone.fps, alone.height, alone.width) == (1, 1.0, 14, 28)
     assert np.array_equal(decode(tmp_path / name, alone), decode(tmp_path / "folder", inside))
     with pytest.raises(DataError, match="at least 2 frames"):
         sample_spec(tmp_path / name, 2)
     with pytest.raises(DataError, match="nothing there"):
-        probe(tmp_path / "gone.png")
+        probe_video(tmp_path / "gone.png")
     (tmp_path / name).write_bytes(b"no image")
     with pytest.raises(DataError, match="a readable frame"):
-        probe(tmp_path / name)
+        probe_video(tmp_path / name)
 
 
-def test_one_frame_is_the_first(clip):
+def test_sampling_one_frame_gives_the_first(clip):
     path = clip()
     assert numbers(decode(path, sample_spec(path, 1))) == [0]
 
@@ -93,7 +95,8 @@ def test_frames_are_resized_to_the_size_in_the_spec(clip):
 
 
 def cut_off(path):
-    path.write_bytes(path.read_bytes()[:-200])  # the index of the frames comes last in this file
+    # The index of the frames comes last in this file.
+    path.write_bytes(path.read_bytes()[:-200])
 
 
 def cut_off_behind_the_index(path):
@@ -101,14 +104,14 @@ def cut_off_behind_the_index(path):
     path.write_bytes(path.with_name("whole.mp4").read_bytes()[:-10])
 
 
-def noise_in_the_middle(path):
+def zero_the_middle(path):
     data = bytearray(path.read_bytes())
     middle = slice(len(data) * 4 // 10, len(data) * 6 // 10)
     data[middle] = bytes(middle.stop - middle.start)
     path.write_bytes(data)
 
 
-def sound(path):
+def write_sound(path):
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=16000, layout="mono")
         samples = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
@@ -117,8 +120,9 @@ def sound(path):
         container.mux(stream.encode())
 
 
-def no_frames(path):
-    with av.open(str(path), "w", format="avi") as container:  # MP4 would leave the empty stream out
+def write_no_frames(path):
+    # MP4 would leave the empty stream out.
+    with av.open(str(path), "w", format="avi") as container:
         stream = container.add_stream("mpeg4", rate=8)
         stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
         container.start_encoding()
@@ -130,8 +134,8 @@ BAD_FILES = {
     "header only": (lambda path: path.write_bytes(path.read_bytes()[:40]), "do not decode"),
     "truncated": (cut_off, "do not decode"),
     "truncated in its last frame": (cut_off_behind_the_index, "cut off"),
-    "no frames": (no_frames, "no frames"),
-    "sound only": (sound, "no video stream"),
+    "no frames": (write_no_frames, "no frames"),
+    "sound only": (write_sound, "no video stream"),
     "garbage": (lambda path: path.write_bytes(bytes(range(256)) * 20), "do not decode"),
 }
 
@@ -143,21 +147,21 @@ def test_bad_files_are_named(clip, kind):
     spoil(path)
     with pytest.raises(DataError) as raised:
         sample_spec(path, 8)
-    assert str(path) in raised.value.expected and found in raised.value.found and raised.value.change
+    assert str(path) in raised.value.expected and found in raised.value.found and raised.value.fix
 
 
-def test_too_few_frames(clip, folder):
+def test_video_with_too_few_frames_is_refused(clip, folder):
     for path in (clip(length=5), folder(length=5)):
         with pytest.raises(DataError, match=r"at least 8 frames at .*\n.* 5 frames\n.*video.num_frames"):
             sample_spec(path, 8)
 
 
-def test_damage_behind_the_first_frame_shows_when_decoding(tmp_path):
+def test_damage_behind_the_first_frame_raises_when_decoding(tmp_path):
     """The index is whole, so the file opens and its first frame decodes."""
     path = tmp_path / "a.mp4"
     noise = np.random.default_rng(0).integers(0, 255, (24, 64, 64, 3), dtype=np.uint8)
     write_mp4(path, noise)
-    noise_in_the_middle(path)
+    zero_the_middle(path)
     spec = sample_spec(path, 8)
     with pytest.raises(DataError, match="does not decode to its last frame"):
         decode(path, spec)
@@ -167,7 +171,7 @@ def test_a_video_that_changed_after_probing_is_refused(clip, folder):
     path, frames = clip(), folder()
     specs = sample_spec(path, 4), sample_spec(frames, 4)
     clip(length=23)
-    Image.new("RGB", (48, 32)).save(frames / "frame7.png")  # not even one of the four
+    Image.new("RGB", (48, 32)).save(frames / "frame7.png")  # none of the four that were sampled
     for changed, spec in zip((path, frames), specs, strict=True):
         with pytest.raises(DataError, match=f"that was probed, sha256 {spec.sha256[:12]}"):
             decode(changed, spec)
@@ -176,10 +180,10 @@ def test_a_video_that_changed_after_probing_is_refused(clip, folder):
         decode(path, specs[0])
 
 
-def test_bad_folders(folder, tmp_path):
+def test_bad_folders_are_named(folder, tmp_path):
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match="without .jpg or .png"):
-        probe(tmp_path / "none")
+        probe_video(tmp_path / "none")
     cut = folder("cut", suffix="jpg", length=4)
     image = cut / "frame2.jpg"
     image.write_bytes(image.read_bytes()[:300])

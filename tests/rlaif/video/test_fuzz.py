@@ -1,4 +1,4 @@
-"""Damaged files: a part of tests/studies/fuzz_video.py, which the whole study runs with a thousand."""
+"""A small part of tests/studies/fuzz_video.py, which runs a thousand damaged files."""
 
 from importlib import util
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Images as frames: upright, 8 bits, on white; one picture each; and which files of a folder count."""
+"""Tests of images as frames: upright, 8 bits, on white, one picture each; and of which files of a folder count."""
 
 from fractions import Fraction
 
@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from rlaif.errors import DataError
-from rlaif.video.decode import decode, probe, sample_spec
+from rlaif.video.decode import decode, probe_video, sample_spec
 from rlaif.video.folder import IMAGES, frames_in
 
 COLORS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [90, 90, 90]], [[10, 200, 30], [0, 0, 0]]], np.uint8)
@@ -24,7 +24,7 @@ UPRIGHT = {
 }
 
 
-def shown(path) -> np.ndarray:
+def decode_single_frame(path) -> np.ndarray:
     return decode(path, sample_spec(path, 1))[0]
 
 
@@ -36,7 +36,7 @@ def test_images_are_turned_upright(tmp_path, orientation, suffix):
     path = tmp_path / f"a.{suffix}"
     options = {"lossless": True} if suffix == "webp" else {}
     Image.fromarray(COLORS).save(path, exif=exif, **options)
-    assert np.array_equal(shown(path), UPRIGHT[orientation](COLORS))
+    assert np.array_equal(decode_single_frame(path), UPRIGHT[orientation](COLORS))
 
 
 def sixteen_bits(value: int) -> Image.Image:
@@ -68,8 +68,9 @@ KINDS = {
 def test_every_kind_of_pixel_becomes_rgb(tmp_path, kind):
     make, color = KINDS[kind]
     image = make()
-    image.save(tmp_path / "a.png", **({"transparency": 1} if image.mode == "P" else {}))
-    assert np.abs(shown(tmp_path / "a.png").astype(int) - color).max() <= 1
+    options = {"transparency": 1} if image.mode == "P" else {}
+    image.save(tmp_path / "a.png", **options)
+    assert np.abs(decode_single_frame(tmp_path / "a.png").astype(int) - color).max() <= 1
 
 
 def test_sixteen_bit_colour_keeps_its_high_byte(tmp_path):
@@ -79,7 +80,7 @@ def test_sixteen_bit_colour_keeps_its_high_byte(tmp_path):
     encoder.time_base = Fraction(1, 25)
     (packet,) = [*encoder.encode(frame.reformat(format="rgb48be")), *encoder.encode()]
     (tmp_path / "a.png").write_bytes(bytes(packet))
-    assert np.abs(shown(tmp_path / "a.png").astype(int) - 234).max() <= 1
+    assert np.abs(decode_single_frame(tmp_path / "a.png").astype(int) - 234).max() <= 1
 
 
 def moving(path, **options):
@@ -101,10 +102,10 @@ def test_an_animated_image_is_no_frame(tmp_path, suffix):
     (tmp_path / "frames").mkdir()
     moving(tmp_path / "frames" / f"1.{suffix}")
     with pytest.raises(DataError, match=rf"1\.{suffix}\n.*20 pictures"):
-        probe(tmp_path / "frames")
+        probe_video(tmp_path / "frames")
     if suffix in ("webp", "tif"):
         with pytest.raises(DataError, match="20 pictures"):
-            probe(moving(tmp_path / f"alone.{suffix}"))
+            probe_video(moving(tmp_path / f"alone.{suffix}"))
 
 
 def test_folders_with_mixed_endings_are_read_fully_and_others_are_named(tmp_path):
@@ -119,7 +120,7 @@ def test_folders_with_mixed_endings_are_read_fully_and_others_are_named(tmp_path
     for name in ("9.heic", "10.svg"):
         (tmp_path / name).write_bytes(b"x")
     with pytest.raises(DataError, match=r"10\.svg, 9\.heic"):
-        probe(tmp_path)
+        probe_video(tmp_path)
 
 
 def test_hidden_files_and_folders_are_no_frames(tmp_path):
@@ -146,13 +147,15 @@ def test_a_decompression_bomb_is_named(tmp_path, monkeypatch, place):
     assert "exceeds limit" in raised.value.found
 
 
+HEADS = {".png": b"\x89PNG\r\n\x1a\n", ".bmp": b"BM", ".tif": b"II*\0", ".gif": b"GIF89a"}
+JPEG_HEAD = b"\xff\xd8\xff"
+
+
 @pytest.mark.parametrize("suffix", sorted(IMAGES))
 def test_garbage_in_an_image_is_named(tmp_path, suffix):
     for seed in range(8):
         path = tmp_path / f"{seed}{suffix}"
-        head = {".png": b"\x89PNG\r\n\x1a\n", ".bmp": b"BM", ".tif": b"II*\0", ".gif": b"GIF89a"}.get(
-            suffix, b"\xff\xd8\xff"
-        )
-        path.write_bytes(head + np.random.default_rng(seed).bytes(300))
+        garbage = np.random.default_rng(seed).bytes(300)
+        path.write_bytes(HEADS.get(suffix, JPEG_HEAD) + garbage)
         with pytest.raises(DataError, match=path.name.replace(".", r"\.")):
-            probe(path)
+            probe_video(path)

@@ -1,4 +1,4 @@
-"""What was learned about a video is kept, shared, and learned again as soon as the video or an entry changed."""
+"""Tests that facts about a video are kept, shared, and learned again as soon as the video or an entry changed."""
 
 import json
 import multiprocessing
@@ -10,17 +10,22 @@ import pytest
 
 from rlaif.errors import DataError
 from rlaif.video import decode as decoding
-from rlaif.video.decode import decode, probe, sample_spec
+from rlaif.video.decode import decode, probe_video, sample_spec
 from rlaif.video.known import KnownVideos
 
 
 @pytest.fixture
 def learned(monkeypatch):
-    """The paths that were read, not looked up."""
-    paths = []
+    """Return the names of the videos that were read, not looked up."""
+    names = []
     original = decoding._facts
-    monkeypatch.setattr(decoding, "_facts", lambda path: paths.append(path.name) or original(path))
-    return paths
+
+    def facts(path):
+        names.append(path.name)
+        return original(path)
+
+    monkeypatch.setattr(decoding, "_facts", facts)
+    return names
 
 
 def age(path, seconds=100):
@@ -40,8 +45,9 @@ def test_videos_are_learned_once_for_all_processes(tmp_path, clip, folder, learn
     for path in (age(clip()), age(folder())):
         first = sample_spec(path, 4, known=KnownVideos(known))
         frames = decode(path, first, KnownVideos(known))
-        again = KnownVideos(known)
-        assert sample_spec(path, 4, known=again) == first and (decode(path, first, again) == frames).all()
+        other_process = KnownVideos(known)
+        assert sample_spec(path, 4, known=other_process) == first
+        assert (decode(path, first, other_process) == frames).all()
     assert learned == ["a.mp4", "frames"] and len(entries(known)) == 2
 
 
@@ -58,7 +64,7 @@ def test_a_changed_video_is_learned_again_and_refused(tmp_path, clip, folder, le
 
 
 def test_a_video_that_was_written_just_now_is_read_again(tmp_path, clip, learned):
-    """Its time would not show a second change within the same tick of the clock."""
+    # Its time would not show a second change within the same tick of the clock.
     path, known = clip(), KnownVideos(tmp_path / "known")
     spec = sample_spec(path, 4, known=known)
     stat, data = path.stat(), bytearray(path.read_bytes())
@@ -69,16 +75,16 @@ def test_a_video_that_was_written_just_now_is_read_again(tmp_path, clip, learned
         decode(path, spec, known)
 
 
-def test_problems_are_kept_but_not_what_may_pass(tmp_path, learned):
+def test_problems_are_remembered_but_missing_files_are_not(tmp_path, learned):
     known, path = tmp_path / "known", tmp_path / "bad.mp4"
     with pytest.raises(DataError, match="nothing there"):
-        probe(path, KnownVideos(known))
+        probe_video(path, KnownVideos(known))
     path.write_bytes(b"no video" * 99)
     age(path)
     errors = []
     for _ in range(2):
         with pytest.raises(DataError) as raised:
-            probe(path, KnownVideos(known))
+            probe_video(path, KnownVideos(known))
         errors.append(str(raised.value))
     assert errors[0] == errors[1] and learned == ["bad.mp4"]
 
@@ -96,34 +102,37 @@ DAMAGES = {
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_a_damaged_entry_is_learned_again(tmp_path, clip, learned, kind):
     known, path = tmp_path / "known", age(clip())
-    info = probe(path, KnownVideos(known))
+    info = probe_video(path, KnownVideos(known))
     (entry,) = entries(known)
     text = entry.read_text()
     entry.write_text(DAMAGES[kind](text))
     assert entry.read_text() != text
-    assert probe(path, KnownVideos(known)) == info and len(learned) == 2
+    assert probe_video(path, KnownVideos(known)) == info and len(learned) == 2
     assert json.loads(entry.read_text())[1]["facts"]["info"]["total_frames"] == 24
 
 
-def test_a_folder_that_cannot_be_written_is_a_line_in_the_log(tmp_path, clip, caplog):
+def test_unwritable_folder_is_logged_once(tmp_path, clip, caplog):
     (tmp_path / "file").write_text("")
     known = KnownVideos(tmp_path / "file" / "below")
     for name in ("a.mp4", "b.mp4"):
-        assert probe(age(clip(name)), known).total_frames == 24
+        assert probe_video(age(clip(name)), known).total_frames == 24
     assert len(caplog.records) == 1 and "not kept" in caplog.text
 
 
 def _probe_all(folder: str, paths: list[str]) -> list[str]:
     known = KnownVideos(folder)
-    return [probe(path, known).sha256 for path in paths for _ in range(5)]
+    return [probe_video(path, known).sha256 for path in paths for _ in range(5)]
 
 
 def test_many_processes_may_learn_at_once(tmp_path, clip):
     known = tmp_path / "known"
-    paths = [str(clip(f"{number}.mp4")) for number in range(4)]  # just written: each look writes an entry
+    # They were just written, so each look writes an entry.
+    paths = [str(clip(f"{number}.mp4")) for number in range(4)]
     with multiprocessing.get_context("spawn").Pool(3) as pool:
         results = pool.starmap(_probe_all, [(str(known), paths)] * 3)
     assert results[0] == results[1] == results[2]
-    assert {Path(json.loads(entry.read_text())[1]["path"]).name for entry in entries(known)} == {
-        f"{number}.mp4" for number in range(4)
-    }
+    names = set()
+    for entry in entries(known):
+        _, content = json.loads(entry.read_text())
+        names.add(Path(content["path"]).name)
+    assert names == {"0.mp4", "1.mp4", "2.mp4", "3.mp4"}

@@ -1,4 +1,4 @@
-"""The frame recipe of an export: it names the frames that training saw, and gives the same ones again."""
+"""Tests that the frame recipe of an export names the frames that training used, and gives the same ones again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rlaif.video.recipe import RECIPE, frames_of, read_recipe, recipe_text
 
 @pytest.fixture
 def export(tmp_path):
-    """A factory of folders that hold a recipe: export(num_frames=6)."""
+    """Return a factory of folders with a recipe: export(num_frames=6)."""
 
     def make(**video):
         (tmp_path / RECIPE).write_text(recipe_text(Video(**video)))

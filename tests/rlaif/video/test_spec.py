@@ -41,8 +41,9 @@ def test_metadata_counts_in_native_frames():
 def test_a_part_is_shown_as_a_video_of_its_own():
     part = SPEC.part((4, 6, 9))
     assert part.hash != SPEC.hash and FrameSpec.from_json(part.to_json()) == part
-    found = part.metadata()
-    assert found["frames_indices"] == [0, 2, 5] and found["total_num_frames"] == 6 and found["duration"] == 6 / 8
+    metadata = part.metadata()
+    assert metadata["frames_indices"] == [0, 2, 5]
+    assert metadata["total_num_frames"] == 6 and metadata["duration"] == 6 / 8
 
 
 def test_fewer_frames_are_chosen_as_a_video_is_sampled():

@@ -17,4 +17,8 @@ def world(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def rows(world):
-    return lambda name: [json.loads(line) for line in (world / f"{name}.jsonl").read_text().splitlines()]
+    def read(name: str) -> list[dict]:
+        lines = (world / f"{name}.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    return read

@@ -42,23 +42,24 @@ TABLE = [
 
 
 @pytest.mark.parametrize("answer, claims, false, recalled", TABLE)
-def test_hand_made_answers(answer, claims, false, recalled):
+def test_check_counts_claims_of_hand_written_answers(answer, claims, false, recalled):
     expected = {"claims": claims, "false_claims": false, "truths": 7, "recalled": recalled}
     assert checker.check(prompt(), answer) == expected
 
 
 def test_truthful_descriptions_are_perfect():
     for scene in sample_scenes("test", 50, 0):
-        counts = checker.check(prompt(scene=scene), describe(scene.things))
+        question, description = prompt(scene=scene), describe(scene.things)
+        counts = checker.check(question, description)
         assert counts["false_claims"] == 0 and counts["recalled"] == counts["truths"] == counts["claims"]
-        assert sum(checker.reward(prompt(scene=scene), describe(scene.things)).values()) == 1
+        assert sum(checker.reward(question, description).values()) == 1
 
 
 @pytest.mark.parametrize("response, correct", [("left", 1), (" Left ", 1), ("right", 0), ("left left", 0), ("", 0)])
-def test_short_answers(response, correct):
-    asked = prompt("qa", answer="left")
-    assert checker.check(asked, response) == {"correct": correct}
-    assert checker.reward(asked, response) == {"correct": float(correct)}
+def test_short_answers_are_correct_or_not(response, correct):
+    question = prompt("qa", answer="left")
+    assert checker.check(question, response) == {"correct": correct}
+    assert checker.reward(question, response) == {"correct": float(correct)}
 
 
 def test_preference_goes_to_the_truer_answer():

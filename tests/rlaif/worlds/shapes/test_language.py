@@ -5,11 +5,11 @@ from rlaif.worlds.shapes.language import (
     QUESTIONS,
     WORDS,
     captions,
+    claim_text,
     claims_of,
     describe,
-    parse,
+    parse_claims,
     questions,
-    say,
     split,
     statements,
 )
@@ -20,7 +20,7 @@ SCENE = Scene(
 )
 
 
-def test_description_and_captions_read_as_written_here():
+def test_exact_texts_of_description_and_captions():
     assert (
         describe(SCENE.things)
         == "there are two objects . a red circle moves left early . a blue square moves up late ."
@@ -34,18 +34,16 @@ def test_description_and_captions_read_as_written_here():
 
 def test_parsing_a_description_gives_back_its_claims():
     for scene in sample_scenes("train", 50, 0):
-        assert parse(describe(scene.things)) == (claims_of(scene.things), 0)
+        assert parse_claims(describe(scene.things)) == (claims_of(scene.things), 0)
 
 
 def test_every_word_is_in_the_vocabulary():
     rng = random.Random(0)
     for scene in sample_scenes("test", 50, 0):
-        text = [
-            describe(scene.things),
-            *captions(scene),
-            *(part for asked in questions(scene, rng, 4) for part in asked),
-        ]
-        assert set(" ".join(text).split()) <= set(WORDS)
+        texts = [describe(scene.things), *captions(scene)]
+        for question, answer in questions(scene, rng, 4):
+            texts += [question, answer]
+        assert set(" ".join(texts).split()) <= set(WORDS)
 
 
 def test_questions_are_true_of_the_scene():
@@ -74,13 +72,14 @@ def test_questions_are_true_of_the_scene():
 
 def test_no_color_question_about_a_shape_that_occurs_twice():
     twice = Scene("test0", (SCENE.things[0], Thing("blue", "circle", "up", "late", 7.0, 49.0)), 0)
-    asked = {question for _ in range(50) for question, _ in questions(twice, random.Random(_), 4)}
-    assert not any(question.startswith("what color") for question in asked)
+    for seed in range(50):
+        for question, _ in questions(twice, random.Random(seed), 4):
+            assert not question.startswith("what color")
 
 
-def test_an_answer_is_cut_into_its_claims_in_words():
-    told = "there are two objects . a red circle moves left early . a blue cross . nonsense here ."
-    assert split(told) == [
+def test_split_lists_the_claims_of_an_answer_in_words():
+    answer = "there are two objects . a red circle moves left early . a blue cross . nonsense here ."
+    assert split(answer) == [
         "there are two objects",
         "there is a red circle",
         "the red object moves left",
@@ -92,20 +91,21 @@ def test_an_answer_is_cut_into_its_claims_in_words():
 
 
 def subject(claim):
-    """What a claim in words is about: their number, a color's shape, or when or where a color moves."""
+    """Return what a claim in words is about: the number, a color's shape, or when or in which direction it moves."""
     words = claim.split()
     if words[0] == "there":
         return "count" if words[-1] in ("object", "objects") else words[3]
     return words[1], words[-1] in TIMES
 
 
-def test_statements_are_true_exactly_where_they_say_so_and_none_gives_another_away():
+def test_statements_are_labelled_correctly_and_give_no_hints():
     answers = Counter()
     for number, scene in enumerate(sample_scenes("train", 200, 1)):
-        truths = {say(claim) for claim in claims_of(scene.things)}
-        found = statements(scene, random.Random(number))
-        assert all((claim in truths) == (answer == "yes") for claim, answer in found)
-        about = [subject(claim) for claim, _ in found]
-        assert len(set(about)) == len(about)
-        answers.update(answer for _, answer in found)
+        truths = {claim_text(claim) for claim in claims_of(scene.things)}
+        subjects = []
+        for claim, answer in statements(scene, random.Random(number)):
+            assert (claim in truths) == (answer == "yes")
+            subjects.append(subject(claim))
+            answers[answer] += 1
+        assert len(set(subjects)) == len(subjects)
     assert 0.45 < answers["yes"] / answers.total() < 0.55

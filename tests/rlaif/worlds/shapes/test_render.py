@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from rlaif.worlds.shapes import render
-from rlaif.worlds.shapes.scene import COLORS, FPS, FRAMES, SHAPES, SIZE, Scene, path, sample_scenes
+from rlaif.worlds.shapes.scene import COLORS, FPS, FRAMES, SHAPES, SIZE, Scene, sample_scenes, trajectory
 
 
 def read(path) -> tuple[np.ndarray, float]:
@@ -20,14 +20,17 @@ def test_every_video_decodes_with_its_frames_and_colors(world, rows):
         assert fps == pytest.approx(FPS)
         assert frames.shape == (FRAMES, SIZE, SIZE, 3)
         for thing in scene.things:
-            for t, (x, y) in enumerate(path(thing)):
-                seen = frames[t, int(y), int(x)].astype(int)
-                assert np.abs(seen - COLORS[thing.color]).max() < 40, (scene, t)
+            for t, (x, y) in enumerate(trajectory(thing)):
+                pixel = frames[t, int(y), int(x)].astype(int)
+                assert np.abs(pixel - COLORS[thing.color]).max() < 40, (scene, t)
 
 
 def test_clips_are_the_halves(world, rows):
-    for row in [row for row in rows("scenes") if row["split"] == "test"][:5]:
-        whole, early, late = (read(world / f"videos/{row['scene_id']}{end}.mp4")[0] for end in ("", "_early", "_late"))
+    test_scenes = [row["scene_id"] for row in rows("scenes") if row["split"] == "test"]
+    for scene_id in test_scenes[:5]:
+        whole, _ = read(world / f"videos/{scene_id}.mp4")
+        early, _ = read(world / f"videos/{scene_id}_early.mp4")
+        late, _ = read(world / f"videos/{scene_id}_late.mp4")
         assert len(early) == len(late) == FRAMES // 2
         joined = np.concatenate([early, late]).astype(int)
         assert np.abs(joined - whole).mean() < 3
@@ -36,24 +39,24 @@ def test_clips_are_the_halves(world, rows):
 def test_files_stay_close_to_the_rendered_frames(world, rows):
     scene = Scene.read(rows("scenes")[0])
     decoded, _ = read(world / f"videos/{scene.scene_id}.mp4")
-    assert np.abs(decoded.astype(int) - render.frames(scene)).mean() < 3
+    assert np.abs(decoded.astype(int) - render.render_frames(scene)).mean() < 3
 
 
 def test_the_same_frames_are_the_same_bytes(tmp_path):
-    """Among these scenes are some that x264 encodes in several ways, one after the other, where its macroblock tree is on."""
-    chosen = {"train00043", "train00081", "train00132", "prompt00049", "prompt00175"}
-    scenes = [scene for split in ("prompt", "train") for scene in sample_scenes(split, 180, 0)]
-    videos = [render.frames(scene) for scene in scenes if scene.scene_id in chosen]
-    assert len(videos) == len(chosen)
-    found = [set() for _ in videos]
+    # Among these scenes are some that x264 encodes in several ways, one after the other, with its macroblock tree.
+    names = {"train00043", "train00081", "train00132", "prompt00049", "prompt00175"}
+    scenes = [*sample_scenes("prompt", 180, 0), *sample_scenes("train", 180, 0)]
+    videos = [render.render_frames(scene) for scene in scenes if scene.scene_id in names]
+    assert len(videos) == len(names)
+    contents = [set() for _ in videos]
     for _ in range(20):
-        for frames, seen in zip(videos, found, strict=True):
+        for frames, versions in zip(videos, contents, strict=True):
             render.write_mp4(tmp_path / "again.mp4", frames)
-            seen.add((tmp_path / "again.mp4").read_bytes())
-    assert [len(seen) for seen in found] == [1] * len(videos)
-    assert all(
-        b" mbtree=0 " in seen.pop() for seen in found
-    )  # what x264 notes in the file; luck can hide the difference
+            versions.add((tmp_path / "again.mp4").read_bytes())
+    for versions in contents:
+        (content,) = versions
+        # x264 notes its options in the file; luck can hide the difference.
+        assert b" mbtree=0 " in content
 
 
 def test_shapes_look_different():

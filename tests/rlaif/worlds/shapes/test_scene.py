@@ -3,7 +3,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from rlaif.worlds.shapes.scene import COLORS, RADIUS, SIZE, SPLITS, Scene, path, sample_scenes, split_of
+from rlaif.worlds.shapes.scene import COLORS, RADIUS, SIZE, SPLITS, Scene, sample_scenes, split_of, trajectory
 
 
 def scenes(split, count=300, seed=0):
@@ -34,7 +34,7 @@ def test_a_shorter_sample_is_a_prefix():
 @pytest.mark.parametrize("split", SPLITS)
 def test_things_stay_inside_and_apart(split):
     for scene in scenes(split, 100):
-        paths = [path(thing) for thing in scene.things]
+        paths = [trajectory(thing) for thing in scene.things]
         for centres in paths:
             assert centres.min() >= RADIUS and centres.max() <= SIZE - RADIUS
         for a, b in combinations(paths, 2):
@@ -46,7 +46,7 @@ def test_things_stay_inside_and_apart(split):
 def test_a_thing_rests_in_one_half_and_moves_in_the_other():
     for scene in scenes("train", 30):
         for thing in scene.things:
-            steps = np.abs(np.diff(path(thing), axis=0)).sum(axis=1)
+            steps = np.abs(np.diff(trajectory(thing), axis=0)).sum(axis=1)
             rest, move = (steps[12:], steps[:11]) if thing.time == "early" else (steps[:11], steps[12:])
             assert (rest == 0).all() and (move > 1).all()
 

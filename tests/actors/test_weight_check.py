@@ -8,8 +8,8 @@ import pytest
 import torch
 from families import BUILDERS, build
 
-from actors.contents import Contents
-from cluster.publish import pack
+from actors.weight_check import WeightCheck
+from cluster.publish import pack_weights
 from learners.export import adapter_config
 from learners.roles import Role
 from learners.spec import RoleSpec
@@ -19,7 +19,7 @@ from rlaif.errors import ContractError
 from rlaif.models.tiny import build_tiny
 from rlaif.models.vlm import VideoLM, load_vlm
 
-WORDS = "a red blue circle moves left right and what do you see ?".split()
+WORDS = ["a", "red", "blue", "circle", "moves", "left", "right", "and", "what", "do", "you", "see", "?"]
 LORA = Lora(r=4, alpha=8)
 UP = "model.language_model.layers.2.mlp.up_proj.weight"
 NORM = "model.language_model.layers.0.input_layernorm.weight"
@@ -47,11 +47,11 @@ def adapter(model: str, lora: Lora) -> dict[str, torch.Tensor]:
 
 
 def full(tensors):
-    return pack(tensors.items(), 1 << 20, version=7)[0]
+    return pack_weights(tensors.items(), 1 << 20, version=7)[0]
 
 
 def lora(tensors, r=4):
-    return pack(tensors.items(), 1 << 20, version=7, kind="adapter", lora={"r": r})[0]
+    return pack_weights(tensors.items(), 1 << 20, version=7, kind="adapter", lora={"r": r})[0]
 
 
 WRONG = {
@@ -65,37 +65,37 @@ WRONG = {
 
 
 @pytest.mark.parametrize("fault", WRONG)
-def test_full_weights_that_are_not_the_engines(model, weights, fault):
+def test_wrong_full_weights_are_refused(model, weights, fault):
     """The manifest is consistent with what is sent: only the engine's own model can tell."""
     change, named = WRONG[fault]
-    contents = Contents(model, "float32", None)
-    contents.check(full(weights))
+    check = WeightCheck(model, "float32", None)
+    check.check(full(weights))
     with pytest.raises(ContractError, match=named) as caught:
-        contents.check(full(change(weights)))
+        check.check(full(change(weights)))
     assert "version 7" in caught.value.expected and model in caught.value.expected
-    assert "same model directory" in caught.value.change
+    assert "same model directory" in caught.value.fix
 
 
 def test_another_precision_of_the_whole_model_is_refused(model, weights):
-    contents = Contents(model, "bfloat16", None)
-    contents.check(full({name: tensor.bfloat16() for name, tensor in weights.items()}))
+    check = WeightCheck(model, "bfloat16", None)
+    check.check(full({name: tensor.bfloat16() for name, tensor in weights.items()}))
     with pytest.raises(ContractError, match="as float32 instead of bfloat16"):
-        contents.check(full(weights))
+        check.check(full(weights))
 
 
 @pytest.mark.parametrize("r", [2, 5, 16])
-def test_an_adapter_of_another_rank(model, r):
+def test_adapter_of_another_rank_is_refused(model, r):
     """5 would fit into the memory that vLLM reserves for 4, and 2 would be padded."""
-    contents = Contents(model, "float32", 4, LORA.targets)
-    contents.check(lora(adapter(model, LORA)))
+    check = WeightCheck(model, "float32", 4, LORA.targets)
+    check.check(lora(adapter(model, LORA)))
     other = adapter(model, Lora(r=r))
     with pytest.raises(ContractError, match=f"of rank {r}") as caught:
-        contents.check(lora(other, r))
-    assert "of rank 4" in caught.value.expected and "ppo.lora.r" in caught.value.change
+        check.check(lora(other, r))
+    assert "of rank 4" in caught.value.expected and "ppo.lora.r" in caught.value.fix
     with pytest.raises(ContractError, match=rf"lora_A.*\({r}, 128\) instead of \(4, 128\)"):
-        contents.check(lora(other, 4))  # its configuration claims the right one
+        check.check(lora(other, 4))  # its configuration claims the right one
     with pytest.raises(ContractError, match="rank None"):
-        contents.check(replace(lora(other), lora={}))
+        check.check(replace(lora(other), lora={}))
 
 
 FEWER = Lora(r=4, targets=("q_proj", "k_proj"))
@@ -110,46 +110,46 @@ FEWER = Lora(r=4, targets=("q_proj", "k_proj"))
     ],
     ids=["fewer", "more", "others"],
 )
-def test_an_adapter_with_other_target_modules(model, engine, sent, named):
-    contents = Contents(model, "float32", 4, engine.targets)
-    contents.check(lora(adapter(model, engine)))
+def test_adapter_with_other_target_modules_is_refused(model, engine, sent, named):
+    check = WeightCheck(model, "float32", 4, engine.targets)
+    check.check(lora(adapter(model, engine)))
     with pytest.raises(ContractError, match=named):
-        contents.check(lora(adapter(model, sent)))
+        check.check(lora(adapter(model, sent)))
 
 
 def test_an_adapter_is_checked_without_a_list_of_modules_too(model):
-    contents, tensors = Contents(model, "float32", 4), adapter(model, FEWER)
-    contents.check(lora(tensors))
+    check, tensors = WeightCheck(model, "float32", 4), adapter(model, FEWER)
+    check.check(lora(tensors))
     half = {name: tensor for name, tensor in tensors.items() if name != QUERY}
     tower = {**tensors, "base_model.model.model.visual.blocks.0.attn.qkv.lora_A.weight": tensors[QUERY]}
     for wrong, named in ((half, f"no tensor '{QUERY}'"), (tower, "visual.* does not know")):
         with pytest.raises(ContractError, match=named):
-            contents.check(lora(wrong))
+            check.check(lora(wrong))
 
 
 def test_an_adapter_may_stay_in_float32_under_a_bfloat16_model(model):
     """PEFT keeps it so where no optimizer has cast it."""
-    tensors, contents = adapter(model, LORA), Contents(model, "bfloat16", 4, LORA.targets)
-    contents.check(lora(tensors))
-    contents.check(lora({name: tensor.bfloat16() for name, tensor in tensors.items()}))
+    tensors, check = adapter(model, LORA), WeightCheck(model, "bfloat16", 4, LORA.targets)
+    check.check(lora(tensors))
+    check.check(lora({name: tensor.bfloat16() for name, tensor in tensors.items()}))
     with pytest.raises(ContractError, match="as float16 instead of bfloat16 or float32"):
-        contents.check(lora({name: tensor.half() for name, tensor in tensors.items()}))
+        check.check(lora({name: tensor.half() for name, tensor in tensors.items()}))
 
 
-def test_an_adapter_of_a_larger_model(model, tmp_path):
+def test_adapter_of_a_larger_model_is_refused(model, tmp_path):
     """Same names, other sizes: a base of another width, whose fingerprint was not sent."""
     tensors = {n: torch.cat([t, t], -1) if "lora_A" in n else t for n, t in adapter(model, LORA).items()}
     with pytest.raises(ContractError, match=r"\(4, 256\) instead of \(4, 128\)"):
-        Contents(model, "float32", 4, LORA.targets).check(lora(tensors))
+        WeightCheck(model, "float32", 4, LORA.targets).check(lora(tensors))
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("family", BUILDERS)
-def test_what_a_learner_publishes_is_what_the_engine_of_its_family_takes(family, tied, tmp_path):
+def test_learner_weights_pass_the_check_of_every_family(family, tied, tmp_path):
     path = str(build(family, tmp_path, tied))
     role = Role(RoleSpec("policy", path), VideoLM(load_vlm(path, "float32")), None)
-    Contents(path, "float32", None).check(pack(published_weights(role), 1 << 20, version=1)[0])
+    WeightCheck(path, "float32", None).check(pack_weights(published_weights(role), 1 << 20, version=1)[0])
     role = Role(RoleSpec("policy", path, LORA), VideoLM(load_vlm(path, "float32"), (), {"policy": LORA}), "policy")
-    manifest, _ = pack(published_weights(role), 1 << 20, version=1, kind="adapter", lora=adapter_config(role))
+    manifest, _ = pack_weights(published_weights(role), 1 << 20, version=1, kind="adapter", lora=adapter_config(role))
     assert len(manifest.tensors) >= 2 * len(LORA.targets)
-    Contents(path, "float32", LORA.r, LORA.targets).check(manifest)
+    WeightCheck(path, "float32", LORA.r, LORA.targets).check(manifest)

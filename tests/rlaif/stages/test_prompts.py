@@ -16,30 +16,35 @@ from rlaif.io.rundir import RunDir
 from rlaif.stages.run import datasets
 from rlaif.stages.run.run import Run
 from rlaif.stages.train.deck import Deck
-from rlaif.stages.train.replacing import mask_gone, open_deck, replace_failed
+from rlaif.stages.train.experience import ExperienceMaker, PendingBatch
+from rlaif.stages.train.prompts import mask_gone, open_deck
+from rlaif.stages.train.workers import Workers
 
 
 class Pool:
     """Answers at once, but for the prompts in `broken`."""
 
     def __init__(self, broken):
-        self.broken, self.asked = broken, {}
+        self.broken = broken
+        self.submitted = {}
 
     def submit(self, batch, prompts, n, seed, sampling):
-        self.asked[batch] = [prompt.prompt_id for prompt in prompts]
+        self.submitted[batch] = prompts
 
     def results(self, batch, timeout):
-        failures = [Failure(name, "cut off") for name in self.asked[batch] if name in self.broken]
-        yield Answers([name for name in self.asked[batch] if name not in self.broken], failures)
+        failures = []
+        samples = []
+        for prompt in self.submitted[batch]:
+            if prompt.prompt_id in self.broken:
+                failures.append(Failure(prompt.prompt_id, "cut off"))
+            else:
+                samples.append(SimpleNamespace(key=(prompt.prompt_id, 0), prompt=prompt, response=""))
+        yield Answers(samples, failures)
 
 
-class Arrived:
-    def __init__(self, answers):
-        self.samples, self.failures = list(answers.samples), list(answers.failures)
-
-    def take(self, roles, answers):
-        self.samples += answers.samples
-        self.failures += answers.failures
+class NoScores:
+    def score(self, inputs):
+        return None
 
 
 @pytest.fixture
@@ -48,39 +53,45 @@ def run(make_config, tmp_path) -> Run:
     return Run(config, RunDir(config.storage, config.name), None, NoTopology(config))
 
 
-def answered(run: Run, broken: set[str], iteration: int = 0, ahead: int = 0):
-    """One iteration on a pool that cannot answer some prompts, with `ahead` more iterations asked for already."""
+def answer_first(run: Run, broken: set[str], ahead: int = 0) -> tuple[ExperienceMaker, list[str]]:
+    """Answer the first iteration with a pool that cannot answer some prompts, with `ahead` more iterations submitted.
+
+    Returns the maker, and the ids of the prompts that were answered.
+    """
     config = run.config
     deck = Deck(datasets.load(run, "prompts.jsonl", "prompts"), config.ppo.prompts_per_iteration, config.seed)
-    pool, ledger = Pool(broken), Ledger()
-    roles = SimpleNamespace(deck=deck, rollouts=pool, ledger=ledger, run=run, deadline_s=1)
-    roles.arriving = dict.fromkeys(range(iteration, iteration + ahead + 1))
-    for number in roles.arriving:
-        ledger.issue(number, [(prompt.prompt_id, 0) for prompt in deck.of(number)])
-    pool.submit("first", deck.of(iteration), 2, 0, None)
-    arriving = Arrived(next(pool.results("first", 1)))
-    replace_failed(config, roles, iteration, arriving)
-    return roles, arriving
+    weight_sync = SimpleNamespace(wait=lambda: None)
+    frames = SimpleNamespace(prefetch=lambda videos: None)
+    workers = Workers(None, Pool(broken), NoScores(), weight_sync, frames, deadline_s=1)
+    maker = ExperienceMaker(config, run, workers, deck, Ledger(), 0)
+    for iteration in range(ahead + 1):
+        maker.submit(iteration)
+    pending = PendingBatch()
+    maker._receive(0, pending)
+    maker._replace_failed(0, pending)
+    return maker, [sample.prompt.prompt_id for sample in pending.samples]
 
 
 def test_substitutes_that_fail_are_replaced_as_well(run):
-    every = [prompt.prompt_id for prompt in datasets.load(run, "prompts.jsonl", "prompts")]
-    deck = Deck(datasets.load(run, "prompts.jsonl", "prompts"), 4, run.config.seed)
-    asked = [prompt.prompt_id for prompt in deck.of(0)]
-    broken = {asked[0], next(name for name in every if name not in asked)}
-    roles, arriving = answered(run, broken, ahead=1)
-    assert len(set(arriving.samples)) == 4 and not broken & set(arriving.samples)
-    assert {name: why.since for name, why in roles.deck.left_out.items()} == dict.fromkeys(roles.deck.left_out, 2)
-    assert asked[0] in roles.deck.left_out and set(roles.deck.left_out) <= broken
-    again, same = answered(run, broken, ahead=1)
-    assert again.rollouts.asked == roles.rollouts.asked and same.samples == arriving.samples
+    prompts = datasets.load(run, "prompts.jsonl", "prompts")
+    deck = Deck(prompts, 4, run.config.seed)
+    first = [prompt.prompt_id for prompt in deck.of(0)]
+    other = next(prompt.prompt_id for prompt in prompts if prompt.prompt_id not in first)
+    broken = {first[0], other}
+    maker, answered = answer_first(run, broken, ahead=1)
+    assert len(set(answered)) == 4 and not broken & set(answered)
+    left_out = maker.deck.left_out
+    assert {name: why.since for name, why in left_out.items()} == dict.fromkeys(left_out, 2)
+    assert first[0] in left_out and set(left_out) <= broken
+    again, same = answer_first(run, broken, ahead=1)
+    assert again.workers.rollouts.submitted == maker.workers.rollouts.submitted and same == answered
 
 
 def test_the_run_stops_when_most_prompts_cannot_be_answered(run):
     every = {prompt.prompt_id for prompt in datasets.load(run, "prompts.jsonl", "prompts")}
     with pytest.raises(DataError, match=r"at most 50% of the prompts unusable \(ppo\.max_prompt_failures\)") as caught:
-        answered(run, every)
-    assert "cut off" in caught.value.found and "--resume" in caught.value.change
+        answer_first(run, every)
+    assert "cut off" in caught.value.found and "--resume" in caught.value.fix
 
 
 def test_a_resume_without_a_prompt_asks_for_what_is_left_of_the_open_iterations(run):
