@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from rlaif.config.schema import Reward
-from rlaif.data.rows import Conversation, Pair, RowError
+from rlaif.data.preference import PreferencePair
+from rlaif.data.rows import Conversation, RowError
 from rlaif.errors import ContractError
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.models.usable import Reader, Room
@@ -54,7 +55,7 @@ def test_every_media_token_of_the_family_is_refused_in_every_text(encoder, reade
             checks[role] = lambda changed=changed: reader.conversation(Conversation("c", "a", changed), WIDE)
         for name in ("question", "chosen", "rejected", "captions"):
             fields = pair | {name: (text,) if name == "captions" else text}
-            checks[f"pair {name}"] = lambda fields=fields: reader.pair(Pair("1", **fields), form, WIDE)
+            checks[f"pair {name}"] = lambda fields=fields: reader.pair(PreferencePair("1", **fields), form, WIDE)
         for name, check in checks.items():
             assert f"holds {mark!r}" in refusal(check), name
 
@@ -67,7 +68,7 @@ def test_answer_with_an_end_token_is_refused_for_training(encoder, reader):
         row = Conversation("c", "a", tuple(messages))
         assert refusal(lambda row=row: reader.conversation(row, WIDE)).startswith("answer cut: an answer holds")
     for chosen, rejected in ((cut, "a"), ("a", cut)):
-        pair = Pair("1", "a", "what ?", (), chosen, rejected)
+        pair = PreferencePair("1", "what ?", chosen, rejected, video="a")
         assert refusal(lambda pair=pair: reader.pair(pair, form, WIDE)).startswith("answer cut: ")
 
 
@@ -89,9 +90,9 @@ def test_a_question_with_a_token_of_structure_is_kept_with_a_remark(encoder, rea
 )
 def test_texts_that_read_the_same_are_no_pair(encoder, reader, chosen, rejected):
     form = RewardPrompt.of(Reward())
-    pair = Pair("1", "a", "what ?", (), chosen, rejected)
+    pair = PreferencePair("1", "what ?", chosen, rejected, video="a")
     assert refusal(lambda: reader.pair(pair, form, WIDE)).startswith("chosen equals rejected: both read the same")
-    other = Pair("1", "a", "what ?", (), chosen, rejected, rejected_video="b")
+    other = PreferencePair("1", "what ?", chosen, rejected, chosen_video="a", rejected_video="b")
     assert reader.pair(other, form, WIDE) is None
 
 
