@@ -26,7 +26,7 @@ sys.exit(write_figures(lambda args: {"accuracy": 0.5, "passed": not args.bad}, p
 
 @pytest.fixture
 def common(tmp_path, monkeypatch):
-    """The runner, with a folder that holds one study, `half-true`."""
+    """Return the runner, with a folder that contains the studies `half-true` and `broken`."""
     spec = importlib.util.spec_from_file_location("study_runner", ROOT / "tests" / "studies" / "common.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -67,7 +67,7 @@ def test_every_study_takes_json():
 
 @pytest.fixture
 def same_bits(monkeypatch):
-    """The study `same-bits` as a module."""
+    """Yield the study `same-bits` as a module."""
     monkeypatch.syspath_prepend(str(ROOT / "tests" / "studies"))
     spec = importlib.util.spec_from_file_location("same_bits", ROOT / "tests" / "studies" / "same_bits.py")
     module = importlib.util.module_from_spec(spec)

@@ -16,7 +16,7 @@ FRAMES = [f"anet_50frames/v_1/{number:04d}.jpg" for number in range(3)]
 
 
 def picture(seed: int, kind: str = "PNG") -> bytes:
-    """A small image file."""
+    """Return a small image file."""
     pixels = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind)
