@@ -1,4 +1,4 @@
-"""What README and docs name exists: links, files, tests, commands and options; and their configurations load."""
+"""Links, files, tests, commands and options in README and docs exist, and the configurations there load."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_every_command_line_is_understood(page, capsys):
 
 @every_page
 def test_every_command_in_a_sentence_exists(page, capsys):
-    """It may stand without its arguments there."""
+    """Accept a command without its arguments."""
     missing = []
     for span in code_spans(page):
         if COMMAND.search(span):
@@ -132,14 +132,14 @@ def test_every_option_exists(page):
 
 
 def keys_of(section: object, prefix: str = "") -> set[str]:
-    """Return the dotted names in a YAML block, of groups too; what a mapping of one's own names holds is no option."""
-    found: set[str] = set()
+    """Return the dotted names in a YAML block, groups included; keys below an option that is a mapping are no options."""
+    paths: set[str] = set()
     for key, value in section.items() if isinstance(section, dict) else ():
         path = f"{prefix}{key}"
-        found.add(path)
+        paths.add(path)
         if any(option.startswith(f"{path}.") for option in options()):
-            found |= keys_of(value, f"{path}.")
-    return found
+            paths |= keys_of(value, f"{path}.")
+    return paths
 
 
 @every_page

@@ -102,7 +102,7 @@ def write_run(run: Path, *, seconds: float = 1.0, weight: float = 1.0, loss: flo
         ({"answer": "three"}, ["rows/samples/000001.jsonl"]),
     ],
 )
-def test_same_bits_notices_the_last_bit_but_no_clock_and_no_path(same_bits, tmp_path, change, names):
+def test_same_bits_reports_a_changed_last_bit_and_ignores_clock_and_path(same_bits, tmp_path, change, names):
     before = same_bits.hashes_of(write_run(tmp_path / "first"))
     after = same_bits.hashes_of(write_run(tmp_path / "second", **change))
     assert same_bits.differences(before, after) == names

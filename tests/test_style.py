@@ -40,7 +40,7 @@ def style():
 
 @pytest.fixture
 def counts(style):
-    """counts(*texts) -> what is counted in files `0.py`, `1.py`, ..."""
+    """Return counts(*texts), which counts the texts as files `0.py`, `1.py`, ..."""
 
     def count(*texts: str):
         total = style.Counts()

@@ -55,10 +55,10 @@ def test_an_address_where_nothing_listens_fails_at_once(tmp_path):
 def test_an_error_names_the_option_or_variable_of_the_address(tmp_path, monkeypatch, option):
     """The error of RAY_ADDRESS does not name `cluster.address`, which is not set, and the other way round."""
     other = {"cluster.address": "RAY_ADDRESS", "RAY_ADDRESS": "cluster.address"}[option]
-    given = {"address": "127.0.0.1:1"} if option == "cluster.address" else {}
-    if not given:
+    options = {"address": "127.0.0.1:1"} if option == "cluster.address" else {}
+    if not options:
         monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    with pytest.raises(ConfigError, match=option) as caught, start_session(config(tmp_path, **given)):
+    with pytest.raises(ConfigError, match=option) as caught, start_session(config(tmp_path, **options)):
         pass
     assert other not in str(caught.value)
 

@@ -278,8 +278,8 @@ def vlm_rlaif_sft(draw) -> dict:
 @st.composite
 def pds_dpo(draw) -> dict:
     chosen, rejected = draw(answers)
-    asked = draw(turns(word, 2))[:-1]
-    row = {"conversations": [*asked, gpt(chosen)], "rejected_conversations": [*asked, gpt(rejected)]}
+    earlier = draw(turns(word, 2))[:-1]
+    row = {"conversations": [*earlier, gpt(chosen)], "rejected_conversations": [*earlier, gpt(rejected)]}
     return draw(extra) | row | {"id": draw(word), "image": draw(file)}
 
 
@@ -352,7 +352,7 @@ def own(draw) -> dict:
         "safety": filled,
         "ref_logps": filled,
         "native": st.just({"safesora": {"x": {"is": None}}}),
-        "unknown": value.filter(lambda found: found is not None),
+        "unknown": value.filter(lambda item: item is not None),
     }
     return row | draw(st.fixed_dictionaries({}, optional=optional))
 

@@ -1,4 +1,4 @@
-"""Text and frames to ids, masks and features, for each family: the same as the model's own processor would make."""
+"""Ids, masks and features from text and frames, for each family: the same as those of the model's own processor."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TALK = [("user", QUESTION), ("assistant", ANSWER), ("user", "describe the video"
 
 
 def by_processor(encoder, text, video="clip") -> list[int]:
-    """Ids of a whole text as the model's own processor writes them, the video included."""
+    """Return the ids of a whole text as the model's own processor writes them, the video included."""
     spec = encoder.frames.spec(video)
     output = encoder.processor(
         text=[text],
@@ -58,7 +58,7 @@ def test_begin_of_sequence_is_not_doubled(llava):
     assert llava.opening("<s> what")[:2] == [llava.tokenizer.bos_token_id, *llava.tokens("what")]
 
 
-def test_training_on_a_conversation_sees_what_sampling_sees(encoder):
+def test_training_ids_of_a_conversation_equal_those_of_sampling(encoder):
     features = encoder.video("clip")
     answer = [*encoder.tokens(ANSWER), encoder.eos_id]
     sampled = encoder.prompt_and_response(QUESTION, answer, features)
@@ -68,7 +68,7 @@ def test_training_on_a_conversation_sees_what_sampling_sees(encoder):
     assert written.mask.tolist() == sampled.mask.tolist() == [1.0] * len(answer)
 
 
-def test_answers_and_their_ends_are_trained_on_and_nothing_else(encoder):
+def test_only_answers_and_their_end_tokens_are_trained_on(encoder):
     whole = encoder.conversation(TALK, encoder.video("clip"))
     response = whole.ids[whole.start :]
     assert len(whole.mask) == len(response)
@@ -173,7 +173,7 @@ def test_a_visual_token_in_a_question_is_no_placeholder_and_an_error(path_of, no
 
 
 def test_template_without_end_of_answer_gets_the_eos_token(llava_path, noise):
-    """As LLaVA's own: a space follows each text, and nothing marks the end of an answer."""
+    """Use a template like LLaVA's own: a space follows each text, and no token marks the end of an answer."""
     encoder = Encoder(llava_path, noise())
     encoder.processor.chat_template = (
         "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'] + ' : ' }}{% endif %}"
@@ -230,7 +230,7 @@ def test_videos_are_processed_once_and_within_the_budget(qwen_path, noise):
 
 
 def test_times_are_rounded_to_the_models_dtype(qwen_path, noise):
-    """8 frames of a clip at 20/3 frames a second: 2.4 s a grid step is 2.40625 in bfloat16."""
+    """Sample 8 frames of a clip at 20/3 frames a second: 2.4 s a grid step is 2.40625 in bfloat16."""
     frames = noise(fps=10.0)
     exact, half = (Encoder(qwen_path, frames, dtype=dtype).video("a") for dtype in ("float32", "bfloat16"))
     assert exact.tensors["second_per_grid_ts"].tolist() == pytest.approx([2.4], abs=1e-6)

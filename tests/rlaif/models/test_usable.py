@@ -1,4 +1,4 @@
-"""Rows that a model can never use are told apart by its tokenizer and processor alone, for every family."""
+"""Rows that a model can never use are recognised by its tokenizer and processor alone, for every family."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_answer_with_an_end_token_is_refused_for_training(encoder, reader):
 
 
 def test_answer_with_the_eos_token_cannot_be_encoded(encoder):
-    """Whoever encodes texts that no file was checked for, such as sampled ones, learns of it too."""
+    """Raise an error also for texts that were not checked in a file, such as sampled ones."""
     for turns in (["a red {} circle"], ["a red {}"], ["a {} red", "a circle"]):
         messages = [turn for text in turns for turn in (("user", "what ?"), ("assistant", text.format(encoder.eos)))]
         with pytest.raises(ContractError, match="no end of a turn inside an answer"):

@@ -1,4 +1,4 @@
-"""Precomputed vision features against pixels, in every family; what is computed once, and what makes it different."""
+"""Precomputed vision features against pixels, in every family: computed once, under a key of tower and video."""
 
 from __future__ import annotations
 
@@ -99,13 +99,13 @@ def test_load_tower_equals_the_tower_of_the_whole_model(family, tmp_path):
 
 
 def leaves(features: Features) -> list[torch.Tensor]:
-    found = []
-    map_tensors(features.output, lambda tensor: found.append(tensor) or tensor)
-    return found
+    tensors = []
+    map_tensors(features.output, lambda tensor: tensors.append(tensor) or tensor)
+    return tensors
 
 
 class Drawer:
-    """One place for everything, whatever it is asked for: what a mistaken key would do."""
+    """A store that ignores the key, as if two keys were equal by mistake."""
 
     def __init__(self):
         self.features = None
