@@ -27,7 +27,7 @@ from rlaif.models.encode import Encoder
 from rlaif.models.tiny import build_tiny
 from rlaif.models.vision import VisionCache, tower_key, tower_output
 from rlaif.models.vlm import load_vlm
-from rlaif.records import Prompt
+from rlaif.records import Prompt, Sample
 from rlaif.worlds.shapes.render import write_mp4
 
 WORDS = ["a", "red", "blue", "circle", "moves", "left", "right", "and", "what", "do", "you", "see", "?"]

@@ -338,16 +338,15 @@ def every_slot(row, config):
 def test_each_preset_switch_alone_matches_plain_loops(switched, name):
     config, rows = CONFIGS[name], switched[name]
     shaped = [every_slot(row, config) for row in rows]
+    offset, scale = 0.0, config.reward_scale
     if config.whiten_rewards:
         flat = list(chain.from_iterable(rewards for rewards, _ in shaped))
-        mean = sum(flat) / len(flat)
-        sd = math.sqrt(sum((r - mean) ** 2 for r in flat) / len(flat) + 1e-8)
+        offset = sum(flat) / len(flat)
+        scale = 1 / math.sqrt(sum((r - offset) ** 2 for r in flat) / len(flat) + 1e-8)
     advantages, returns = [], []
     for rewards, values in shaped:
-        if config.whiten_rewards:
-            rewards = [(r - mean) / sd + mean for r in rewards]
-        else:
-            rewards = [config.reward_scale * r for r in rewards]
+        # whitening divides by the deviation around the mean, and keeps the mean
+        rewards = [(r - offset) * scale + offset for r in rewards]
         advantages.append(gae_by_loops(rewards, values, config.gamma, config.lam))
         returns.append([a + b for a, b in zip(advantages[-1], values, strict=True)])
     widths = [11 if config.loss_mean == "slots" else len(row["engine"]) for row in rows]

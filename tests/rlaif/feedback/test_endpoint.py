@@ -279,9 +279,9 @@ def test_stored_answers_of_earlier_releases_are_used(options, choices, known):
 def test_the_address_is_in_the_hash_unless_an_origin_is_named(options, ask, tmp_path):
     with JudgeServer(answer()) as one, JudgeServer(answer()) as two:
         for origin, cached in ((None, False), ("judge", True)):
-            shared = {"cache": str(tmp_path), "origin": origin}
-            Endpoint(options(one, **settings)).ask_many([ask()])
-            assert Endpoint(options(two, **settings)).ask_many([ask()])[0].cached is cached
+            cache = {"cache": str(tmp_path), "origin": origin}
+            Endpoint(options(one, **cache)).ask_many([ask()])
+            assert Endpoint(options(two, **cache)).ask_many([ask()])[0].cached is cached
 
 
 def test_frames_are_stored_as_their_hash(options, tmp_path):
@@ -333,7 +333,7 @@ def test_a_killed_run_asks_only_what_has_no_answer(options, ask, tmp_path):
     assert len(server.bodies) <= 30 + 4  # at most the open requests are sent twice
 
 
-def test_a_cache_that_cannot_be_written(options, ask, tmp_path):
+def test_a_cache_that_cannot_be_written_is_an_error(options, ask, tmp_path):
     (tmp_path / "file").write_text("")
     with JudgeServer(answer()) as server, pytest.raises(ConfigError, match="cache"):
         Endpoint(options(server, cache=str(tmp_path / "file"))).ask_many([ask()])

@@ -51,12 +51,12 @@ def test_responses_are_located_with_padding_on_either_side(items, side):
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_the_last_token_of_a_response(items, side):
+def test_last_is_the_index_of_each_sequences_last_token(items, side):
     batch = collate(items[:2], pad_id=0, side=side)
     assert [int(batch.ids[row, at]) for row, at in enumerate(batch.last)] == [int(item.ids[-1]) for item in items[:2]]
 
 
-def test_videos_of_a_batch_follow_each_other(items, qwen):
+def test_videos_of_a_batch_are_concatenated(items, qwen):
     batch = collate(items, pad_id=0)
     assert batch.video["video_grid_thw"].shape == (2, 3)
     expected = np.concatenate([qwen.video(name).tensors["pixel_values_videos"] for name in "ab"])

@@ -93,7 +93,7 @@ def test_prompt_weight_trains_on_everything_after_the_video(encoder, video):
     assert not set(whole.ids[whole.start :].tolist()) & set(encoder.banned_ids)
 
 
-def test_a_conversation_is_the_whole_text(qwen):
+def test_ids_of_a_conversation_are_those_of_the_whole_text(qwen):
     whole = qwen.conversation(TALK, qwen.video("clip"))
     turns = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in TALK]
     turns[0]["content"].insert(0, {"type": "video"})
@@ -116,7 +116,7 @@ def test_last_user_turn_is_read_at_the_place_of_its_answer(encoder):
     assert not with_question.mask[len(plain.mask) :].any()
 
 
-def test_begun_reply_is_read_at_its_last_token(encoder):
+def test_the_beginning_of_a_reply_is_read_at_its_last_token(encoder):
     messages = [*TALK, ("user", "you see ?")]
     with_question = encoder.conversation(messages, encoder.video("clip"))
     begun = encoder.conversation(messages, encoder.video("clip"), "a red circle and")
@@ -136,7 +136,7 @@ def test_a_template_that_changes_a_reply_cannot_begin_one(qwen, monkeypatch):
         text_until_reply(qwen, [("user", "what ?")], False, "and ")
 
 
-def test_tokens_by_text_with_a_space_before_them_first(qwen, monkeypatch):
+def test_token_ids_of_a_text_start_with_the_token_that_includes_a_space(qwen, monkeypatch):
     assert token_ids(qwen.tokenizer, 7) == [7] and token_ids(qwen.tokenizer, "?") == qwen.tokens("?")
     for mark in ("▁", "Ġ"):
         vocabulary = {f"{mark}?": 1577, "?": 29973, "??": 8773, f"{mark}??": 9, "a": 3}
@@ -146,7 +146,7 @@ def test_tokens_by_text_with_a_space_before_them_first(qwen, monkeypatch):
             token_ids(qwen.tokenizer, "never")
 
 
-def test_conversation_without_a_video(encoder):
+def test_conversation_without_a_video_has_no_visual_tokens(encoder):
     plain = encoder.conversation(TALK, None)
     assert plain.video is None and encoder.visual_id not in plain.ids
     assert np.array_equal(plain.positions, np.broadcast_to(np.arange(len(plain.ids)), plain.positions.shape))

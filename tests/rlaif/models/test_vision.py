@@ -48,12 +48,12 @@ def test_features_computed_once_give_the_log_probs_of_pixels(family, tmp_path):
         swapped = cache.for_batch(scene.model.causal, "weights", [scene.videos[i] for i in (1, 0, 1)], CPU)
         other = scene.model(collate(scene.items, 0, vision=swapped), "logprobs")["logprobs"].numpy()
     np.testing.assert_allclose(cached, pixels, atol=2e-6)
-    assert np.abs(other - pixels).max() > 1e-4  # another video's features are seen
+    assert np.abs(other - pixels).max() > 1e-4  # another video's features change the result
     assert (cache.passes, len(cache.keys)) == (2, 2)
     assert collate(scene.items, 0, vision=vision).video == {}
 
 
-def test_other_weights_are_another_key_and_the_budget_holds(scene):
+def test_features_are_cached_by_weights_and_within_the_budget(scene):
     cache = VisionCache(2**30)
     cache.for_batch(scene.model.causal, "weights", scene.videos[:1], CPU)
     cache.for_batch(scene.model.causal, "other weights", scene.videos[:1], CPU)

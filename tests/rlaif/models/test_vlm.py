@@ -167,7 +167,7 @@ def test_adapters_sit_in_the_language_model_only(critic):
     assert all(".policy." in name or name.startswith("heads.") for name in trains) and len(trains) == 2 * 7 * layers + 2
 
 
-def test_long_answers_are_scored_piece_by_piece(monkeypatch, family, items):
+def test_long_answers_are_scored_in_chunks_with_equal_results(monkeypatch, family, items):
     def gradients() -> tuple[np.ndarray, torch.Tensor]:
         module = VideoLM(load_vlm(family[1], "float32"))
         outputs = module(collate(items, 0), "logprobs")
@@ -190,7 +190,7 @@ PARTS = {
 
 @pytest.mark.parametrize(("vision", "projector"), [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_full_training_freezes_tower_and_projector_unless_asked(name, path_of, vision, projector):
+def test_full_training_freezes_tower_and_projector_unless_configured(name, path_of, vision, projector):
     model = load_vlm(path_of(name), "float32")
     freeze_for_full_training(model, vision, projector)
     kinds = {"language": set(), "vision": set(), "projector": set()}
