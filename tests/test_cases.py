@@ -75,7 +75,7 @@ def functions(file: Path) -> frozenset[str]:
 
 
 def problems_of(table: dict, root: Path = ROOT) -> list[str]:
-    """Return what is wrong with a table of cases: missing or empty cases, ids without a test."""
+    """Return the problems of a table of cases: missing or empty cases, ids without a test."""
     problems = []
     for section, keys in KEYS.items():
         cases = table.get(section) or {}

@@ -1,4 +1,4 @@
-"""The lines of docs/cluster.md, typed as they stand in a copy of the checkout: a head, a token, a job."""
+"""The lines of docs/cluster.md, typed unchanged in a copy of the checkout: a head, a token, a job."""
 
 from __future__ import annotations
 

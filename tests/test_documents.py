@@ -49,7 +49,7 @@ def code_lines(page: Path) -> list[str]:
 
 
 def arguments(command: str) -> list[str]:
-    """Return what a command line passes to `rlaif`: without comments, columns beside it, and the marks of optional parts."""
+    """Return the arguments that a command line passes to `rlaif`: without comments, columns beside it, and the marks of optional parts."""
     command = command.strip()[COMMAND.search(command.strip()).end() :]
     command = re.split(r"\s{2,}|\s#|&&|\s>", command)[0]
     return shlex.split(re.sub(r"\[|\]|\.\.\.", " ", command)) if "'" not in command else shlex.split(command)

@@ -1,4 +1,4 @@
-"""`make study NAME`: a study's figures become a record that says how they were made."""
+"""`make study NAME`: a study's figures become a record that states how they were made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`tools/style.py` counts what it says, on small snippets."""
+"""`tools/style.py` counts correctly on small snippets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A version that the learners send whole and undamaged, but that is not what the engine holds."""
+"""Weights that arrive undamaged but do not fit the engine's model."""
 
 from __future__ import annotations
 

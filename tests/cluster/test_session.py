@@ -72,7 +72,7 @@ def test_a_temporary_folder_with_too_long_a_path_is_refused(tmp_path, monkeypatc
 
 
 def test_a_private_cluster_that_does_not_start_is_a_clear_error(tmp_path, monkeypatch):
-    """The error names what is unusual on this machine: here the folder for temporary files is a file."""
+    """The error names the cause on this machine: here the folder for temporary files is a file."""
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "file"))
     monkeypatch.setattr("rlaif.io.writable.SOCKET_LIMIT", 500)

@@ -1,6 +1,6 @@
 """The seed system's PPO, slot by slot: what two ranks compute under `ppo.preset: vlm_rlaif` against plain loops.
 
-The other side knows nothing of this project's objectives: one module per network, one sample at a time, every answer
+The other side uses none of this project's objectives: one module per network, one sample at a time, every answer
 padded to its full length with tokens that nothing attends to, numpy loops for rewards and advantages, torch only for
 forwards, gradients and AdamW. Formulas: docs/presets.md.
 """
@@ -55,7 +55,7 @@ def answers_of(encoder) -> list:
 
 
 def one_iteration(path, config):
-    """Return what one iteration computes: by step and role the samples' extras and the metrics; weights before and after."""
+    """Return the results of one iteration: by step and role the samples' extras and the metrics; weights before and after."""
     learner, state = build(path, config, ITERATIONS), PpoState.of(config)
     state.iteration = ITERATION
     start = {role: weights(learner.roles[role]) for role in ("policy", "critic")}
@@ -193,7 +193,7 @@ class Replica:
         self.advantages = whitened_by_loops(advantages, released)
 
     def loss(self, role, samples):
-        """Return (what is minimised, what is reported): a mean over samples and all slots."""
+        """Return (the minimised loss, the reported loss): a mean over samples and all slots."""
         each = []
         for i in samples:
             forward = values if role == "critic" else logps

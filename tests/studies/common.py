@@ -1,4 +1,4 @@
-"""Run a study and record what it measured: `python tests/studies/common.py NAME` (`make study NAME`).
+"""Run a study and record its figures: `python tests/studies/common.py NAME` (`make study NAME`).
 
 A study is a script `tests/studies/NAME.py` that takes `--json FILE` and writes its figures there as one JSON object. They
 are stored in `docs/studies/NAME.json` with the command, the commit, the machine and the minutes it took. A study that

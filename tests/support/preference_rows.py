@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from itertools import chain
 
 import numpy as np
 from hypothesis import strategies as st
@@ -249,7 +250,7 @@ def question(draw) -> str:
 def turns(draw, answer=text, most: int = 2) -> list[dict]:
     rounds = draw(st.integers(1, most))
     both = [[human(draw(question())), gpt(draw(word if n < rounds - 1 else answer))] for n in range(rounds)]
-    return [turn | draw(st.sampled_from([{}, {"x": 1}])) for pair in both for turn in pair]
+    return [turn | draw(st.sampled_from([{}, {"x": 1}])) for turn in chain.from_iterable(both)]
 
 
 @st.composite

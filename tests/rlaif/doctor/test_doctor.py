@@ -71,7 +71,7 @@ def test_each_finding_is_printed_before_the_next_check(monkeypatch, capsys):
         ("TMPDIR", ""),
     ],
 )
-def test_a_cache_that_cannot_be_written_fails_and_names_its_variable(monkeypatch, tmp_path, variable, below):
+def test_an_unwritable_cache_is_reported(monkeypatch, tmp_path, variable, below):
     for name in (
         "XDG_CACHE_HOME",
         "TORCH_EXTENSIONS_DIR",

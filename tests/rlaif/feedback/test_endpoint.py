@@ -333,7 +333,7 @@ def test_a_killed_run_asks_only_what_has_no_answer(options, ask, tmp_path):
     assert len(server.bodies) <= 30 + 4  # at most the open requests are sent twice
 
 
-def test_a_cache_that_cannot_be_written_is_an_error(options, ask, tmp_path):
+def test_an_unwritable_cache_is_reported(options, ask, tmp_path):
     (tmp_path / "file").write_text("")
     with JudgeServer(answer()) as server, pytest.raises(ConfigError, match="cache"):
         Endpoint(options(server, cache=str(tmp_path / "file"))).ask_many([ask()])
@@ -360,7 +360,8 @@ def test_a_budget_is_not_exceeded_and_unsent_questions_are_masked(options, ask, 
         assert len(masked) == 4 and {one.kind for one in masked} == {"budget"}
         assert next(iter(limits)) in masked[0].reason
         # Stored answers still cost nothing, and the others still have no room, in this call and in a later run.
-        assert sum(isinstance(one, Reply) and one.cached for one in endpoint.ask_many([ask(n) for n in range(10)])) == 6
+        outcomes = endpoint.ask_many([ask(n) for n in range(10)])
+        assert sum(isinstance(one, Reply) and one.cached for one in outcomes) == 6
         later = Endpoint(endpoint.options, endpoint.used)
         assert [one.cached for one in later.ask_many([ask(0)])] == [True]
         assert [one.kind for one in later.ask_many([ask(99)])] == ["budget"]

@@ -179,7 +179,8 @@ def test_a_permanent_error_stops_the_run_and_stores_earlier_answers(options, ask
         assert len(server.bodies) == 3  # no retry, and no further question
         assert endpoint.used.total == (45 if name == "another model" else 30)
         for again in (endpoint, Endpoint(settings)):
-            assert [one.cached for one in again.ask_many([ask(n) for n in range(2)])] == [True, True]
+            replies = again.ask_many([ask(n) for n in range(2)])
+            assert [one.cached for one in replies] == [True, True]
 
 
 def test_open_requests_are_waited_for_after_an_error(options, ask):
@@ -192,7 +193,8 @@ def test_open_requests_are_waited_for_after_an_error(options, ask):
             endpoint.ask_many([ask(n) for n in range(9)])
         count = len(server.bodies)
         assert count <= 3
-        assert [one.cached for one in endpoint.ask_many([ask(n) for n in range(1, count)])] == [True] * (count - 1)
+        replies = endpoint.ask_many([ask(n) for n in range(1, count)])
+        assert [one.cached for one in replies] == [True] * (count - 1)
 
 
 def test_nothing_is_retried_after_an_error(options, ask):

@@ -1,5 +1,7 @@
 """Frames that captions cover, and the texts that request them."""
 
+from itertools import chain
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -45,7 +47,7 @@ def test_too_few_frames_give_fewer_units():
 def test_units_are_in_time_order_and_never_overlap(total, count, frames, unit):
     options = Caption(unit=unit, count=count, frames=frames)
     units = clips(total, options)
-    flat = [index for part in units for index in part]
+    flat = list(chain.from_iterable(units))
     assert flat == sorted(set(flat)) and flat[0] >= 0 and flat[-1] < total
     assert len(units) == min(count, total)
     assert all(1 <= len(part) <= (frames if unit == "clip" else 1) for part in units)

@@ -1,4 +1,4 @@
-"""The run directory on a file system and in a bucket: paths, atomic files, locks, and what a resume cuts back."""
+"""The run directory on a file system and in a bucket: paths, atomic files, locks, and the rows that a resume removes."""
 
 import errno
 import fcntl

@@ -30,6 +30,14 @@ def by_processor(encoder, text, video="clip") -> list[int]:
     return np.asarray(output["input_ids"][0]).tolist()
 
 
+def answer_tokens(encoder) -> list[int]:
+    """Return the tokens of TALK's answers, each with its end."""
+    tokens = []
+    for _, text in TALK[1::2]:
+        tokens += [*encoder.tokens(text), encoder.eos_id]
+    return tokens
+
+
 def prompt_text(encoder, question=QUESTION) -> str:
     content = [{"type": "video"}, {"type": "text", "text": question}]
     return encoder.processor.apply_chat_template(
@@ -73,7 +81,7 @@ def test_only_answers_and_their_end_tokens_are_trained_on(encoder):
     response = whole.ids[whole.start :]
     assert len(whole.mask) == len(response)
     trained = [int(token) for token, flag in zip(response, whole.mask, strict=True) if flag]
-    expected = [token for _, text in TALK[1::2] for token in (*encoder.tokens(text), encoder.eos_id)]
+    expected = answer_tokens(encoder)
     assert trained == expected
     untrained = encoder.text([int(token) for token, flag in zip(response, whole.mask, strict=True) if not flag])
     assert "describe the video" in untrained and "blue" not in untrained
@@ -184,7 +192,7 @@ def test_template_without_end_of_answer_gets_the_eos_token(llava_path, noise):
     whole = encoder.conversation(TALK, encoder.video("clip"))
     response = whole.ids[whole.start :]
     trained = [int(token) for token, flag in zip(response, whole.mask, strict=True) if flag]
-    assert trained == [token for _, text in TALK[1::2] for token in (*encoder.tokens(text), encoder.eos_id)]
+    assert trained == answer_tokens(encoder)
 
 
 @pytest.mark.parametrize(

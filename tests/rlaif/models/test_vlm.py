@@ -215,9 +215,6 @@ def test_adapters_sit_on_every_linear_layer_of_the_language_model(name, path_of)
 def test_adapters_have_the_dtype_of_their_base(path_of, dtype):
     module = VideoLM(load_vlm(path_of("qwen2_5_vl"), dtype), {"reward": 2}, {"reward": LORA, "critic": LORA})
     names = {name: parameter.dtype for name, parameter in module.named_parameters() if "lora_" in name}
-    adapters = {adapter for adapter in ("reward", "critic") if any(f".{adapter}." in name for name in names)}
-    assert adapters == {
-        "reward",
-        "critic",
-    }
+    for adapter in ("reward", "critic"):
+        assert any(f".{adapter}." in name for name in names)
     assert set(names.values()) == {getattr(torch, dtype)}

@@ -1,4 +1,4 @@
-"""Tests of rare videos and images: they are read as what they show, or refused with a reason."""
+"""Tests of rare videos and images: they are read correctly, or refused with a reason."""
 
 from __future__ import annotations
 
