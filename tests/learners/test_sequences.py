@@ -85,7 +85,9 @@ def test_pair_extras_hold_sign_and_margin_by_dimension(encoder):
     units, _ = preference_units(encoder, RewardPrompt.of(Reward()), rows, 64, ("harmless", "helpful"))
     for first, second in units:
         assert first.extras == second.extras
-    extras = [{name: float(value) for name, value in unit[0].extras.items()} for unit in units]
+    extras = []
+    for first, _ in units:
+        extras.append({name: float(value) for name, value in first.extras.items()})
     assert extras[0] == {"sign/harmless": -1, "sign/helpful": 1, "margin/harmless": 0, "margin/helpful": 0.5}
     assert extras[1] == dict.fromkeys(extras[0], 0.0)
     assert [unit[0].name for unit in units] == ["clip0", "clip1"]

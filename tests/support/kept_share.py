@@ -47,5 +47,5 @@ def share(name: str, folder: Path) -> dict[str, int]:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as place:
-        found = {name: share(name, Path(place)) for name in ROWS}
-    RECORDED.write_text(json.dumps(found, indent=1) + "\n")
+        shares = {name: share(name, Path(place)) for name in ROWS}
+    RECORDED.write_text(json.dumps(shares, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""Rows that a model can never use are told apart by its tokenizer and processor alone, for every family."""
+"""Rows that a model can never use are recognised by its tokenizer and processor alone, for every family."""
 
 from __future__ import annotations
 
@@ -64,7 +64,9 @@ def test_answer_with_an_end_token_is_refused_for_training(encoder, reader):
     form = RewardPrompt.of(Reward())
     cut = f"a red {encoder.eos} circle"
     for turns in (("a", cut), (cut, "a")):
-        messages = [turn for answer in turns for turn in (("user", "what ?"), ("assistant", answer))]
+        messages = []
+        for answer in turns:
+            messages += [("user", "what ?"), ("assistant", answer)]
         row = Conversation("c", "a", tuple(messages))
         assert refusal(lambda row=row: reader.conversation(row, WIDE)).startswith("answer cut: an answer holds")
     for chosen, rejected in ((cut, "a"), ("a", cut)):
@@ -73,14 +75,16 @@ def test_answer_with_an_end_token_is_refused_for_training(encoder, reader):
 
 
 def test_answer_with_the_eos_token_cannot_be_encoded(encoder):
-    """Whoever encodes texts that no file was checked for, such as sampled ones, learns of it too."""
+    """Raise an error also for texts that were not checked in a file, such as sampled ones."""
     for turns in (["a red {} circle"], ["a red {}"], ["a {} red", "a circle"]):
-        messages = [turn for text in turns for turn in (("user", "what ?"), ("assistant", text.format(encoder.eos)))]
+        messages = []
+        for text in turns:
+            messages += [("user", "what ?"), ("assistant", text.format(encoder.eos))]
         with pytest.raises(ContractError, match="no end of a turn inside an answer"):
             encoder.conversation(messages, None)
 
 
-def test_a_question_with_a_token_of_structure_is_kept_with_a_remark(encoder, reader):
+def test_a_question_with_a_structural_token_is_accepted_with_a_remark(encoder, reader):
     remark = reader.prompt(Prompt("p", "a", f"describe {encoder.eos} the video"), WIDE)
     assert f"question holds {encoder.eos!r}" in remark
 
@@ -88,7 +92,7 @@ def test_a_question_with_a_token_of_structure_is_kept_with_a_remark(encoder, rea
 @pytest.mark.parametrize(
     ("chosen", "rejected"), [("a red qwerty", "a red asdfgh"), ("a  red circle", "a red circle"), ("   ", "")]
 )
-def test_texts_that_read_the_same_are_no_pair(encoder, reader, chosen, rejected):
+def test_a_pair_of_texts_with_equal_tokens_is_refused(encoder, reader, chosen, rejected):
     form = RewardPrompt.of(Reward())
     pair = PreferencePair("1", "what ?", chosen, rejected, video="a")
     assert refusal(lambda: reader.pair(pair, form, WIDE)).startswith("chosen equals rejected: both read the same")
