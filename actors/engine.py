@@ -271,7 +271,7 @@ def _given_logprob(entry: list[Any] | Refused, token: int) -> float:
     """Return the log-prob of `token` as the one next token of a prompt."""
     if isinstance(entry, Refused):
         raise ContractError(
-            "prompt and response within the engine's limits", entry.reason, "Raise rollout.max_model_len"
+            "prompt and response within the engine's limits", entry.reason, "Raise rollout.max_model_len."
         )
     return entry[0].outputs[0].logprobs[0][int(token)].logprob
 

@@ -65,7 +65,7 @@ class RolloutFleet:
         if not self._actors:
             gone = "; ".join(f"{name}: {reason}" for name, reason in self.dead.items())
             raise PlacementError(
-                "at least one rollout actor", f"none alive ({gone})", "Look at the actors' logs, then resume the run"
+                "at least one rollout actor", f"none alive ({gone})", "Look at the actors' logs, then resume the run."
             )
         return list(self._actors)
 
@@ -153,13 +153,13 @@ class RolloutFleet:
     def add(self, name: str, actor: Any) -> None:
         """Let a new actor take part; it gets the weights published last before anything else."""
         if name in self._actors:
-            raise ContractError("a new name", f"{name!r} again", "Remove the old actor first")
+            raise ContractError("a new name", f"{name!r} again", "Remove the old actor first.")
         # weights that went from GPU to GPU were never in the object store: there is nothing to send to a new actor
         if self._weights is not None and self._weights.buckets is None:
             raise ContractError(
                 "weights in the object store for an actor that joins",
                 f"version {self.version} only on the GPUs of the others",
-                "Publish this version through the object store first",
+                "Publish this version through the object store first.",
             )
         self._actors[name] = actor
         if self._weights is not None:
@@ -207,5 +207,5 @@ def late_answer(names: Iterable[str], timeout: float) -> PlacementError:
     return PlacementError(
         f"an answer within {timeout:g} s",
         f"none from rollout actor {', '.join(sorted(names))}",
-        "Raise cluster.collective_timeout_s if the actor is only slow; else look at its log and resume the run",
+        "Raise cluster.collective_timeout_s if the actor is only slow; else look at its log and resume the run.",
     )

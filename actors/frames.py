@@ -170,7 +170,7 @@ class FrameClient:
             raise DataError(
                 f"frames of {path} within {self._timeout_s:g} s",
                 "no answer from the frame store",
-                "Remove this video if decoding it alone hangs too; else give the store more threads",
+                "Remove this video if decoding it alone hangs too; else give the store more threads.",
             ) from error
 
 

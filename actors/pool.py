@@ -86,7 +86,7 @@ class RolloutPool:
             raise ContractError(
                 "new batches of different prompts",
                 f"a repetition in batch {batch_id!r}",
-                "Give every batch an id of its own and each prompt once",
+                "Give every batch an id of its own and each prompt once.",
             )
         batch = self._batches[batch_id] = RequestBatch(ordered, n, call)
         names = self.fleet.live()
@@ -117,7 +117,7 @@ class RolloutPool:
             raise ContractError(
                 f"every one of {len(expected)} prompts of batch {batch_id!r} answered once",
                 f"{len(batch.answered)} answered, {len(never)} of them never",
-                "Report this with the rollout actors' logs",
+                "Report this with the rollout actors' logs.",
             )
 
     def ready(self, batch_id: Any) -> Iterator[Answers]:
@@ -226,5 +226,5 @@ def _check_answers(part: Part, n: int, answers: Answers) -> None:
             raise ContractError(
                 f"{n} samples or one failure per prompt asked for",
                 f"{got} for prompt {prompt_id!r} from rollout actor {part.actor!r}",
-                "Report this with the actor's log",
+                "Report this with the actor's log.",
             )

@@ -161,12 +161,12 @@ def check_expansion(request: PendingRequest, expanded: np.ndarray, tokens: Visua
         raise ContractError(
             "a prompt in which the engine replaced one placeholder by the video's tokens and nothing else",
             f"{len(places)} placeholders in {len(ids)} ids, {count} visual tokens in {len(expanded)} back",
-            "Send ids with exactly one unexpanded video placeholder",
+            "Send ids with exactly one unexpanded video placeholder.",
         )
     if request.visual_tokens not in (None, count):
         raise ContractError(
             f"{request.visual_tokens} visual tokens",
             f"{count} from the engine",
-            "Use the same processor and frames in all roles",
+            "Use the same processor and frames in all roles.",
         )
     return count

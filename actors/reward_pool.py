@@ -200,7 +200,7 @@ class RewardPool:
             raise DeadlineError(
                 f"a reward actor that is ready within {limit:g} s",
                 f"none from reward actor {slot.index}",
-                "Look at its log; raise cluster.collective_timeout_s if it is only slow",
+                "Look at its log; raise cluster.collective_timeout_s if it is only slow.",
             )
         self._replace(slot, f"did not score a batch within {limit:g} s (ppo.reward_timeout_s)")
 
@@ -277,5 +277,5 @@ def _check_keys(part: _Part, outcomes: dict[Key, Outcome]) -> None:
     keys = _keys(part.answers)
     if outcomes.keys() != keys:
         raise ContractError(
-            f"{len(keys)} scores for as many answers", f"{len(outcomes)}", "Report this with the reward actors' logs"
+            f"{len(keys)} scores for as many answers", f"{len(outcomes)}", "Report this with the reward actors' logs."
         )

@@ -202,7 +202,7 @@ class RolloutActor:
         request = self._probe_request(probe, (seed,))
         (result,) = self._engine.generate([request], sampling, version)
         if isinstance(result, Refused):
-            raise DataError("a prompt that the engine takes", result.reason, "Raise rollout.max_model_len")
+            raise DataError("a prompt that the engine takes", result.reason, "Raise rollout.max_model_len.")
         return replace(probe, response_ids=tuple(map(int, result[0].response_ids)))
 
     def probe(self, probes: Sequence[Probe], sampling: Sampling, version: int, fresh: bool = False) -> list[Probed]:
@@ -295,7 +295,7 @@ def _fetch_bucket(number: int, bucket: Any, timeout: float) -> Any:
         raise ContractError(
             f"bucket {number} of the published weights",
             f"{type(error).__name__} after waiting at most {timeout:g} s",
-            "Publish again; if it repeats, look at the learner's node and the network between the two",
+            "Publish again; if it repeats, look at the learner's node and the network between the two.",
         ) from error
 
 

@@ -61,5 +61,5 @@ class FrozenTower:
             raise ContractError(
                 "the published vision tower and projector to be those that the engine's features come from",
                 f"{different[0]!r} differs ({len(different)} tensors in all) in version {manifest.version}",
-                "Set rollout.vision=engine if they train",
+                "Set rollout.vision=engine if they train.",
             )

@@ -69,7 +69,7 @@ class WeightCheck:
             raise ContractError(
                 f"an adapter of rank {self.rank}, which this engine was started for",
                 f"one of rank {rank} (version {manifest.version})",
-                "Give learners and rollout actors one configuration, with one ppo.lora.r",
+                "Give learners and rollout actors one configuration, with one ppo.lora.r.",
             )
         tensors = {}
         for name, info in manifest.tensors.items():
@@ -79,7 +79,7 @@ class WeightCheck:
             raise ContractError(
                 f"{manifest.kind} weights of version {manifest.version} with the names, shapes and dtype of {self.path}",
                 problem,
-                "Start learners and rollout actors from the same model directory, with the same model.dtype and ppo.lora",
+                "Start learners and rollout actors from the same model directory, with the same model.dtype and ppo.lora.",
             )
 
     def _problem(self, tensors: Mapping[str, tuple[Shape, str]]) -> str | None:

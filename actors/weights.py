@@ -65,7 +65,7 @@ class EngineWeights:
         raise ContractError(
             f"weights of version {version} in the engine",
             present,
-            "Publish that version to this engine before sampling from it",
+            "Publish that version to this engine before sampling from it.",
         )
 
     def publish(self, manifest: Manifest, buckets: Sequence[Bucket]) -> Published:
@@ -119,14 +119,14 @@ class EngineWeights:
             raise ContractError(
                 f"{self.kind} weights, as this engine was built for",
                 f"{manifest.kind} weights",
-                "Set ppo.lora alike for learners and rollout actors",
+                "Set ppo.lora alike for learners and rollout actors.",
             )
         # names and shapes of another model of the same size would fit; empty: the sender does not say
         if manifest.base not in ("", self._base):
             raise ContractError(
                 f"weights that were trained from this engine's model, {self._check.path} ({self._base})",
                 f"weights of another base ({manifest.base})",
-                "Start learners and rollout actors from the same model directory",
+                "Start learners and rollout actors from the same model directory.",
             )
         self._check.check(manifest)
 
@@ -221,7 +221,7 @@ class EngineWeights:
         # vLLM returns False, without an error, while requests hold blocks: the old keys would then serve the new weights
         if not self.llm.reset_prefix_cache():
             raise ContractError(
-                "an idle engine to publish to", "requests in progress", "Publish after generate has returned"
+                "an idle engine to publish to", "requests in progress", "Publish after generate has returned."
             )
 
 
@@ -243,5 +243,5 @@ def _not_loaded(name: str, error: Exception | str) -> ContractError:
     return ContractError(
         f"{name} that vLLM can load",
         str(error),
-        "Publish names, shapes and adapter targets of the model directory that the engine was started with",
+        "Publish names, shapes and adapter targets of the model directory that the engine was started with.",
     )

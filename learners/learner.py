@@ -154,7 +154,7 @@ class Learner:
             raise ContractError(
                 f"something to train role {role!r} on in every step",
                 "nothing on any rank",
-                "Use larger batches, or data whose videos decode",
+                "Use larger batches, or data whose videos decode.",
             )
         return denominator
 
@@ -190,7 +190,7 @@ class Learner:
             raise NumericsError(
                 f"finite gradients for role {role.spec.name!r}",
                 f"{role.skipped} steps in a row that are not; in the last one: {named(names)}",
-                "Lower the learning rate, set model.dtype=float32, or correct those samples; --resume continues from the last checkpoint",
+                "Lower the learning rate, set model.dtype=float32, or correct those samples; --resume continues from the last checkpoint.",
             )
         return {"skipped_steps": (1.0, 1.0)}
 

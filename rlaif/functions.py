@@ -16,7 +16,7 @@ def load_function(path: str) -> Callable:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
-            "a function as `package.module:name`", f"{path!r} ({error})", "Correct the path, or set PYTHONPATH"
+            "a function as `package.module:name`", f"{path!r} ({error})", "Correct the path, or set PYTHONPATH."
         ) from error
 
 

@@ -90,7 +90,7 @@ def run_data_shapes(args: argparse.Namespace) -> None:
         raise DataError(
             "a folder that takes the dataset",
             f"{args.out}: {error.strerror or error}",
-            "Give a folder that you may write to as --out",
+            "Give a folder that you may write to as --out.",
         ) from error
     rows = [f"{count} rows in {name}.jsonl" for name, count in counts.items()]
     print(f"{args.out}: {', '.join(rows)}")

@@ -84,9 +84,9 @@ def run_options(args: argparse.Namespace) -> None:
     text = listing(args.section)
     if text is None:
         near = nearest(args.section)
-        fix = "Run `rlaif options`, which lists all"
+        fix = "Run `rlaif options`, which lists all."
         if near:
-            fix = f"Type {' or '.join(near)}; `rlaif options` lists all"
+            fix = f"Type {' or '.join(near)}; `rlaif options` lists all."
         raise ConfigError("the name of an option or a section", repr(args.section), fix)
     print(text)
 

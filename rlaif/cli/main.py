@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
 def no_space(error: OSError) -> RlaifError:
     """Return the error for a disk that is full, which may be the one that standard output is written to."""
     reason = f"{error.strerror}: {error.filename or 'standard output, or a file of this command'}"
-    return RlaifError("free disk space", reason, "Free space on that disk, or write to another one")
+    return RlaifError("free disk space", reason, "Free space on that disk, or write to another one.")
 
 
 def leave(code: int) -> int:

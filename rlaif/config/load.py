@@ -30,7 +30,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), scope: Scope = 
     config, problems, _ = examine(path, overrides, scope)
     if problems or config is None:
         raise ConfigError(
-            f"a configuration that can run ({path})", bullets(problems), "Correct the options named above"
+            f"a configuration that can run ({path})", bullets(problems), "Correct the options named above."
         )
     return config
 

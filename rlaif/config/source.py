@@ -21,18 +21,18 @@ def read_yaml(path: Path) -> dict:
         raise ConfigError(
             "a YAML configuration file",
             f"no file at {path}",
-            "Correct the path (configs/ has examples), or write a configuration with `rlaif init DIR`",
+            "Correct the path (configs/ has examples), or write a configuration with `rlaif init DIR`.",
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "bytes that are no text"
-        raise ConfigError("a YAML configuration file", f"{path}: {reason}", "Correct the path") from None
+        raise ConfigError("a YAML configuration file", f"{path}: {reason}", "Correct the path.") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"valid YAML in {path}", _place_of(error), "Correct the line named above") from None
+        raise ConfigError(f"valid YAML in {path}", _place_of(error), "Correct the line named above.") from None
     if not isinstance(raw, dict):
         raise ConfigError(
             f"a mapping of options in {path}",
             type(raw).__name__,
-            "Write `key: value` lines at the top level of the file",
+            "Write `key: value` lines at the top level of the file.",
         )
     return raw
 
@@ -42,10 +42,10 @@ def _folder_error(path: Path) -> ConfigError:
     config = path / "config.yaml"
     marks = ("metrics.jsonl", "checkpoints", ".lock")
     if config.is_file() and any((path / mark).exists() for mark in marks):
-        fix = f"Give the path {config}, the configuration that this run was started with"
+        fix = f"Give the path {config}, the configuration that this run was started with."
         return ConfigError("a YAML configuration file", f"the run directory {path}", fix)
     files = sorted(file.name for file in path.glob("*.y*ml"))
-    fix = f"Give the path {path / files[0]}" if files else "Write a configuration with `rlaif init DIR`"
+    fix = f"Give the path {path / files[0]}." if files else "Write a configuration with `rlaif init DIR`."
     return ConfigError("a YAML configuration file", f"the folder {path}", fix)
 
 
@@ -60,7 +60,7 @@ def apply_override(raw: dict, override: str) -> None:
     """Set an option given as `key.sub=value`. Raises ConfigError if the argument is not of that form."""
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise ConfigError("overrides as key.sub=value", repr(override), "Write the argument as key=value")
+        raise ConfigError("overrides as key.sub=value", repr(override), "Write the argument as `key=value`.")
     value = _parse_value(key, text)
     *parents, last = key.split(".")
     node = raw
@@ -80,5 +80,5 @@ def _parse_value(key: str, text: str) -> Any:
     try:
         return load_yaml(text)
     except yaml.YAMLError as error:
-        fix = "Correct the argument (quote it for the shell)"
+        fix = "Correct the argument (quote it for the shell)."
         raise ConfigError(f"a YAML value for {key}", _place_of(error), fix) from None

@@ -70,7 +70,7 @@ def write_config(
         folder.mkdir(parents=True, exist_ok=True)
         target.write_text(text)
     except OSError as error:
-        reason, fix = f"{target}: {error.strerror or error}", "Give the path of a folder that you may write to"
+        reason, fix = f"{target}: {error.strerror or error}", "Give the path of a folder that you may write to."
         raise ConfigError("a folder that can be written", reason, fix) from error
     return target, files
 
@@ -80,18 +80,18 @@ def _check_folder(folder: Path, force: bool) -> None:
     target = folder / NAME
     # Most file systems allow 255 bytes; beyond that even `exists` raises.
     if len(os.fsencode(folder.name)) > 255:
-        raise ConfigError("a folder with a name of at most 255 bytes", folder.name, "Give a shorter name")
+        raise ConfigError("a folder with a name of at most 255 bytes", folder.name, "Give a shorter name.")
     if folder.exists() and not folder.is_dir():
-        raise ConfigError("a folder to write a configuration into", f"the file {folder}", "Give the path of a folder")
+        raise ConfigError("a folder to write a configuration into", f"the file {folder}", "Give the path of a folder.")
     if target.is_dir():
-        raise ConfigError(f"a file, or nothing, at {target}", "a folder", "Give another folder, or move that one")
+        raise ConfigError(f"a file, or nothing, at {target}", "a folder", "Give another folder, or move that one.")
     # `lexists`, because a link to a file that does not exist would be replaced or followed.
     if os.path.lexists(target) and not force:
         raise ConfigError(
-            f"no {NAME} in {folder}", "one that is there", "Add --force to replace it, or give another folder"
+            f"no {NAME} in {folder}", "one that is there", "Add --force to replace it, or give another folder."
         )
     if reason := why_not_writable(folder):
-        raise ConfigError("a folder that can be written", reason, "Give the path of a folder that you may write to")
+        raise ConfigError("a folder that can be written", reason, "Give the path of a folder that you may write to.")
 
 
 def row_files(folder: Path) -> dict[str, RowFile]:

@@ -128,7 +128,7 @@ def _write(
         # of a link, the file that it leads to is replaced
         write_rows(target.resolve(), _checked_at_end(rows, conversion.report, allow_cut), schema)
     except OSError as error:
-        expected, fix = "a file that can be written as OUT", "give another path as OUT"
+        expected, fix = "a file that can be written as OUT", "Give another path as OUT."
         raise DataError(expected, f"{target}: {error}", fix) from error
 
 
@@ -142,16 +142,16 @@ def _refuse_bad(rows: Iterable[Fields | RowFailure], target: Path) -> Iterator[F
     for row in rows:
         if isinstance(row, RowFailure):
             problem = f"{row.reason}: {row.row}, which would be gone"
-            raise DataError(f"only good rows in {target}, which is IN and OUT", problem, "name another file as OUT")
+            raise DataError(f"only good rows in {target}, which is IN and OUT", problem, "Name another file as OUT.")
         yield row
 
 
 def _check_kinds(form: Format, written: Format, dimension: str | None) -> None:
     if form.kind != written.kind:
         kinds = f"{form.name} holds {form.kind}, {written.name} {written.kind}"
-        raise DataError(f"a format of {form.kind} to convert to", kinds, "change --to")
+        raise DataError(f"a format of {form.kind} to convert to", kinds, "Change --to.")
     if dimension is not None and form.kind != "pairs":
-        raise DataError("preference pairs for --dimension", f"{form.name} holds {form.kind}", "leave it out")
+        raise DataError("preference pairs for --dimension", f"{form.name} holds {form.kind}", "Leave it out.")
 
 
 def _count_unshown(
@@ -192,5 +192,5 @@ def _checked_at_end(rows: Iterable[Fields | RowFailure], report: Report, allow_c
     for reason in ENDED:
         for bad_row in report.skipped.get(reason, ()):
             place = f"{report.kept:,} rows before the place where it ends: {bad_row}"
-            fix = "give the whole file, or add --allow-cut to write the rows before that place"
+            fix = "Give the whole file, or add --allow-cut to write the rows before that place."
             raise DataError(f"a whole file at {report.path}", place, fix)

@@ -53,7 +53,7 @@ def kind(path: str | Path) -> str:
     for ending in KINDS:
         if name.endswith(ending):
             return ending
-    raise DataError(f"a file that ends in {', '.join(KINDS)}", str(path), "rename or convert the file")
+    raise DataError(f"a file that ends in {', '.join(KINDS)}", str(path), "Rename or convert the file.")
 
 
 def unit(path: str | Path) -> str:
@@ -83,7 +83,7 @@ def read_rows(path: str | Path, meter: Meter | None = None) -> Rows:
 def _check_regular(path: Path) -> None:
     """Raise DataError for a pipe, a device or a folder: reading one may never return."""
     if path.exists() and not path.is_file():
-        raise DataError(f"a regular file of rows at {path}", "a pipe, device or folder", "write the rows to a file")
+        raise DataError(f"a regular file of rows at {path}", "a pipe, device or folder", "Write the rows to a file.")
 
 
 def _read_text(path: Path, parse: Callable[[BufferedIOBase, Path], Rows], meter: Meter) -> Rows:
@@ -100,7 +100,7 @@ def _read_text(path: Path, parse: Callable[[BufferedIOBase, Path], Rows], meter:
                 meter.to(raw.tell(), size)
     # ValueError: a path with a NUL character
     except (OSError, ValueError) as error:
-        raise DataError(f"a file of rows at {path}", str(error), "check the path") from error
+        raise DataError(f"a file of rows at {path}", str(error), "Check the path.") from error
 
 
 def _check_content(start: bytes, path: Path) -> None:
@@ -109,7 +109,7 @@ def _check_content(start: bytes, path: Path) -> None:
         if start.startswith(magic):
             raise DataError(f"text in {path}", content, fix)
     if start.startswith(UTF_16) or b"\x00" in start[:4]:
-        fix = "convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW"
+        fix = "Convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW."
         raise DataError(f"UTF-8 text in {path}", "not UTF-8 but UTF-16 or UTF-32", fix)
 
 
@@ -145,7 +145,7 @@ def _check_no_list(line: bytes, path: Path) -> None:
     """
     text = line.removeprefix(codecs.BOM_UTF8)
     if text.strip() == b"{":
-        fix = "write each object in one line: jq -c . FILE > NEW"
+        fix = "Write each object in one line: jq -c . FILE > NEW."
         raise DataError(f"one JSON object per line in {path}", "an object over several lines", fix)
     if not text.lstrip().startswith(b"["):
         return
@@ -156,7 +156,7 @@ def _check_no_list(line: bytes, path: Path) -> None:
         value = None
     if not isinstance(value, list) or any(isinstance(item, dict) for item in value):
         ending = ".json.gz" if path.name.lower().endswith(".gz") else ".json"
-        raise DataError(f"one JSON object per line in {path}", "one JSON list", f"let its name end in {ending}")
+        raise DataError(f"one JSON object per line in {path}", "one JSON list", f"Let its name end in {ending}.")
 
 
 def _line(line: bytes, number: int, offset: int) -> Row | RowFailure:
@@ -266,4 +266,4 @@ def _json(row: dict[str, Any]) -> bytes:
         # json would write NaN, which is no JSON and which our own reader refuses
         return json.dumps(row, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
-        raise DataError("rows that JSON can hold", str(error), "write them to a .parquet file") from error
+        raise DataError("rows that JSON can hold", str(error), "Write them to a .parquet file.") from error

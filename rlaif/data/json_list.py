@@ -60,9 +60,9 @@ def elements(file: BufferedIOBase, name: str) -> Iterator[Any]:
     text = _Window(file)
     mark = text.mark()
     if not mark:
-        raise DataError(f"one JSON list in {name}", f"an empty file{text.ended or ''}", "Give a file with rows in it")
+        raise DataError(f"one JSON list in {name}", f"an empty file{text.ended or ''}", "Give a file with rows in it.")
     if mark != "[":
-        fix = "Name a file of one row per line .jsonl. If an object holds the list, write the list alone"
+        fix = "Name a file of one row per line .jsonl. If an object holds the list, write the list alone."
         raise DataError(f"one JSON list in {name}", f"{mark!r} at its start", fix)
     mark = text.mark(skip=1)
     if mark == "]":

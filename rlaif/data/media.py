@@ -25,7 +25,7 @@ from rlaif.data.videos import UNUSABLE, video_path
 from rlaif.errors import DataError
 from rlaif.video.folder import IMAGES, frames_in
 
-GIVE = "give one with --media DIR; to a stage, with agreement.media (a local path)"
+GIVE = "Give one with --media DIR; to a stage, with agreement.media (a local path)."
 ENDINGS = {b"\x89PNG": ".png", b"RIFF": ".webp"}
 """Endings of stored images by their first bytes; any other is a .jpg: the reader goes by content."""
 SHARED_IMAGES = 4096

@@ -37,7 +37,7 @@ def read_parquet(path: Path, meter: Meter | None = None) -> Iterator[Row | RowFa
                 meter.to(number, file.metadata.num_rows)
     except (pa.ArrowException, OSError, ValueError) as error:
         if not _is_file(path):
-            raise DataError(f"a parquet file at {path}", str(error), "check the path") from error
+            raise DataError(f"a parquet file at {path}", str(error), "Check the path.") from error
         # the index of a parquet file is at its end: nothing of a cut file can be read
         detail = f"{path.stat().st_size:,} bytes: {str(error).splitlines()[0]}"
         yield reject(Row(number + 1, {}, "row"), None, RowError("file damaged", detail))
@@ -54,7 +54,7 @@ def _check_names(names: list[str], path: Path) -> None:
     """Raise DataError for two columns of one name: a row could hold one of them only."""
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
-        raise DataError(f"columns of different names in {path}", f"{excerpt(repeated[0])} twice", "rename one of them")
+        raise DataError(f"columns of different names in {path}", f"{excerpt(repeated[0])} twice", "Rename one of them.")
 
 
 def _rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
@@ -162,13 +162,13 @@ def _batches(rows: Iterable[Fields]) -> Iterator[list[Fields]]:
 def widened(schema: pa.Schema | None, rows: list[Fields], path: Path) -> pa.Schema:
     """Return the schema with a column for every further key of the rows."""
     if schema is None:
-        raise DataError("a format with columns", f"{path.name} for nested rows", "name the file .json or .jsonl")
+        raise DataError("a format with columns", f"{path.name} for nested rows", "Name the file .json or .jsonl.")
     for name in _new_names(rows, schema.names):
         try:
             values = [row.get(name) for row in rows]
             schema = schema.append(pa.field(name, pa.infer_type(values)))
         except pa.ArrowException as error:
-            raise DataError(f"one type in column {name!r} of {path}", str(error), "write .jsonl instead") from error
+            raise DataError(f"one type in column {name!r} of {path}", str(error), "Write .jsonl instead.") from error
     return schema
 
 
@@ -180,4 +180,4 @@ def _table(rows: list[Fields], schema: pa.Schema, path: Path) -> pa.Table:
             raise pa.ArrowInvalid(f"columns {new} that the first rows do not have")
         return pa.Table.from_pylist(rows, schema)
     except (pa.ArrowException, UnicodeError) as error:
-        raise DataError(f"rows that fit the columns of {path}", str(error), "write .jsonl instead") from error
+        raise DataError(f"rows that fit the columns of {path}", str(error), "Write .jsonl instead.") from error

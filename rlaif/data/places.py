@@ -20,10 +20,10 @@ def check_local(**paths: Path | str | None) -> None:
         option = _option(name)
         if _SCHEME.match(str(path)):
             uri = re.sub(":/(?=[^/])", "://", str(path), count=1)
-            fix = f"copy what is there to a local folder and give its path as {option}"
+            fix = f"Copy what is there to a local folder and give its path as {option}."
             raise DataError(f"a local path as {option}", f"the URI {uri}", fix)
         if "\0" in str(path):
-            raise DataError(f"a path as {option}", "a NUL character in it", "remove the character")
+            raise DataError(f"a path as {option}", "a NUL character in it", "Remove the character.")
 
 
 def _option(name: str) -> str:
@@ -34,7 +34,7 @@ def check_folder(name: str, path: Path | None, exists: bool) -> None:
     """Raise DataError unless `path` is a folder, or (unless `exists`) may become one."""
     if path is None or path.is_dir():
         return
-    expected, fix = f"a folder as {_option(name)}", f"give a folder as {_option(name)}"
+    expected, fix = f"a folder as {_option(name)}", f"Give a folder as {_option(name)}."
     if exists:
         what = "a file" if path.exists() else "nothing"
         raise DataError(expected, f"{what} at {path}", fix)
@@ -46,14 +46,14 @@ def check_folder(name: str, path: Path | None, exists: bool) -> None:
 def check_target(path: Path) -> None:
     """Raise DataError for a file that cannot be written."""
     if path.is_dir():
-        raise DataError("a file to write as OUT", f"the folder {path}", "name a file in it")
+        raise DataError("a file to write as OUT", f"the folder {path}", "Name a file in it.")
     _check_parent("OUT", path)
 
 
 def _check_parent(name: str, path: Path) -> None:
     """Raise DataError unless the closest thing above `path` is a folder that can be written to."""
     option = _option(name)
-    fix = f"give another path as {option}"
+    fix = f"Give another path as {option}."
     above = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
     if not above.is_dir():
         raise DataError(f"a path below a folder as {option}", f"the file {above}", fix)

@@ -115,7 +115,7 @@ class PreferencePair:
         if dimension not in self.signs:
             names = excerpt(", ".join(sorted(self.signs)), 300)
             expected = f"a dimension of pair {excerpt(self.pair_id)!r}: {names}"
-            raise DataError(expected, repr(dimension), "choose one of these dimensions")
+            raise DataError(expected, repr(dimension), "Choose one of these dimensions.")
         sign = self.signs[dimension]
         pair = self if sign == 1 else self._with_sides_exchanged()
         signs = {name: sign * other for name, other in self.signs.items()}
@@ -128,7 +128,7 @@ class PreferencePair:
             for score in added:
                 build_row(_ScoreForm, score)
         except RowError as error:
-            fix = 'give {"value": number, "from": who scored}'
+            fix = 'Give {"value": number, "from": who scored}.'
             raise DataError(f"a score for pair {self.pair_id!r}", error.detail, fix) from error
         return replace(self, scores=self.scores + added)
 

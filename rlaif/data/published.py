@@ -33,7 +33,7 @@ def source_file(path: Path) -> Path:
     files = sorted(path.glob("config*.json*"))
     if len(files) != 1:
         names = ", ".join(file.name for file in files) or "none"
-        raise DataError(f"a file, or a folder with one config*.json in it, at {path}", names, "name the file")
+        raise DataError(f"a file, or a folder with one config*.json in it, at {path}", names, "Name the file.")
     return files[0]
 
 

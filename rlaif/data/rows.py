@@ -215,7 +215,7 @@ class Report:
             return
         summary = self.summary() if self.skipped else "no rows at all"
         expected = "only good rows, as data.strict asks for," if strict and self.kept else "at least one good row"
-        raise DataError(f"{expected} in {self.path}", summary, "correct the rows, or give another file")
+        raise DataError(f"{expected} in {self.path}", summary, "Correct the rows, or give another file.")
 
 
 # -- what a row must look like

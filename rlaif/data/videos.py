@@ -40,12 +40,12 @@ def video_path(root: str | Path, video: str) -> Path:
     is_whole = os.path.isabs(video) or "://" in video
     location = video if is_whole else f"{root}/{video}"
     if "://" in location:
-        fix = "copy the videos to a file system that every node sees; data.root is that folder"
+        fix = "Copy the videos to a file system that every node sees; data.root is that folder."
         raise DataError("a video at a local path", f"the URI {location}", fix)
     # normpath and not resolve, which would follow links
     inside = os.path.normpath(video)
     if inside == ".." or inside.startswith("../"):
-        fix = "move the video into data.root, or give its full path"
+        fix = "Move the video into data.root, or give its full path."
         raise DataError(f"a path inside {root}", f"video {video!r}", fix)
     return Path(root) / inside
 

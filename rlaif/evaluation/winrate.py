@@ -106,7 +106,7 @@ def win_matrix(scores: Scores, models: Sequence[str] | None = None) -> WinMatrix
         raise DataError(
             f"scores of {', '.join(names)}",
             f"none of {', '.join(unknown)}",
-            "Correct the scores, or choose other models",
+            "Correct the scores, or choose other models.",
         )
     prompts = sorted(set().union(*(scores[name] for name in names)))
     table = np.full((len(names), len(prompts)), np.nan)

@@ -39,7 +39,7 @@ def api_key(server: Server) -> str | None:
         raise ConfigError(
             f"the API key for {server.address} in the environment variable {server.api_key_env}",
             f"{problem} there",
-            f"Set {server.api_key_env} in the environment of the command that asks the judge",
+            f"Set {server.api_key_env} in the environment of the command that asks the judge.",
         )
     return key
 
@@ -80,7 +80,7 @@ def check_answering_model(server: Server, answer: ChatCompletion) -> None:
         raise ContractError(
             f"answers of {server.model!r} from {server.address}",
             f"an answer of {answer.model[:200]!r}",
-            "Set `model` of the judge to the name that the server's answers carry",
+            "Set `model` of the judge to the name that the server's answers carry.",
         )
 
 
@@ -125,7 +125,7 @@ def _untrusted(server: Server, problem: str) -> NoReturn:
     raise ConfigError(
         f"a certificate for {server.address} that this machine trusts",
         problem,
-        "Correct the server's certificate, or set SSL_CERT_FILE for an authority of your own",
+        "Correct the server's certificate, or set SSL_CERT_FILE for an authority of your own.",
     )
 
 
@@ -162,14 +162,14 @@ def _failure_of_status(server: Server, response: _Response) -> RequestFailure:
         raise ConfigError(
             f"the model {server.model!r} at {server.address}",
             f"404: {error_message(data)}",
-            f"Set model to a name that {server.address}/models lists, or correct url, which mostly ends in /v1",
+            f"Set model to a name that {server.address}/models lists, or correct url, which mostly ends in `/v1`.",
         )
     if 300 <= status < 400:
         # Questions and the key go to the configured address only.
         raise ConfigError(
             f"an answer from {server.address}",
             f"a redirect ({status}), which is not followed",
-            "Set url to the address that the server itself has",
+            "Set url to the address that the server itself has.",
         )
     reason = f"{status}: {error_message(data)}"
     if status in TRANSIENT or status >= 500:
@@ -183,10 +183,10 @@ def _no_access(server: Server, status: int) -> NoReturn:
     name = server.api_key_env
     if name:
         problem = f"{status} with the key in the environment variable {name}"
-        fix = f"Correct the value of {name}, or the account behind it"
+        fix = f"Correct the value of {name}, or the account behind it."
     else:
         problem = f"{status} with no API key"
-        fix = "Set api_key_env to the NAME of a variable with a key"
+        fix = "Set api_key_env to the NAME of a variable with a key."
     raise ConfigError(f"access to {server.model!r} at {server.address}", problem, fix)
 
 

@@ -45,7 +45,7 @@ class ChatRequest:
         distinct = {choice.strip() for choice in self.choices}
         if "" in self.choices or len(distinct) < len(self.choices):
             raise ContractError(
-                "choices that differ by more than spaces", repr(self.choices), f"Change the choices of {self.key!r}"
+                "choices that differ by more than spaces", repr(self.choices), f"Change the choices of {self.key!r}."
             )
 
 
@@ -104,7 +104,7 @@ def media_type(image: bytes) -> str:
         if image.startswith(magic):
             return name
     content = f"{len(image)} bytes that begin with {image[:8]!r}"
-    raise ContractError("a PNG or JPEG file", content, "Encode the frames with `encode_frames`")
+    raise ContractError("a PNG or JPEG file", content, "Encode the frames with `encode_frames`.")
 
 
 def messages(turns: Sequence[Turn]) -> list[dict]:

@@ -144,7 +144,7 @@ class AnswerCache:
         return ConfigError(
             f"a folder for answers at {self._folder}",
             str(error),
-            "Set cache to a folder that can be written, or change its permissions",
+            "Set cache to a folder that can be written, or change its permissions.",
         )
 
 
@@ -218,7 +218,7 @@ class _Run:
             raise ContractError(
                 f"at most {self.server.max_images} images in a question",
                 f"{images} in {request.key!r}",
-                "Use fewer frames, or raise max_images (and the server's own limit)",
+                "Use fewer frames, or raise max_images (and the server's own limit).",
             )
 
     async def _ask(self, request: ChatRequest) -> ChatCompletion | RequestFailure:

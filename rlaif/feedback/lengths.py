@@ -66,7 +66,7 @@ def balance(chosen: Sequence[int], rejected: Sequence[int], mode: BalanceMode) -
     stays. Raises ConfigError for another mode.
     """
     if mode not in ("off", "rejected", "symmetric"):
-        raise ConfigError("lengths: off, rejected or symmetric", repr(mode), "Set lengths to one of these")
+        raise ConfigError("lengths: off, rejected or symmetric", repr(mode), "Set lengths to one of these.")
     chosen_words, rejected_words = np.asarray(chosen, float), np.asarray(rejected, float)
     before = lengths(chosen_words, rejected_words)
     everything = np.ones(len(chosen_words), bool)

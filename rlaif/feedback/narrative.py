@@ -30,7 +30,7 @@ def clips(total_frames: int, options: Caption) -> list[list[int]]:
     Raises DataError for a video without frames.
     """
     if total_frames < 1:
-        raise DataError("a video of at least one frame", f"{total_frames}", "Replace the video, or remove its rows")
+        raise DataError("a video of at least one frame", f"{total_frames}", "Replace the video, or remove its rows.")
     count = min(options.count, total_frames)
     if options.unit == "clip":
         # Integer arithmetic: the same edges on every machine, and part lengths that differ by one at most.
@@ -96,7 +96,7 @@ def _question(options: Caption, question: str) -> str:
         raise ContractError(
             "a question, as captions are conditioned on it",
             "none",
-            "Give the question, or set caption.conditioned: false",
+            "Give the question, or set caption.conditioned: false.",
         )
     return fill(options.question_slot, question=question)
 

@@ -73,12 +73,12 @@ class PairOptions:
 
     def __post_init__(self) -> None:
         if self.choose not in ("best_worst", "all"):
-            raise ConfigError("choose: best_worst or all", repr(self.choose), "Set choose to one of these")
+            raise ConfigError("choose: best_worst or all", repr(self.choose), "Set choose to one of these.")
         # `not >=` rather than `<`: a margin that is NaN is refused too.
         if not self.margin >= 0 or self.min_words < 0 or (self.per_prompt is not None and self.per_prompt < 1):
             values = f"margin {self.margin}, min_words {self.min_words}, per_prompt {self.per_prompt}"
             raise ConfigError(
-                "margin and min_words of 0 or more, per_prompt of 1 or more", values, "Correct these options"
+                "margin and min_words of 0 or more, per_prompt of 1 or more", values, "Correct these options."
             )
 
 
@@ -171,14 +171,14 @@ def _check(candidates: Sequence[Candidate]) -> None:
     for before, candidate in itertools.pairwise(candidates):
         if _place(candidate) == _place(before):
             repeat = f"prompt {candidate.prompt_id!r}, sample {candidate.sample_index} twice"
-            raise ContractError("each candidate once", repeat, "Collect each candidate once")
+            raise ContractError("each candidate once", repeat, "Collect each candidate once.")
         content, content_before = (candidate.video, candidate.question), (before.video, before.question)
         if candidate.prompt_id == before.prompt_id and content != content_before:
             both = f"{before.video!r}, {before.question!r} and {candidate.video!r}, {candidate.question!r}"
             raise ContractError(
                 f"one video and question in prompt {candidate.prompt_id!r}",
                 both,
-                "Give different prompts different ids",
+                "Give different prompts different ids.",
             )
 
 

@@ -41,7 +41,7 @@ class Store(Generic[K]):
             raise ConfigError(
                 "a store that can be appended to",
                 str(place),
-                "Give a path on a file system, such as below RunDir.path; copy the file to the bucket when it is done",
+                "Give a path on a file system, such as below RunDir.path; copy the file to the bucket when it is done.",
             )
         self.path, self.torn = place.local, 0
         self._key, self._unfinished = key, unfinished
@@ -88,7 +88,9 @@ class Store(Generic[K]):
             key = self._key(row)
             if not self._accepts(key) or key in added:
                 raise ContractError(
-                    f"each key once in {self.path}", f"{key!r} again", "Append only the rows of keys that are `missing`"
+                    f"each key once in {self.path}",
+                    f"{key!r} again",
+                    "Append only the rows of keys that are `missing`.",
                 )
             added[key] = row
         if added:
@@ -122,7 +124,7 @@ class Store(Generic[K]):
             raise ContractError(
                 f"no other process that writes to {self.path}",
                 f"{size} bytes, not the {self._file_size} of before",
-                "Open a store in one process at a time, and open it again after another has written",
+                "Open a store in one process at a time, and open it again after another has written.",
             )
 
     def _load(self) -> int:
@@ -151,7 +153,7 @@ class Store(Generic[K]):
         row = _object(line)
         if row is None:
             start = repr(line[:60].decode(errors="replace"))
-            raise DataError(f"a JSON object in line {number} of {self.path}", start, "Remove or correct the line")
+            raise DataError(f"a JSON object in line {number} of {self.path}", start, "Remove or correct the line.")
         return row
 
     def _take(self, number: int, row: Row) -> None:
@@ -162,11 +164,11 @@ class Store(Generic[K]):
             raise DataError(
                 f"a key in line {number} of {self.path}",
                 f"{type(error).__name__}: {error}",
-                "Remove the line, or use another file",
+                "Remove the line, or use another file.",
             ) from error
         if not self._accepts(key):
             repeat = f"line {number} repeats {key!r} of line {self._lines[key]}"
-            raise DataError(f"each key once in {self.path}", repeat, "Remove one of the lines")
+            raise DataError(f"each key once in {self.path}", repeat, "Remove one of the lines.")
         self._put(key, row)
         self._lines[key] = number
 
@@ -187,7 +189,9 @@ def caption_key(video_sha256: str, frames_hash: str, captioner: str, prompt_vers
     parts = {"video": video_sha256, "frames": frames_hash, "captioner": captioner, "prompt": prompt_version}
     empty = [name for name, part in parts.items() if not part]
     if empty:
-        raise ContractError("a caption key without empty parts", f"no {', '.join(empty)}", "Give every part of the key")
+        raise ContractError(
+            "a caption key without empty parts", f"no {', '.join(empty)}", "Give every part of the key."
+        )
     # A JSON list, not joined text: parts cannot run into each other.
     content = json.dumps([*parts.values(), question])
     return hashlib.sha256(content.encode()).hexdigest()[:32]

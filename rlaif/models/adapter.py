@@ -163,5 +163,5 @@ def _misfit(option: str, adapter: ModelDir, problem: str) -> ConfigError:
     return ConfigError(
         f"{option}: an adapter that fits the model it names as its base",
         f"{adapter.path!r}: {problem}",
-        f"Use another adapter, or correct base_model_name_or_path in its {SETTINGS}",
+        f"Use another adapter, or correct base_model_name_or_path in its {SETTINGS}.",
     )

@@ -47,7 +47,7 @@ def _require_model(option: str, model: ModelDir, served_adapter: str | None = No
         raise ConfigError(
             f"{served_adapter} null (full weights) for a {family.model_type} policy: vLLM serves no adapters for it",
             f"an adapter in {served_adapter}",
-            f"Set {served_adapter}=null, or set {option} to a model of another family",
+            f"Set {served_adapter}=null, or set {option} to a model of another family.",
         )
     # last: it reads the folder, which a hub name does not have
     _require_safetensors(option, model)
@@ -66,9 +66,9 @@ def _require_folder(model: ModelDir) -> None:
 def _no_model(option: str, model: ModelDir, error: Exception) -> ConfigError:
     message = str(error).strip()
     first_line = message.splitlines()[0] if message else type(error).__name__
-    fix = f"Set {option} to a model, or run the stage that makes it first"
+    fix = f"Set {option} to a model, or run the stage that makes it first."
     if "does not recognize this architecture" in message:
-        fix = f"{fix}; {NEW_FAMILY}"
+        fix = f"{fix}; {NEW_FAMILY}."
     return ConfigError(
         f"{option}: a Hugging Face model directory, URI or hub name", f"{model.path!r}: {first_line}", fix
     )
@@ -87,22 +87,22 @@ def _require_adapter(option: str, adapter: ModelDir, is_allowed: bool) -> None:
         raise ConfigError(
             f"{option}: a whole model",
             f"{path!r}, an adapter on {base.path!r}",
-            f'Merge it, and set {option} to the result: python -c "from rlaif.models.merged import write_merged; '
-            f"write_merged({path!r}, 'FOLDER')\"",
+            f'Merge it, and set {option} to the result: `python -c "from rlaif.models.merged import write_merged; '
+            f"write_merged({path!r}, 'FOLDER')\"`.",
         )
     if not (folder / ADAPTER).is_file():
         others = ", ".join(_file_names(folder, "adapter_model.*")) or "no weights"
         raise ConfigError(
             f"{option}: {ADAPTER} in the adapter's folder",
             f"{path!r} with {others}; a pickled adapter could run code",
-            f"Set {option} to another adapter, or convert this one if you trust it: PeftModel.save_pretrained(...) writes safetensors",
+            f"Set {option} to another adapter, or convert this one if you trust it: PeftModel.save_pretrained(...) writes safetensors.",
         )
     problem = merge_problem(adapter.settings) or _other_weights(folder)
     if problem:
         raise ConfigError(
             f"{option}: a LoRA adapter that can be added to the weights of a base that it names",
             f"{path!r} with {problem}",
-            f"Set {option} to another adapter",
+            f"Set {option} to another adapter.",
         )
     # the base first: only then are there names and shapes to compare the adapter's with
     require_base(f"{option}, base_model_name_or_path in {folder / SETTINGS}", path, base)
@@ -122,14 +122,14 @@ def require_base(option: str, export: str, base: ModelDir) -> None:
             f"{option}: a Hugging Face model directory at {base.path}{place}",
             f"no such folder; {export} was made on a base that is not there any more, or was moved without it",
             f"Put the base back, move it along with the export, or name its folder in the export's {RECORD} and "
-            f"{SETTINGS} or reward.json",
+            f"{SETTINGS} or reward.json.",
         )
     _require_model(option, base)
     if record is not None and base.fingerprint != record.fingerprint:
         raise ConfigError(
             f"{option}: the model that {export} was trained on (fingerprint {record.fingerprint})",
             f"another one at {base.path} (fingerprint {base.fingerprint})",
-            f"Put the model back that was at {record.path}, or train again on this one",
+            f"Put the model back that was at {record.path}, or train again on this one.",
         )
 
 
@@ -159,5 +159,5 @@ def _require_safetensors(option: str, model: ModelDir) -> None:
             f"{option}: weights in *.safetensors files",
             f"{model.path!r} with {', '.join(others[:3])}, which would have to be unpickled",
             f"Set {option} to another model, or convert this one if you trust it: "
-            "from_pretrained(...).save_pretrained(...) writes safetensors",
+            "from_pretrained(...).save_pretrained(...) writes safetensors.",
         )

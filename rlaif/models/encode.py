@@ -196,7 +196,7 @@ class Encoder:
         marks = self.marks(ids)
         if len(marks) != 1:
             raise ContractError(
-                "one video placeholder in the prompt", f"{len(marks)}", "Remove media tokens from the question"
+                "one video placeholder in the prompt", f"{len(marks)}", "Remove media tokens from the question."
             )
         place = marks[0]
         before, after = ids[:place], ids[place + 1 :]
@@ -213,7 +213,7 @@ class Encoder:
             if token in ids:
                 name = self.tokenizer.convert_ids_to_tokens(token)
                 raise ContractError(
-                    "no media placeholder in a text after the video", repr(name), "Correct the text of that turn"
+                    "no media placeholder in a text after the video", repr(name), "Correct the text of that turn."
                 )
 
 

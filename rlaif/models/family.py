@@ -209,7 +209,7 @@ def family_of(config: PretrainedConfig) -> Family:
         raise ConfigError(
             f"a video-language family that is known here ({', '.join(sorted(FAMILIES))})",
             f"model_type {config.model_type!r}",
-            f"Set the option to a model of a known family; {NEW_FAMILY}",
+            f"Set the option to a model of a known family; {NEW_FAMILY}.",
         )
     return FAMILIES[config.model_type]
 
@@ -223,7 +223,7 @@ def engine_video_of(config: PretrainedConfig) -> EngineVideo:
         raise ConfigError(
             f"rollout.vision: engine for a {config.model_type} policy: vLLM takes features of videos for {names} only",
             "rollout.vision: shared",
-            "Set rollout.vision=engine, or ppo.policy to another model",
+            "Set rollout.vision=engine, or ppo.policy to another model.",
         )
     return engine_video
 
@@ -254,7 +254,7 @@ def _mark_ids(path: str, marks: tuple[str, ...]) -> tuple[int, ...]:
         raise ConfigError(
             "a configuration read from a model directory",
             "one made in memory",
-            "Load the configuration with from_pretrained(path)",
+            "Load the configuration with from_pretrained(path).",
         )
     # cached: a tokenizer takes a second to load, and every model and encoder of a process asks for these ids
     tokenizer = transformers.AutoTokenizer.from_pretrained(path)
@@ -266,6 +266,6 @@ def token_id(tokenizer, mark: str) -> int:
     id_ = tokenizer.convert_tokens_to_ids(mark)
     if id_ is None or id_ == tokenizer.unk_token_id:
         raise ConfigError(
-            f"a tokenizer with the token {mark!r}", "none", "Correct the tokenizer in the model directory"
+            f"a tokenizer with the token {mark!r}", "none", "Correct the tokenizer in the model directory."
         )
     return int(id_)

@@ -66,7 +66,7 @@ def read_card(export: str, option: str = "ppo.reward") -> dict:
         raise ConfigError(
             f"a reward model exported by `rlaif reward` at {export}",
             f"no {CARD} there",
-            f"Set {option} to a reward model, or train one first",
+            f"Set {option} to a reward model, or train one first.",
         )
     card = json.loads(location.read())
     return card | {"base": find_base(export, card["base"]).path}
@@ -106,7 +106,7 @@ def require_reward_model(option: str, export: str) -> dict:
             raise ConfigError(
                 f"{option}: {name} in {export}",
                 "no such file",
-                f"Set {option} to another reward model, or run `rlaif reward` again",
+                f"Set {option} to another reward model, or run `rlaif reward` again.",
             )
     return card
 
@@ -122,7 +122,7 @@ def check_weights(card: Mapping[str, Any], weights: Mapping[str, float], taken: 
         raise ConfigError(
             f"a weight for each dimension of the reward model: {', '.join(dimensions)}",
             f"weights for {', '.join(weights)}",
-            "Correct ppo.reward_weights (0 leaves a dimension out), or leave it empty: each counts 1",
+            "Correct ppo.reward_weights (0 leaves a dimension out), or leave it empty: each counts 1.",
         )
     # the part of a single dimension is called SCORE, which cannot clash
     clash = sorted(set(dimensions) & set(taken)) if len(dimensions) > 1 else []
@@ -130,7 +130,7 @@ def check_weights(card: Mapping[str, Any], weights: Mapping[str, float], taken: 
         raise ConfigError(
             f"parts of the reward with different names beside ppo.terms.{clash[0]}",
             f"a dimension {clash[0]!r} of the reward model",
-            f"Set ppo.terms.{clash[0]}=0, or train the dimension under another name",
+            f"Set ppo.terms.{clash[0]}=0, or train the dimension under another name.",
         )
 
 

@@ -52,7 +52,7 @@ def conversation_segments(
         segments.append(Segment([*encoder.tokens(body), encoder.eos_id], True))
         rendered, tokens = before + body + ending, encoder.tokens
     if not segments:
-        raise ConfigError("at least one assistant turn", "none", "Correct the conversation")
+        raise ConfigError("at least one assistant turn", "none", "Correct the conversation.")
     if messages[-1][0] == "user":  # a turn that asks for a verdict: read at the place of the answer
         text = text_until_reply(encoder, messages, has_video, reply_begins)
         segments.append(Segment(encoder.tokens(text[len(rendered) :]), False))
@@ -70,7 +70,7 @@ def _split_answer(encoder: Encoder, rendered: str, before: str, after: str) -> t
         raise ConfigError(
             "a chat template that appends turns and ends each answer with the end-of-sequence token or nothing",
             f"{after!r}",
-            "Correct the chat template or eos_token in the model directory",
+            "Correct the chat template or eos_token in the model directory.",
         )
     return body, ending
 
@@ -83,7 +83,7 @@ def text_until_reply(encoder: Encoder, messages: Sequence[Message], has_video: b
     before, separator, _ = text.rpartition(reply_begins)
     if not separator:
         raise ConfigError(
-            "a chat template that keeps a reply as it is", repr(reply_begins), "Set reward.verdict to another text"
+            "a chat template that keeps a reply as it is", repr(reply_begins), "Set reward.verdict to another text."
         )
     return before + separator
 

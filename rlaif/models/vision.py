@@ -150,7 +150,7 @@ def check_features(features: Features, model: nn.Module, weights: str, video: Vi
         raise ContractError(
             f"visual features of this role's own model and video: {_listed(expected, different)}",
             _listed(actual, different),
-            "Start all roles from one model directory and one processor, or set rollout.vision=engine, which shares nothing with vLLM",
+            "Start all roles from one model directory and one processor, or set rollout.vision=engine, which shares nothing with vLLM.",
         )
 
 

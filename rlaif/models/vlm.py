@@ -240,7 +240,7 @@ def load_adapter(module: VideoLM, adapter: str, export: str | Path) -> None:
         raise CheckpointError(
             f"an adapter of {len(own)} tensors, {odd!r} as {own.get(odd, 'none of them')}",
             f"{len(saved)} tensors in {export}, {odd!r} as {saved.get(odd, 'none of them')}",
-            "Set rank and targets of the adapter, and its base, as they were when it was written",
+            "Set rank and targets of the adapter, and its base, as they were when it was written.",
         )
     set_peft_model_state_dict(module.model, tensors, adapter_name=adapter)
 

@@ -23,7 +23,7 @@ def token_ids(tokenizer: Any, token: int | str) -> list[int]:
         raise ConfigError(
             "the text of one token of the policy's vocabulary",
             repr(token),
-            "Set sampling.truncate_at to text that the tokenizer has",
+            "Set sampling.truncate_at to text that the tokenizer has.",
         )
     return present
 
@@ -42,7 +42,7 @@ def spellings(tokenizer: Any, word: str) -> list[int]:
         raise ConfigError(
             "a word that is one token of the judge's vocabulary",
             repr(word),
-            "Set label.choices and label.yes_no to other words",
+            "Set label.choices and label.yes_no to other words.",
         )
     return sorted(ids)
 

@@ -78,7 +78,7 @@ class AdaptiveController:
         """
         if not math.isfinite(kl):
             raise ContractError(
-                "a finite mean KL", str(kl), "Look for a `kl` that is not finite in samples/ of the run"
+                "a finite mean KL", str(kl), "Look for a `kl` that is not finite in samples/ of the run."
             )
         error = min(max(kl / self.target - 1.0, -_LARGEST_ERROR), _LARGEST_ERROR)
         # Beyond five horizons per batch, the formula of the paper would turn the coefficient negative.

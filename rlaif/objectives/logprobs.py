@@ -52,7 +52,7 @@ def _apply(logits, targets, temperature, banned, block_elements, entropy):
         raise ContractError(
             "a sampling temperature above 0",
             str(temperature),
-            "Train at the temperature that samples (`ppo.sampling.temperature`), or at 1",
+            "Train at the temperature that samples (`ppo.sampling.temperature`), or at 1.",
         )
     banned_ids = torch.as_tensor(list(banned), dtype=torch.long, device=logits.device)
     return _TokenLogprobs.apply(logits, targets, temperature, banned_ids, block_elements, entropy)

@@ -52,7 +52,7 @@ def per_unit(total: Tensor, denominator: float) -> Tensor:
         raise ContractError(
             "a positive number of tokens or pairs in the optimizer step",
             str(denominator),
-            "Leave out optimizer steps in which every sample is masked",
+            "Leave out optimizer steps in which every sample is masked.",
         )
     return total / denominator
 

@@ -44,7 +44,7 @@ def shaped_score(
         raise ContractError(
             "reward parts named apart from the terms",
             f"{', '.join(clash)} in both",
-            "Rename that part in the reward function (`ppo.reward`)",
+            "Rename that part in the reward function (`ppo.reward`).",
         )
     return total({**parts, **added}, value + sum(added.values()))
 

@@ -49,7 +49,7 @@ class ResponseSlots:
             raise ContractError(
                 f"answers of at most {self.total} tokens (ppo.sampling.max_tokens)",
                 f"{length}",
-                "Raise `ppo.sampling.max_tokens`",
+                "Raise `ppo.sampling.max_tokens`.",
             )
         # Slot n is read at the last token, so the first padding token serves slot n + 1 and the second one all later slots;
         # each of them takes a slot itself, so an answer that is one token short has room for one.

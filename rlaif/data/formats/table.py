@@ -33,7 +33,7 @@ FORMATS: dict[str, Format] = {
 def named(name: str) -> Format:
     """Return the format called `name`. Raise DataError that lists the formats there are."""
     if name not in FORMATS:
-        raise DataError(f"a format: {', '.join(FORMATS)}", repr(name), "choose one of these")
+        raise DataError(f"a format: {', '.join(FORMATS)}", repr(name), "Choose one of these.")
     return FORMATS[name]
 
 
@@ -54,7 +54,7 @@ def detect(rows: Iterable[Fields]) -> Format:
         return FORMATS[name]
     known = "\n".join(f"             {item.name:16} {item.about}" for item in FORMATS.values())
     names = excerpt(", ".join(longest), 160)
-    fix = "name the format with --format (--from in `rlaif data convert`) if it is one of these, or rewrite the rows"
+    fix = "Name the format with --format (--from in `rlaif data convert`) if it is one of these, or rewrite the rows."
     raise DataError(f"rows of one of these formats:\n{known}", f"rows with the fields {names or '(none)'}", fix)
 
 

@@ -236,7 +236,7 @@ def check_judge_sees_videos(config: Config, records: Sequence[PreferencePair]) -
         return
     if not label.show_video:
         raise ConfigError(
-            f"a judge that sees the videos of {videos} pairs", "label.show_video=false", "Set label.show_video=true."
+            f"a judge that sees the videos of {videos} pairs", "label.show_video=false", "Set `label.show_video=true`."
         )
     # Claims are asked about one video at a time, which every judge can read.
     if label.method == "claims":
@@ -245,7 +245,7 @@ def check_judge_sees_videos(config: Config, records: Sequence[PreferencePair]) -
         raise ConfigError(
             f"a judge that can be shown two videos at once, for {videos} pairs of videos",
             f"{label.judge}, a model on the rollout actors, which read one",
-            "Set label.method=claims, which asks about each video by itself, label.judge to a server, or agreement.by=reward.",
+            "Set label.method=claims, which asks about each video by itself, label.judge to a server, or `agreement.by=reward`.",
         )
     images = 2 * frames_shown(config)
     if images > label.judge.max_images:
@@ -321,7 +321,7 @@ def check_eval_agreement(inquiry: Inquiry) -> None:
     option = "data.pairs_eval"
     check_judge_or_reward(inquiry, config.agreement.by)
     if config.data.pairs_eval is None:
-        inquiry.report(option, "the preferences to compare with", "none", f"Set {option} to a file of pairs")
+        inquiry.report(option, "the preferences to compare with", "none", f"Set {option} to a file of pairs.")
     else:
         check_file(inquiry, option, config.data.pairs_eval)
 

@@ -296,7 +296,7 @@ def check_caption(inquiry: Inquiry) -> None:
     config = inquiry.config
     check_model_option(inquiry, "caption.model", config.caption.model, adapter=True)
     if config.data.captions is None:
-        inquiry.report("data.captions", "the file to write captions to", "none", "Set data.captions=captions.jsonl")
+        inquiry.report("data.captions", "the file to write captions to", "none", "Set `data.captions=captions.jsonl`.")
 
 
 def summarise_caption(config: Config, directory: RunDir, counts: Mapping[str, int]) -> Summary:

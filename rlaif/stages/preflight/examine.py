@@ -103,11 +103,11 @@ def _check_storage(inquiry: Inquiry) -> None:
     # This raises for a URI whose file system is unknown.
     location.on()
     if location.local and (reason := why_not_writable(location.local)):
-        raise ConfigError(f"storage: a folder that can be written, for {location}", reason, "Set storage=FOLDER")
+        raise ConfigError(f"storage: a folder that can be written, for {location}", reason, "Set `storage=FOLDER`.")
 
 
 def require(config: Config, stage: Stage, source: str) -> None:
     """Raise ConfigError, listing every problem, unless a stage can start."""
     inquiry = look_into(config, [stage])
     if inquiry.problems:
-        raise ConfigError(f"a run that can start ({source})", bullets(inquiry.problems), "Change what is named above")
+        raise ConfigError(f"a run that can start ({source})", bullets(inquiry.problems), "Change what is named above.")

@@ -25,7 +25,7 @@ def _require_file(config: Config, option: str, file: str, command: str | None) -
     path = data_path(config, file)
     if path.is_file():
         return
-    fix = f"Set {option}, or data.root ({config.data.root})"
+    fix = f"Set {option}, or data.root ({config.data.root})."
     if command:
-        fix = f"Run `{command}` first, or set {option}"
+        fix = f"Run `{command}` first, or set {option}."
     raise ConfigError(f"{option}: a file", f"no file at {path}", fix)

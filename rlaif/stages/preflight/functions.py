@@ -31,7 +31,7 @@ def require_braces(option: str, path: str) -> None:
         raise ConfigError(
             f"{option}: the path of a model, or a function in braces",
             f"{path!r}, which reads like a function",
-            f"Write {option}='{{path: {path}}}'",
+            f"Write {option}='{{path: {path}}}'.",
         )
 
 
@@ -51,10 +51,10 @@ def _resolve(option: str, path: str) -> Callable:
     # A user's module may do anything when it is imported, sys.exit included.
     except BaseException as error:
         reason = f"{path!r}: importing it raised {type(error).__name__}: {error}"
-        raise ConfigError(expected, reason, "Correct the module") from error
+        raise ConfigError(expected, reason, "Correct the module.") from error
     if not callable(function):
         kind = type(function).__name__
-        raise ConfigError(expected, f"{path!r}, a {kind}", f"Set {option} to a function")
+        raise ConfigError(expected, f"{path!r}, a {kind}", f"Set {option} to a function.")
     return function
 
 
@@ -75,7 +75,7 @@ def dry_call(option: str, path: str, prompt: Prompt) -> None:
         raise ConfigError(
             f"{option}: a number, or a dict of named numbers, for prompt {prompt.prompt_id!r}",
             outcome.reason,
-            "Correct the function: it is called as f(prompt, response)",
+            "Correct the function: it is called as f(prompt, response).",
         )
 
 
@@ -99,7 +99,7 @@ def _dry_check(option: str, path: str, function: Callable, prompt: Prompt) -> No
         raise ConfigError(
             f"{option}: a dict of counts for prompt {prompt.prompt_id!r}",
             f"{path}: {type(error).__name__}: {error}",
-            "Correct the function (it is called as f(prompt, response)), or leave eval.checker out",
+            "Correct the function (it is called as f(prompt, response)), or leave eval.checker out.",
         ) from error
 
 
@@ -112,5 +112,5 @@ def within_deadline(option: str, path: str, call: Callable[[], Any]) -> Any:
     # The call runs in a thread, so sys.exit ends that thread only.
     except SystemExit:
         reason = f"{path} ended its thread"
-    fix = "Correct the function, or load what it needs when it is imported"
+    fix = "Correct the function, or load what it needs when it is imported."
     raise ConfigError(f"{option}: a function that returns", reason, fix)

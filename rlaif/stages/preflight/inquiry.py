@@ -26,7 +26,7 @@ FILES: dict[str, tuple[OwnKind, str]] = {
 }
 """Kind of each file of `data`, and what the file is for."""
 
-MOVED = "Set data.root to that folder; if you moved the folder with its runs in it, set storage too"
+MOVED = "Set data.root to that folder; if you moved the folder with its runs in it, set storage too."
 
 
 @dataclass
@@ -117,7 +117,7 @@ class Inquiry:
             return None
         if not path.is_file():
             reason = f"{path} is a folder" if path.is_dir() else f"no file at {path}"
-            self.report(option, purpose, reason, f"Put the file there, or set {option} to the file that you have")
+            self.report(option, purpose, reason, f"Put the file there, or set {option} to the file that you have.")
             return None
         result = self.attempt(option, read_records, path, self.config.data.root, kind, self.config.data.strict)
         if result is None:

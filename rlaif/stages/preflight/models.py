@@ -56,7 +56,7 @@ def _fits_engine(inquiry: Inquiry, path: str) -> None:
         raise ConfigError(
             f"rollout.max_model_len of at most {positions}, the positions of {path}",
             f"{rollout.max_model_len}",
-            f"Set rollout.max_model_len={positions}",
+            f"Set `rollout.max_model_len={positions}`.",
         )
 
 

@@ -271,10 +271,10 @@ def check_eval_context(inquiry: Inquiry) -> None:
     check_judge_and_functions(inquiry)
     if config.label.reference is None:
         expected = "code that knows which of two answers is truer"
-        inquiry.report("label.reference", expected, "none", "Set label.reference to a function")
+        inquiry.report("label.reference", expected, "none", "Set label.reference to a function.")
     if config.data.captions is None:
         expected = "the captions that are the context"
-        inquiry.report("data.captions", expected, "none", "Run `rlaif caption` and set data.captions")
+        inquiry.report("data.captions", expected, "none", "Run `rlaif caption` and set data.captions.")
 
 
 def summarise_eval_context(config: Config, directory: RunDir, rows: Sequence[dict]) -> Summary:

@@ -67,7 +67,7 @@ def load_prompts(run: Run, files: Sequence[str], checks: Sequence[Check] = ()) -
             if (first.video, first.question) != (prompt.video, prompt.question):
                 both = f"{first.video!r}, {first.question!r} and {prompt.video!r}, {prompt.question!r}"
                 expected = f"one video and question for prompt {prompt.prompt_id!r}"
-                raise DataError(expected, both, f"Change its id in {file}, or read other files")
+                raise DataError(expected, both, f"Change its id in {file}, or read other files.")
     return list(prompts.values())
 
 
@@ -95,7 +95,7 @@ def _load_own(run: Run, file: str, kind: OwnKind, checks: Sequence[Check]) -> tu
 def _load_preferences(run: Run, file: str) -> tuple[list[PreferencePair], Report]:
     config = run.config
     report, records = _open_pairs(
-        config, file, "preference pairs in data.pairs_eval", "Set data.pairs_eval to a file of pairs"
+        config, file, "preference pairs in data.pairs_eval", "Set data.pairs_eval to a file of pairs."
     )
     pairs = list(records)
     media = {video for pair in pairs for video in pair.media}
@@ -131,7 +131,7 @@ def _load_pair_prompts(run: Run, file: str) -> tuple[list[Prompt], Report]:
     if next(read_rows(path), None) is None:
         return [], Report(str(path), unit=unit(path))  # `rlaif pairs` may have held all of them out
     report, records = _open_pairs(
-        config, file, f"preference pairs in {path}", "Set data.pairs and data.pairs_eval to files of pairs"
+        config, file, f"preference pairs in {path}", "Set data.pairs and data.pairs_eval to files of pairs."
     )
     prompts, earlier_turns = [], 0
     for pair in records:
@@ -200,7 +200,7 @@ def data_path(config: Config, file: str) -> Path:
     if "://" in file:
         options = [f"data.{name}" for name, value in config.data if value == file]
         option = options[0] if options else "the option that names it"
-    fix = f"Set {option} to a folder or file on a file system that every node sees; copy what is in the bucket there"
+    fix = f"Set {option} to a folder or file on a file system that every node sees; copy what is in the bucket there."
     raise ConfigError("a local path", f"the URI {location}", fix)
 
 
@@ -222,7 +222,7 @@ def decode_first(run: Run, rows: Iterable[OwnRecord]) -> dict[str, str]:
     failures = f"{len(bad)} of the {tried} videos decoded so far do not: {reasons}; rows: {places}"
     if config.data.strict or (is_whole and len(bad) == len(users)):
         expected = "videos that all decode, as data.strict asks for" if config.data.strict else "videos that decode"
-        raise DataError(expected, failures, "replace the files, or remove their rows")
+        raise DataError(expected, failures, "Replace the files, or remove their rows.")
     log.warning("%s", failures)
     return bad
 
@@ -333,7 +333,7 @@ def check_captions(config: Config, rows: Sequence[PreferencePair], file: str) ->
         raise DataError(
             f"captions of the videos in {file}, which reward.context={config.reward.context} reads",
             f"none of {len(videos)} videos: {named(videos)}",
-            "Run `rlaif caption CONFIG`, which captions them into data.captions, or set reward.context=none",
+            "Run `rlaif caption CONFIG`, which captions them into data.captions, or set `reward.context=none`.",
         )
 
 
@@ -345,7 +345,7 @@ def no_captions(config: Config, rows: str, reader: str) -> DataError:
         about += f", nor about their videos in {file}"
     elif file:
         about += f"; data.captions ({file}) is no file"
-    fix = "set data.captions to the file that `rlaif caption` wrote, or run `rlaif caption CONFIG`"
+    fix = "Set data.captions to the file that `rlaif caption` wrote, or run `rlaif caption CONFIG`."
     return DataError(f"captions: {reader}", about, fix)
 
 
@@ -363,7 +363,7 @@ def captions_by_video(path: Path) -> Captions:
     kinds = sorted({(row["model"], row.get("captioner", ""), row["version"]) for row in rows})
     if len(kinds) > 1:
         texts = [f"{model} (weights {weights}) with prompt version {version}" for model, weights, version in kinds]
-        fix = "Set data.captions to another file for each"
+        fix = "Set data.captions to another file for each."
         raise DataError(f"captions by one model and prompt in {path}", "; ".join(texts), fix)
     captions: Captions = {}
     for row in rows:

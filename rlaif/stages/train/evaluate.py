@@ -43,7 +43,7 @@ def evaluate(config: Config, run: Run) -> list[dict]:
         raise ConfigError(
             f"the export of a PPO run at {export}",
             "nothing there",
-            "Run `rlaif ppo` first, or set name= to a run that has one",
+            "Run `rlaif ppo` first, or set name= to a run that has one.",
         )
     prompts = datasets.load(run, config.data.eval, "prompts", row_checks.eval_checks(config, run))
     workers = start_workers(config, run, frozen(config, None))
@@ -141,7 +141,7 @@ def answer(
         raise RlaifError(
             f"answers to at least {1 - config.ppo.max_prompt_failures:.0%} of the evaluation prompts",
             f"{len(failures)} of {len(prompts)} failed; first: {failures[0].prompt_id}: {failures[0].reason}",
-            "Mend what the reason names, or raise ppo.max_prompt_failures",
+            "Mend what the reason names, or raise ppo.max_prompt_failures.",
         )
     return sorted(samples, key=lambda sample: sample.key), failures
 
@@ -178,7 +178,7 @@ def check_eval(inquiry: Inquiry) -> None:
             "name",
             f"the export of a PPO run at {export}",
             "nothing there",
-            "Run `rlaif ppo` first, or set name to the run that has one",
+            "Run `rlaif ppo` first, or set name to the run that has one.",
         )
 
 

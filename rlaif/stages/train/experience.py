@@ -227,7 +227,7 @@ def _check_versions(batch: ScoredBatch, max_staleness: int) -> None:
             raise ContractError(
                 f"samples of iteration {batch.iteration} from a policy at most {max_staleness} versions old",
                 f"version {sample.policy_version} for {sample.key}",
-                "Report this; or raise ppo.max_staleness",
+                "Report this; or raise ppo.max_staleness.",
             )
 
 
@@ -244,7 +244,7 @@ def _check_rewards(config: Config, batch: ScoredBatch) -> None:
     raise RlaifError(
         f"at most {share:.0%} of samples without a reward",
         f"{lost} of {total} in iteration {batch.iteration + 1}: {names}; first reason: {reason}",
-        "Mend what the reason names, or raise ppo.max_reward_failures",
+        "Mend what the reason names, or raise ppo.max_reward_failures.",
     )
 
 

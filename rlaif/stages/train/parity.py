@@ -97,7 +97,7 @@ class Gate:
         raise DataError(
             f"a prompt among the first {len(self._unusable)} that the engine can answer, for the parity gate",
             f"none; the last one: {self._unusable[-1]}",
-            "Replace the videos that do not decode, or remove their rows",
+            "Replace the videos that do not decode, or remove their rows.",
         )
 
     def _sample_responses(self) -> list[Probe]:
@@ -158,7 +158,7 @@ class Gate:
                 raise ParityError(
                     "learner ranks that hold the same weights",
                     f"rank {rank} {_distance_text(distance)} from rank 0",
-                    "Resume from the last checkpoint; if it repeats, compare the hardware and libraries of the ranks",
+                    "Resume from the last checkpoint; if it repeats, compare the hardware and libraries of the ranks.",
                     cause="learner ranks",
                 )
         return first
@@ -181,36 +181,36 @@ class Gate:
         if own[1].frames != theirs[1].frames:
             return (
                 "frames: the two sides were given different pixels",
-                "Look at the frame store, and at what is between it and the two sides",
+                "Look at the frame store, and at what is between it and the two sides.",
             )
         for hypothesis in hypotheses():
             if self._agree(self.learners.probe("policy", self.probes, hypothesis)[0], theirs):
                 if hypothesis == STALE_HEAD:
-                    return "stale head: the engine uses the model directory's", "Publish lm_head.weight explicitly"
+                    return "stale head: the engine uses the model directory's", "Publish lm_head.weight explicitly."
                 return (
                     f"{hypothesis} (the engine, not the learner)",
-                    "Correct the family's rule in rlaif/models/family.py",
+                    "Correct the family's rule in rlaif/models/family.py.",
                 )
         if self._before and self._agree(self._before, theirs):
             return (
                 "weights: the engine still answers with those of the last check",
-                "Look at the publish and at its receiver",
+                "Look at the publish and at its receiver.",
             )
         if self._agree(self.learners.probe("reference", self.probes)[0], theirs):
             return (
                 "weights: the engine answers with the unadapted base",
-                "Look at the adapter's publish and at its receiver",
+                "Look at the adapter's publish and at its receiver.",
             )
         if text <= self.limit and self._agree(own, self._fresh(actor)):
-            return "stale encoder cache: the engine keeps visual features of older weights", "Reset it after a publish"
+            return "stale encoder cache: the engine keeps visual features of older weights", "Reset it after a publish."
         if text <= self.limit:
             return (
                 "after-video tokens only",
-                "Compare vision tower, projector, pixel values and positions of both sides",
+                "Compare vision tower, projector, pixel values and positions of both sides.",
             )
         return (
             "text tokens too" if video > self.limit else "text tokens only",
-            "Compare weights, dtype and kernels of both sides",
+            "Compare weights, dtype and kernels of both sides.",
         )
 
     def _fresh(self, actor: str) -> list[Probed]:

@@ -117,7 +117,7 @@ def check_ppo(inquiry: Inquiry) -> None:
             "ppo.prompts_per_iteration",
             f"at most the {len(rows)} usable prompts of data.prompts",
             f"{ppo.prompts_per_iteration}",
-            f"Set ppo.prompts_per_iteration={len(rows)}, or add prompts",
+            f"Set ppo.prompts_per_iteration={len(rows)}, or add prompts.",
         )
     if ppo.eval_every or inquiry.has_file("eval"):
         inquiry.rows("eval")

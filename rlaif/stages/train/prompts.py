@@ -110,5 +110,5 @@ def check_share_left_out(config: Config, deck: Deck) -> None:
     raise DataError(
         f"at most {limit:.0%} of the prompts unusable (ppo.max_prompt_failures)",
         f"{len(deck.left_out)} of {len(deck.order)}: {names}; first reason, of {name!r}: {why.reason}",
-        "Mend what the reason names, or raise ppo.max_prompt_failures; --resume continues from the last checkpoint",
+        "Mend what the reason names, or raise ppo.max_prompt_failures; --resume continues from the last checkpoint.",
     )

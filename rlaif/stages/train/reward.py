@@ -165,7 +165,7 @@ def compared(rows: list[PreferencePair], reward: Reward, file: str) -> list[Pref
         raise DataError(
             f"pairs in {file} that were compared in {', '.join(unknown)}",
             f"none of {len(rows)}; there are {', '.join(f'{name} ({count})' for name, count in there.most_common())}",
-            "Set reward.dimensions, or use another file",
+            "Set reward.dimensions, or use another file.",
         )
     for name in reward.dimensions:
         if without := len(rows) - there[name]:
@@ -174,7 +174,7 @@ def compared(rows: list[PreferencePair], reward: Reward, file: str) -> list[Pref
     if reward.margin == "record" and below:
         found = f"below 0 in {named(below)} of {file}"
         raise DataError(
-            "margins that say how much better `chosen` is", found, "Correct the rows, or set reward.margin=none"
+            "margins that say how much better `chosen` is", found, "Correct the rows, or set `reward.margin=none`."
         )
     return [row for row in rows if not row.signs.keys().isdisjoint(reward.dimensions)]
 
@@ -194,7 +194,7 @@ def hold_out(
     groups = sorted({_about(row) for row in rows}, key=lambda group: derive(seed, "hold out", group))
     chosen = set(groups[: max(1, round(len(groups) * fraction))])
     if len(chosen) == len(groups):
-        raise DataError("pairs on at least two videos", f"{len(groups)}", "Give more pairs, or set data.pairs_eval")
+        raise DataError("pairs on at least two videos", f"{len(groups)}", "Give more pairs, or set data.pairs_eval.")
     return [row for row in rows if _about(row) not in chosen], [row for row in rows if _about(row) in chosen]
 
 

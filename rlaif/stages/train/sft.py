@@ -60,7 +60,7 @@ def check_videos(config: Config, role: RoleSpec, rows: Sequence[Conversation]) -
         raise ConfigError(
             "conversations that all have a video, where several ranks train tower or projector",
             f"{len(without)} of {len(rows)} without: {named(without)}",
-            "Set sft.train_vision and sft.train_projector to false, or train rows without a video in a run of their own",
+            "Set sft.train_vision and sft.train_projector to false, or train rows without a video in a run of their own.",
         )
 
 

@@ -63,7 +63,7 @@ def require_inputs(config: Config) -> None:
         raise ConfigError(
             "data.eval, for ppo.eval_every",
             f"no file {config.data.eval}",
-            "Set data.eval to a file, or ppo.eval_every=0",
+            "Set data.eval to a file, or `ppo.eval_every=0`.",
         )
 
 
@@ -73,7 +73,7 @@ def enough_prompts(config: Config, prompts: list[Prompt]) -> list[Prompt]:
         raise ConfigError(
             f"ppo.prompts_per_iteration of at most the {len(prompts)} usable prompts",
             f"{config.ppo.prompts_per_iteration}",
-            "Lower ppo.prompts_per_iteration, or give more prompts",
+            "Lower ppo.prompts_per_iteration, or give more prompts.",
         )
     return prompts
 
@@ -168,7 +168,7 @@ def critic_start(config: Config) -> tuple[str, Lora | None, str | None]:
         raise ConfigError(
             "a critic that reads the policy's tokens",
             f"another vocabulary in {card['base']}",
-            "Set ppo.critic_init=policy, or ppo.reward to a reward model of the same family",
+            "Set ppo.critic_init=policy, or ppo.reward to a reward model of the same family.",
         )
     return card["base"], lora, ppo.reward
 

@@ -48,7 +48,7 @@ def test_parquet_is_read_in_batches(tmp_path):
     assert all(row.items() <= other.items() for row, other in zip(rows, found, strict=True))
     with pytest.raises(DataError, match="columns \\['late'\\]"):
         write_rows(tmp_path / "b.parquet", [*rows, {"late": 1}], SCHEMA)
-    with pytest.raises(DataError, match="name the file .json or .jsonl"):
+    with pytest.raises(DataError, match="Name the file .json or .jsonl"):
         write_rows(tmp_path / "b.parquet", rows)
     with pytest.raises(DataError, match="one type in column 'x'"):
         write_rows(tmp_path / "b.parquet", [{"x": object()}], SCHEMA)
@@ -192,9 +192,9 @@ def test_a_parquet_file_that_is_cut(tmp_path):
     ("name", "content", "told"),
     [
         ("a.csv", b"", ".jsonl, .json, .parquet"),
-        ("none.jsonl", None, "check the path"),
-        ("none.json", None, "check the path"),
-        ("none.parquet", None, "check the path"),
+        ("none.jsonl", None, "Check the path"),
+        ("none.json", None, "Check the path"),
+        ("none.parquet", None, "Check the path"),
         ("a.json", b'{"a": 1}\n{"a": 2}\n', "Name a file of one row per line .jsonl"),
         ("a.json", b"  ", "an empty file"),
         ("a.json.gz", b"[]", "Not a gzipped file"),

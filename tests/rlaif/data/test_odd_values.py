@@ -220,8 +220,8 @@ def test_a_bucket_is_an_error_that_names_the_argument(world, capsys, monkeypatch
         (["convert", "in.parquet", "out.jsonl", "--to", "rlaif", "--media", "/proc/media"], "--media"),
         (["convert", "in.jsonl", "out.jsonl", "--to", "rlaif", "--root", "gone"], "--root"),
         (["check", "in.jsonl", "--root", "v.mp4"], "--root"),
-        (["check", "gone.jsonl"], "check the path"),
-        (["check", "folder.jsonl"], "name the file"),
+        (["check", "gone.jsonl"], "Check the path"),
+        (["check", "folder.jsonl"], "Name the file"),
         (["check", "in\0.jsonl"], "FILE"),
     ],
 )

@@ -212,7 +212,7 @@ def test_options_that_need_a_whole_model_say_how_to_get_one(own, option):
         ConfigError, match=rf"{option}: a whole model(.|\n)*an adapter on .*base'(.|\n)*write_merged"
     ) as raised:
         require_model(option, str(own / "adapter"))
-    line = raised.value.fix.split('python -c "')[1].rstrip('"')
+    line = raised.value.fix.split('python -c "')[1].rstrip('"`.')
     exec(line.replace("FOLDER", str(own / "whole")))
     require_model(option, str(own / "whole"))
     assert (

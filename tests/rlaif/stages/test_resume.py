@@ -186,14 +186,15 @@ class StoppedError(Exception):
 
 def stop_after(step: int, patch: pytest.MonkeyPatch) -> None:
     """Let the driver die once the metrics of this step are written."""
-    usual = supervised._finish
+    usual = supervised._finish_step
 
     def finish(tracker, done, *args):
-        usual(tracker, done, *args)
+        left_out = usual(tracker, done, *args)
         if done == step:
             raise StoppedError
+        return left_out
 
-    patch.setattr(supervised, "_finish", finish)
+    patch.setattr(supervised, "_finish_step", finish)
 
 
 REWARD = [

@@ -94,14 +94,15 @@ def test_a_resume_restores_the_best_score(trained):
 
 
 def test_a_signal_ends_the_loop_with_a_checkpoint_of_the_current_step(trained, monkeypatch):
-    stopper, usual = Stopper(60.0, lambda seconds, signum: SimpleNamespace(cancel=lambda: None)), supervised._finish
+    stopper, usual = Stopper(60.0, lambda seconds, signum: SimpleNamespace(cancel=lambda: None)), supervised._finish_step
 
     def finish(tracker, done, *args):
-        usual(tracker, done, *args)
+        left_out = usual(tracker, done, *args)
         if done == 2:
             stopper.receive(signal.SIGTERM)
+        return left_out
 
-    monkeypatch.setattr(supervised, "_finish", finish)
+    monkeypatch.setattr(supervised, "_finish_step", finish)
     with pytest.raises(Interrupted):
         trained([0.5] * 8, stopper=stopper, every=0, eval_every=0)
     assert Checkpoints(trained.folder / "checkpoints").iterations() == [3]  # the loop is a step ahead of its metrics
