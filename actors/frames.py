@@ -19,7 +19,7 @@ import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayTaskError
 
-from rlaif.data.rows import video_path
+from rlaif.data.videos import video_path
 from rlaif.errors import DataError, RlaifError
 from rlaif.video.cache import FrameCache, SpecCache
 from rlaif.video.decode import decode

@@ -18,7 +18,8 @@ from cluster.transfer import Receivers, WeightReceipt
 from learners.spec import LearnerSpec
 from learners.worker import LearnerWorker
 from rlaif.config.schema import Ppo, Reward
-from rlaif.data.rows import Conversation, Pair
+from rlaif.data.preference import PreferencePair
+from rlaif.data.rows import Conversation
 from rlaif.io.storage import Location
 from rlaif.models.packing import chunks, deal
 from rlaif.records import Experience, Key, Probe, Probed
@@ -68,12 +69,12 @@ class LearnerGroup:
             lengths.append(sum(map(len, texts)))
         return self._start("step_conversations", self._deal(rows, lengths), prompt_weight)
 
-    def step_pairs(self, rows: Sequence[Pair], config: Reward) -> Calls:
+    def step_pairs(self, rows: Sequence[PreferencePair], config: Reward) -> Calls:
         """Start one reward-model step; every reference resolves to (metrics over all ranks, rows left out)."""
         lengths = [len(row.chosen) + len(row.rejected) for row in rows]
         return self._start("step_pairs", self._deal(rows, lengths), config)
 
-    def score_pairs(self, rows: Sequence[Pair], config: Reward) -> tuple[dict[str, np.ndarray], list[str]]:
+    def score_pairs(self, rows: Sequence[PreferencePair], config: Reward) -> tuple[dict[str, np.ndarray], list[str]]:
         """Return {pair_id: float64 [2, K]}, scores of `chosen` and `rejected` by dimension, and why any pair has none."""
         scores: dict[str, np.ndarray] = {}
         skipped: list[str] = []

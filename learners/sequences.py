@@ -8,7 +8,10 @@ from dataclasses import replace
 import numpy as np
 
 from learners.learner import Unit
-from rlaif.data.rows import ID_FIELD, OVERALL, Conversation, Pair
+from rlaif.data.own_rows import id_of
+from rlaif.data.preference import PreferencePair
+from rlaif.data.rows import OVERALL, Conversation
+from rlaif.data.videos import videos_of
 from rlaif.errors import ContractError, DataError
 from rlaif.models.encode import Encoded, Encoder
 from rlaif.models.reward_prompt import RewardPrompt
@@ -34,7 +37,7 @@ def conversation_units(
 def preference_units(
     encoder: Encoder,
     prompt: RewardPrompt,
-    rows: Sequence[Pair],
+    rows: Sequence[PreferencePair],
     limit: int,
     dimensions: Sequence[str] = (OVERALL,),
 ) -> tuple[list[Unit], list[str]]:
@@ -44,7 +47,7 @@ def preference_units(
     limit: longest sequence in positions, of either answer.
     """
 
-    def make_unit(row: Pair, features: VideoFeatures | None) -> Unit:
+    def make_unit(row: PreferencePair, features: VideoFeatures | None) -> Unit:
         extras = _pair_extras(row, dimensions)
 
         def make_member(text: str, video: VideoFeatures | None) -> Encoded:
@@ -59,7 +62,7 @@ def preference_units(
     return _units(encoder, rows, make_unit, limit)
 
 
-def _pair_extras(row: Pair, dimensions: Sequence[str]) -> dict[str, np.float32]:
+def _pair_extras(row: PreferencePair, dimensions: Sequence[str]) -> dict[str, np.float32]:
     """Return the sign of the comparison in each dimension, and the margin of the one that the row's margin is about."""
     extras: dict[str, np.float32] = {}
     for name in dimensions:
@@ -70,10 +73,10 @@ def _pair_extras(row: Pair, dimensions: Sequence[str]) -> dict[str, np.float32]:
     return extras
 
 
-def _row_name(row: Conversation | Pair) -> str:
+def _row_name(row: Conversation | PreferencePair) -> str:
     """Return how a message names a row: its id, and its video if it has one."""
-    name = repr(getattr(row, ID_FIELD[type(row)]))
-    return f"{name} ({row.video})" if row.video else name
+    name, videos = repr(id_of(row)), videos_of(row)
+    return f"{name} ({videos[0]})" if videos else name
 
 
 def _units(
@@ -84,7 +87,8 @@ def _units(
     skipped: list[str] = []
     for row in rows:
         try:
-            features = encoder.video(row.video) if row.video else None
+            videos = videos_of(row)
+            features = encoder.video(videos[0]) if videos else None
             unit = make_unit(row, features)
         except (DataError, ContractError) as error:
             skipped.append(f"{_row_name(row)}: {error.found}, not {error.expected}")

@@ -25,7 +25,8 @@ from learners.ppo_state import PpoState
 from learners.spec import LearnerSpec
 from learners.state import load_role, published_weights, save_role
 from rlaif.config.schema import Ppo, Reward
-from rlaif.data.rows import Conversation, Pair
+from rlaif.data.preference import PreferencePair
+from rlaif.data.rows import Conversation
 from rlaif.errors import ContractError
 from rlaif.io.storage import Location, replacing, writing
 from rlaif.models.bases import RECORD
@@ -114,13 +115,13 @@ class LearnerWorker:
         step = self.learner.step("policy", units, losses.SUPERVISED)
         return self._means(step.metrics), skipped
 
-    def step_pairs(self, rows: Sequence[Pair], config: Reward) -> StepReport:
+    def step_pairs(self, rows: Sequence[PreferencePair], config: Reward) -> StepReport:
         """Take one Bradley-Terry step on this rank's pairs."""
         units, skipped = self._preferences(rows, config)
         step = self.learner.step("reward", units, losses.preference_objective(config))
         return self._means(step.metrics), skipped
 
-    def score_pairs(self, rows: Sequence[Pair], config: Reward) -> tuple[dict[str, np.ndarray], list[str]]:
+    def score_pairs(self, rows: Sequence[PreferencePair], config: Reward) -> tuple[dict[str, np.ndarray], list[str]]:
         """Return {pair_id: float64 [2, K]}, scores of `chosen` and `rejected` by dimension, and why any pair has none."""
         units, skipped = self._preferences(rows, config)
         items: list[Encoded] = []
@@ -133,7 +134,7 @@ class LearnerWorker:
         names = [unit[0].name for unit in units]
         return dict(zip(names, by_pair, strict=True)), skipped
 
-    def _preferences(self, rows: Sequence[Pair], config: Reward) -> tuple[list[Unit], list[str]]:
+    def _preferences(self, rows: Sequence[PreferencePair], config: Reward) -> tuple[list[Unit], list[str]]:
         encoder = self.learner.encoder("reward")
         prompt = RewardPrompt.of(config)
         limit = self.spec.max_tokens

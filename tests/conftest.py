@@ -1,6 +1,6 @@
 """Tests that run an engine or a learner in their own process get the switches that actors get, before torch is imported.
 
-What hides devices is left out: the same process starts clusters with pretended GPUs, and tests that need a real one.
+Switches that hide devices are not set: the same process starts clusters with pretended GPUs, and tests that need a real one.
 """
 
 import os

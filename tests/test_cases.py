@@ -1,4 +1,4 @@
-"""Every fault that was seen has tests, and `cases.yaml` names them."""
+"""Every known fault has tests, and `cases.yaml` names them."""
 
 import ast
 import functools
@@ -75,7 +75,7 @@ def functions(file: Path) -> frozenset[str]:
 
 
 def problems_of(table: dict, root: Path = ROOT) -> list[str]:
-    """Return what is wrong with a table of cases: missing or empty cases, ids without a test."""
+    """Return the problems of a table of cases: missing or empty cases, ids without a test."""
     problems = []
     for section, keys in KEYS.items():
         cases = table.get(section) or {}
@@ -91,7 +91,7 @@ def problems_of(table: dict, root: Path = ROOT) -> list[str]:
 
 
 def is_test(id: str, root: Path) -> bool:
-    """Say whether pytest would collect this id: a test file, and a test function in it."""
+    """Return whether pytest would collect this id: a test file, and a test function in it."""
     file, _, function = str(id).partition("::")
     path = root / file
     collected = path.name.startswith("test_") and function.split("::")[-1].startswith("test_")
@@ -99,7 +99,7 @@ def is_test(id: str, root: Path) -> bool:
 
 
 def no_duplicates(text: str) -> list[str]:
-    """Return the keys that occur twice in one mapping; YAML itself keeps the last without a word."""
+    """Return the keys that occur twice in one mapping; YAML itself keeps the last one silently."""
     twice = []
     for _, section in yaml.compose(text).value:
         keys = [key.value for key, _ in section.value]
@@ -114,7 +114,7 @@ def test_every_case_names_tests_that_exist():
 
 
 @pytest.mark.parametrize("section", KEYS)
-def test_a_missing_or_empty_case_is_noticed(section):
+def test_a_missing_or_empty_case_is_reported(section):
     """A deleted section, a deleted key and an empty list each fail the check above."""
     table = yaml.safe_load(TABLE.read_text())
     key = KEYS[section][0]
@@ -137,8 +137,8 @@ def test_a_missing_or_empty_case_is_noticed(section):
         3,
     ],
 )
-def test_an_id_that_pytest_would_not_collect_is_noticed(id):
-    """A renamed test, a removed file, a file alone and a helper function are no tests."""
+def test_an_id_that_pytest_would_not_collect_is_reported(id):
+    """Report a renamed test, a removed file, a file alone and a helper function."""
     table = yaml.safe_load(TABLE.read_text())
     cases = table["faults"] | {"1": [*table["faults"]["1"], id]}
     assert problems_of(table | {"faults": cases}) == [f"faults.1: {id} is no test"]

@@ -1,4 +1,4 @@
-"""The lines of docs/cluster.md, typed as they stand in a copy of the checkout: a head, a token, a job."""
+"""The lines of docs/cluster.md, typed unchanged in a copy of the checkout: a head, a token, a job."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ logging: {{wandb: off}}
 
 
 def lines() -> list[str]:
-    """The guide's shell lines."""
+    """Return the guide's shell lines."""
     blocks = re.findall(r"```bash\n(.*?)```", GUIDE, flags=re.DOTALL)
-    return [line for block in blocks for line in block.splitlines()]
+    return "\n".join(blocks).splitlines()
 
 
 def line(words: str) -> str:
-    """The one line that holds some words."""
-    (found,) = [line for line in lines() if words in line]
-    return found
+    """Return the only shell line that contains `words`."""
+    (only,) = [line for line in lines() if words in line]
+    return only
 
 
 def test_the_guide_names_the_interpreter_and_keeps_the_log_outside():
@@ -49,7 +49,7 @@ def test_the_guide_names_the_interpreter_and_keeps_the_log_outside():
 
 
 NOT_YET = "No available agent to submit job"
-"""What Ray says of a head whose dashboard is up before its agent is (docs/cluster.md tells users to wait)."""
+"""Ray's error if the head's dashboard is up before its agent (docs/cluster.md tells users to wait)."""
 
 
 def free_port() -> int:
@@ -60,7 +60,7 @@ def free_port() -> int:
 
 @pytest.fixture
 def checkout(tmp_path) -> Path:
-    """A copy of the checkout with its environment, and a home without a token."""
+    """Return a copy of the checkout with its environment, beside a home without a token."""
     clone = tmp_path / "clone"
     for name in ("rlaif", "actors", "learners", "cluster"):
         shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))

@@ -1,4 +1,4 @@
-"""Every wait on a remote call has a deadline. Read from the source, so that a new wait is checked too."""
+"""Every wait on a remote call has a deadline. Waits are read from the source, so that new ones are covered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What README and docs name exists: links, files, tests, commands and options; and their configurations load."""
+"""Links, files, tests, commands and options in README and docs exist, and the configurations there load."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def code_lines(page: Path) -> list[str]:
 
 
 def arguments(command: str) -> list[str]:
-    """Return what a command line passes to `rlaif`: without comments, columns beside it, and the marks of optional parts."""
+    """Return the arguments that a command line passes to `rlaif`: without comments, columns beside it, and the marks of optional parts."""
     command = command.strip()[COMMAND.search(command.strip()).end() :]
     command = re.split(r"\s{2,}|\s#|&&|\s>", command)[0]
     return shlex.split(re.sub(r"\[|\]|\.\.\.", " ", command)) if "'" not in command else shlex.split(command)
@@ -91,7 +91,7 @@ def test_every_command_line_is_understood(page, capsys):
 
 @every_page
 def test_every_command_in_a_sentence_exists(page, capsys):
-    """It may stand without its arguments there."""
+    """Accept a command without its arguments."""
     missing = []
     for span in code_spans(page):
         if COMMAND.search(span):
@@ -133,14 +133,14 @@ def test_every_option_exists(page):
 
 
 def keys_of(section: object, prefix: str = "") -> set[str]:
-    """Return the dotted names in a YAML block, of groups too; what a mapping of one's own names holds is no option."""
-    found: set[str] = set()
+    """Return the dotted names in a YAML block, groups included; keys below an option that is a mapping are no options."""
+    paths: set[str] = set()
     for key, value in section.items() if isinstance(section, dict) else ():
         path = f"{prefix}{key}"
-        found.add(path)
+        paths.add(path)
         if any(option.startswith(f"{path}.") for option in options()):
-            found |= keys_of(value, f"{path}.")
-    return found
+            paths |= keys_of(value, f"{path}.")
+    return paths
 
 
 @every_page

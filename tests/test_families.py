@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from types import SimpleNamespace
 
 import numpy as np
@@ -40,7 +41,7 @@ WITH_ADAPTERS = [name for name in BUILDERS if FAMILIES[name].adapters]
 
 @dataclass
 class World:
-    """One family's model directory, what encodes for it, and an engine that serves it."""
+    """One family's model directory, its encoder, and an engine that serves it."""
 
     family: str
     tied: bool
@@ -62,10 +63,10 @@ class World:
         return Request(self.encoder.unexpanded(QUESTION), (1, 2), frames, spec.metadata(), frames_hash=spec.hash)
 
     def deviation(self, role: Role) -> float:
-        """Largest difference between the engine's log-probs and the role's, over samples with and without a video."""
+        """Return the largest difference between the engine's log-probs and the role's, over samples with and without a video."""
         videos = ["a", None]
         answers = self.engine.generate([self.request(video) for video in videos], SAMPLING, self.engine.weights.version)
-        found = []
+        parts = []
         for video, group in zip(videos, answers, strict=True):
             features = self.encoder.video(video) if video else None
             items = [self.encoder.prompt_and_response(QUESTION, answer.response_ids, features) for answer in group]
@@ -73,15 +74,14 @@ class World:
                 assert answer.prompt_ids.tolist() == item.ids[: item.start].tolist()
                 assert answer.visual_tokens == (features.visual_tokens if features else 0)
             logprobs = logprobs_of(role, items)
-            found += [abs(own - answer.logprobs) for own, answer in zip(logprobs, group, strict=True)]
-        differences = np.concatenate(found)
-        print(
-            f"{self.family} version {self.engine.weights.version}: max {differences.max():.1e}, mean {differences.mean():.1e}"
-        )
+            parts += [abs(own - answer.logprobs) for own, answer in zip(logprobs, group, strict=True)]
+        differences = np.concatenate(parts)
+        version = self.engine.weights.version
+        print(f"{self.family} version {version}: max {differences.max():.1e}, mean {differences.mean():.1e}")
         return float(differences.max())
 
     def publish(self, role: Role, version: int) -> None:
-        """As a learner does; the engine refuses weights that leave one of its parameters as it was."""
+        """Publish as a learner does; the engine refuses weights that leave one of its parameters unchanged."""
         kind, lora = ("adapter", adapter_config(role)) if role.adapter else ("full", None)
         self.engine.weights.publish(
             *pack_weights(published_weights(role), 1 << 20, version=version, kind=kind, lora=lora)
@@ -90,14 +90,14 @@ class World:
 
 @torch.no_grad()
 def logprobs_of(role: Role, items: list) -> list[np.ndarray]:
-    """[T] of each sequence, all in one batch."""
+    """Return log-probs [T] of each sequence, all computed in one batch."""
     rows = role.forward(collate(items, 0), "logprobs")["logprobs"].numpy()
     return [row[: len(item.mask)] for row, item in zip(rows, items, strict=True)]
 
 
 @torch.no_grad()
 def perturb(role: Role, part: str = "", scale: float = 0.05) -> Role:
-    """Noise on every parameter of the role whose name holds `part`."""
+    """Add noise to every parameter of the role whose name contains `part`."""
     generator = torch.Generator().manual_seed(1)
     for name, parameter in role.module.named_parameters():
         if part in name:
@@ -126,7 +126,7 @@ def with_head(family: str, tied: bool):
     return pytest.param((family, tied), id=f"{family}-{'tied' if tied else 'untied'}", marks=[pytest.mark.slow] * slow)
 
 
-@pytest.fixture(scope="module", params=[with_head(name, tied) for name in BUILDERS for tied in (False, True)])
+@pytest.fixture(scope="module", params=[with_head(name, tied) for name, tied in product(BUILDERS, (False, True))])
 def world(request, tmp_path_factory):
     yield from start(*request.param, tmp_path_factory.mktemp("model"))
 
@@ -140,7 +140,7 @@ def adapted(request, tmp_path_factory):
 
 
 def test_features_give_the_same_answers_as_frames(world):
-    """The same prompt ids, tokens and log-probs; vLLM's own tower is not run."""
+    """Compare prompt ids, tokens and log-probs; vLLM's own tower is not run."""
     if FAMILIES[world.family].engine_video is None:
         with pytest.raises(ConfigError, match=f"engine for a {world.family}"):
             FrozenTower(world.path, "float32")
@@ -150,16 +150,23 @@ def test_features_give_the_same_answers_as_frames(world):
     (pixels,) = engine.generate([frames], SAMPLING, 0)
     engine.llm.apply_model(lambda model: model.visual.register_forward_pre_hook(lambda *_: runs.append(1)) and None)
 
-    def handed(name: str):
+    def answers_from_features(name: str):
         video = world.encoder.video(name)
-        given = {"features": tower.video(video), "visual_tokens": video.visual_tokens, "frames_hash": f"handed {name}"}
-        return engine.generate([replace(frames, frames=None, metadata={}, **given)], SAMPLING, 0)[0]
+        request = replace(
+            frames,
+            frames=None,
+            metadata={},
+            features=tower.video(video),
+            visual_tokens=video.visual_tokens,
+            frames_hash=f"handed {name}",
+        )
+        return engine.generate([request], SAMPLING, 0)[0]
 
-    for one, other in zip(pixels, handed("a"), strict=True):
+    for one, other in zip(pixels, answers_from_features("a"), strict=True):
         assert np.array_equal(one.prompt_ids, other.prompt_ids) and one.visual_tokens == other.visual_tokens
         assert np.array_equal(one.response_ids, other.response_ids)
         np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
-    assert np.abs(handed("b")[0].logprobs[0] - pixels[0].logprobs[0]) > 1e-4
+    assert np.abs(answers_from_features("b")[0].logprobs[0] - pixels[0].logprobs[0]) > 1e-4
     assert runs == []
 
 
@@ -170,9 +177,9 @@ def test_samples_have_the_learners_log_probs_before_and_after_a_full_publish(wor
     assert world.deviation(world.role()) > 1e-2  # the old weights' log-probs are others
     assert world.deviation(role) < 1e-4
     # the tower alone: what a stale encoder cache or a tower that is not published would get wrong
-    before = world.deviation(perturb(role, world.encoder.family.vision.split(".")[-1], scale=0.2))
+    stale = world.deviation(perturb(role, world.encoder.family.vision.split(".")[-1], scale=0.2))
     world.publish(role, 2)
-    assert before > 1e-3
+    assert stale > 1e-3
     assert world.deviation(role) < 1e-4
 
 

@@ -1,4 +1,4 @@
-"""The layer rule of the four packages; the contracts themselves stand in pyproject.toml."""
+"""The layer rule of the four packages; the contracts are in pyproject.toml."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ def lint(folder: Path) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def copied(tmp_path_factory) -> Path:
-    """A copy of the packages and contracts in which a test may plant a module."""
+    """Return a copy of the packages and contracts in which a test may plant a module."""
     root = tmp_path_factory.mktemp("layers")
     shutil.copy(ROOT / "pyproject.toml", root)
     for package in PACKAGES:
@@ -49,7 +49,7 @@ def test_packages_keep_the_layer_rule():
     ],
 )
 def test_a_violation_is_caught(copied, module, line):
-    """Contracts that nothing can break would pass too, so each kind of violation is planted once."""
+    """Plant each kind of violation once: contracts that cannot be broken would pass too."""
     planted = copied / module
     planted.write_text(line + "\n")
     try:

@@ -35,7 +35,7 @@ def test_pip_is_upgraded_before_anything_else_is_installed(target):
 
 
 def test_modules_that_make_compiles_exist():
-    """The recipe ignores modules that do not import, so a renamed one would otherwise not be noticed."""
+    """The recipe ignores modules that do not import, so a renamed one would otherwise stay unnoticed."""
     (line,) = re.findall(r'^COMPILE = .* -c "import ((?:.|\n)*?)"', MAKEFILE, re.M)
     modules = [name.strip() for name in line.replace("\\\n", " ").split(",")]
     assert len(modules) > 3 and all(importlib.util.find_spec(name) for name in modules)

@@ -1,4 +1,4 @@
-"""Every error ends with what to do, as an imperative sentence. Read from the source, so that a new error is read too."""
+"""The fix of every error is an imperative sentence. Fixes are read from the source, so that new errors are covered."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ VERBS = frozenset(WORDS.split())
 
 
 def flaw(text: str) -> str:
-    """Return what keeps a fix from being an imperative sentence; empty if nothing does."""
+    """Return why a fix is not an imperative sentence; empty if it is one."""
     first = text.split(" ")[0]
     if first not in VERBS:
         return f"begins with {first!r}, which is none of the verbs"
@@ -41,7 +41,9 @@ def read(*lines: str) -> FixReader:
 
 
 def test_every_fix_is_an_imperative_sentence():
-    files = [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))]
+    files = []
+    for package in PACKAGES:
+        files += sorted((ROOT / package).rglob("*.py"))
     reader = FixReader({file: file.read_text() for file in files}, ERRORS)
     assert len(reader.fixes) > 200
     assert [f"{fix} ({flaw(fix.text)})" for fix in reader.fixes if flaw(fix.text)] == []

@@ -1,4 +1,4 @@
-"""Nothing that a user can be handed is unpickled: by what the code says, and by files that would show it."""
+"""No file from elsewhere is unpickled: the source has no call that would, and planted pickles never run."""
 
 from __future__ import annotations
 
@@ -36,26 +36,28 @@ FLAGS = {("weights_only", False), ("allow_pickle", True), ("trust_remote_code", 
 
 
 def unpickles(source: str) -> list[str]:
-    """What in a module's source could run code from a file, as `line: what`."""
-    found = []
+    """Return every expression in a module's source that could run code from a file, as `line: expression`."""
+    findings = []
     for node in ast.walk(ast.parse(source)):
         names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        found += [f"{node.lineno}: import of {name}" for name in names if name.split(".")[0] in MODULES | METHODS]
+        findings += [f"{node.lineno}: import of {name}" for name in names if name.split(".")[0] in MODULES | METHODS]
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
             if called in CALLS or called.split(".")[-1] in METHODS or called.split(".")[0] in MODULES:
-                found.append(f"{node.lineno}: {called}(")
+                findings.append(f"{node.lineno}: {called}(")
             flags = [(k.arg, k.value.value) for k in node.keywords if isinstance(k.value, ast.Constant)]
-            found += [f"{node.lineno}: {name}={value}" for name, value in flags if (name, value) in FLAGS]
-    return found
+            findings += [f"{node.lineno}: {name}={value}" for name, value in flags if (name, value) in FLAGS]
+    return findings
 
 
-def test_no_source_of_ours_unpickles():
-    files = [file for package in PACKAGES for file in (ROOT / package).rglob("*.py")]
+def test_no_source_file_unpickles():
+    files = []
+    for package in PACKAGES:
+        files += (ROOT / package).rglob("*.py")
     assert len(files) > 80
-    found = {str(file.relative_to(ROOT)): unpickles(file.read_text()) for file in files}
-    assert {name: lines for name, lines in found.items() if lines} == {}
+    findings = {str(file.relative_to(ROOT)): unpickles(file.read_text()) for file in files}
+    assert {name: lines for name, lines in findings.items() if lines} == {}
 
 
 @pytest.mark.parametrize(
@@ -76,7 +78,7 @@ def test_no_source_of_ours_unpickles():
         "eval(text)",
     ],
 )
-def test_each_way_of_unpickling_is_seen(line):
+def test_each_way_of_unpickling_is_reported(line):
     assert unpickles(f"def f(path, text):\n    {line}\n")
     assert not unpickles("model.eval()\nyaml.safe_load(text)\nload_file(path)\njson.loads(text)\n")
 
@@ -90,16 +92,16 @@ MODEL = Model(dtype="float32", device="cpu")
 
 @pytest.fixture
 def canary(tmp_path) -> Path:
-    """Exists as soon as anything unpickles; the test fails then."""
+    """Yield a path that exists as soon as a pickle runs; the test fails then."""
     path = tmp_path / "executed"
     yield path
     assert not path.exists(), "something was unpickled"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    """Folder with base/ (a model) and reward/ (an adapter on it, with its head), as a run leaves them."""
-    folder = tmp_path_factory.mktemp("made")
+def models(tmp_path_factory) -> Path:
+    """Return a folder with base/ (a model) and reward/ (an adapter on it, with its head), as a run writes them."""
+    folder = tmp_path_factory.mktemp("models")
     build_tiny(folder / "base", WORDS, seed=0)
     module = VideoLM(load_vlm(str(folder / "base"), "float32"), ["reward"], {"reward": LORA})
     module.model.save_pretrained(folder / "saved")
@@ -110,9 +112,9 @@ def made(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def planted(made, tmp_path, canary) -> Path:
-    """A copy of it with a bomb under every name that some library unpickles."""
-    folder = shutil.copytree(made, tmp_path / "planted")
+def planted(models, tmp_path, canary) -> Path:
+    """Return a copy of the models with a bomb under every file name that a library unpickles."""
+    folder = shutil.copytree(models, tmp_path / "planted")
     for part in ("base", "reward"):
         bombs.plant(folder / part, canary)
     return folder
@@ -126,7 +128,7 @@ def adapter_on(folder: Path) -> VideoLM:
     return VideoLM(load_vlm(str(folder / "base"), "float32"), [], {"policy": LORA})
 
 
-def test_the_bomb_works(tmp_path):
+def test_a_bomb_runs_in_each_loader_that_unpickles(tmp_path):
     loaders = [
         lambda file: pickle.loads(file.read_bytes()),
         lambda file: torch.load(file, weights_only=False),
@@ -140,7 +142,7 @@ def test_the_bomb_works(tmp_path):
         assert target.is_dir()
 
 
-def test_pickles_beside_the_weights_are_left_alone(planted):
+def test_pickles_beside_the_weights_are_ignored(planted):
     require_model("ppo.policy", str(planted / "base"))
     module = adapter_on(planted)
     load_adapter(module, "policy", planted / "reward")  # names in the file are those of any adapter
@@ -149,8 +151,8 @@ def test_pickles_beside_the_weights_are_left_alone(planted):
 
 
 @pytest.mark.parametrize("how", ["instead", "disguised"])
-def test_pickles_in_the_place_of_weights_are_refused(planted, canary, how):
-    """Without safetensors beside them, or under a safetensors name."""
+def test_pickles_in_place_of_weights_are_refused(planted, canary, how):
+    """Replace the safetensors files by pickles, under their own names or under a safetensors name."""
     for file in planted.rglob("*.safetensors"):
         file.unlink() if how == "instead" else file.write_bytes(bombs.bomb(canary))
     if how == "instead":
@@ -162,32 +164,32 @@ def test_pickles_in_the_place_of_weights_are_refused(planted, canary, how):
 
 @pytest.mark.parametrize("file", [ADAPTER, "head.safetensors"])
 @pytest.mark.parametrize("how", ["instead", "disguised"])
-def test_a_pickle_in_the_place_of_an_adapter_or_head_is_refused(planted, canary, file, how):
+def test_a_pickle_in_place_of_an_adapter_or_head_is_refused(planted, canary, file, how):
     victim = planted / "reward" / file
     victim.unlink() if how == "instead" else victim.write_bytes(bombs.bomb(canary))
     with pytest.raises(CheckpointError, match=f"safetensors file at .*{file}"):
         load_reward(planted)
 
 
-def test_an_adapter_of_another_shape_or_other_modules_is_refused(made):
-    """PEFT itself would leave out what it does not find."""
-    module = VideoLM(load_vlm(str(made / "base"), "float32"), [], {"policy": LORA.model_copy(update={"r": 3})})
+def test_an_adapter_of_another_shape_or_other_modules_is_refused(models):
+    """Refuse the adapter although PEFT itself would skip missing weights."""
+    module = VideoLM(load_vlm(str(models / "base"), "float32"), [], {"policy": LORA.model_copy(update={"r": 3})})
     with pytest.raises(CheckpointError, match=r"lora_A.*\(3, 256\)(.|\n)*\(2, 256\)"):
-        load_adapter(module, "policy", made / "reward")
-    fewer = VideoLM(load_vlm(str(made / "base"), "float32"), [], {"policy": Lora(r=2, targets=("q_proj",))})
+        load_adapter(module, "policy", models / "reward")
+    fewer = VideoLM(load_vlm(str(models / "base"), "float32"), [], {"policy": Lora(r=2, targets=("q_proj",))})
     with pytest.raises(CheckpointError, match="none of them"):
-        load_adapter(fewer, "policy", made / "reward")
+        load_adapter(fewer, "policy", models / "reward")
 
 
-def test_the_rollout_engine_reads_safetensors_only(made, tmp_path, canary, monkeypatch):
+def test_the_rollout_engine_reads_safetensors_only(models, tmp_path, canary, monkeypatch):
     from vllm.config import LoadConfig
     from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
     from actors.engine import EngineSpec, _build_llm
 
     options = {}
-    monkeypatch.setattr("vllm.LLM", lambda **given: options.update(given))
-    _build_llm(EngineSpec(str(made / "base"), "float32"))
+    monkeypatch.setattr("vllm.LLM", lambda **arguments: options.update(arguments))
+    _build_llm(EngineSpec(str(models / "base"), "float32"))
     bombs.plant(tmp_path, canary)
     loader = DefaultModelLoader(LoadConfig(load_format=options["load_format"]))
     with pytest.raises(RuntimeError, match="any model weights"):

@@ -22,7 +22,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory) -> Path:
+def wheel_file(tmp_path_factory) -> Path:
     """Build a wheel of the project without a network, with one more configuration than the checkout has."""
     source = tmp_path_factory.mktemp("source")
     for file in ("pyproject.toml", "README.md", "LICENSE"):
@@ -37,10 +37,10 @@ def built(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def wheel(built, tmp_path_factory) -> Path:
+def wheel(wheel_file, tmp_path_factory) -> Path:
     """Unpack the wheel."""
     unpacked = tmp_path_factory.mktemp("wheel")
-    zipfile.ZipFile(built).extractall(unpacked)
+    zipfile.ZipFile(wheel_file).extractall(unpacked)
     return unpacked
 
 
@@ -55,7 +55,7 @@ def files_of(root: Path, folders: Iterable[str]) -> set[str]:
 
 
 def test_the_wheel_contains_every_source_file_and_nothing_else(wheel):
-    """Data files too, such as the base model that the demo starts from."""
+    """Compare data files too, such as the base model that the demo starts from."""
     assert files_of(wheel, PACKAGES) == files_of(ROOT, PACKAGES)
     assert files_of(wheel, ["configs"]) == files_of(ROOT, ["configs"]) | {"configs/planted.yaml"}
     top = {path.name for path in wheel.iterdir() if not path.name.endswith(".dist-info")}
@@ -69,7 +69,7 @@ def test_the_wheel_contains_the_base_model_of_the_demo(wheel):
 
 
 def test_configurations_are_found_in_the_wheel(wheel, tmp_path):
-    """From another folder and without the checkout on the path."""
+    """Run from another folder and without the checkout on the path."""
     code = (
         f"import sys; sys.path = [{str(wheel)!r}] + [p for p in sys.path if p not in ('', {str(ROOT)!r})]\n"
         "import importlib.resources as r; print((r.files('configs') / 'planted.yaml').read_text())"
@@ -102,10 +102,10 @@ def test_the_wheel_has_complete_metadata(wheel):
     assert "Apache License" in licence and "END OF TERMS AND CONDITIONS" in licence
 
 
-def test_the_command_runs_after_the_wheel_is_installed(built, tmp_path):
-    """From another folder, with the dependencies of this environment and nothing from an index."""
+def test_the_command_runs_after_the_wheel_is_installed(wheel_file, tmp_path):
+    """Run from another folder, with the dependencies of this environment and nothing from an index."""
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", tmp_path / "site"]
-    subprocess.run([*pip, built], check=True, capture_output=True)
+    subprocess.run([*pip, wheel_file], check=True, capture_output=True)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     script = tmp_path / "site" / "bin" / "rlaif"
     run = partial(subprocess.run, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""`make study NAME`: a study's figures become a record that says how they were made."""
+"""`make study NAME`: a study's figures become a record that states how they were made."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ sys.exit(write_figures(lambda args: {"accuracy": 0.5, "passed": not args.bad}, p
 
 @pytest.fixture
 def common(tmp_path, monkeypatch):
-    """The runner, with a folder that holds one study, `half-true`."""
+    """Return the runner, with a folder that contains the studies `half-true` and `broken`."""
     spec = importlib.util.spec_from_file_location("study_runner", ROOT / "tests" / "studies" / "common.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -67,7 +67,7 @@ def test_every_study_takes_json():
 
 @pytest.fixture
 def same_bits(monkeypatch):
-    """The study `same-bits` as a module."""
+    """Yield the study `same-bits` as a module."""
     monkeypatch.syspath_prepend(str(ROOT / "tests" / "studies"))
     spec = importlib.util.spec_from_file_location("same_bits", ROOT / "tests" / "studies" / "same_bits.py")
     module = importlib.util.module_from_spec(spec)
@@ -102,7 +102,7 @@ def write_run(run: Path, *, seconds: float = 1.0, weight: float = 1.0, loss: flo
         ({"answer": "three"}, ["rows/samples/000001.jsonl"]),
     ],
 )
-def test_same_bits_notices_the_last_bit_but_no_clock_and_no_path(same_bits, tmp_path, change, names):
+def test_same_bits_reports_a_changed_last_bit_and_ignores_clock_and_path(same_bits, tmp_path, change, names):
     before = same_bits.hashes_of(write_run(tmp_path / "first"))
     after = same_bits.hashes_of(write_run(tmp_path / "second", **change))
     assert same_bits.differences(before, after) == names

@@ -1,4 +1,4 @@
-"""`tools/style.py` counts what it says, on small snippets."""
+"""`tools/style.py` counts correctly on small snippets."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def style():
 
 @pytest.fixture
 def counts(style):
-    """counts(*texts) -> what is counted in files `0.py`, `1.py`, ..."""
+    """Return counts(*texts), which counts the texts as files `0.py`, `1.py`, ..."""
 
     def count(*texts: str):
         total = style.Counts()

@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 
 from rlaif.config.starter_text import CPU, ONE_GPU, TEXT, Machine
-from rlaif.data.bad_rows import Bad
 from rlaif.data.files import read_rows
+from rlaif.data.rows import RowFailure
 from rlaif.errors import ConfigError, DataError
 from rlaif.io.writable import why_not_writable
 
@@ -111,7 +111,7 @@ def _read_row_file(path: Path) -> RowFile:
     captions = False
     try:
         for row in read_rows(path):
-            if not isinstance(row, Bad):
+            if not isinstance(row, RowFailure):
                 count += 1
                 captions = captions or bool(row.fields.get("captions"))
     except DataError:

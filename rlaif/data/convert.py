@@ -1,27 +1,21 @@
-"""From one file to another, through our records, as a stream."""
+"""Convert one file to another, through our records, as a stream."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlaif.data.bad_rows import Bad, Row, excerpt, good, refused_record
-from rlaif.data.files import ENDED, kind, read_rows, unit, write_rows
+from rlaif.data.files import ENDED, kind, unit, write_rows
 from rlaif.data.formats import table
-from rlaif.data.formats.base import Format, Notes, Options
-from rlaif.data.frame_lists import Shown, exact, listed
+from rlaif.data.formats.base import Fields, Format, Notes, Options
+from rlaif.data.frame_lists import ShownFrames, listed, match
 from rlaif.data.media import Media
-from rlaif.data.meter import Meter
 from rlaif.data.places import check_folder, check_local, check_target
-from rlaif.data.rows import SHOWN, Report, RowError
+from rlaif.data.published import open_rows, source_file
+from rlaif.data.rows import SHOWN, Report, RowError, RowFailure, excerpt, reject_record, valid
 from rlaif.errors import DataError, named
-
-AUTO = "auto"
-JUDGED = 100
-"""Rows by which the format of a file is judged."""
 
 
 @dataclass
@@ -32,67 +26,40 @@ class Conversion:
     notes: Notes
     target: str
     """Name of the format that was written."""
-    beside_source: bool = False
-    """The missing media are where `source` is, which is not what paths were taken to be relative to."""
-    apart: int = 0
+    is_beside_source: bool = False
+    """The missing media are in the folder of `source`, which is not what paths were relative to."""
+    unshown: int = 0
     """Rows of ours that list frames which no video shows."""
 
     def text(self) -> str:
         """Return the counts, the bad rows, and everything that the written file does not hold."""
-        lines = [self.report.summary(), *noted(self.notes)]
+        lines = [self.report.summary(), *uncarried_lines(self.notes)]
         if self.notes.lost:
             lines.append(f"{self.target} does not hold {_counts(self.notes.lost)}")
-        if missing := self.notes.missing:
-            shown = named([excerpt(path) for path in missing])
-            hint = "; the first is beside IN: add --root with the folder of IN" if self.beside_source else ""
-            lines.append(f"{sum(missing.values()):,} media that rows name are not there: {shown}{hint}")
-        if self.apart:
+        missing = self.notes.missing
+        if missing:
+            paths = named(list(map(excerpt, missing)))
+            hint = "; the first is beside IN: add --root with the folder of IN" if self.is_beside_source else ""
+            lines.append(f"{sum(missing.values()):,} media that rows name are not there: {paths}{hint}")
+        if self.unshown:
             lines.append(
-                f"{self.apart:,} rows list frames that no video shows: they are left out when the file is read, "
+                f"{self.unshown:,} rows list frames that no video shows: they are left out when the file is read, "
                 "unless it is made with --media DIR"
             )
         return "\n".join(lines)
 
 
-def noted(notes: Notes) -> list[str]:
-    """Return the line about values that were left behind when rows were read."""
+def uncarried_lines(notes: Notes) -> list[str]:
+    """Return the line about values that were left behind when rows were read, if there are any."""
     return [f"not carried along (no JSON value): {_counts(notes.uncarried)}"] if notes.uncarried else []
 
 
-def _counts(counter: dict[str, int]) -> str:
-    shown = [f"{excerpt(name, 40)} ({count:,} rows)" for name, count in list(counter.items())[: 2 * SHOWN]]
-    return ", ".join(shown) + (f" and {len(counter) - len(shown)} more" if len(counter) > len(shown) else "")
-
-
-def source_file(path: Path) -> Path:
-    """Return the file to read: `path`, or the one file of rows in a folder such as SafeSora's."""
-    if not path.is_dir():
-        return path
-    found = sorted(file for file in path.glob("config*.json*"))
-    if len(found) != 1:
-        names = ", ".join(file.name for file in found) or "none"
-        raise DataError(f"a file, or a folder with one config*.json in it, at {path}", names, "name the file")
-    return found[0]
-
-
-def opened(path: Path, name: str, report: Report) -> tuple[Format, Iterator[Row | Bad]]:
-    """Return the rows of a file and their format; if `name` is "auto", that which most of the first rows look like.
-
-    Raises DataError for an unknown format, and for a file without one row to go by.
-    """
-    rows = read_rows(path, Meter(path.name))
-    if name != AUTO:
-        return table.named(name), rows
-    before, judged = [], []
-    while len(judged) < JUDGED and (row := next(rows, None)) is not None:
-        before.append(row)
-        if isinstance(row, Row):
-            judged.append(row.fields)
-    if judged:
-        return table.detect(judged), itertools.chain(before, rows)
-    list(good(before, report))
-    report.check(strict=False)
-    raise AssertionError("the check raises if nothing was kept")
+def _counts(counter: Mapping[str, int]) -> str:
+    most = 2 * SHOWN
+    texts = [f"{excerpt(name, 40)} ({count:,} rows)" for name, count in counter.items()]
+    text = ", ".join(texts[:most])
+    others = len(counter) - most
+    return f"{text} and {others} more" if others > 0 else text
 
 
 def convert(
@@ -106,105 +73,124 @@ def convert(
     dimension: str | None = None,
     allow_cut: bool = False,
 ) -> Conversion:
-    """Read `source`, write `target`; what was kept, and every row that could not be read or said in the other format.
+    """Read `source` and write `target`; return what was kept, and every row that the other format cannot hold.
 
     root: what paths of rows are relative to; None is the folder of the file with our own rows, or of `source` if neither
-    has any. media: where images that a file holds as bytes are kept, and links to the frames that a row lists if its
+    has any. media: folder for the images that a file holds as bytes, and for links to the frames that a row lists if its
     video shows others. video_dir: the folder of SafeSora's videos. dimension: which comparison of each pair decides what
-    is chosen. allow_cut: write the rows before the place where `source` is cut or damaged.
+    is chosen. allow_cut: write the rows before the place at which `source` is cut or damaged.
 
-    Raises DataError if no row is left, if the two formats hold different things, if `source` is cut, and if something
+    Raise DataError if no row is left, if the two formats hold different things, if `source` is cut, and if something
     cannot be written; `target` is then as it was.
     """
     check_local(IN=source, OUT=target, root=root, media=media, video_dir=video_dir)
     check_folder("root", root, exists=True)
     check_folder("media", media, exists=False)
-    source, wanted = source_file(source), table.named(target_format)
+    source, written = source_file(source), table.named(target_format)
     check_target(target)
-    onto_itself = target.exists() and target.samefile(source)
+    # a link, or another spelling of the path, may name the same file
+    is_onto_itself = target.exists() and target.samefile(source)
     report = Report(str(source))
-    found, rows = opened(source, source_format, report)
-    _check_kinds(found, wanted, dimension)
-    ours = target if wanted.own and not found.own else source
-    options = Options(Media(root or ours.parent, media), video_dir)
-    conversion = Conversion(report, options.notes, wanted.name)
-    records = found.read(rows, options, report.lines)
-    if wanted.own:
-        if media is not None:
-            records = exact(records, options.media, report.lines, found.key, unit(source))
-        else:
-            records = _counted_apart(records, conversion, Shown(options.media.root))
+    form, rows = open_rows(source, source_format, report)
+    _check_kinds(form, written, dimension)
+    # paths in our rows are relative to the folder of the file that holds them
+    with_our_rows = target if written.own and not form.own else source
+    options = Options(Media(root or with_our_rows.parent, media), video_dir)
+    conversion = Conversion(report, options.notes, written.name)
+    records = form.read(rows, options, report.lines)
+    if written.own and media is not None:
+        records = match(records, options.media, report.lines, form.key, unit(source))
+    elif written.own:
+        records = _count_unshown(records, conversion, ShownFrames(options.media.root))
     if dimension is not None:
         records = _along(records, dimension, report, unit(source))
-    _write(target, wanted, _refuse_bad(wanted.write(records, options), target, onto_itself), conversion, allow_cut)
+    new_rows = written.write(records, options)
+    if is_onto_itself:
+        new_rows = _refuse_bad(new_rows, target)
+    _write(target, written, new_rows, conversion, allow_cut)
+    # known only now: the notes are filled while the rows are written
     missing = next(iter(options.notes.missing), None)
-    conversion.beside_source = missing is not None and root is None and Media(source.parent, None).there(missing)
+    if missing is not None and root is None:
+        conversion.is_beside_source = Media(source.parent, None).there(missing)
     return conversion
 
 
-def _write(target: Path, wanted: Format, rows: Iterable[dict | Bad], conversion: Conversion, allow_cut: bool) -> None:
-    schema = wanted.schema
+def _write(
+    target: Path, written: Format, rows: Iterator[Fields | RowFailure], conversion: Conversion, allow_cut: bool
+) -> None:
+    schema = written.schema
     if kind(target) == ".parquet":
+        # pyarrow takes a while to import, and most files need none
         from rlaif.data.parquet import fitting
 
-        columns = (row if isinstance(row, Bad) else wanted.columns(row) for row in rows)
-        schema, rows = fitting(columns, schema, target, conversion.notes.lost)
+        schema, rows = fitting(_columns(written, rows), schema, target, conversion.notes.lost)
     try:
         # of a link, the file that it leads to is replaced
-        write_rows(target.resolve(), _checked(good(rows, conversion.report), conversion.report, allow_cut), schema)
+        write_rows(target.resolve(), _checked_at_end(rows, conversion.report, allow_cut), schema)
     except OSError as error:
-        raise DataError(
-            "a file that can be written as OUT", f"{target}: {error}", "give another path as OUT"
-        ) from error
+        expected, fix = "a file that can be written as OUT", "give another path as OUT"
+        raise DataError(expected, f"{target}: {error}", fix) from error
 
 
-def _refuse_bad(rows: Iterable[dict | Bad], target: Path, onto_itself: bool) -> Iterator[dict | Bad]:
-    """Yield the rows; raise DataError for a bad one if the file that holds it would be replaced."""
+def _columns(written: Format, rows: Iterable[Fields | RowFailure]) -> Iterator[Fields | RowFailure]:
     for row in rows:
-        if onto_itself and isinstance(row, Bad):
-            found = f"{row.reason}: {row.row}, which would be gone"
-            raise DataError(f"only good rows in {target}, which is IN and OUT", found, "name another file as OUT")
+        yield row if isinstance(row, RowFailure) else written.columns(row)
+
+
+def _refuse_bad(rows: Iterable[Fields | RowFailure], target: Path) -> Iterator[Fields | RowFailure]:
+    """Yield the rows of a file that will be replaced; raise DataError for a bad one, which would be gone."""
+    for row in rows:
+        if isinstance(row, RowFailure):
+            problem = f"{row.reason}: {row.row}, which would be gone"
+            raise DataError(f"only good rows in {target}, which is IN and OUT", problem, "name another file as OUT")
         yield row
 
 
-def _check_kinds(found: Format, wanted: Format, dimension: str | None) -> None:
-    if found.kind != wanted.kind:
-        held = f"{found.name} holds {found.kind}, {wanted.name} {wanted.kind}"
-        raise DataError(f"a format of {found.kind} to convert to", held, "change --to")
-    if dimension is not None and found.kind != "pairs":
-        raise DataError("preference pairs for --dimension", f"{found.name} holds {found.kind}", "leave it out")
+def _check_kinds(form: Format, written: Format, dimension: str | None) -> None:
+    if form.kind != written.kind:
+        kinds = f"{form.name} holds {form.kind}, {written.name} {written.kind}"
+        raise DataError(f"a format of {form.kind} to convert to", kinds, "change --to")
+    if dimension is not None and form.kind != "pairs":
+        raise DataError("preference pairs for --dimension", f"{form.name} holds {form.kind}", "leave it out")
 
 
-def _counted_apart(items: Iterable[Any | Bad], conversion: Conversion, shown: Shown) -> Iterator[Any | Bad]:
-    """The records as they are; those whose video shows other frames than they list are counted."""
+def _count_unshown(
+    items: Iterable[Any | RowFailure], conversion: Conversion, shown: ShownFrames
+) -> Iterator[Any | RowFailure]:
+    """Yield the records unchanged; count those whose video shows other frames than they list."""
     for item in items:
-        frames = () if isinstance(item, Bad) else listed(item)
-        if frames:
+        if not isinstance(item, RowFailure):
+            frames = listed(item)
             try:
-                shown.check(item.video, frames)
+                shown.check(item.video if frames else None, frames)
             except RowError:
-                conversion.apart += 1
+                conversion.unshown += 1
         yield item
 
 
-def _along(items: Iterable[Any | Bad], dimension: str, report: Report, unit: str) -> Iterator[Any | Bad]:
+def _along(items: Iterable[Any | RowFailure], dimension: str, report: Report, unit: str) -> Iterator[Any | RowFailure]:
     for item in items:
-        if isinstance(item, Bad):
+        if isinstance(item, RowFailure):
             yield item
             continue
         try:
             yield item.along(dimension)
         except DataError as error:
             problem = RowError("unknown dimension", f"{error.found}, expected {error.expected}")
-            yield refused_record(report.lines, item.pair_id, problem, unit)
+            yield reject_record(report.lines, item.pair_id, problem, unit)
 
 
-def _checked(rows: Iterable[dict], report: Report, allow_cut: bool) -> Iterator[dict]:
-    """Yield the rows; raise DataError if nothing is left or the file was cut, while the target is not yet in place."""
-    yield from rows
+def _checked_at_end(rows: Iterable[Fields | RowFailure], report: Report, allow_cut: bool) -> Iterator[Fields]:
+    """Yield the valid rows; raise DataError if nothing is left or the file was cut.
+
+    It is raised inside of `write_rows`, so the target is not yet in place.
+    """
+    yield from valid(rows, report)
     report.check(strict=False)
-    ended = [bad for reason in ENDED for bad in report.skipped.get(reason, ())]
-    if ended and not allow_cut:
-        found = f"{report.kept:,} rows before the place where it ends: {ended[0]}"
-        change = "give the whole file, or add --allow-cut to write the rows before that place"
-        raise DataError(f"a whole file at {report.path}", found, change)
+    if allow_cut:
+        return
+    for reason in ENDED:
+        for bad_row in report.skipped.get(reason, ()):
+            place = f"{report.kept:,} rows before the place where it ends: {bad_row}"
+            fix = "give the whole file, or add --allow-cut to write the rows before that place"
+            raise DataError(f"a whole file at {report.path}", place, fix)

@@ -1,4 +1,4 @@
-"""Where images that a dataset carries as bytes are kept, and listed frames joined, so that the video reader can open them.
+"""Store the images that a dataset carries as bytes, and join listed frames, so that the video reader can open them.
 
 An image becomes a folder of one frame, named by the SHA-256 of its bytes: equal images are stored once, and the bytes
 are the source's own. Only what opens as an image is stored or exported as one.
@@ -11,7 +11,6 @@ import binascii
 import hashlib
 import io
 import os
-import re
 import uuid
 from collections.abc import Sequence
 from functools import lru_cache
@@ -20,38 +19,21 @@ from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
-from rlaif.data.bad_rows import excerpt
-from rlaif.data.rows import RowError, video_path
+from rlaif.data.frame_lists import link_folder
+from rlaif.data.rows import RowError, excerpt
+from rlaif.data.videos import UNUSABLE, video_path
 from rlaif.errors import DataError
 from rlaif.video.folder import IMAGES, frames_in
 
 GIVE = "give one with --media DIR; to a stage, with agreement.media (a local path)"
 ENDINGS = {b"\x89PNG": ".png", b"RIFF": ".webp"}
-"""Of a stored image, by its first bytes; any other is a .jpg: the reader goes by content."""
-DATA = "data:"
-_BASE64 = re.compile(r"[A-Za-z0-9+/\s]{200,}=*\s*")
-"""A path of that length has a dot, a dash or an underscore somewhere."""
-
-
-def name_of(frames: Sequence[Path]) -> str:
-    """Return the name of the folder of links to these files in this order."""
-    return hashlib.sha256("\n".join(map(str, frames)).encode()).hexdigest()
-
-
-def check_path(path: str, field: str) -> None:
-    """Raise RowError for a text that cannot be the path of a medium: it has a NUL, or is data or too long for a name."""
-    if path.startswith(DATA):
-        raise RowError("wrong type", f"{field}: a data URI of {len(path):,} characters instead of a path")
-    if "\0" in path:
-        raise RowError("wrong type", f"{field}: a path with a NUL character, {excerpt(path)!r}")
-    if _BASE64.fullmatch(path):
-        raise RowError("wrong type", f"{field}: {excerpt(path)} is base64 text; write it as data:image/...;base64,...")
-    if len(path) > 4096 or any(len(part.encode("utf-8", "replace")) > 255 for part in path.split("/")):
-        raise RowError("wrong type", f"{field}: {excerpt(path)} is too long for a path")  # for Linux file systems
+"""Endings of stored images by their first bytes; any other is a .jpg: the reader goes by content."""
+SHARED_IMAGES = 4096
+"""Images that have been looked up are remembered: the rows of a file share them."""
 
 
 def from_data_uri(uri: str, field: str) -> bytes:
-    """Return the bytes of a base64 data URI. Raises RowError for any other."""
+    """Return the bytes of a base64 data URI. Raise RowError for any other."""
     head, comma, text = uri.partition(",")
     if not comma or not head.lower().endswith(";base64"):
         raise RowError("wrong type", f"{field}: {excerpt(uri)} is no base64 data URI")
@@ -65,23 +47,24 @@ def check_image(file: BinaryIO | Path, name: str, decode: bool = True) -> None:
     """Raise RowError for what is no image; unless `decode`, only its header is read."""
     try:
         with Image.open(file) as image:
+            # a cut file has a whole header: only its pixels tell
             if decode:
                 image.load()
     except UnidentifiedImageError as error:
-        raise RowError("video unusable", f"{name}: no image that can be read") from error
+        raise RowError(UNUSABLE, f"{name}: no image that can be read") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise RowError("video unusable", f"{name}: {error}") from error
+        raise RowError(UNUSABLE, f"{name}: {error}") from error
 
 
 class Media:
-    """Images below `folder`; a record names them relative to `root` where the folder is inside it."""
+    """Images below `folder`; a record names them relative to `root` if the folder is inside it."""
 
     def __init__(self, root: Path, folder: Path | None):
         self.root, self.folder = root, folder
-        self._image = lru_cache(maxsize=4096)(self._still)  # rows share images
+        self._image = lru_cache(maxsize=SHARED_IMAGES)(self._still)
 
     def put(self, data: bytes) -> str:
-        """Return the `video` of a record for this image, stored if it is new. Raises RowError for what is no image."""
+        """Return the `video` of a record for this image, which is stored if it is new. Raise RowError if it is no image."""
         if self.folder is None:
             raise DataError("a folder for the images inside this file", "none", GIVE)
         digest = hashlib.sha256(data).hexdigest()
@@ -91,6 +74,7 @@ class Media:
             check_image(io.BytesIO(data), f"image of {len(data)} bytes")
             try:
                 folder.mkdir(parents=True, exist_ok=True)
+                # written aside first: another process may store the same image, or read this one
                 aside = path.with_name(f".{uuid.uuid4().hex}")
                 aside.write_bytes(data)
                 os.replace(aside, path)
@@ -101,16 +85,18 @@ class Media:
     def gather(self, frames: Sequence[str]) -> str:
         """Return the `video` of a record that lists other frames than a folder holds: one with a link to each, in order.
 
-        Raises RowError for a frame that is not there, or no image.
+        Raise RowError for a frame that is not there, or no image.
         """
         if self.folder is None:
             raise DataError("a folder for listed frames", "none", GIVE)
         paths = [self.frame(frame) for frame in frames]
-        folder = self.folder / "frames" / name_of(paths)
+        # one folder for equal lists: its name is made from the paths, so it is never changed
+        folder = self.folder / "frames" / link_folder(paths)
         if not folder.exists():
             aside = folder.with_name(f".{uuid.uuid4().hex}")
             try:
                 aside.mkdir(parents=True)
+                # six digits keep the order: a folder is read by name
                 for number, path in enumerate(paths):
                     (aside / f"{number:06d}{path.suffix}").symlink_to(path)
                 os.replace(aside, folder)
@@ -119,7 +105,7 @@ class Media:
         return self._named(folder)
 
     def frame(self, frame: str) -> Path:
-        """Return where a listed frame is. Raises RowError if it is not there, or no image that the video reader takes."""
+        """Return the path of a listed frame. Raise RowError if there is none, or no image that the video reader takes."""
         try:
             path = video_path(self.root, frame).absolute()
         except DataError as error:
@@ -127,12 +113,13 @@ class Media:
         if not path.is_file():
             raise RowError("frame missing", str(path))
         if path.suffix.lower() not in IMAGES:  # the video reader would pass over it
-            raise RowError("video unusable", f"{path}: a frame that ends in none of {', '.join(sorted(IMAGES))}")
+            endings = ", ".join(sorted(IMAGES))
+            raise RowError(UNUSABLE, f"{path}: a frame that ends in none of {endings}")
         check_image(path, str(path), decode=False)
         return path
 
     def get(self, video: str) -> bytes:
-        """Return the bytes of the one image that `video` names. Raises RowError if it is not there, or not one image."""
+        """Return the bytes of the one image that `video` names. Raise RowError if it is not there, or not one image."""
         try:
             return (self.root / self._image(video)).read_bytes()
         except OSError as error:
@@ -141,7 +128,7 @@ class Media:
     def image(self, video: str) -> str:
         """Return the path of the one image file that `video` names: of a folder with one image, that image.
 
-        Raises RowError if there are several, or if it is no image. A path with nothing there is returned as it is, so
+        Raise RowError if there are several, or if it is no image. A path with nothing there is returned as it is, so
         that a file can be converted without its media.
         """
         try:
@@ -150,13 +137,14 @@ class Media:
             raise RowError("image missing", str(error)) from error
 
     def there(self, path: str) -> bool:
-        """Whether there is something at the path of a medium."""
+        """Return whether there is something at the path of a medium."""
         try:
             return os.path.exists(video_path(self.root, path))
         except DataError:
             return False
 
     def _still(self, video: str) -> str:
+        """Return the path of the one image that `video` names, relative to `root` as `video` is."""
         try:
             path = video_path(self.root, video)
         except DataError as error:
@@ -181,7 +169,7 @@ class Media:
 
 
 class Checked(Media):
-    """Opens every image (unless `decode` is off) and stores none."""
+    """Opens every image (unless `decode` is off) and stores none: what `rlaif data check` needs."""
 
     def __init__(self, root: Path, folder: Path | None, decode: bool = True):
         super().__init__(root, folder)
@@ -189,6 +177,7 @@ class Checked(Media):
         self._names: set[str] = set()
 
     def put(self, data: bytes) -> str:
+        """Return a name for this image, which is checked. Raise RowError if it is no image."""
         if self.decode:
             check_image(io.BytesIO(data), f"image of {len(data)} bytes")
         name = f"sha256:{hashlib.sha256(data).hexdigest()}"

@@ -7,18 +7,19 @@ import time
 from rlaif.io.progress import Progress
 
 QUIET_S = 2.0
-"""Seconds after which progress is shown."""
+"""Seconds after which progress is shown: most files are read within them, and a bar would only flash."""
 
 
 class Meter:
     """Counts bytes (or rows) of one file. A context; nothing is shown of a file that is read within `QUIET_S`."""
 
     def __init__(self, name: str):
-        self._name, self._progress = name, None
-        self._began: float | None = None
+        self._name = name
+        self._progress: Progress | None = None
+        self._start = 0.0
 
     def __enter__(self) -> Meter:
-        self._began = time.monotonic()
+        self._start = time.monotonic()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -29,5 +30,5 @@ class Meter:
         """Set what has been read so far."""
         if self._progress is not None:
             self._progress.to(done * 100 // max(1, total))
-        elif time.monotonic() - self._began > QUIET_S:
+        elif time.monotonic() - self._start > QUIET_S:
             self._progress = Progress(100, f"reading {self._name}, per cent")

@@ -1,4 +1,4 @@
-"""Recognise what a reader would silently misread in a row that otherwise fits: media marks and fields of other tools.
+"""Recognise rows that a reader would silently misread although they fit: media marks, and fields of other tools.
 
 Both rules hold for every kind of row, ours and the published ones. A reader that passes over `videos` or
 `rejected_response` keeps the row and loses what it is about; a placeholder left in a text breaks the prompt.
@@ -17,6 +17,8 @@ MARKED = "media mark in text"
 """Reason under which a row with a media mark in a text is counted."""
 SHOWN = 60
 """Characters of a field's name that a message repeats."""
+MOST_NAMES = 8
+"""Fields that a message names."""
 
 _SUFFIX = (
     r"(?:[_-]?(?:pad|start|end|bos|eos|soft_token|token|patch|placeholder|context|content|feature|here|newline|break|frame|url)"
@@ -167,21 +169,27 @@ def misread(row: Mapping[str, Any], used: Collection[str]) -> str | None:
     Null, empty and (for media and answers) merely numeric values are no reason. If no media field is used, any other
     field that holds the name of a media file counts.
     """
+    # a row with a medium of its own may name other files as metadata (a thumbnail, a source)
     about_media = any(name in used and _is_media(name) and value for name, value in row.items())
     names = [name for name, value in row.items() if name not in used and _matters(name, value, about_media)]
     for field in _TURNS:
         turns = row.get(field)
-        if field in used and isinstance(turns, list):
-            names += [f"{field}.{name}" for turn in turns if isinstance(turn, Mapping) for name in _in_turn(turn)]
+        if field not in used or not isinstance(turns, list):
+            continue
+        for turn in turns:
+            if isinstance(turn, Mapping):
+                names += [f"{field}.{name}" for name in _in_turn(turn)]
     if not names:
         return None
-    shown = ", ".join(name[:SHOWN] for name in dict.fromkeys(names[:8]))
-    return f"{shown}: not used by this format, so what it says would be lost"
+    briefly = [name[:SHOWN] for name in dict.fromkeys(names[:MOST_NAMES])]
+    return f"{', '.join(briefly)}: not used by this format, so what it says would be lost"
 
 
 def _matters(name: str, value: Any, about_media: bool) -> bool:
+    """Return whether an unused field changes what its row or turn says."""
     if value is None or value in ("", [], {}) or (isinstance(value, float) and math.isnan(value)):
         return False
+    # `rejectedResponse` is `rejected_response` in other words
     name = _CAMEL.sub("_", name).lower()
     if name in _OTHERS:
         return True
@@ -226,8 +234,9 @@ def _names_file(value: Any) -> bool:
 
 
 def _in_turn(turn: Mapping[str, Any]) -> list[str]:
-    """The fields of a turn that change what it says: media, other answers, and weights that switch it off in training."""
+    """Return the fields of a turn that change what it says: media, other answers, and weights that keep it from training."""
     names = [name for name, value in turn.items() if name not in _IN_TURN and _matters(name, value, about_media=True)]
     names += [name for name in turn if name in _PARTS and holds_text(turn[name])]
-    # elsewhere a turn with weight 0 or loss false is context that is not learned
-    return names + [name for name in _SWITCHES if turn.get(name) in (0, 0.0, False) and name in turn]
+    # for other tools a turn with weight 0 or loss false is context that is not learned
+    names += [name for name in _SWITCHES if name in turn and turn[name] in (0, False)]
+    return names

@@ -9,7 +9,7 @@ from pathlib import Path
 from rlaif.errors import DataError
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
-"""pathlib has made `s3:/bucket` of `s3://bucket` by the time that it gets here."""
+"""One slash: pathlib has made `s3:/bucket` of `s3://bucket` by the time that it gets here."""
 
 
 def check_local(**paths: Path | str | None) -> None:
@@ -17,12 +17,13 @@ def check_local(**paths: Path | str | None) -> None:
     for name, path in paths.items():
         if path is None:
             continue
+        option = _option(name)
         if _SCHEME.match(str(path)):
-            change = f"copy what is there to a local folder and give its path as {_option(name)}"
             uri = re.sub(":/(?=[^/])", "://", str(path), count=1)
-            raise DataError(f"a local path as {_option(name)}", f"the URI {uri}", change)
+            fix = f"copy what is there to a local folder and give its path as {option}"
+            raise DataError(f"a local path as {option}", f"the URI {uri}", fix)
         if "\0" in str(path):
-            raise DataError(f"a path as {_option(name)}", "a NUL character in it", "remove the character")
+            raise DataError(f"a path as {option}", "a NUL character in it", "remove the character")
 
 
 def _option(name: str) -> str:
@@ -33,11 +34,12 @@ def check_folder(name: str, path: Path | None, exists: bool) -> None:
     """Raise DataError unless `path` is a folder, or (unless `exists`) may become one."""
     if path is None or path.is_dir():
         return
+    expected, fix = f"a folder as {_option(name)}", f"give a folder as {_option(name)}"
     if exists:
-        found = "a file" if path.exists() else "nothing"
-        raise DataError(f"a folder as {_option(name)}", f"{found} at {path}", f"give a folder as {_option(name)}")
+        what = "a file" if path.exists() else "nothing"
+        raise DataError(expected, f"{what} at {path}", fix)
     if os.path.lexists(path):
-        raise DataError(f"a folder as {_option(name)}", f"a file at {path}", f"give a folder as {_option(name)}")
+        raise DataError(expected, f"a file at {path}", fix)
     _check_parent(name, path)
 
 
@@ -49,14 +51,11 @@ def check_target(path: Path) -> None:
 
 
 def _check_parent(name: str, path: Path) -> None:
+    """Raise DataError unless the closest thing above `path` is a folder that can be written to."""
+    option = _option(name)
+    fix = f"give another path as {option}"
     above = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
     if not above.is_dir():
-        raise DataError(
-            f"a path below a folder as {_option(name)}", f"the file {above}", f"give another path as {_option(name)}"
-        )
+        raise DataError(f"a path below a folder as {option}", f"the file {above}", fix)
     if not os.access(above, os.W_OK | os.X_OK):
-        raise DataError(
-            f"a folder that can be written to for {_option(name)}",
-            f"{above} cannot",
-            f"give another path as {_option(name)}",
-        )
+        raise DataError(f"a folder that can be written to for {option}", f"{above} cannot", fix)

@@ -1,5 +1,4 @@
-"""Read and check the files of a run: prompts, conversations, preference pairs. A bad row is counted, named and skipped, or
-fatal where `strict`.
+"""Read and check a file of our own rows: prompts, conversations or preference pairs. A bad row is counted, named and skipped.
 
 Rows are our own (docs/preferences.md), in any kind of file that rlaif/data/files.py reads: .jsonl, .json (one list),
 both also .gz, and .parquet. A row's `video` is a path relative to `data.root`, a file or a folder of frames.
@@ -8,104 +7,120 @@ both also .gz, and .parquet. A row's `video` is a path relative to `data.root`, 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from rlaif.data.bad_rows import Bad, Row, refused
 from rlaif.data.files import read_rows, unit
-from rlaif.data.formats.base import Fields, Options
-from rlaif.data.formats.own import PAIRS, PROMPTS, SFT
-from rlaif.data.formats.texts import check_marks, check_media_paths
-from rlaif.data.frame_lists import Shown, paths
+from rlaif.data.frame_lists import ShownFrames, paths
 from rlaif.data.misread import UNUSED, misread
+from rlaif.data.own_rows import ID_FIELD, USED_FIELDS, Fields, id_of, open_pair_row
+from rlaif.data.preference import PreferencePair
 from rlaif.data.rows import (
-    ID_FIELD,
     Conversation,
     ConversationRow,
-    Pair,
-    PairRow,
     PromptRow,
     Report,
+    Row,
     RowError,
+    RowFailure,
     build_row,
-    video_path,
-    videos_of,
+    reject,
+    valid,
 )
+from rlaif.data.texts import check_marks, check_media_paths
+from rlaif.data.videos import video_path, videos_of
 from rlaif.errors import DataError
 from rlaif.records import Prompt
 
-USES = {Prompt: PROMPTS.uses, Conversation: SFT.uses, Pair: PAIRS.uses}
-"""Fields of a row that are read or kept on purpose: a row with others that hold media or answers is bad."""
+OwnKind = Literal["prompts", "conversations", "pairs"]
+OwnRecord = Prompt | Conversation | PreferencePair
 
 
-def check_read(fields: Fields, record: Prompt | Conversation | Pair) -> None:
-    """Raise RowError for a row whose record does not say what the row says, as `rlaif data check` does."""
-    if detail := misread(fields, USES[type(record)]):
-        raise RowError(UNUSED, detail)
-    check_marks(record)
-    check_media_paths(record)
+def _prompt(fields: Fields) -> Prompt:
+    return build_row(PromptRow, fields)
 
 
-def read_prompts(path: str | Path, root: str | Path, strict: bool = False) -> tuple[list[Prompt], Report]:
-    """Prompts in file order, and what was skipped. Raises DataError when no row is good or, if `strict`, any is bad."""
-    return _read(path, root, strict, ID_FIELD[Prompt], lambda fields: build_row(PromptRow, fields))
+def _conversation(fields: Fields) -> Conversation:
+    return build_row(ConversationRow, fields)
 
 
-def read_conversations(path: str | Path, root: str | Path, strict: bool = False) -> tuple[list[Conversation], Report]:
-    """Fine-tuning conversations, as `read_prompts` does."""
-    return _read(path, root, strict, ID_FIELD[Conversation], lambda fields: build_row(ConversationRow, fields))
+def _pair(fields: Fields) -> PreferencePair:
+    return PreferencePair.for_training(open_pair_row(fields))
 
 
-def read_pairs(path: str | Path, root: str | Path, strict: bool = False) -> tuple[list[Pair], Report]:
-    """Preference pairs, as `read_prompts` does. A published set is converted first: `rlaif data convert`."""
-    return _read(path, root, strict, ID_FIELD[Pair], _pair)
+BUILDERS: Mapping[OwnKind, tuple[type, Callable[[Fields], OwnRecord]]] = {
+    "prompts": (Prompt, _prompt),
+    "conversations": (Conversation, _conversation),
+    "pairs": (PreferencePair, _pair),
+}
+"""By kind of file: the type of its records, and what builds one from a row."""
 
 
-def _pair(fields: Fields) -> Pair:
-    return build_row(PairRow, PAIRS.prepare(fields, Options()))
+def read_records(path: str | Path, root: str | Path, kind: OwnKind, strict: bool = False) -> tuple[list[Any], Report]:
+    """Return the records of a file's good rows in file order, and the report of those that were skipped.
 
-
-def _read(
-    path: str | Path, root: str | Path, strict: bool, key: str, build: Callable[[Fields], Any]
-) -> tuple[list, Report]:
-    report, records, shown = Report(str(path), unit=unit(path)), [], Shown(root)
-    exists = cache(lambda video: os.path.exists(video_path(root, video)))  # rows share videos; a network stat is slow
-    for row in read_rows(path):
-        found = row if isinstance(row, Bad) else _checked(row, key, build, report, exists, shown)
-        if isinstance(found, Bad):
-            report.skip(found.reason, found.row)
-            continue
-        records.append(found)
-        report.lines[getattr(found, key)] = row.number
-        report.kept += 1
+    Pairs hold the fields that a reward model is trained on; a published set is converted first (`rlaif data convert`).
+    Raise DataError if no row is good or, with `strict`, any is bad.
+    """
+    record_type, build = BUILDERS[kind]
+    reader = _RowReader(root, ID_FIELD[record_type], build)
+    report = Report(str(path), unit=unit(path))
+    records = list(valid(reader.records(read_rows(path), report.lines), report))
     report.check(strict)
     return records, report
 
 
-def _checked(
-    row: Row, key: str, build: Callable[[Fields], Any], report: Report, exists: Callable[[str], bool], shown: Shown
-) -> Any | Bad:
-    """The record of a row, or why there is none."""
-    try:
-        record = build(row.fields)
+class _RowReader:
+    """Turns rows of one file into records, or into failures."""
+
+    def __init__(self, root: str | Path, key: str, build: Callable[[Fields], OwnRecord]):
+        self._key, self._build = key, build
+        self._shown = ShownFrames(root)
+        # rows share videos, and asking a network file system about one is slow
+        self._exists = cache(lambda video: os.path.exists(video_path(root, video)))
+
+    def records(self, rows: Iterable[Row | RowFailure], lines: dict[str, int]) -> Iterator[OwnRecord | RowFailure]:
+        """Yield the record of each row, or why there is none. `lines` is filled with the number of a record's row, by id."""
+        for row in rows:
+            if isinstance(row, RowFailure):
+                yield row
+                continue
+            try:
+                record = self._checked(row, lines)
+            except RowError as error:
+                yield reject(row, row.fields.get(self._key), error)
+                continue
+            lines[id_of(record)] = row.number
+            yield record
+
+    def _checked(self, row: Row, lines: Mapping[str, int]) -> OwnRecord:
+        record = self._build(row.fields)
         check_read(row.fields, record)
-        if (name := getattr(record, key)) in report.lines:
-            raise RowError("duplicate id", f"{row.unit} {report.lines[name]} has it already")
+        name = id_of(record)
+        if name in lines:
+            raise RowError("duplicate id", f"{row.unit} {lines[name]} has it already")
         for video in videos_of(record):
-            _check_video(video, exists)
-        if not (isinstance(record, Pair) and record.rejected_video):
-            shown.check(record.video, paths(row.fields.get("frames")))
+            self._check_video(video)
+        # frames that are listed beside two candidate videos are of neither
+        if not (isinstance(record, PreferencePair) and record.rejected_video):
+            self._shown.check(record.video, paths(row.fields.get("frames")))
         return record
-    except RowError as bad:
-        return refused(row, row.fields.get(key), bad)
+
+    def _check_video(self, video: str) -> None:
+        try:
+            exists = self._exists(video)
+        except DataError as error:
+            raise RowError("video outside root", f"expected {error.expected}, found {error.found}") from error
+        if not exists:
+            raise RowError("video missing", video)
 
 
-def _check_video(video: str, exists: Callable[[str], bool]) -> None:
-    try:
-        found = exists(video)
-    except DataError as error:
-        raise RowError("video outside root", f"expected {error.expected}, found {error.found}") from error
-    if not found:
-        raise RowError("video missing", video)
+def check_read(fields: Fields, record: OwnRecord) -> None:
+    """Raise RowError if a record does not say what its row says, as `rlaif data check` does."""
+    detail = misread(fields, USED_FIELDS[type(record)])
+    if detail:
+        raise RowError(UNUSED, detail)
+    check_marks(record)
+    check_media_paths(record)

@@ -1,27 +1,22 @@
-"""What the files of a run hold, what a row must look like, and what became of the rows (rlaif/data/read.py reads them).
+"""Rows of our own files: what they must look like, why one is rejected, and the report of what reading a file kept.
 
-A row's `video` is a path relative to `data.root`, a file or a folder of frames. It may not climb out of the root with
-`..`; an absolute path is taken as it stands.
+A row's `video` is a path relative to `data.root`: a file or a folder of frames (rlaif/data/videos.py). rlaif/data/read.py
+reads whole files; the row of a preference pair has its own module, rlaif/data/preference.py.
 """
 
 from __future__ import annotations
 
-import math
-import os
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rlaif.errors import DataError
-from rlaif.io.progress import progress
 from rlaif.records import Prompt
-from rlaif.video.spec import FrameSpec
+
+Item = TypeVar("Item")
 
 SHOWN = 10
 """Bad rows that an error or a summary lists in full."""
@@ -29,8 +24,34 @@ SHOWN = 10
 SHOWN_BRIEFLY = 100
 """Further bad rows that it lists by line and id."""
 
+MESSAGE = 500
+"""Characters of the longest message about a row; a longer one is cut to `EXCERPT` characters."""
+
+EXCERPT = 200
+
 OVERALL = "overall"
-"""What a preference is about where its row does not say."""
+"""The dimension of a preference whose row names none."""
+
+_UNBROKEN = re.compile(r"\S{161,}")
+"""A run of characters without white space that is too long to repeat in a message."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One JSON object of a file, as the file has it."""
+
+    number: int
+    """1-based."""
+    fields: dict[str, Any]
+    unit: str = "line"
+    """What `number` counts: lines of a file, or its rows."""
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Stands for a value that the file holds and Python cannot."""
+
+    problem: str
 
 
 @dataclass(frozen=True)
@@ -49,58 +70,87 @@ class Conversation:
     """Every other field of each turn, untouched; () if no turn has any."""
 
 
-@dataclass(frozen=True)
-class Pair:
-    """One row of a preference file: `chosen` was preferred to `rejected` along `dimension`."""
-
-    pair_id: str
-    video: str
-    """Where the candidates are the videos, the chosen one."""
-    question: str
-    captions: tuple[str, ...]
-    chosen: str
-    rejected: str
-    dimension: str = OVERALL
-    dimensions: Mapping[str, int] = field(default_factory=dict)
-    """1: `chosen` is also preferred in that dimension; -1: `rejected` is."""
-    margin: float | None = None
-    """How much better `chosen` is along `dimension`."""
-    rejected_video: str | None = None
-    """The other candidate, where they are videos."""
-    prompt_id: str | None = None
-    earlier_turns: bool = False
-    """The row has turns before the question. They are not read."""
-
-    @property
-    def signs(self) -> dict[str, int]:
-        """`dimensions` with the row's own among them."""
-        return {self.dimension: 1, **self.dimensions}
-
-    @property
-    def videos(self) -> tuple[str, ...]:
-        """Every video that must be there."""
-        return (self.video, self.rejected_video) if self.rejected_video else (self.video,)
+# -- rows that cannot be used
 
 
-Row = TypeVar("Row", Prompt, Conversation, Pair)
-ID_FIELD = {Prompt: "prompt_id", Conversation: "id", Pair: "pair_id"}
+class RowError(Exception):
+    """Why one row is skipped; the reader of the file catches it and counts it by `reason`."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
 
 
 @dataclass(frozen=True)
 class BadRow:
+    """The place of a row that was skipped, and what is wrong with it."""
+
     line: int | None
-    """1-based; None where it isn't known."""
+    """1-based; None if it isn't known."""
     id: str | None
     detail: str
     unit: str = "line"
-    """What `line` counts: lines of a file, or its rows where rows are not lines."""
+    """What `line` counts: lines of a file, or its rows if rows are not lines."""
 
     @property
     def place(self) -> str:
-        return f"{self.unit} {self.line}" + (f" {self.id!r}" if self.id is not None else "")
+        """Return the row's place for a list of places."""
+        place = f"{self.unit} {self.line}"
+        return place if self.id is None else f"{place} {self.id!r}"
 
     def __str__(self) -> str:
         return f"{self.unit} {self.line}, id {self.id!r}: {self.detail}"
+
+
+@dataclass(frozen=True)
+class RowFailure:
+    """Travels in the place of a row or record that cannot be used."""
+
+    reason: str
+    row: BadRow
+
+
+def reject(row: Row, name: object, error: RowError) -> RowFailure:
+    """Return the failure of a row whose id is `name`."""
+    return _failure(row.number, name, error, row.unit)
+
+
+def reject_record(lines: Mapping[str, int], name: str, error: RowError, unit: str) -> RowFailure:
+    """Return the failure of the record called `name`; `lines` holds the number of every record's row."""
+    return _failure(lines.get(name), name, error, unit)
+
+
+def _failure(number: int | None, name: object, error: RowError, unit: str) -> RowFailure:
+    shown_name = None if name is None else excerpt(name)
+    bad_row = BadRow(number, shown_name, shortened(error.detail), unit)
+    return RowFailure(error.reason, bad_row)
+
+
+def valid(items: Iterable[Item | RowFailure], report: Report) -> Iterator[Item]:
+    """Yield the items that are no failures, and count both kinds in `report`."""
+    for item in items:
+        if isinstance(item, RowFailure):
+            report.skip(item.reason, item.row)
+        else:
+            report.kept += 1
+            yield item
+
+
+def without_none(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that are not null: tables have a null in every gap."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def excerpt(value: object, most: int = 80) -> str:
+    """Return the text of a value for a message, cut to `most` characters."""
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
+
+
+def shortened(message: str) -> str:
+    """Return a message that repeats no long value: a row may hold megabytes."""
+    message = _UNBROKEN.sub(lambda match: excerpt(match.group()), message)
+    return message if len(message) <= MESSAGE else excerpt(message, EXCERPT)
 
 
 @dataclass
@@ -118,35 +168,54 @@ class Report:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Rows by outcome: `kept`, then each reason."""
-        return {"kept": self.kept} | {reason: len(rows) for reason, rows in self.skipped.items()}
+        """Return the number of rows by outcome: `kept`, then each reason."""
+        counts = {"kept": self.kept}
+        for reason, rows in self.skipped.items():
+            counts[reason] = len(rows)
+        return counts
 
     def skip(self, reason: str, row: BadRow) -> None:
+        """Count a row that was skipped when it was read."""
         self.skipped.setdefault(reason, []).append(row)
 
+    def drop(self, name: str, error: RowError) -> BadRow:
+        """Count the row of the record called `name`, which was kept until now, as skipped; return its place."""
+        row = BadRow(self.lines.get(name), name, error.detail, self.unit)
+        self.kept -= 1
+        self.skip(error.reason, row)
+        return row
+
     def summary(self, shown: int | None = SHOWN) -> str:
-        """One line of counts, then the bad rows by name: so many of them, or all."""
-        total = sum(self.counts.values())
-        counts = "".join(f", {count} {reason}" for reason, count in self.counts.items() if reason != "kept")
+        """Return one line of counts, then the bad rows by name: `shown` of them in full, or all (None)."""
+        total = self.kept + sum(map(len, self.skipped.values()))
+        counts = ""
+        for reason, count in self.counts.items():
+            if reason != "kept":
+                counts += f", {count} {reason}"
         return "\n".join([f"{self.path}: {self.kept} of {total} rows kept{counts}", *self._named(shown)])
 
     def _named(self, shown: int | None) -> list[str]:
-        every = [(reason, row) for reason, rows in self.skipped.items() for row in rows]
-        named = [f"  {reason}: {row}" for reason, row in every[:shown]]
-        rest = every[len(named) :]
-        if rest:
-            brief = [row.place for _, row in rest[:SHOWN_BRIEFLY]]
-            left = len(rest) - len(brief)
-            named.append(f"  and {len(rest)} more: {', '.join(brief)}" + (f" and {left} others" if left else ""))
+        places: list[str] = []
+        lines: list[str] = []
+        for reason, rows in self.skipped.items():
+            for row in rows:
+                places.append(row.place)
+                lines.append(f"  {reason}: {row}")
+        named, others = lines[:shown], places[len(lines[:shown]) :]
+        if others:
+            brief = ", ".join(others[:SHOWN_BRIEFLY])
+            uncounted = len(others) - SHOWN_BRIEFLY
+            more = f" and {uncounted} others" if uncounted > 0 else ""
+            named.append(f"  and {len(others)} more: {brief}{more}")
         return named
 
     def check(self, strict: bool) -> None:
-        """Raises DataError when nothing is left, or when `strict` and anything was skipped."""
+        """Raise DataError if no row is left, or if `strict` and any was skipped."""
         if self.kept and not (strict and self.skipped):
             return
-        found = self.summary() if self.skipped else "no rows at all"
-        wanted = "only good rows, as data.strict asks for," if strict and self.kept else "at least one good row"
-        raise DataError(f"{wanted} in {self.path}", found, "correct the rows, or give another file")
+        summary = self.summary() if self.skipped else "no rows at all"
+        expected = "only good rows, as data.strict asks for," if strict and self.kept else "at least one good row"
+        raise DataError(f"{expected} in {self.path}", summary, "correct the rows, or give another file")
 
 
 # -- what a row must look like
@@ -154,10 +223,9 @@ class Report:
 Text = Annotated[str, Field(min_length=1)]
 
 
-class _Row(BaseModel):
+class _RowForm(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
-    video: Text
     native: dict[str, dict] = {}
     """By format: what the row said there (rlaif/data/formats/roundtrip.py)."""
 
@@ -169,17 +237,24 @@ class _Row(BaseModel):
 
     @property
     def others(self) -> dict:
-        """Every field of the row that its form does not name, and `native`."""
-        return self.model_extra | ({"native": self.native} if self.native else {})
+        """Return every field of the row that its form does not name, and `native`."""
+        others = dict(self.model_extra or {})
+        if self.native:
+            others["native"] = self.native
+        return others
 
 
-class PromptRow(_Row):
+class PromptRow(_RowForm):
+    """The row of a prompts file."""
+
+    video: Text
     prompt_id: Text
     question: Text
     answer: str | None = None
     captions: list[str] = []
 
     def build(self) -> Prompt:
+        """Return the row's record."""
         return Prompt(self.prompt_id, self.video, self.question, self.answer, tuple(self.captions), self.others)
 
 
@@ -190,201 +265,51 @@ class _Message(BaseModel):
     content: Text
 
 
-class ConversationRow(_Row):
-    video: Text | None = None  # some conversations are about none
+class ConversationRow(_RowForm):
+    """The row of a fine-tuning file."""
+
+    # some conversations are about none
+    video: Text | None = None
     id: Text
     messages: list[_Message]
     captions: list[str] = []
 
     def build(self) -> Conversation:
+        """Return the row's record. Raise RowError if its turns are out of order."""
         messages = tuple((message.role, message.content) for message in self.messages)
         check_turns(messages, last="assistant")
-        more = tuple(message.model_extra for message in self.messages)
+        more = tuple(message.model_extra or {} for message in self.messages)
         turn_fields = more if any(more) else ()
         return Conversation(self.id, self.video or "", messages, tuple(self.captions), self.others, turn_fields)
 
 
-class PairRow(_Row):
-    video: Text | None = None
-    pair_id: Text
-    question: Text
-    captions: list[str] = []
-    chosen: Text | None = None
-    rejected: str | None = None  # a policy may well answer nothing, and lose
-    chosen_video: Text | None = None
-    rejected_video: Text | None = None
-    prompt_id: str | None = None
-    dimension: Text = OVERALL
-    dimensions: dict[Text, int] = {}
-    margin: FiniteFloat | None = None
-    messages: list = []
-
-    def build(self) -> Pair:
-        of_videos = bool(self.chosen_video or self.rejected_video)
-        needed = ("chosen_video", "rejected_video") if of_videos else ("video", "chosen", "rejected")
-        if missing := [name for name in needed if getattr(self, name) is None]:
-            raise RowError("missing field", f"{missing[0]}: Field required")
-        chosen, rejected = (getattr(self, name) for name in needed[-2:])
-        if chosen == rejected:
-            raise RowError("chosen equals rejected", repr(chosen[:60]))
-        check_signs(self.dimension, self.dimensions)
-        return Pair(
-            self.pair_id,
-            self.chosen_video or self.video,
-            self.question,
-            tuple(self.captions),
-            self.chosen or "",
-            self.rejected or "",
-            self.dimension,
-            self.dimensions,
-            self.margin,
-            self.rejected_video,
-            self.prompt_id,
-            len(self.messages) > 1,
-        )
-
-
-class RowError(Exception):
-    """Why one row is skipped; whoever reads the file catches it and counts it by `reason`."""
-
-    def __init__(self, reason: str, detail: str):
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
-
-
-def check_signs(dimension: str, dimensions: Mapping[str, int]) -> None:
-    """Raises RowError unless `dimensions` holds 1 and -1 only, and 1 for the row's own `dimension`."""
-    for name, sign in dimensions.items():
-        if sign not in (1, -1):
-            raise RowError("wrong type", f"dimensions.{name}: {sign} is neither 1 nor -1")
-    if dimensions.get(dimension, 1) != 1:
-        raise RowError("dimensions contradict", f"{dimension!r} is the row's own dimension, and -1 in its list")
-
-
 def check_turns(messages: Sequence[tuple[str, str]], last: Literal["user", "assistant"]) -> None:
-    """Raises RowError unless (role, content) turns alternate from the user to `last`, after at most one system turn."""
-    turns = [role for role, _ in messages if role != "system"]
-    wanted = (["user", "assistant"] * len(turns))[: len(turns)]
-    if not turns or turns != wanted or turns[-1] != last or "system" in [role for role, _ in messages[1:]]:
-        raise RowError("turns out of order", f"roles are {[role for role, _ in messages]}")
+    """Raise RowError unless (role, content) turns alternate from the user to `last`, after at most one system turn."""
+    roles = [role for role, _ in messages]
+    # a system turn that is not the first is refused below, so all of them may be passed over here
+    turns = [role for role in roles if role != "system"]
+    alternating = (["user", "assistant"] * len(turns))[: len(turns)]
+    if not turns or turns != alternating or turns[-1] != last or "system" in roles[1:]:
+        raise RowError("turns out of order", f"roles are {roles}")
 
 
-# -- videos
-
-
-def video_path(root: str | Path, video: str) -> Path:
-    """Where a row's `video` is. Raises DataError for a relative path that leaves `root`, and for one in a bucket.
-
-    Links are not followed, so a root may be made of them.
-    """
-    if "://" in (whole := video if os.path.isabs(video) or "://" in video else f"{root}/{video}"):
-        change = "copy the videos to a file system that every node sees; data.root is that folder"
-        raise DataError("a video at a local path", f"the URI {whole}", change)
-    inside = os.path.normpath(video)
-    if inside == ".." or inside.startswith("../"):
-        raise DataError(
-            f"a path inside {root}", f"video {video!r}", "move the video into data.root, or give its full path"
-        )
-    return Path(root) / inside
-
-
-def check_videos(videos: Iterable[str], spec: Callable[[str], FrameSpec], threads: int | None = None) -> dict[str, str]:
-    """Probe each different video with `spec`; the reasons of those that cannot be used, by `video`. Shows progress.
-
-    Cheap (hash, open, first frame), so damage further in is found when a video is decoded.
-    """
-    unique = list(dict.fromkeys(videos))
-    with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
-        reasons = progress(pool.map(partial(_why_unusable, spec), unique), "checking videos", len(unique))
-        return {video: reason for video, reason in zip(unique, reasons, strict=True) if reason}
-
-
-def skip_bad_videos(rows: list[Row], bad: dict[str, str], report: Report, strict: bool = False) -> list[Row]:
-    """The rows whose video is not in `bad` (from `check_videos`); the others go into `report`. Raises as readers do."""
-    kept = []
-    for row in rows:
-        reason = next((bad[video] for video in videos_of(row) if video in bad), None)
-        if reason is None:
-            kept.append(row)
-            continue
-        name = getattr(row, ID_FIELD[type(row)])
-        report.kept -= 1
-        report.skip("video unusable", BadRow(report.lines.get(name), name, reason, report.unit))
-    report.check(strict)
-    return kept
-
-
-def skip_unusable(
-    rows: Sequence[Row], checks: Sequence[Callable[[Row], str | None]], report: Report, strict: bool = False
-) -> tuple[list[Row], dict[str, list[str]]]:
-    """Return the rows that pass all checks, and the ids of those that a check remarks on, by remark.
-
-    A check raises RowError for a row that can never be used, which goes into `report`. Raises DataError as readers do.
-    """
-    kept, remarks = [], {}
-    for row in progress(rows, "checking rows", len(rows)) if checks else rows:
-        name = getattr(row, ID_FIELD[type(row)])
-        try:
-            said = [remark for check in checks if (remark := check(row))]
-        except RowError as error:
-            report.kept -= 1
-            report.skip(error.reason, BadRow(report.lines.get(name), name, error.detail, report.unit))
-            continue
-        kept.append(row)
-        for remark in said[:1]:
-            remarks.setdefault(remark, []).append(name)
-    report.check(strict)
-    return kept, remarks
-
-
-def decode_videos(
-    videos: Iterable[str], decode: Callable[[str], object], seconds: float | None = None, threads: int | None = 1
-) -> tuple[dict[str, str], int]:
-    """Decode each different video in order; return the reasons of those that fail, by video, and how many were tried.
-
-    seconds: none is begun later than this (None: all are decoded). Shows progress.
-    """
-    unique = list(dict.fromkeys(videos))
-    deadline = math.inf if seconds is None else time.monotonic() + seconds
-
-    def tried(video: str) -> str | None:
-        return _why_unusable(decode, video) or "" if time.monotonic() < deadline else None
-
-    with ThreadPoolExecutor(threads) as pool:
-        reasons = list(progress(pool.map(tried, unique), "decoding videos", len(unique)))
-    bad = {video: reason for video, reason in zip(unique, reasons, strict=True) if reason}
-    return bad, sum(reason is not None for reason in reasons)
-
-
-def videos_of(row: Row) -> tuple[str, ...]:
-    """Every video that a row needs."""
-    videos = row.videos if isinstance(row, Pair) else (row.video,)
-    return tuple(video for video in videos if video)
-
-
-def _why_unusable(use: Callable[[str], object], video: str) -> str | None:
-    try:
-        use(video)
-    except DataError as error:
-        return f"{video}: expected {error.expected}, found {error.found}"
-    return None
-
-
-def build_row(form: type[BaseModel], fields: dict, within: str = ""):
+def build_row(form: type[BaseModel], fields: Mapping[str, Any], within: str = "") -> Any:
     """Return what a row form builds from `fields`, which are a part of the row called `within` in messages.
 
-    Raises RowError that names every problem and counts by the first.
+    Raise RowError that names every problem and counts by the first.
     """
+    # `build` runs inside of the try, too: it may raise RowError, which passes through
     try:
-        return form.model_validate(fields).build()
+        return form.model_validate(fields).build()  # type: ignore[attr-defined]  # every row form has `build`
     except ValidationError as error:
         problems = error.errors(include_url=False)
         reasons = {"missing": "missing field", "string_too_short": "empty field"}
-        detail = "; ".join(dict.fromkeys(f"{within}{_found(problem)}" for problem in problems))
+        texts = [f"{within}{_problem_text(problem)}" for problem in problems]
+        detail = "; ".join(dict.fromkeys(texts))
         raise RowError(reasons.get(problems[0]["type"], "wrong type"), detail) from error
 
 
-def _found(problem: dict) -> str:
+def _problem_text(problem: Mapping[str, Any]) -> str:
     """Return the place and the kind of a problem that pydantic reports; one for both members of `str | int`."""
     place = [str(part) for part in problem["loc"]]
     if len(place) > 1 and place[-1] in ("str", "int"):

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rlaif.data.preference import SIDES, Preference
+from rlaif.data.preference import SIDES, PreferencePair
 from rlaif.data.rows import OVERALL
 
 SHOWN = 10
@@ -44,7 +44,7 @@ class Item:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
 
-def items_of(record: Preference, captions: Sequence[str], frames: Callable[[str], str]) -> list[Item]:
+def items_of(record: PreferencePair, captions: Sequence[str], frames: Callable[[str], str]) -> list[Item]:
     """Return every candidate once: the two that were compared, then those whose text the record's `candidates` hold.
 
     frames: returns the `Item.frames` of a video.
@@ -67,7 +67,7 @@ def items_of(record: Preference, captions: Sequence[str], frames: Callable[[str]
     return list(items.values())
 
 
-def why_unreadable(record: Preference, item: Item) -> str | None:
+def why_unreadable(record: PreferencePair, item: Item) -> str | None:
     """Return why a reward model cannot read the candidate, or None.
 
     Without the video that a pair is about, the model would judge something that it does not see.
@@ -85,7 +85,7 @@ class ScoringModel:
     fingerprint: str
     dimensions: tuple[str, ...]
 
-    def known(self, record: Preference, item: Item) -> bool:
+    def known(self, record: PreferencePair, item: Item) -> bool:
         """Tell whether the record has this model's scores of the candidate, in all dimensions."""
         key = item.key(self.fingerprint)
         dimensions = set()
@@ -117,7 +117,7 @@ class Tally:
     masked: list[dict] = field(default_factory=list)
     """The first of them by name."""
 
-    def mask(self, record: Preference, item: Item, reason: str) -> None:
+    def mask(self, record: PreferencePair, item: Item, reason: str) -> None:
         """Count a masked candidate."""
         self.reasons[reason] += 1
         if len(self.masked) < SHOWN:
@@ -139,7 +139,7 @@ class Tally:
 
 
 def new_scores(
-    record: Preference,
+    record: PreferencePair,
     items: Sequence[Item],
     model: ScoringModel,
     values: Mapping[str, Sequence[float]],

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlaif.data.misread import MARKED
-from rlaif.data.rows import Conversation, Pair, RowError
+from rlaif.data.preference import PreferencePair
+from rlaif.data.rows import Conversation, RowError
 from rlaif.errors import ContractError
 from rlaif.models.encode import Encoded, Encoder
 from rlaif.models.reward_prompt import RewardPrompt
@@ -63,10 +64,10 @@ class Reader:
         _fit(len(encoded.ids), rooms)
         return _first(remarks)
 
-    def pair(self, row: Pair, prompt: RewardPrompt, rooms: Sequence[Room]) -> str | None:
+    def pair(self, row: PreferencePair, prompt: RewardPrompt, rooms: Sequence[Room]) -> str | None:
         """Check a pair that a reward model is trained on: two texts that differ for the model, too."""
         remark = self.scored(row.question, row.captions, prompt)
-        videos = (row.video, row.rejected_video or row.video)
+        videos = row.answer_videos
         sides = []
         texts = {"chosen": row.chosen, "rejected": row.rejected}
         for (name, text), video in zip(texts.items(), videos, strict=True):

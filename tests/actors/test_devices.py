@@ -32,7 +32,7 @@ class Output(ModelOutput):
 
 
 class Drawer:
-    """Shares features as other processes do: they travel through the host's memory."""
+    """A feature client that shares as other processes do: features travel through the host's memory."""
 
     def __init__(self):
         self.held = {}
@@ -91,7 +91,7 @@ def test_features_kept_on_another_device_are_computed_on_the_models_device(compu
     assert set(computed_on) <= {META}
 
 
-def test_learners_and_reward_actors_compute_and_keep_on_their_own_device(computed_on):
+def test_learners_and_reward_actors_compute_and_store_features_on_their_own_device(computed_on):
     for number, role in enumerate((learner_vision, reward_vision)):
         assert device_of(role(f"key {number}")["video"]) == META
     assert computed_on == [META, META]
@@ -104,7 +104,7 @@ def learner_vision(key):
 
 
 def reward_vision(key):
-    """Return what a reward actor gives its model for one answer."""
+    """Return the vision input that a reward actor gives its model for one answer."""
     batches = []
     item = SimpleNamespace(video=VIDEO, ids=[1, 2])
 

@@ -1,4 +1,4 @@
-"""CUDA graphs are on where there is a GPU, unless the configuration says otherwise."""
+"""CUDA graphs are used on a GPU, unless the configuration disables them."""
 
 from __future__ import annotations
 

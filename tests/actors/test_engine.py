@@ -82,7 +82,7 @@ class World:
         self.plain = Request([token for token in ids if token not in self.banned[:4]], (3,))
 
     def forward(self, model, response_ids, temperature=1.0) -> np.ndarray:
-        """Log-probs of a response to the video prompt, with the bans, by the checkpoints' own position rule."""
+        """Return log-probs of a response to the video prompt, with the bans, by the checkpoints' own position rule."""
         from transformers.video_utils import VideoMetadata
 
         inputs = self.processor(
@@ -110,7 +110,7 @@ class World:
 
 
 def positions(ids, grid, seconds, video_id) -> torch.Tensor:
-    """[3, 1, L]: text counts up on all axes, a video spans (time, row, column), text resumes after the largest."""
+    """Return positions [3, 1, L]: text counts up on all axes, a video spans (time, row, column), text resumes after the largest."""
     t, h, w = grid[0], grid[1] // 2, grid[2] // 2
     video = (ids == video_id).nonzero()[:, 0]
     start, end = int(video[0]), int(video[-1]) + 1
@@ -135,7 +135,7 @@ def perturbed(model, parts, scale=0.05, seed=1):
 
 
 def deviation(world, engine, model) -> float:
-    """Largest difference between the engine's log-probs of fresh samples and the model's."""
+    """Return the largest difference between the engine's log-probs of fresh samples and the model's."""
     answers = engine.generate([world.request], SAMPLING, engine.weights.version)[0]
     return max(float(np.abs(world.forward(model, answer.response_ids) - answer.logprobs).max()) for answer in answers)
 
@@ -212,7 +212,7 @@ def test_greedy_answers_ignore_seeds(world, full):
     np.testing.assert_allclose(answers[0].logprobs, world.forward(world.fresh(), answers[0].response_ids), atol=1e-4)
 
 
-def test_banned_ids_are_never_sampled_and_finish_reasons_are_told_apart(world, full):
+def test_banned_ids_are_never_sampled_and_finish_reasons_are_distinguished(world, full):
     request = replace(world.request, seeds=tuple(range(60)))
     answers = full.generate([request], Sampling(max_tokens=24, temperature=2.0), full.weights.version)[0]
     eos = world.processor.tokenizer.eos_token_id
@@ -248,13 +248,13 @@ def test_a_full_publish_replaces_every_weight(world, full):
 
 
 @pytest.fixture
-def unasked(monkeypatch):
-    """Switch off the comparison of manifest and model: the checks after it must hold alone."""
+def unchecked(monkeypatch):
+    """Disable the comparison of manifest and model, to test the later checks alone."""
     monkeypatch.setattr(WeightCheck, "check", lambda *_: None)
 
 
 @pytest.mark.parametrize("left_out", ["layers.1.input_layernorm", "visual.merger.mlp.0", "layers.0.self_attn.o_proj"])
-def test_a_publish_without_one_of_the_engines_tensors_is_no_version(world, full, unasked, left_out):
+def test_engine_has_no_usable_version_after_a_publish_without_one_of_its_tensors(world, full, unchecked, left_out):
     with pytest.raises(ContractError, match=left_out.split(".")[-1]):
         send(full, perturbed(world.fresh(), [""]), 2, keep=lambda name: left_out not in name)
     assert full.weights.version is None
@@ -277,7 +277,7 @@ UP = "model.language_model.layers.2.mlp.up_proj.weight"
     ],
     ids=["unknown", "missing", "dtype", "shape"],
 )
-def test_weights_that_arrive_whole_but_are_not_the_engines_leave_the_version_in_place(world, full, change, named):
+def test_undamaged_weights_of_another_model_are_refused_and_the_version_stays(world, full, change, named):
     send(full, world.fresh(), version=40)
     state = change(perturbed(world.fresh(), [""]).state_dict())
     with pytest.raises(ContractError, match=named):
@@ -294,8 +294,8 @@ def test_weights_that_would_load_wrongly_are_refused_before_anything_changes(wor
     assert deviation(world, full, world.fresh()) < 1e-4
 
 
-def test_stale_head_or_encoder_cache_changes_logprobs(world, full, unasked, monkeypatch):
-    """What the two precautions are for: each left out, the log-probs are visibly those of a mixture of two versions."""
+def test_stale_head_or_encoder_cache_changes_logprobs(world, full, unchecked, monkeypatch):
+    """Show the reason for two precautions: without either one, the log-probs are visibly those of a mixture of two versions."""
     send(full, world.fresh(), version=6)
     deviation(world, full, world.fresh())  # the video's features are now cached
     changed = perturbed(world.fresh(), [""])
@@ -351,7 +351,7 @@ def test_prompts_longer_than_one_step_are_answered(world, full):
 
 
 def test_common_prefix_of_prompts_is_computed_once(world, full):
-    """Counted, and told by nothing else: the same log-probs as with the whole prompt."""
+    """Count the cached tokens; the log-probs equal those of the whole prompt."""
     words = world.processor.tokenizer.convert_tokens_to_ids(WORDS)
     beginning = np.random.default_rng(1).choice(words, 256).tolist()
     requests = [Request([*beginning, word, *world.plain.prompt_ids]) for word in words[:8]]
@@ -398,7 +398,7 @@ def test_weights_of_another_base_are_refused(world, full):
     assert full.weights.version == 12
 
 
-def test_failed_load_blocks_sampling_until_the_next_publish(world, full, unasked):
+def test_failed_load_blocks_sampling_until_the_next_publish(world, full, unchecked):
     state = dict(
         world.fresh().state_dict(), **{"model.language_model.layers.9.input_layernorm.weight": torch.zeros(128)}
     )
@@ -411,7 +411,7 @@ def test_failed_load_blocks_sampling_until_the_next_publish(world, full, unasked
 
 
 def test_a_sleeping_engine_wakes_for_its_next_use(world, full):
-    """On the CPU vLLM frees nothing, but it does drop its caches, and level 2 forgets the version as it does on a GPU."""
+    """On a CPU vLLM frees no memory, but it drops its caches, and level 2 forgets the version as on a GPU."""
     send(full, world.fresh(), version=15)
     full.weights.sleep(1)
     assert full.llm.llm_engine.is_sleeping()
@@ -458,7 +458,7 @@ def test_an_adapter_publish_equals_the_adapted_model(world, adapted):
 
 @pytest.mark.parametrize("options", [{}, {"use_rslora": True}])
 def test_engine_answers_with_the_adapter_of_a_folder(world, adapted, tmp_path, options):
-    """What PEFT itself says with the two; the folder is left as it is by what is published later."""
+    """Compare with PEFT itself; a later publish leaves the folder unchanged."""
     base = str(world.path)
     first, second = (write_adapter(tmp_path / str(seed), base, seed, **options) for seed in (1, 2))
     for folder in (first, second):
@@ -486,7 +486,7 @@ def test_resolve_model_serves_plain_adapters_in_16_bits_and_merges_others(world,
 
 
 def test_a_rollout_actor_serves_an_adapter_in_16_bits(world, tmp_path):
-    """Nearer to what PEFT says in float32 than the adapter's base is by far."""
+    """Check that log-probs are far nearer to PEFT's in float32 than to those of the adapter's base."""
     folder = write_adapter(tmp_path / "adapter", str(world.path))
     actor = RolloutActor(EngineSpec(folder, "bfloat16", rollout=ROLLOUT), lambda: None)
     probe = Probe("what do you see ?", response_ids=tuple(range(20, 31)))

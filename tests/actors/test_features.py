@@ -1,4 +1,4 @@
-"""The store of visual features: who computes, who waits, what is kept; without Ray, then as Ray runs it."""
+"""The store of visual features: who computes, who waits, what is stored; without Ray, then as Ray runs it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KEY, OTHER = ("tower", "video"), ("tower", "another video")
 
 
 def features(value: float = 1.0, dtype: torch.dtype = torch.bfloat16) -> Features:
-    """4 visual tokens of width 8."""
+    """Return features of 4 visual tokens of width 8."""
     parts = (torch.full((4, 8), value, dtype=dtype),)
     output = BaseModelOutputWithPooling(pooler_output=parts)
     return Features(*KEY, "video", output)
@@ -45,7 +45,7 @@ def local(clock):
     return FeatureStore(store_bytes=130, patience_s=10, put=lambda entry: entry, clock=clock)
 
 
-def test_the_first_asker_computes_and_the_others_wait_until_its_claim_is_old(local, clock):
+def test_first_client_computes_and_others_wait_until_its_claim_expires(local, clock):
     assert local.ask(KEY) == ([], True)
     clock.now += 9
     assert local.ask(KEY) == ([], False) and local.ask(OTHER) == ([], True)
@@ -61,7 +61,7 @@ def test_the_first_asker_computes_and_the_others_wait_until_its_claim_is_old(loc
     assert (counters["passes"], counters["keys"], counters["hits"]) == (2, 2, 1) and counters["bytes"] == 64
 
 
-def test_the_least_recently_used_goes_first_and_counts_again(local):
+def test_least_recently_used_features_are_evicted_and_computed_again(local):
     for name in "abc":
         local.ask(("t", name))
         local.put(("t", name), {}, 64)
@@ -106,7 +106,7 @@ def store(cluster):
 
 @ray.remote(num_cpus=0)
 class Role:
-    """Another process: what it computes are features filled with `value`."""
+    """Another process; it computes features filled with `value`."""
 
     def get(self, store, key, value, seconds=0.0, **options):
         def compute():
@@ -127,7 +127,7 @@ def roles(cluster):
     return [Role.remote() for _ in range(2)]
 
 
-def test_two_processes_ask_at_once_and_one_of_them_computes(store, roles):
+def test_one_of_two_concurrent_processes_computes(store, roles):
     one, other = ray.get([role.get.remote(store, KEY, value, 0.5) for role, value in zip(roles, (1, 2), strict=True)])
     assert np.array_equal(one, other)
     counters = ray.get(store.counters.remote())

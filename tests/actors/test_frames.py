@@ -39,7 +39,7 @@ def store(cluster):
 
 @ray.remote(num_cpus=0)
 class Role:
-    """What a rollout or reward actor does with frames."""
+    """Uses frames as a rollout or reward actor does."""
 
     def __init__(self, store, root):
         self.client = FrameClient(store, root)
@@ -59,7 +59,7 @@ def test_two_roles_see_the_same_frames_and_each_video_is_decoded_once(store, roo
     assert counters["hits"] == 3  # the second role's first look at each; then both have their own
 
 
-def test_frames_outlive_the_role_that_asked_first(store, root):
+def test_frames_outlive_the_first_role_that_requested_them(store, root):
     first = Role.remote(store, root)
     ray.get(first.sums.remote(["a.mp4"]))
     ray.kill(first)
@@ -75,7 +75,7 @@ class Owner:
 
 
 class Forgetful(FrameStore):
-    """Its objects belong to another actor until that one is killed, and are lost with it."""
+    """A store whose objects belong to another actor: they are lost when that one is killed."""
 
     def __init__(self, **options):
         super().__init__(**options)
@@ -148,7 +148,7 @@ def test_the_store_evicts_within_its_budget(cluster, root):
 
 
 def test_second_store_reuses_known_facts_about_videos(cluster, root, tmp_path):
-    """Another stage or node, which shares the storage, does not read the videos again."""
+    """Another stage or node that shares the storage does not read the videos again."""
     for name in NAMES:
         os.utime(root / name, (0, 0))
     known, options = tmp_path / "storage" / ".cache" / "videos", {"num_frames": FRAMES, "threads": 1}

@@ -17,7 +17,7 @@ PROMPTS = [Prompt("short", "", "x" * 4), Prompt("long", "", "x" * 9)]
 
 
 class Coder:
-    """A token per character."""
+    """A tokenizer with one token per character."""
 
     def unexpanded(self, question, video):
         return [0] * len(question)
@@ -29,7 +29,7 @@ class Coder:
 
 
 class Core(Engine):
-    """The engine's own code over a model that is not there."""
+    """The engine's own code without a model."""
 
     def __init__(self):
         self.encoded, self.weights = 0, SimpleNamespace(check_version=lambda version: None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from rlaif.records import Choice, Prompt, Sample
 
 SAMPLING = Sampling(max_tokens=4)
 PROMPTS = [Prompt(f"p{index:02d}", "v.mp4", "q") for index in (3, 1, 4, 0, 5, 9, 2, 6)]
+KEYS = sorted((prompt.prompt_id, index) for prompt, index in product(PROMPTS, range(2)))
+"""Keys of two answers to each prompt."""
 
 
 def sample(prompt: Prompt, index: int, version: int) -> Sample:
@@ -28,13 +31,13 @@ def sample(prompt: Prompt, index: int, version: int) -> Sample:
 
 @dataclass
 class Recorder:
-    """An actor that answers in order and notes what it was asked; `broken` makes it misbehave."""
+    """An actor that answers in order and records its calls; its fields make it misbehave."""
 
     version: int = 0
     dies_at: int | None = None
-    """Number of calls after which it is dead."""
+    """Number of calls after which it dies."""
     refuses: int = 0
-    """Publishes that arrive damaged."""
+    """Number of publishes that arrive damaged."""
     hangs: bool = False
     log: list = field(default_factory=list)
 
@@ -43,7 +46,9 @@ class Recorder:
         if version != self.version:
             raise ContractError(f"version {version}", f"version {self.version}", "publish")
         good = [prompt for prompt in prompts if prompt.extra.get("bad") is None]
-        samples = [sample(prompt, index, self.version) for prompt in good for index in range(n)]
+        samples = []
+        for prompt in good:
+            samples += [sample(prompt, index, self.version) for index in range(n)]
         return Answers(samples, [Failure(prompt.prompt_id, "no video") for prompt in prompts if prompt not in good])
 
     def score_choices(self, prompts, words, version) -> Answers:
@@ -65,7 +70,7 @@ class Recorder:
 
 
 class Handle:
-    """Calls by `.method.remote(...)`, run when the pool waits for them, each actor in its own order."""
+    """Records calls by `.method.remote(...)` and runs them in order when the pool waits for one."""
 
     def __init__(self, actor: Recorder):
         self.actor, self.queue, self.done = actor, deque(), {}
@@ -78,7 +83,7 @@ class Handle:
             head, call = self.queue.popleft()
             try:
                 self.done[head] = (call(), None)
-            except Exception as error:  # kept for whoever asks for this ref, as Ray does
+            except Exception as error:  # raised by the `get` of this ref, as in Ray
                 self.done[head] = (None, error)
 
 
@@ -94,7 +99,7 @@ class Method:
 
 
 class DirectCalls:
-    """The pool's way of waiting, for such handles: whatever was asked for last is finished first."""
+    """Waits for the calls of such handles; the call that was requested last finishes first."""
 
     def first(self, refs, timeout):
         refs = [ref for ref in refs if not ref[0].actor.hangs]
@@ -118,12 +123,19 @@ def pool_of(*actors: Recorder, version: int = 0) -> RolloutPool:
 
 
 def collect(pool, batch="b") -> Answers:
-    parts = list(pool.results(batch, timeout=5))
-    return Answers([s for part in parts for s in part.samples], [f for part in parts for f in part.failures])
+    samples, failures = [], []
+    for part in pool.results(batch, timeout=5):
+        samples += part.samples
+        failures += part.failures
+    return Answers(samples, failures)
 
 
-def requested_ids(actor: Recorder) -> list[str]:
-    return [prompt for call in actor.log if call[0] == "generate" for prompt in call[1]]
+def requested_ids(actor: Recorder, method: str = "generate") -> list[str]:
+    prompts = []
+    for name, *arguments in actor.log:
+        if name == method:
+            prompts += arguments[0]
+    return prompts
 
 
 def manifest(version: int) -> Manifest:
@@ -137,22 +149,22 @@ def test_all_prompts_come_back_and_the_split_depends_on_keys_only():
         pool = pool_of(*actors)
         pool.submit("b", prompts, 2, 0, SAMPLING)
         answers = collect(pool)
-        assert sorted(s.key for s in answers.samples) == sorted((p.prompt_id, i) for p in PROMPTS for i in range(2))
+        assert sorted(s.key for s in answers.samples) == KEYS
         splits.append([requested_ids(actor) for actor in actors])
     assert splits[0] == splits[1]
     assert max(map(len, splits[0])) - min(map(len, splits[0])) <= 1
 
 
 def test_questions_with_neighbouring_keys_go_to_the_same_actor():
-    """They begin alike (one prompt's answers, compared with each other), and an actor computes that once."""
-    prompts = [Prompt(f"{case}:{order}", "v.mp4", "q") for order in range(4) for case in range(3)]
+    """Questions about one prompt have the same beginning, which an actor then computes only once."""
+    prompts = [Prompt(f"{case}:{order}", "v.mp4", "q") for order, case in product(range(4), range(3))]
     for count, shares in ((1, [12]), (2, [6, 6]), (3, [4, 4, 4]), (5, [2, 2, 3, 2, 3])):
         actors = [Recorder() for _ in range(count)]
         pool = pool_of(*actors)
         pool.submit_choices("b", prompts, ["yes", "no"])
         answers = collect(pool)
         assert len(answers.samples) == 12
-        split = [[prompt for call in actor.log for prompt in call[1]] for actor in actors]
+        split = [requested_ids(actor, "score_choices") for actor in actors]
         assert sum(split, []) == sorted(prompt.prompt_id for prompt in prompts)
         assert [len(part) for part in split] == shares
     pool.submit_choices("none", [], ["yes", "no"])
@@ -164,10 +176,12 @@ def test_ready_yields_finished_parts_without_waiting():
     pool = pool_of(Recorder(), slow, Recorder(dies_at=0))
     pool.submit("b", PROMPTS, 2, 0, SAMPLING)
     slow.hangs = True
-    early = [s.key for part in pool.ready("b") for s in part.samples]
+    early = []
+    for part in pool.ready("b"):
+        early += [s.key for s in part.samples]
     slow.hangs = False
     late = [s.key for s in collect(pool).samples]
-    assert early and late and sorted(early + late) == sorted((p.prompt_id, i) for p in PROMPTS for i in range(2))
+    assert early and late and sorted(early + late) == KEYS
     assert pool.reissued and set(pool.fleet.dead) == {"rollout-2"}
     with pytest.raises(KeyError):
         list(pool.ready("b"))
@@ -248,7 +262,7 @@ PENDING = {
 
 
 @pytest.mark.parametrize("name", PENDING)
-def test_a_part_is_asked_again_of_the_actor_with_the_fewest_pending_samples(name):
+def test_a_lost_part_is_reissued_to_the_actor_with_the_fewest_pending_samples(name):
     *loads, expected = PENDING[name]
     pool = pool_of(Recorder(dies_at=0), Recorder(), Recorder())
     for place, (count, answers) in enumerate(loads, start=1):
@@ -260,7 +274,7 @@ def test_a_part_is_asked_again_of_the_actor_with_the_fewest_pending_samples(name
 
 
 def test_the_batch_of_a_lost_part_counts_once():
-    """It has two samples pending with one actor, another batch three with the other."""
+    """Two samples of the batch are pending with one actor, and three of another batch with the other actor."""
     pool = pool_of(Recorder(dies_at=0), Recorder(), Recorder())
     own = batch_of(pool, "own", PROMPTS[:1], 1, "rollout-0")
     pool._issue(own, PROMPTS[1:3], "rollout-1")
@@ -278,7 +292,7 @@ def test_unanswered_prompt_raises_contract_error():
 
 
 def test_a_reissued_part_names_the_version_it_was_sampled_with():
-    """The survivor was already given newer weights: the samples must not claim the version first asked for."""
+    """The survivor already has newer weights: its samples must not name the version first requested."""
     dead, alive = Recorder(dies_at=0), Recorder()
     pool = pool_of(dead, alive)
     pool.submit("b", PROMPTS, 1, 0, SAMPLING)
@@ -429,7 +443,7 @@ def test_dying_ray_actor_is_survived(ray_session):
     assert pool.reissued == 4 and list(pool.fleet.dead) == ["first"]
 
 
-def test_a_real_actor_that_hangs_is_ended_and_what_it_owed_is_answered_by_the_other(ray_session):
+def test_a_hanging_ray_actor_is_ended_and_the_other_answers_its_requests(ray_session):
     import time
 
     @ray_session.remote(num_cpus=0)

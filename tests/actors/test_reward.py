@@ -8,6 +8,7 @@ import shutil
 import sys
 import types
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -86,7 +87,7 @@ def answer(response, video="clip", captions=("a red circle moves left",), index=
 
 
 def judge(prompt, response):
-    """By what the response says."""
+    """Return a reward, or fail, as the response says."""
     replies = {
         "number": 1.5,
         "whole": 2,
@@ -151,7 +152,7 @@ def test_failures_are_masked_with_the_reason(path, response, reason):
 
 
 def test_one_outcome_per_answer_by_key(path):
-    answers = [answer("number", video, index=i) for video in ("b", "a") for i in (1, 0)]
+    answers = [answer("number", video, index=i) for video, i in product(("b", "a"), (1, 0))]
     assert FunctionScorer(path)(answers).keys() == {a.key for a in answers}
     assert FunctionScorer(path)([]) == {}
 
@@ -172,7 +173,7 @@ def test_reward_outcome_is_the_sum_of_its_parts():
 
 
 def test_finite_parts_with_an_infinite_sum_are_masked():
-    """Whether a function gives them or the weights of a reward model's dimensions make them."""
+    """Mask the answer whether a function returns the parts or a reward model's weights scale them."""
     two = SimpleNamespace(dimensions=("a", "b"), weights=[1e308, 1e308])
     for outcome in (reward_outcome({"a": 1e308, "b": 1e308}), ModelScorer._outcome(two, [1.0, 1.0])):
         assert outcome == Masked("the sum of its parts is inf ('a' 1e+308, 'b' 1e+308)")
@@ -219,7 +220,9 @@ def values(outcomes) -> dict:
 def test_a_score_depends_on_its_answer_only(scorer, export):
     together = values(scorer(ANSWERS))
     assert together.keys() == {a.key for a in ANSWERS} and len({round(v, 3) for v in together.values()}) == 4
-    alone = {key: value for a in ANSWERS for key, value in values(scorer([a])).items()}
+    alone = {}
+    for single in ANSWERS:
+        alone |= values(scorer([single]))
     assert alone == pytest.approx(together, abs=1e-5)
     small = ModelScorer(export, NoiseFrames(), MODEL, tokens_per_microbatch=1, cache_bytes=1)
     assert values(small(ANSWERS[::-1])) == pytest.approx(together, abs=1e-5)
@@ -305,7 +308,7 @@ def test_reward_weights_scale_parts_and_total(export, two_heads):
 
 
 @pytest.mark.parametrize(
-    ("weights", "taken", "named"),
+    ("weights", "terms", "named"),
     [
         ({"helpfulness": 1.0}, (), "helpfulness, harmlessness"),
         ({"helpfulness": 1.0, "harmlessness": 1.0, "style": 1.0}, (), "weights for helpfulness, harmlessness, style"),
@@ -313,9 +316,9 @@ def test_reward_weights_scale_parts_and_total(export, two_heads):
         ({}, ("harmlessness",), "ppo.terms.harmlessness"),
     ],
 )
-def test_unfit_reward_weights_raise_config_error(weights, taken, named):
+def test_unfit_reward_weights_raise_config_error(weights, terms, named):
     with pytest.raises(ConfigError, match=named):
-        check_weights({"dimensions": list(TWO)}, weights, taken)
+        check_weights({"dimensions": list(TWO)}, weights, terms)
 
 
 def test_fitting_reward_weights_pass():
@@ -374,7 +377,7 @@ def test_a_reward_model_that_lacks_a_part_is_refused_before_it_is_loaded(export,
 
 @pytest.mark.slow
 def test_reward_pool_scores_on_ray_actors(ray_session, export):
-    """Two actors, answers by key; they load the same model."""
+    """Score on two actors that load the same model; answers are matched by key."""
     pool = start_reward_pool(
         [{"num_cpus": 0}] * 2,
         1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import chain, product
 
 import pytest
 from ray.exceptions import ActorDiedError, GetTimeoutError
@@ -16,7 +17,7 @@ LIMIT, LOADING = 10.0, 100.0
 
 @dataclass
 class Call:
-    """A call that an actor was asked for. Actors run their calls in order, at the time that the clock says."""
+    """A call of an actor. Actors run their calls in order, by the world's clock."""
 
     actor: Actor
     answers: list[RewardInput] | None
@@ -24,7 +25,7 @@ class Call:
 
 @dataclass(eq=False)
 class Actor:
-    """Takes a second for each answer, and for ever for a prompt that it hangs at."""
+    """Takes a second for each answer, and never returns for a prompt at which it hangs."""
 
     world: World
     requests: list[list] = field(default_factory=list)
@@ -98,7 +99,7 @@ class World:
 
 
 def answers(*prompts, n=2):
-    return [RewardInput((name, index), Prompt(name, "v", "q"), "a") for name in prompts for index in range(n)]
+    return [RewardInput((name, index), Prompt(name, "v", "q"), "a") for name, index in product(prompts, range(n))]
 
 
 def masked(outcomes):
@@ -117,7 +118,7 @@ def test_every_answer_is_scored_and_each_batch_goes_to_the_actor_with_the_least_
 
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize(("harm", "reason"), [("hangs", "within 10 s"), ("kills", "died")])
-def test_a_prompt_that_stops_its_actor_costs_no_other_prompt(harm, reason, count):
+def test_a_prompt_that_stops_its_actor_masks_no_other_prompt(harm, reason, count):
     world = World(**{harm: ["b"]})
     pool = world.pool(count)
     batches = [pool.score(answers(*names)) for names in (["a", "b", "c"], ["d"], ["e"])]
@@ -127,7 +128,9 @@ def test_a_prompt_that_stops_its_actor_costs_no_other_prompt(harm, reason, count
     assert reason in outcomes["b", 0].reason and "2 times" in outcomes["b", 0].reason
     assert len(pool.replaced) == 2 and len(world.actors) == count + 2
     assert [actor.dead for actor in world.actors].count(True) == 2
-    requests = [key for actor in world.actors for batch in actor.requests for key in batch]
+    requests = []
+    for actor in world.actors:
+        requests += chain.from_iterable(actor.requests)
     assert requests.count(("b", 0)) == 2
     assert not masked(pool.collect([pool.score(answers("f"))]))  # it goes on
 

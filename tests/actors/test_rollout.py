@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from functools import partial
+from itertools import product
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from rlaif.models.encode import Encoder
 from rlaif.models.tiny import build_tiny
 from rlaif.models.vision import VisionCache, tower_key, tower_output
 from rlaif.models.vlm import load_vlm
-from rlaif.records import Prompt
+from rlaif.records import Prompt, Sample
 from rlaif.worlds.shapes.render import write_mp4
 
 WORDS = ["a", "red", "blue", "circle", "moves", "left", "right", "and", "what", "do", "you", "see", "?"]
@@ -57,7 +58,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def start(ray_session, root, model):
-    """start() -> a rollout actor."""
+    """Return start(), which returns a new rollout actor."""
     store = start_frame_store(num_frames=8)
     spec = EngineSpec(model, "float32", rollout=Rollout(max_model_len=256, cpu_kv_cache_gib=0.1, max_num_seqs=8))
     return lambda: start_rollout(spec, partial(FrameClient, store, root), options={"num_cpus": 0})
@@ -70,7 +71,7 @@ def actor(start):
 
 @pytest.fixture(scope="module")
 def fellows(start, actor):
-    """Two more, with the weights of their model directory."""
+    """Return two more actors, with the weights of their model directory."""
     more = [start(), start()]
     ask([fellow.version.remote() for fellow in more])
     return more
@@ -92,7 +93,7 @@ def prompts():
 
 def test_prompts_become_samples_and_bad_ones_failures(actor, root):
     answers = ask(actor.generate.remote(prompts(), 4, 0, SAMPLING, 0))
-    assert {s.key for s in answers.samples} == {(f"p{i}", j) for i in range(3) for j in range(4)}
+    assert {s.key for s in answers.samples} == {(f"p{i}", j) for i, j in product(range(3), range(4))}
     assert {f.prompt_id for f in answers.failures} == {"bad", "long"}
     local = LocalFrames(root, 8)
     for s in answers.samples:
@@ -118,7 +119,7 @@ def handed(ray_session, root, model, features):
 
 
 @pytest.mark.slow
-def test_handed_features_give_the_answers_of_pixels_and_are_computed_once(actor, handed, features, root, model):
+def test_shared_features_give_the_answers_of_pixels_and_are_computed_once(actor, handed, features, root, model):
     pixels, shared = (ask(one.generate.remote(prompts(), 4, 0, SAMPLING, 0)) for one in (actor, handed))
     assert [f.prompt_id for f in shared.failures] == [f.prompt_id for f in pixels.failures]
     assert len(shared.samples) == 12
@@ -145,7 +146,7 @@ def test_features_of_another_tower_under_this_ones_key_are_an_error(handed, feat
         ask(handed.generate.remote([Prompt("p", "3.mp4", "what ?")], 1, 0, SAMPLING, 0))
 
 
-def test_a_published_tower_must_be_the_one_that_features_come_from(ray_session, handed, model):
+def test_a_published_tower_other_than_the_features_tower_is_refused(ray_session, handed, model):
     from transformers import AutoModelForImageTextToText
 
     state = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32).state_dict()
@@ -174,6 +175,14 @@ def test_an_answer_depends_on_its_key_and_seed_not_on_the_call(actor):
     assert texts(prompts()[:2], 1) != both
 
 
+def samples_of(pool: RolloutPool, batch: str, timeout: float = 60) -> list[Sample]:
+    """Return the samples of a batch, once all its parts are there."""
+    samples = []
+    for part in pool.results(batch, timeout=timeout):
+        samples += part.samples
+    return samples
+
+
 def test_pool_publishes_weights_to_the_actor(ray_session, actor, model):
     pool, state = RolloutPool({"only": actor}), noisy(model)
     pool.submit("before", prompts()[:3], 2, 0, SAMPLING)
@@ -181,9 +190,8 @@ def test_pool_publishes_weights_to_the_actor(ray_session, actor, model):
     receipt = pool.fleet.committed(timeout=120)["only"]
     assert (receipt.version, ask(actor.version.remote())) == (5, 5)
     pool.submit("after", prompts()[:3], 2, 0, SAMPLING)
-    before, after = (
-        {s.key: s for part in pool.results(batch, timeout=120) for s in part.samples} for batch in ("before", "after")
-    )
+    before = {s.key: s for s in samples_of(pool, "before", timeout=120)}
+    after = {s.key: s for s in samples_of(pool, "after", timeout=120)}
     assert {s.policy_version for s in before.values()} == {0} and {s.policy_version for s in after.values()} == {5}
     assert any(before[key].response_ids.tolist() != after[key].response_ids.tolist() for key in before)
     with pytest.raises(ContractError, match="version 5"):
@@ -191,7 +199,7 @@ def test_pool_publishes_weights_to_the_actor(ray_session, actor, model):
 
 
 @pytest.mark.parametrize("fault", ["missing", "late", "flipped"])
-def test_a_publish_that_did_not_arrive_whole_leaves_the_version_in_place(ray_session, actor, model, fault):
+def test_an_incomplete_publish_leaves_the_old_version_in_place(ray_session, actor, model, fault):
     from transformers import AutoModelForImageTextToText
 
     @ray_session.remote(num_cpus=0)
@@ -227,7 +235,7 @@ def test_truncate_at_cuts_answers(actor, model):
         return ask(actor.generate.remote(prompts()[:3], 4, 0, sampling, version)).samples
 
     whole = generate(SAMPLING)
-    stop = next(token for sample in whole for token in sample.response_ids[:-1].tolist())
+    stop = next(sample for sample in whole if len(sample.response_ids) > 1).response_ids[0].item()
     cut = generate(SAMPLING.model_copy(update={"truncate_at": (stop,)}))
     for before, after in zip(whole, cut, strict=True):
         assert before.key == after.key
@@ -243,7 +251,7 @@ def test_truncate_at_cuts_answers(actor, model):
 
 
 def damaged(ray_session, model: str, version: int, fault: str):
-    """Manifest and references of a publish that did not leave the learner whole, and what it lost."""
+    """Return manifest and references of a publish that the learner damaged, and the tensor that it lost."""
     manifest, buckets = pack_weights(noisy(model).items(), 1 << 19, version=version)
     name = min(buckets[1])
     if fault == "flipped byte":
@@ -260,7 +268,7 @@ def versions(actors) -> list[int | None]:
 
 
 @pytest.mark.parametrize("fault", ["flipped byte", "missing bucket"])
-def test_a_publish_that_is_broken_for_everybody_names_tensor_and_actor_and_all_keep_the_old_version(
+def test_a_publish_broken_at_its_source_names_tensor_and_actor_and_the_old_version_stays(
     ray_session, actor, model, fault
 ):
     before = ask(actor.version.remote())
@@ -276,8 +284,8 @@ def test_a_publish_that_is_broken_for_everybody_names_tensor_and_actor_and_all_k
     assert pool.fleet.committed(timeout=60)["left"].version == before + 1
 
 
-def test_two_publishes_at_once_and_the_first_of_them_broken(ray_session, actor, model):
-    """Nobody waited for the first. What was asked for between the two is answered by one version or the other."""
+def test_a_broken_publish_is_replaced_by_later_ones_that_are_pending(ray_session, actor, model):
+    """Publish again without waiting for the first version; later prompts are answered by the last one."""
     before = ask(actor.version.remote())
     pool = RolloutPool({"left": actor}, before)
     manifest, refs, _ = damaged(ray_session, model, before + 1, "flipped byte")
@@ -286,7 +294,7 @@ def test_two_publishes_at_once_and_the_first_of_them_broken(ray_session, actor, 
     pool.fleet.publish(*pack_weights(noisy(model).items(), 1 << 19, version=before + 3, put=ray_session.put))
     pool.submit("after", prompts()[:3], 2, 0, SAMPLING)
     assert pool.fleet.committed(timeout=60)["left"].version == before + 3 and versions([actor]) == [before + 3]
-    samples = [s for part in pool.results("after", timeout=60) for s in part.samples]
+    samples = samples_of(pool, "after")
     assert len(samples) == 6 and {s.policy_version for s in samples} == {before + 3}
 
 
@@ -298,11 +306,11 @@ def test_bytes_that_change_on_the_way_to_one_actor_are_sent_to_it_again(ray_sess
     assert sorted(pool.fleet.committed(timeout=60)) == ["left", "right"] and pool.fleet.dead == {}
     assert ask(fellows[0].__ray_call__.remote(lambda body: body.flipped)) == 1
     pool.submit("b", prompts()[:3], 2, 0, SAMPLING)
-    assert {s.policy_version for part in pool.results("b", timeout=60) for s in part.samples} == {50}
+    assert {s.policy_version for s in samples_of(pool, "b")} == {50}
 
 
 def _flip_once(body) -> None:
-    """Inside an actor: the next bucket that it fetches has one bit that nobody sent."""
+    """Flip one bit in the next bucket that this actor fetches."""
     import ray
 
     usual, body.flipped = ray.get, 0
@@ -321,8 +329,8 @@ def _flip_once(body) -> None:
 
 
 @pytest.mark.slow
-def test_a_receiver_that_is_killed_and_one_that_hangs_in_a_publish(ray_session, actor, fellows, model):
-    """The one that is left finishes the version, and answers what the other two owed."""
+def test_one_actor_finishes_a_publish_if_others_are_killed_or_hang(ray_session, actor, fellows, model):
+    """The remaining actor loads the version, and answers the pending prompts of the other two."""
 
     @ray_session.remote(num_cpus=0)
     def slowly(bucket):
@@ -339,7 +347,7 @@ def test_a_receiver_that_is_killed_and_one_that_hangs_in_a_publish(ray_session, 
     refs[1] = slowly.remote(refs[1])
     try:
         os.kill(hung, signal.SIGSTOP)
-        pool.submit("owed", prompts()[:3], 2, 0, SAMPLING)
+        pool.submit("pending", prompts()[:3], 2, 0, SAMPLING)
         pool.fleet.publish(manifest, refs, 30.0)
         time.sleep(1)  # all of them wait for the second bucket now
         os.kill(killed, signal.SIGKILL)
@@ -353,8 +361,8 @@ def test_a_receiver_that_is_killed_and_one_that_hangs_in_a_publish(ray_session, 
         sorted(pool.fleet.dead) == ["hung", "killed"]
         and "did not take version 61 within 8 s" in pool.fleet.dead["hung"]
     )
-    samples = [s for part in pool.results("owed", timeout=60) for s in part.samples]
-    assert {s.key for s in samples} == {(f"p{i}", j) for i in range(3) for j in range(2)}
+    samples = samples_of(pool, "pending")
+    assert {s.key for s in samples} == {(f"p{i}", j) for i, j in product(range(3), range(2))}
     assert {s.policy_version for s in samples} <= {60, 61} and versions([actor]) == [61]
     for prompt in ("p0", "p1", "p2"):
         assert len({s.policy_version for s in samples if s.prompt.prompt_id == prompt}) == 1

@@ -1,4 +1,4 @@
-"""A version that the learners send whole and undamaged, but that is not what the engine holds."""
+"""Weights that arrive undamaged but do not fit the engine's model."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def weights(model) -> dict[str, torch.Tensor]:
 
 
 def adapter(model: str, lora: Lora) -> dict[str, torch.Tensor]:
-    """Under the names that a learner sends."""
+    """Return the weights of an adapter under the names that a learner sends."""
     module = VideoLM(load_vlm(model, "float32"), adapters={"policy": lora})
     return {
         name.removeprefix("model.").replace(".policy.", "."): parameter
@@ -66,7 +66,7 @@ WRONG = {
 
 @pytest.mark.parametrize("fault", WRONG)
 def test_wrong_full_weights_are_refused(model, weights, fault):
-    """The manifest is consistent with what is sent: only the engine's own model can tell."""
+    """Manifest and tensors agree, so only a comparison with the engine's own model finds the fault."""
     change, named = WRONG[fault]
     check = WeightCheck(model, "float32", None)
     check.check(full(weights))
@@ -85,7 +85,7 @@ def test_another_precision_of_the_whole_model_is_refused(model, weights):
 
 @pytest.mark.parametrize("r", [2, 5, 16])
 def test_adapter_of_another_rank_is_refused(model, r):
-    """5 would fit into the memory that vLLM reserves for 4, and 2 would be padded."""
+    """A rank of 5 would fit into the memory that vLLM reserves for 4, and 2 would be padded."""
     check = WeightCheck(model, "float32", 4, LORA.targets)
     check.check(lora(adapter(model, LORA)))
     other = adapter(model, Lora(r=r))
@@ -102,7 +102,7 @@ FEWER = Lora(r=4, targets=("q_proj", "k_proj"))
 
 
 @pytest.mark.parametrize(
-    ("engine", "sent", "named"),
+    ("engine", "learner", "named"),
     [
         (LORA, FEWER, r"no tensor '.*(o_proj|gate_proj|down_proj)"),
         (FEWER, LORA, r"(o_proj|gate_proj|down_proj).* does not know"),
@@ -110,11 +110,11 @@ FEWER = Lora(r=4, targets=("q_proj", "k_proj"))
     ],
     ids=["fewer", "more", "others"],
 )
-def test_adapter_with_other_target_modules_is_refused(model, engine, sent, named):
+def test_adapter_with_other_target_modules_is_refused(model, engine, learner, named):
     check = WeightCheck(model, "float32", 4, engine.targets)
     check.check(lora(adapter(model, engine)))
     with pytest.raises(ContractError, match=named):
-        check.check(lora(adapter(model, sent)))
+        check.check(lora(adapter(model, learner)))
 
 
 def test_an_adapter_is_checked_without_a_list_of_modules_too(model):
@@ -128,7 +128,7 @@ def test_an_adapter_is_checked_without_a_list_of_modules_too(model):
 
 
 def test_an_adapter_may_stay_in_float32_under_a_bfloat16_model(model):
-    """PEFT keeps it so where no optimizer has cast it."""
+    """PEFT leaves an adapter in float32 if no optimizer has cast it."""
     tensors, check = adapter(model, LORA), WeightCheck(model, "bfloat16", 4, LORA.targets)
     check.check(lora(tensors))
     check.check(lora({name: tensor.bfloat16() for name, tensor in tensors.items()}))
@@ -137,7 +137,7 @@ def test_an_adapter_may_stay_in_float32_under_a_bfloat16_model(model):
 
 
 def test_adapter_of_a_larger_model_is_refused(model, tmp_path):
-    """Same names, other sizes: a base of another width, whose fingerprint was not sent."""
+    """Refuse the same names with other sizes: the base has another width, and its fingerprint was not sent."""
     tensors = {n: torch.cat([t, t], -1) if "lora_A" in n else t for n, t in adapter(model, LORA).items()}
     with pytest.raises(ContractError, match=r"\(4, 256\) instead of \(4, 128\)"):
         WeightCheck(model, "float32", 4, LORA.targets).check(lora(tensors))

@@ -35,13 +35,13 @@ def weights() -> dict[str, torch.Tensor]:
 
 
 def test_every_dtype_and_layout_arrives_bit_by_bit():
-    sent = weights()
-    manifest, buckets = pack_weights(sent.items(), 1 << 20, version=3)
+    tensors = weights()
+    manifest, buckets = pack_weights(tensors.items(), 1 << 20, version=3)
     manifest, buckets = pickle.loads(pickle.dumps((manifest, buckets)))
     arrays = unpack_weights(manifest, buckets)
-    assert list(arrays) == list(sent) and manifest.version == 3
-    assert manifest.nbytes == sum(tensor.nbytes for tensor in sent.values())
-    for name, tensor in sent.items():
+    assert list(arrays) == list(tensors) and manifest.version == 3
+    assert manifest.nbytes == sum(tensor.nbytes for tensor in tensors.values())
+    for name, tensor in tensors.items():
         back = from_wire(arrays[name], manifest.tensors[name].dtype)
         assert back.dtype == tensor.dtype and torch.equal(back, tensor)
 

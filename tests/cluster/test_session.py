@@ -55,10 +55,10 @@ def test_an_address_where_nothing_listens_fails_at_once(tmp_path):
 def test_an_error_names_the_option_or_variable_of_the_address(tmp_path, monkeypatch, option):
     """The error of RAY_ADDRESS does not name `cluster.address`, which is not set, and the other way round."""
     other = {"cluster.address": "RAY_ADDRESS", "RAY_ADDRESS": "cluster.address"}[option]
-    given = {"address": "127.0.0.1:1"} if option == "cluster.address" else {}
-    if not given:
+    options = {"address": "127.0.0.1:1"} if option == "cluster.address" else {}
+    if not options:
         monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    with pytest.raises(ConfigError, match=option) as caught, start_session(config(tmp_path, **given)):
+    with pytest.raises(ConfigError, match=option) as caught, start_session(config(tmp_path, **options)):
         pass
     assert other not in str(caught.value)
 
@@ -72,7 +72,7 @@ def test_a_temporary_folder_with_too_long_a_path_is_refused(tmp_path, monkeypatc
 
 
 def test_a_private_cluster_that_does_not_start_is_a_clear_error(tmp_path, monkeypatch):
-    """The error names what is unusual on this machine: here the folder for temporary files is a file."""
+    """The error names the cause on this machine: here the folder for temporary files is a file."""
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "file"))
     monkeypatch.setattr("rlaif.io.writable.SOCKET_LIMIT", 500)

@@ -32,7 +32,7 @@ PATIENCE_S = 240.0
 
 
 class Ranks:
-    """A group of `world` processes; `run` calls one function on all of them and returns what each returned."""
+    """A group of `world` processes; `run` calls one function on all of them and returns the result of each."""
 
     def __init__(self, world: int):
         self.world = world
@@ -89,7 +89,7 @@ class Ranks:
 
 
 def serve(pipe: Connection, rank: int, world: int, port: int) -> None:
-    """Join the group, then run what comes through the pipe until it is closed."""
+    """Join the group, then run the functions that arrive through the pipe until it is closed."""
     settings = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in settings.items()} | actor_env())
     import torch

@@ -1,4 +1,4 @@
-"""What a learner exports, loaded by others: plain transformers, PEFT, the reward actor, another learner."""
+"""Exports of a learner, loaded by plain transformers, PEFT, the reward actor and another learner."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def encoded(encoder) -> list:
 
 
 def train_and_export(path, folder, lora, zero_stage, dtype="float32"):
-    """Train a little and export; return what the learner itself computes afterwards."""
+    """Train a little and export; return the outputs of the learner itself afterwards."""
     shard_above(0)
     roles = (
         RoleSpec("policy", path, lora, plain_optim(lr=0.1), 10),
@@ -167,13 +167,22 @@ def test_exported_policy_gives_the_same_logprobs_in_other_libraries(exported, ti
     assert np.array_equal(responses(Encoder(str(standalone), NoiseFrames()), 1)[0].ids, responses(encoder, 1)[0].ids)
 
 
+def parts_of(outcomes) -> np.ndarray:
+    """Return [answers, dimensions]: the parts of each score, in the order of ANSWERS."""
+    rows = []
+    for answer in ANSWERS:
+        parts = outcomes[answer.key].parts
+        rows.append([parts[name] for name in TWO])
+    return np.array(rows)
+
+
 def test_the_reward_actor_scores_like_the_learner(exported):
     """Scores are equal to the last bit in batches of the same answers, and to 1e-5 in other batches."""
     folder, _, result = exported
     for budget, limit in ((BUDGET, 0.0), (200, 1e-5)):
         outcomes = ModelScorer(str(folder / "reward"), NoiseFrames(), model(), budget, 2**28)(ANSWERS)
         assert all(isinstance(outcome, Scored) for outcome in outcomes.values())
-        scores = np.array([[outcomes[answer.key].parts[name] for name in TWO] for answer in ANSWERS])
+        scores = parts_of(outcomes)
         assert np.abs(scores - result["scores"]).max() <= limit
     assert np.ptp(scores, axis=0).min() > 1e-3 and np.abs(scores).min() > 1e-4
     assert np.abs(scores[:, 0] - scores[:, 1]).min() > 1e-4
@@ -187,7 +196,7 @@ def test_the_reward_actor_scores_like_the_learner_in_bfloat16(two_ranks, tiny, t
     scorer = ModelScorer(str(tmp_path / "reward"), NoiseFrames(), model(dtype="bfloat16"), BUDGET, 2**28)
     assert {parameter.dtype for parameter in scorer.model.parameters()} == {torch.bfloat16}
     outcomes = scorer(ANSWERS)
-    scores = np.array([[outcomes[answer.key].parts[name] for name in TWO] for answer in ANSWERS])
+    scores = parts_of(outcomes)
     assert np.array_equal(scores, result["scores"]) and np.ptp(scores, axis=0).min() > 1e-3
 
 

@@ -1,4 +1,4 @@
-"""What a rank writes beside an export, so that its base is found again after a move."""
+"""The record beside an export, by which its base is found again after a move."""
 
 from __future__ import annotations
 

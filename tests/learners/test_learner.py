@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import chain
 
 import deepspeed
 import numpy as np
@@ -84,7 +85,7 @@ def plain_steps(path, start, role, loss, optim=OPTIM, head=(), plan=PLAN, build=
     encoder, norms = Encoder(path, NoiseFrames()), []
     items = responses(encoder, 6)
     for number, shares in enumerate(plan):
-        batch = collate([items[i] for share in shares for i in share], 0)
+        batch = collate([items[i] for i in chain.from_iterable(shares)], 0)
         optimizer.param_groups[0]["lr"] = optim.lr * min(1.0, (number + 1) / max(1, optim.warmup_steps))
         optimizer.zero_grad()
         loss(module, batch).backward()
@@ -341,7 +342,7 @@ def plain_groups(path, start, projector) -> dict:
     optimizer = torch.optim.AdamW(groups, 1.0, optim.betas, optim.eps, optim.weight_decay)
     items = responses(Encoder(path, NoiseFrames()), 6)
     for number, shares in enumerate(PLAN):
-        batch = collate([items[i] for share in shares for i in share], 0)
+        batch = collate([items[i] for i in chain.from_iterable(shares)], 0)
         for name, group in zip(named, optimizer.param_groups, strict=True):
             group["lr"] = optim.lr * min(1.0, (number + 1) / 2) * (4.0 if name in projector else 1.0)
         optimizer.zero_grad()
@@ -389,7 +390,10 @@ def train_bfloat16(path):
         reports.append(
             (learner.collectives.gather_metrics(policy.metrics), learner.collectives.gather_metrics(critic.metrics))
         )
-    return [{name: total / count for name, (total, count) in metrics.items()} for pair in reports for metrics in pair]
+    means = []
+    for metrics in chain.from_iterable(reports):
+        means.append({name: total / count for name, (total, count) in metrics.items()})
+    return means
 
 
 def test_bfloat16_training_lowers_the_loss(two_ranks, tiny):

@@ -71,18 +71,18 @@ def test_each_head_learns_from_its_own_pairs():
     assert means["preference_loss"] == pytest.approx((helpful + harmless) / 5)
 
 
-def test_how_a_batch_is_split_changes_nothing():
+def test_losses_of_micro_batches_sum_to_that_of_the_batch():
     signs = {"sign_helpful": [1.0, 0.0, 1.0], "sign_harmless": [0.0, -1.0, 0.0]}
     whole, metrics = step(TWO, SCORES, batch(**signs))
-    parts = [
-        step(TWO, SCORES[[i, i + 3]], batch(**{name: values[i : i + 1] for name, values in signs.items()}))
-        for i in range(3)
-    ]
+    parts = []
+    for i in range(3):
+        own_signs = {name: values[i : i + 1] for name, values in signs.items()}
+        parts.append(step(TWO, SCORES[[i, i + 3]], batch(**own_signs)))
     assert torch.allclose(sum(loss for loss, _ in parts), whole)
     assert mean_metrics(merge(m for _, m in parts)) == pytest.approx(mean_metrics(metrics))
 
 
-def test_a_margin_is_of_its_dimension_and_only_where_it_is_asked_for():
+def test_margins_apply_to_their_dimension_and_only_if_configured():
     extras = batch(
         sign_helpful=[1.0] * 3, sign_harmless=[-1.0] * 3, margin_helpful=[1.0, 0.0, 2.0], margin_harmless=[0.0] * 3
     )

@@ -21,7 +21,7 @@ from rlaif.records import Experience
 
 
 def steps(path, zero_stage, plan):
-    """Return what each step of the plan reports and moves, and the error that ends it; `bad` poisons one sample of rank 1."""
+    """Return the report and weight changes of each step of the plan, and the error that ends it; `bad` poisons one sample of rank 1."""
     optim = plain_optim(max_skipped_steps=1)
     role = RoleSpec("critic", path, LORA, optim, 10, "value")
     spec = LearnerSpec((role,), model(), cluster(zero_stage), 512, 2**28, 150, seed=5)

@@ -1,9 +1,10 @@
-"""Test a PPO iteration on two ranks: what it rejects, what it computes, when it stops."""
+"""Test a PPO iteration on two ranks: rejected samples, computed values, and the conditions that stop it."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -104,7 +105,7 @@ def test_encode_sample_rejects_samples_of_other_inputs(tiny, what, change):
 
 
 def experience_by_config(path, configs):
-    """Return, for each configuration, what the forwards gave, what was computed from it, and the report."""
+    """Return, for each configuration, the outputs of the forwards, the values computed from them, and the report."""
     learner, results = build(path, configs[0]), []
     experience = mine(learner)
     for config in configs:
@@ -142,8 +143,10 @@ def experienced(two_ranks, tiny):
     ranks = two_ranks.run(experience_by_config, path=tiny, configs=list(CONFIGS.values()))
     results = {}
     for number, name in enumerate(CONFIGS):
-        rows = [row for rank in ranks for row in rank[number][0]]
-        own = [row for rank in ranks for row in rank[number][2]]
+        rows, own = [], []
+        for rank in ranks:
+            rows += rank[number][0]
+            own += rank[number][2]
         results[name] = (
             rows,
             [rank[number][1] for rank in ranks],
@@ -171,7 +174,7 @@ def by_hand(row, old, config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name.startswith("gae")])
 def test_advantages_and_returns_match_a_loop_in_float64(experienced, name):
     config, (rows, states, own) = CONFIGS[name], experienced[name]
-    assert sorted(row["key"] for row in rows) == [(f"p{i}", j) for i in range(3) for j in range(2)]
+    assert sorted(row["key"] for row in rows) == [(f"p{i}", j) for i, j in product(range(3), range(2))]
     from_learner = config.old_logprobs == "learner"
     old = {row["key"]: own[row["key"]] if from_learner else row["engine"] for row in rows}
     expected = {row["key"]: by_hand(row, old[row["key"]], config) for row in rows}

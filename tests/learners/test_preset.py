@@ -1,6 +1,6 @@
 """The seed system's PPO, slot by slot: what two ranks compute under `ppo.preset: vlm_rlaif` against plain loops.
 
-The other side knows nothing of this project's objectives: one module per network, one sample at a time, every answer
+The other side uses none of this project's objectives: one module per network, one sample at a time, every answer
 padded to its full length with tokens that nothing attends to, numpy loops for rewards and advantages, torch only for
 forwards, gradients and AdamW. Formulas: docs/presets.md.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import chain
 from types import SimpleNamespace
 
 import numpy as np
@@ -54,7 +55,7 @@ def answers_of(encoder) -> list:
 
 
 def one_iteration(path, config):
-    """Return what one iteration computes: by step and role the samples' extras and the metrics; weights before and after."""
+    """Return the results of one iteration: by step and role the samples' extras and the metrics; weights before and after."""
     learner, state = build(path, config, ITERATIONS), PpoState.of(config)
     state.iteration = ITERATION
     start = {role: weights(learner.roles[role]) for role in ("policy", "critic")}
@@ -74,11 +75,11 @@ def one_iteration(path, config):
     steps, usual = [], learner.step
 
     def step(role, units, *args):
-        seen = usual(role, units, *args)
+        report = usual(role, units, *args)
         texts = [tuple(item.ids[item.start : len(item.ids) - item.padding].tolist()) for (item,) in units]
         extras = {numbers[text]: item.extras for text, (item,) in zip(texts, units, strict=True)}
-        steps.append({"role": role, "extras": extras, "metrics": seen.metrics})
-        return seen
+        steps.append({"role": role, "extras": extras, "metrics": report.metrics})
+        return report
 
     learner.step = step
     own = Experience(tuple(everyone[i] for i in share), tuple(score.value for score in scores))
@@ -118,8 +119,8 @@ def logps(module, encoder, sample):
     logits = module.causal.lm_head(hidden(module, encoder, sample))
     logits[:, list(encoder.banned_ids)] = -math.inf
     every = logits.log_softmax(-1)
-    chosen = [every[t, int(token)] for t, token in enumerate(sample.response_ids)]
-    return torch.stack(chosen + [torch.zeros(())] * (SLOTS - len(chosen)))
+    token_logps = [every[t, int(token)] for t, token in enumerate(sample.response_ids)]
+    return torch.stack(token_logps + [torch.zeros(())] * (SLOTS - len(token_logps)))
 
 
 def values(module, encoder, sample):
@@ -138,14 +139,17 @@ def rewards_by_loops(old, ref, score, length) -> list[float]:
 
 
 def whitened_by_loops(rows, divisor) -> list[list[float]]:
-    flat = [x for row in rows for x in row]
+    flat = list(chain.from_iterable(rows))
     mean = sum(flat) / len(flat)
     var = sum((x - mean) ** 2 for x in flat) / len(flat)
-    return [[(x - mean) / divisor(var) for x in row] for row in rows]
+    whitened = []
+    for row in rows:
+        whitened.append([(x - mean) / divisor(var) for x in row])
+    return whitened
 
 
 def released(var: float) -> float:
-    """Return what the released code divides by."""
+    """Return the divisor of the released code."""
     return math.sqrt(var) + 1e-8
 
 
@@ -161,19 +165,18 @@ def rate_by_hand(iteration: int) -> float:
 
 
 class Replica:
-    """The whole iteration again."""
+    """The whole iteration, recomputed with plain loops."""
 
     def __init__(self, path, start):
         self.encoder = Encoder(path, NoiseFrames())
         self.samples = answers_of(self.encoder)
         self.modules = {role: plain(path, role, start[role]) for role in ("policy", "critic")}
-        self.trained = {
-            role: {name: p for name, p in module.named_parameters() if name in start[role]}
-            for role, module in self.modules.items()
-        }
-        self.optimizers = {
-            role: torch.optim.AdamW(named.values(), 1.0, (0.9, 0.999), 1.0, 0.0) for role, named in self.trained.items()
-        }
+        self.trained, self.optimizers = {}, {}
+        for role, module in self.modules.items():
+            parameters = {name: p for name, p in module.named_parameters() if name in start[role]}
+            self.trained[role] = parameters
+            # eps is 1, so that a step is nearly proportional to the gradient and a wrong factor in it shows
+            self.optimizers[role] = torch.optim.AdamW(parameters.values(), 1.0, (0.9, 0.999), 1.0, 0.0)
         base = VideoLM(load_vlm(path, "float32")).eval()
         with torch.no_grad():
             self.old = [logps(self.modules["policy"], self.encoder, s).tolist() for s in self.samples]
@@ -189,10 +192,10 @@ class Replica:
             advantages.append([to_go[t] - self.old_values[i][t] for t in range(SLOTS)])
         self.advantages = whitened_by_loops(advantages, released)
 
-    def loss(self, role, chosen):
-        """Return (what is minimised, what is reported): a mean over samples and all slots."""
+    def loss(self, role, samples):
+        """Return (the minimised loss, the reported loss): a mean over samples and all slots."""
         each = []
-        for i in chosen:
+        for i in samples:
             forward = values if role == "critic" else logps
             now = forward(self.modules[role], self.encoder, self.samples[i])
             for t in range(SLOTS):
@@ -203,13 +206,13 @@ class Replica:
                 else:
                     a, ratio = self.advantages[i][t], torch.exp(now[t] - self.old[i][t])
                     each.append(torch.maximum(-a * ratio, -a * ratio.clamp(0.8, 1.2)))
-        mean = sum(each) / (len(chosen) * SLOTS)
+        mean = sum(each) / (len(samples) * SLOTS)
         return (0.1 if role == "critic" else 1.0) * mean, mean.item()
 
-    def step(self, role, chosen) -> tuple[float, float]:
+    def step(self, role, samples) -> tuple[float, float]:
         """Take one optimizer step; return (reported loss, gradient norm before clipping)."""
         self.optimizers[role].zero_grad()
-        loss, reported = self.loss(role, chosen)
+        loss, reported = self.loss(role, samples)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.trained[role].values(), 1.0)
         self.optimizers[role].param_groups[0]["lr"] = RATES[role] * rate_by_hand(ITERATION)
@@ -228,10 +231,13 @@ def replica(ranks, tiny):
 
 
 def test_returns_values_and_whitened_advantages_of_every_slot(ranks, replica):
-    seen = {i: extras for rank in ranks for step in rank["steps"] for i, extras in step["extras"].items()}
-    assert sorted(seen) == list(range(6))
+    extras_by_sample = {}
+    for rank in ranks:
+        for step in rank["steps"]:
+            extras_by_sample |= step["extras"]
+    assert sorted(extras_by_sample) == list(range(6))
     beyond = 0
-    for i, extras in seen.items():
+    for i, extras in extras_by_sample.items():
         assert len(extras["returns"]) == len(extras["advantages"]) == SLOTS
         assert np.allclose(extras["old_logprobs"], replica.old[i], atol=1e-4)
         assert np.allclose(extras["values"], replica.old_values[i], atol=1e-4)
@@ -250,11 +256,12 @@ def test_four_steps_train_what_the_formulas_say(ranks, replica):
     ratios_moved, gradients_cut, values_cut = 0, 0, 0
     for number, step in enumerate(ranks[0]["steps"]):
         role = step["role"]
-        chosen = sorted(i for rank in ranks for i in rank["steps"][number]["extras"])
-        assert len(chosen) == 3
-        loss, norm = replica.step(role, chosen)
+        samples = sorted(chain.from_iterable(rank["steps"][number]["extras"] for rank in ranks))
+        assert len(samples) == 3
+        loss, norm = replica.step(role, samples)
         name = "value_loss" if role == "critic" else "policy_loss"
-        total, count = (sum(rank["steps"][number]["metrics"][name][k] for rank in ranks) for k in (0, 1))
+        parts = [rank["steps"][number]["metrics"][name] for rank in ranks]
+        total, count = sum(part[0] for part in parts), sum(part[1] for part in parts)
         assert count == 3 * SLOTS
         assert total / count == pytest.approx(loss, rel=1e-4, abs=1e-4)
         assert step["metrics"]["grad_norm"][0] == pytest.approx(norm, rel=1e-3)
@@ -270,7 +277,7 @@ def test_four_steps_train_what_the_formulas_say(ranks, replica):
             assert moved > 0 and off < 1e-7 + 1e-3 * moved, name
 
 
-def test_the_returns_are_too_large_for_the_absolute_value_clip(ranks):
+def test_running_scale_is_large_enough_to_show_in_the_value_losses(ranks):
     """Check that the running scale is so large that its use would show in the losses above."""
     assert ranks[0]["scale"] > 10
 
@@ -292,7 +299,15 @@ CONFIGS = {name: Ppo(**SMALL, sampling={"max_tokens": 11}, **change) for name, c
 @pytest.fixture(scope="module")
 def switched(two_ranks, tiny):
     result = two_ranks.run(experience_by_config, path=tiny, configs=list(CONFIGS.values()))
-    return {name: [row for rank in result for row in rank[number][0]] for number, name in enumerate(CONFIGS)}
+    return {name: rows_of_ranks(result, number) for number, name in enumerate(CONFIGS)}
+
+
+def rows_of_ranks(result, number: int = 0) -> list[dict]:
+    """Return the rows of all ranks for one of the configurations given to `experience_by_config`."""
+    rows = []
+    for rank in result:
+        rows += rank[number][0]
+    return rows
 
 
 def gae_by_loops(rewards, values, gamma, lam) -> list[float]:
@@ -300,7 +315,10 @@ def gae_by_loops(rewards, values, gamma, lam) -> list[float]:
     count = len(rewards)
     ahead = [*values[1:], 0.0]
     deltas = [rewards[t] + gamma * ahead[t] - values[t] for t in range(count)]
-    return [sum((gamma * lam) ** (k - t) * deltas[k] for k in range(t, count)) for t in range(count)]
+    advantages = []
+    for t in range(count):
+        advantages.append(sum((gamma * lam) ** (k - t) * deltas[k] for k in range(t, count)))
+    return advantages
 
 
 def every_slot(row, config):
@@ -320,15 +338,17 @@ def every_slot(row, config):
 def test_each_preset_switch_alone_matches_plain_loops(switched, name):
     config, rows = CONFIGS[name], switched[name]
     shaped = [every_slot(row, config) for row in rows]
+    offset, scale = 0.0, config.reward_scale
     if config.whiten_rewards:
-        flat = [r for rewards, _ in shaped for r in rewards]
-        mean = sum(flat) / len(flat)
-        sd = math.sqrt(sum((r - mean) ** 2 for r in flat) / len(flat) + 1e-8)
-        shaped = [([(r - mean) / sd + mean for r in rewards], v) for rewards, v in shaped]
-    else:
-        shaped = [([config.reward_scale * r for r in rewards], v) for rewards, v in shaped]
-    advantages = [gae_by_loops(rewards, v, config.gamma, config.lam) for rewards, v in shaped]
-    returns = [[a + b for a, b in zip(row, v, strict=True)] for row, (_, v) in zip(advantages, shaped, strict=True)]
+        flat = list(chain.from_iterable(rewards for rewards, _ in shaped))
+        offset = sum(flat) / len(flat)
+        scale = 1 / math.sqrt(sum((r - offset) ** 2 for r in flat) / len(flat) + 1e-8)
+    advantages, returns = [], []
+    for rewards, values in shaped:
+        # whitening divides by the deviation around the mean, and keeps the mean
+        rewards = [(r - offset) * scale + offset for r in rewards]
+        advantages.append(gae_by_loops(rewards, values, config.gamma, config.lam))
+        returns.append([a + b for a, b in zip(advantages[-1], values, strict=True)])
     widths = [11 if config.loss_mean == "slots" else len(row["engine"]) for row in rows]
 
     def resized(values):
@@ -352,7 +372,7 @@ GROUPS = Ppo(
 
 
 def test_leave_one_out_with_scaled_rewards_and_means_over_slots(two_ranks, tiny):
-    rows = [row for rank in two_ranks.run(experience_by_config, path=tiny, configs=[GROUPS]) for row in rank[0][0]]
+    rows = rows_of_ranks(two_ranks.run(experience_by_config, path=tiny, configs=[GROUPS]))
     totals = {}
     for row in rows:
         gaps = [float(row["engine"][t]) - float(row["reference"][t]) for t in range(len(row["engine"]))]
@@ -375,10 +395,10 @@ def test_a_small_spread_is_whitened_as_the_released_code_does(two_ranks, tiny, p
     """Use advantages of about 1e-5, which tell std + 1e-8 from sqrt(var + 1e-8); those above are far too large for that."""
     slots = {"loss_mean": "slots", "sampling": {"max_tokens": 11}}
     config = Ppo(**SMALL, preset=preset, **slots, **SMALL_SPREAD)
-    rows = [row for rank in two_ranks.run(experience_by_config, path=tiny, configs=[config]) for row in rank[0][0]]
+    rows = rows_of_ranks(two_ranks.run(experience_by_config, path=tiny, configs=[config]))
     for row, expected in zip(rows, whitened_by_loops([row["returns"].tolist() for row in rows], divisor), strict=True):
         assert np.allclose(row["advantages"], expected, rtol=1e-3, atol=1e-6)
-    spread = float(np.std([value for row in rows for value in row["returns"]]))
+    spread = float(np.std(np.concatenate([row["returns"] for row in rows])))
     assert 0 < spread < 1e-4 and modern(spread**2) > 1.2 * released(spread**2)
 
 

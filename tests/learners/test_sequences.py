@@ -11,7 +11,8 @@ from ranks import NoiseFrames
 from learners.losses import count_tokens
 from learners.sequences import conversation_units, preference_units
 from rlaif.config.schema import Reward
-from rlaif.data.rows import Conversation, Pair
+from rlaif.data.preference import PreferencePair
+from rlaif.data.rows import Conversation
 from rlaif.models.encode import Encoder
 from rlaif.models.reward_prompt import RewardPrompt
 
@@ -27,8 +28,8 @@ def talk(video, answer, question="what do you see ?") -> Conversation:
     return Conversation(video, video, (("user", question), ("assistant", answer)))
 
 
-def pair(video, chosen, rejected) -> Pair:
-    return Pair(video, video, "what do you see ?", ("a red circle",), chosen, rejected)
+def pair(video, chosen, rejected) -> PreferencePair:
+    return PreferencePair(video, "what do you see ?", chosen, rejected, video=video, captions=("a red circle",))
 
 
 def test_prompts_that_are_trained_on_count_their_weight(encoder):
@@ -84,7 +85,9 @@ def test_pair_extras_hold_sign_and_margin_by_dimension(encoder):
     units, _ = preference_units(encoder, RewardPrompt.of(Reward()), rows, 64, ("harmless", "helpful"))
     for first, second in units:
         assert first.extras == second.extras
-    extras = [{name: float(value) for name, value in unit[0].extras.items()} for unit in units]
+    extras = []
+    for first, _ in units:
+        extras.append({name: float(value) for name, value in first.extras.items()})
     assert extras[0] == {"sign/harmless": -1, "sign/helpful": 1, "margin/harmless": 0, "margin/helpful": 0.5}
     assert extras[1] == dict.fromkeys(extras[0], 0.0)
     assert [unit[0].name for unit in units] == ["clip0", "clip1"]
@@ -92,7 +95,7 @@ def test_pair_extras_hold_sign_and_margin_by_dimension(encoder):
 
 def test_pair_of_videos_shows_each_side_its_own_video(encoder):
     """Check that each side shows its own video with the same question, and that a broken one leaves out the pair."""
-    good = Pair("r", "clip0", "a red circle moves left", (), "", "", rejected_video="clip1")
+    good = PreferencePair("r", "a red circle moves left", chosen_video="clip0", rejected_video="clip1")
     units, skipped = preference_units(
         encoder, RewardPrompt.of(Reward()), [good, replace(good, rejected_video="broken")], 10**6
     )

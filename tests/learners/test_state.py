@@ -72,7 +72,7 @@ def run_through(path, folder, zero_stage, whole=0, **settings):
 
 
 def resume(path, folder, zero_stage, whole=0, steps=1, **settings):
-    """Load what was saved into another learner, and take a third step."""
+    """Load the saved state into another learner, and take a third step."""
     shard_above(whole)
     learner = build(path, zero_stage, **settings)
     load_all(learner, folder)

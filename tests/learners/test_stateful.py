@@ -75,9 +75,9 @@ def _samples(encoder: Encoder, iteration: int) -> list[Sample]:
 
 
 def forgotten(path, folder, lora, zero_stage):
-    """Return what differs between a rank after two iterations and a new one that loads its checkpoint.
+    """Return the differences between a rank after two iterations and a new one that loads its checkpoint.
 
-    Also what differs when the new one loads nothing, and what differs after the third iteration of both.
+    Also return the differences if the new one loads nothing, and those after the third iteration of both.
     """
     old = Remembers(path, lora, zero_stage)
     for iteration in (0, 1):

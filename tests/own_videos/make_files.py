@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import product
 from pathlib import Path
 
 import av
@@ -47,7 +48,7 @@ def rows_of(number: int, video: str, answer: str, wrong: str) -> dict[str, dict]
 def write_files(folder: Path) -> set[str]:
     """Write clips and rows into a folder; return the words in the rows."""
     (folder / "clips").mkdir(parents=True)
-    clips = [(colour, way) for colour in COLOURS for way in WAYS]
+    clips = list(product(COLOURS, WAYS))
     lines: dict[str, list[str]] = {}
     words = set(QUESTION.split())
     for number, (colour, way) in enumerate(clips):

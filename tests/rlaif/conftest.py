@@ -1,11 +1,11 @@
-"""What all tests of the package share."""
+"""Fixtures for all tests of the package."""
 
 import pytest
 
 
 @pytest.fixture(autouse=True)
 def no_proxy(monkeypatch):
-    """Servers of a test are on this machine, whatever the environment says of others."""
+    """Reach the servers of a test directly, even if the environment sets a proxy."""
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)

@@ -1,4 +1,4 @@
-"""What a base model of the demo is worth, and how one gets into the package.
+"""Measure a base model of the demo, and copy one into the package.
 
     python tests/studies/bases.py measure BASE             held-out figures of a base model, as JSON
     python tests/studies/bases.py ship RUN_DIRECTORY       copy the base of a demo from scratch into the package
@@ -33,7 +33,7 @@ MOST_BYTES = 5 * 2**20
 
 
 def measure(base: Path) -> dict[str, float]:
-    """Return what `rlaif eval` says of a base model: greedy answers on held-out scenes, against the scenes' truth.
+    """Return the report of `rlaif eval` on a base model: greedy answers on held-out scenes, against the scenes' truth.
 
     `claim_accuracy` is the share of claims in descriptions that are true. It is well below 1 by design: the errors that
     the demo removes are planted in the data that the base learned to describe from.
@@ -57,7 +57,7 @@ def ship(run: Path, made_from: str = "", command: str = "make demo SCRATCH=1") -
     Args:
         run: the demo's run directory.
         made_from: the commit that made it, if not the present one.
-        command: what was typed.
+        command: the command line that made it.
     """
     export = run / "pretrained" / "sft" / "export"
     options = {name: yaml.safe_load((run / name / "config.yaml").read_text()) for name in ("read", "pretrained")}

@@ -1,4 +1,4 @@
-"""Run a study and record what it measured: `python tests/studies/common.py NAME` (`make study NAME`).
+"""Run a study and record its figures: `python tests/studies/common.py NAME` (`make study NAME`).
 
 A study is a script `tests/studies/NAME.py` that takes `--json FILE` and writes its figures there as one JSON object. They
 are stored in `docs/studies/NAME.json` with the command, the commit, the machine and the minutes it took. A study that
@@ -30,7 +30,7 @@ LIBRARIES = ("torch", "transformers", "peft", "deepspeed", "ray")
 
 
 def names() -> list[str]:
-    """Return the studies there are."""
+    """Return the names of all studies."""
     return sorted(file.stem.replace("_", "-") for file in STUDIES.glob("*.py") if file.stem not in SHARED)
 
 
@@ -50,16 +50,16 @@ def libraries() -> dict[str, str]:
 
 
 def commit() -> str:
-    """Return the commit of the working tree, with `-dirty` behind it if files differ from it."""
-    asked = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    result = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True)
+    """Return the commit of the working tree, with `-dirty` appended if files differ from it."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     return result.stdout.strip() if result.returncode == 0 else "unknown: not a git repository"
 
 
 def write_figures(
     measure: Callable[[argparse.Namespace], Mapping[str, object]], parser: argparse.ArgumentParser
 ) -> int:
-    """Be a study's command line: measure, print the figures, and write them to `--json`."""
+    """Run a study's command line: measure, print the figures, and write them to `--json`."""
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     args = parser.parse_args()
     figures = measure(args)
@@ -105,8 +105,8 @@ def run_study(name: str, arguments: list[str], records: Path = RECORDS) -> int:
 def _cpu_model() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
-    found = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return found[0] if found else platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def sources(folder: Path) -> list[Path]:
 
 
 def check(path: Path, probe: Callable, decode: Callable, tally: Counter) -> None:
-    """Count what became of one file: `right`, `refused`, `wrong`, `hung` or `crashed`."""
+    """Count the outcome of one file in `tally`: `right`, `refused`, `wrong`, `hung` or `crashed`."""
     try:
         info = probe(path)
         numbers = tuple(uniform(info.total_frames, min(FRAMES, info.total_frames)))

@@ -91,7 +91,7 @@ def run_demo(storage: Path) -> None:
 
 
 def hashes_of(run: Path) -> dict[str, str]:
-    """Return the SHA-256 of each thing that a run computed, by kind and path in the run directory."""
+    """Return the SHA-256 of each result of a run, by kind and path in the run directory."""
     hashes = {"videos": hash_of(file.read_bytes() for file in sorted(run.rglob("*.mp4")))}
     for file in sorted(run.rglob("*.safetensors")):
         hashes[f"weights/{file.relative_to(run)}"] = hash_of(tensor_bytes(file))
@@ -122,7 +122,7 @@ def tensor_bytes(file: Path) -> Iterable[bytes]:
 
 
 def computed(content: object) -> object:
-    """Return what JSON contains without what the run did not compute."""
+    """Return JSON content without the keys of values that the run did not compute."""
     if isinstance(content, Mapping):
         return {name: computed(value) for name, value in content.items() if name not in UNCOMPUTED}
     if isinstance(content, list):

@@ -10,6 +10,7 @@ import ast
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -17,7 +18,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 @dataclass(frozen=True)
 class Fix:
-    """A text that the fix of an error can be; `{}` stands for each value that is filled in."""
+    """A text that an error can have as its fix; `{}` stands for each value that is filled in."""
 
     path: Path
     text: str
@@ -115,7 +116,7 @@ class FixReader:
         first, second = self._texts(node.left, scope), self._texts(node.right, scope)
         if first is None or second is None:
             return None
-        return [Fix(scope.path, one.text + other.text, node) for one in first for other in second]
+        return [Fix(scope.path, one.text + other.text, node) for one, other in product(first, second)]
 
     def _texts_of_name(self, name: str, scope: Scope) -> list[Fix] | None:
         for depth in range(len(scope.functions), 0, -1):
@@ -136,7 +137,7 @@ class FixReader:
         return self._all_texts(nearest or constants)
 
     def _texts_of_call(self, call: ast.Call, scope: Scope) -> list[Fix] | None:
-        """Return what a function of ours may return, or what a `get` on a written-out dictionary may give."""
+        """Return the texts that one of our functions may return, or that `get` on a literal dictionary may return."""
         if isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Dict):
             return self._all_texts([(scope, value) for value in [*call.func.value.values, *call.args[1:]]])
         if joins_fixes(call):
@@ -144,7 +145,7 @@ class FixReader:
         return self._all_texts(self._returned(call))
 
     def _texts_of_item(self, node: ast.Subscript, scope: Scope) -> list[Fix] | None:
-        """Return what one item of the tuples that a function of ours returns may be."""
+        """Return the texts of one item of the tuples that one of our functions returns."""
         values = []
         for inside, value in self._returned(node.value):
             if not isinstance(value, ast.Tuple):

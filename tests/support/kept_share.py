@@ -10,10 +10,10 @@ from pathlib import Path
 from mutations import single_mutations
 from preference_rows import EXAMPLES
 
-from rlaif.data.bad_rows import Bad, Row
 from rlaif.data.formats.base import Options
 from rlaif.data.formats.table import FORMATS
 from rlaif.data.media import Media
+from rlaif.data.rows import Row, RowFailure
 
 RECORDED = Path(__file__).parents[1] / "rlaif/data/kept_share.json"
 TURNS = [
@@ -28,7 +28,7 @@ ROWS: dict[str, list[dict]] = {name: rows[:2] for name, rows in EXAMPLES.items()
 
 
 def read_one(name: str, row: dict, folder: Path) -> object:
-    """Return the record of one row read as the format `name`, or its `Bad`."""
+    """Return the record of one row read as the format `name`, or its `RowFailure`."""
     (record,) = FORMATS[name].read([Row(1, row)], Options(Media(folder, folder / "media")))
     return record
 
@@ -42,10 +42,10 @@ def mutations(name: str) -> Iterator[tuple[str, dict]]:
 def share(name: str, folder: Path) -> dict[str, int]:
     """Return how many mutations of a format's rows there are, and how many of them are kept."""
     records = [read_one(name, row, folder) for _, row in mutations(name)]
-    return {"mutations": len(records), "kept": sum(not isinstance(record, Bad) for record in records)}
+    return {"mutations": len(records), "kept": sum(not isinstance(record, RowFailure) for record in records)}
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as place:
-        found = {name: share(name, Path(place)) for name in ROWS}
-    RECORDED.write_text(json.dumps(found, indent=1) + "\n")
+        shares = {name: share(name, Path(place)) for name in ROWS}
+    RECORDED.write_text(json.dumps(shares, indent=1) + "\n")

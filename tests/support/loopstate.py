@@ -1,7 +1,7 @@
-"""What the PPO loop's driver remembers, name by name: what a checkpoint brings back, and what needs no bringing back.
+"""List the state of the PPO loop's driver by name: state that a checkpoint restores, and state that needs no restoring.
 
-A variable of `ppo.train`, or an attribute of anything that it holds, that stands on neither list fails the test that
-walks them (tests/rlaif/stages/test_ppo.py): whoever adds one says here what a resume does about it.
+If a variable of `ppo.train`, or an attribute of any object that it refers to, is on neither list, the test that walks
+them fails (tests/rlaif/stages/test_ppo.py): add the name to one of the lists, with what a resume does about it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ RESTORED = {
     r"workers\.rollouts\.fleet\.version": "published again from the restored weights",
     r"workers\.rollouts\.fleet\._weights\.(manifest\.|timeout)": "the same, with the checksum of every tensor",
 }
-"""Equal after a resume, and not what they were when the run began."""
+"""State that is equal after a resume, and different from its value when the run began."""
 
 SAME = {
     r"(config|ppo)\.|run\.(topology\.)?config\.": "the user's configuration",
@@ -33,7 +33,7 @@ SAME = {
     r"workers\.(weight_sync\.)?(deadline_s|options\.)|gate\.(limit|every|timeout|sampling\.)": "from the configuration",
     r"tracker\.(run_dir\.|stage|_bar\.(desc|_stream))": "paths and names",
 }
-"""Equal in every run of one configuration, except for how long it lasts and the names of its cluster."""
+"""State that is equal in every run of one configuration, except for its length and the names of its cluster."""
 
 CHANGED = r".*\bppo\.iterations"
 """The resumed run of the test has one iteration more."""
@@ -44,11 +44,11 @@ MADE_ANEW = {
     "metrics.jsonl, samples/ and the checkpoint",
     r"gate\._before(\.|$)": "log-probs at the last check, to tell two causes "
     "apart in an error; the first check makes them",
-    r"tracker\._(synced|bar\.|mirror)": "progress on the screen; the W&B run's id lies in wandb_id.json",
+    r"tracker\._(synced|bar\.|mirror)": "progress on the screen; the W&B run's id is in wandb_id.json",
     r"workers\.weight_sync\.apply_s|checkpoint_s|maker\._reward_busy_s": "durations for the next row of metrics",
     r"workers\.(learners\._joined|weight_sync\.(rerouted|_unreached))(\.|$)": "of this process's transports; "
     "every version is delivered anew",
-    r"maker\._pending(\.|$)": "of batches in flight: the ledger holds them as issued, and a resume asks for them again",
+    r"maker\._pending(\.|$)": "of batches in flight: the ledger lists them as issued, and a resume requests them again",
     r"run\.places(\.|$)": "where the rows that this process has read are",
     r"gate\._unusable(\.|$)": "prompts that the gate has tried in vain, for an error",
     r"maker\._reissued|workers\.rollouts\.(reissued|fleet\.dead(\.|$))": "of this process's actors; the "
@@ -59,46 +59,47 @@ MADE_ANEW = {
     r"run\.(topology\.)?session\.": "this process's cluster",
     r"run\.topology\._(placements|store|features|rollouts|group|rewards)(\.|$)": "this process's actors",
 }
-"""Not in a checkpoint, for the reason given."""
+"""State that is not in a checkpoint, and why."""
 
 
 def watch(patch: Any, *functions: tuple[Any, str]) -> dict[str, list[dict[str, Any]]]:
-    """Return tables of everything that a caller of these functions holds, at every call.
+    """Return tables of all state that a caller of these functions refers to, at every call.
 
     Args:
         functions: (owner, name) of functions of modules, or methods of classes.
     """
-    seen: dict[str, list[dict[str, Any]]] = {name: [] for _, name in functions}
+    tables_by_name: dict[str, list[dict[str, Any]]] = {name: [] for _, name in functions}
 
     def spy(usual: Callable, tables: list) -> Callable:
         def call(*args: Any, **kwargs: Any) -> Any:
-            held = dict(sys._getframe(1).f_locals)
-            tables.append(
-                dict(leaves({"workers": held.pop("workers"), **held}))
-            )  # what is met twice has the first path
+            variables = dict(sys._getframe(1).f_locals)
+            # An object that is reached twice is listed under the first path: `workers` comes first.
+            variables = {"workers": variables.pop("workers"), **variables}
+            tables.append(dict(leaves(variables)))
             return usual(*args, **kwargs)
 
         return call
 
     for owner, name in functions:
-        patch.setattr(owner, name, spy(getattr(owner, name), seen[name]))
-    return seen
+        patch.setattr(owner, name, spy(getattr(owner, name), tables_by_name[name]))
+    return tables_by_name
 
 
 def unlisted(table: Mapping[str, Any]) -> list[str]:
-    """Paths that stand on no list."""
-    return [path for path in table if not any(_on(path, names) for names in (RESTORED, SAME, MADE_ANEW))]
+    """Return the paths that are on no list."""
+    listed = RESTORED | SAME | MADE_ANEW
+    return [path for path in table if not _on(path, listed)]
 
 
 def lost(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Paths that a resume should have brought back and did not."""
+    """Return the paths that a resume should have restored and did not."""
     paths = [path for path in before.keys() | after.keys() if _on(path, RESTORED) or _on(path, SAME)]
     paths = [path for path in paths if not _on(path, MADE_ANEW) and not re.fullmatch(CHANGED, path)]
     return sorted(p for p in paths if p not in before or p not in after or not same(before[p], after[p]))
 
 
 def unmoved(began: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
-    """Entries of RESTORED under which nothing has changed since the run began: comparing them would show nothing."""
+    """Return entries of RESTORED whose state has not changed since the run began: comparing it would show nothing."""
     return [pattern for pattern in RESTORED if not _moved(pattern, began, before)]
 
 

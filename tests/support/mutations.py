@@ -77,7 +77,7 @@ def without(row: dict, path: Path) -> dict:
 
 
 def _parent(row: dict, path: Path) -> Any:
-    """Return what a value is inside of."""
+    """Return the container of a value."""
     parent: Any = row
     for key in path[:-1]:
         parent = parent[key]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from itertools import chain
 
 import numpy as np
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ FRAMES = [f"anet_50frames/v_1/{number:04d}.jpg" for number in range(3)]
 
 
 def picture(seed: int, kind: str = "PNG") -> bytes:
-    """A small image file."""
+    """Return a small image file."""
     pixels = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind)
@@ -249,7 +250,7 @@ def question(draw) -> str:
 def turns(draw, answer=text, most: int = 2) -> list[dict]:
     rounds = draw(st.integers(1, most))
     both = [[human(draw(question())), gpt(draw(word if n < rounds - 1 else answer))] for n in range(rounds)]
-    return [turn | draw(st.sampled_from([{}, {"x": 1}])) for pair in both for turn in pair]
+    return [turn | draw(st.sampled_from([{}, {"x": 1}])) for turn in chain.from_iterable(both)]
 
 
 @st.composite
@@ -278,8 +279,8 @@ def vlm_rlaif_sft(draw) -> dict:
 @st.composite
 def pds_dpo(draw) -> dict:
     chosen, rejected = draw(answers)
-    asked = draw(turns(word, 2))[:-1]
-    row = {"conversations": [*asked, gpt(chosen)], "rejected_conversations": [*asked, gpt(rejected)]}
+    earlier = draw(turns(word, 2))[:-1]
+    row = {"conversations": [*earlier, gpt(chosen)], "rejected_conversations": [*earlier, gpt(rejected)]}
     return draw(extra) | row | {"id": draw(word), "image": draw(file)}
 
 
@@ -352,7 +353,7 @@ def own(draw) -> dict:
         "safety": filled,
         "ref_logps": filled,
         "native": st.just({"safesora": {"x": {"is": None}}}),
-        "unknown": value.filter(lambda found: found is not None),
+        "unknown": value.filter(lambda item: item is not None),
     }
     return row | draw(st.fixed_dictionaries({}, optional=optional))
 

@@ -1,4 +1,4 @@
-"""Everything that an object of ours remembers, as a flat table: to find state that a checkpoint forgets."""
+"""List the state of our objects as a flat table, to find state that a checkpoint forgets."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ OURS = ("actors", "cluster", "learners", "rlaif")
 PLAIN = (bool, int, float, complex, str, bytes, type(None), Enum, PurePath, torch.dtype, torch.device)
 
 
-def leaves(thing: Any, path: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, Any]]:
-    """(path, value) of every number, text and tensor that can be reached through our objects and torch's modules.
+def leaves(thing: Any, path: str = "", visited: set[int] | None = None) -> Iterator[tuple[str, Any]]:
+    """Yield (path, value) of every number, text and tensor that can be reached through our objects and torch's modules.
 
-    Objects of other libraries are looked into only where they are named here; functions and types hold no state.
+    Objects of other libraries are opened only if `members` names them; functions and types have no state.
     """
-    seen = set() if seen is None else seen
+    visited = set() if visited is None else visited
     if isinstance(thing, PLAIN):
         yield path, thing
         return
@@ -32,15 +32,15 @@ def leaves(thing: Any, path: str = "", seen: set[int] | None = None) -> Iterator
     if isinstance(thing, np.ndarray):
         yield path, thing.copy()
         return
-    if id(thing) in seen or isinstance(thing, (types.FunctionType, types.MethodType, type)):
+    if id(thing) in visited or isinstance(thing, (types.FunctionType, types.MethodType, type)):
         return
-    seen.add(id(thing))
+    visited.add(id(thing))
     for name, value in members(thing):
-        yield from leaves(value, f"{path}.{name}" if path else name, seen)
+        yield from leaves(value, f"{path}.{name}" if path else name, visited)
 
 
 def members(thing: Any) -> list[tuple[str, Any]]:
-    """What is directly inside."""
+    """Return the names and values directly inside an object."""
     if isinstance(thing, Mapping):
         return [(str(key), value) for key, value in thing.items()]
     if isinstance(thing, (list, tuple)):
@@ -58,7 +58,7 @@ def members(thing: Any) -> list[tuple[str, Any]]:
 
 
 def _shard(parameter: torch.Tensor) -> torch.Tensor:
-    """A parameter, or under ZeRO-3 this rank's part of it without the padding behind its end."""
+    """Return a parameter, or under ZeRO-3 this rank's part of it without the padding after its end."""
     if not hasattr(parameter, "ds_tensor"):
         return parameter
     size = parameter.ds_tensor.numel()
@@ -66,25 +66,27 @@ def _shard(parameter: torch.Tensor) -> torch.Tensor:
 
 
 def _deepspeed(thing: Any) -> list[tuple[str, Any]]:
-    """An engine's optimizer: moments, step counts and float32 masters of this rank's part, and its hyper-parameters."""
+    """Return an optimizer's moments, step counts and float32 masters of this rank's part, and its hyper-parameters."""
     sharded = getattr(thing, "optimizer", None)
     if sharded is None or not hasattr(sharded, "optimizer"):
         return []
     inner = sharded.optimizer
     # ZeRO-3 pads every parameter's part of its masters with what happens to be in memory; in float32 the shards are they
     masters = getattr(sharded, "single_partition_of_fp32_groups", ())
-    groups = [{name: value for name, value in group.items() if name != "params"} for group in inner.param_groups]
+    groups = []
+    for group in inner.param_groups:
+        groups.append({name: value for name, value in group.items() if name != "params"})
     return [("masters", list(masters)), ("moments", list(inner.state.values())), ("groups", groups)]
 
 
 def differences(one: Any, other: Any) -> list[str]:
-    """Paths at which two objects hold different values, or only one of them holds any."""
+    """Return the paths at which two objects have different values, or at which only one has a value."""
     a, b = dict(leaves(one)), dict(leaves(other))
     return sorted(path for path in a.keys() | b.keys() if path not in a or path not in b or not same(a[path], b[path]))
 
 
 def same(a: Any, b: Any) -> bool:
-    """Bit for bit; NaN equals NaN."""
+    """Compare bit for bit; NaN equals NaN."""
     if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
         return type(a) is type(b) and a.shape == b.shape and bool(np.array_equal(a, b, equal_nan=a.dtype.kind == "f"))
     return a == b or (a != a and b != b)

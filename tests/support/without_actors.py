@@ -1,4 +1,4 @@
-"""A run's actors replaced by what they do, in this process: for stages whose own logic is tested, without a cluster."""
+"""Stand-ins for a run's actors in this process, to test the logic of stages without a cluster."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ class Rewards:
         return self.scorer(answers)
 
     def collect(self, batches):
-        return {key: outcome for batch in batches for key, outcome in batch.items()}
+        outcomes = {}
+        for batch in batches:
+            outcomes |= batch
+        return outcomes
 
 
 class NoActors:
@@ -45,7 +48,7 @@ class NoActors:
 
 
 class NoTopology:
-    """Fail on any use but probing videos: what is found before may not cost an actor that holds a model."""
+    """Fails on any use but probing videos: a fault found earlier must not have started an actor with a model."""
 
     def __init__(self, config):
         self.client = lambda: LocalFrames(config.data.root, config.video.num_frames)

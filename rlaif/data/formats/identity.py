@@ -10,11 +10,11 @@ from rlaif.data.rows import RowError
 from rlaif.data.strict_json import whole
 
 LARGEST = 2**63 - 1
-"""Of the integers that parquet columns and tensors hold."""
+"""The largest integer that parquet columns and tensors hold."""
 
 
 def identity(fields: Mapping[str, Any], name: str, default: str | None = None) -> str:
-    """Return a row's name as text. Raises RowError if it is missing (without a `default`), or neither text nor number."""
+    """Return a row's name as text. Raise RowError if it is missing (without a `default`), or neither text nor number."""
     value = whole(fields.get(name))
     if value in (None, "") and default is not None:
         return default
@@ -32,6 +32,8 @@ def whole_id(name: Any) -> int:
     if isinstance(name, int) and not isinstance(name, bool) and 0 <= name <= LARGEST:
         return name
     text = str(name)
+    # 19 digits may be more than LARGEST; "007" and "7" must not become one
     if text.isascii() and text.isdigit() and len(text) < 19 and str(int(text)) == text:
         return int(text)
+    # 48 bits: an integer that a float holds exactly, too
     return int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)

@@ -1,4 +1,4 @@
-"""What of a record is gone once it was written in another format and read back."""
+"""Name the fields of a record that are gone after it was written in another format and read back."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from rlaif.data.formats.roundtrip import SPELLED
-from rlaif.data.preference import Preference
+from rlaif.data.preference import PreferencePair
 from rlaif.data.rows import OVERALL
 
 ADDED = ("video_sha256", "modality")
@@ -20,9 +20,9 @@ def lost_fields(record: Any, again: Any, name: str) -> list[str]:
 
 
 def _lost(record: Any, again: Any, name: str) -> Iterator[str]:
-    if isinstance(record, Preference) and record.dimension in again.signs:
+    if isinstance(record, PreferencePair) and record.dimension in again.signs:
         again = again.along(record.dimension)
-    # the folder of frames that are listed may have been gathered; the list says what the row is about
+    # the folder of listed frames may be one of links; the list says what the row is about
     about_frames = bool(_frames(record)) and _frames(record) == _frames(again)
     for item in fields(record):
         mine = getattr(record, item.name)
@@ -50,23 +50,29 @@ def _extra(mine: Mapping[str, Any], again: Mapping[str, Any], name: str) -> Iter
 
 
 def _native(native: Any, name: str) -> Iterator[str]:
-    """The fields of rows of other formats that go with the record (see leftover.py), our own among them."""
-    for other, patch in native.items() if isinstance(native, Mapping) else ():
+    """Yield the fields of rows of other formats, our own among them, that go with the record (see roundtrip.py)."""
+    if not isinstance(native, Mapping):
+        return
+    for other, patch in native.items():
         if other == name or not isinstance(patch, Mapping):
             continue
         for key, change in patch.items():
-            if other == "rlaif" or (isinstance(change, Mapping) and "is" in change and "was" not in change):
+            # a patch that adds a field; one that only spells a field otherwise loses nothing
+            adds = isinstance(change, Mapping) and "is" in change and "was" not in change
+            if other == "rlaif" or adds:
                 yield key.removeprefix(SPELLED)
 
 
 def _holds(again: Any, mine: Any) -> bool:
-    """Whether everything in `mine` is in `again` too; null and empty values are nothing."""
+    """Return whether everything in `mine` is in `again` too; null and empty values are nothing."""
     if mine in (None, "", (), [], {}):
         return True
     if isinstance(mine, Mapping):
-        return isinstance(again, Mapping) and all(_holds(again.get(key), value) for key, value in mine.items())
+        if not isinstance(again, Mapping):
+            return False
+        return all(_holds(again.get(key), value) for key, value in mine.items())
     if isinstance(mine, list | tuple):
         if not isinstance(again, list | tuple) or len(again) != len(mine):
             return False
-        return all(_holds(b, a) for a, b in zip(mine, again, strict=True))
+        return all(map(_holds, again, mine))
     return mine == again or (isinstance(mine, str | int) and str(mine) == str(again))  # "4" in a column of numbers

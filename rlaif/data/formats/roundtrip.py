@@ -1,7 +1,7 @@
-"""What a source row says that our record does not: kept beside the record, so that exporting gives the row again.
+"""Keep what a source row says and our record does not beside the record, so that exporting gives the row again.
 
 A format turns a record into a row (the *bare* row) that says the same as the source row, perhaps spelled otherwise.
-`difference` keeps how the source spelled it. `restore` applies that to the bare row of a later export, each part only
+`difference` records how the source spelled it. `restore` applies that to the bare row of a later export, each part only
 while the record still says what it said at import: an answer that was edited since is never undone.
 """
 
@@ -11,8 +11,7 @@ import hashlib
 import json
 from typing import Any
 
-from rlaif.data.bad_rows import excerpt
-from rlaif.data.rows import RowError
+from rlaif.data.rows import RowError, excerpt
 
 Patch = dict[str, dict]
 """By key: {"is": value} for a key that the bare row lacks, {"is": value, "was": digest of the bare value} for another
@@ -24,16 +23,18 @@ SPELLED = "spelled:"
 
 
 def difference(row: dict[str, Any], bare: dict[str, Any]) -> Patch:
-    """The patch that makes `row` of `bare`. Raises RowError for a value that JSON cannot hold."""
+    """Return the patch that makes `row` of `bare`. Raise RowError for a value that JSON cannot hold."""
     patch: Patch = {}
-    for key in [*row, *(key for key in bare if key not in row)]:
+    for key in dict.fromkeys([*row, *bare]):
         if key not in bare:
             _text(row[key], key)
             patch[key] = {"is": row[key]}
         elif key not in row:
             patch[key] = {"was": _digest(bare[key], key)}
-        elif change := _change(row[key], bare[key], key):
-            patch[key] = change
+        else:
+            change = _change(row[key], bare[key], key)
+            if change:
+                patch[key] = change
     return patch
 
 
@@ -49,9 +50,11 @@ def unholdable(row: dict[str, Any]) -> list[str]:
 
 
 def restore(bare: dict[str, Any], patch: Any) -> dict[str, Any]:
-    """`bare` as the source spelled it, where it still says the same. What is no patch (an edited file) does nothing."""
+    """Return `bare` as the source spelled it, if it still says the same. What is no patch (an edited file) does nothing."""
     row = dict(bare)
-    for key, change in patch.items() if isinstance(patch, dict) else ():
+    if not isinstance(patch, dict):
+        return row
+    for key, change in patch.items():
         if not isinstance(change, dict):
             continue
         if "in" in change or "at" in change:
@@ -60,6 +63,7 @@ def restore(bare: dict[str, Any], patch: Any) -> dict[str, Any]:
         elif key not in row:
             if "is" in change and "was" not in change:
                 row[key] = change["is"]
+        # the record still says what it said at import, so this field was not edited
         elif "was" in change and _digest(row[key], key) == change["was"]:
             if "is" in change:
                 row[key] = change["is"]
@@ -73,6 +77,7 @@ def _change(value: Any, bare: Any, key: str) -> dict | None:
         return None
     if isinstance(value, dict) and isinstance(bare, dict):
         return {"in": difference(value, bare)}
+    # of lists of different lengths it is unknown which item became which
     if isinstance(value, list) and isinstance(bare, list) and len(value) == len(bare):
         return {"at": difference(_numbered(value), _numbered(bare)), "of": len(value)}
     return {"is": value, "was": _digest(bare, key)}
@@ -95,7 +100,7 @@ def _digest(value: Any, key: str) -> str:
 
 
 def _text(value: Any, key: str) -> str:
-    """Canonical JSON: 1, 1.0 and true differ in it."""
+    """Return canonical JSON: 1, 1.0 and true differ in it, although they are equal in Python."""
     try:
         return json.dumps(value, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:

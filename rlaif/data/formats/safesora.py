@@ -10,14 +10,19 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from rlaif.data.bad_rows import excerpt
 from rlaif.data.formats.base import Fields, Format, Options
 from rlaif.data.formats.identity import identity
-from rlaif.data.formats.safesora_items import PROMPT_TYPES, harm_labels, in_folder, video_path
-from rlaif.data.formats.texts import check_used
+from rlaif.data.formats.safesora_items import (
+    check_harm_labels,
+    check_prompt_type,
+    in_folder,
+    published_path,
+    without_empty,
+)
 from rlaif.data.formats.vlm_rlaif import choice_of, chosen_first
-from rlaif.data.preference import SIDES, Preference
-from rlaif.data.rows import RowError, build_row
+from rlaif.data.preference import SIDES, PreferencePair
+from rlaif.data.rows import RowError, build_row, excerpt, without_none
+from rlaif.data.texts import check_used
 
 SLOTS = ("video_0", "video_1")
 MAIN = ("helpfulness", "harmlessness")
@@ -42,14 +47,22 @@ class _Video(BaseModel):
     metrics: dict[str, Any] | None = None
 
     def build(self) -> _Video:
+        """Return the video itself. Raise RowError for labels that are not SafeSora's."""
         for name in ("video_labels", "prompt_labels"):
-            if getattr(self, name) is not None:
-                harm_labels(getattr(self, name), name)
+            labels = getattr(self, name)
+            if labels is not None:
+                check_harm_labels(labels, name)
         return self
 
     def candidate(self, side: str) -> Fields:
-        told = {"model": self.generated_from, "text": self.video_text, "metrics": self.metrics}
-        return {"candidate": side, "id": self.video_id} | {name: value for name, value in told.items() if value}
+        """Return the video as one of a record's `candidates`."""
+        about = {"model": self.generated_from, "text": self.video_text, "metrics": self.metrics}
+        return {"candidate": side, "id": self.video_id} | without_empty(about)
+
+    @property
+    def path(self) -> str:
+        """Return where the video is: its own path, or the one at which SafeSora publishes it."""
+        return self.video_path or published_path(self.prompt_id, self.video_id)
 
 
 IN_SLOT = frozenset((*_Video.model_fields, "prompt_text", "prompt_type"))
@@ -66,10 +79,8 @@ class _Pair(BaseModel):
     scores: list[dict] | None = None
 
     def build(self) -> _Pair:
-        if self.prompt_type not in (*PROMPT_TYPES, None):
-            raise RowError(
-                "wrong type", f"prompt_type is {excerpt(self.prompt_type)!r}, neither of {', '.join(PROMPT_TYPES)}"
-            )
+        """Return the row itself. Raise RowError for an unknown prompt type."""
+        check_prompt_type(self.prompt_type)
         return self
 
 
@@ -81,46 +92,49 @@ def _prepare(fields: Fields, options: Options) -> Fields:
     return row
 
 
-def _build(fields: Fields) -> Preference:
+def _build(fields: Fields) -> PreferencePair:
     pair_id, prompt_id = identity(fields, "pair_id"), identity(fields, "prompt_id")
     row = build_row(_Pair, fields)
     _check_stray(fields)
     choices = _choices(fields)
+    # the first dimension in our order that the pair was compared along is the record's own
     dimension, choice = next(iter(choices.items()))
     order = SIDES if choice == SLOTS[0] else SIDES[::-1]
-    videos = dict(zip(order, (_slot(fields[name], name, prompt_id) for name in SLOTS), strict=True))
-    scores = [score | {"candidate": side} for side in order for score in videos[side].scores or []]
+    slots = [_slot(fields[name], name, prompt_id) for name in SLOTS]
+    videos = dict(zip(order, slots, strict=True))
+    scores = list(row.scores or [])
+    for side in order:
+        scores += [score | {"candidate": side} for score in videos[side].scores or []]
     record: Fields = {
         "pair_id": pair_id,
         "prompt_id": prompt_id,
         "question": row.prompt_text,
         "dimension": dimension,
         "dimensions": {name: 1 if other == choice else -1 for name, other in choices.items()},
-        "scores": [*(row.scores or []), *scores],
+        "scores": scores,
         "candidates": [videos[side].candidate(side) for side in order],
         "provenance": {"dataset": "safesora"},
         "safety": _safety(row, videos),
+        "chosen_video": videos["chosen"].path,
+        "rejected_video": videos["rejected"].path,
     }
-    return Preference.from_row(record | {f"{side}_video": _path(videos[side]) for side in SIDES})
-
-
-def _path(video: _Video) -> str:
-    return video.video_path or video_path(video.prompt_id, video.video_id)
+    return PreferencePair.from_row(record)
 
 
 def _slot(video: Fields, name: str, prompt_id: str) -> _Video:
-    """Return the video in a slot of the pair. Raises RowError if it says something that no record would hold."""
+    """Return the video in a slot of the pair. Raise RowError if it says something that no record would hold."""
     try:
-        named = {"video_id": identity(video, "video_id"), "prompt_id": identity(video, "prompt_id", prompt_id)}
+        ids = {"video_id": identity(video, "video_id"), "prompt_id": identity(video, "prompt_id", prompt_id)}
     except RowError as error:
         raise RowError(error.reason, f"{name}.{error.detail}") from error
     check_used(video, IN_SLOT, name)
-    return build_row(_Video, video | named, f"{name}.")
+    return build_row(_Video, video | ids, f"{name}.")
 
 
 def _check_stray(fields: Fields) -> None:
-    """Raise RowError for a comparison that stands where none is read."""
+    """Raise RowError for a comparison in a field that is not read as one."""
     for name, value in fields.items():
+        # `video_0` or `video_1` as a value can only be a comparison, whatever the field is called
         if name in USED or value is None:
             continue
         if name in (*SUB, ALIAS):
@@ -132,55 +146,70 @@ def _check_stray(fields: Fields) -> None:
 def _choices(fields: Fields) -> Fields:
     """Return the preferred slot by dimension, under our names, in our order.
 
-    Raises RowError for an unknown dimension or choice, and if the pair was compared along none.
+    Raise RowError for an unknown dimension or choice, and if the pair was compared along none.
     """
-    sub = {name: choice for name, choice in (fields.get("sub_preferences") or {}).items() if choice is not None}
+    sub_preferences = fields.get("sub_preferences") or {}
+    # a null says that the pair was not compared along that dimension
+    sub = without_none(sub_preferences)
+    # SafeSora's own rows have one name or the other; a row with both must agree with itself
     if ALIAS in sub:
         if sub.get(CANONICAL, sub[ALIAS]) != sub[ALIAS]:
             raise RowError("dimensions contradict", f"{ALIAS} and {CANONICAL} differ")
         sub[CANONICAL] = sub.pop(ALIAS)
-    if unknown := sorted(sub.keys() - set(SUB)):
+    unknown = sorted(sub.keys() - set(SUB))
+    if unknown:
         raise RowError("unknown dimension", f"{excerpt(', '.join(unknown))}; there are {', '.join(DIMENSIONS)}")
-    given = {name: fields[name] for name in MAIN if fields.get(name) is not None} | sub
-    if not given:
+    choices = without_none({name: fields.get(name) for name in MAIN}) | sub
+    if not choices:
         raise RowError("no preference", f"none of {', '.join(DIMENSIONS)} says which video is preferred")
-    return {name: choice_of(given, name, SLOTS) for name in DIMENSIONS if name in given}
+    return {name: choice_of(choices, name, SLOTS) for name in DIMENSIONS if name in choices}
 
 
 def _safety(row: _Pair, videos: dict[str, _Video]) -> Fields:
-    safety: Fields = {"prompt_type": row.prompt_type, "prompt_labels": videos[SIDES[0]].prompt_labels}
+    safety: Fields = {"prompt_type": row.prompt_type, "prompt_labels": videos["chosen"].prompt_labels}
     for name in ("is_safe", "video_labels"):
-        safety[name] = {side: value for side in SIDES if (value := getattr(videos[side], name)) is not None}
+        by_side = {side: getattr(videos[side], name) for side in SIDES}
+        safety[name] = without_none(by_side)
     return {name: value for name, value in safety.items() if value not in (None, {})}
 
 
 # -- and back
 
 
-def _row(record: Preference, place: int) -> Fields:
+def _row(record: PreferencePair, place: int) -> Fields:
     if not record.chosen_video:
         raise RowError("candidates are texts", "these rows hold two videos")
     signs = record.signs
     if not signs.keys() & set(DIMENSIONS):
         raise RowError("unknown dimension", f"the pair was compared along none of {', '.join(DIMENSIONS)}")
+    # the slots are filled in the source's order, so that a pair comes back as it was
     order = SIDES if chosen_first(record) else SIDES[::-1]
-    side = {1: SIDES[0], -1: SIDES[1]}
-    choices = {name: SLOTS[order.index(side[signs[name]])] for name in DIMENSIONS if name in signs}
+    choices = {}
+    for name in DIMENSIONS:
+        if name in signs:
+            preferred = "chosen" if signs[name] == 1 else "rejected"
+            choices[name] = SLOTS[order.index(preferred)]
     row = {
         "pair_id": record.pair_id,
         "prompt_id": record.prompt_id or record.pair_id,
         "prompt_text": record.question,
         "prompt_type": record.safety.get("prompt_type"),
-        **{slot: _video_row(record, side) for slot, side in zip(SLOTS, order, strict=True)},
-        **{name: choices[name] for name in MAIN if name in choices},
-        "sub_preferences": {name: choices[name] for name in SUB if name in choices},
     }
+    for slot, side in zip(SLOTS, order, strict=True):
+        row[slot] = _video_row(record, side)
+    for name in MAIN:
+        if name in choices:
+            row[name] = choices.pop(name)
+    row["sub_preferences"] = choices
     scores = [score for score in record.scores if score.get("candidate") not in SIDES]
-    return row | ({"scores": scores} if scores else {})
+    if scores:
+        row["scores"] = scores
+    return row
 
 
-def _video_row(record: Preference, side: str) -> Fields:
-    about = next((item for item in record.candidates if item.get("candidate") == side), {})
+def _video_row(record: PreferencePair, side: str) -> Fields:
+    candidates = [item for item in record.candidates if item.get("candidate") == side]
+    about = candidates[0] if candidates else {}
     safety = record.safety
     row = {
         "prompt_id": record.prompt_id or record.pair_id,
@@ -199,14 +228,14 @@ def _video_row(record: Preference, side: str) -> Fields:
         "scores": scores,
         "metrics": about.get("metrics"),
     }
-    return row | {name: value for name, value in more.items() if value}
+    return row | without_empty(more)
 
 
 def _of_side(safety: Fields, name: str, side: str) -> Any:
     by_side = safety.get(name, {})
     if not isinstance(by_side, dict):
-        found = f"safety.{name}: {excerpt(by_side)} instead of an object with {' and '.join(SIDES)}"
-        raise RowError("wrong type", found)
+        detail = f"safety.{name}: {excerpt(by_side)} instead of an object with {' and '.join(SIDES)}"
+        raise RowError("wrong type", detail)
     return by_side.get(side)
 
 
@@ -215,8 +244,9 @@ def _without(fields: Fields, name: str) -> Fields:
 
 
 def _tidy(fields: Fields) -> Fields:
+    """Return the row without the source's `information`, if the record's informativeness has changed since it was read."""
     sub = fields.get("sub_preferences") or {}
-    if sub.get(CANONICAL, sub.get(ALIAS)) != sub.get(ALIAS, sub.get(CANONICAL)):  # changed since it was read
+    if sub.get(CANONICAL, sub.get(ALIAS)) != sub.get(ALIAS, sub.get(CANONICAL)):
         return fields | {"sub_preferences": _without(sub, ALIAS)}
     return fields
 

@@ -1,4 +1,4 @@
-"""SafeSora's videos (one generated video with its harm labels) and prompts, and how labels get to the pairs."""
+"""SafeSora's videos (one generated video with its harm labels) and prompts, and the join of their labels to the pairs."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from rlaif.data.bad_rows import excerpt
 from rlaif.data.formats.base import Fields, Format, Options
-from rlaif.data.preference import Preference
-from rlaif.data.rows import RowError, build_row
+from rlaif.data.preference import PreferencePair
+from rlaif.data.rows import RowError, build_row, excerpt
 
 HARM_LABELS = (
     "porn",
@@ -34,6 +33,8 @@ PROMPT_TYPES = ("safety_neutral", "safety_critical")
 
 @dataclass(frozen=True)
 class SafeSoraVideo:
+    """One generated video."""
+
     video_id: str
     prompt_id: str
     prompt_text: str
@@ -51,11 +52,14 @@ class SafeSoraVideo:
 
     @property
     def media(self) -> tuple[str, ...]:
+        """Return the one video that the record names."""
         return (self.video_path,)
 
 
 @dataclass(frozen=True)
 class SafeSoraPrompt:
+    """One text that videos were generated from."""
+
     prompt_id: str
     prompt_text: str
     prompt_type: str | None = None
@@ -63,42 +67,67 @@ class SafeSoraPrompt:
     native: dict = field(default_factory=dict)
 
 
-def with_labels(pairs: Iterable[Preference], videos: Iterable[SafeSoraVideo]) -> Iterator[Preference]:
-    """SafeSora's pairs with the harm labels of their videos and prompts, joined on `video_id`.
+def with_labels(pairs: Iterable[PreferencePair], videos: Iterable[SafeSoraVideo]) -> Iterator[PreferencePair]:
+    """Yield SafeSora's pairs with the harm labels of their videos and prompts, joined on `video_id`.
 
-    A pair of which no video is listed stays as it is.
+    A pair stays as it is if none of its videos is listed.
     """
     by_id = {video.video_id: video for video in videos}
     for pair in pairs:
-        found = {item["candidate"]: by_id.get(str(item.get("id"))) for item in pair.candidates if "candidate" in item}
-        labels = {side: video.video_labels for side, video in found.items() if video and video.video_labels}
-        prompt = next((video.prompt_labels for video in found.values() if video and video.prompt_labels), None)
-        new = {"video_labels": labels, "prompt_labels": prompt}
-        yield replace(pair, safety=pair.safety | {name: value for name, value in new.items() if value})
+        yield _with_labels(pair, by_id)
 
 
-def harm_labels(labels: Mapping[str, bool | None], name: str) -> None:
+def _with_labels(pair: PreferencePair, by_id: Mapping[str, SafeSoraVideo]) -> PreferencePair:
+    video_labels = {}
+    prompt_labels = None
+    for item in pair.candidates:
+        video = by_id.get(str(item.get("id")))
+        if video is None or "candidate" not in item:
+            continue
+        if video.video_labels:
+            video_labels[item["candidate"]] = video.video_labels
+        prompt_labels = prompt_labels or video.prompt_labels
+    labels = without_empty({"video_labels": video_labels, "prompt_labels": prompt_labels})
+    return replace(pair, safety=pair.safety | labels)
+
+
+def without_empty(fields: Fields) -> Fields:
+    """Return the fields that have a value."""
+    return {name: value for name, value in fields.items() if value}
+
+
+def check_harm_labels(labels: Mapping[str, bool | None], name: str) -> None:
     """Raise RowError unless the labels are the twelve; those in `OPTIONAL` may be absent or null."""
-    given = {label for label, value in labels.items() if value is not None}
-    missing, unknown = set(HARM_LABELS) - given - OPTIONAL, labels.keys() - set(HARM_LABELS)
+    present = {label for label, value in labels.items() if value is not None}
+    missing = set(HARM_LABELS) - present - OPTIONAL
+    unknown = labels.keys() - set(HARM_LABELS)
     if missing or unknown:
-        unknown = excerpt(sorted(unknown))
-        raise RowError("harm labels", f"{name}: missing {sorted(missing)}, unknown {unknown}")
+        raise RowError("harm labels", f"{name}: missing {sorted(missing)}, unknown {excerpt(sorted(unknown))}")
 
 
-def video_path(prompt_id: object, video_id: object, folder: str = "videos") -> str:
-    """Where a video lies below the folder it is published in."""
+def check_prompt_type(prompt_type: str | None) -> None:
+    """Raise RowError for a prompt type that SafeSora does not have; None is absent."""
+    if prompt_type not in (*PROMPT_TYPES, None):
+        detail = f"prompt_type is {excerpt(prompt_type)!r}, neither of {', '.join(PROMPT_TYPES)}"
+        raise RowError("wrong type", detail)
+
+
+def published_path(prompt_id: object, video_id: object, folder: str = "videos") -> str:
+    """Return the path of a video below the folder that it is published in."""
     return f"{folder.rstrip('/')}/{prompt_id}/{video_id}.mp4"
 
 
 def in_folder(video: Fields, prompt_id: object, video_dir: str | None) -> Fields:
-    """The video's row with its path below `video_dir`, where one is given."""
+    """Return the video's row with its path below `video_dir`, if that is set."""
     if video_dir is None or video.get("video_id") is None:
         return video
-    return video | {"video_path": video_path(video.get("prompt_id", prompt_id), video["video_id"], video_dir)}
+    path = published_path(video.get("prompt_id", prompt_id), video["video_id"], video_dir)
+    return video | {"video_path": path}
 
 
-class _Prompt(BaseModel):
+class _AboutPrompt(BaseModel):
+    """The fields of a prompt, which a video's row has too."""
+
     model_config = ConfigDict(strict=True, extra="ignore")
 
     prompt_id: str | int
@@ -107,19 +136,20 @@ class _Prompt(BaseModel):
     prompt_labels: dict[str, bool | None] | None = None
 
     def check(self) -> None:
-        if self.prompt_type not in (*PROMPT_TYPES, None):
-            raise RowError(
-                "wrong type", f"prompt_type is {excerpt(self.prompt_type)!r}, neither of {', '.join(PROMPT_TYPES)}"
-            )
+        """Raise RowError for a prompt type or labels that are not SafeSora's."""
+        check_prompt_type(self.prompt_type)
         if self.prompt_labels is not None:
-            harm_labels(self.prompt_labels, "prompt_labels")
+            check_harm_labels(self.prompt_labels, "prompt_labels")
 
+
+class _Prompt(_AboutPrompt):
     def build(self) -> SafeSoraPrompt:
+        """Return the row's record."""
         self.check()
         return SafeSoraPrompt(str(self.prompt_id), self.prompt_text, self.prompt_type, self.prompt_labels)
 
 
-class _Video(_Prompt):
+class _Video(_AboutPrompt):
     video_id: str | int
     video_path: str | None = None
     video_text: str | None = None
@@ -130,13 +160,15 @@ class _Video(_Prompt):
     metrics: dict[str, Any] = {}
 
     def build(self) -> SafeSoraVideo:
+        """Return the row's record."""
         self.check()
         if self.video_labels is not None:
-            harm_labels(self.video_labels, "video_labels")
-        values = {name: getattr(self, name) for name in type(self).model_fields}
-        ids = {name: str(values[name]) for name in ("video_id", "prompt_id")}
-        path = self.video_path or video_path(self.prompt_id, self.video_id)
-        return SafeSoraVideo(**values | ids | {"scores": tuple(self.scores), "video_path": path})
+            check_harm_labels(self.video_labels, "video_labels")
+        values: Fields = {name: getattr(self, name) for name in type(self).model_fields}
+        values["video_id"], values["prompt_id"] = str(self.video_id), str(self.prompt_id)
+        values["scores"] = tuple(self.scores)
+        values["video_path"] = self.video_path or published_path(self.prompt_id, self.video_id)
+        return SafeSoraVideo(**values)
 
 
 def _build_video(fields: Fields) -> SafeSoraVideo:
@@ -159,8 +191,7 @@ def _prompt_row(record: SafeSoraPrompt | SafeSoraVideo, place: int) -> Fields:
 def _video_row(record: SafeSoraVideo, place: int) -> Fields:
     names = ("video_id", "video_text", "video_path", "is_safe", "video_labels", "generated_from")
     row = _prompt_row(record, place) | {name: getattr(record, name) for name in names}
-    more = {"scores": list(record.scores), "metrics": record.metrics}
-    return row | {name: value for name, value in more.items() if value}
+    return row | without_empty({"scores": list(record.scores), "metrics": record.metrics})
 
 
 VIDEOS = Format(

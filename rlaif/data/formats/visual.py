@@ -1,4 +1,4 @@
-"""The media of rows of the LLaVA kind: `image` and `video`, `images` and `videos`, and the placeholders that stand for them.
+"""Read and write the media of rows of the LLaVA kind: `image`, `video`, `images` and `videos`, and their placeholders.
 
 A video is one file or folder (`video`, or `videos` with one), or a list of frame paths (`images`). `image` is a single
 picture, or a list of several. A record of ours is about one video: several pictures become its frames.
@@ -12,17 +12,19 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlaif.data.bad_rows import excerpt
-from rlaif.data.media import DATA, check_path, from_data_uri
+from rlaif.data.media import from_data_uri
 from rlaif.data.misread import UNUSED, media_marks
-from rlaif.data.rows import RowError
+from rlaif.data.rows import RowError, excerpt, without_none
+from rlaif.data.texts import DATA, check_path
 
 Fields = dict[str, Any]
 PLACEHOLDERS = ("<image>", "<video>")
-"""What human turns hold for media. They are taken out: the media come first in our prompts."""
+"""What human turns contain in place of media. They are taken out: the media come first in our prompts."""
 VIDEO, IMAGES = ("video", "videos"), ("image", "images")
 MEDIA = (*VIDEO, *IMAGES)
+FRAME_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 LONE = "placeholder without media"
+"""Reason under which a row is counted whose text has more placeholders than the row has media."""
 _SPACE = r"[\s\u200b\ufeff]*"
 _PLACEHOLDER = re.compile("(?:{})".format("|".join(PLACEHOLDERS)))
 _AT_START = re.compile(rf"\A(?:{_SPACE}{_PLACEHOLDER.pattern})+{_SPACE}")
@@ -31,14 +33,13 @@ _AT_END = re.compile(rf"{_SPACE}(?:{_PLACEHOLDER.pattern}{_SPACE})+\Z")
 
 def read_media(fields: Fields) -> Fields:
     """Return `video` (the folder that holds all frames, if there is one), `frames` and `modality`."""
-    named = {name: fields[name] for name in MEDIA if not _is_nothing(fields.get(name))}
-    if len(named) > 1:
-        raise RowError("several media", f"{', '.join(named)}: a row is about one video or image")
-    for name, value in named.items():
-        if name in VIDEO:
-            return _video(name, value)
-        return _images(name, value)
-    return {"modality": "text"}
+    present = [name for name in MEDIA if not _is_nothing(fields.get(name))]
+    if len(present) > 1:
+        raise RowError("several media", f"{', '.join(present)}: a row is about one video or image")
+    if not present:
+        return {"modality": "text"}
+    (name,) = present
+    return _video(name, fields[name]) if name in VIDEO else _images(name, fields[name])
 
 
 def _is_nothing(value: Any) -> bool:
@@ -51,7 +52,7 @@ def _video(name: str, value: Any) -> Fields:
         value = value[0]
     if isinstance(value, list):
         paths = _paths(name, value)
-        if not all(path.lower().endswith((".jpg", ".jpeg", ".png", ".webp")) for path in paths):
+        if not all(path.lower().endswith(FRAME_ENDINGS) for path in paths):
             raise RowError("several media", f"{name}: {len(paths)} videos; a row is about one")
         return {"video": folder_of(paths), "frames": paths, "modality": "video"}
     return {"video": _paths(name, [value])[0], "modality": "video"}
@@ -67,11 +68,13 @@ def _images(name: str, value: Any) -> Fields:
 
 
 def _paths(name: str, value: Any) -> list[str]:
-    if not isinstance(value, list) or not all(isinstance(path, str) and path for path in value):
+    """Return a list of paths, checked. Raise RowError for anything else."""
+    paths: list[str] = value if isinstance(value, list) else [""]
+    if not all(isinstance(path, str) and path for path in paths):
         raise RowError("wrong type", f"{name}: not a path, or not a list of paths")
-    for path in value:
+    for path in paths:
         check_path(path, name)
-    return value
+    return paths
 
 
 def folder_of(paths: Sequence[str]) -> str | None:
@@ -83,7 +86,8 @@ def folder_of(paths: Sequence[str]) -> str | None:
 def above(paths: Sequence[str]) -> str | None:
     """Return the closest folder above all the files, or None."""
     folders = [posixpath.dirname(path) for path in paths]
-    if not folders or len({posixpath.isabs(folder) for folder in folders}) > 1:
+    absolute = set(map(posixpath.isabs, folders))
+    if len(absolute) != 1:  # no path, or one with a root beside one without
         return None
     return posixpath.commonpath(folders) or "."
 
@@ -91,8 +95,8 @@ def above(paths: Sequence[str]) -> str | None:
 def write_media(video: str | None, frames: Sequence[str], modality: str, from_video: bool) -> Fields:
     """Return the fields that `read_media` reads back.
 
-    Raises RowError for a video whose frames nobody listed, unless the row came with a video file (`from_video`): the
-    tools that these formats are of read frames.
+    Raise RowError for a video without a list of its frames, unless the row came with a video file (`from_video`): the
+    tools that these formats belong to read frames.
     """
     if modality == "text" or not (video or frames):
         return {}
@@ -108,7 +112,7 @@ def write_media(video: str | None, frames: Sequence[str], modality: str, from_vi
 def came_with_video(fields: Mapping[str, Any], name: str) -> Fields:
     """Return the `native` of a record whose row of the format `name` has a video file, so that `write_media` allows it."""
     # an empty change restores nothing
-    return {name: {"video": {}}} if any(fields.get(key) for key in VIDEO) else {}
+    return {name: {"video": {}}} if any(map(fields.get, VIDEO)) else {}
 
 
 def check_placeholders(texts: Sequence[str], media: Fields) -> None:
@@ -121,6 +125,7 @@ def check_placeholders(texts: Sequence[str], media: Fields) -> None:
             raise RowError(LONE, f"{'<video>' if videos else '<image>'} in a text, and none of {', '.join(MEDIA)}")
         if modality == "image" and videos:
             raise RowError(LONE, "<video> in a text, and only `image`")
+        # a text may have one mark for the whole video, or one for each of its frames
         most = max(1, len(frames))
         # frames of one video file may each have an <image>
         if videos > 1 or (images > most and (frames or modality == "image")):
@@ -133,50 +138,61 @@ def without_placeholders(text: str) -> str:
     """Return the text of a human turn without its placeholders and the white space between them and the text."""
     if not _PLACEHOLDER.search(text):
         return text
-    return _PLACEHOLDER.sub("", _AT_END.sub("", _AT_START.sub("", text, count=1)))
+    # at both ends with the white space beside them, inside the text without it: there it separates words
+    text = _AT_START.sub("", text, count=1)
+    text = _AT_END.sub("", text)
+    return _PLACEHOLDER.sub("", text)
 
 
 def stored(fields: Fields, options: Any) -> Fields:
-    """Return a row whose images inside the file (bytes, data URIs) are paths of stored ones."""
-    changed = {name: _stored(fields[name], name, options.media) for name in MEDIA if _inside(fields.get(name))}
-    return fields | changed if changed else fields
+    """Return a row whose images inside the file (bytes, data URIs) are stored and replaced by their paths."""
+    changes = {}
+    for name in MEDIA:
+        if _is_inside(fields.get(name)):
+            changes[name] = _stored(fields[name], name, options.media)
+    return fields | changes if changes else fields
 
 
-def _inside(value: Any) -> bool:
+def _is_inside(value: Any) -> bool:
+    """Return whether a value is an image, or a list with one, and not a path."""
     if isinstance(value, list):
-        return any(map(_inside, value))
+        return any(map(_is_inside, value))
     return isinstance(value, bytes | dict) or (isinstance(value, str) and value.startswith(DATA))
 
 
 def _stored(value: Any, name: str, media: Any) -> Any:
     if isinstance(value, list):
-        return [_stored_item(item, name, media) if _inside(item) else item for item in value]
+        return [_stored_item(item, name, media) for item in value]
     if isinstance(value, dict):
-        value = _of_object(value, name)
+        value = _content(value, name)
     if isinstance(value, str) and value.startswith(DATA):
         value = from_data_uri(value, name)
     return media.put(value) if isinstance(value, bytes) else value
 
 
 def _stored_item(item: Any, name: str, media: Any) -> Any:
-    stored_item = _stored(item, name, media)
-    return media.image(stored_item) if isinstance(stored_item, str) else stored_item
+    """Return an image of a list as the path of a file: a list of frames names files, not folders of one frame."""
+    if not _is_inside(item):
+        return item
+    path = _stored(item, name, media)
+    return media.image(path) if isinstance(path, str) else path
 
 
-def _of_object(value: Fields, name: str) -> bytes | str | None:
+def _content(value: Fields, name: str) -> bytes | str | None:
     """Return the bytes or else the path of `{"bytes": ..., "path": ...}`; None if all its members are null.
 
-    Raises RowError for an object that holds neither, or says more: a part of the video, for instance.
+    Raise RowError for an object that holds neither, or says more: a part of the video, for instance.
     """
-    members = {key: item for key, item in value.items() if item is not None}
+    members = without_none(value)
     if not members:
         return None
-    if more := sorted(members.keys() - {"bytes", "path"}):
-        raise RowError(UNUSED, f"{name}.{excerpt(more[0])}: only `bytes` and `path` of an object are read")
+    others = sorted(members.keys() - {"bytes", "path"})
+    if others:
+        raise RowError(UNUSED, f"{name}.{excerpt(others[0])}: only `bytes` and `path` of an object are read")
     data, path = members.get("bytes"), members.get("path")
     if data is not None and not isinstance(data, bytes):
-        change = "a data URI (data:image/...;base64,...) holds an image as text"
-        raise RowError("wrong type", f"{name}.bytes: a {type(data).__name__} instead of bytes; {change}")
+        hint = "a data URI (data:image/...;base64,...) holds an image as text"
+        raise RowError("wrong type", f"{name}.bytes: a {type(data).__name__} instead of bytes; {hint}")
     if path is not None and not isinstance(path, str):
         raise RowError("wrong type", f"{name}.path: a {type(path).__name__} instead of a text")
     if not (data or path):

@@ -10,15 +10,21 @@ import hashlib
 import json
 from typing import Any
 
-from rlaif.data.bad_rows import excerpt
 from rlaif.data.formats.base import Fields, Format, native_of
 from rlaif.data.formats.identity import identity, whole_id
-from rlaif.data.formats.llava_turns import PLACEHOLDER, asked, question, read_turns, write_turns
-from rlaif.data.formats.texts import check_used, frames_of
+from rlaif.data.formats.llava_turns import (
+    PLACEHOLDER,
+    as_messages,
+    question_fields,
+    read_turns,
+    turns_before_answer,
+    write_turns,
+)
 from rlaif.data.formats.visual import MEDIA, above, came_with_video, named_files, read_media, stored, write_media
-from rlaif.data.preference import SIDES, Preference
-from rlaif.data.rows import Conversation, ConversationRow, PromptRow, RowError, build_row
+from rlaif.data.preference import SIDES, PreferencePair
+from rlaif.data.rows import Conversation, ConversationRow, PromptRow, RowError, build_row, excerpt
 from rlaif.data.strict_json import whole
+from rlaif.data.texts import check_used, frames_of
 from rlaif.records import Prompt
 
 MARK = f"{PLACEHOLDER}\n"
@@ -33,79 +39,88 @@ def _mark(media: Fields) -> str:
 # -- pairs for the reward model
 
 
-def _pair(fields: Fields) -> Preference:
+def _pair(fields: Fields) -> PreferencePair:
     choice = choice_of(fields, "preference", (1, 2))
     answers = [_output(fields, name) for name in OUTPUTS]
     media = read_media(fields)
-    turns = read_turns(fields, "conversations", last="assistant", media=media)[:-1]  # its answer is that of the outputs
+    # the last answer of the conversation is one of the two outputs, or empty
+    turns = read_turns(fields, "conversations", last="assistant", media=media)[:-1]
     row = {
         "pair_id": identity(fields, "id", _name(fields, turns, answers)),
         "chosen": answers[choice - 1],
         "rejected": answers[2 - choice],
     }
+    # an order that says nothing new is not stored
     order = [{"candidate": "rejected"}, {"candidate": "chosen"}] if choice == 2 else []
-    native = {"native": came_with_video(fields, RM_NAME)}
-    return build_pair(row | {"candidates": order} | question(turns) | media | native)
+    row |= {"candidates": order, **question_fields(turns), **media}
+    return build_pair(row | {"native": came_with_video(fields, RM_NAME)})
 
 
 def _name(fields: Fields, turns: Any, answers: list[str]) -> str:
-    """A pair without `id` is named by its content."""
-    media = next((fields[name] for name in ("images", "image", "videos", "video") if fields.get(name)), None)
-    return hashlib.sha256(json.dumps([media, turns, answers]).encode()).hexdigest()[:16]
+    """Return the name of a pair without `id`, made from its content."""
+    present = [fields[name] for name in ("images", "image", "videos", "video") if fields.get(name)]
+    media = present[0] if present else None
+    content = json.dumps([media, turns, answers])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def build_pair(row: Fields) -> Preference:
-    """A record of a published dataset, where an empty answer is a failed generation rather than a bad one."""
-    record = Preference.from_row(row)
+def build_pair(row: Fields) -> PreferencePair:
+    """Return a record of a published dataset, in which an empty answer is a failed generation rather than a bad one."""
+    record = PreferencePair.from_row(row)
     if not record.rejected and not record.rejected_video:
         raise RowError("empty answer", "rejected is empty")
     return record
 
 
 def choice_of(fields: Fields, name: str, choices: tuple) -> Any:
-    """Return the value of a preference field. Raises RowError if nothing, or something else, was chosen."""
+    """Return the value of a preference field. Raise RowError if nothing, or something else, was chosen."""
     if name not in fields:
         raise RowError("missing field", f"{name}: Field required")
     value = whole(fields[name])
     if value is None:
         raise RowError("no preference", f"{name} is null")
     if value not in choices or isinstance(value, bool | float):
-        raise RowError(
-            "choice is neither", f"{name} is {excerpt(repr(value))}, neither {choices[0]!r} nor {choices[1]!r}"
-        )
+        first, second = choices
+        raise RowError("choice is neither", f"{name} is {excerpt(repr(value))}, neither {first!r} nor {second!r}")
     return value
 
 
-def chosen_first(record: Preference) -> bool:
-    """Whether the source listed the chosen answer first."""
-    names = [candidate.get("candidate") for candidate in record.candidates]
-    return next((name for name in names if name in SIDES), SIDES[0]) == SIDES[0]
+def chosen_first(record: PreferencePair) -> bool:
+    """Return whether the source listed the chosen answer first."""
+    for candidate in record.candidates:
+        if candidate.get("candidate") in SIDES:
+            return candidate["candidate"] == SIDES[0]
+    return True
 
 
-def check_texts(record: Preference) -> None:
+def check_texts(record: PreferencePair) -> None:
+    """Raise RowError for a record whose candidates are videos."""
     if record.chosen_video:
         raise RowError("candidates are videos", "these rows hold two texts")
 
 
 def media_of(record: Any, name: str) -> Fields:
     """Return the media fields of a record's row in the format `name`."""
-    if isinstance(record, Preference):
-        frames, modality = record.frames, record.modality
+    frames = frames_of(record)
+    if isinstance(record, PreferencePair):
+        modality = record.modality
     else:
-        frames = frames_of(record)
         modality = record.extra.get("modality", "video" if record.video or frames else "text")
-    return write_media(record.video, frames, modality, from_video="video" in native_of(record).get(name, {}))
+    from_video = "video" in native_of(record).get(name, {})
+    return write_media(record.video, frames, modality, from_video)
 
 
-def _pair_row(record: Preference, place: int) -> Fields:
+def _pair_row(record: PreferencePair, place: int) -> Fields:
     check_texts(record)
     media = media_of(record, RM_NAME)
-    turns = write_turns(asked(record.question, record.messages), _mark(media))
-    first = chosen_first(record)
-    answers = (record.chosen, record.rejected) if first else (record.rejected, record.chosen)
-    outputs = {name: {"value": answer} for name, answer in zip(OUTPUTS, answers, strict=True)}
-    row = {"id": record.pair_id, "conversations": [*turns, {"from": "gpt", "value": ""}], **outputs}
-    return row | {"preference": 1 if first else 2} | media
+    turns = write_turns(turns_before_answer(record.question, record.messages), _mark(media))
+    is_first = chosen_first(record)
+    answers = (record.chosen, record.rejected) if is_first else (record.rejected, record.chosen)
+    row: Fields = {"id": record.pair_id, "conversations": [*turns, {"from": "gpt", "value": ""}]}
+    for name, answer in zip(OUTPUTS, answers, strict=True):
+        row[name] = {"value": answer}
+    row["preference"] = 1 if is_first else 2
+    return row | media
 
 
 def _output(fields: Fields, name: str) -> str:
@@ -123,14 +138,21 @@ def _output(fields: Fields, name: str) -> str:
 
 
 def _about(media: Fields) -> Fields:
-    """For rows of ours, which name one video each: of frames in several folders the folder above, until they are gathered."""
+    """Return the media fields of a row of ours, which names one video.
+
+    Frames in several folders have the folder above these, until `rlaif data convert --media` joins them.
+    """
     if media["modality"] == "text":
         return {}
     video = media["video"] or above(media.get("frames", ()))
     if not video:
         raise RowError("no video", "frames with nothing above them all")
-    frames = {"frames": media["frames"]} if media.get("frames") else {}
-    return {"video": video} | frames | ({"modality": "image"} if media["modality"] == "image" else {})
+    row: Fields = {"video": video}
+    if media.get("frames"):
+        row["frames"] = media["frames"]
+    if media["modality"] == "image":
+        row["modality"] = "image"
+    return row
 
 
 def _native(fields: Fields, name: str) -> Fields:
@@ -139,9 +161,11 @@ def _native(fields: Fields, name: str) -> Fields:
 
 
 def _prompt(fields: Fields) -> Prompt:
-    name, media = identity(fields, "uid"), read_media(fields)
+    name = identity(fields, "uid")
+    media = read_media(fields)
     messages = read_turns(fields, "conversations", last="assistant", media=media)
-    if len(messages) < 2 or messages[0][0] != "user":  # later turns go along: the published trainer reads the first two
+    # later turns are kept in `native`: the published trainer reads the first two
+    if len(messages) < 2 or messages[0][0] != "user":
         raise RowError("turns out of order", f"roles are {[role for role, _ in messages]}")
     if media["modality"] == "text":
         raise RowError("no video", f"none of {', '.join(MEDIA)}: a prompt is about one")
@@ -153,14 +177,16 @@ def _prompt(fields: Fields) -> Prompt:
 
 def _prompt_row(record: Prompt, place: int) -> Fields:
     media = media_of(record, RL_NAME)
-    turns = write_turns((("user", record.question), ("assistant", record.answer or "")), _mark(media))
+    messages = (("user", record.question), ("assistant", record.answer or ""))
+    turns = write_turns(messages, _mark(media))
     return {"uid": whole_id(record.prompt_id), "conversations": turns} | media
 
 
 def _conversation(fields: Fields) -> Conversation:
-    name, media = identity(fields, "id"), read_media(fields)
+    name = identity(fields, "id")
+    media = read_media(fields)
     messages = read_turns(fields, "conversations", last="assistant", media=media)
-    row = {"id": name, "messages": [{"role": role, "content": text} for role, text in messages]}
+    row = {"id": name, "messages": as_messages(messages)}
     return build_row(ConversationRow, row | _about(media) | _native(fields, SFT_NAME))
 
 

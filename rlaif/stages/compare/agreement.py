@@ -11,14 +11,13 @@ from dataclasses import dataclass, replace
 from rlaif.config.schema import Config
 from rlaif.config.section import Function
 from rlaif.config.server import Server
-from rlaif.data.preference import SIDES, Preference
+from rlaif.data.preference import SIDES, PreferencePair
 from rlaif.errors import ConfigError, DataError
 from rlaif.evaluation import agreement as rates
 from rlaif.evaluation.agreement import ComparedPair
 from rlaif.io.rundir import RunDir, typed_command
 from rlaif.markdown import markdown_table
 from rlaif.records import Masked, Outcome, Prompt
-from rlaif.stages.compare.agreement_rows import read
 from rlaif.stages.feedback.ask_reward import judge_cases, require_reward, reward_answers
 from rlaif.stages.feedback.judge_inputs import AnsweredPrompt, Case, cases_of, masked_reasons
 from rlaif.stages.feedback.judges import frames_shown
@@ -62,7 +61,7 @@ def agreement(config: Config, run: Run) -> dict:
         )
     if config.agreement.by == "reward":
         require_reward(config)
-    records, report = read(config, run)
+    records, report = datasets.load_with_report(run, config.data.pairs_eval, "preferences")
     check_dimensions(config, records)
     measure = {"reward": reward_margins, "judge": judge_margins}[config.agreement.by]
     verdicts = measure(config, run, records)
@@ -82,7 +81,7 @@ def agreement(config: Config, run: Run) -> dict:
     return result
 
 
-def check_dimensions(config: Config, records: Sequence[Preference]) -> None:
+def check_dimensions(config: Config, records: Sequence[PreferencePair]) -> None:
     """Raise DataError if no pair is compared in one of `agreement.dimensions`."""
     present: set[str] = set()
     for record in records:
@@ -96,7 +95,9 @@ def check_dimensions(config: Config, records: Sequence[Preference]) -> None:
         )
 
 
-def rates_by_group(records: Sequence[Preference], margins: Sequence[Margin], dimensions: Sequence[str] = ()) -> dict:
+def rates_by_group(
+    records: Sequence[PreferencePair], margins: Sequence[Margin], dimensions: Sequence[str] = ()
+) -> dict:
     """Return the rates of `overall`, of each `prompt_type` and of each `dimension`.
 
     The first two count every pair once, in its own dimension; the last counts it in all dimensions that it is compared in.
@@ -114,13 +115,13 @@ def rates_by_group(records: Sequence[Preference], margins: Sequence[Margin], dim
     return result | {"dimension": by_dimension}
 
 
-def compared_dimensions(record: Preference, margin: Margin) -> Iterator[ComparedPair]:
+def compared_dimensions(record: PreferencePair, margin: Margin) -> Iterator[ComparedPair]:
     """Yield the record in its own dimension and in every further one, with the opinions of both sides."""
     for dimension, sign in record.signs.items():
         yield ComparedPair(margin(dimension), sign, dimension, pair_prompt_type(record))
 
 
-def pair_prompt_type(record: Preference) -> str:
+def pair_prompt_type(record: PreferencePair) -> str:
     """Return the group of prompts that a pair belongs to."""
     fields = {"safety": record.safety, "provenance": record.provenance}
     return rates.prompt_type_of(record.native.get("rlaif", {}) | fields)
@@ -129,7 +130,7 @@ def pair_prompt_type(record: Preference) -> str:
 # -- the side that is compared with the preferences
 
 
-def reward_margins(config: Config, run: Run, records: Sequence[Preference]) -> PairVerdicts:
+def reward_margins(config: Config, run: Run, records: Sequence[PreferencePair]) -> PairVerdicts:
     """Return the score differences of `ppo.reward`; in a dimension that is a part of the score, that part's difference.
 
     A candidate that is a video is scored as `rlaif reward` reads it: with an empty answer.
@@ -152,7 +153,7 @@ def reward_margins(config: Config, run: Run, records: Sequence[Preference]) -> P
     return PairVerdicts(name, margins, dict(masked), {})
 
 
-def _sides(record: Preference) -> list[tuple[Prompt, tuple[str, ...]]]:
+def _sides(record: PreferencePair) -> list[tuple[Prompt, tuple[str, ...]]]:
     """Return two answers to one prompt, or one prompt for each of two videos."""
     prompt = _prompt(record)
     if not record.chosen_video:
@@ -165,7 +166,7 @@ def _sides(record: Preference) -> list[tuple[Prompt, tuple[str, ...]]]:
     return sides
 
 
-def _candidates(record: Preference) -> tuple[str, str]:
+def _candidates(record: PreferencePair) -> tuple[str, str]:
     """Return the videos that are compared, the chosen one first."""
     return record.chosen_video or "", record.rejected_video or ""
 
@@ -180,7 +181,7 @@ def _score_margin(chosen: Outcome, rejected: Outcome) -> Margin:
     return margin
 
 
-def judge_margins(config: Config, run: Run, records: Sequence[Preference]) -> PairVerdicts:
+def judge_margins(config: Config, run: Run, records: Sequence[PreferencePair]) -> PairVerdicts:
     """Return the label differences of `label.judge` between the candidates; a judge has one opinion for all dimensions.
 
     Two videos are shown side by side (`pairwise`), or the judge is asked about each with the claims of the text that it was
@@ -202,7 +203,7 @@ def judge_margins(config: Config, run: Run, records: Sequence[Preference]) -> Pa
     return PairVerdicts(name, margins, dict(masked), server_usage(config, rows, spent))
 
 
-def _record_cases(config: Config, run: Run, records: Sequence[Preference]) -> list[list[Case]]:
+def _record_cases(config: Config, run: Run, records: Sequence[PreferencePair]) -> list[list[Case]]:
     """Return what the judge reads of each record: one case, or one per video if it is asked about claims."""
     by_claims = config.label.method == "claims"
     texts: list[AnsweredPrompt] = []
@@ -227,7 +228,7 @@ def _record_cases(config: Config, run: Run, records: Sequence[Preference]) -> li
     return cases
 
 
-def check_judge_sees_videos(config: Config, records: Sequence[Preference]) -> None:
+def check_judge_sees_videos(config: Config, records: Sequence[PreferencePair]) -> None:
     """Raise ConfigError if the judge could not see videos that are compared, before it is asked anything."""
     label = config.label
     videos = sum(bool(record.chosen_video) for record in records)
@@ -256,7 +257,7 @@ def check_judge_sees_videos(config: Config, records: Sequence[Preference]) -> No
         )
 
 
-def claim_cases(config: Config, run: Run, records: Sequence[Preference]) -> dict[tuple[str, str], Case]:
+def claim_cases(config: Config, run: Run, records: Sequence[PreferencePair]) -> dict[tuple[str, str], Case]:
     """Return, by (video, text), a case whose only answer is the text: its claims are asked about the video."""
     prompts: dict[tuple[str, str], Prompt] = {}
     for record in records:
@@ -287,7 +288,7 @@ def _row_scores(row: dict) -> list[float | None]:
     return [score.get("score") for score in row["scores"]]
 
 
-def _prompt(record: Preference) -> Prompt:
+def _prompt(record: PreferencePair) -> Prompt:
     return Prompt(
         record.pair_id,
         record.video or "",

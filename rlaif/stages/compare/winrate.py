@@ -68,7 +68,7 @@ def winrate(config: Config, run: Run) -> dict:
     if config.winrate.by == "reward":
         require_reward(config, config.ppo.reward_weights)
     files = config.winrate.prompts or config.candidates.prompts
-    prompts = datasets.prompts_of(run, files)
+    prompts = datasets.load_prompts(run, files)
     answers = first_answers(config, names, prompts)
     contest = Contest.of(list(names), prompts, answers)
     if not contest.prompts:

@@ -176,7 +176,10 @@ def caption_prompts(config: Config, run: Run) -> list[Prompt]:
             f"none of {', '.join([*config.caption.of, *named])}",
             "Correct caption.of, data.pairs or data.root.",
         )
-    return [*datasets.prompts_of(run, files), *(prompt for file in pairs for prompt in datasets.of_pairs(run, file))]
+    prompts = datasets.load_prompts(run, files)
+    for file in pairs:
+        prompts += datasets.load(run, file, "pair_prompts")
+    return prompts
 
 
 Results = Mapping[str, CaptionResult]

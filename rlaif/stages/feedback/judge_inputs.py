@@ -59,7 +59,7 @@ def read_cases(config: Config, run: Run) -> tuple[list[Case], int]:
     Raises:
         DataError: if `label.context` asks for captions and no prompt has any.
     """
-    every = datasets.prompts_of(run, config.candidates.prompts)
+    every = datasets.load_prompts(run, config.candidates.prompts)
     answers, file = sample.answers_by_prompt(config, every), config.data.candidates
     answered: list[AnsweredPrompt] = []
     for prompt in every:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.config.schema import Config
-from rlaif.data.bad_rows import Row
 from rlaif.data.files import kind, read_rows, write_rows
 from rlaif.data.formats.own import PAIRS
-from rlaif.data.preference import Preference
+from rlaif.data.preference import PreferencePair
+from rlaif.data.rows import Row
 from rlaif.errors import ConfigError, DataError
 from rlaif.evaluation.agreement import prompt_type_of
 from rlaif.feedback.pair_report import pair_report
@@ -60,7 +60,7 @@ def pairs(config: Config, run: Run) -> dict:
     return result
 
 
-def _split(config: Config, records: Sequence[Preference]) -> tuple[list[Preference], list[Preference]]:
+def _split(config: Config, records: Sequence[PreferencePair]) -> tuple[list[PreferencePair], list[PreferencePair]]:
     """Return the pairs to train on and the held-out ones; nothing is held out without `data.pairs_eval`."""
     if not config.data.pairs_eval:
         return list(records), []
@@ -150,7 +150,7 @@ def held_out_videos(config: Config, videos: Sequence[str]) -> set[str]:
     return below or {min(draws, key=draws.__getitem__)}
 
 
-def write_pairs(path: Path, records: Sequence[Preference]) -> None:
+def write_pairs(path: Path, records: Sequence[PreferencePair]) -> None:
     """Write the records as rows of our own format, as JSON lines or parquet by the name of the file."""
     rows: Iterable[dict] = (record.to_row() for record in records)
     if kind(path) == ".parquet":
@@ -170,7 +170,7 @@ def _candidates(cases: Sequence[Case], store: LabelStore) -> Iterator[Candidate]
 
 def _records(
     config: Config, cases: Sequence[Case], store: LabelStore, scored_pairs: Sequence[ScoredPair]
-) -> list[Preference]:
+) -> list[PreferencePair]:
     by_prompt = {case.prompt.prompt_id: case for case in cases}
     judges = {}
     for row in store.rows():
@@ -184,7 +184,7 @@ def _records(
     return records
 
 
-def pair_record(pair: ScoredPair, case: Case, judge: Mapping[str, str], origins: Sequence[dict]) -> Preference:
+def pair_record(pair: ScoredPair, case: Case, judge: Mapping[str, str], origins: Sequence[dict]) -> PreferencePair:
     """Return a pair as a record with its judge and provenance.
 
     `origins`: of the answers to the prompt, by sample index.
@@ -198,7 +198,7 @@ def pair_record(pair: ScoredPair, case: Case, judge: Mapping[str, str], origins:
         origin = origins[candidate.sample_index]
         if origin:
             provenance[side] = origin
-    return Preference(
+    return PreferencePair(
         pair_id=f"{chosen.prompt_id}#{chosen.sample_index}-{rejected.sample_index}",
         prompt_id=chosen.prompt_id,
         video=case.prompt.video,

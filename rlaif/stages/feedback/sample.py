@@ -42,8 +42,8 @@ def sample(config: Config, run: Run) -> dict[str, int]:
     for model in options.models:
         require_model("candidates.models", model, or_adapter=True)
     room = (options.max_tokens, "candidates.max_tokens")
-    prompts = datasets.prompts_of(
-        run, options.prompts, [row_checks.answered(config, run, m, *room) for m in options.models]
+    prompts = datasets.load_prompts(
+        run, options.prompts, [row_checks.answer_check(config, run, m, *room) for m in options.models]
     )
     store = open_candidates(config)
     check_sampling(config, store)

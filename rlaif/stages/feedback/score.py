@@ -12,13 +12,10 @@ from typing import Any
 
 from actors.reward_pool import RewardPool
 from rlaif.config.schema import Config
-from rlaif.data.bad_rows import good
-from rlaif.data.files import kind, read_rows, unit, write_rows
+from rlaif.data.files import kind, unit, write_rows
 from rlaif.data.formats.own import PAIRS
-from rlaif.data.frame_lists import exact
-from rlaif.data.media import Media
-from rlaif.data.preference import Preference
-from rlaif.data.rows import Report
+from rlaif.data.preference import PreferencePair
+from rlaif.data.rows import Report, valid
 from rlaif.errors import DataError
 from rlaif.feedback.scoring import Item, ScoringModel, Tally, items_of, new_scores, why_unreadable
 from rlaif.feedback.store import Store
@@ -39,7 +36,7 @@ RECORDS_PER_PART = 128
 """Records whose answers are scored, and then written, together: a kill costs at most their scores."""
 
 
-CaptionReader = Callable[[Preference], Sequence[str]]
+CaptionReader = Callable[[PreferencePair], Sequence[str]]
 
 
 @dataclass
@@ -59,7 +56,7 @@ class ScoringJob:
     reasons: dict[str, str] = field(default_factory=dict)
     """Reasons of the answers that this call masked, by key."""
 
-    def items(self, record: Preference) -> list[Item]:
+    def items(self, record: PreferencePair) -> list[Item]:
         """Return what is to be scored of a record."""
         return items_of(record, self.captions(record), self.frames)
 
@@ -104,14 +101,12 @@ def score_paths(config: Config) -> tuple[Path, Path]:
     return datasets.data_path(config, file), datasets.data_path(config, config.score.out)
 
 
-def valid_records(config: Config, file: Path, report: Report | None = None) -> Iterator[Preference]:
+def valid_records(config: Config, file: Path, report: Report | None = None) -> Iterator[PreferencePair]:
     """Yield the valid rows of a file; the others are counted in `report`.
 
     Rows that list other frames than their video shows are not valid.
     """
-    report, media = report or Report(str(file)), Media(Path(config.data.root), None)
-    read = PAIRS.read(read_rows(file), seen=report.lines)
-    return good(exact(read, media, report.lines, PAIRS.key, unit(file)), report)
+    return datasets.stream_pairs(config, file, report or Report(str(file), unit=unit(file)))
 
 
 def survey_file(config: Config, file: Path) -> Report:
@@ -121,8 +116,8 @@ def survey_file(config: Config, file: Path) -> Report:
         DataError: if no row is valid, if rows are bad and `data.strict` is set, or if bad rows would be lost because the
             file is to be replaced.
     """
-    report = Report(str(file))
-    earlier = sum(len(record.messages) > 1 for record in valid_records(config, file, report))
+    report = Report(str(file), unit=unit(file))
+    earlier = sum(record.earlier_turns for record in valid_records(config, file, report))
     report.check(config.data.strict)
     datasets.warn_of_turns(report.path, earlier, report.kept)
     if not report.skipped:
@@ -186,7 +181,7 @@ def caption_reader(run: Run, mode: str, file: Path, known: datasets.Captions) ->
     """
     contents = datasets.contents_of(run)
 
-    def own(record: Preference) -> Sequence[str]:
+    def own(record: PreferencePair) -> Sequence[str]:
         if record.chosen_video:
             return record.captions
         prompt = Prompt(record.pair_id, record.video or "", record.question)
@@ -206,7 +201,7 @@ def caption_reader(run: Run, mode: str, file: Path, known: datasets.Captions) ->
 
 
 def fill_scores(
-    config: Config, run: Run, job: ScoringJob, records: Iterable[Preference], store: Store[str], total: int
+    config: Config, run: Run, job: ScoringJob, records: Iterable[PreferencePair], store: Store[str], total: int
 ) -> None:
     """Score what neither the records nor the store have, and store it part by part.
 
@@ -232,7 +227,7 @@ def fill_scores(
     run.topology.stop_rewards()
 
 
-def missing_answers(job: ScoringJob, part: Sequence[Preference], store: Store[str]) -> dict[str, RewardInput]:
+def missing_answers(job: ScoringJob, part: Sequence[PreferencePair], store: Store[str]) -> dict[str, RewardInput]:
     """Return the answers to score, by key; an answer that occurs twice is there once."""
     inputs: dict[str, RewardInput] = {}
     for record in part:
@@ -270,8 +265,8 @@ def store_scores(job: ScoringJob, outcomes: Mapping[Key, Outcome], store: Store[
 
 
 def scored_records(
-    records: Iterable[Preference], jobs: Sequence[ScoringJob], store: Store[str], tallies: Sequence[Tally]
-) -> Iterator[Preference]:
+    records: Iterable[PreferencePair], jobs: Sequence[ScoringJob], store: Store[str], tallies: Sequence[Tally]
+) -> Iterator[PreferencePair]:
     """Yield the records with their new scores, which are counted in the tally of their job."""
     for record in records:
         scores = []
@@ -286,18 +281,18 @@ def scored_records(
         yield record.with_scores(scores)
 
 
-def write_scores(out: Path, records: Iterable[Preference]) -> int:
+def write_scores(out: Path, records: Iterable[PreferencePair]) -> int:
     """Write the records as rows of our own format. Returns how many.
 
     The file appears as a whole at the end; until then an earlier file stays as it was.
     """
-    rows = good(PAIRS.write(records), Report(str(out)))
+    rows = valid(PAIRS.write(records), Report(str(out)))
     if kind(out) == ".parquet":
         rows = map(PAIRS.columns, rows)
     return write_rows(out, rows, PAIRS.schema)
 
 
-def _batches(records: Iterable[Preference], size: int) -> Iterator[list[Preference]]:
+def _batches(records: Iterable[PreferencePair], size: int) -> Iterator[list[PreferencePair]]:
     iterator = iter(records)
     part = list(itertools.islice(iterator, size))
     while part:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rlaif.config.schema import Config
-from rlaif.data.read import read_conversations, read_pairs, read_prompts
+from rlaif.data.read import OwnKind, read_records
 from rlaif.data.rows import Report
 from rlaif.errors import ConfigError, RlaifError
 from rlaif.io.rundir import RunDir
@@ -17,14 +17,14 @@ from rlaif.stages.run.datasets import data_path
 
 Result = TypeVar("Result")
 
-READERS = {
-    "sft": (read_conversations, "conversations for `rlaif sft`"),
-    "pairs": (read_pairs, "preference pairs for `rlaif reward`; `rlaif pairs` makes them of a judge's labels"),
-    "pairs_eval": (read_pairs, "held-out preference pairs, or null to hold out some of data.pairs"),
-    "prompts": (read_prompts, "prompts for `rlaif ppo`"),
-    "eval": (read_prompts, "held-out prompts for `rlaif eval`, in the form of data.prompts"),
+FILES: dict[str, tuple[OwnKind, str]] = {
+    "sft": ("conversations", "conversations for `rlaif sft`"),
+    "pairs": ("pairs", "preference pairs for `rlaif reward`; `rlaif pairs` makes them of a judge's labels"),
+    "pairs_eval": ("pairs", "held-out preference pairs, or null to hold out some of data.pairs"),
+    "prompts": ("prompts", "prompts for `rlaif ppo`"),
+    "eval": ("prompts", "held-out prompts for `rlaif eval`, in the form of data.prompts"),
 }
-"""Reader of each file of `data`, and what the file is for."""
+"""Kind of each file of `data`, and what the file is for."""
 
 MOVED = "Set data.root to that folder; if you moved the folder with its runs in it, set storage too"
 
@@ -109,7 +109,7 @@ class Inquiry:
 
     def _read(self, name: str, file: str) -> list | None:
         option = f"data.{name}"
-        reader, purpose = READERS[name]
+        kind, purpose = FILES[name]
         if not self._has_root():
             return None
         path = self.attempt(option, data_path, self.config, file)
@@ -119,7 +119,7 @@ class Inquiry:
             reason = f"{path} is a folder" if path.is_dir() else f"no file at {path}"
             self.report(option, purpose, reason, f"Put the file there, or set {option} to the file that you have")
             return None
-        result = self.attempt(option, reader, path, self.config.data.root, self.config.data.strict)
+        result = self.attempt(option, read_records, path, self.config.data.root, kind, self.config.data.strict)
         if result is None:
             return None
         rows, report = result

@@ -143,7 +143,7 @@ def prepare_label_bench(config: Config, run: Run) -> list[list[Case]]:
     sizes = {"train": 2, "prompt": count, "test": 1}
     write_dataset(Path(config.data.root), sizes, config.seed)
     build_tiny(Path(config.label.judge), WORDS, config.seed, size=BENCH_MODEL)
-    prompts = [prompt for name in config.candidates.prompts for prompt in datasets.prompts(run, name)][:count]
+    prompts = [prompt for name in config.candidates.prompts for prompt in datasets.load(run, name, "prompts")][:count]
     cases = [_random_case(config, prompt) for prompt in prompts]
     rounds = []
     for start in range(0, count, options.prompts):

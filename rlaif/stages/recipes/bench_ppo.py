@@ -56,7 +56,7 @@ def bench(config: Config, file: Path | None = None) -> dict:
         headline("2/3 PPO on the cluster")
         ppo.train(config, run, "fresh")
         memory = run.topology.peak_memory()
-        prompts = datasets.prompts(run, config.data.prompts)
+        prompts = datasets.load(run, config.data.prompts, "prompts")
         rows = run.directory.read_metrics("ppo")
     headline("3/3 the same in one process, in turn")
     times = _run_baseline(config, prompts)
@@ -88,7 +88,7 @@ def prepare_ppo_bench(config: Config, run: Run) -> None:
     write_dataset(Path(config.data.root), sizes, config.seed)
     add_captions(datasets.data_path(config, config.data.prompts))
     build_tiny(Path(config.ppo.policy), WORDS, config.seed, size=BENCH_MODEL)
-    prompts = datasets.prompts(run, config.data.prompts)
+    prompts = datasets.load(run, config.data.prompts, "prompts")
     rows = []
     for number, prompt in enumerate(prompts):
         row = {"video": prompt.video, "question": prompt.question, "captions": list(prompt.captions)}

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from rlaif.config.schema import Config
-from rlaif.data.preference import Preference
+from rlaif.data.preference import PreferencePair
 from rlaif.errors import ConfigError, ContractError, DataError
 from rlaif.functions import load_function
 from rlaif.io.rundir import RunDir, typed_command
@@ -242,7 +242,7 @@ def train_cell(config: Config, run: Run) -> dict:
     return {"rm_accuracy": last["eval/accuracy"], "rm_pairs": int(last["eval/pairs"])}
 
 
-def decided_pairs(config: Config, cases: Sequence[Case]) -> Iterator[Preference]:
+def decided_pairs(config: Config, cases: Sequence[Case]) -> Iterator[PreferencePair]:
     """Yield every two different answers that the reference tells apart, as pairs in its order."""
     prefer = load_function(config.label.reference)
     for case in cases:
@@ -254,7 +254,7 @@ def decided_pairs(config: Config, cases: Sequence[Case]) -> Iterator[Preference]
             if sign == 0:
                 continue
             best, worst = (a, b) if sign > 0 else (b, a)
-            yield Preference(
+            yield PreferencePair(
                 pair_id=f"{prompt.prompt_id}#{best}-{worst}",
                 prompt_id=prompt.prompt_id,
                 video=prompt.video,

@@ -45,7 +45,7 @@ def evaluate(config: Config, run: Run) -> list[dict]:
             "nothing there",
             "Run `rlaif ppo` first, or set name= to a run that has one",
         )
-    prompts = datasets.prompts(run, config.data.eval, row_checks.evaluated(config, run))
+    prompts = datasets.load(run, config.data.eval, "prompts", row_checks.eval_checks(config, run))
     workers = start_workers(config, run, frozen(config, None))
     rows = policy(config, run, workers, prompts, "sft")
     workers = workers.with_learners(run.topology.learners(frozen(config, str(export))))
@@ -60,7 +60,7 @@ def held_out(config: Config, run: Run) -> list[Prompt]:
     """
     if not datasets.data_path(config, config.data.eval).is_file():
         return []
-    prompts = datasets.prompts(run, config.data.eval, row_checks.evaluated(config, run))
+    prompts = datasets.load(run, config.data.eval, "prompts", row_checks.eval_checks(config, run))
     prompts_with_context(config, prompts)  # a checker sees the prompts' own captions, so only the check counts here
     return prompts
 

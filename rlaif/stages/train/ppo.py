@@ -93,7 +93,7 @@ def learn(config: Config, workers: Workers, maker: ExperienceMaker, batch: Score
 def _read_prompts(config: Config, run: Run) -> tuple[list[Prompt], list[Prompt]]:
     """Return the usable prompts to train on and the held-out ones, after checking the other inputs."""
     require_inputs(config)
-    usable = datasets.prompts(run, config.data.prompts, row_checks.sampled(config, run))
+    usable = datasets.load(run, config.data.prompts, "prompts", row_checks.ppo_checks(config, run))
     prompts = prompts_with_context(config, enough_prompts(config, usable))
     return prompts, evaluate.held_out(config, run)
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from rlaif.config.schema import Config, Reward
 from rlaif.config.section import Function
-from rlaif.data.rows import Pair
+from rlaif.data.preference import PreferencePair
 from rlaif.data.sampler import rows_of_step
 from rlaif.errors import DataError, named
 from rlaif.evaluation.preference import dimension_metrics, scores_by_dimension
@@ -50,7 +50,7 @@ def train(config: Config, run: Run, start: Start = "new") -> str:
         return str(run.directory.export("reward"))
     signs = {row.pair_id: row.signs for row in held_out}
 
-    def chosen(number: int) -> list[Pair]:
+    def chosen(number: int) -> list[PreferencePair]:
         return [rows[i] for i in rows_of_step(len(rows), reward.batch_size, number, config.seed, "reward")]
 
     def step(number: int) -> list:
@@ -102,7 +102,7 @@ def steps_of(reward: Reward, pairs: int) -> int:
     return math.ceil(reward.epochs * pairs / reward.batch_size) if reward.epochs else reward.steps
 
 
-def identity(reward: Reward, seed: int, rows: Sequence[Pair], held_out: Sequence[Pair]) -> dict:
+def identity(reward: Reward, seed: int, rows: Sequence[PreferencePair], held_out: Sequence[PreferencePair]) -> dict:
     """What a checkpoint belongs to: base and adapter, what the model reads, what it learns, the pairs it learns it from and
     is measured on, and what decides which of them make a step."""
     learned = reward.model_dump(mode="json", include=set(LEARNED))
@@ -111,15 +111,33 @@ def identity(reward: Reward, seed: int, rows: Sequence[Pair], held_out: Sequence
     return supervised.identity("reward", reward) | asdict(RewardPrompt.of(reward)) | learned | pairs | {"seed": seed}
 
 
-def digest_of(rows: Sequence[Pair], captions: bool) -> str:
+def digest_of(rows: Sequence[PreferencePair], captions: bool) -> str:
     """16 hex digits over pairs (with their `captions`, where those are read) in order: a step takes them by their places."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(json.dumps(asdict(row if captions else replace(row, captions=())), sort_keys=True).encode())
+        digest.update(json.dumps(_content(row, captions), sort_keys=True).encode())
     return digest.hexdigest()[:16]
 
 
-def training_pairs(config: Config, run: Run) -> tuple[list[Pair], list[Pair]]:
+def _content(row: PreferencePair, captions: bool) -> dict:
+    """Return what is learned from a pair. The keys must stay: checkpoints of earlier versions carry the digest of these."""
+    return {
+        "pair_id": row.pair_id,
+        "video": row.answer_videos[0],
+        "question": row.question,
+        "captions": row.captions if captions else (),
+        "chosen": row.chosen,
+        "rejected": row.rejected,
+        "dimension": row.dimension,
+        "dimensions": row.dimensions,
+        "margin": row.margin,
+        "rejected_video": row.rejected_video,
+        "prompt_id": row.prompt_id,
+        "earlier_turns": row.earlier_turns,
+    }
+
+
+def training_pairs(config: Config, run: Run) -> tuple[list[PreferencePair], list[PreferencePair]]:
     """(training, held-out) pairs with the captions that `reward.context` asks for."""
     rows = _read(config, run, config.data.pairs)
     if config.data.pairs_eval:
@@ -129,15 +147,15 @@ def training_pairs(config: Config, run: Run) -> tuple[list[Pair], list[Pair]]:
     return with_context(rows, config), with_context(held_out, config)
 
 
-def _read(config: Config, run: Run, file: str) -> list[Pair]:
-    checks = [row_checks.compared(config, run, config.reward)]
-    rows = compared(datasets.pairs(run, file, checks), config.reward, file)
+def _read(config: Config, run: Run, file: str) -> list[PreferencePair]:
+    checks = [row_checks.pair_check(config, run, config.reward)]
+    rows = compared(datasets.load(run, file, "pairs", checks), config.reward, file)
     if config.reward.context != "none":
         datasets.check_captions(config, rows, file)
     return rows
 
 
-def compared(rows: list[Pair], reward: Reward, file: str) -> list[Pair]:
+def compared(rows: list[PreferencePair], reward: Reward, file: str) -> list[PreferencePair]:
     """The rows that were compared in any of `reward.dimensions`; those that lack one are counted by dimension.
 
     Raises DataError for a dimension that no row has, and with `reward.margin` for a margin below 0.
@@ -161,25 +179,31 @@ def compared(rows: list[Pair], reward: Reward, file: str) -> list[Pair]:
     return [row for row in rows if not row.signs.keys().isdisjoint(reward.dimensions)]
 
 
-def hold_out(rows: list[Pair], fraction: float, seed: int) -> tuple[list[Pair], list[Pair]]:
+def _about(row: PreferencePair) -> str:
+    """Return what a pair is about: its prompt if two videos are compared, else its video."""
+    return (row.rejected_video and row.prompt_id) or row.answer_videos[0]
+
+
+def hold_out(
+    rows: list[PreferencePair], fraction: float, seed: int
+) -> tuple[list[PreferencePair], list[PreferencePair]]:
     """(training, held-out) rows; a video (a prompt, where two videos are compared) is on one side only.
 
     Raises DataError where there are too few of them to split.
     """
-    about = lambda row: (row.rejected_video and row.prompt_id) or row.video  # noqa: E731
-    groups = sorted({about(row) for row in rows}, key=lambda group: derive(seed, "hold out", group))
+    groups = sorted({_about(row) for row in rows}, key=lambda group: derive(seed, "hold out", group))
     chosen = set(groups[: max(1, round(len(groups) * fraction))])
     if len(chosen) == len(groups):
         raise DataError("pairs on at least two videos", f"{len(groups)}", "Give more pairs, or set data.pairs_eval")
-    return [row for row in rows if about(row) not in chosen], [row for row in rows if about(row) in chosen]
+    return [row for row in rows if _about(row) not in chosen], [row for row in rows if _about(row) in chosen]
 
 
-def with_context(rows: list[Pair], config: Config) -> list[Pair]:
+def with_context(rows: list[PreferencePair], config: Config) -> list[PreferencePair]:
     """The rows with the captions that `reward.context` asks for; rows that have none are counted."""
     mode, empty = config.reward.context, sum(not row.captions for row in rows)
     if mode != "none" and empty:
         log.warning("%d of %d pairs have no captions: the reward model reads no context there", empty, len(rows))
-    found = contexts(mode, [(row.video, row.captions) for row in rows], config.seed)
+    found = contexts(mode, [(row.answer_videos[0], row.captions) for row in rows], config.seed)
     return [replace(row, captions=captions) for row, captions in zip(rows, found, strict=True)]
 
 

@@ -24,7 +24,7 @@ def train(config: Config, run: Run, start: Start = "new") -> str:
     """Train, checkpoint, export; returns the export's path."""
     sft = config.sft
     require_model("sft.init", sft.init)
-    rows = datasets.conversations(run, config.data.sft, [row_checks.learned(config, run)])
+    rows = datasets.load(run, config.data.sft, "conversations", [row_checks.sft_check(config, run)])
     spec = supervised.learner_spec(config, sft, "policy")
     check_videos(config, spec.roles[0], rows)
     identity = supervised.identity("sft", sft)

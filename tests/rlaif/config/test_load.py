@@ -174,10 +174,10 @@ def test_shown_configuration_loads_as_the_same(load, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "value"), [((), "auto"), (("auto",), "auto"), (("true",), True), (("false",), False)]
+    ("texts", "value"), [((), "auto"), (("auto",), "auto"), (("true",), True), (("false",), False)]
 )
-def test_enforce_eager_takes_auto_and_truth_values(load, given, value):
-    rollout = load("name: x\n", *(f"rollout.enforce_eager={text}" for text in given)).rollout
+def test_enforce_eager_takes_auto_and_truth_values(load, texts, value):
+    rollout = load("name: x\n", *(f"rollout.enforce_eager={text}" for text in texts)).rollout
     assert rollout.enforce_eager is value or rollout.enforce_eager == value == "auto"
     assert shown_config(Config(name="x", rollout=rollout))
 

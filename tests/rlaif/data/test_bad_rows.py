@@ -7,12 +7,11 @@ import json
 import pytest
 from preference_rows import EXAMPLES, SAFESORA, gpt, human, labels, safesora_video
 
-from rlaif.data.bad_rows import Bad, Row, good
 from rlaif.data.files import write_rows
 from rlaif.data.formats.base import Options
 from rlaif.data.formats.table import FORMATS
 from rlaif.data.media import Checked
-from rlaif.data.rows import Report
+from rlaif.data.rows import Report, Row, RowFailure, valid
 
 RM = EXAMPLES["vlm_rlaif_rm"][0] | {"id": "bad"}
 RL = EXAMPLES["vlm_rlaif_rl"][0] | {"uid": "bad"}
@@ -119,7 +118,7 @@ def test_bad_rows_are_counted_and_named(name, row, change, reason, told, tmp_pat
     report = Report("rows.json")
     format_ = FORMATS[name]
     read = format_.read([Row(n, fields, "row") for n, fields in enumerate(rows, 1)], Options(Checked(tmp_path, None)))
-    kept = list(good(read, report))
+    kept = list(valid(read, report))
     assert len(kept) == 2 and report.counts == {"kept": 2, reason: 1}
     (found,) = report.skipped[reason]
     named = bad.get(format_.source_key or format_.key)
@@ -127,13 +126,13 @@ def test_bad_rows_are_counted_and_named(name, row, change, reason, told, tmp_pat
     assert f"rows.json: 2 of 3 rows kept, 1 {reason}\n  {reason}: row 2, id" in report.summary()
 
 
-def test_what_is_bad_already_passes_through(tmp_path):
+def test_failures_pass_through_readers_and_writers(tmp_path):
     write_rows(tmp_path / "a.jsonl", [EXAMPLES["rlaif"][0]])
     with (tmp_path / "a.jsonl").open("a") as file:
         file.write('[1]\n{"pair_id": "cut')
     from rlaif.data.files import read_rows
 
     first, second, third = FORMATS["rlaif"].read(read_rows(tmp_path / "a.jsonl"))
-    assert first.pair_id == "a" and isinstance(second, Bad) and isinstance(third, Bad)
+    assert first.pair_id == "a" and isinstance(second, RowFailure) and isinstance(third, RowFailure)
     assert (second.reason, third.reason) == ("not an object", "file cut off")
     assert list(FORMATS["rlaif"].write([first, second, third]))[1:] == [second, third]

@@ -14,7 +14,7 @@ from preference_rows import EXAMPLES, FRAMES, PICTURES, SAFESORA, picture, safes
 from rlaif.cli import main
 from rlaif.data.files import read_rows, write_rows
 from rlaif.data.formats.table import FORMATS
-from rlaif.data.read import read_conversations, read_pairs, read_prompts
+from rlaif.data.read import read_records
 from rlaif.worlds.shapes.render import write_mp4
 
 PAIR = {"pair_id": "a", "video": "v.mp4", "question": "what moves?", "chosen": "a big cat", "rejected": "a dog"}
@@ -28,7 +28,7 @@ PAIRS = [
 
 @pytest.fixture
 def world(tmp_path):
-    """A folder with a video and the frames that the hand-written rows name."""
+    """Return a folder with a video and the frames that the hand-written rows name."""
     write_mp4(tmp_path / "v.mp4", np.zeros((8, 32, 32, 3), dtype=np.uint8))
     for frame in [*FRAMES, "elsewhere/0.jpg", "coco/1.jpg", "one.jpg"]:
         (tmp_path / frame).parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def rows_of(path):
 # -- check
 
 
-def test_a_good_file(world, capsys):
+def test_check_counts_and_describes_a_good_file(world, capsys):
     write_rows(world / "pairs.jsonl", PAIRS)
     code, out, _ = run(capsys, "check", world / "pairs.jsonl")
     assert code == 0
@@ -68,17 +68,17 @@ def test_a_good_file(world, capsys):
     ]
 
 
-def test_turns_that_nothing_reads_are_counted(world, capsys):
+def test_check_counts_pairs_with_earlier_turns(world, capsys):
     turns = [{"role": "user", "content": "who?"}, {"role": "assistant", "content": "a cat"}]
     turns += [{"role": "user", "content": PAIR["question"]}]
     write_rows(world / "pairs.jsonl", [*PAIRS, PAIR | {"pair_id": "t", "messages": turns, "chosen": "a cow"}])
     _, out, _ = run(capsys, "check", world / "pairs.jsonl")
     assert "earlier turns   1 pairs" in out
-    pairs, _ = read_pairs(world / "pairs.jsonl", world)
+    pairs, _ = read_records(world / "pairs.jsonl", world, "pairs")
     assert [pair.earlier_turns for pair in pairs] == [False] * 4 + [True]
 
 
-def test_a_file_with_bad_rows(world, capsys):
+def test_check_names_every_bad_row(world, capsys):
     lines = [json.dumps(row) for row in [*PAIRS, PAIR | {"pair_id": "e", "rejected": "a big cat"}, [1]]]
     (world / "pairs.jsonl").write_text("\n".join(lines) + '\n{"pair_id": "f"')
     code, out, _ = run(capsys, "check", world / "pairs.jsonl")
@@ -103,7 +103,7 @@ def test_every_unreadable_video_is_named(world, capsys):
     assert code == 0 and "26 of 26 rows kept" in out and "cannot be used" not in out
 
 
-def test_listed_frames_must_be_there(world, capsys):
+def test_check_names_missing_listed_frames(world, capsys):
     rows = EXAMPLES["vlm_rlaif_rm"]
     write_rows(world / "rm.json", rows)
     code, out, _ = run(capsys, "check", world / "rm.json")
@@ -114,7 +114,7 @@ def test_listed_frames_must_be_there(world, capsys):
     assert "2 of 4 rows kept, 2 frame missing" in out and f"{FRAMES[1]}, the first of 1" in out
 
 
-def test_the_root_may_be_elsewhere(world, tmp_path_factory, capsys):
+def test_check_takes_another_root(world, tmp_path_factory, capsys):
     path = tmp_path_factory.mktemp("rows") / "pairs.jsonl"
     write_rows(path, PAIRS)
     assert run(capsys, "check", path)[0] == 1
@@ -142,7 +142,7 @@ def test_images_inside_the_file_are_opened_and_not_stored(world, capsys):
     assert run(capsys, "check", world / "a.parquet", "--no-videos")[0] == 0
 
 
-def test_other_kinds_are_checked_too(world, capsys):
+def test_check_reads_prompts_and_conversations(world, capsys):
     for name, kind in (("vlm_rlaif_rl", "prompts"), ("vlm_rlaif_sft", "conversations"), ("safesora_prompts", "texts")):
         write_rows(world / "a.json", EXAMPLES[name])
         code, out, _ = run(capsys, "check", world / "a.json")
@@ -162,13 +162,13 @@ def test_an_unknown_format_lists_the_known_ones(world, capsys):
     assert "no rows at all" in run(capsys, "check", world / "a.jsonl")[2]
 
 
-def test_a_named_format_is_taken_at_its_word(world, capsys):
+def test_a_named_format_is_not_detected(world, capsys):
     write_rows(world / "a.jsonl", PAIRS)
     code, out, _ = run(capsys, "check", world / "a.jsonl", "--format", "prompts")
     assert code == 1 and "0 of 4 rows kept, 4 missing field" in out
 
 
-def test_checking_needs_no_framework():
+def test_check_imports_no_torch_or_ray():
     script = (
         "import sys; import rlaif.data.check, rlaif.data.convert; print({'torch', 'ray', 'vllm'} & set(sys.modules))"
     )
@@ -184,7 +184,7 @@ def test_reward_model_pairs_become_our_pairs(world, capsys):
         capsys, "convert", world / "rm.json", world / "pairs.jsonl", "--from", "vlm_rlaif_rm", "--to", "rlaif"
     )
     assert code == 0 and "1 of 2 rows kept, 1 missing field" in out and "pairs.jsonl: 1 rows written" in out
-    (pair,), _ = read_pairs(world / "pairs.jsonl", world)
+    (pair,), _ = read_records(world / "pairs.jsonl", world, "pairs")
     assert (pair.video, pair.chosen) == ("anet_50frames/v_1", "A man sits.")
     assert run(capsys, "convert", world / "pairs.jsonl", world / "back.json.gz", "--to", "vlm_rlaif_rm")[0] == 0
     assert rows_of(world / "back.json.gz") == EXAMPLES["vlm_rlaif_rm"][:1]
@@ -198,7 +198,7 @@ def test_pairs_of_videos_train_every_dimension_under_its_own_name(world, capsys)
     (world / "clips/p7").mkdir(parents=True)
     for name in ("v0", "v1"):
         (world / f"clips/p7/{name}.mp4").touch()
-    (pair,), _ = read_pairs(world / "o.jsonl", world)
+    (pair,), _ = read_records(world / "o.jsonl", world, "pairs")
     assert pair.videos == ("clips/p7/v1.mp4", "clips/p7/v0.mp4") and pair.prompt_id == "p7"
     assert pair.signs == {
         "helpfulness": 1, "harmlessness": -1, "instruction_following": 1,
@@ -207,11 +207,11 @@ def test_pairs_of_videos_train_every_dimension_under_its_own_name(world, capsys)
 
 
 def test_prompts_and_conversations(world, capsys):
-    for name, ours, read in (("vlm_rlaif_rl", "prompts", read_prompts), ("vlm_rlaif_sft", "sft", read_conversations)):
+    for name, ours, kind in (("vlm_rlaif_rl", "prompts", "prompts"), ("vlm_rlaif_sft", "sft", "conversations")):
         write_rows(world / "in.json", EXAMPLES[name])
         media = ("--media", world / "media")  # one of the rows lists some of its folder's frames
         assert run(capsys, "convert", world / "in.json", world / "ours.jsonl", "--to", ours, *media)[0] == 0
-        assert len(read(world / "ours.jsonl", world)[0]) == 2
+        assert len(read_records(world / "ours.jsonl", world, kind)[0]) == 2
         assert run(capsys, "convert", world / "ours.jsonl", world / "back.json", "--from", ours, "--to", name)[0] == 0
         assert rows_of(world / "back.json") == EXAMPLES[name]
 
@@ -225,7 +225,7 @@ def test_images_go_through_our_files_and_back(world, capsys):
     assert run(capsys, "convert", world / "in.parquet", world / "ours/pairs.jsonl", "--to", "rlaif", *media)[0] == 0
     assert rows_of(world / "ours/pairs.jsonl")[0]["video"].startswith("media/")
     assert run(capsys, "check", world / "ours/pairs.jsonl")[0] == 0
-    assert len(read_pairs(world / "ours/pairs.jsonl", world / "ours")[0]) == 2
+    assert len(read_records(world / "ours/pairs.jsonl", world / "ours", "pairs")[0]) == 2
     assert run(capsys, "convert", world / "ours/pairs.jsonl", world / "back.parquet", "--to", "rlaif_v")[0] == 0
     assert rows_of(world / "back.parquet") == rows
     (world / "else").mkdir()
@@ -276,7 +276,7 @@ def test_a_dimension_that_some_pairs_lack(world, capsys):
         ("b.json", ["--to", "rlaif", "--from", "safesora"], "4 missing field"),
     ],
 )
-def test_what_cannot_be_converted(world, capsys, target, arguments, told):
+def test_convert_rejects_what_the_target_cannot_hold(world, capsys, target, arguments, told):
     write_rows(world / "a.jsonl", PAIRS)
     (world / target).write_text("old")
     code, _, err = run(capsys, "convert", world / "a.jsonl", world / target, *arguments)

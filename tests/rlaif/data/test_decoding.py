@@ -23,7 +23,7 @@ def test_a_video_that_breaks_off_is_found_by_decoding_alone(tmp_path):
             decoder(options)(tmp_path / "half")
 
 
-def test_what_is_decoded_are_the_frames_that_a_run_uses(tmp_path):
+def test_decoding_uses_the_frames_of_a_run(tmp_path):
     folder = tmp_path / "frames"
     folder.mkdir()
     for number in range(10):

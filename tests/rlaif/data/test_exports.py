@@ -105,7 +105,7 @@ def test_only_real_images_and_whole_rows_are_exported_and_losses_are_said(world,
     assert "1 media that rows name are not there: gone.jpg" in out
 
 
-def test_nothing_is_said_where_nothing_is_lost(world, capsys):
+def test_convert_reports_no_losses_when_nothing_is_lost(world, capsys):
     write_rows(world / "in.json", [pds("<image>What?", image="img.jpg")])
     _, out, _ = data(capsys, "convert", world / "in.json", world / "out.json", "--to", "vlm_rlaif_rm")
     assert len(out.splitlines()) == 2

@@ -9,10 +9,9 @@ import sys
 import pytest
 
 from rlaif.data import json_list
-from rlaif.data.bad_rows import Bad, Row, good
 from rlaif.data.files import read_rows, write_rows
 from rlaif.data.formats.table import FORMATS
-from rlaif.data.rows import Report
+from rlaif.data.rows import Report, Row, RowFailure, valid
 from rlaif.errors import DataError
 
 ROWS = [{"a": 1, "b": 'é中d"]', "c": [1.5, None, True]}, {"x": {"y": []}}, {}, {"t": "tail,"}]
@@ -22,12 +21,12 @@ SCHEMA = FORMATS["rlaif"].schema
 def read(path):
     """(rows, counts by reason, first bad row)."""
     report = Report(str(path))
-    rows = [row.fields for row in good(read_rows(path), report)]
+    rows = [row.fields for row in valid(read_rows(path), report)]
     return rows, report.counts, next((bad for found in report.skipped.values() for bad in found), None)
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz", ".json", ".json.gz"])
-def test_what_is_written_is_read(tmp_path, ending):
+def test_written_rows_are_read_back(tmp_path, ending):
     path = tmp_path / f"rows{ending}"
     assert write_rows(path, iter(ROWS)) == 4
     assert read(path) == (ROWS, {"kept": 4}, None)
@@ -95,12 +94,12 @@ def test_a_list_cut_anywhere_gives_every_whole_row(monkeypatch, chunk, indent):
         ends.append(len(text[:at].encode()))
     for cut in range(1, len(data)):
         found = []
-        with pytest.raises(json_list.Damaged) as error:
+        with pytest.raises(json_list.DamagedError) as error:
             found.extend(json_list.elements(io.BytesIO(data[:cut]), "f"))
             found.append("finished")
         partial = list(_until_damage(data[:cut]))
         assert partial == ROWS[: sum(end <= cut for end in ends)]
-        if isinstance(error.value, json_list.Cut):
+        if isinstance(error.value, json_list.CutError):
             assert error.value.offset == cut and f"{cut:,}" in str(error.value)
         else:
             assert data[:cut].rstrip().endswith(b"]")
@@ -115,7 +114,7 @@ def test_a_number_may_go_on_in_the_next_chunk(monkeypatch, chunk):
 def _until_damage(data):
     try:
         yield from json_list.elements(io.BytesIO(data), "f")
-    except json_list.Damaged:
+    except json_list.DamagedError:
         return
 
 
@@ -201,7 +200,7 @@ def test_a_parquet_file_that_is_cut(tmp_path):
         ("a.json.gz", b"[]", "Not a gzipped file"),
     ],
 )
-def test_what_cannot_be_read_at_all(tmp_path, name, content, told):
+def test_unreadable_files_are_errors(tmp_path, name, content, told):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=told.replace(".", r"\.")):
@@ -220,7 +219,7 @@ def test_elements_larger_than_a_chunk(monkeypatch, tmp_path):
 def test_rows_and_bad_rows_keep_their_order(tmp_path):
     (tmp_path / "a.json").write_text('[{"a": 1}, 2, {"a": 3}]')
     kinds = [type(item) for item in read_rows(tmp_path / "a.json")]
-    assert kinds == [Row, Bad, Row]
+    assert kinds == [Row, RowFailure, Row]
 
 
 MEASURE = """
@@ -237,7 +236,7 @@ print(rows, next(int(line.split()[1]) for line in open('/proc/self/status') if l
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """A list of 100,000 reward-model rows with 50 frame paths each."""
+    """Write a list of 100,000 reward-model rows with 50 frame paths each."""
     path = tmp_path_factory.mktemp("large") / "rows.json"
     with path.open("w") as file:
         for row in range(100_000):

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from preference_rows import EXAMPLES, FRAMES, LOGPS, PICTURES, SAFESORA, SCORED, SPLIT, STRATEGIES, TEXT, labels
 
-from rlaif.data.bad_rows import Bad, Row
 from rlaif.data.files import read_rows, write_rows
 from rlaif.data.formats.base import Options
 from rlaif.data.formats.safesora import DIMENSIONS
 from rlaif.data.formats.safesora_items import HARM_LABELS, with_labels
 from rlaif.data.formats.table import FORMATS, detect
 from rlaif.data.media import Media
-from rlaif.data.preference import Preference
+from rlaif.data.preference import PreferencePair
+from rlaif.data.rows import Row, RowFailure
 from rlaif.errors import DataError
 from rlaif.video.decode import decode, probe_video, sample_spec
 
@@ -34,15 +34,15 @@ def options(tmp_path):
 
 
 def imported(name, rows, options=None):
-    """Records of rows; a row that is refused fails the test."""
+    """Return the records of rows; a row that is rejected fails the test."""
     records = list(FORMATS[name].read([Row(n, row) for n, row in enumerate(rows, 1)], options))
-    assert not [record for record in records if isinstance(record, Bad)], records
+    assert not [record for record in records if isinstance(record, RowFailure)], records
     return records
 
 
 def exported(name, records, options=None):
     rows = list(FORMATS[name].write(records, options))
-    assert not [row for row in rows if isinstance(row, Bad)], rows
+    assert not [row for row in rows if isinstance(row, RowFailure)], rows
     return rows
 
 
@@ -201,7 +201,7 @@ def test_safesora_labels_join_on_the_video():
 def test_scores_that_were_added_are_exported():
     (record,) = imported("safesora", EXAMPLES["safesora"][1:])
     more = record.with_scores([{"value": 3.0, "from": "rm-c", "candidate": "rejected"}])
-    again = Preference.from_row(json.loads(json.dumps(more.to_row())))
+    again = PreferencePair.from_row(json.loads(json.dumps(more.to_row())))
     (row,) = exported("safesora", [again])
     assert row["video_1"]["scores"] == [*SCORED["scores"], {"value": 3.0, "from": "rm-c"}]
     assert row["video_0"] == EXAMPLES["safesora"][1]["video_0"]
@@ -210,7 +210,7 @@ def test_scores_that_were_added_are_exported():
     assert row["scores"] == EXAMPLES["safesora"][1]["scores"] and len(row["video_1"]["scores"]) == 3
 
 
-def test_a_changed_dimension_is_said_once():
+def test_a_changed_informativeness_is_exported_under_one_name():
     (record,) = imported("safesora", EXAMPLES["safesora"][1:])
     assert "information" in exported("safesora", [record])[0]["sub_preferences"]
     changed = replace(record, dimensions=record.dimensions | {"informativeness": -1})
@@ -220,7 +220,7 @@ def test_a_changed_dimension_is_said_once():
 
 def test_the_first_turn_alone_has_the_placeholder():
     messages = (("system", "be brief"), ("user", "what?"), ("assistant", "a cat"), ("user", "where?"))
-    record = Preference("a", "where?", "there", "here", video="d/1.jpg", modality="image", messages=messages)
+    record = PreferencePair("a", "where?", "there", "here", video="d/1.jpg", modality="image", messages=messages)
     (row,) = exported("pds_dpo", [record])
     assert [turn["value"] for turn in row["conversations"]] == [
         "be brief",
@@ -259,7 +259,7 @@ def test_images_need_a_folder():
         list(FORMATS["rlhf_v"].read([Row(1, EXAMPLES["rlhf_v"][0])]))
 
 
-def test_corrections(options):
+def test_rlhf_v_rows_become_records(options):
     first, second, third, *_ = imported("rlhf_v", EXAMPLES["rlhf_v"], options)
     assert {name: getattr(first, name) for name in TEXT} == TEXT and first.pair_id == "corrections-4"
     assert first.provenance["model"] == SPLIT["model"] and first.provenance["question_type"] == SPLIT["type"]
@@ -284,9 +284,9 @@ def test_an_answer_edited_after_the_import_is_not_undone(options):
 
 @pytest.mark.parametrize("source", ["vlm_rlaif_rm", "pds_dpo", "rlhf_v", "rlaif_v"])
 @pytest.mark.parametrize("target", ["vlm_rlaif_rm", "pds_dpo", "rlhf_v", "rlaif_v"])
-def test_pairs_about_one_image_go_anywhere(source, target, options, tmp_path):
+def test_pairs_about_one_image_convert_to_every_format(source, target, options, tmp_path):
     (tmp_path / "one.png").write_bytes(PICTURES[0])
-    record = Preference(
+    record = PreferencePair(
         "p-1", "What is it?", "a cat", "a dog", video="one.png", modality="image", dimensions={"overall": 1}
     )
     record = imported(source, exported(source, [record], options), options)[0]
@@ -300,20 +300,20 @@ def test_pairs_about_one_image_go_anywhere(source, target, options, tmp_path):
 @pytest.mark.parametrize(
     ("target", "record", "reason"),
     [
-        ("safesora", Preference("a", "q", "x", "y", video="v"), "candidates are texts"),
-        ("safesora", Preference("a", "q", chosen_video="x", rejected_video="y"), "unknown dimension"),
-        ("pds_dpo", Preference("a", "q", chosen_video="x", rejected_video="y"), "candidates are videos"),
-        ("vlm_rlaif_rm", Preference("a", "q", "x", "y", video="v.mp4"), "no frame list"),
-        ("rlhf_v", Preference("a", "q", "x", "y", video="v.mp4"), "not one image"),
-        ("rlaif_v", Preference("a", "q", "x", "y", video="gone.png", modality="image"), "image missing"),
+        ("safesora", PreferencePair("a", "q", "x", "y", video="v"), "candidates are texts"),
+        ("safesora", PreferencePair("a", "q", chosen_video="x", rejected_video="y"), "unknown dimension"),
+        ("pds_dpo", PreferencePair("a", "q", chosen_video="x", rejected_video="y"), "candidates are videos"),
+        ("vlm_rlaif_rm", PreferencePair("a", "q", "x", "y", video="v.mp4"), "no frame list"),
+        ("rlhf_v", PreferencePair("a", "q", "x", "y", video="v.mp4"), "not one image"),
+        ("rlaif_v", PreferencePair("a", "q", "x", "y", video="gone.png", modality="image"), "image missing"),
         (
             "rlhf_v",
-            Preference("a", "q", "x", "y", video="a.png", modality="image", ref_logps={"chosen": {}}),
+            PreferencePair("a", "q", "x", "y", video="a.png", modality="image", ref_logps={"chosen": {}}),
             "ref_logps incomplete",
         ),
-        ("rlaif_v", Preference("a", "q", "x", "y", modality="text"), "not one image"),
+        ("rlaif_v", PreferencePair("a", "q", "x", "y", modality="text"), "not one image"),
     ],
 )
-def test_what_a_format_cannot_say_is_named(target, record, reason, options):
+def test_rows_that_a_format_cannot_hold_are_named(target, record, reason, options):
     (bad,) = FORMATS[target].write([record], options)
-    assert isinstance(bad, Bad) and bad.reason == reason and bad.row.id == "a"
+    assert isinstance(bad, RowFailure) and bad.reason == reason and bad.row.id == "a"

@@ -10,9 +10,9 @@ from preference_rows import gpt, human, picture
 
 from rlaif.cli import main
 from rlaif.data.files import read_rows, write_rows
-from rlaif.data.frame_lists import Shown
+from rlaif.data.frame_lists import ShownFrames
 from rlaif.data.media import Media
-from rlaif.data.read import read_conversations, read_pairs, read_prompts
+from rlaif.data.read import read_records
 from rlaif.data.rows import RowError
 from rlaif.errors import DataError
 from rlaif.video.decode import decode, sample_spec
@@ -26,7 +26,7 @@ LISTS = {"all": ALL, "some": SOME, "turned": TURNED}
 
 @pytest.fixture
 def root(tmp_path):
-    """A folder v of six images, in natural order the pictures 0 to 5."""
+    """Return the root of a folder v of six images, in natural order the pictures 0 to 5."""
     folder = tmp_path / "root"
     (folder / "v").mkdir(parents=True)
     for number, name in enumerate(NAMES):
@@ -55,7 +55,7 @@ def ours(kind: str) -> list[dict]:
     return [{kind: name, "video": "v", "frames": frames} | about[kind] for name, frames in LISTS.items()]
 
 
-def refusal(shown: Shown, video: str | None, frames) -> str | None:
+def refusal(shown: ShownFrames, video: str | None, frames) -> str | None:
     try:
         shown.check(video, frames)
     except RowError as error:
@@ -63,8 +63,8 @@ def refusal(shown: Shown, video: str | None, frames) -> str | None:
     return None
 
 
-def test_what_a_video_shows(root):
-    shown = Shown(root)
+def test_listed_frames_match_only_a_video_of_exactly_those(root):
+    shown = ShownFrames(root)
     assert refusal(shown, "v", ALL) is None and refusal(shown, "gone", []) is None
     assert refusal(shown, "v/2.png", ["v/2.png"]) is None
     for frames in (SOME, TURNED, [*ALL, ALL[5]], [*ALL[:5], "w/12.png"], [*ALL[:5], "../12.png"]):
@@ -76,18 +76,18 @@ def test_what_a_video_shows(root):
     (root / "alias").symlink_to(root / "v")
     assert refusal(shown, "alias", ALL) is None and refusal(shown, "./v", ALL) is None
     assert refusal(shown, str(root / "v"), ALL) is None and refusal(shown, "alias", TURNED)
-    assert refusal(Shown(root / "v"), ".", NAMES) is None
+    assert refusal(ShownFrames(root / "v"), ".", NAMES) is None
 
 
 def test_a_folder_of_links_shows_its_list_and_no_other(root):
-    media, shown = Media(root, root / "media"), Shown(root)
+    media, shown = Media(root, root / "media"), ShownFrames(root)
     some, turned = media.gather(SOME), media.gather(TURNED)
     assert refusal(shown, some, SOME) is None and refusal(shown, turned, TURNED) is None
     assert refusal(shown, some, TURNED) and refusal(shown, some, SOME[::-1]) and refusal(shown, turned, ALL)
     (root / some).rename(root / "renamed")
     assert refusal(shown, "renamed", SOME) is None and refusal(shown, "renamed", [*SOME[:2], ALL[0]])
     (root / turned / "000003.png").unlink()
-    assert refusal(Shown(root), turned, TURNED)
+    assert refusal(ShownFrames(root), turned, TURNED)
 
 
 def test_a_frame_that_the_video_reader_would_pass_over(root):
@@ -96,27 +96,25 @@ def test_a_frame_that_the_video_reader_would_pass_over(root):
         Media(root, root / "media").gather([*SOME, "v/7.heic"])
 
 
-@pytest.mark.parametrize(
-    ("kind", "read"), [("pair_id", read_pairs), ("prompt_id", read_prompts), ("id", read_conversations)]
-)
-def test_readers_leave_out_what_shows_other_frames(root, kind, read):
-    write_rows(root / "rows.jsonl", ours(kind))
-    rows, report = read(root / "rows.jsonl", root)
-    assert [getattr(row, kind) for row in rows] == ["all"] and report.counts == {"kept": 1, "frames differ": 2}
+@pytest.mark.parametrize(("key", "kind"), [("pair_id", "pairs"), ("prompt_id", "prompts"), ("id", "conversations")])
+def test_readers_leave_out_what_shows_other_frames(root, key, kind):
+    write_rows(root / "rows.jsonl", ours(key))
+    rows, report = read_records(root / "rows.jsonl", root, kind)
+    assert [getattr(row, key) for row in rows] == ["all"] and report.counts == {"kept": 1, "frames differ": 2}
     assert "line 2, id 'some': 3 frames are listed in their order, and v shows 6" in report.summary()
     with pytest.raises(DataError, match="2 frames differ"):
-        read(root / "rows.jsonl", root, strict=True)
+        read_records(root / "rows.jsonl", root, kind, strict=True)
 
 
 def test_readers_of_other_rows_that_have_a_field_of_that_name(root):
     rows = ours("prompt_id")[:1]
     write_rows(root / "rows.jsonl", [rows[0] | {"frames": 8}, rows[0] | {"prompt_id": "b", "frames": [0, 4]}])
-    assert read_prompts(root / "rows.jsonl", root)[1].counts == {"kept": 2}
+    assert read_records(root / "rows.jsonl", root, "prompts")[1].counts == {"kept": 2}
     (root / "w").mkdir()
     (root / "w/1.png").write_bytes(picture(1))
     sides = {"pair_id": "a", "question": "q", "chosen_video": "v", "rejected_video": "w", "frames": SOME}
     write_rows(root / "rows.jsonl", [sides])
-    assert read_pairs(root / "rows.jsonl", root)[1].counts == {"kept": 1}  # they are of neither candidate
+    assert read_records(root / "rows.jsonl", root, "pairs")[1].counts == {"kept": 1}  # they are of neither candidate
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
@@ -125,11 +123,11 @@ def test_converting_with_media_makes_a_video_of_the_listed_frames(root, capsys, 
     out = root / f"pairs{ending}"
     command = ["data", "convert", str(root / "theirs.json"), str(out), "--to", "rlaif"]
     assert main.main(command) == 0
-    assert read_pairs(out, root)[1].counts == {"kept": 1, "frames differ": 2}
+    assert read_records(out, root, "pairs")[1].counts == {"kept": 1, "frames differ": 2}
     assert main.main(["data", "check", str(out)]) == 1 and "2 frames differ" in capsys.readouterr().out
     assert main.main([*command, "--media", str(root / "media")]) == 0
     assert main.main(["data", "check", str(out)]) == 0 and "other frames" not in capsys.readouterr().out
-    rows, report = read_pairs(out, root)
+    rows, report = read_records(out, root, "pairs")
     assert report.counts == {"kept": 3} and rows[0].video == "v"
     for row in rows:
         wanted = [decode(root / frame, sample_spec(root / frame, 1))[0] for frame in LISTS[row.pair_id]]
@@ -144,16 +142,16 @@ def test_prompts_of_ours_are_converted_in_the_same_way(root):
     write_rows(root / "in.jsonl", ours("prompt_id"))
     command = ["data", "convert", str(root / "in.jsonl"), str(root / "out.jsonl"), "--to", "prompts"]
     assert main.main([*command, "--media", str(root / "media")]) == 0
-    rows, report = read_prompts(root / "out.jsonl", root)
+    rows, report = read_records(root / "out.jsonl", root, "prompts")
     assert report.counts == {"kept": 3} and len({row.video for row in rows}) == 3
     lost = ours("prompt_id")[1] | {"prompt_id": "lost", "frames": [*SOME, "v/4.png"]}
     (root / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (*ours("prompt_id"), lost)))
     assert main.main([*command, "--media", str(root / "media")]) == 0
-    assert read_prompts(root / "out.jsonl", root)[1].counts == {"kept": 3}
+    assert read_records(root / "out.jsonl", root, "prompts")[1].counts == {"kept": 3}
 
 
-@pytest.mark.parametrize(("name", "to", "read"), [("uid", "prompts", read_prompts), ("id", "sft", read_conversations)])
-def test_frames_of_several_folders_become_one_video(root, capsys, name, to, read):
+@pytest.mark.parametrize(("name", "to", "kind"), [("uid", "prompts", "prompts"), ("id", "sft", "conversations")])
+def test_frames_of_several_folders_become_one_video(root, capsys, name, to, kind):
     (root / "w").mkdir()
     (root / "w" / "1.png").write_bytes(picture(9))
     frames = [ALL[2], "w/1.png", ALL[0]]
@@ -165,9 +163,9 @@ def test_frames_of_several_folders_become_one_video(root, capsys, name, to, read
     command = ["data", "convert", str(root / "theirs.json"), str(root / "out.jsonl"), "--to", to]
     assert main.main(command) == 0
     with pytest.raises(DataError, match="frames differ"):
-        read(root / "out.jsonl", root)
+        read_records(root / "out.jsonl", root, kind)
     assert main.main([*command, "--media", str(root / "media")]) == 0
-    ((row,), report) = read(root / "out.jsonl", root)
+    ((row,), report) = read_records(root / "out.jsonl", root, kind)
     assert report.counts == {"kept": 1}
     wanted = [decode(root / frame, sample_spec(root / frame, 1))[0] for frame in frames]
     assert np.array_equal(pixels(root, row.video, 3), wanted)

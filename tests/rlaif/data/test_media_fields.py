@@ -11,7 +11,7 @@ from odd_files import PAIR, data, llava, make_world, pds, reward_pair, rows_of
 from preference_rows import picture
 
 from rlaif.data.files import write_rows
-from rlaif.data.read import read_conversations, read_pairs
+from rlaif.data.read import read_records
 
 TURNS = [{"role": "user", "content": "What rolls?"}, {"role": "assistant", "content": "An orange."}]
 MARKED = [{"role": "user", "content": "<video>What rolls?"}, TURNS[1]]
@@ -52,8 +52,8 @@ def test_media_are_kept_and_the_row_comes_back(world, capsys, row, to, video):
     assert ours.get("video") == video
     texts = json.dumps({name: value for name, value in ours.items() if name != "native"})
     assert "<video>" not in texts and "<image>" not in texts
-    read = read_pairs if to == "rlaif" else read_conversations
-    assert len(read(world / "ours.jsonl", world)[0]) == 1
+    kind = "pairs" if to == "rlaif" else "conversations"
+    assert len(read_records(world / "ours.jsonl", world, kind)[0]) == 1
     assert data(capsys, "check", world / "ours.jsonl")[0] == 0
     name = re.search(r"^format +(\S+)", out, re.MULTILINE)[1]
     assert data(capsys, "convert", world / "ours.jsonl", world / "back.json", "--to", name)[0] == 0
@@ -100,7 +100,7 @@ def test_a_conversation_of_our_own_without_a_video_becomes_one_of_llava(world, c
         (reward_pair(video={"path": 3}), "video"),
     ],
 )
-def test_what_would_be_misread_is_bad_and_named(world, capsys, row, named):
+def test_rows_that_would_be_misread_are_bad_and_named(world, capsys, row, named):
     good = {name: value for name, value in row.items() if name in ("id", "pair_id", "prompt_id")}
     write_rows(world / "in.jsonl", [row])
     code, out, _ = data(capsys, "check", world / "in.jsonl")

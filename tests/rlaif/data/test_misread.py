@@ -59,11 +59,11 @@ def test_a_field_that_would_be_lost_is_named(more, named):
 
 
 @pytest.mark.parametrize("more", FINE)
-def test_metadata_is_no_reason(more):
+def test_metadata_fields_are_not_misread(more):
     assert misread({"id": "a", "messages": [TURN]} | more, USED) is None
 
 
-def test_a_used_field_is_no_reason_and_long_names_are_cut():
+def test_used_fields_are_not_misread_and_long_names_are_cut():
     assert misread({"images": ["a.jpg"], "rejected": "No."}, ("images", "rejected")) is None
     assert len(misread({"_".join(["video"] * 1000): "v.mp4"}, ())) < 200
 

@@ -13,8 +13,8 @@ from kept_share import RECORDED, ROWS, mutations, read_one, share
 from mutations import ADDED, CHANGES, bare, media_in, mutated, places, strings, texts_in, without
 from preference_rows import EXAMPLES, STRATEGIES
 
-from rlaif.data.bad_rows import Bad
 from rlaif.data.formats.table import FORMATS, detect
+from rlaif.data.rows import RowFailure
 from rlaif.errors import DataError
 
 ALL = [name for name in FORMATS if name in ROWS]
@@ -22,7 +22,7 @@ SILENT = settings(max_examples=60, deadline=None, suppress_health_check=list(Hea
 
 
 def said(name: str, row: dict) -> tuple[set[str], set[str]]:
-    """The media and texts of a row, but for what the format's own tools do not read either."""
+    """Return the media and texts of a row, without those that the format's own tools do not read either."""
     media, texts = media_in(row), texts_in(row)
     turns = row.get("conversations")
     if name == "vlm_rlaif_rl" and isinstance(turns, list):
@@ -37,7 +37,7 @@ def said(name: str, row: dict) -> tuple[set[str], set[str]]:
 
 
 def held(record) -> tuple[set[str], set[str]]:
-    """The media and texts of a record."""
+    """Return the media and texts of a record."""
     extra = getattr(record, "extra", {})
     names = [
         getattr(record, name, None) for name in ("video", "chosen_video", "rejected_video", "video_path", "frames")
@@ -49,7 +49,7 @@ def held(record) -> tuple[set[str], set[str]]:
 
 def check(name: str, row: dict, folder: Path, told: str) -> None:
     record = read_one(name, row, folder)
-    if isinstance(record, Bad):
+    if isinstance(record, RowFailure):
         assert record.reason and record.row.detail and len(str(record.row)) < 900, told
         return
     (media, texts), (own_media, own_texts) = said(name, row), held(record)
@@ -58,7 +58,7 @@ def check(name: str, row: dict, folder: Path, told: str) -> None:
 
 
 def check_detected(row: dict, folder: Path, told: str) -> None:
-    """The same of a file with this row alone, whatever it looks like then."""
+    """Return the record of a file with this row alone, in the format that is detected then."""
     try:
         name = detect([row]).name
     except DataError:
@@ -69,7 +69,7 @@ def check_detected(row: dict, folder: Path, told: str) -> None:
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_unchanged_rows_are_all_kept(name, tmp_path):
     for row in [*EXAMPLES[name], *ROWS[name]]:
-        assert not isinstance(read_one(name, row, tmp_path), Bad)
+        assert not isinstance(read_one(name, row, tmp_path), RowFailure)
         check(name, row, tmp_path, name)
 
 

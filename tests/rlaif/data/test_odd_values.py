@@ -14,11 +14,11 @@ from odd_files import PAIR, TEXT_PAIR, data, llava, make_world, reward_pair, row
 from preference_rows import RLAIF_V, SAFESORA, gpt, human
 
 from rlaif.data import meter
-from rlaif.data.bad_rows import Row
 from rlaif.data.files import read_rows, write_rows
 from rlaif.data.formats.safesora_items import HARM_LABELS
 from rlaif.data.formats.table import FORMATS
-from rlaif.data.read import read_pairs
+from rlaif.data.read import read_records
+from rlaif.data.rows import Row
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_long_values_are_never_repeated(world, capsys):
     assert "x" * 201 not in data(capsys, "check", world / "in.jsonl")[2]
 
 
-def test_columns_that_no_row_needs_may_hold_anything(world, capsys):
+def test_unused_columns_may_hold_values_that_json_cannot(world, capsys):
     odd = {
         "score": [math.nan, 0.5],
         "made": [datetime.datetime(2024, 1, 2), None],
@@ -114,10 +114,13 @@ def test_our_own_rows_as_a_table_of_structs(world, capsys):
     pq.write_table(pa.Table.from_pylist(rows), world / "in.parquet")
     code, out, _ = data(capsys, "check", world / "in.parquet")
     assert code == 0 and "2 of 2 rows kept" in out and "score (1 rows)" in out, out
-    assert [pair.dimensions for pair in read_pairs(world / "in.parquet", world)[0]] == [{"style": -1}, {"truth": 1}]
+    assert [pair.dimensions for pair in read_records(world / "in.parquet", world, "pairs")[0]] == [
+        {"style": -1},
+        {"truth": 1},
+    ]
 
 
-def test_safesora_is_compared_along_what_is_there(world, capsys):
+def test_safesora_uses_the_first_dimension_present(world, capsys):
     def pair(name, **changes):
         return {key: value for key, value in (SAFESORA | {"pair_id": name} | changes).items() if value != "absent"}
 
@@ -154,7 +157,7 @@ def test_safesora_is_compared_along_what_is_there(world, capsys):
         ("a.json", b'{"data": []}', "one JSON list"),
     ],
 )
-def test_a_file_that_is_something_else_says_what(world, capsys, name, content, told):
+def test_a_file_of_another_kind_than_its_name_is_named(world, capsys, name, content, told):
     (world / name).write_bytes(content)
     code, _, err = data(capsys, "check", world / name)
     assert code == 1 and told in err and "fix" in err
@@ -257,7 +260,7 @@ def test_many_rows_may_share_one_id():
             return super().__contains__(key)
 
     rows = [Row(n, {"id": "same"} | turns) for n in range(1, 2001)]
-    names = [record.id for record in FORMATS["vlm_rlaif_sft"].read(rows, seen=Counted())]
+    names = [record.id for record in FORMATS["vlm_rlaif_sft"].read(rows, lines=Counted())]
     assert names[:3] == ["same", "same#2", "same#3"] and len(set(names)) == 2000
     assert looked < 5 * 2000  # as many as rows, not their square
 

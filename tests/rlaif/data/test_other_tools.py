@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from rlaif.cli import main
-from rlaif.data.bad_rows import Bad, Row
 from rlaif.data.formats.base import Options
 from rlaif.data.formats.table import FORMATS
 from rlaif.data.media import Media
+from rlaif.data.rows import Row, RowFailure
 
 TURNS = [{"from": "human", "value": "What rolls?"}, {"from": "gpt", "value": "An orange."}]
 LLAVA = {"id": "7", "conversations": TURNS}
@@ -39,7 +39,7 @@ TEXT = {"question": "What?", "chosen": "A cat.", "rejected": "A dog."}
 
 
 def read(name: str, row: dict, folder) -> object:
-    """Return the record of one row, or its `Bad`."""
+    """Return the record of one row, or its `RowFailure`."""
     (record,) = FORMATS[name].read([Row(1, row)], Options(Media(folder, folder / "media")))
     return record
 
@@ -94,7 +94,7 @@ MISREAD = [
 @pytest.mark.parametrize(("name", "row", "told"), MISREAD)
 def test_a_row_that_would_be_misread_is_bad_by_the_name_of_its_field(name, row, told, tmp_path):
     bad = read(name, row, tmp_path)
-    assert isinstance(bad, Bad) and bad.row.line == 1, bad
+    assert isinstance(bad, RowFailure) and bad.row.line == 1, bad
     assert told in bad.row.detail
 
 
@@ -113,7 +113,7 @@ KEPT = [
 @pytest.mark.parametrize(("name", "row", "field", "value"), KEPT)
 def test_a_gap_of_a_table_costs_no_row(name, row, field, value, tmp_path):
     record = read(name, row, tmp_path)
-    assert not isinstance(record, Bad), record
+    assert not isinstance(record, RowFailure), record
     assert getattr(record, field) == value
 
 
@@ -133,7 +133,7 @@ def test_only_white_space_at_a_placeholder_goes_with_it(text, bare, tmp_path):
 
 def test_one_medium_has_one_kind_of_placeholder(tmp_path):
     turns = [{"from": "human", "value": "<image><video>Who?"}, TURNS[1]]
-    assert isinstance(read("vlm_rlaif_sft", LLAVA | {"video": "v.mp4", "conversations": turns}, tmp_path), Bad)
+    assert isinstance(read("vlm_rlaif_sft", LLAVA | {"video": "v.mp4", "conversations": turns}, tmp_path), RowFailure)
 
 
 def test_a_wrong_turn_is_named_by_its_place(tmp_path):

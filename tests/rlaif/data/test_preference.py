@@ -7,13 +7,14 @@ from preference_rows import STRATEGIES
 
 from rlaif.data.files import read_rows, write_rows
 from rlaif.data.formats.table import FORMATS
-from rlaif.data.preference import Preference, Span
-from rlaif.data.read import read_pairs
-from rlaif.data.rows import Pair, RowError
+from rlaif.data.preference import PreferencePair, Span
+from rlaif.data.read import read_records
+from rlaif.data.rows import RowError
 from rlaif.errors import DataError
 
 PAIR = {"pair_id": "r", "video": "v.mp4", "question": "what?", "captions": ["one"], "chosen": "a", "rejected": ""}
-FULL = Preference(
+PLAIN = PreferencePair("r", "what?", "a cat", "a dog", video="v.mp4")
+FULL = PreferencePair(
     "r",
     "what?",
     "a cat",
@@ -29,7 +30,7 @@ FULL = Preference(
     safety={"prompt_type": "safety_neutral", "is_safe": {"chosen": True, "rejected": False}},
     ref_logps={"chosen": {"sum": -1.0}, "rejected": {"sum": -2.0}},
 )
-TURNED = Preference(
+TURNED = PreferencePair(
     "r",
     "what?",
     "a dog",
@@ -46,9 +47,9 @@ TURNED = Preference(
 )
 
 
-def test_todays_pairs_row_is_a_record():
-    record = Preference.from_row(PAIR)
-    expected = Preference("r", "what?", "a", "", video="v.mp4", captions=("one",))
+def test_a_short_pairs_row_is_a_record():
+    record = PreferencePair.from_row(PAIR)
+    expected = PreferencePair("r", "what?", "a", "", video="v.mp4", captions=("one",))
     assert record == expected and record.to_row() == PAIR
 
 
@@ -58,47 +59,47 @@ def test_a_row_leaves_out_what_is_empty():
         *("scores", "judge", "candidates", "safety", "ref_logps"),
     }
     assert FULL.to_row()["chosen_spans"] == [{"start": 2, "end": 5, "type": "object", "source": "human"}]
-    still = Preference("r", "q", "a", "b", video="v", modality="image")
+    still = PreferencePair("r", "q", "a", "b", video="v", modality="image")
     assert still.to_row()["modality"] == "image" and "modality" not in replace(still, modality="video").to_row()
-    assert "modality" not in Preference("r", "q", "a", "b", modality="text").to_row()
-    videos = Preference("r", "q", chosen_video="a", rejected_video="b")
+    assert "modality" not in PreferencePair("r", "q", "a", "b", modality="text").to_row()
+    videos = PreferencePair("r", "q", chosen_video="a", rejected_video="b")
     assert videos.to_row() == {"pair_id": "r", "question": "q", "chosen_video": "a", "rejected_video": "b"}
     assert videos.media == ("a", "b") and still.media == ("v",)
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no failure
 @given(STRATEGIES["rlaif"])
-def test_rows_and_records(row):
-    record = Preference.from_row(row)
-    assert Preference.from_row(json.loads(json.dumps(record.to_row()))) == record
-    assert Preference.from_row(row | {"prompt_id": None, "margin": None}) == replace(
+def test_records_survive_their_row(row):
+    record = PreferencePair.from_row(row)
+    assert PreferencePair.from_row(json.loads(json.dumps(record.to_row()))) == record
+    assert PreferencePair.from_row(row | {"prompt_id": None, "margin": None}) == replace(
         record, prompt_id=None, margin=None
     )
 
 
-def test_a_dimension_turns_the_pair():
+def test_along_exchanges_the_answers_for_a_dimension_that_prefers_the_other():
     assert FULL.along("harmlessness") == TURNED
     assert FULL.along("helpfulness") is FULL
     style = FULL.along("style")
     assert (style.chosen, style.margin, style.dimension) == ("a cat", None, "style")
     assert style.signs == {"helpfulness": 1, "harmlessness": -1, "style": 1}
     assert TURNED.along("helpfulness") == replace(FULL, margin=None, dimensions=FULL.signs)
-    assert Preference.from_row(TURNED.to_row()) == TURNED
+    assert PreferencePair.from_row(TURNED.to_row()) == TURNED
 
 
-def test_a_dimension_that_is_not_there():
+def test_along_rejects_an_unknown_dimension():
     with pytest.raises(DataError, match="harmlessness, helpfulness, style\n  found    'beauty'"):
         FULL.along("beauty")
     with pytest.raises(DataError, match="'r': overall"):
-        Preference("r", "q", "a", "b").along("style")
+        PreferencePair("r", "q", "a", "b").along("style")
 
 
-def test_videos_turn_too():
-    record = Preference("r", "q", chosen_video="a", rejected_video="b", dimensions={"safety": -1}).along("safety")
+def test_along_exchanges_candidate_videos():
+    record = PreferencePair("r", "q", chosen_video="a", rejected_video="b", dimensions={"safety": -1}).along("safety")
     assert (record.chosen_video, record.rejected_video) == ("b", "a")
 
 
-def test_scores_only_grow(tmp_path):
+def test_with_scores_only_adds(tmp_path):
     record = FULL
     for step in range(3):
         record = record.with_scores([{"value": step, "from": f"rm{step}", "candidate": "rejected"}])
@@ -111,23 +112,66 @@ def test_scores_only_grow(tmp_path):
             FULL.with_scores([wrong])
 
 
-def test_read_pairs_goes_on_reading(tmp_path):
+def test_written_records_are_read_as_training_pairs(tmp_path):
     (tmp_path / "v.mp4").touch()
     write_rows(tmp_path / "pairs.jsonl", FORMATS["rlaif"].write([FULL, replace(TURNED, pair_id="t")]))
-    pairs, report = read_pairs(tmp_path / "pairs.jsonl", tmp_path)
+    pairs, report = read_records(tmp_path / "pairs.jsonl", tmp_path, "pairs")
     assert pairs == [
-        Pair("r", "v.mp4", "what?", (), "a cat", "a dog", "helpfulness", FULL.dimensions, 0.5),
-        Pair("t", "v.mp4", "what?", (), "a dog", "a cat", "harmlessness", TURNED.dimensions),
+        replace(PLAIN, dimension="helpfulness", dimensions=FULL.dimensions, margin=0.5),
+        replace(
+            PLAIN,
+            pair_id="t",
+            chosen="a dog",
+            rejected="a cat",
+            dimension="harmlessness",
+            dimensions=TURNED.dimensions,
+        ),
     ]
     assert [pair.signs for pair in pairs] == [FULL.signs, TURNED.signs]
     assert not report.skipped
 
 
-def test_unknown_fields_stay():
-    record = Preference.from_row(PAIR | {"scene": 3, "native": {"pds_dpo": {"x": {"is": 1}}}})
+def test_unknown_fields_survive_in_native():
+    record = PreferencePair.from_row(PAIR | {"scene": 3, "native": {"pds_dpo": {"x": {"is": 1}}}})
     assert record.native == {"pds_dpo": {"x": {"is": 1}}, "rlaif": {"scene": 3}}
     (row,) = FORMATS["rlaif"].write([record])
     assert row == PAIR | {"scene": 3, "native": {"pds_dpo": {"x": {"is": 1}}}}
+
+
+@pytest.mark.parametrize(
+    "unread",
+    [
+        {"scores": [0.5, "good"]},
+        {"chosen_spans": [{"start": 5, "end": 1}]},
+        {"messages": [{"role": "human", "content": 3}]},
+        {"judge": "a model", "safety": []},
+        {"modality": "audio"},
+    ],
+)
+def test_training_pairs_ignore_fields_that_no_reward_model_reads(unread):
+    with pytest.raises(RowError):
+        PreferencePair.from_row(PAIR | unread)
+    pair = PreferencePair.for_training(PAIR | unread | {"scene": 3, "native": {"pds_dpo": {}}})
+    assert pair == PreferencePair.from_row(PAIR)
+
+
+def test_training_pairs_count_earlier_turns_without_reading_them():
+    turns = [{"role": "user", "content": "see <image>"}, {"role": "assistant", "content": "yes"}]
+    assert PreferencePair.for_training(PAIR | {"messages": turns}).earlier_turns
+    assert not PreferencePair.for_training(PAIR | {"messages": turns[:1]}).earlier_turns
+    assert PreferencePair.for_training(PAIR | {"messages": turns}).messages == ()
+    with pytest.raises(RowError, match="messages"):
+        PreferencePair.for_training(PAIR | {"messages": "see"})
+
+
+def test_answer_videos_are_the_candidates_or_the_one_video():
+    texts = PreferencePair("r", "q", "a", "b", video="v")
+    assert texts.answer_videos == ("v", "v") and texts.videos == ("v",)
+    row = {"pair_id": "r", "question": "q", "video": "v", "chosen_video": "a", "rejected_video": "b"}
+    candidates = PreferencePair.for_training(row)
+    assert candidates.answer_videos == candidates.videos == ("a", "b") and candidates.video is None
+    with pytest.raises(RowError, match="chosen equals rejected"):
+        PreferencePair.for_training(row | {"rejected_video": "a", "chosen": "x", "rejected": "y"})
 
 
 SPAN = {"start": 0, "end": 1}
@@ -166,5 +210,5 @@ BAD = [
 @pytest.mark.parametrize(("change", "reason", "told"), BAD)
 def test_bad_rows(change, reason, told):
     with pytest.raises(RowError) as error:
-        Preference.from_row(PAIR | change)
+        PreferencePair.from_row(PAIR | change)
     assert error.value.reason == reason and told in error.value.detail

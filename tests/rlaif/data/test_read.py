@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rlaif.data.read import read_conversations, read_pairs, read_prompts
+from rlaif.data.read import read_records
 
 PROMPT = {"prompt_id": "p", "video": "v.mp4", "question": "what moves ?"}
 TURNS = [
@@ -17,7 +17,7 @@ TURNS = [
 ]
 TALK = {"id": "c", "video": "v.mp4", "messages": TURNS}
 PAIR = {"pair_id": "r", "video": "v.mp4", "question": "what moves ?", "chosen": "a cat", "rejected": "a dog"}
-READERS = {"prompt": (read_prompts, PROMPT), "talk": (read_conversations, TALK), "pair": (read_pairs, PAIR)}
+GOOD = {"prompts": PROMPT, "conversations": TALK, "pairs": PAIR}
 MARKS = [
     "<image>",
     "<video>",
@@ -32,13 +32,13 @@ MARKS = [
 
 
 def bad_row(folder: Path, kind: str, fields: dict) -> str | None:
-    """What becomes of a row beside a good one: why it is refused, or None."""
-    read, good = READERS[kind]
+    """Return why a row is rejected that is read beside a good one, or None."""
+    good = GOOD[kind]
     (folder / "v.mp4").touch()
     key = next(iter(good))
     rows = [good | {key: "good"}, good | fields]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    kept, report = read(folder / "rows.jsonl", folder)
+    kept, report = read_records(folder / "rows.jsonl", folder, kind)
     if len(kept) == 2:
         return None
     ((reason, (row,)),) = report.skipped.items()
@@ -47,21 +47,21 @@ def bad_row(folder: Path, kind: str, fields: dict) -> str | None:
 
 
 def said(place: int, text: str) -> dict:
-    """A conversation that says `text` in one of its turns."""
+    """Return a conversation that says `text` in one of its turns."""
     return {"messages": [turn | {"content": text} if at == place else turn for at, turn in enumerate(TURNS)]}
 
 
 TEXTS = [
-    ("prompt", "question", lambda text: {"question": text}),
-    ("prompt", "captions", lambda text: {"captions": ["a cat", text]}),
-    ("talk", "a turn of the system", lambda text: said(0, text)),
-    ("talk", "a turn of the user", lambda text: said(1, text)),
-    ("talk", "a turn of the assistant", lambda text: said(2, text)),
-    ("talk", "captions", lambda text: {"captions": [text]}),
-    ("pair", "question", lambda text: {"question": text}),
-    ("pair", "chosen", lambda text: {"chosen": text}),
-    ("pair", "rejected", lambda text: {"rejected": text}),
-    ("pair", "captions", lambda text: {"captions": [text]}),
+    ("prompts", "question", lambda text: {"question": text}),
+    ("prompts", "captions", lambda text: {"captions": ["a cat", text]}),
+    ("conversations", "a turn of the system", lambda text: said(0, text)),
+    ("conversations", "a turn of the user", lambda text: said(1, text)),
+    ("conversations", "a turn of the assistant", lambda text: said(2, text)),
+    ("conversations", "captions", lambda text: {"captions": [text]}),
+    ("pairs", "question", lambda text: {"question": text}),
+    ("pairs", "chosen", lambda text: {"chosen": text}),
+    ("pairs", "rejected", lambda text: {"rejected": text}),
+    ("pairs", "captions", lambda text: {"captions": [text]}),
 ]
 
 
@@ -75,14 +75,14 @@ def test_a_media_mark_in_any_text_of_any_row_makes_it_bad(tmp_path, kind, place,
 @pytest.mark.parametrize(
     ("kind", "fields"),
     [
-        ("talk", {"video": None, "videos": ["v.mp4"]}),
-        ("talk", {"rejected_response": "a dog"}),
-        ("talk", {"label": False}),
-        ("talk", {"images": ["v.mp4"]}),
-        ("prompt", {"images": ["v.mp4"]}),
-        ("prompt", {"history": [["hello", "hi"]]}),
-        ("pair", {"rejected_images": ["v.mp4"]}),
-        ("pair", {"image": "v.mp4"}),
+        ("conversations", {"video": None, "videos": ["v.mp4"]}),
+        ("conversations", {"rejected_response": "a dog"}),
+        ("conversations", {"label": False}),
+        ("conversations", {"images": ["v.mp4"]}),
+        ("prompts", {"images": ["v.mp4"]}),
+        ("prompts", {"history": [["hello", "hi"]]}),
+        ("pairs", {"rejected_images": ["v.mp4"]}),
+        ("pairs", {"image": "v.mp4"}),
     ],
 )
 def test_a_field_of_another_tool_that_changes_what_a_row_says_is_named(tmp_path, kind, fields):
@@ -93,10 +93,10 @@ def test_a_field_of_another_tool_that_changes_what_a_row_says_is_named(tmp_path,
 @pytest.mark.parametrize(
     ("kind", "fields"),
     [
-        ("prompt", {"label": 1, "objects": ["cat"], "kind": "qa", "truth": {"video": 3}}),
-        ("prompt", {"videos": [], "image": None}),
-        ("talk", {"source": "ours", "scene": {"seed": 3}}),
-        ("pair", {"messages": TURNS[1:2], "native": {"rlaif": {"videos": ["v.mp4"]}}, "judge": {"model": "m"}}),
+        ("prompts", {"label": 1, "objects": ["cat"], "kind": "qa", "truth": {"video": 3}}),
+        ("prompts", {"videos": [], "image": None}),
+        ("conversations", {"source": "ours", "scene": {"seed": 3}}),
+        ("pairs", {"messages": TURNS[1:2], "native": {"rlaif": {"videos": ["v.mp4"]}}, "judge": {"model": "m"}}),
     ],
 )
 def test_fields_that_change_nothing_are_kept(tmp_path, kind, fields):
@@ -106,11 +106,11 @@ def test_fields_that_change_nothing_are_kept(tmp_path, kind, fields):
 @pytest.mark.parametrize(
     ("kind", "fields"),
     [
-        ("talk", said(1, 3)),
-        ("talk", said(2, [{"type": "text", "text": "a cat"}])),
-        ("prompt", {"question": ["what ?"]}),
-        ("prompt", {"captions": "one text"}),
-        ("pair", {"chosen": {"text": "a cat"}}),
+        ("conversations", said(1, 3)),
+        ("conversations", said(2, [{"type": "text", "text": "a cat"}])),
+        ("prompts", {"question": ["what ?"]}),
+        ("prompts", {"captions": "one text"}),
+        ("pairs", {"chosen": {"text": "a cat"}}),
     ],
 )
 def test_contents_that_are_no_text_are_bad(tmp_path, kind, fields):

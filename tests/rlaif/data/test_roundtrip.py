@@ -2,7 +2,7 @@ import copy
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from preference_rows import value
 
@@ -10,18 +10,21 @@ from rlaif.data.formats.roundtrip import difference, restore
 from rlaif.data.rows import RowError
 
 rows = st.dictionaries(st.sampled_from("abcd"), value, max_size=4)
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no failure
 
 
+@UNHURRIED
 @given(rows, rows)
-def test_any_row_comes_back(row, bare):
+def test_restore_reverses_difference(row, bare):
     before = copy.deepcopy(bare)
     patch = json.loads(json.dumps(difference(row, bare)))
     assert json.dumps(restore(bare, patch), sort_keys=True) == json.dumps(row, sort_keys=True)
     assert bare == before
 
 
+@UNHURRIED
 @given(rows)
-def test_rows_that_say_the_same_leave_nothing(row):
+def test_equal_rows_have_no_difference(row):
     assert difference(row, json.loads(json.dumps(row))) == {}
 
 
@@ -41,13 +44,13 @@ def test_each_part_is_restored_only_while_the_record_says_the_same():
 
 
 @pytest.mark.parametrize("patch", [None, [], "x", {"a": 1}, {"a": {}}, {"b": {"in": 3}}, {"c": {"at": {"0": 1}}}])
-def test_a_patch_that_is_none_does_nothing(patch):
+def test_restore_ignores_malformed_patches(patch):
     bare = {"a": 1, "b": {"c": 1}, "c": [1, 2]}
     assert restore(bare, patch) == bare
 
 
 @pytest.mark.parametrize("wrong", [b"bytes", float("nan"), {1, 2}])
-def test_what_json_cannot_hold_is_refused(wrong):
+def test_difference_rejects_values_that_json_cannot_hold(wrong):
     with pytest.raises(RowError, match="wrong type"):
         difference({"column": wrong}, {})
     with pytest.raises(RowError, match="column"):

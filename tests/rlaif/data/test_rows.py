@@ -5,8 +5,10 @@ import pytest
 
 from rlaif.data.files import write_rows
 from rlaif.data.formats.own import PAIRS
-from rlaif.data.read import read_conversations, read_pairs, read_prompts
-from rlaif.data.rows import Conversation, Pair, check_videos, skip_bad_videos, video_path, videos_of
+from rlaif.data.preference import PreferencePair
+from rlaif.data.read import read_records
+from rlaif.data.rows import Conversation
+from rlaif.data.videos import check_videos, skip_bad_videos, video_path, videos_of
 from rlaif.errors import DataError
 from rlaif.records import Prompt
 from rlaif.video.decode import sample_spec
@@ -15,11 +17,12 @@ PROMPT = {"prompt_id": "p", "video": "v.mp4", "question": "what moves?"}
 TURNS = [{"role": "user", "content": "what moves?"}, {"role": "assistant", "content": "a cat"}]
 TALK = {"id": "c", "video": "v.mp4", "messages": TURNS}
 PAIR = {"pair_id": "r", "video": "v.mp4", "question": "what moves?", "chosen": "a cat", "rejected": "a dog"}
-READERS = {"prompts": (read_prompts, PROMPT), "conversations": (read_conversations, TALK), "pairs": (read_pairs, PAIR)}
+GOOD = {"prompts": PROMPT, "conversations": TALK, "pairs": PAIR}
+RECORD = PreferencePair("r", "what moves?", "a cat", "a dog", video="v.mp4")
 
 
 def write(root, *rows):
-    """A file of `rows`: objects, or lines as they stand. `v.mp4` exists."""
+    """Write a file of `rows`, which are objects or whole lines, beside a video `v.mp4`."""
     (root / "v.mp4").touch()
     lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
     (root / "rows.jsonl").write_bytes(b"\n".join(lines) + b"\n")
@@ -32,32 +35,32 @@ def without(row, name):
 
 def test_good_rows(tmp_path):
     full = PROMPT | {"answer": "a cat", "captions": ["one", "two"], "scene": {"seed": 3}}
-    rows, report = read_prompts(write(tmp_path, full, PROMPT | {"prompt_id": "q"}, b"  "), tmp_path)
+    rows, report = read_records(write(tmp_path, full, PROMPT | {"prompt_id": "q"}, b"  "), tmp_path, "prompts")
     assert rows == [
         Prompt("p", "v.mp4", "what moves?", "a cat", ("one", "two"), {"scene": {"seed": 3}}),
         Prompt("q", "v.mp4", "what moves?"),
     ]
     assert report.counts == {"kept": 2} and report.summary().endswith("2 of 2 rows kept")
-    rows, _ = read_conversations(write(tmp_path, TALK | {"captions": ["one"]}), tmp_path)
+    rows, _ = read_records(write(tmp_path, TALK | {"captions": ["one"]}), tmp_path, "conversations")
     assert rows == [Conversation("c", "v.mp4", (("user", "what moves?"), ("assistant", "a cat")), ("one",))]
-    rows, _ = read_pairs(write(tmp_path, PAIR | {"rejected": ""}), tmp_path)
-    assert rows == [Pair("r", "v.mp4", "what moves?", (), "a cat", "")]
+    rows, _ = read_records(write(tmp_path, PAIR | {"rejected": ""}), tmp_path, "pairs")
+    assert rows == [replace(RECORD, rejected="")]
     assert rows[0].signs == {"overall": 1} and rows[0].videos == ("v.mp4",)
 
 
-def test_a_pair_of_a_longer_record(tmp_path):
+def test_a_training_pair_has_dimensions_and_margin(tmp_path):
     about = {"dimension": "helpfulness", "dimensions": {"harmlessness": -1}, "margin": 2, "scores": [], "judge": {}}
-    rows, _ = read_pairs(write(tmp_path, PAIR | about), tmp_path)
+    rows, _ = read_records(write(tmp_path, PAIR | about), tmp_path, "pairs")
     signs = {"harmlessness": -1}
-    assert rows == [Pair("r", "v.mp4", "what moves?", (), "a cat", "a dog", "helpfulness", signs, 2.0)]
+    assert rows == [replace(RECORD, dimension="helpfulness", dimensions=signs, margin=2.0)]
     assert rows[0].signs == {"helpfulness": 1, "harmlessness": -1}
 
 
-def test_a_pair_of_videos(tmp_path):
+def test_a_training_pair_of_videos_needs_both(tmp_path):
     (tmp_path / "w.mp4").touch()
     row = {"pair_id": "r", "prompt_id": "p", "question": "a cat", "chosen_video": "v.mp4", "rejected_video": "w.mp4"}
-    (pair, _), report = read_pairs(write(tmp_path, row, PAIR | {"pair_id": "s"}), tmp_path)
-    assert pair == Pair("r", "v.mp4", "a cat", (), "", "", rejected_video="w.mp4", prompt_id="p")
+    (pair, _), report = read_records(write(tmp_path, row, PAIR | {"pair_id": "s"}), tmp_path, "pairs")
+    assert pair == PreferencePair("r", "a cat", chosen_video="v.mp4", rejected_video="w.mp4", prompt_id="p")
     assert pair.videos == ("v.mp4", "w.mp4")
     other = replace(pair, pair_id="s", rejected_video="v.mp4")
     assert skip_bad_videos([pair, other], {"w.mp4": "bad"}, report) == [other]
@@ -72,8 +75,8 @@ def test_pairs_are_read_from_every_kind_of_file(tmp_path, ending):
     rows += [PAIR | {"pair_id": "gone", "video": "gone.mp4"}, PAIR | {"pair_id": "1"}]
     path = tmp_path / f"pairs{ending}"
     write_rows(path, map(PAIRS.columns, rows) if ending == ".parquet" else rows, PAIRS.schema)
-    found, report = read_pairs(path, tmp_path)
-    pair = Pair("0", "v.mp4", "what moves?", ("one",), "a cat", "a dog", "helpful", {"harmless": -1}, 0.5)
+    found, report = read_records(path, tmp_path, "pairs")
+    pair = replace(RECORD, captions=("one",), dimension="helpful", dimensions={"harmless": -1}, margin=0.5)
     assert found == [replace(pair, pair_id=str(n)) for n in range(3)]
     assert report.counts == {"kept": 3, "video missing": 1, "duplicate id": 1}
     unit = "line" if ending.startswith(".jsonl") else "row"
@@ -84,7 +87,7 @@ def test_pairs_are_read_from_every_kind_of_file(tmp_path, ending):
 
 def test_a_file_of_another_kind_says_which_are_read(tmp_path):
     with pytest.raises(DataError, match=r"ends in \.jsonl, .*\.parquet"):
-        read_pairs(tmp_path / "pairs.csv", tmp_path)
+        read_records(tmp_path / "pairs.csv", tmp_path, "pairs")
 
 
 @pytest.mark.parametrize(
@@ -93,7 +96,7 @@ def test_a_file_of_another_kind_says_which_are_read(tmp_path):
 def test_a_video_in_a_bucket_is_said_to_be_there(tmp_path, root, video, whole):
     path = write(tmp_path, PROMPT | {"video": video})
     with pytest.raises(DataError, match=f"expected a video at a local path, found the URI {whole}"):
-        read_prompts(path, root or tmp_path)
+        read_records(path, root or tmp_path, "prompts")
     assert video_path("gs://b/d", "/elsewhere/v.mp4").as_posix() == "/elsewhere/v.mp4"
 
 
@@ -131,26 +134,26 @@ BAD_ROWS = [
 
 @pytest.mark.parametrize(("kind", "bad", "reason", "detail"), BAD_ROWS, ids=[f"{r[0]}-{r[2]}-{r[3]}" for r in BAD_ROWS])
 def test_a_bad_row_is_counted_named_and_skipped_or_fatal(tmp_path, kind, bad, reason, detail):
-    read, good = READERS[kind]
+    good = GOOD[kind]
     path = write(tmp_path, good, bad)
-    rows, report = read(path, tmp_path)
+    rows, report = read_records(path, tmp_path, kind)
     assert len(rows) == 1 and report.counts == {"kept": 1, reason: 1}
     (row,) = report.skipped[reason]
     assert row.line == 2 and detail in row.detail and "line 2" in report.summary()
     with pytest.raises(DataError, match=reason):
-        read(path, tmp_path, strict=True)
+        read_records(path, tmp_path, kind, strict=True)
     with pytest.raises(DataError, match="at least one good row"):  # nothing but bad rows
-        read(write(tmp_path, bad if reason != "duplicate id" else b"{}"), tmp_path)
+        read_records(write(tmp_path, bad if reason != "duplicate id" else b"{}"), tmp_path, kind)
 
 
 def test_a_system_turn_may_come_first(tmp_path):
-    rows, _ = read_conversations(write(tmp_path, TALK | {"messages": [SYSTEM, *TURNS, *TURNS]}), tmp_path)
+    rows, _ = read_records(write(tmp_path, TALK | {"messages": [SYSTEM, *TURNS, *TURNS]}), tmp_path, "conversations")
     assert [role for role, _ in rows[0].messages] == ["system", "user", "assistant", "user", "assistant"]
 
 
 def test_a_conversation_may_be_about_no_video(tmp_path):
-    rows, report = read_conversations(
-        write(tmp_path, without(TALK, "video"), TALK | {"id": "d", "video": None}), tmp_path
+    rows, report = read_records(
+        write(tmp_path, without(TALK, "video"), TALK | {"id": "d", "video": None}), tmp_path, "conversations"
     )
     assert [row.video for row in rows] == ["", ""] and report.counts == {"kept": 2}
     assert [videos_of(row) for row in rows] == [(), ()]
@@ -158,15 +161,15 @@ def test_a_conversation_may_be_about_no_video(tmp_path):
 
 def test_missing_and_empty_files(tmp_path):
     with pytest.raises(DataError, match="No such file"):
-        read_prompts(tmp_path / "rows.jsonl", tmp_path)
+        read_records(tmp_path / "rows.jsonl", tmp_path, "prompts")
     (tmp_path / "rows.jsonl").touch()
     with pytest.raises(DataError, match="no rows at all"):
-        read_prompts(tmp_path / "rows.jsonl", tmp_path)
+        read_records(tmp_path / "rows.jsonl", tmp_path, "prompts")
 
 
 def test_errors_list_ten_rows_in_full_and_the_others_by_their_place(tmp_path):
     with pytest.raises(DataError) as raised:
-        read_prompts(write(tmp_path, PROMPT, *[b"nonsense"] * 25), tmp_path, strict=True)
+        read_records(write(tmp_path, PROMPT, *[b"nonsense"] * 25), tmp_path, "prompts", strict=True)
     assert raised.value.found.count("  not JSON: line ") == 10
     assert "1 of 26 rows kept, 25 not JSON" in raised.value.found
     assert "and 15 more: line 12, line 13, " in raised.value.found and raised.value.found.endswith(", line 26")
@@ -184,18 +187,22 @@ def test_videos_are_checked_before_anything_starts(tmp_path, video_file):
     good, short = video_file("good.mp4", 12), video_file("short.mp4", 3)
     (tmp_path / "v.mp4").write_bytes(good.read_bytes()[:200])
     names = ["good.mp4", "short.mp4", "v.mp4"]
-    rows, report = read_prompts(
-        write(tmp_path, *[PROMPT | {"prompt_id": str(n), "video": name} for n, name in enumerate(names * 2)]), tmp_path
+    rows, report = read_records(
+        write(tmp_path, *[PROMPT | {"prompt_id": str(n), "video": name} for n, name in enumerate(names * 2)]),
+        tmp_path,
+        "prompts",
     )
     bad = check_videos([row.video for row in rows], lambda video: sample_spec(tmp_path / video, 8))
     assert list(bad) == ["short.mp4", "v.mp4"]
     assert "at least 8 frames" in bad["short.mp4"] and "3 frames" in bad["short.mp4"] and str(short) in bad["short.mp4"]
     with pytest.raises(DataError, match="video unusable: line 2, id '1'"):
-        skip_bad_videos(rows, bad, read_prompts(tmp_path / "rows.jsonl", tmp_path)[1], strict=True)
+        skip_bad_videos(rows, bad, read_records(tmp_path / "rows.jsonl", tmp_path, "prompts")[1], strict=True)
     assert [row.prompt_id for row in skip_bad_videos(rows, bad, report)] == ["0", "3"]
     assert report.counts == {"kept": 2, "video unusable": 4}
     with pytest.raises(DataError, match="at least one good row"):
-        skip_bad_videos(rows, dict.fromkeys(names, "bad"), read_prompts(tmp_path / "rows.jsonl", tmp_path)[1])
+        skip_bad_videos(
+            rows, dict.fromkeys(names, "bad"), read_records(tmp_path / "rows.jsonl", tmp_path, "prompts")[1]
+        )
 
 
 @pytest.fixture

@@ -71,7 +71,7 @@ def test_each_finding_is_printed_before_the_next_check(monkeypatch, capsys):
         ("TMPDIR", ""),
     ],
 )
-def test_a_cache_that_cannot_be_written(monkeypatch, tmp_path, variable, below):
+def test_an_unwritable_cache_is_reported(monkeypatch, tmp_path, variable, below):
     for name in (
         "XDG_CACHE_HOME",
         "TORCH_EXTENSIONS_DIR",
@@ -108,7 +108,7 @@ def test_run_probe_returns_or_raises_the_last_line():
 
 
 @pytest.mark.parametrize(
-    ("requirement", "status", "found"),
+    ("requirement", "status", "detail"),
     [
         ("a-package-that-nobody-made>=1", "fail", "missing: a-package-that-nobody-made"),
         ("torch>=99", "warn", "(wants >=99)"),
@@ -116,10 +116,10 @@ def test_run_probe_returns_or_raises_the_last_line():
         ("torch>=2", "ok", "all 1"),
     ],
 )
-def test_packages_are_compared_with_their_ranges(monkeypatch, requirement, status, found):
+def test_packages_are_compared_with_their_ranges(monkeypatch, requirement, status, detail):
     monkeypatch.setattr(libraries, "declared_requirements", lambda: [requirement])
     check = libraries.check_packages()
-    assert check.status == status and found in check.detail
+    assert check.status == status and detail in check.detail
 
 
 def test_requirements_come_from_pyproject_if_the_project_is_not_installed(monkeypatch):

@@ -9,7 +9,7 @@ from rlaif.evaluation.intervals import wilson
 
 
 def test_wilson_intervals_equal_published_ones():
-    """Newcombe 1998, table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29."""
+    """Compare with Newcombe 1998, table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29."""
     assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
     assert wilson(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
     assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)

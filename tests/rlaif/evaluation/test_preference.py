@@ -9,7 +9,7 @@ from rlaif.evaluation.preference import dimension_metrics, pair_metrics, reliabi
 
 
 def test_metrics_equal_a_published_example():
-    """Scores 1.2, 0.3 preferred to 0.4, 0.9: Bradley-Terry loss 0.704294, accuracy 1/2."""
+    """Compare scores 1.2, 0.3 preferred to 0.4, 0.9 with the published Bradley-Terry loss 0.704294 and accuracy 1/2."""
     metrics = pair_metrics([(1.2, 0.4), (0.3, 0.9)])
     assert metrics["log_loss"] == pytest.approx(0.704294, abs=1e-6) and metrics["accuracy"] == 0.5
     assert metrics["margin"] == pytest.approx(0.1) and (metrics["score_min"], metrics["score_max"]) == (0.3, 1.2)
@@ -41,7 +41,7 @@ def test_agreement_by_dimension():
 
 
 def test_calibration_error_by_hand():
-    """sigmoid(ln 9) = .9 three times, right twice; sigmoid(ln 1.5) = .6... of which one bin each; a tie at .5."""
+    """Compute by hand: sigmoid(ln 9) = .9 three times, right twice; sigmoid(ln 1.5) = .6... of which one bin each; a tie at .5."""
     nine, third = math.log(9), math.log(0.65 / 0.35)
     metrics = pair_metrics([(nine + 1e-9, 0), (nine + 1e-9, 0), (0, nine + 1e-9), (third, 0), (0, 0)])
     gaps = [3 * abs(2 / 3 - 0.9), 1 * abs(1 - 0.65), 1 * abs(0.5 - 0.5)]

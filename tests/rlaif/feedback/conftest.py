@@ -9,7 +9,7 @@ from rlaif.feedback.chat_request import ChatRequest, EndpointOptions, Turn
 
 @pytest.fixture
 def options():
-    """Options of a server and of a stage, with short waits unless changed."""
+    """Return a function that makes the options of a server and of a stage, with short waits unless changed."""
 
     def of(server, **changes) -> EndpointOptions:
         url = server if isinstance(server, str) else server.url
@@ -32,7 +32,7 @@ def options():
 
 @pytest.fixture
 def ask():
-    """Question number `n`, without images."""
+    """Return a function that makes question number `n`, without images."""
 
     def of(n=0, choices=(), **changes) -> ChatRequest:
         return ChatRequest(**{"key": ("p", n), "turns": (Turn(f"question {n} ?"),), "choices": choices, **changes})

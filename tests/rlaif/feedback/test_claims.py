@@ -113,7 +113,7 @@ def test_a_claim_that_cannot_be_judged_is_masked():
 
 
 def test_the_score_is_minus_the_rejected_claims():
-    """RLAIF-V: accepted - claims."""
+    """Compute RLAIF-V's score, accepted - claims."""
     result = claim_score({"a": 1, "b": 2, "c": 1}, [YES, NO, NO])
     assert (result.score, result.empty) == (-2, False)
     assert result.evidence == (Evidence("a", 1, YES), Evidence("b", 2, NO), Evidence("c", 1, NO))

@@ -62,8 +62,8 @@ def test_the_request_body_is_a_chat_completion(options, monkeypatch):
     turns = (Turn("be strict .", "system"), Turn("which ?", images=images))
     extra = {"chat_template_kwargs": {"enable_thinking": False}, "max_tokens": None, "max_completion_tokens": 7}
     with JudgeServer(answer()) as server:
-        chosen = options(server, api_key_env="JUDGE_KEY", temperature=0.5, top_logprobs=4, extra=extra)
-        Endpoint(chosen).ask_many([ChatRequest("k", turns, ("A", "B"), seed=9)])
+        settings = options(server, api_key_env="JUDGE_KEY", temperature=0.5, top_logprobs=4, extra=extra)
+        Endpoint(settings).ask_many([ChatRequest("k", turns, ("A", "B"), seed=9)])
     assert server.paths == ["/v1/chat/completions"]
     assert server.headers[0]["Authorization"] == "Bearer sk-planted"
     assert server.bodies == [
@@ -208,9 +208,9 @@ def test_an_error_of_the_callers_iterable_is_raised_unchanged(options, ask):
 
 def test_a_stored_answer_costs_nothing(options, ask, tmp_path):
     with JudgeServer(answer("A")) as server:
-        chosen = options(server, cache=str(tmp_path))
-        first = Endpoint(chosen).ask_many([ask(1, choices=("A",))])[0]
-        again = Endpoint(chosen, Usage(1, 1))
+        settings = options(server, cache=str(tmp_path))
+        first = Endpoint(settings).ask_many([ask(1, choices=("A",))])[0]
+        again = Endpoint(settings, Usage(1, 1))
         second = again.ask_many([ask(1, choices=("A", "B"))])[0]  # other choices of the same answer
     assert len(server.bodies) == 1
     assert (second.cached, second.text, second.usage, second.latency_s) == (True, "A", first.usage, first.latency_s)
@@ -279,9 +279,9 @@ def test_stored_answers_of_earlier_releases_are_used(options, choices, known):
 def test_the_address_is_in_the_hash_unless_an_origin_is_named(options, ask, tmp_path):
     with JudgeServer(answer()) as one, JudgeServer(answer()) as two:
         for origin, cached in ((None, False), ("judge", True)):
-            chosen = {"cache": str(tmp_path), "origin": origin}
-            Endpoint(options(one, **chosen)).ask_many([ask()])
-            assert Endpoint(options(two, **chosen)).ask_many([ask()])[0].cached is cached
+            cache = {"cache": str(tmp_path), "origin": origin}
+            Endpoint(options(one, **cache)).ask_many([ask()])
+            assert Endpoint(options(two, **cache)).ask_many([ask()])[0].cached is cached
 
 
 def test_frames_are_stored_as_their_hash(options, tmp_path):
@@ -294,18 +294,18 @@ def test_frames_are_stored_as_their_hash(options, tmp_path):
 
 def test_unreadable_files_of_the_cache_are_asked_again(options, ask, tmp_path):
     with JudgeServer(answer("A")) as server:
-        chosen = options(server, cache=str(tmp_path))
+        settings = options(server, cache=str(tmp_path))
         asks = [ask(n) for n in range(5)]
-        Endpoint(chosen).ask_many(asks)
+        Endpoint(settings).ask_many(asks)
         one, two, three, four, _ = files(tmp_path)
         one.write_bytes(one.read_bytes()[:-9])
         two.write_bytes(b"")
         three.write_text(four.read_text())  # the answer to another question
         four.write_text(json.dumps({**json.loads(four.read_text()), "answer": {"text": 7}}))
-        replies = Endpoint(chosen).ask_many(asks)
+        replies = Endpoint(settings).ask_many(asks)
         assert [reply.text for reply in replies] == ["A"] * 5
         assert sum(reply.cached for reply in replies) == 1 and len(server.bodies) == 9
-        assert all(reply.cached for reply in Endpoint(chosen).ask_many(asks))
+        assert all(reply.cached for reply in Endpoint(settings).ask_many(asks))
 
 
 def test_a_killed_run_asks_only_what_has_no_answer(options, ask, tmp_path):
@@ -333,7 +333,7 @@ def test_a_killed_run_asks_only_what_has_no_answer(options, ask, tmp_path):
     assert len(server.bodies) <= 30 + 4  # at most the open requests are sent twice
 
 
-def test_a_cache_that_cannot_be_written(options, ask, tmp_path):
+def test_an_unwritable_cache_is_reported(options, ask, tmp_path):
     (tmp_path / "file").write_text("")
     with JudgeServer(answer()) as server, pytest.raises(ConfigError, match="cache"):
         Endpoint(options(server, cache=str(tmp_path / "file"))).ask_many([ask()])
@@ -360,7 +360,8 @@ def test_a_budget_is_not_exceeded_and_unsent_questions_are_masked(options, ask, 
         assert len(masked) == 4 and {one.kind for one in masked} == {"budget"}
         assert next(iter(limits)) in masked[0].reason
         # Stored answers still cost nothing, and the others still have no room, in this call and in a later run.
-        assert sum(isinstance(one, Reply) and one.cached for one in endpoint.ask_many([ask(n) for n in range(10)])) == 6
+        outcomes = endpoint.ask_many([ask(n) for n in range(10)])
+        assert sum(isinstance(one, Reply) and one.cached for one in outcomes) == 6
         later = Endpoint(endpoint.options, endpoint.used)
         assert [one.cached for one in later.ask_many([ask(0)])] == [True]
         assert [one.kind for one in later.ask_many([ask(99)])] == ["budget"]

@@ -117,13 +117,13 @@ def test_a_refusal_masks_a_question_with_choices(options, ask):
 
 
 @pytest.mark.parametrize(
-    ("name", "kept"), [("refusal", 1), ("filter", 1), ("length", 1), ("no text", 0), ("no usage", 0)]
+    ("name", "stored"), [("refusal", 1), ("filter", 1), ("length", 1), ("no text", 0), ("no usage", 0)]
 )
-def test_the_models_own_refusals_are_stored(options, ask, name, kept, tmp_path):
+def test_the_models_own_refusals_are_stored(options, ask, name, stored, tmp_path):
     with JudgeServer(MASKED[name][0]) as server:
         kinds = [Endpoint(options(server, cache=str(tmp_path))).ask_many([ask()])[0].kind for _ in range(2)]
     assert kinds == [MASKED[name][2]] * 2
-    assert len(server.bodies) == 2 - kept
+    assert len(server.bodies) == 2 - stored
 
 
 def test_a_server_that_is_down_masks_the_question(options, ask):
@@ -171,15 +171,16 @@ def test_a_permanent_error_stops_the_run_and_stores_earlier_answers(options, ask
     monkeypatch.setenv("JUDGE_KEY", "sk-planted")
     step, error, words = STOPS[name]
     with JudgeServer(answer(), answer(), step, answer()) as server:
-        chosen = options(server, api_key_env="JUDGE_KEY", cache=str(tmp_path))
-        endpoint = Endpoint(chosen)
+        settings = options(server, api_key_env="JUDGE_KEY", cache=str(tmp_path))
+        endpoint = Endpoint(settings)
         with pytest.raises(error, match=words) as raised:
             endpoint.ask_many([ask(n) for n in range(5)])
         assert "sk-plan" not in str(raised.value)
         assert len(server.bodies) == 3  # no retry, and no further question
         assert endpoint.used.total == (45 if name == "another model" else 30)
-        for again in (endpoint, Endpoint(chosen)):
-            assert [one.cached for one in again.ask_many([ask(n) for n in range(2)])] == [True, True]
+        for again in (endpoint, Endpoint(settings)):
+            replies = again.ask_many([ask(n) for n in range(2)])
+            assert [one.cached for one in replies] == [True, True]
 
 
 def test_open_requests_are_waited_for_after_an_error(options, ask):
@@ -190,15 +191,16 @@ def test_open_requests_are_waited_for_after_an_error(options, ask):
         endpoint = Endpoint(options(server, concurrency=3))
         with pytest.raises(ConfigError, match="api_key_env"):
             endpoint.ask_many([ask(n) for n in range(9)])
-        sent = len(server.bodies)
-        assert sent <= 3
-        assert [one.cached for one in endpoint.ask_many([ask(n) for n in range(1, sent)])] == [True] * (sent - 1)
+        count = len(server.bodies)
+        assert count <= 3
+        replies = endpoint.ask_many([ask(n) for n in range(1, count)])
+        assert [one.cached for one in replies] == [True] * (count - 1)
 
 
 def test_nothing_is_retried_after_an_error(options, ask):
     def by(body):
         if "question 0" in body["messages"][0]["content"]:
-            return lambda *given: (time.sleep(0.2), status(401)(*given))
+            return lambda *args: (time.sleep(0.2), status(401)(*args))
         return status(503, retry_after="0.5")
 
     with JudgeServer(by=by) as server, pytest.raises(ConfigError, match="401"):
@@ -218,11 +220,11 @@ def test_retry_after_is_honoured_and_bounded(options, ask):
 
 
 def test_backoff_doubles_is_drawn_and_has_a_limit(options):
-    chosen = options("http://h/v1", backoff_s=1.0, max_backoff_s=10.0).server
-    assert [backoff_seconds(chosen, n, None, 0.5) for n in range(6)] == [0.5, 1, 2, 4, 8, 10]
-    assert backoff_seconds(chosen, 3, None, 0.0) == 0
-    assert backoff_seconds(chosen, 0, 5.0, 0.5) == 5
-    assert backoff_seconds(chosen, 5, 5.0, 0.5) == 10
+    limits = options("http://h/v1", backoff_s=1.0, max_backoff_s=10.0).server
+    assert [backoff_seconds(limits, n, None, 0.5) for n in range(6)] == [0.5, 1, 2, 4, 8, 10]
+    assert backoff_seconds(limits, 3, None, 0.0) == 0
+    assert backoff_seconds(limits, 0, 5.0, 0.5) == 5
+    assert backoff_seconds(limits, 5, 5.0, 0.5) == 10
 
 
 NOW = datetime(2025, 1, 1, 12, 0, 0, tzinfo=UTC)
@@ -295,7 +297,7 @@ def test_the_key_appears_in_no_error_log_or_file(options, ask, step, monkeypatch
 
 
 def test_an_untrusted_certificate_is_an_error_before_anything_is_sent(options, ask, monkeypatch, tmp_path):
-    """The key must never reach a server that merely answers in the place of the real one."""
+    """The key must never reach a server that answers in place of the real one."""
     monkeypatch.setenv("JUDGE_KEY", KEY)
     key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
     command = (
@@ -310,12 +312,12 @@ def test_an_untrusted_certificate_is_an_error_before_anything_is_sent(options, a
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate, key)
         server._http.socket = context.wrap_socket(server._http.socket, server_side=True)
-        chosen = options(server.url.replace("http:", "https:"), api_key_env="JUDGE_KEY")
+        settings = options(server.url.replace("http:", "https:"), api_key_env="JUDGE_KEY")
         with pytest.raises(ConfigError, match="certificate") as raised:
-            Endpoint(chosen).ask_many([ask()])
+            Endpoint(settings).ask_many([ask()])
         assert server.bodies == [] and KEY not in everything_visible(raised.value)
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))  # an authority of one's own is trusted
-        assert Endpoint(chosen).ask_many([ask()])[0].text == "A"
+        assert Endpoint(settings).ask_many([ask()])[0].text == "A"
 
 
 def test_a_redirect_is_not_followed(options, ask):
@@ -326,7 +328,7 @@ def test_a_redirect_is_not_followed(options, ask):
 
 
 def test_a_huge_answer_is_not_read_to_its_end(options, ask):
-    sent = []
+    sizes = []
 
     def endless(handler, body):
         handler.send_response(200)
@@ -334,11 +336,11 @@ def test_a_huge_answer_is_not_read_to_its_end(options, ask):
         handler.end_headers()
         for _ in range(10**4):
             handler.wfile.write(b"x" * 10**5)
-            sent.append(10**5)
+            sizes.append(10**5)
 
     with JudgeServer(endless) as server:
         (masked,) = Endpoint(options(server)).ask_many([ask()])
-    assert masked.kind == "garbled" and sum(sent) < 10**8  # what fits between the two
+    assert masked.kind == "garbled" and sum(sizes) < 10**8  # what fits between the two
 
 
 def test_no_connection_is_left_open(options, ask, recwarn):

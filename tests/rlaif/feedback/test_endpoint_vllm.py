@@ -99,12 +99,12 @@ def test_other_frames_give_other_logprobs(options):
 
 
 def test_a_reply_has_model_usage_and_latency(options, tmp_path):
-    chosen = options(cache=str(tmp_path))
-    (reply,) = Endpoint(chosen).ask_many([about(1)])
+    settings = options(cache=str(tmp_path))
+    (reply,) = Endpoint(settings).ask_many([about(1)])
     assert reply.model == "tiny" and reply.usage.completion_tokens == 1
     assert reply.usage.prompt_tokens > 8  # every frame has visual tokens
     assert reply.latency_s > 0
-    again = Endpoint(chosen)
+    again = Endpoint(settings)
     (stored,) = again.ask_many([about(1)])
     assert stored.cached and stored.first == reply.first and again.used == Usage()
 

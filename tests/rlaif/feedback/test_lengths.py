@@ -20,7 +20,7 @@ def test_the_grid_has_50_ratios_below_1():
 
 
 def test_pairs_with_a_much_longer_rejected_answer_are_dropped():
-    """(rejected - chosen) / rejected: .5, .1, -.05. Imbalance of all: 10 / 50, without the first: 0 / 30."""
+    """Compute (rejected - chosen) / rejected by hand: .5, .1, -.05. Imbalance of all: 10 / 50, without the first: 0 / 30."""
     keep, balanced = balance([10, 9, 21], [20, 10, 20], "rejected")
     assert keep.tolist() == [False, True, True]
     # .48 is the largest ratio of the grid below .5

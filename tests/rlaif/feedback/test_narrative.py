@@ -1,5 +1,7 @@
 """Frames that captions cover, and the texts that request them."""
 
+from itertools import chain
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +17,7 @@ def but(options: Caption, **changes) -> Caption:
     return Caption(**options.model_dump() | changes)
 
 
-def test_fifty_frames_in_three_clips():
+def test_three_clips_cover_all_fifty_frames():
     """With the best setting of VLM-RLAIF (three clips, at most 20 frames each) no frame is left out."""
     assert clips(50, Caption()) == [list(range(16)), list(range(16, 33)), list(range(33, 50))]
 
@@ -25,7 +27,7 @@ def test_a_long_clip_is_sampled_evenly_with_both_ends():
     assert clips(9, Caption(count=3, frames=1)) == [[1], [4], [7]]
 
 
-def test_frames_leave_out_the_first_and_the_last():
+def test_single_frames_exclude_the_first_and_the_last():
     frame = Caption(unit="frame")
     assert clips(50, frame) == [[12], [24], [36]]
     assert clips(51, but(frame, count=1)) == [[25]]
@@ -45,7 +47,7 @@ def test_too_few_frames_give_fewer_units():
 def test_units_are_in_time_order_and_never_overlap(total, count, frames, unit):
     options = Caption(unit=unit, count=count, frames=frames)
     units = clips(total, options)
-    flat = [index for part in units for index in part]
+    flat = list(chain.from_iterable(units))
     assert flat == sorted(set(flat)) and flat[0] >= 0 and flat[-1] < total
     assert len(units) == min(count, total)
     assert all(1 <= len(part) <= (frames if unit == "clip" else 1) for part in units)

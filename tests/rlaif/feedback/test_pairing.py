@@ -1,4 +1,4 @@
-"""Pairs from scored answers: those that are made, and the counts of all others."""
+"""Pairs from scored answers, and the counts of all pairs that are dropped."""
 
 import math
 import random
@@ -25,16 +25,16 @@ def answers(*scored: tuple[str, float], prompt="p", video=None) -> list[Candidat
     return [Candidate(prompt, index, video, "what ?", text, score) for index, (text, score) in enumerate(scored)]
 
 
-def texts(built) -> list[tuple[str, str]]:
+def texts(pairing) -> list[tuple[str, str]]:
     """Return (chosen, rejected) of every pair."""
-    return [(pair.chosen.answer, pair.rejected.answer) for pair in built.pairs]
+    return [(pair.chosen.answer, pair.rejected.answer) for pair in pairing.pairs]
 
 
 def test_all_pairs_at_or_above_the_margin():
-    built = build_pairs(answers(("a", -2), ("b", 0), ("c", -1), ("d", -1)), ALL, seed=0)
-    assert texts(built) == [("b", "a"), ("b", "c"), ("b", "d"), ("c", "a"), ("d", "a")]
-    assert [pair.margin for pair in built.pairs] == [2, 1, 1, 1, 1]
-    assert built.considered == 6 and built.dropped == {"tied": 1}
+    pairing = build_pairs(answers(("a", -2), ("b", 0), ("c", -1), ("d", -1)), ALL, seed=0)
+    assert texts(pairing) == [("b", "a"), ("b", "c"), ("b", "d"), ("c", "a"), ("d", "a")]
+    assert [pair.margin for pair in pairing.pairs] == [2, 1, 1, 1, 1]
+    assert pairing.considered == 6 and pairing.dropped == {"tied": 1}
     wide = build_pairs(answers(("a", -2), ("b", 0), ("c", -1), ("d", -1)), replace(ALL, margin=1.5), seed=0)
     assert texts(wide) == [("b", "a")] and wide.dropped == {"below the margin": 4, "tied": 1}
 
@@ -44,39 +44,39 @@ def test_a_margin_is_reached_despite_rounding():
 
 
 def test_equal_scores_never_pair():
-    built = build_pairs(answers(("a", 1), ("b", 1)), replace(ALL, margin=0), 0)
-    assert not built.pairs and built.dropped == {"tied": 1}
+    pairing = build_pairs(answers(("a", 1), ("b", 1)), replace(ALL, margin=0), 0)
+    assert not pairing.pairs and pairing.dropped == {"tied": 1}
 
 
 def test_best_worst_pairs_the_two_extremes_only():
-    built = build_pairs(
+    pairing = build_pairs(
         answers(("a", 0.1), ("b", 0.9), ("c", 0.5), ("d", -3)), replace(ALL, choose="best_worst", margin=0.5), 0
     )
-    assert texts(built) == [("b", "d")] and built.dropped == {"not best and worst": 5}
+    assert texts(pairing) == [("b", "d")] and pairing.dropped == {"not best and worst": 5}
 
 
 def test_ties_for_the_best_are_broken_by_seed():
-    chosen = set()
+    winners = set()
     for number in range(40):
-        built = build_pairs(
+        pairing = build_pairs(
             answers(("a", 1), ("b", 1), ("c", 0), prompt=f"p{number}"), replace(ALL, choose="best_worst"), 0
         )
-        chosen |= {pair.chosen.answer for pair in built.pairs}
-    assert chosen == {"a", "b"}
+        winners |= {pair.chosen.answer for pair in pairing.pairs}
+    assert winners == {"a", "b"}
 
 
 def test_unusable_answers_are_counted_by_reason():
     rows = answers(("a b", 1), (" \n", 5), ("a", 3), ("a c", Masked("no verdict")), ("a d", float("nan")), ("a e", 0))
-    built = build_pairs(rows, replace(ALL, min_words=2), 0)
-    assert texts(built) == [("a b", "a e")] and built.candidates == 6 and built.considered == 1
-    assert built.candidates_dropped == {
+    pairing = build_pairs(rows, replace(ALL, min_words=2), 0)
+    assert texts(pairing) == [("a b", "a e")] and pairing.candidates == 6 and pairing.considered == 1
+    assert pairing.candidates_dropped == {
         "empty answer": 1, "masked score": 1, "score not finite": 1, "short answer": 1,
     }  # fmt: skip
 
 
 def test_equal_answers_make_no_pair():
-    built = build_pairs(answers(("A  cat", 1), ("a cat ", 0)), ALL, 0)
-    assert not built.pairs and built.dropped == {"equal answers": 1}
+    pairing = build_pairs(answers(("A  cat", 1), ("a cat ", 0)), ALL, 0)
+    assert not pairing.pairs and pairing.dropped == {"equal answers": 1}
 
 
 def test_repeats_within_and_across_prompts_are_dropped():
@@ -84,16 +84,19 @@ def test_repeats_within_and_across_prompts_are_dropped():
         *answers(("a", 1), ("b", 0), ("A", 1), prompt="p", video="v"),
         *answers(("a", 1), ("b", 0), prompt="q", video="v"),
     ]
-    built = build_pairs(rows, ALL, 0)
-    assert [pair.key for pair in built.pairs] == [("p", 0, 1)] and built.dropped == {"duplicate": 2, "equal answers": 1}
+    pairing = build_pairs(rows, ALL, 0)
+    assert [pair.key for pair in pairing.pairs] == [("p", 0, 1)] and pairing.dropped == {
+        "duplicate": 2,
+        "equal answers": 1,
+    }
     other = [*rows[:3], *answers(("a", 1), ("b", 0), prompt="q", video="w")]
     assert [pair.key for pair in build_pairs(other, ALL, 0).pairs] == [("p", 0, 1), ("q", 0, 1)]
 
 
 def test_pairs_that_contradict_each_other_are_dropped():
-    built = build_pairs(answers(("a", 2), ("b", 1), ("a", 0), ("c", 4)), ALL, 0)
-    assert texts(built) == [("c", "a"), ("c", "b")]
-    assert built.dropped == {"contradicted": 2, "duplicate": 1, "equal answers": 1}
+    pairing = build_pairs(answers(("a", 2), ("b", 1), ("a", 0), ("c", 4)), ALL, 0)
+    assert texts(pairing) == [("c", "a"), ("c", "b")]
+    assert pairing.dropped == {"contradicted": 2, "duplicate": 1, "equal answers": 1}
 
 
 def test_the_limit_per_prompt_is_drawn_by_seed():
@@ -117,8 +120,8 @@ def test_pairs_dropped_by_length_balance_are_counted():
         *answers(("a", 1), ("b " * 10, 0), prompt="p"),
         *answers(("a b", 1), ("c d", 0), prompt="q"),
     ]
-    built = build_pairs(rows, replace(ALL, lengths="rejected"), 0)
-    assert [pair.key[0] for pair in built.pairs] == ["q"] and built.dropped == {"length balance": 1}
+    pairing = build_pairs(rows, replace(ALL, lengths="rejected"), 0)
+    assert [pair.key[0] for pair in pairing.pairs] == ["q"] and pairing.dropped == {"length balance": 1}
 
 
 words = st.text(alphabet="ab ", max_size=6)
@@ -143,17 +146,17 @@ options = st.builds(
 def test_pairs_do_not_depend_on_the_order_and_every_drop_is_counted(rows, options, seed, shuffle: random.Random):
     video = {"p": "v", "q": "v", "r": "w"}
     candidates = [Candidate(p, i, video[p], "what ?", text, score) for p, i, text, score in rows]
-    built = build_pairs(candidates, options, seed)
+    pairing = build_pairs(candidates, options, seed)
     shuffle.shuffle(candidates)
     again = build_pairs(candidates, options, seed)
-    assert again == built and dumps(pair_report(again)) == dumps(pair_report(built))
-    assert built.considered == len(built.pairs) + sum(built.dropped.values())
-    usable = built.candidates - sum(built.candidates_dropped.values())
-    assert built.candidates == len(rows) and usable >= 0
-    assert all(pair.margin > 0 and pair.texts[0] != pair.texts[1] for pair in built.pairs)
-    assert len({(pair.chosen.video, frozenset(pair.texts)) for pair in built.pairs}) == len(built.pairs)
+    assert again == pairing and dumps(pair_report(again)) == dumps(pair_report(pairing))
+    assert pairing.considered == len(pairing.pairs) + sum(pairing.dropped.values())
+    usable = pairing.candidates - sum(pairing.candidates_dropped.values())
+    assert pairing.candidates == len(rows) and usable >= 0
+    assert all(pair.margin > 0 and pair.texts[0] != pair.texts[1] for pair in pairing.pairs)
+    assert len({(pair.chosen.video, frozenset(pair.texts)) for pair in pairing.pairs}) == len(pairing.pairs)
     if options.per_prompt:
-        assert len(built.pairs) <= options.per_prompt * built.prompts
+        assert len(pairing.pairs) <= options.per_prompt * pairing.prompts
 
 
 def test_a_key_that_comes_twice_is_an_error():

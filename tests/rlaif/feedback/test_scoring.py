@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from rlaif.data.preference import Preference
+from rlaif.data.preference import PreferencePair
 from rlaif.feedback.scoring import Item, ScoringModel, Tally, items_of, new_scores, why_unreadable
 
-RECORD = Preference(
+RECORD = PreferencePair(
     "r",
     "what ?",
     "a cat",
@@ -22,7 +22,7 @@ RECORD = Preference(
         {"candidate": "third", "text": "twice"},
     ),
 )
-VIDEOS = Preference("s", "a cat runs", chosen_video="a.mp4", rejected_video="b.mp4")
+VIDEOS = PreferencePair("s", "a cat runs", chosen_video="a.mp4", rejected_video="b.mp4")
 PLAIN = {"v.mp4": "0123", "a.mp4": "4567", "b.mp4": "89ab"}.__getitem__
 ONE, TWO = ScoringModel("rm", "f" * 16, ("overall",)), ScoringModel("rm2", "e" * 16, ("helpful", "harmless"))
 
@@ -49,7 +49,7 @@ def test_an_items_key_covers_everything_that_a_score_depends_on():
 
 @pytest.mark.parametrize(("modality", "readable"), [("text", True), ("video", False), ("image", False)])
 def test_a_pair_about_a_video_is_not_read_without_it(modality, readable):
-    record = Preference("r", "q", "a", "b", modality=modality, frames=("f0.png",))
+    record = PreferencePair("r", "q", "a", "b", modality=modality, frames=("f0.png",))
     assert (why_unreadable(record, items_of(record, (), PLAIN)[0]) is None) == readable
     assert why_unreadable(VIDEOS, items_of(VIDEOS, (), PLAIN)[0]) is None
 
@@ -70,7 +70,7 @@ def test_scores_are_added_once_per_candidate_model_and_dimension():
         *[("rm2", "third", "helpful", 2.5), ("rm2", "third", "harmless", -2.0)],
     ]
     assert (tally.candidates, tally.scored, tally.there) == (3, 1, 2) and other.scored == 3
-    assert Preference.from_row(scored.to_row()) == scored
+    assert PreferencePair.from_row(scored.to_row()) == scored
     again = Tally()
     assert new_scores(scored, items, TWO, values, {}, set(values), again) == [] and again.there == 3
 

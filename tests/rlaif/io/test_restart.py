@@ -1,4 +1,4 @@
-"""Stages that are started over lose no results, whenever the new start ends."""
+"""Stages that start over lose no results, even if the new start ends at any step."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from rlaif.stages.run.tracker import _run_id
 
 
 class KilledError(BaseException):
-    """The end of the process: no code of it runs after this."""
+    """Marks the end of the process: none of its code runs afterwards."""
 
 
 class Process:
-    """The calls of a stage of one process, without actors."""
+    """Makes the calls of a stage in one process, without actors."""
 
     def __init__(self, storage: str, stage: str, start: str = "new"):
         self.config, self.stage = Config(name="run", storage=storage), stage
@@ -76,7 +76,7 @@ def finished(storage: str, stage: str) -> None:
 
 
 def numbers(folder: Location, stage: str) -> dict:
-    """Return the numbers that mark what a stage has in a folder."""
+    """Return the numbers that mark a stage's results in a folder."""
     metrics = folder / "metrics.jsonl"
     lines = metrics.read().splitlines() if metrics.exists() else []
     rows = [json.loads(line) for line in lines]
@@ -105,7 +105,7 @@ def asides(storage: str) -> list[Location]:
 
 
 def marked(stage: str, number: int, count: int, export: bool = True) -> dict:
-    """Return what `numbers` gives for `count` iterations with one number."""
+    """Return the result of `numbers` for `count` iterations with one number."""
     main = stage == "ppo"
     return {
         "rows": [number] * count,

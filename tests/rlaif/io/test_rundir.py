@@ -1,4 +1,4 @@
-"""The run directory on a file system and in a bucket: paths, atomic files, locks, and what a resume cuts back."""
+"""The run directory on a file system and in a bucket: paths, atomic files, locks, and the rows that a resume removes."""
 
 import errno
 import fcntl
@@ -188,7 +188,7 @@ def test_lock_refuses_a_second_process_and_ends_with_its_holder(run):
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP])
 def test_lock_warns_on_a_file_system_without_locks(run, monkeypatch, caplog, number):
-    """Such as some network file systems: the run works, and no marker file stays that would block a later one."""
+    """Some network file systems have no locks: the run works, and no marker file stays that would block a later one."""
 
     def refuse(*args):
         raise OSError(number, os.strerror(number))

@@ -17,17 +17,17 @@ CLOSED = "s3://no-such-bucket/runs?region=x&endpoint_override=localhost:1&scheme
 
 
 @pytest.mark.parametrize(
-    ("uri", "found", "uses"),
+    ("uri", "words", "uses"),
     [
         (CLOSED, "NETWORK_CONNECTION", [fetch]),
         ("nosuch://bucket/runs", "nosuch", [fetch, lambda uri: locate(uri).reach(), lambda uri: locate(uri).exists()]),
     ],
 )
-def test_an_unreachable_storage_is_an_error_with_its_uri_and_a_fix(uri, found, uses):
+def test_an_unreachable_storage_is_an_error_with_its_uri_and_a_fix(uri, words, uses):
     for use in uses:
         with pytest.raises(ConfigError) as caught:
             use(uri)
-        assert uri in caught.value.expected and found in caught.value.found
+        assert uri in caught.value.expected and words in caught.value.found
         assert "bucket name" in caught.value.fix and "network" in caught.value.fix
 
 
@@ -42,7 +42,7 @@ def test_a_storage_that_never_answers_is_an_error_after_the_deadline(monkeypatch
 
 @pytest.mark.parametrize("secret", ["KEY:hidden", "KEY:a/hidden"])
 def test_a_uri_with_a_secret_is_refused_without_showing_it(secret):
-    """It would be in the run's configuration, its logs and every checkpoint."""
+    """The secret would be in the run's configuration, its logs and every checkpoint."""
     with pytest.raises(ConfigError, match="without credentials") as caught:
         locate(f"s3://{secret}@bucket/runs?region=x").reach()
     assert "hidden" not in str(caught.value) and "s3://***@bucket" in caught.value.found

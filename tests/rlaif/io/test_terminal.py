@@ -58,13 +58,13 @@ def lines(screen: Screen) -> list[str]:
 def test_progress_prints_by_time_and_not_by_count(screen, clock, steps, seconds_each, printed):
     bar = Progress(steps, "demo sft", display=screen)
     times = [0.0]
-    for done in range(1, steps + 1):
+    for count in range(1, steps + 1):
         for _ in range(max(1, round(seconds_each))):
             clock.now += seconds_each / max(1, round(seconds_each))
             before = len(lines(screen))
             screen.tick()
             times += [clock.now] * (len(lines(screen)) - before)
-        bar.to(done, "loss 0.5")
+        bar.to(count, "loss 0.5")
     bar.close()
     assert len(lines(screen)) == pytest.approx(printed, abs=1 if printed > 3 else 0)
     assert all(later - earlier <= 30 for earlier, later in zip(times, times[1:], strict=False))
@@ -276,7 +276,7 @@ def test_a_run_directory_that_cannot_be_written_is_a_config_error(tmp_path):
 
 
 def test_stages_and_actors_never_call_print():
-    """Such lines would go to the log file: `say` is for what a user should see."""
+    """Printed lines go to the log file; `say` shows a line to the user."""
     root = Path(terminal.__file__).parents[2]
     files = []
     for folder in ("rlaif/stages", "actors", "learners", "cluster"):
@@ -290,14 +290,14 @@ def test_stages_and_actors_never_call_print():
 
 
 def test_a_command_continues_if_the_reader_of_its_output_ends(tmp_path):
-    """As in `rlaif ppo CONFIG 2>&1 | head`."""
+    """Print into a closed pipe, as in `rlaif ppo CONFIG 2>&1 | head`."""
     script = "import logging\nfrom pathlib import Path\nfrom rlaif.io.terminal import quiet, say\n"
     script += "logging.basicConfig(level=logging.INFO)\n"
     script += f"with quiet(Path({str(tmp_path / 'x.log')!r})):\n"
     script += f"    [say('line') for _ in range(3)]\n    Path({str(tmp_path / 'end')!r}).touch()\n"
-    read, write = os.pipe()
-    os.close(read)
-    subprocess.run([sys.executable, "-c", script], stdout=write, stderr=write, timeout=60)
-    os.close(write)
+    reader, writer = os.pipe()
+    os.close(reader)
+    subprocess.run([sys.executable, "-c", script], stdout=writer, stderr=writer, timeout=60)
+    os.close(writer)
     assert (tmp_path / "end").exists()
     assert "the reader has gone: line" in (tmp_path / "x.log").read_text()

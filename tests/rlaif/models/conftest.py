@@ -46,7 +46,7 @@ def qwen_path(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="session")
 def path_of(tmp_path_factory):
-    """path_of(family): a tiny random model of that family, made once."""
+    """Return path_of(family), which makes a tiny random model of that family once and returns its folder."""
     return lru_cache(lambda family: str(build(family, tmp_path_factory.mktemp(family))))
 
 
@@ -67,7 +67,7 @@ def llava(llava_path) -> Encoder:
 
 @pytest.fixture(params=["qwen", "llava", "qwen3_vl", "llava_onevision", "internvl"])
 def encoder(request, path_of) -> Encoder:
-    """Each family in turn."""
+    """Return the encoder of each family in turn."""
     if request.param in ("qwen", "llava"):
         return request.getfixturevalue(request.param)
     return Encoder(path_of(request.param), NoiseFrames())

@@ -1,4 +1,4 @@
-"""Where the base of an export is found after folders were moved, copied or replaced, and what is said when it is not."""
+"""The base of an export is found after folders were moved, copied or replaced, or the error names every place tried."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BASES = {
 
 
 def model(folder: Path, content: str = "weights") -> Path:
-    """Write a folder with a configuration and weights, as far as a fingerprint looks at them."""
+    """Write a folder with the parts of a configuration and of weights that a fingerprint reads."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
     (folder / "model.safetensors").write_text(content)
@@ -60,7 +60,7 @@ def relocate(how: str, storage: Path, elsewhere: Path) -> Path:
 @pytest.mark.parametrize("record", [True, False], ids=["record", "no record"])
 @pytest.mark.parametrize("place", BASES)
 @pytest.mark.parametrize("how", ["the storage moved", "the storage copied", "the run moved", "the run copied"])
-def test_a_base_is_found_wherever_the_export_went(tmp_path, how, place, record):
+def test_a_base_is_found_after_its_export_was_moved_or_copied(tmp_path, how, place, record):
     storage = tmp_path / "runs"
     base = model(storage / BASES[place])
     fingerprint = ModelDir(str(base)).whole_fingerprint
@@ -95,8 +95,8 @@ def test_a_link_to_an_export_leads_to_its_base(tmp_path):
     assert resolved.path == str(tmp_path / "moved" / "run" / "sft" / "export")
 
 
-def test_another_model_at_the_relative_place_is_passed_over(tmp_path):
-    """A base that was trained again after the copy has the same place and another fingerprint."""
+def test_another_model_at_the_relative_place_is_skipped(tmp_path):
+    """Skip a base that was trained again after the copy: it has the same place and another fingerprint."""
     storage = tmp_path / "runs"
     base = model(storage / "run" / "sft" / "export")
     export(storage / "run" / "reward" / "export", base, storage)
@@ -119,7 +119,7 @@ def test_a_model_folder_that_is_missing_is_not_taken_for_a_hub_name(path):
     assert ("write the whole path" in caught.value.found) == path.startswith("~")
 
 
-def test_a_base_that_is_gone_is_an_error_with_all_places(tmp_path):
+def test_a_missing_base_is_an_error_that_names_all_places(tmp_path):
     storage = tmp_path / "runs"
     base = model(storage / "run" / "sft" / "export")
     reward = export(storage / "run" / "reward" / "export", base, storage)

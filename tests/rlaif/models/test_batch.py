@@ -1,4 +1,4 @@
-"""Padding on either side, and what is read from a padded batch."""
+"""Padding on either side, and the values read from a padded batch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rlaif.models.batch import collate
 
 @pytest.fixture(scope="module")
 def items(qwen):
-    """Three sequences of different lengths; the second one without a video, the third without a response."""
+    """Return three sequences of different lengths; the second one without a video, the third without a response."""
     sequences = [
         qwen.conversation(
             [("user", "what ?"), ("assistant", "a red circle"), ("user", "and ?"), ("assistant", "a")], qwen.video("a")
@@ -21,12 +21,15 @@ def items(qwen):
         qwen.conversation([("user", "describe the video ."), ("assistant", "a blue square moves")], None),
         qwen.prompt_and_response("what do you see ?", [], qwen.video("b")),
     ]
-    extras = lambda item, k: {"returns": np.arange(len(item.mask), dtype=np.float32) + k, "score": float(k)}  # noqa: E731
-    return [replace(item, extras=extras(item, k)) for k, item in enumerate(sequences)]
+    with_extras = []
+    for k, item in enumerate(sequences):
+        extras = {"returns": np.arange(len(item.mask), dtype=np.float32) + k, "score": float(k)}
+        with_extras.append(replace(item, extras=extras))
+    return with_extras
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_responses_are_found_whatever_the_padding(items, side):
+def test_responses_are_located_with_padding_on_either_side(items, side):
     batch = collate(items, pad_id=0, side=side)
     assert batch.ids.shape == batch.attention.shape == batch.positions.shape[1:]
     assert batch.ids.shape[1] == max(len(item.ids) for item in items)
@@ -48,12 +51,12 @@ def test_responses_are_found_whatever_the_padding(items, side):
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_the_last_token_of_a_response(items, side):
+def test_last_is_the_index_of_each_sequences_last_token(items, side):
     batch = collate(items[:2], pad_id=0, side=side)
     assert [int(batch.ids[row, at]) for row, at in enumerate(batch.last)] == [int(item.ids[-1]) for item in items[:2]]
 
 
-def test_videos_of_a_batch_follow_each_other(items, qwen):
+def test_videos_of_a_batch_are_concatenated(items, qwen):
     batch = collate(items, pad_id=0)
     assert batch.video["video_grid_thw"].shape == (2, 3)
     expected = np.concatenate([qwen.video(name).tensors["pixel_values_videos"] for name in "ab"])

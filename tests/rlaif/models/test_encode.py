@@ -1,4 +1,4 @@
-"""Text and frames to ids, masks and features, for each family: the same as the model's own processor would make."""
+"""Ids, masks and features from text and frames, for each family: the same as those of the model's own processor."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TALK = [("user", QUESTION), ("assistant", ANSWER), ("user", "describe the video"
 
 
 def by_processor(encoder, text, video="clip") -> list[int]:
-    """Ids of a whole text as the model's own processor writes them, the video included."""
+    """Return the ids of a whole text as the model's own processor writes them, the video included."""
     spec = encoder.frames.spec(video)
     output = encoder.processor(
         text=[text],
@@ -28,6 +28,14 @@ def by_processor(encoder, text, video="clip") -> list[int]:
         return_tensors="pt",
     )
     return np.asarray(output["input_ids"][0]).tolist()
+
+
+def answer_tokens(encoder) -> list[int]:
+    """Return the tokens of TALK's answers, each with its end."""
+    tokens = []
+    for _, text in TALK[1::2]:
+        tokens += [*encoder.tokens(text), encoder.eos_id]
+    return tokens
 
 
 def prompt_text(encoder, question=QUESTION) -> str:
@@ -58,7 +66,7 @@ def test_begin_of_sequence_is_not_doubled(llava):
     assert llava.opening("<s> what")[:2] == [llava.tokenizer.bos_token_id, *llava.tokens("what")]
 
 
-def test_training_on_a_conversation_sees_what_sampling_sees(encoder):
+def test_training_ids_of_a_conversation_equal_those_of_sampling(encoder):
     features = encoder.video("clip")
     answer = [*encoder.tokens(ANSWER), encoder.eos_id]
     sampled = encoder.prompt_and_response(QUESTION, answer, features)
@@ -68,12 +76,12 @@ def test_training_on_a_conversation_sees_what_sampling_sees(encoder):
     assert written.mask.tolist() == sampled.mask.tolist() == [1.0] * len(answer)
 
 
-def test_answers_and_their_ends_are_trained_on_and_nothing_else(encoder):
+def test_only_answers_and_their_end_tokens_are_trained_on(encoder):
     whole = encoder.conversation(TALK, encoder.video("clip"))
     response = whole.ids[whole.start :]
     assert len(whole.mask) == len(response)
     trained = [int(token) for token, flag in zip(response, whole.mask, strict=True) if flag]
-    expected = [token for _, text in TALK[1::2] for token in (*encoder.tokens(text), encoder.eos_id)]
+    expected = answer_tokens(encoder)
     assert trained == expected
     untrained = encoder.text([int(token) for token, flag in zip(response, whole.mask, strict=True) if not flag])
     assert "describe the video" in untrained and "blue" not in untrained
@@ -93,7 +101,7 @@ def test_prompt_weight_trains_on_everything_after_the_video(encoder, video):
     assert not set(whole.ids[whole.start :].tolist()) & set(encoder.banned_ids)
 
 
-def test_a_conversation_is_the_whole_text(qwen):
+def test_ids_of_a_conversation_are_those_of_the_whole_text(qwen):
     whole = qwen.conversation(TALK, qwen.video("clip"))
     turns = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in TALK]
     turns[0]["content"].insert(0, {"type": "video"})
@@ -116,7 +124,7 @@ def test_last_user_turn_is_read_at_the_place_of_its_answer(encoder):
     assert not with_question.mask[len(plain.mask) :].any()
 
 
-def test_begun_reply_is_read_at_its_last_token(encoder):
+def test_the_beginning_of_a_reply_is_read_at_its_last_token(encoder):
     messages = [*TALK, ("user", "you see ?")]
     with_question = encoder.conversation(messages, encoder.video("clip"))
     begun = encoder.conversation(messages, encoder.video("clip"), "a red circle and")
@@ -136,7 +144,7 @@ def test_a_template_that_changes_a_reply_cannot_begin_one(qwen, monkeypatch):
         text_until_reply(qwen, [("user", "what ?")], False, "and ")
 
 
-def test_tokens_by_text_with_a_space_before_them_first(qwen, monkeypatch):
+def test_token_ids_of_a_text_start_with_the_token_that_includes_a_space(qwen, monkeypatch):
     assert token_ids(qwen.tokenizer, 7) == [7] and token_ids(qwen.tokenizer, "?") == qwen.tokens("?")
     for mark in ("▁", "Ġ"):
         vocabulary = {f"{mark}?": 1577, "?": 29973, "??": 8773, f"{mark}??": 9, "a": 3}
@@ -146,7 +154,7 @@ def test_tokens_by_text_with_a_space_before_them_first(qwen, monkeypatch):
             token_ids(qwen.tokenizer, "never")
 
 
-def test_conversation_without_a_video(encoder):
+def test_conversation_without_a_video_has_no_visual_tokens(encoder):
     plain = encoder.conversation(TALK, None)
     assert plain.video is None and encoder.visual_id not in plain.ids
     assert np.array_equal(plain.positions, np.broadcast_to(np.arange(len(plain.ids)), plain.positions.shape))
@@ -173,7 +181,7 @@ def test_a_visual_token_in_a_question_is_no_placeholder_and_an_error(path_of, no
 
 
 def test_template_without_end_of_answer_gets_the_eos_token(llava_path, noise):
-    """As LLaVA's own: a space follows each text, and nothing marks the end of an answer."""
+    """Use a template like LLaVA's own: a space follows each text, and no token marks the end of an answer."""
     encoder = Encoder(llava_path, noise())
     encoder.processor.chat_template = (
         "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'] + ' : ' }}{% endif %}"
@@ -184,7 +192,7 @@ def test_template_without_end_of_answer_gets_the_eos_token(llava_path, noise):
     whole = encoder.conversation(TALK, encoder.video("clip"))
     response = whole.ids[whole.start :]
     trained = [int(token) for token, flag in zip(response, whole.mask, strict=True) if flag]
-    assert trained == [token for _, text in TALK[1::2] for token in (*encoder.tokens(text), encoder.eos_id)]
+    assert trained == answer_tokens(encoder)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +238,7 @@ def test_videos_are_processed_once_and_within_the_budget(qwen_path, noise):
 
 
 def test_times_are_rounded_to_the_models_dtype(qwen_path, noise):
-    """8 frames of a clip at 20/3 frames a second: 2.4 s a grid step is 2.40625 in bfloat16."""
+    """Sample 8 frames of a clip at 20/3 frames a second: 2.4 s a grid step is 2.40625 in bfloat16."""
     frames = noise(fps=10.0)
     exact, half = (Encoder(qwen_path, frames, dtype=dtype).video("a") for dtype in ("float32", "bfloat16"))
     assert exact.tensors["second_per_grid_ts"].tolist() == pytest.approx([2.4], abs=1e-6)

@@ -1,4 +1,4 @@
-"""Positions by the engine's rule, names, and what must not be sampled."""
+"""Positions by the engine's rule, names, and tokens that must not be sampled."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def ids(before, cells, after) -> np.ndarray:
 
 
 def test_positions_by_hand():
-    """Two frames' grid of 2 x 4 cells at 1.5 s a step and 2 positions a second; text resumes after the largest."""
+    """Compute the positions of a grid of 2 x 4 cells at 1.5 s a step and 2 positions a second; text resumes after the largest."""
     features = {"video_grid_thw": np.array([[2, 4, 8]]), "second_per_grid_ts": np.array([1.5], np.float32)}
     positions = qwen2_positions(ids(2, 16, 3), features, config())
     assert positions[0].tolist() == [0, 1] + [2] * 8 + [5] * 8 + [6, 7, 8]
@@ -88,7 +88,7 @@ def test_positions_are_the_engines(dtype, qwen_path, noise):
 
 
 def test_rounded_times_move_a_position():
-    """The reason why times are rounded: 30 steps of 0.08 s are not 30 steps of 0.080078125 s."""
+    """Show why times are rounded: 30 steps of 0.08 s are not 30 steps of 0.080078125 s."""
     features = {"video_grid_thw": np.array([[30, 2, 2]])}
     exact, half = (
         qwen2_positions(ids(0, 30, 1), features | {"second_per_grid_ts": np.array([seconds])}, config())
@@ -98,7 +98,7 @@ def test_rounded_times_move_a_position():
 
 
 def test_positions_with_a_time_before_every_step():
-    """Qwen3-VL: <time> <start> 2 x 3 cells <end>, twice; each block resumes behind the text before it."""
+    """Compute Qwen3-VL's positions of <time> <start> 2 x 3 cells <end>, twice; each block resumes after the text before it."""
     positions = qwen3_positions(
         np.array([TEXT, TEXT, *[VIDEO] * 6, TEXT, TEXT, *[VIDEO] * 6, TEXT]),
         {"video_grid_thw": np.array([[2, 4, 6]])},
@@ -144,8 +144,8 @@ def test_every_family_is_in_the_documentation():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_media_tokens(family, path_of):
-    """Never sampled: whatever stands for a video or an image, before and after its expansion."""
+def test_media_tokens_cover_placeholders_and_their_expansion(family, path_of):
+    """List the tokens of a video or an image before and after their expansion; they are never sampled."""
     path = path_of(family)
     config, tokenizer = AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
     names = {

@@ -1,4 +1,4 @@
-"""Adapters as models: the merged copy says what base and adapter say, once per node, and what does not fit is refused."""
+"""Adapters as models: the merged copy computes what base and adapter do, is made once per node, and odd adapters are refused."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture(scope="module")
 def originals(qwen_path, tmp_path_factory) -> Path:
-    """Write base/ and adapter/ as a user has them."""
+    """Return a folder with base/ and adapter/, as a user has them."""
     folder = tmp_path_factory.mktemp("made")
     shutil.copytree(qwen_path, folder / "base")
     write_adapter(folder / "adapter", str(folder / "base"))
@@ -62,7 +62,7 @@ def change(folder: Path, **settings) -> None:
 
 @torch.no_grad()
 def logprobs(model: torch.nn.Module) -> torch.Tensor:
-    """[1, 12, V], of a text."""
+    """Return the log-probs [1, 12, V] of a text."""
     return model.eval()(input_ids=torch.arange(20, 32)[None]).logits.float().log_softmax(-1)
 
 
@@ -118,7 +118,7 @@ def test_a_copy_is_made_once_for_each_adapter_base_and_precision(own, cache, mon
 
 def test_concurrent_requests_merge_once(own, monkeypatch):
     calls, real = [], merged.merged_model
-    monkeypatch.setattr(merged, "merged_model", lambda *given: calls.append(given) or real(*given))
+    monkeypatch.setattr(merged, "merged_model", lambda *args: calls.append(args) or real(*args))
     results = []
     threads = [
         threading.Thread(target=lambda: results.append(whole_model(ModelDir(str(own / "adapter")), "float32")))

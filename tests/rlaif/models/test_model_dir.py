@@ -1,4 +1,4 @@
-"""A model's folder: each fact is looked up once, and only the path travels to other processes."""
+"""A model's folder: each property is read once, and only the path is pickled for other processes."""
 
 from __future__ import annotations
 

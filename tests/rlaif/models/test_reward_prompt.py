@@ -1,4 +1,4 @@
-"""What a reward model reads, and whose captions."""
+"""The text that a reward model reads, and the video that its captions come from."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def prompt(**changes) -> RewardPrompt:
 
 
 @pytest.mark.parametrize(
-    ("budget", "kept"),
+    ("budget", "count"),
     [(100, 3), (9, 3), (8, 2), (7, 1), (5, 1), (4, 0), (0, 0)],
 )
-def test_whole_captions_within_the_budget(qwen, budget, kept):
+def test_whole_captions_within_the_budget(qwen, budget, count):
     filled = prompt(max_caption_tokens=budget, captions_separator=" / ").fill_context(qwen, CAPTIONS)
-    assert filled == (f"context : {' / '.join(CAPTIONS[:kept])}\n" if kept else "")
+    assert filled == (f"context : {' / '.join(CAPTIONS[:count])}\n" if count else "")
 
 
 def test_a_caption_that_does_not_fit_ends_the_context(qwen):
-    """In time order: a later, shorter caption does not slip in."""
+    """Add captions in time order: a later, shorter caption does not replace one that is too long."""
     assert prompt(max_caption_tokens=4).fill_context(qwen, CAPTIONS) == ""
 
 
@@ -44,8 +44,8 @@ def test_context_is_empty_without_captions(qwen):
 def test_answer_is_scored_at_its_last_token(qwen):
     features = qwen.video("clip")
     item = prompt().encode(qwen, "what do you see ?", CAPTIONS, "a red circle", features)
-    shown = qwen.text(item.ids[: item.start])
-    assert shown.endswith("context : a red circle moves left a blue square down what do you see ? assistant")
+    prefix = qwen.text(item.ids[: item.start])
+    assert prefix.endswith("context : a red circle moves left a blue square down what do you see ? assistant")
     assert qwen.text(item.ids[item.start :]) == "a red circle"
     assert item.ids[-1] == qwen.eos_id and item.video is features
 
@@ -60,7 +60,7 @@ def test_evaluation_turn_is_scored_at_the_place_of_the_verdict(qwen):
 
 
 def test_vlm_rlaif_preset_puts_the_context_into_the_evaluation_turn(qwen):
-    """Question, answer, then the evaluation turn with the captions in its first criterion, then the verdict's beginning."""
+    """Expect question, answer, the evaluation turn with the captions in its first criterion, and the verdict's beginning."""
     form = RewardPrompt.of(Reward(preset="vlm_rlaif"))
     messages = []
     encoder = SimpleNamespace(
@@ -68,8 +68,8 @@ def test_vlm_rlaif_preset_puts_the_context_into_the_evaluation_turn(qwen):
     )
     features = object()
     assert form.encode(encoder, "what ?", CAPTIONS, "a circle", features) == "encoded"
-    ((turns, shown, verdict),) = messages
-    assert [role for role, _ in turns] == ["user", "assistant", "user"] and shown is features
+    ((turns, video, verdict),) = messages
+    assert [role for role, _ in turns] == ["user", "assistant", "user"] and video is features
     assert turns[0][1] == "what ?" and turns[1][1] == "a circle"
     first, second = turns[2][1].split("\n2.")
     assert first.splitlines()[1].startswith("1.") and "3." in second and "4." in second
@@ -95,20 +95,20 @@ def test_cards_written_before_there_were_verdicts_load():
 def test_slots_are_filled_once_and_braces_survive(qwen):
     filled = prompt(prompt_template="{context}{question} {other}")
     item = filled.encode(qwen, "what {context} {question} }{ {0} ?", ("a { down } {question}",), "a", None)
-    shown = qwen.chat(
+    expected = qwen.chat(
         [("user", "context : a { down } {question}\nwhat {context} {question} }{ {0} ? {other}")], False, True
     )
-    assert item.ids[: item.start].tolist() == qwen.tokens(shown)
+    assert item.ids[: item.start].tolist() == qwen.tokens(expected)
 
 
 def test_shuffled_context_is_another_videos_and_stays_so():
     rows = [(f"v{number}", (f"caption {number}",)) for number in range(20)]
-    chosen = dict(zip(rows, contexts("shuffled", rows, seed=1), strict=True))
-    assert all(found != captions for (_, captions), found in chosen.items())
-    assert len(set(chosen.values())) > 8
+    by_row = dict(zip(rows, contexts("shuffled", rows, seed=1), strict=True))
+    assert all(context != captions for (_, captions), context in by_row.items())
+    assert len(set(by_row.values())) > 8
     again = [*reversed(rows), rows[0]]
-    assert [chosen[row] for row in again] == contexts("shuffled", again, seed=1)
-    assert list(chosen.values()) != contexts("shuffled", rows, seed=2)
+    assert [by_row[row] for row in again] == contexts("shuffled", again, seed=1)
+    assert list(by_row.values()) != contexts("shuffled", rows, seed=2)
 
 
 def test_contexts_keeps_own_captions_and_shuffles_to_nothing_without_others():

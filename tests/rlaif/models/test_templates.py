@@ -10,16 +10,16 @@ def test_slots_are_filled_once_and_unknown_ones_stay():
     assert fill("{a} {b} {c}", a="{b}", b="{a}") == "{b} {a} {c}"
 
 
-def test_only_what_decides_is_counted():
+def test_captions_after_the_first_that_does_not_fit_are_not_counted():
     counted = []
-    kept, left_out = within_budget(["aa", "bbb", "c", "d"], lambda text: counted.append(text) or len(text), 4)
-    assert (kept, left_out) == (["aa"], ["bbb", "c", "d"]) and counted == ["aa", "bbb"]
+    fitting, rest = within_budget(["aa", "bbb", "c", "d"], lambda text: counted.append(text) or len(text), 4)
+    assert (fitting, rest) == (["aa"], ["bbb", "c", "d"]) and counted == ["aa", "bbb"]
 
 
 @settings(deadline=None)
 @given(st.lists(st.text(max_size=6)), st.integers(0, 20))
 def test_whole_captions_in_order_within_the_budget(captions, budget):
-    kept, left_out = within_budget(captions, len, budget)
-    assert kept + left_out == captions
-    assert sum(map(len, kept)) <= budget
-    assert not left_out or sum(map(len, kept)) + len(left_out[0]) > budget
+    fitting, rest = within_budget(captions, len, budget)
+    assert fitting + rest == captions
+    assert sum(map(len, fitting)) <= budget
+    assert not rest or sum(map(len, fitting)) + len(rest[0]) > budget

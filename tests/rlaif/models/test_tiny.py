@@ -50,8 +50,8 @@ def test_tiny_model_loads_and_sees_a_video(folder):
 def test_prompt_is_a_token_prefix_of_the_conversation(folder):
     tokenizer, processor = AutoTokenizer.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     prompt = processor.apply_chat_template(USER, add_generation_prompt=True)
-    said = {"role": "assistant", "content": [{"type": "text", "text": ANSWER}]}
-    ids, all_ids = (tokenizer(text).input_ids for text in (prompt, processor.apply_chat_template([*USER, said])))
+    reply = {"role": "assistant", "content": [{"type": "text", "text": ANSWER}]}
+    ids, all_ids = (tokenizer(text).input_ids for text in (prompt, processor.apply_chat_template([*USER, reply])))
     assert all_ids[: len(ids)] == ids
     assert all_ids[len(ids) :] == tokenizer(ANSWER).input_ids + [tokenizer.eos_token_id]
     plain = [{"role": "user", "content": "describe the video ."}]

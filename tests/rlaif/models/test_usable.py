@@ -1,11 +1,12 @@
-"""Rows that a model can never use are told apart by its tokenizer and processor alone, for every family."""
+"""Rows that a model can never use are recognised by its tokenizer and processor alone, for every family."""
 
 from __future__ import annotations
 
 import pytest
 
 from rlaif.config.schema import Reward
-from rlaif.data.rows import Conversation, Pair, RowError
+from rlaif.data.preference import PreferencePair
+from rlaif.data.rows import Conversation, RowError
 from rlaif.errors import ContractError
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.models.usable import Reader, Room
@@ -54,7 +55,7 @@ def test_every_media_token_of_the_family_is_refused_in_every_text(encoder, reade
             checks[role] = lambda changed=changed: reader.conversation(Conversation("c", "a", changed), WIDE)
         for name in ("question", "chosen", "rejected", "captions"):
             fields = pair | {name: (text,) if name == "captions" else text}
-            checks[f"pair {name}"] = lambda fields=fields: reader.pair(Pair("1", **fields), form, WIDE)
+            checks[f"pair {name}"] = lambda fields=fields: reader.pair(PreferencePair("1", **fields), form, WIDE)
         for name, check in checks.items():
             assert f"holds {mark!r}" in refusal(check), name
 
@@ -63,23 +64,27 @@ def test_answer_with_an_end_token_is_refused_for_training(encoder, reader):
     form = RewardPrompt.of(Reward())
     cut = f"a red {encoder.eos} circle"
     for turns in (("a", cut), (cut, "a")):
-        messages = [turn for answer in turns for turn in (("user", "what ?"), ("assistant", answer))]
+        messages = []
+        for answer in turns:
+            messages += [("user", "what ?"), ("assistant", answer)]
         row = Conversation("c", "a", tuple(messages))
         assert refusal(lambda row=row: reader.conversation(row, WIDE)).startswith("answer cut: an answer holds")
     for chosen, rejected in ((cut, "a"), ("a", cut)):
-        pair = Pair("1", "a", "what ?", (), chosen, rejected)
+        pair = PreferencePair("1", "what ?", chosen, rejected, video="a")
         assert refusal(lambda pair=pair: reader.pair(pair, form, WIDE)).startswith("answer cut: ")
 
 
 def test_answer_with_the_eos_token_cannot_be_encoded(encoder):
-    """Whoever encodes texts that no file was checked for, such as sampled ones, learns of it too."""
+    """Raise an error also for texts that were not checked in a file, such as sampled ones."""
     for turns in (["a red {} circle"], ["a red {}"], ["a {} red", "a circle"]):
-        messages = [turn for text in turns for turn in (("user", "what ?"), ("assistant", text.format(encoder.eos)))]
+        messages = []
+        for text in turns:
+            messages += [("user", "what ?"), ("assistant", text.format(encoder.eos))]
         with pytest.raises(ContractError, match="no end of a turn inside an answer"):
             encoder.conversation(messages, None)
 
 
-def test_a_question_with_a_token_of_structure_is_kept_with_a_remark(encoder, reader):
+def test_a_question_with_a_structural_token_is_accepted_with_a_remark(encoder, reader):
     remark = reader.prompt(Prompt("p", "a", f"describe {encoder.eos} the video"), WIDE)
     assert f"question holds {encoder.eos!r}" in remark
 
@@ -87,11 +92,11 @@ def test_a_question_with_a_token_of_structure_is_kept_with_a_remark(encoder, rea
 @pytest.mark.parametrize(
     ("chosen", "rejected"), [("a red qwerty", "a red asdfgh"), ("a  red circle", "a red circle"), ("   ", "")]
 )
-def test_texts_that_read_the_same_are_no_pair(encoder, reader, chosen, rejected):
+def test_a_pair_of_texts_with_equal_tokens_is_refused(encoder, reader, chosen, rejected):
     form = RewardPrompt.of(Reward())
-    pair = Pair("1", "a", "what ?", (), chosen, rejected)
+    pair = PreferencePair("1", "what ?", chosen, rejected, video="a")
     assert refusal(lambda: reader.pair(pair, form, WIDE)).startswith("chosen equals rejected: both read the same")
-    other = Pair("1", "a", "what ?", (), chosen, rejected, rejected_video="b")
+    other = PreferencePair("1", "what ?", chosen, rejected, chosen_video="a", rejected_video="b")
     assert reader.pair(other, form, WIDE) is None
 
 

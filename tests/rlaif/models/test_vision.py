@@ -1,4 +1,4 @@
-"""Precomputed vision features against pixels, in every family; what is computed once, and what makes it different."""
+"""Precomputed vision features against pixels, in every family: computed once, under a key of tower and video."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def test_features_computed_once_give_the_log_probs_of_pixels(family, tmp_path):
         swapped = cache.for_batch(scene.model.causal, "weights", [scene.videos[i] for i in (1, 0, 1)], CPU)
         other = scene.model(collate(scene.items, 0, vision=swapped), "logprobs")["logprobs"].numpy()
     np.testing.assert_allclose(cached, pixels, atol=2e-6)
-    assert np.abs(other - pixels).max() > 1e-4  # another video's features are seen
+    assert np.abs(other - pixels).max() > 1e-4  # another video's features change the result
     assert (cache.passes, len(cache.keys)) == (2, 2)
     assert collate(scene.items, 0, vision=vision).video == {}
 
 
-def test_other_weights_are_another_key_and_the_budget_holds(scene):
+def test_features_are_cached_by_weights_and_within_the_budget(scene):
     cache = VisionCache(2**30)
     cache.for_batch(scene.model.causal, "weights", scene.videos[:1], CPU)
     cache.for_batch(scene.model.causal, "other weights", scene.videos[:1], CPU)
@@ -99,13 +99,13 @@ def test_load_tower_equals_the_tower_of_the_whole_model(family, tmp_path):
 
 
 def leaves(features: Features) -> list[torch.Tensor]:
-    found = []
-    map_tensors(features.output, lambda tensor: found.append(tensor) or tensor)
-    return found
+    tensors = []
+    map_tensors(features.output, lambda tensor: tensors.append(tensor) or tensor)
+    return tensors
 
 
 class Drawer:
-    """One place for everything, whatever it is asked for: what a mistaken key would do."""
+    """A store that ignores the key, as if two keys were equal by mistake."""
 
     def __init__(self):
         self.features = None

@@ -27,10 +27,13 @@ def family(request):
 
 @pytest.fixture(scope="module")
 def items(family):
-    """Sequences of different lengths, with different videos, one of them without."""
+    """Return sequences of different lengths, with different videos, one of them without a video."""
     encoder, _ = family
     rng = np.random.default_rng(0)
-    ids = lambda count: [*rng.integers(10, 30, count), encoder.eos_id]  # noqa: E731
+
+    def ids(count: int) -> list[int]:
+        return [*rng.integers(10, 30, count), encoder.eos_id]
+
     return [
         encoder.prompt_and_response("what ?", ids(9), encoder.video("a")),
         encoder.prompt_and_response("describe the video . what do you see ?", ids(3), encoder.video("b")),
@@ -40,7 +43,7 @@ def items(family):
 
 @pytest.fixture(scope="module")
 def critic(family) -> VideoLM:
-    """Two adapters, of which one is trained (random), and a random head."""
+    """Return a model with two adapters, of which one has random weights, and a random head."""
     torch.manual_seed(1)
     module = VideoLM(load_vlm(family[1], "float32"), ["critic"], {"policy": LORA, "critic": LORA}).eval()
     torch.nn.init.normal_(module.heads["critic"].weight, std=0.2)
@@ -52,15 +55,15 @@ def critic(family) -> VideoLM:
 
 @torch.no_grad()
 def run(module, items, output, adapter="critic", side="right", **options) -> list[np.ndarray]:
-    """One batch; what belongs to each item."""
+    """Run one batch; return each item's part of the output, without padding."""
     module.activate(adapter)
-    found = module(collate(items, 0, side=side), output, head="critic", **options)[output].numpy()
-    return [row[: len(item.mask)] if row.ndim else row for row, item in zip(found, items, strict=True)]
+    rows = module(collate(items, 0, side=side), output, head="critic", **options)[output].numpy()
+    return [row[: len(item.mask)] if row.ndim else row for row, item in zip(rows, items, strict=True)]
 
 
 @torch.no_grad()
 def plain(family, item, temperature=1.0) -> tuple[np.ndarray, np.ndarray]:
-    """(log-probs, entropies) by the library's own forward, every logit computed, media tokens ruled out."""
+    """Return (log-probs, entropies) by the library's own forward, with every logit computed and media tokens excluded."""
     encoder, path = family
     batch = collate([item], 0)
     model = load_vlm(path, "float32").eval()
@@ -82,19 +85,19 @@ def test_logprobs_equal_the_plain_model(family, items, critic):
         assert np.abs(run(critic, [item], "logprobs", None, temperature=0.7)[0] - logprobs).max() < 1e-5
         with torch.no_grad():
             critic.activate(None)
-            found = critic(collate([item], 0), "logprobs", temperature=0.7)["entropy"][0].numpy()
-        assert np.abs(found - entropy).max() < 1e-5 and entropy.max() > 0.5
+            own_entropy = critic(collate([item], 0), "logprobs", temperature=0.7)["entropy"][0].numpy()
+        assert np.abs(own_entropy - entropy).max() < 1e-5 and entropy.max() > 0.5
 
 
 @pytest.mark.parametrize("output", ["logprobs", "values", "score"])
-def test_neither_padding_nor_batch_mates_matter(items, critic, output):
+def test_outputs_depend_neither_on_padding_nor_on_other_rows_of_the_batch(items, critic, output):
     alone = [run(critic, [item], output)[0] for item in items]
     for side in ("right", "left"):
         for rows in (items, items[::-1], items[:2]):
             together = run(critic, rows, output, side=side)
             for item, value in zip(rows, together, strict=True):
-                wanted = alone[[one is item for one in items].index(True)]
-                assert np.abs(value - wanted).max() < 1e-5
+                index = next(i for i, one in enumerate(items) if one is item)
+                assert np.abs(value - alone[index]).max() < 1e-5
     assert np.ptp(np.concatenate([np.atleast_1d(value) for value in alone])) > 0.1  # they do differ from each other
 
 
@@ -124,11 +127,11 @@ def test_value_head_reads_before_each_token_and_score_head_the_last(items, criti
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("slots", [10, 11, 12, 20])
 def test_two_padding_tokens_give_the_values_of_all_slots(items, critic, slots, side):
-    """Against all of the padding written out, one answer alone, and its slots read one by one."""
+    """Compare with all of the padding written out, one answer alone, and its slots read one by one."""
     counted = ResponseSlots(slots)
     short = [item.padded(0, counted.padding_tokens(len(item.mask))) for item in items]
-    found = counted.repeat_last(*ragged(run(critic, short, "values", side=side))).numpy()
-    for item, row in zip(items, found, strict=True):
+    slot_values = counted.repeat_last(*ragged(run(critic, short, "values", side=side))).numpy()
+    for item, row in zip(items, slot_values, strict=True):
         count = slots - len(item.mask)
         long = item.padded(0, count)
         assert long.ids[len(item.ids) :].tolist() == [0] * count and len(long.positions.T) == len(long.ids)
@@ -145,7 +148,7 @@ def ragged(rows) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.nn.utils.rnn.pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True), lengths
 
 
-def test_adapters_start_as_the_base_and_are_kept_apart(items, critic):
+def test_adapters_start_as_the_base_and_are_independent(items, critic):
     base = run(critic, items, "logprobs", None)
     assert all(np.array_equal(a, b) for a, b in zip(base, run(critic, items, "logprobs", "policy"), strict=True))
     trained = run(critic, items, "logprobs", "critic")
@@ -164,7 +167,7 @@ def test_adapters_sit_in_the_language_model_only(critic):
     assert all(".policy." in name or name.startswith("heads.") for name in trains) and len(trains) == 2 * 7 * layers + 2
 
 
-def test_long_answers_are_scored_piece_by_piece(monkeypatch, family, items):
+def test_long_answers_are_scored_in_chunks_with_equal_results(monkeypatch, family, items):
     def gradients() -> tuple[np.ndarray, torch.Tensor]:
         module = VideoLM(load_vlm(family[1], "float32"))
         outputs = module(collate(items, 0), "logprobs")
@@ -187,7 +190,7 @@ PARTS = {
 
 @pytest.mark.parametrize(("vision", "projector"), [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_full_training_freezes_tower_and_projector_unless_asked(name, path_of, vision, projector):
+def test_full_training_freezes_tower_and_projector_unless_configured(name, path_of, vision, projector):
     model = load_vlm(path_of(name), "float32")
     freeze_for_full_training(model, vision, projector)
     kinds = {"language": set(), "vision": set(), "projector": set()}
@@ -212,8 +215,6 @@ def test_adapters_sit_on_every_linear_layer_of_the_language_model(name, path_of)
 def test_adapters_have_the_dtype_of_their_base(path_of, dtype):
     module = VideoLM(load_vlm(path_of("qwen2_5_vl"), dtype), {"reward": 2}, {"reward": LORA, "critic": LORA})
     names = {name: parameter.dtype for name, parameter in module.named_parameters() if "lora_" in name}
-    assert {adapter for name in names for adapter in ("reward", "critic") if f".{adapter}." in name} == {
-        "reward",
-        "critic",
-    }
+    for adapter in ("reward", "critic"):
+        assert any(f".{adapter}." in name for name in names)
     assert set(names.values()) == {getattr(torch, dtype)}

@@ -130,7 +130,7 @@ def test_small_spread_on_a_large_mean_has_a_scale():
 
 
 def test_equal_scores_leave_the_critic_unclipped():
-    """Check two cases in which every return is the score, whatever the critic predicted: lambda 1, and one-token answers."""
+    """Check two cases in which every return is the score, for any prediction of the critic: lambda 1, and one-token answers."""
     values = torch.randn(8, 39, generator=torch.Generator().manual_seed(0))
     for mask, lam in ((torch.ones(8, 39), 1.0), (torch.ones(8, 39) * (torch.arange(39) < 1), 0.95)):
         rewards = token_rewards(torch.full((8,), 1.9), torch.zeros(8, 39), 0.0, mask)

@@ -108,7 +108,7 @@ def test_a_reward_model_reads_each_candidate_as_in_training(offline, root, rewar
     """Its scores of both videos, with an empty answer, decide every pair."""
     write_rows(root / "pairs.json", VIDEOS)
     config, run = offline("pairs.json", f"ppo.reward={reward_model}")
-    records, _ = agreement.read(config, run)
+    records, _ = datasets.load_with_report(run, config.data.pairs_eval, "preferences")
     verdicts = agreement.reward_margins(config, run, records)
     scorer = ModelScorer(reward_model, LocalFrames(root, 8), config.model, 10**6, 2**20)
     for record, margin in zip(records, verdicts.margins, strict=True):
@@ -229,7 +229,7 @@ def test_images_inside_a_parquet_file_are_extracted_and_scored(offline, root, tm
     assert result["overall"]["pairs"] == 3
     kept = sorted(path.read_bytes() for path in (run.directory.path / "feedback" / "media").rglob("0.*"))
     assert kept == sorted(picture(number) for number in range(3))
-    records, _ = agreement.read(config, run)
+    records, _ = datasets.load_with_report(run, config.data.pairs_eval, "preferences")
     scores = {}
     scorer = ModelScorer(reward_model, LocalFrames(root, 1), config.model, 10**6, 2**20)
     for number, record in enumerate(records):
@@ -279,7 +279,7 @@ def test_frames_of_several_folders_are_found_or_the_row_is_named(offline, root, 
         assert result["rows"] == {"kept": 2, "frame missing": 2}
         assert all(len(body["messages"][0]["content"]) == 4 for body in server.bodies) and len(server.bodies) == 2
     assert "'gone'" in caplog.text and "z/none.png" in caplog.text and "'outside'" in caplog.text
-    records, _ = agreement.read(config, run)
+    records, _ = datasets.load_with_report(run, config.data.pairs_eval, "preferences")
     folder = datasets.data_path(config, records[0].video)
     assert records[0].video == records[1].video  # the same frames, once
     assert [path.read_bytes() for path in sorted(folder.iterdir())] == [PICTURES[0], PICTURES[2], PICTURES[1]]
@@ -317,7 +317,7 @@ def test_listed_frames_of_a_folder_are_shown_in_their_order(offline, root, endin
         ]
     (root / "pairs.json").write_text(json.dumps(rows))
     config, run = offline("pairs.json", "ppo.reward={path: 'opinions:length'}", "video.num_frames=3")
-    records, report = agreement.read(config, run)
+    records, report = datasets.load_with_report(run, config.data.pairs_eval, "preferences")
     assert report.counts == {"kept": 3} and records[0].video == "v"
     frames = LocalFrames(root, 3)
     for record, listed in zip(records, lists, strict=True):

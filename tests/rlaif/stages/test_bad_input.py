@@ -14,7 +14,7 @@ from without_actors import NoTopology
 
 from cluster.checkpoint import Checkpoints
 from rlaif.config.schema import Reward
-from rlaif.data.read import read_prompts
+from rlaif.data.read import read_records
 from rlaif.errors import CheckpointError, ConfigError, DataError
 from rlaif.io.rundir import RunDir
 from rlaif.models.reward import CARD, card_text
@@ -245,12 +245,12 @@ def broken_world(world, tmp_path):
 def test_bad_rows_are_counted_named_and_skipped(offline, broken_world, caplog):
     folder, good = broken_world
     config, run = offline(f"data.root={folder}")
-    rows = datasets.conversations(run, config.data.sft)
+    rows = datasets.load(run, config.data.sft, "conversations")
     assert len(rows) == good
     for name in (*BROKEN, "no fields"):
         assert name in caplog.text
     with pytest.raises(DataError, match="as data.strict asks for"):
-        datasets.conversations(offline(f"data.root={folder}", "data.strict=true")[1], "sft.jsonl")
+        datasets.load(offline(f"data.root={folder}", "data.strict=true")[1], "sft.jsonl", "conversations")
 
 
 def test_rows_without_a_video_where_ranks_train_the_tower(offline, tmp_path):
@@ -262,11 +262,11 @@ def test_rows_without_a_video_where_ranks_train_the_tower(offline, tmp_path):
     frozen, _ = offline("sft.train_vision=false", "sft.train_projector=false")
     for allowed, ranks in ((frozen, config), (config, offline("cluster.learner.actors=1")[0])):
         role = supervised.learner_spec(allowed, allowed.sft, "policy").roles[0]
-        sft.check_videos(ranks, role, datasets.conversations(run, "talk.jsonl"))
+        sft.check_videos(ranks, role, datasets.load(run, "talk.jsonl", "conversations"))
 
 
 def test_videos_shorter_than_asked_for_are_skipped_or_fatal_when_all_are(offline, world):
     config, run = offline("video.num_frames=500")
-    assert read_prompts(world / "data" / "prompts.jsonl", world / "data")[0]
+    assert read_records(world / "data" / "prompts.jsonl", world / "data", "prompts")[0]
     with pytest.raises(DataError, match="at least one good row"):
         sft.train(config, run)

@@ -192,7 +192,9 @@ def test_captions_on_the_question_are_a_row_for_each_question_of_a_video(caption
     assert len({row["key"] for row in rows}) == 3
     for row in rows:
         assert row["captions"] == [f"{row['video']}@{first} [{row['question']}] describe ." for first in (0, 12)]
-    told = {(prompt.video, prompt.question): prompt.captions for prompt in datasets.prompts_of(run, config.caption.of)}
+    told = {
+        (prompt.video, prompt.question): prompt.captions for prompt in datasets.load_prompts(run, config.caption.of)
+    }
     assert told == {(row["video"], row["question"]): tuple(row["context"]) for row in rows}
 
 

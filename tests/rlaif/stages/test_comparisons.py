@@ -144,7 +144,7 @@ def test_many_pairs_keep_their_scores(offline, world):
     config, run = offline(*BY_LENGTH)
     rows = [{"chosen": "x" * (i % 7 + 1), "rejected": "y" * (i % 5 + 1)} for i in range(150)]
     write_pairs(config, world, [row for row in rows if row["chosen"] != row["rejected"]])
-    records, _ = agreement.read(config, run)
+    records, _ = datasets.load_with_report(run, config.data.pairs_eval, "preferences")
     verdicts = agreement.reward_margins(config, run, records)
     assert run.topology.pool.calls == 5
     for record, margin in zip(records, verdicts.margins, strict=True):
@@ -411,8 +411,8 @@ def test_a_reward_model_is_checked_before_anything_is_read(offline, models, tmp_
     config, run = offline(*options, named(models, "base", "sft"))
     if damage:
         damage(rm)
-    monkeypatch.setattr(winrate.datasets, "prompts_of", None)
-    monkeypatch.setattr(agreement, "read", None)
+    monkeypatch.setattr(winrate.datasets, "load_prompts", None)
+    monkeypatch.setattr(agreement.datasets, "load_with_report", None)
     with pytest.raises(ConfigError, match=expected):
         {"winrate": winrate.winrate, "agreement": agreement.agreement}[stage](config, run)
     assert run.topology.pool is None

@@ -16,7 +16,7 @@ from peft import PeftModel
 from cluster.remote import ask
 from rlaif.config.schema import Sampling
 from rlaif.config.section import Function
-from rlaif.data.read import read_pairs
+from rlaif.data.read import read_records
 from rlaif.errors import ConfigError, ContractError, DataError
 from rlaif.feedback.store import Store
 from rlaif.models.batch import collate
@@ -113,7 +113,7 @@ def test_every_video_has_a_caption_of_each_half_and_every_stage_reads_them(fed):
         assert len(row["captions"]) == 2 and row["context"] == row["captions"]
         assert row["frames"] == [[0, 1, 3, 4, 6, 7, 9, 11], [12, 13, 15, 16, 18, 19, 21, 23]]
     told = {row["video"]: row["context"] for row in rows_of(config, config.data.captions, "key")}
-    for prompt in datasets.prompts(run, "prompts.jsonl"):
+    for prompt in datasets.load(run, "prompts.jsonl", "prompts"):
         assert list(prompt.captions) == told[prompt.video]
 
 
@@ -151,7 +151,7 @@ def test_dependent_captions_of_single_frames_are_conditioned_and_summarised(fed)
     )
     expected = set()
     for file in config.caption.of:
-        expected |= {(prompt.video, prompt.question) for prompt in datasets.prompts(run, file)}
+        expected |= {(prompt.video, prompt.question) for prompt in datasets.load(run, file, "prompts")}
     assert len(expected) > len({video for video, _ in expected}) == 12  # some videos are asked about more than once
     assert caption.caption(changed, run) | {"cut": 0} == COUNTS | {"captioned": len(expected)}
     rows = rows_of(changed, changed.data.captions, "key")
@@ -161,7 +161,7 @@ def test_dependent_captions_of_single_frames_are_conditioned_and_summarised(fed)
         assert row["frames"] == [[5], [11], [17]] and len(row["captions"]) == 3
         assert len(row["context"]) == 1 and row["context"][0].strip() == row["context"][0] != ""
     told = {(row["video"], row["question"]): tuple(row["context"]) for row in rows}
-    for prompt in datasets.prompts(replace(run, config=changed), "eval.jsonl"):
+    for prompt in datasets.load(replace(run, config=changed), "eval.jsonl", "prompts"):
         assert prompt.captions == told[prompt.video, prompt.question]
     actors, whole = run.topology.engines(config.caption.model).fleet.handles.values(), path_of(changed).read_bytes()
     before = [ask(actor.stats.remote())["prompt_tokens"] for actor in actors]
@@ -187,7 +187,7 @@ def test_answers_come_from_seeds_and_keep_their_origin(fed):
 def test_claims_are_judged_once_each_and_scores_are_minus_the_rejected(fed):
     config, _, run, reports = fed
     rows = rows_of(config, config.data.labels, "prompt_id")
-    texts = sample.answers_by_prompt(config, datasets.prompts(run, "descriptions.jsonl"))
+    texts = sample.answers_by_prompt(config, datasets.load(run, "descriptions.jsonl", "prompts"))
     for row in rows:
         for answer, score, evidence in zip(texts[row["prompt_id"]], row["scores"], row["claims"], strict=True):
             rejected = sum(not claim["accepted"] for claim in evidence)
@@ -259,7 +259,7 @@ def test_labels_made_with_other_options_are_rejected(fed):
 
 def test_pairs_are_rows_that_the_reward_model_reads(fed):
     config, _, run, reports = fed
-    rows, report = read_pairs(datasets.data_path(config, config.data.pairs), config.data.root)
+    rows, report = read_records(datasets.data_path(config, config.data.pairs), config.data.root, "pairs")
     assert len(rows) == reports["pairs"]["pairs"] and not report.skipped
     result = reports["pairs"]
     assert result["considered"] == result["pairs"] + sum(result["dropped"].values())

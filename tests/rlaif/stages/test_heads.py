@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from rlaif.data.files import read_rows
 from rlaif.data.formats.own import PAIRS
-from rlaif.data.rows import Pair
+from rlaif.data.preference import PreferencePair
 from rlaif.errors import DataError
 from rlaif.io.rundir import RunDir
 from rlaif.models.packing import chunks
@@ -21,7 +21,7 @@ from rlaif.records import Prompt, RewardInput
 from rlaif.stages.feedback import score
 from rlaif.stages.run.run import open_run
 from rlaif.stages.train import ppo, reward, supervised
-from rlaif.stages.train.reward import compared, hold_out
+from rlaif.stages.train.reward import compared, digest_of, hold_out
 from rlaif.stages.train.workers import learner_spec
 
 TWO = ("helpfulness", "harmlessness")
@@ -64,7 +64,9 @@ def trained(compared_world, make_config, tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(reward, "dimension_metrics", with_planted_accuracy)
             reward.train(config, run)
-        rows = reward.with_context(compared(reward.datasets.pairs(run, "pairs.jsonl"), config.reward, "pairs"), config)
+        rows = reward.with_context(
+            compared(reward.datasets.load(run, "pairs.jsonl", "pairs"), config.reward, "pairs"), config
+        )
         learners, actors = both_sides(config, run, rows)
         yield config, run, learners, actors, [score.score(config, run), score.score(config, run)]
 
@@ -232,8 +234,19 @@ def test_ppo_learns_from_the_weighted_sum_of_named_parts(aligned, metrics_of, sa
 # -- without a cluster
 
 
-def pair(number: int, **about) -> Pair:
-    return Pair(str(number), f"v{number}", "q", (), "a", "b", **about)
+def pair(number: int, **about) -> PreferencePair:
+    return PreferencePair(str(number), "q", "a", "b", video=f"v{number}", **about)
+
+
+def test_digest_of_pairs_is_that_of_earlier_versions():
+    """Checkpoints carry it: another digest would refuse to go on with the same pairs."""
+    about = {"dimension": "helpful", "dimensions": {"style": -1}, "margin": 0.5, "prompt_id": "p", "unread_turns": True}
+    rows = [
+        PreferencePair("a", "what?", "a cat", "a dog", video="v.mp4", captions=("one",), **about),
+        PreferencePair("b", "what?", chosen_video="v.mp4", rejected_video="w.mp4"),
+    ]
+    assert digest_of(rows, captions=True) == "cea8f6a09bd48c97"
+    assert digest_of(rows, captions=False) == "ee487cac13beddea"
 
 
 def test_rows_that_were_not_compared_are_counted_and_left_out(make_config, tmp_path, caplog):

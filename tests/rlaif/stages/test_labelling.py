@@ -62,7 +62,7 @@ def judging(tmp_path, make_config, world):
 
 
 def ids_of(run) -> list[str]:
-    return [prompt.prompt_id for prompt in datasets.prompts(run, HELD_OUT)]
+    return [prompt.prompt_id for prompt in datasets.load(run, HELD_OUT, "prompts")]
 
 
 def labels(config) -> dict[str, dict]:
@@ -267,7 +267,7 @@ def test_a_judge_can_see_fewer_frames_than_the_policy(judging):
         urls.update(images)
     sparse = LocalFrames(config.data.root, 2)
     expected = set()
-    for prompt in datasets.prompts(run, HELD_OUT):
+    for prompt in datasets.load(run, HELD_OUT, "prompts"):
         for image in encode_frames(sparse.get(prompt.video), jpeg_quality=90):
             expected.add(f"data:image/jpeg;base64,{base64.b64encode(image).decode()}")
     assert urls == expected
@@ -279,7 +279,7 @@ def test_another_file_behind_a_videos_name_is_judged_anew(judging, world, tmp_pa
     with JudgeServer(by=prefers("red")) as server:
         config, run = judging(server.url, f"data.root={tmp_path}/data")
         label.label(config, run)
-        prompts = datasets.prompts(run, HELD_OUT)
+        prompts = datasets.load(run, HELD_OUT, "prompts")
         video = prompts[0].video
         other = next(prompt.video for prompt in prompts if prompt.video != video)
         shutil.copy(tmp_path / "data" / other, tmp_path / "data" / video)
@@ -287,7 +287,7 @@ def test_another_file_behind_a_videos_name_is_judged_anew(judging, world, tmp_pa
         report = label.label(config, run)
     changed = sum(prompt.video == video for prompt in prompts)
     assert 0 < changed < len(prompts) and report["server"]["this_command"]["cached"] == 6 * changed
-    now = datasets.prompts(run, HELD_OUT)
+    now = datasets.load(run, HELD_OUT, "prompts")
     different = [
         a.prompt_id for a, b in zip(prompts, now, strict=True) if sample.prompt_digest(a) != sample.prompt_digest(b)
     ]
@@ -366,7 +366,7 @@ def test_equal_answers_are_not_asked_about(judging):
 def test_a_video_without_captions_is_counted_and_judged_without_context(judging, caplog):
     with JudgeServer(by=prefers("red")) as server:
         config, run = judging(server.url, "label.context=captions", "data.captions={run}/captions.jsonl")
-        videos = sorted({prompt.video for prompt in datasets.prompts(run, HELD_OUT)})
+        videos = sorted({prompt.video for prompt in datasets.load(run, HELD_OUT, "prompts")})
         file = datasets.data_path(config, config.data.captions)
         made = [
             {

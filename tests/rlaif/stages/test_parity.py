@@ -39,7 +39,7 @@ def started(request, world, make_config, tmp_path_factory):
     overrides += ["ppo.train_vision=true", "ppo.train_projector=true"] if full else ["rollout.vision=shared"]
     config = make_config(folder, *overrides)
     with open_run(config) as run:
-        prompts = enough_prompts(config, datasets.prompts(run, config.data.prompts))
+        prompts = enough_prompts(config, datasets.load(run, config.data.prompts, "prompts"))
         workers = start_workers(config, run, learner_spec(config))
         deck = Deck(prompts, config.ppo.prompts_per_iteration, config.seed)
         maker = ExperienceMaker(config, run, workers, deck, Ledger(), 0)

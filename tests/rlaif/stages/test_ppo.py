@@ -128,7 +128,7 @@ def test_the_engine_uses_the_new_policy(make_config, tmp_path, lora, metrics_of)
     )
     with open_run(config) as run:
         ppo.train(config, run)
-        prompts = datasets.prompts(run, config.data.prompts)[:4]
+        prompts = datasets.load(run, config.data.prompts, "prompts")[:4]
         pool = run.topology.rollouts(config.ppo.policy, config.ppo.lora.r if config.ppo.lora else None)
         pool.submit("check", prompts, 1, 5, Sampling(max_tokens=12))
         samples = [sample for answers in pool.results("check") for sample in answers.samples]

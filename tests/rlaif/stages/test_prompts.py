@@ -10,7 +10,7 @@ from without_actors import NoTopology
 
 from actors.rollout import Answers, Failure
 from cluster.ledger import Ledger
-from rlaif.data.rows import decode_videos
+from rlaif.data.videos import decode_videos
 from rlaif.errors import DataError
 from rlaif.io.rundir import RunDir
 from rlaif.stages.run import datasets
@@ -59,7 +59,7 @@ def answer_first(run: Run, broken: set[str], ahead: int = 0) -> tuple[Experience
     Returns the maker, and the ids of the prompts that were answered.
     """
     config = run.config
-    deck = Deck(datasets.prompts(run, "prompts.jsonl"), config.ppo.prompts_per_iteration, config.seed)
+    deck = Deck(datasets.load(run, "prompts.jsonl", "prompts"), config.ppo.prompts_per_iteration, config.seed)
     weight_sync = SimpleNamespace(wait=lambda: None)
     frames = SimpleNamespace(prefetch=lambda videos: None)
     workers = Workers(None, Pool(broken), NoScores(), weight_sync, frames, deadline_s=1)
@@ -73,7 +73,7 @@ def answer_first(run: Run, broken: set[str], ahead: int = 0) -> tuple[Experience
 
 
 def test_substitutes_that_fail_are_replaced_as_well(run):
-    prompts = datasets.prompts(run, "prompts.jsonl")
+    prompts = datasets.load(run, "prompts.jsonl", "prompts")
     deck = Deck(prompts, 4, run.config.seed)
     first = [prompt.prompt_id for prompt in deck.of(0)]
     other = next(prompt.prompt_id for prompt in prompts if prompt.prompt_id not in first)
@@ -88,14 +88,14 @@ def test_substitutes_that_fail_are_replaced_as_well(run):
 
 
 def test_the_run_stops_when_most_prompts_cannot_be_answered(run):
-    every = {prompt.prompt_id for prompt in datasets.prompts(run, "prompts.jsonl")}
+    every = {prompt.prompt_id for prompt in datasets.load(run, "prompts.jsonl", "prompts")}
     with pytest.raises(DataError, match=r"at most 50% of the prompts unusable \(ppo\.max_prompt_failures\)") as caught:
         answer_first(run, every)
     assert "cut off" in caught.value.found and "--resume" in caught.value.fix
 
 
 def test_a_resume_without_a_prompt_asks_for_what_is_left_of_the_open_iterations(run):
-    prompts = datasets.prompts(run, "prompts.jsonl")
+    prompts = datasets.load(run, "prompts.jsonl", "prompts")
     deck = Deck(prompts, run.config.ppo.prompts_per_iteration, run.config.seed)
     ledger = Ledger()
     for iteration in (0, 1):
@@ -113,7 +113,7 @@ def test_a_resume_without_a_prompt_asks_for_what_is_left_of_the_open_iterations(
 
 
 def test_a_resume_with_other_prompts_is_refused(run):
-    prompts = datasets.prompts(run, "prompts.jsonl")
+    prompts = datasets.load(run, "prompts.jsonl", "prompts")
     deck = Deck(prompts, 4, run.config.seed)
     newest = SimpleNamespace(iteration=0, meta={"deck": deck.state_dict(), "ledger": Ledger().state_dict()})
     with pytest.raises(DataError, match="ppo.max_prompt_failures"):

@@ -17,7 +17,7 @@ from without_actors import NoActors
 from rlaif.config.schema import Reward
 from rlaif.data.files import read_rows
 from rlaif.data.formats.own import PAIRS
-from rlaif.data.preference import Preference
+from rlaif.data.preference import PreferencePair
 from rlaif.io.rundir import RunDir
 from rlaif.models.reward import CARD, card_text
 from rlaif.models.reward_prompt import RewardPrompt
@@ -67,7 +67,7 @@ def run_of(config, topology) -> Run:
     return Run(config, RunDir(config.storage, config.name), None, topology)
 
 
-def read(path: Path) -> list[Preference]:
+def read(path: Path) -> list[PreferencePair]:
     return list(PAIRS.read(read_rows(path)))
 
 
@@ -82,7 +82,7 @@ def file(world, tmp_path) -> str:
     return str(tmp_path / "pairs.jsonl")
 
 
-def by_answer(records: list[Preference], model: str) -> dict[tuple, list[dict]]:
+def by_answer(records: list[PreferencePair], model: str) -> dict[tuple, list[dict]]:
     """Return the scores of one model of each answer, whole entries in the order of the file."""
     result: dict[tuple, list[dict]] = {}
     for record in records:
@@ -92,7 +92,7 @@ def by_answer(records: list[Preference], model: str) -> dict[tuple, list[dict]]:
     return result
 
 
-def answers_of(records: list[Preference]) -> set[tuple]:
+def answers_of(records: list[PreferencePair]) -> set[tuple]:
     """`chosen` and `rejected` of every record, and the third of the first."""
     answers = {(records[0].pair_id, "third")}
     for record in records:

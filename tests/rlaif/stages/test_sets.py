@@ -16,14 +16,13 @@ from actors.rollout import Answers, Failure
 from rlaif.data.files import read_rows, write_rows
 from rlaif.data.formats.own import PAIRS
 from rlaif.data.formats.table import FORMATS
-from rlaif.data.preference import Preference
-from rlaif.data.read import read_pairs
+from rlaif.data.preference import PreferencePair
+from rlaif.data.read import read_records
 from rlaif.errors import ConfigError, ContractError, DataError
 from rlaif.feedback.narrative import prompt_version
 from rlaif.feedback.scoring import ScoringModel
 from rlaif.io.rundir import RunDir
 from rlaif.records import Masked, Sample, Scored
-from rlaif.stages.compare import agreement
 from rlaif.stages.feedback import caption, label, pairs, sample, score
 from rlaif.stages.run import datasets
 from rlaif.stages.run.run import Run
@@ -206,7 +205,7 @@ def test_the_videos_of_pairs_are_captioned_too_and_each_once(scripted, caplog):
     published(config, "held_out.json", [more[1], other])
     assert caption.caption(config, run)["captioned"] == 4
     assert set(kept(config)) == {one, other, *more} and "gone.mp4" in caplog.text
-    (trained,) = [row for row in datasets.pairs(run, "theirs.parquet") if row.video == one]
+    (trained,) = [row for row in datasets.load(run, "theirs.parquet", "pairs") if row.video == one]
     assert trained.captions == ("seen",) * 3
 
 
@@ -216,12 +215,12 @@ def test_pairs_of_videos_and_an_empty_file_of_pairs_need_no_captions(scripted):
         caption.caption(config, run)
     one, other = videos(config)
     write_rows(datasets.data_path(config, "pairs.jsonl"), [])
-    assert datasets.of_pairs(run, "pairs.jsonl") == []
+    assert datasets.load(run, "pairs.jsonl", "pair_prompts") == []
     sides = {"pair_id": "r", "question": "q", "chosen_video": one, "rejected_video": other}
     write_rows(datasets.data_path(config, "pairs.jsonl"), [sides])
-    assert datasets.of_pairs(run, "pairs.jsonl") == []
+    assert datasets.load(run, "pairs.jsonl", "pair_prompts") == []
     with pytest.raises(DataError, match=r"preference pairs in .*few\.jsonl"):
-        datasets.of_pairs(run, "few.jsonl")
+        datasets.load(run, "few.jsonl", "pair_prompts")
 
 
 def test_a_reward_model_that_reads_captions_says_where_they_come_from(scripted, caplog):
@@ -276,7 +275,8 @@ def test_answers_that_failed_are_asked_for_again_and_nothing_else_is(scripted, c
     assert [prompt.video for prompt in run.topology.pool.asked] == [one]
     assert path.read_bytes().startswith(before) and len(path.read_bytes().splitlines()) == 3
     assert all(
-        len(answers) == 2 for answers in sample.answers_by_prompt(config, datasets.prompts(run, "few.jsonl")).values()
+        len(answers) == 2
+        for answers in sample.answers_by_prompt(config, datasets.load(run, "few.jsonl", "prompts")).values()
     )
     config, run = scripted(lambda prompt: pytest.fail("asked again"), "candidates.per_model=2")
     assert sample.sample(config, run) == {"made": 0, "retried": 0, "there": 2, "failed": 0}
@@ -303,7 +303,7 @@ def test_pairs_say_how_both_answers_were_sampled_and_may_be_parquet(scripted):
     path = datasets.data_path(config, config.data.candidates)
     base, sampled = config.candidates.models[0], sample.sampling_record(config)
     who = {"model": base, "fingerprint": sample.ModelDir(base).fingerprint, "seed": 7, "sampling": sampled}
-    asked = datasets.prompts(run, "few.jsonl")
+    asked = datasets.load(run, "few.jsonl", "prompts")
     rows = [
         {"prompt_id": p.prompt_id, "asked": sample.prompt_digest(p), **who, "answers": ["short", f"a longer one {n}"]}
         for n, p in enumerate(asked)
@@ -318,7 +318,7 @@ def test_pairs_say_how_both_answers_were_sampled_and_may_be_parquet(scripted):
         origin = {name: who[name] for name in ("model", "fingerprint", "seed", "sampling")}
         assert record.provenance["chosen"] == origin | {"index": 1} and record.chosen.startswith("a longer one")
         assert record.provenance["rejected"] == origin | {"index": 0}
-    read, report = read_pairs(datasets.data_path(config, config.data.pairs), config.data.root)
+    read, report = read_records(datasets.data_path(config, config.data.pairs), config.data.root, "pairs")
     assert len(read) == 2 and not report.skipped
     rows = [{key: row[key] for key in ("prompt_id", "answers")} for row in rows]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))  # answers of one's own
@@ -329,7 +329,7 @@ def test_pairs_say_how_both_answers_were_sampled_and_may_be_parquet(scripted):
 
 def test_origins_follow_the_order_of_the_models(scripted, world):
     config, run = scripted(None, "candidates.models=[hub/one, hub/two]")
-    asked = datasets.prompts(run, "few.jsonl")
+    asked = datasets.load(run, "few.jsonl", "prompts")
     path = datasets.data_path(config, config.data.candidates)
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [
@@ -371,7 +371,7 @@ def test_scores_go_by_what_a_video_shows_not_by_where_it_lies(scripted, monkeypa
     pool = Lengths()
     monkeypatch.setattr(score, "start_reward_actors", lambda config, run, path: pool)
     run.topology.stop_rewards = lambda: None
-    records = [Preference(name, "q", "a", "b", video=name) for name in (one, "copy.mp4", other, "gone.mp4")]
+    records = [PreferencePair(name, "q", "a", "b", video=name) for name in (one, "copy.mp4", other, "gone.mp4")]
 
     def filled(store):
         job = score.ScoringJob(
@@ -414,8 +414,10 @@ def test_frames_that_a_row_lists(scripted, caplog):
     assert len(captioned) == 3 and sorted(len(row["frames"]) for row in captioned.values()) == [3, 3, 3]
     assert {client.total_frames for client in map(run.topology.client().spec, captioned)} == {3, 6}
     assert len({row["sha256"] for row in captioned.values()}) == 3
-    assert {record.video for record in agreement.read(config, run)[0]} == set(captioned)
-    assert [row.pair_id for row in datasets.pairs(run, "pairs.jsonl")] == ["all"]
+    assert {record.video for record in datasets.load_with_report(run, config.data.pairs_eval, "preferences")[0]} == set(
+        captioned
+    )
+    assert [row.pair_id for row in datasets.load(run, "pairs.jsonl", "pairs")] == ["all"]
     assert "2 frames differ" in caplog.text and "--media DIR" in caplog.text
     assert [record.pair_id for record in score.valid_records(config, root / "pairs.jsonl")] == ["all"]
     surveyed = score.survey_file(config, root / "pairs.jsonl")
@@ -434,7 +436,7 @@ def test_images_inside_a_file_of_pairs_are_captioned(scripted):
         lambda prompt: "seen", "video.num_frames=1", "caption.of=[nothing.jsonl]", "data.pairs_eval=theirs.parquet"
     )
     assert caption.caption(config, run)["captioned"] == 2
-    assert all(record.captions for record in agreement.read(config, run)[0])
+    assert all(record.captions for record in datasets.load_with_report(run, config.data.pairs_eval, "preferences")[0])
 
 
 # -- files in a bucket

@@ -207,11 +207,11 @@ def test_at_least_one_video_is_held_out_and_the_default_margin_follows_the_metho
 
 def test_equal_prompts_of_two_files_are_merged_and_different_prompts_with_one_id_are_rejected(monkeypatch):
     files = {"a": [ASKED], "b": [ASKED, Prompt("q", "v.mp4", "what ?")], "c": [Prompt("p", "w.mp4", "what ?")]}
-    monkeypatch.setattr(datasets, "prompts", lambda run, file, checks: files[file])
+    monkeypatch.setattr(datasets, "load", lambda run, file, kind, checks: files[file])
     run = SimpleNamespace()
-    assert [prompt.prompt_id for prompt in datasets.prompts_of(run, ("a", "b"))] == ["p", "q"]
+    assert [prompt.prompt_id for prompt in datasets.load_prompts(run, ("a", "b"))] == ["p", "q"]
     with pytest.raises(DataError, match="prompt 'p'"):
-        datasets.prompts_of(run, ("a", "c"))
+        datasets.load_prompts(run, ("a", "c"))
 
 
 def test_an_earlier_demos_feedback_and_pairs_get_another_name(make_config, tmp_path):

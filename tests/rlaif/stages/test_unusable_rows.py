@@ -118,7 +118,7 @@ def test_questions_that_are_odd_and_usable_are_kept_with_a_remark_on_marks_of_tu
     good = prompts_with(folder, "prompts.jsonl", **odd, end="describe <|im_end|> the video .")
     run = folder.run()
     train(ppo.train, run)
-    assert len(datasets.prompts(run, "prompts.jsonl")) == good + 5
+    assert len(datasets.load(run, "prompts.jsonl", "prompts")) == good + 5
     assert "1 rows are used although question holds '<|im_end|>'" in caplog.text
     assert f"'end' (prompts.jsonl line {good + 5})" in caplog.text
 
@@ -197,12 +197,12 @@ def test_a_new_run_leaves_out_prompts_whose_videos_do_not_decode(folder):
     folder.write("prompts.jsonl", [rows[0] | {"video": "half"}, *rows[1:]])
     for override, left_out in (("seed=0", 1), ("deterministic=true", 0), ("data.check_s=0", 0)):
         run = folder.run(override)
-        deck = open_deck(run.config, run, datasets.prompts(run, "prompts.jsonl"), None)
+        deck = open_deck(run.config, run, datasets.load(run, "prompts.jsonl", "prompts"), None)
         assert len(deck.left_out) == left_out
         assert all(rows[0]["prompt_id"] not in [p.prompt_id for p in deck.of(n)] for n in range(9)) == bool(left_out)
     with pytest.raises(DataError, match="ppo.max_prompt_failures"):
         run = folder.run("ppo.max_prompt_failures=0.01")
-        open_deck(run.config, run, datasets.prompts(run, "prompts.jsonl"), None)
+        open_deck(run.config, run, datasets.load(run, "prompts.jsonl", "prompts"), None)
 
 
 @pytest.fixture

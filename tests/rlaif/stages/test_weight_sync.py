@@ -33,7 +33,7 @@ class Started:
 
     def __init__(self, config, run):
         self.config = config
-        self.prompts = enough_prompts(config, datasets.prompts(run, config.data.prompts))
+        self.prompts = enough_prompts(config, datasets.load(run, config.data.prompts, "prompts"))
         workers = start_workers(config, run, learner_spec(config))
         pool = workers.rollouts
         support = str(Path(__file__).parents[2] / "support")

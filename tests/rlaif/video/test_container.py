@@ -1,4 +1,4 @@
-"""Tests of what is opened as a video, which stream is used, and which way is up."""
+"""Tests of the files that open as a video, of the stream that is used, and of its orientation."""
 
 import os
 import struct

@@ -142,12 +142,12 @@ BAD_FILES = {
 
 @pytest.mark.parametrize("kind", BAD_FILES)
 def test_bad_files_are_named(clip, kind):
-    spoil, found = BAD_FILES[kind]
+    spoil, words = BAD_FILES[kind]
     path = clip()
     spoil(path)
     with pytest.raises(DataError) as raised:
         sample_spec(path, 8)
-    assert str(path) in raised.value.expected and found in raised.value.found and raised.value.fix
+    assert str(path) in raised.value.expected and words in raised.value.found and raised.value.fix
 
 
 def test_video_with_too_few_frames_is_refused(clip, folder):

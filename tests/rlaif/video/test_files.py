@@ -1,4 +1,4 @@
-"""Tests that frame i is frame i of a decode in order, whatever the file (files: tests/support/video_corpus.py)."""
+"""Tests that frame i is frame i of a decode in order, for every kind of file (files: tests/support/video_corpus.py)."""
 
 import random
 

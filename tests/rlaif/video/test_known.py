@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import time
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -121,7 +122,7 @@ def test_unwritable_folder_is_logged_once(tmp_path, clip, caplog):
 
 def _probe_all(folder: str, paths: list[str]) -> list[str]:
     known = KnownVideos(folder)
-    return [probe_video(path, known).sha256 for path in paths for _ in range(5)]
+    return [probe_video(path, known).sha256 for path, _ in product(paths, range(5))]
 
 
 def test_many_processes_may_learn_at_once(tmp_path, clip):

@@ -1,4 +1,4 @@
-"""Tests of rare videos and images: they are read as what they show, or refused with a reason."""
+"""Tests of rare videos and images: they are read correctly, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -178,11 +178,11 @@ def test_twelve_bit_tiffs_keep_their_highest_bits(tmp_path):
     assert (read_image(tmp_path / "a.tif") == 200).all()
 
 
-@pytest.mark.parametrize(("alpha_bits", "shown"), [(0, RED), (8, (255, 255, 255))])
-def test_the_fourth_byte_of_a_tga_is_alpha_only_if_the_header_says_so(alpha_bits, shown, tmp_path):
+@pytest.mark.parametrize(("alpha_bits", "colour"), [(0, RED), (8, (255, 255, 255))])
+def test_the_fourth_byte_of_a_tga_is_alpha_only_if_the_header_says_so(alpha_bits, colour, tmp_path):
     head = struct.pack("<BBBHHBHHHHBB", 0, 0, 2, 0, 0, 0, 0, 0, 4, 4, 32, 0x20 | alpha_bits)
     (tmp_path / "a.tga").write_bytes(head + bytes([*RED[::-1], 0]) * 16)
-    assert (read_image(tmp_path / "a.tga") == shown).all()
+    assert (read_image(tmp_path / "a.tga") == colour).all()
 
 
 def test_a_transparent_grey_of_sixteen_bits_is_white(tmp_path):

@@ -73,7 +73,7 @@ def test_preference_goes_to_the_truer_answer():
     assert checker.preference(prompt(), "", "red red .") == 1
 
 
-def test_reward_parts():
+def test_reward_has_parts_for_recall_and_false_claims():
     assert checker.reward(prompt(), "") == {"recall": 0.0, "false": 0.0}
     parts = checker.reward(prompt(), TRUE.replace("left", "right"))
     assert parts == {"recall": pytest.approx(6 / 7), "false": pytest.approx(-1 / 7)}

@@ -30,7 +30,7 @@ def turns(row):
     return list(zip(texts[::2], texts[1::2], strict=True))
 
 
-def test_counts_and_files(world, rows):
+def test_dataset_has_the_requested_counts_existing_videos_and_unique_ids(world, rows):
     assert len(rows("scenes")) == 24 + 10 + 8
     assert len([row for row in rows("eval") if row["kind"] == "describe"]) == 8
     assert len([row for row in rows("prompts") if row["kind"] == "describe"]) == 10

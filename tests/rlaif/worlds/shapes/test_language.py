@@ -91,7 +91,7 @@ def test_split_lists_the_claims_of_an_answer_in_words():
 
 
 def subject(claim):
-    """Return what a claim in words is about: the number, a color's shape, or when or in which direction it moves."""
+    """Return the subject of a claim in words: the number, a color's shape, or when or in which direction it moves."""
     words = claim.split()
     if words[0] == "there":
         return "count" if words[-1] in ("object", "objects") else words[3]

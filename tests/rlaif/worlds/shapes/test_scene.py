@@ -1,4 +1,4 @@
-from itertools import combinations
+from itertools import chain, combinations
 
 import numpy as np
 import pytest
@@ -11,10 +11,12 @@ def scenes(split, count=300, seed=0):
 
 
 def test_splits_share_no_signature():
-    signatures = {split: {scene.signature for scene in scenes(split)} for split in SPLITS}
+    signatures = {}
+    for split in SPLITS:
+        signatures[split] = {scene.signature for scene in scenes(split)}
     for a, b in combinations(signatures, 2):
         assert not signatures[a] & signatures[b]
-    assert sorted(residue for residues in SPLITS.values() for residue in residues) == list(range(10))
+    assert sorted(chain.from_iterable(SPLITS.values())) == list(range(10))
 
 
 def test_a_split_depends_on_the_signature_alone():
