@@ -34,7 +34,7 @@ def add_front(commands: Commands) -> None:
     )
     options = commands.add("options", "all options, or those of a section: type, default, meaning", run_options)
     options.add_argument("section", nargs="?", default="", help="such as ppo, ppo.optim or ppo.optim.lr")
-    commands.add("doctor", "what is usable on this machine, and what to do about each problem", run_doctor)
+    commands.add("doctor", "what is usable on this machine, and what to do about each problem", _run_doctor)
 
 
 def add_help(commands: Commands) -> None:
@@ -106,11 +106,11 @@ def run_check(args: argparse.Namespace) -> int:
     return 1 if findings.problems else 0
 
 
-def run_doctor(args: argparse.Namespace) -> int:
+def _run_doctor(args: argparse.Namespace) -> int:
     """Print what is usable on this machine. Returns the exit code."""
-    from rlaif.doctor import run_doctor as examine_machine
+    from rlaif.doctor import run_doctor
 
-    return examine_machine()
+    return run_doctor()
 
 
 def _print_findings(findings: Findings, args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""The parsers of the command line: no abbreviations, and mistakes answered with what was probably meant."""
+"""The parsers of the command line. They accept no abbreviations, and answer a mistake with the likely intention."""
 
 from __future__ import annotations
 

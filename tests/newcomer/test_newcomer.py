@@ -85,7 +85,7 @@ class Copy:
                 insert(root / change["file"], change)
         for module, page in GENERATORS.items():
             text = self.python("-m", module).stdout
-            if page is not None and (root / page).is_file():
+            if page is not None:
                 (root / page).write_text(text)
 
     def python(self, *words: str) -> subprocess.CompletedProcess:

@@ -69,6 +69,7 @@ def check_reward_function(inquiry: Inquiry, function: Function) -> None:
 
 def dry_call(option: str, path: str, prompt: Prompt) -> None:
     """Raise ConfigError unless the reward function gives a finite score, or parts that add up to one, for a row."""
+    # A prompt without a reference answer gets some text: the function must cope with any.
     answer = RewardInput((prompt.prompt_id, 0), prompt, prompt.answer or "A first answer.")
     outcome = within_deadline(option, path, lambda: FunctionScorer(path)([answer])[answer.key])
     if isinstance(outcome, Masked):

@@ -233,8 +233,8 @@ def summarise_reward(config: Config, directory: RunDir, export: str) -> Summary:
         best = max(evaluations, key=lambda row: row["eval/accuracy"])
         figures["held-out accuracy"] = f"{best['eval/accuracy']:.1%} at step {best['iteration']}"
     reward = config.ppo.reward
+    uses_export = not isinstance(reward, Function) and is_export(reward, directory.export("reward"))
     following: list[NextStage] = []
-    if not isinstance(reward, Function) and is_export(reward, directory.export("reward")):
-        if (locate(config.ppo.policy) / "config.json").exists():
-            following.append(("align the policy with this reward model", "ppo", ()))
+    if uses_export and (locate(config.ppo.policy) / "config.json").exists():
+        following.append(("align the policy with this reward model", "ppo", ()))
     return Summary(figures, {"export": export}, following=following)
