@@ -80,6 +80,7 @@ lint: $(STAMP)
 # The pages that are generated from the source; tests fail when one is stale.
 docs: $(STAMP)
 	@.venv/bin/python -m rlaif.config.options > docs/options.md
+	.venv/bin/python -m rlaif.cli.docs
 
 install: $(STAMP)
 

@@ -17,7 +17,7 @@ CLASSES = [kind for kind in vars(errors).values() if isinstance(kind, type) and 
 ERRORS = frozenset({kind.__name__ for kind in CLASSES} | {Obstacle.__name__})
 """Classes whose third argument is a fix."""
 WORDS = """
-    Add Append Change Check Choose Collect Compare Convert Copy Correct Extract Free Give Install Leave Let Load
+    Add Append Change Check Choose Collect Compare Convert Copy Correct Encode Extract Free Give Install Leave Let Load
     Look Lower Make Mend Merge Mount Move Name Open Pin Publish Put Raise Re-encode Relax Remove Rename Repair
     Replace Report Reset Restore Resume Run Send Set Start Train Type Update Use Wait Write
 """

@@ -159,7 +159,7 @@ def kl_to_reference(workers: Workers, samples: Sequence[Sample]) -> float:
 
 
 def table(rows: Sequence[dict]) -> str:
-    """The rows as a Markdown table."""
+    """Return the rows as a Markdown table."""
     names = ("policy", "seed", "decoding", "hallucination", "recall", "qa_accuracy", "reward", "kl", "length")
     lines = []
     for row in rows:

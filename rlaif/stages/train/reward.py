@@ -35,11 +35,11 @@ from rlaif.stages.train import supervised
 log = logging.getLogger(__name__)
 
 LEARNED = ("dimensions", "centering", "centering_coef", "margin", "margin_coef", "batch_size")
-"""Options of `reward` that decide what is learned, beside what the model reads."""
+"""Options of `reward` that decide what is learned, besides what the model reads."""
 
 
 def train(config: Config, run: Run, start: Start = "new") -> str:
-    """Train on preference pairs, measure on held-out ones, export the best step (`reward.export`); returns its path."""
+    """Train on preference pairs, measure on held-out ones and export the best step (`reward.export`). Returns the path."""
     require_model("reward.init", config.reward.init)
     rows, held_out = training_pairs(config, run)
     reward = config.reward.model_copy(update={"steps": steps_of(config.reward, len(rows))})
@@ -57,11 +57,14 @@ def train(config: Config, run: Run, start: Start = "new") -> str:
         return group.step_pairs(chosen(number), reward)
 
     def videos(number: int) -> set[str]:
-        return {video for row in chosen(number) for video in row.videos}
+        names: set[str] = set()
+        for row in chosen(number):
+            names.update(row.videos)
+        return names
 
     def evaluate() -> dict[str, float]:
         scores, skipped = group.score_pairs(held_out, reward)
-        return measured(signs, scores, skipped, reward.dimensions)
+        return eval_metrics(signs, scores, skipped, reward.dimensions)
 
     first = supervised.in_order(chosen, newest, len(rows))
     datasets.decode_first(run, itertools.chain(first, held_out))
@@ -83,36 +86,47 @@ def train(config: Config, run: Run, start: Start = "new") -> str:
     return export
 
 
-def measured(
+def eval_metrics(
     signs: Mapping[str, Mapping[str, int]],
     scores: Mapping[str, np.ndarray],
     skipped: Sequence[str],
     dimensions: Sequence[str],
 ) -> dict[str, float]:
-    """`eval/` metrics of the held-out pairs that could be read; `eval/skipped` counts the others. Without any there is no
-    `eval/accuracy`: what was trained is worth more than an error."""
+    """Return the `eval/` metrics of the held-out pairs that could be read; `eval/skipped` counts the others.
+
+    If none could be read there is no `eval/accuracy`, but no error either, which would lose what was trained.
+    """
     if skipped:
         log.warning("%d of %d held-out pairs are left out: %s", len(skipped), len(signs), named(skipped))
-    found = dimension_metrics(scores_by_dimension(signs, scores, dimensions)) | {"skipped": float(len(skipped))}
-    return {f"eval/{name}": value for name, value in found.items()}
+    metrics = dimension_metrics(scores_by_dimension(signs, scores, dimensions)) | {"skipped": float(len(skipped))}
+    return {f"eval/{name}": value for name, value in metrics.items()}
 
 
 def steps_of(reward: Reward, pairs: int) -> int:
-    """Optimizer steps: `reward.steps`, or as many as `reward.epochs` passes over the pairs take, the last one filled up."""
-    return math.ceil(reward.epochs * pairs / reward.batch_size) if reward.epochs else reward.steps
+    """Return the number of optimizer steps.
+
+    That is `reward.steps`, or what `reward.epochs` passes over the pairs take, rounded up to whole batches.
+    """
+    if not reward.epochs:
+        return reward.steps
+    return math.ceil(reward.epochs * pairs / reward.batch_size)
 
 
 def identity(reward: Reward, seed: int, rows: Sequence[PreferencePair], held_out: Sequence[PreferencePair]) -> dict:
-    """What a checkpoint belongs to: base and adapter, what the model reads, what it learns, the pairs it learns it from and
-    is measured on, and what decides which of them make a step."""
-    learned = reward.model_dump(mode="json", include=set(LEARNED))
-    read = reward.context != "none"
-    pairs = {"pairs": digest_of(rows, read), "pairs_eval": digest_of(held_out, read)}
-    return supervised.identity("reward", reward) | asdict(RewardPrompt.of(reward)) | learned | pairs | {"seed": seed}
+    """Return what a checkpoint belongs to.
+
+    That is base and adapter, what the model reads, what it learns, the pairs it learns from and is measured on, and what
+    decides which of them make a step.
+    """
+    objective = reward.model_dump(mode="json", include=set(LEARNED))
+    reads_captions = reward.context != "none"
+    pairs = {"pairs": digest_of(rows, reads_captions), "pairs_eval": digest_of(held_out, reads_captions)}
+    prompt = asdict(RewardPrompt.of(reward))
+    return supervised.identity("reward", reward) | prompt | objective | pairs | {"seed": seed}
 
 
 def digest_of(rows: Sequence[PreferencePair], captions: bool) -> str:
-    """16 hex digits over pairs (with their `captions`, where those are read) in order: a step takes them by their places."""
+    """Return 16 hex digits over pairs in order, since a step takes them by position. `captions`: whether they are read."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(json.dumps(_content(row, captions), sort_keys=True).encode())
@@ -120,7 +134,7 @@ def digest_of(rows: Sequence[PreferencePair], captions: bool) -> str:
 
 
 def _content(row: PreferencePair, captions: bool) -> dict:
-    """Return what is learned from a pair. The keys must stay: checkpoints of earlier versions carry the digest of these."""
+    """Return what is learned from a pair. The keys must stay: checkpoints of earlier versions have the digest of these."""
     return {
         "pair_id": row.pair_id,
         "video": row.answer_videos[0],
@@ -138,7 +152,7 @@ def _content(row: PreferencePair, captions: bool) -> dict:
 
 
 def training_pairs(config: Config, run: Run) -> tuple[list[PreferencePair], list[PreferencePair]]:
-    """(training, held-out) pairs with the captions that `reward.context` asks for."""
+    """Return (training, held-out) pairs with the captions that `reward.context` asks for."""
     rows = _read(config, run, config.data.pairs)
     if config.data.pairs_eval:
         held_out = _read(config, run, config.data.pairs_eval)
@@ -156,25 +170,31 @@ def _read(config: Config, run: Run, file: str) -> list[PreferencePair]:
 
 
 def compared(rows: list[PreferencePair], reward: Reward, file: str) -> list[PreferencePair]:
-    """The rows that were compared in any of `reward.dimensions`; those that lack one are counted by dimension.
+    """Return the rows that were compared in any of `reward.dimensions`; those that lack one are counted by dimension.
 
-    Raises DataError for a dimension that no row has, and with `reward.margin` for a margin below 0.
+    Raises DataError for a dimension that no row has, and with `reward.margin=record` for a margin below 0.
     """
-    there = Counter(name for row in rows for name in row.signs)
-    if unknown := [name for name in reward.dimensions if name not in there]:
+    counts: Counter[str] = Counter()
+    for row in rows:
+        counts.update(row.signs.keys())
+    unknown = [name for name in reward.dimensions if name not in counts]
+    if unknown:
+        known = [f"{name} ({count})" for name, count in counts.most_common()]
         raise DataError(
             f"pairs in {file} that were compared in {', '.join(unknown)}",
-            f"none of {len(rows)}; there are {', '.join(f'{name} ({count})' for name, count in there.most_common())}",
+            f"none of {len(rows)}; there are {', '.join(known)}",
             "Set reward.dimensions, or use another file.",
         )
     for name in reward.dimensions:
-        if without := len(rows) - there[name]:
+        without = len(rows) - counts[name]
+        if without:
             log.warning("%s: %d of %d pairs were not compared in %s", file, without, len(rows), name)
     below = [row.pair_id for row in rows if (row.margin or 0) < 0]
     if reward.margin == "record" and below:
-        found = f"below 0 in {named(below)} of {file}"
         raise DataError(
-            "margins that say how much better `chosen` is", found, "Correct the rows, or set `reward.margin=none`."
+            "margins that say how much better `chosen` is",
+            f"below 0 in {named(below)} of {file}",
+            "Correct the rows, or set `reward.margin=none`.",
         )
     return [row for row in rows if not row.signs.keys().isdisjoint(reward.dimensions)]
 
@@ -187,24 +207,30 @@ def _about(row: PreferencePair) -> str:
 def hold_out(
     rows: list[PreferencePair], fraction: float, seed: int
 ) -> tuple[list[PreferencePair], list[PreferencePair]]:
-    """(training, held-out) rows; a video (a prompt, where two videos are compared) is on one side only.
+    """Return (training, held-out) rows; a video (or a prompt, if two videos are compared) is on one side only.
 
-    Raises DataError where there are too few of them to split.
+    Raises DataError if there are too few of them to split.
     """
     groups = sorted({_about(row) for row in rows}, key=lambda group: derive(seed, "hold out", group))
     chosen = set(groups[: max(1, round(len(groups) * fraction))])
     if len(chosen) == len(groups):
         raise DataError("pairs on at least two videos", f"{len(groups)}", "Give more pairs, or set data.pairs_eval.")
-    return [row for row in rows if _about(row) not in chosen], [row for row in rows if _about(row) in chosen]
+    training: list[PreferencePair] = []
+    held_out: list[PreferencePair] = []
+    for row in rows:
+        side = held_out if _about(row) in chosen else training
+        side.append(row)
+    return training, held_out
 
 
 def with_context(rows: list[PreferencePair], config: Config) -> list[PreferencePair]:
-    """The rows with the captions that `reward.context` asks for; rows that have none are counted."""
-    mode, empty = config.reward.context, sum(not row.captions for row in rows)
+    """Return the rows with the captions that `reward.context` asks for; rows that have none are counted."""
+    mode = config.reward.context
+    empty = sum(not row.captions for row in rows)
     if mode != "none" and empty:
         log.warning("%d of %d pairs have no captions: the reward model reads no context there", empty, len(rows))
-    found = contexts(mode, [(row.answer_videos[0], row.captions) for row in rows], config.seed)
-    return [replace(row, captions=captions) for row, captions in zip(rows, found, strict=True)]
+    captions_by_row = contexts(mode, [(row.answer_videos[0], row.captions) for row in rows], config.seed)
+    return [replace(row, captions=captions) for row, captions in zip(rows, captions_by_row, strict=True)]
 
 
 def check_reward(inquiry: Inquiry) -> None:

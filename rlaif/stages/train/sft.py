@@ -21,7 +21,7 @@ from rlaif.stages.train import supervised
 
 
 def train(config: Config, run: Run, start: Start = "new") -> str:
-    """Train, checkpoint, export; returns the export's path."""
+    """Train, checkpoint and export. Returns the path of the export."""
     sft = config.sft
     require_model("sft.init", sft.init)
     rows = datasets.load(run, config.data.sft, "conversations", [row_checks.sft_check(config, run)])
@@ -53,12 +53,15 @@ def train(config: Config, run: Run, start: Start = "new") -> str:
 
 
 def check_videos(config: Config, role: RoleSpec, rows: Sequence[Conversation]) -> None:
-    """Raises ConfigError where some ranks would have gradients of a tower in a step and others none: they could not meet."""
+    """Raise ConfigError if in a step some ranks could have gradients of a tower and others none.
+
+    ZeRO-3 and gradient reduction would then wait for each other for ever.
+    """
     trains = role.lora is None and (role.train_vision or role.train_projector)
     without = [row.id for row in rows if not row.video]
     if trains and without and config.cluster.learner.actors > 1:
         raise ConfigError(
-            "conversations that all have a video, where several ranks train tower or projector",
+            "conversations that all have a video, since several ranks train tower or projector",
             f"{len(without)} of {len(rows)} without: {named(without)}",
             "Set sft.train_vision and sft.train_projector to false, or train rows without a video in a run of their own.",
         )

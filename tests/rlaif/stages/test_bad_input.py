@@ -229,7 +229,7 @@ BROKEN = {
 
 @pytest.fixture
 def broken_world(world, tmp_path):
-    """The world's data with one more SFT row for each broken video, a row without fields and a duplicate."""
+    """Return the world's data with one more SFT row for each broken video, a row without fields and a duplicate."""
     folder = tmp_path / "data"
     shutil.copytree(world / "data", folder)
     rows = [json.loads(line) for line in (folder / "sft.jsonl").read_text().splitlines()]

@@ -48,7 +48,7 @@ def started(request, world, make_config, tmp_path_factory):
 
 
 def quick_clock(base: Path, folder: Path) -> Path:
-    """The model with more positions per second: with three steps in time the two position rules then differ."""
+    """Copy the model with more positions per second: with three steps in time the two position rules then differ."""
     shutil.copytree(base, folder)
     config = json.loads((folder / "config.json").read_text())
     config["vision_config"]["tokens_per_second"] = 8
@@ -235,7 +235,7 @@ def _refuse_parts(actor) -> None:
 
 
 def _without_head(manifest, buckets):
-    """The same publish without its output head, and a manifest that fits it."""
+    """Return the same publish without its output head, and a manifest that fits it."""
     arrays = unpack_weights(manifest, buckets)
     tensors = {name: from_wire(array, manifest.tensors[name].dtype) for name, array in arrays.items()}
     del tensors["lm_head.weight"]

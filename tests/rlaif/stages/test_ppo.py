@@ -99,7 +99,7 @@ def test_every_video_goes_through_the_frozen_tower_once_in_all_processes(trained
 def test_only_the_adapter_is_published(trained, metrics_of):
     _, folder = trained
     with safe_open(folder / "export" / "adapter_model.safetensors", "pt") as file:
-        size = sum(file.get_tensor(name).nbytes for name in file.keys())
+        size = sum(file.get_tensor(name).nbytes for name in list(file.keys()))
     for row in metrics_of(folder):
         assert abs(row["publish/bytes"] - size) <= 0.02 * size
 

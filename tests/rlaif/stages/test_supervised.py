@@ -14,7 +14,7 @@ from rlaif.config.schema import Saving
 from rlaif.stages.run.stopping import Interrupted, Stopper
 from rlaif.stages.train import supervised
 from rlaif.stages.train.best import Best
-from rlaif.stages.train.reward import measured
+from rlaif.stages.train.reward import eval_metrics
 
 
 class Group:
@@ -121,8 +121,8 @@ def test_nan_accuracies_are_never_the_best(trained):
 def test_held_out_pairs_that_cannot_be_read_are_counted(caplog):
     signs = {name: {"overall": 1} for name in ("a", "b", "c")}
     scores = {"a": np.array([[2.0], [1.0]]), "b": np.array([[0.0], [1.0]])}
-    result = measured(signs, scores, ["c.mp4: 9 positions, over the limit of 8"], ["overall"])
+    result = eval_metrics(signs, scores, ["c.mp4: 9 positions, over the limit of 8"], ["overall"])
     assert (result["eval/accuracy"], result["eval/pairs"], result["eval/skipped"]) == (0.5, 2, 1)
     assert "1 of 3 held-out pairs are left out: c.mp4" in caplog.text
-    assert measured(signs, {}, ["too long"] * 3, ["overall"]) == {"eval/pairs": 0, "eval/skipped": 3}
+    assert eval_metrics(signs, {}, ["too long"] * 3, ["overall"]) == {"eval/pairs": 0, "eval/skipped": 3}
     assert "3 of 3 held-out pairs are left out: too long" in caplog.text

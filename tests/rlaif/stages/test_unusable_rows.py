@@ -207,7 +207,7 @@ def test_a_new_run_leaves_out_prompts_whose_videos_do_not_decode(folder):
 
 @pytest.fixture
 def reads_captions(folder, world, tmp_path) -> str:
-    """The option that names a reward model that was trained with captions."""
+    """Return the option that names a reward model that was trained with captions."""
     export = tmp_path / "reward"
     shutil.copytree(world / "base", export)
     (export / CARD).write_text(card_text(str(export), None, RewardPrompt.of(Reward())))
