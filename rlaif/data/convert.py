@@ -108,11 +108,15 @@ def convert(
     if is_onto_itself:
         new_rows = _refuse_bad(new_rows, target)
     _write(target, written, new_rows, conversion, allow_cut)
-    # known only now: the notes are filled while the rows are written
-    missing = next(iter(options.notes.missing), None)
-    if missing is not None and root is None:
-        conversion.is_beside_source = Media(source.parent, None).there(missing)
+    if root is None:
+        conversion.is_beside_source = _first_missing_is_in(source.parent, options.notes)
     return conversion
+
+
+def _first_missing_is_in(folder: Path, notes: Notes) -> bool:
+    """Return whether the first of the media that are not there would be, with paths relative to `folder`."""
+    missing = next(iter(notes.missing), None)
+    return missing is not None and Media(folder, None).there(missing)
 
 
 def _write(
