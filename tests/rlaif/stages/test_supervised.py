@@ -94,7 +94,10 @@ def test_a_resume_restores_the_best_score(trained):
 
 
 def test_a_signal_ends_the_loop_with_a_checkpoint_of_the_current_step(trained, monkeypatch):
-    stopper, usual = Stopper(60.0, lambda seconds, signum: SimpleNamespace(cancel=lambda: None)), supervised._finish_step
+    stopper, usual = (
+        Stopper(60.0, lambda seconds, signum: SimpleNamespace(cancel=lambda: None)),
+        supervised._finish_step,
+    )
 
     def finish(tracker, done, *args):
         left_out = usual(tracker, done, *args)
