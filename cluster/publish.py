@@ -23,6 +23,7 @@ Bucket = dict[str, np.ndarray]
 
 T = TypeVar("T")
 
+# numpy has no bfloat16, and Ray ships contiguous numpy arrays without a copy.
 _WIRE = {torch.bfloat16: torch.uint16}
 _HASH_THREADS = 8
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -1,9 +1,12 @@
 """What a stage imports: PPO starts without the importers of published preference formats, and its closure stays bounded."""
 
+import ast
 import io
 import subprocess
 import sys
 import tokenize
+from collections.abc import Collection
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -67,6 +70,38 @@ def test_ppo_imports_no_published_format(loaded_by_ppo):
     names = [name for name in loaded_by_ppo if name.startswith("rlaif.data.formats")]
     others = {f"rlaif.data.{name}" for name in ("published", "convert", "check", "media", "parquet", "statistics")}
     assert not names and others.isdisjoint(loaded_by_ppo)
+
+
+def imports_of(tree: ast.Module, modules: Collection[str]) -> set[str]:
+    """Return those of `modules` that a module imports when it is imported itself; type checkers' imports do not count."""
+    imported: set[str] = set()
+    for statement in tree.body:
+        if isinstance(statement, ast.Import):
+            imported.update(alias.name for alias in statement.names)
+        elif isinstance(statement, ast.ImportFrom) and statement.module:
+            names = [f"{statement.module}.{alias.name}" for alias in statement.names]
+            submodules = [name for name in names if name in modules]
+            imported.update(submodules or [statement.module])
+    return imported.intersection(modules)
+
+
+def test_modules_import_each_other_in_no_circle():
+    sources = {}
+    for package in PACKAGES:
+        for file in (ROOT / package).rglob("*.py"):
+            parts = file.relative_to(ROOT).with_suffix("").parts
+            sources[".".join(parts).removesuffix(".__init__")] = file.read_text()
+    graph = {name: imports_of(ast.parse(source), sources) - {name} for name, source in sources.items()}
+    order = list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+    assert len(order) == len(sources) > 200
+
+
+def test_a_circle_is_noticed():
+    sources = {"a": "import b", "b": "from a import x", "c": "if TYPE_CHECKING:\n    import c"}
+    graph = {name: imports_of(ast.parse(source), sources) for name, source in sources.items()}
+    assert graph == {"a": {"b"}, "b": {"a"}, "c": set()}
+    with pytest.raises(CycleError):
+        list(TopologicalSorter(graph).static_order())
 
 
 def test_import_closure_of_ppo_is_bounded(loaded_by_ppo):

@@ -57,6 +57,12 @@ def test_every_goal_is_a_measure_of_the_core(style):
     assert measures["files"] > 100
 
 
+@pytest.mark.parametrize("name", GOALS)
+def test_the_core_reaches_the_goal(style, name):
+    least, greatest = GOALS[name]
+    assert least <= style.measure(ROOT)[name] <= greatest
+
+
 def test_docstrings_comments_and_blank_lines_are_no_code(counts):
     text = '"""Module."""\n\n# why\nx = 1  # beside code\n\n\ndef f():\n    """Return one.\n\n    Always.\n    """\n    return x\n'
     total = counts(text)

@@ -68,7 +68,7 @@ def _no_model(option: str, model: ModelDir, error: Exception) -> ConfigError:
     first_line = message.splitlines()[0] if message else type(error).__name__
     fix = f"Set {option} to a model, or run the stage that makes it first."
     if "does not recognize this architecture" in message:
-        fix = f"{fix}; {NEW_FAMILY}."
+        fix = f"Set {option} to a model of a known family. {NEW_FAMILY}."
     return ConfigError(
         f"{option}: a Hugging Face model directory, URI or hub name", f"{model.path!r}: {first_line}", fix
     )

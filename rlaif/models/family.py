@@ -195,7 +195,7 @@ MEDIA_FIELDS = (
 
 
 NEW_FAMILY = (
-    "add the family to FAMILIES in rlaif/models/family.py, if transformers and vLLM have a class for it: its rule for "
+    "Add the family to FAMILIES in rlaif/models/family.py, if transformers and vLLM have a class for it: its rule for "
     "position ids, its video placeholder (text) and the id of one visual position, the paths of tower, projector and "
     "language model, the weight names that differ in vLLM, and whether vLLM serves adapters for it. "
     "docs/families.md says how to find each"
@@ -209,7 +209,7 @@ def family_of(config: PretrainedConfig) -> Family:
         raise ConfigError(
             f"a video-language family that is known here ({', '.join(sorted(FAMILIES))})",
             f"model_type {config.model_type!r}",
-            f"Set the option to a model of a known family; {NEW_FAMILY}.",
+            f"Set the option to a model of a known family. {NEW_FAMILY}.",
         )
     return FAMILIES[config.model_type]
 
