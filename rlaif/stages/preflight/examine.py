@@ -81,8 +81,9 @@ def look_into(config: Config, stages: Sequence[Stage], unreadable: Sequence[str]
             check = resolve(stage.check)
             check(inquiry)
     inquiry.attempt("storage", _check_storage, inquiry)
-    for user, reason, fix in cache_problems():
-        inquiry.report(f"cache of {user}", "a folder that can be written", reason, fix)
+    for obstacle in cache_problems():
+        option = f"cache of {obstacle.user}"
+        inquiry.report(option, "a folder that can be written", obstacle.found, obstacle.fix)
     return inquiry
 
 
