@@ -15,7 +15,6 @@ import tomllib
 from importlib import metadata
 from pathlib import Path
 
-from rlaif.doctor import torchvision_shim
 from rlaif.doctor.check import REINSTALL, Check, ProbeError, run_probe
 
 GIB = 2**30
@@ -122,6 +121,9 @@ def check_vllm() -> Check:
 
 def check_torchvision() -> Check:
     """Check that torchvision imports: the video processors of transformers need it."""
+    # Imported here: `python -m` warns about a module that its own package has imported already.
+    from rlaif.doctor import torchvision_shim
+
     error = torchvision_shim.import_error()
     if error is None:
         return Check("torchvision", "ok", f"{metadata.version('torchvision')} imports")

@@ -4,15 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from rlaif.errors import ConfigError, ContractError
 
-if TYPE_CHECKING:
-    from rlaif.models.encode import Encoder
-
 Message = tuple[str, str]
 """(role, content), role `system`, `user` or `assistant`; the video belongs to the first user message."""
+
+
+class ChatEncoder(Protocol):
+    """What the segments need of an encoder (`rlaif.models.encode.Encoder`)."""
+
+    eos: str
+    eos_id: int
+    special_ids: set[int]
+
+    def chat(self, messages: Sequence[Message], video: bool = True, generate: bool = False) -> str:
+        """Return the messages as the chat template sets them."""
+
+    def opening(self, text: str) -> list[int]:
+        """Return the tokens of a text that begins the sequence."""
+
+    def tokens(self, text: str) -> list[int]:
+        """Return the tokens of a text inside the sequence."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +38,7 @@ class Segment:
 
 
 def conversation_segments(
-    encoder: Encoder, messages: Sequence[Message], has_video: bool, reply_begins: str = ""
+    encoder: ChatEncoder, messages: Sequence[Message], has_video: bool, reply_begins: str = ""
 ) -> list[Segment]:
     """Return the segments in turn order: a prompt, the answer to it with its end-of-turn token, and so on.
 
@@ -59,7 +73,7 @@ def conversation_segments(
     return segments
 
 
-def _split_answer(encoder: Encoder, rendered: str, before: str, after: str) -> tuple[str, str]:
+def _split_answer(encoder: ChatEncoder, rendered: str, before: str, after: str) -> tuple[str, str]:
     """Return (answer, the end-of-sequence token after it or nothing) of the last turn in `after`."""
     body, ending, _ = after[len(before) :].partition(encoder.eos)
     if not ending:
@@ -75,7 +89,7 @@ def _split_answer(encoder: Encoder, rendered: str, before: str, after: str) -> t
     return body, ending
 
 
-def text_until_reply(encoder: Encoder, messages: Sequence[Message], has_video: bool, reply_begins: str) -> str:
+def text_until_reply(encoder: ChatEncoder, messages: Sequence[Message], has_video: bool, reply_begins: str) -> str:
     """Return the text up to a reply, or up to and with its first words, as the template sets them."""
     if not reply_begins:
         return encoder.chat(messages, has_video, generate=True)

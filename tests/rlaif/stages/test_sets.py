@@ -264,8 +264,11 @@ def test_own_captions_of_some_pairs_are_enough_without_a_store(scripted):
 def test_answers_that_failed_are_asked_for_again_and_nothing_else_is(scripted, caplog):
     config, _ = scripted()
     one, _ = videos(config)
-    failing = lambda prompt: Failure(prompt.prompt_id, "no room") if prompt.video == one else "an answer"  # noqa: E731
-    config, run = scripted(failing, "candidates.per_model=2")
+
+    def answer(prompt):
+        return Failure(prompt.prompt_id, "no room") if prompt.video == one else "an answer"
+
+    config, run = scripted(answer, "candidates.per_model=2")
     assert sample.sample(config, run) == {"made": 1, "retried": 0, "there": 0, "failed": 1}
     assert "answers of" in caplog.text and "1 masked, no room: " in caplog.text
     path = datasets.data_path(config, config.data.candidates)
