@@ -116,9 +116,9 @@ def train(
             frames.prefetch(task.videos(done))
             evaluate = _due(done, task.eval_every, task.steps)
             save = _due(done, task.saving.every, task.steps)
-            # The driver is one step ahead, so that the ranks never wait for it, except when their weights are read.
-            ahead = 0 if evaluate or save or run.stopper.requested else 1
-            while len(pending) > ahead:
+            # The driver is one step ahead, so that the ranks never wait for it, except when their weights are read. A
+            # signal may come while it waits for a step, so it is looked for before each.
+            while len(pending) > (0 if evaluate or save or run.stopper.requested else 1):
                 number, refs = pending.pop(0)
                 left_out |= _finish_step(tracker, number, refs, left_out, group.timeout_s)
             save = save or (run.stopper.requested and not pending)
