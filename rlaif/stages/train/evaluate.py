@@ -45,7 +45,7 @@ def evaluate(config: Config, run: Run) -> list[dict]:
             "nothing there",
             "Run `rlaif ppo` first, or set name= to a run that has one.",
         )
-    prompts = datasets.load(run, config.data.eval, "prompts", row_checks.eval_checks(config, run))
+    prompts = _load_prompts(config, run)
     workers = start_workers(config, run, frozen(config, None))
     rows = policy(config, run, workers, prompts, "sft")
     workers = workers.with_learners(run.topology.learners(frozen(config, str(export))))
@@ -54,12 +54,17 @@ def evaluate(config: Config, run: Run) -> list[dict]:
 
 
 def held_out(config: Config, run: Run) -> list[Prompt]:
-    """Return the usable prompts of `data.eval`, none without that file.
-
-    Raises DataError, before anything is trained, when the reward model reads captions and none of them has any.
-    """
+    """Return the usable prompts of `data.eval`, none without that file. Raises the error of `_load_prompts`."""
     if not datasets.data_path(config, config.data.eval).is_file():
         return []
+    return _load_prompts(config, run)
+
+
+def _load_prompts(config: Config, run: Run) -> list[Prompt]:
+    """Return the usable prompts of `data.eval`.
+
+    Raises DataError, before an actor starts, if the reward model reads captions and no prompt has any.
+    """
     prompts = datasets.load(run, config.data.eval, "prompts", row_checks.eval_checks(config, run))
     prompts_with_context(config, prompts)  # a checker sees the prompts' own captions, so only the check counts here
     return prompts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 
@@ -12,7 +13,9 @@ from rlaif.errors import DataError
 from rlaif.models.reward import CARD, card_text
 from rlaif.models.reward_prompt import RewardPrompt
 from rlaif.records import Prompt
+from rlaif.stages.run import datasets, row_checks
 from rlaif.stages.run.reward_context import prompts_with_context
+from rlaif.stages.train import evaluate
 
 PROMPTS = [Prompt(f"p{i}", f"v{i}.mp4", "what ?", captions=(f"caption {i}",)) for i in range(5)]
 
@@ -57,3 +60,15 @@ def test_prompts_without_captions_are_refused_if_the_reward_model_reads_them(wit
     with caplog.at_level(logging.WARNING):
         prompts_with_context(with_reward("model", "captions"), [*PROMPTS, *without[:1]])
     assert "1 of 6 prompts have no captions" in caplog.text
+
+
+def test_evaluation_without_captions_ends_before_an_actor_starts(with_reward, monkeypatch):
+    without = [replace(prompt, captions=()) for prompt in PROMPTS]
+    start_workers = Mock()
+    monkeypatch.setattr(evaluate, "require_inputs", Mock())
+    monkeypatch.setattr(evaluate, "start_workers", start_workers)
+    monkeypatch.setattr(row_checks, "eval_checks", Mock())
+    monkeypatch.setattr(datasets, "load", Mock(return_value=without))
+    with pytest.raises(DataError, match="none in any of 5 prompts"):
+        evaluate.evaluate(with_reward("model", "captions"), Mock())
+    start_workers.assert_not_called()
