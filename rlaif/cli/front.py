@@ -126,6 +126,7 @@ def _print_findings(findings: Findings, args: argparse.Namespace) -> None:
     for note in findings.notes:
         print(f"  note: {note}")
     print(bullets(findings.problems) if findings.problems else "no problems found")
-    stage = findings.next_stage()
-    if not findings.problems and stage is not None:
+    # The next stage is looked up in the storage, which may be the problem.
+    stage = None if findings.problems else findings.next_stage()
+    if stage is not None:
         print(f"next:  {CommandLine(args.config, args.overrides).command(stage.name)}")

@@ -125,6 +125,12 @@ def test_check_prints_the_configuration_and_all_problems(config, capsys):
     assert "prompts_per_iteration: 64" in printed, "the configuration with its defaults"
 
 
+def test_check_of_an_unusable_storage_ends_with_the_problems(config, capsys):
+    assert main.main(["check", config, "storage=nosuch://bucket/runs"]) == 1
+    printed = capsys.readouterr()
+    assert "storage: " in printed.out and printed.err == ""
+
+
 def test_stage_reports_missing_files_before_ray_starts(config, capsys):
     assert main.main(["ppo", config, "data.root=/nothing", "ppo.reward=my_module:f"]) == 1
     printed = capsys.readouterr().err
