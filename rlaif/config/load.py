@@ -132,7 +132,7 @@ def _without_other_kinds(errors: Sequence[Any], paths: Sequence[list[str]]) -> l
     relevant = []
     for item, path in zip(errors, paths, strict=True):
         # pydantic ends the location with the kind that it tried: `ppo.reward.str`, beside `ppo.reward.path`.
-        is_other_kind = path[-1] == "str" and item["type"] == "string_type" and isinstance(item["input"], dict)
+        is_other_kind = path[-1:] == ["str"] and item["type"] == "string_type" and isinstance(item["input"], dict)
         if not is_other_kind or parents[tuple(path[:-1])] == 1:
             relevant.append(item)
     return relevant

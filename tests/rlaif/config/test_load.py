@@ -80,6 +80,12 @@ def test_unknown_key_without_similar_option_has_no_suggestion(load):
     assert problems(error) == ["zzzz: no such option"]
 
 
+def test_unknown_key_that_is_the_name_of_a_section_class_is_reported(load):
+    with pytest.raises(ConfigError) as error:
+        load("name: x\nConfig: 1\n")
+    assert len(problems(error)) == 1 and "no such option" in problems(error)[0]
+
+
 def test_unknown_keys_in_alternatives_get_suggestions(load):
     with pytest.raises(ConfigError) as error:
         load("name: x\nppo: {reward: {pth: 'a:b'}, lora: {rank: 3}}\n")
