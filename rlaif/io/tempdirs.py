@@ -71,6 +71,7 @@ def _remove_abandoned(path: Path) -> None:
     lock = _lock_of(path)
     try:
         lock.acquire(blocking=False)
-    except (Timeout, PermissionError):
+    except (Timeout, OSError):
+        # filelock raises an OSError for a file of another user, and for a symbolic link, which no `Scratch` creates.
         return
     _remove(lock)

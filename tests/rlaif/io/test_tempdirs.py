@@ -36,6 +36,12 @@ def test_the_folder_is_removed_on_close(temporary):
     assert list(temporary.iterdir()) == []
 
 
+def test_a_symbolic_link_among_the_lock_files_is_left_alone(temporary):
+    link = temporary / "rlaif-test-link.lock"
+    link.symlink_to(temporary / "nothing")
+    assert Scratch("rlaif-test-").path.is_dir() and link.is_symlink()
+
+
 def test_a_folder_of_a_killed_process_is_removed_and_one_in_use_is_not(temporary):
     with subprocess.Popen(
         [sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
