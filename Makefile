@@ -62,7 +62,7 @@ test-slow: $(STAMP)
 test-gpu: $(STAMP)
 	@$(PYTEST) -m gpu --timeout 3600
 
-# The word after `study` is the study's name, and no goal of its own.
+# The word after `study` is the study's name, not a goal of its own.
 ifeq ($(firstword $(MAKECMDGOALS)),study)
 NAME ?= $(word 2,$(MAKECMDGOALS))
 $(foreach word,$(filter-out study,$(MAKECMDGOALS)),$(eval $(word):;@:))

@@ -41,7 +41,7 @@ class RolloutFleet:
     """
 
     def __init__(self, actors: Mapping[str, Any], version: int = 0, calls: Calls | None = None):
-        """Begin with `actors` by the name that errors shall use; `version`: the weights that all of them hold."""
+        """Begin with `actors` by the name that errors use; `version`: the weights that all of them hold."""
         self._actors = dict(actors)
         self._weights: PublishedWeights | None = None
         self.calls = calls or RayCalls()

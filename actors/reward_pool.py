@@ -277,5 +277,5 @@ def _check_keys(part: _Part, outcomes: dict[Key, Outcome]) -> None:
     keys = _keys(part.answers)
     if outcomes.keys() != keys:
         raise ContractError(
-            f"{len(keys)} scores for as many answers", f"{len(outcomes)}", "Report this with the reward actors' logs."
+            f"{len(keys)} scores, one for each answer", f"{len(outcomes)}", "Report this with the reward actors' logs."
         )

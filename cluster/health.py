@@ -99,4 +99,4 @@ def head_lost(address: str) -> HeadLostError:
 
 def left_without(address: str) -> str:
     """Return the warning for a head that ended after the run had finished its work."""
-    return f"the cluster's head at {address} ended before the run had left it; everything was done, nothing is lost"
+    return f"the cluster's head at {address} ended before the run had left it; all work was done, and nothing is lost"

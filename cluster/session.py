@@ -313,7 +313,7 @@ def _address(config: Config) -> tuple[str, str]:
     if address.startswith(("http://", "https://", "ray://")):
         raise ConfigError(
             f"{source} to be host:port of the cluster's head, or `auto` on one of its nodes",
-            f"{address}, where jobs are submitted to",
+            f"{address}, the address for submitting jobs",
             f"Run `ray job submit --address {address} -- python -m rlaif ...`, or unset {source}.",
         )
     return address, source
@@ -339,7 +339,7 @@ def _knock(address: str) -> None:
         return
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
-        raise ValueError(f"{address!r} is no host:port")
+        raise ValueError(f"{address!r} is not host:port")
     socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_TIMEOUT_S).close()
 
 

@@ -25,7 +25,7 @@ def _add_shapes(commands: Commands) -> None:
     shapes.add_argument("--train", type=_count, default=2000, help="scenes for supervised fine-tuning")
     shapes.add_argument("--prompts", type=_count, default=512, help="scenes for PPO prompts")
     shapes.add_argument("--test", type=_count, default=256, help="held-out scenes")
-    shapes.add_argument("--seed", type=int, default=0)
+    shapes.add_argument("--seed", type=int, default=0, help="seed of the scenes")
 
 
 def _add_check(commands: Commands) -> None:
@@ -35,11 +35,11 @@ def _add_check(commands: Commands) -> None:
         run_data_check,
     )
     check.add_argument("file", type=Path, help=".jsonl, .json (one list), both also .gz, or .parquet")
-    check.add_argument("--format", default="auto", metavar="NAME", help="of the rows; auto: as most of them look")
-    check.add_argument("--root", type=Path, help="what its paths are relative to; default: its folder")
+    check.add_argument("--format", default="auto", metavar="NAME", help="format of the rows; auto: that of most rows")
+    check.add_argument("--root", type=Path, help="folder that its paths are relative to; default: its own folder")
     check.add_argument("--no-videos", dest="videos", action="store_false", help="don't open the videos")
     check.add_argument(
-        "--config", type=Path, help="a run's configuration: its data.root, and the frames that it needs of every video"
+        "--config", type=Path, help="configuration of a run: its data.root, and the frames that it needs of every video"
     )
     check.add_argument(
         "--decode", action="store_true", help="decode every frame that would be used, not only the structure of a file"
@@ -51,7 +51,7 @@ def _add_convert(commands: Commands) -> None:
         "data convert", "from one format of preferences, prompts or conversations to another", run_data_convert
     )
     convert.add_argument("source", type=Path, metavar="IN", help="a file, or SafeSora's folder")
-    convert.add_argument("target", type=Path, metavar="OUT", help="its ending says what is written, as that of IN does")
+    convert.add_argument("target", type=Path, metavar="OUT", help="file to write; its ending says which kind")
     convert.add_argument("--from", dest="source_format", default="auto", metavar="FORMAT", help="format of IN")
     convert.add_argument("--to", dest="target_format", required=True, metavar="FORMAT", help="format of OUT")
     convert.add_argument(
@@ -63,9 +63,9 @@ def _add_convert(commands: Commands) -> None:
     convert.add_argument(
         "--root",
         type=Path,
-        help="what paths are relative to; default: the folder of IN, of OUT if only that has our own rows",
+        help="folder that paths are relative to; default: that of IN, or of OUT if only OUT has our own rows",
     )
-    convert.add_argument("--video-dir", metavar="DIR", help="the folder of SafeSora's videos, as rows shall name it")
+    convert.add_argument("--video-dir", metavar="DIR", help="folder of SafeSora's videos, as the rows should name it")
     convert.add_argument("--dimension", metavar="NAME", help="the comparison that says which answer is chosen")
     convert.add_argument(
         "--allow-cut", action="store_true", help="write the rows before the place at which IN is cut or damaged"

@@ -23,17 +23,17 @@ def add_front(commands: Commands) -> None:
     init.add_argument("folder", type=Path, metavar="DIR", help="folder of your videos and rows; becomes data.root")
     init.add_argument("--gpu", action="store_true", help="for one GPU instead of the CPU")
     init.add_argument("--model", metavar="MODEL", help="model to start from: a Hugging Face directory or hub name")
-    init.add_argument("--force", action="store_true", help="replace a configuration that is there")
+    init.add_argument("--force", action="store_true", help="replace an existing configuration")
     check = commands.add("check", "problems with files and options, all at once, without starting anything", run_check)
     add_configuration(check)
     check.add_argument(
         "--stage",
         choices=sorted(stage.name for stage in STAGES),
         metavar="STAGE",
-        help="the command to check for, such as ppo; default: the whole way from the files to an evaluated policy",
+        help="command to check for, such as ppo or 'eval winrate'; default: all from the files to an evaluated policy",
     )
     options = commands.add("options", "all options, or those of a section: type, default, meaning", run_options)
-    options.add_argument("section", nargs="?", default="", help="such as ppo, ppo.optim or ppo.optim.lr")
+    options.add_argument("section", nargs="?", default="", help="section or option: ppo, ppo.optim, ppo.optim.lr")
     commands.add("doctor", "what is usable on this machine, and what to do about each problem", _run_doctor)
 
 
@@ -61,8 +61,10 @@ def run_init(args: argparse.Namespace) -> None:
 
     positions = _positions(args.model) if args.model else None
     model = str(Path(args.model).expanduser().absolute()) if args.model and Path(args.model).exists() else args.model
+    # A mistyped folder is made too, so the first line says that it is new.
+    is_new = not args.folder.exists()
     target, files = write_config(args.folder, args.gpu, model, positions, args.force)
-    print(f"wrote {target}\n")
+    print(f"wrote {target}{' in a new folder' if is_new else ''}\n")
     print(next_steps(target.parent, files, program()))
 
 

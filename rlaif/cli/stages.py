@@ -54,7 +54,7 @@ def _add_stage(
             subcommands.append(second)
     if subcommands:
         help = stage.help if stage.name == group else _GROUP_HELP.get(group, group)
-        commands.add_group(group, f"{help}; {', '.join(subcommands)}")
+        commands.add_group(group, f"{help} (subcommands: {', '.join(subcommands)})")
     return commands.add(stage.name, stage.help, run)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 OWN = "CONFIG"
-"""What a group that is a command too lists for itself: `rlaif eval CONFIG`, beside `rlaif eval winrate CONFIG`."""
+"""Word of a group's own command, for `rlaif eval CONFIG` beside `rlaif eval winrate CONFIG`. No help lists it."""
 
 _HELP = ("-h", "--help")
 
@@ -20,6 +20,25 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **options: Any):
         # An abbreviation would change its meaning, or end in an error, when a flag is added.
         super().__init__(*args, **{"allow_abbrev": False, **options})
+        self.subcommands: argparse._SubParsersAction | None = None
+        """Subcommands of a command that is a group too; its help lists them after its own arguments."""
+
+    def format_usage(self) -> str:
+        """Return the usage, with a second line if there are subcommands."""
+        usage = super().format_usage()
+        return usage if self.subcommands is None else f"{usage}       {self.prog} COMMAND ...\n"
+
+    def format_help(self) -> str:
+        """Return the help of the command's own arguments, and the list of its subcommands if there are any."""
+        text = super().format_help()
+        if self.subcommands is None:
+            return text
+        text = text.replace(super().format_usage(), self.format_usage(), 1)
+        formatter = self._get_formatter()
+        formatter.start_section("subcommands")
+        formatter.add_arguments(self.subcommands._get_subactions())
+        formatter.end_section()
+        return f"{text}\n{formatter.format_help()}"
 
 
 class Commands:
@@ -42,7 +61,9 @@ class Commands:
         """Return the parser of a new command; `run` is called with the parsed arguments."""
         group, _, last = name.rpartition(" ")
         if name in self._groups:
-            parser = self._groups[name].add_parser(OWN, help=help, description=help, prog=f"rlaif {name}")
+            # A parser without `help` is not listed among the subcommands.
+            parser = self._groups[name].add_parser(OWN, description=help, prog=f"rlaif {name}")
+            parser.subcommands = self._groups[name]
         elif group:
             parser = self._groups[group].add_parser(last, help=help, description=help)
         else:
@@ -66,12 +87,13 @@ class Commands:
     def _complete_group(self, group: str, rest: list[str]) -> list[str]:
         word = rest[0] if rest else ""
         names = self._subcommands(group)
-        if word in names or word in _HELP:
+        is_own = group in self.parsers
+        if word in names or (word in _HELP and not is_own):
             return [group, *rest]
         near = _near(word, names)
         # A path is the group's own configuration; a bare word that is no file is a mistyped subcommand.
         is_path = not {".", "/", "="}.isdisjoint(word) or Path(word).exists()
-        if group in self.parsers and (is_path or not near):
+        if is_own and (is_path or not near):
             return [group, OWN, *rest]
         if word and not word.startswith("-"):
             self._refuse_command(f"{group} {word}", f"{group} {near}" if near else "", f"rlaif help {group}")

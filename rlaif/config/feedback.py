@@ -171,7 +171,7 @@ class Agreement(Section):
     """Agreement of a judge or a reward model with the preferences in `data.pairs_eval` (`rlaif eval agreement`)."""
 
     by: Literal["reward", "judge"] = "reward"
-    """Whose preferences are compared: the reward model `ppo.reward`, or the judge of `label`, which is asked anew."""
+    """Whose preferences are compared: the reward model `ppo.reward`, or the judge of `label`, which is asked again."""
     dimensions: tuple[str, ...] = ()
     """Dimensions that the file must have and that are reported separately; empty: all dimensions of the file."""
     videos_prompt: str = (

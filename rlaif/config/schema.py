@@ -224,7 +224,7 @@ class Reward(Section):
     centering_coef: float = Field(1e-3, ge=0)
     """Weight of `centering` in the loss."""
     margin: Literal["none", "record"] = "none"
-    """record: the scores of a pair shall differ by more than `margin_coef` times the row's own `margin`, or 0 if it has
+    """record: the scores of a pair should differ by more than `margin_coef` times the row's own `margin`, or 0 if it has
     none."""
     margin_coef: float = Field(1.0, ge=0)
     """Factor of a row's margin, from the judge's unit to the unit of the scores."""

@@ -24,17 +24,24 @@ def read_yaml(path: Path) -> dict:
             "Correct the path (configs/ has examples), or write a configuration with `rlaif init DIR`.",
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "bytes that are no text"
+        reason = getattr(error, "strerror", None) or "bytes that are not text"
         raise ConfigError("a YAML configuration file", f"{path}: {reason}", "Correct the path.") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"valid YAML in {path}", _place_of(error), "Correct the line named above.") from None
     if not isinstance(raw, dict):
         raise ConfigError(
             f"a mapping of options in {path}",
-            type(raw).__name__,
+            _kind(raw),
             "Write `key: value` lines at the top level of the file.",
         )
     return raw
+
+
+def _kind(value: object) -> str:
+    """Return what a file holds that is not a mapping."""
+    if value is None:
+        return "an empty file"
+    return "a list" if isinstance(value, list) else "a single value"
 
 
 def _folder_error(path: Path) -> ConfigError:

@@ -88,7 +88,7 @@ def _check_folder(folder: Path, force: bool) -> None:
     # `lexists`, because a link to a file that does not exist would be replaced or followed.
     if os.path.lexists(target) and not force:
         raise ConfigError(
-            f"no {NAME} in {folder}", "one that is there", "Add --force to replace it, or give another folder."
+            f"no {NAME} in {folder}", "an existing one", "Add --force to replace it, or give another folder."
         )
     if reason := why_not_writable(folder):
         raise ConfigError("a folder that can be written", reason, "Give the path of a folder that you may write to.")

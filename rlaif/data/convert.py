@@ -190,7 +190,7 @@ def _checked_at_end(rows: Iterable[Fields | RowFailure], report: Report, allow_c
     It is raised inside of `write_rows`, so the target is not yet in place.
     """
     yield from valid(rows, report)
-    report.check(strict=False)
+    report.check(strict=False, is_export=True)
     if allow_cut:
         return
     for reason in ENDED:

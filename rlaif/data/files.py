@@ -100,7 +100,8 @@ def _read_text(path: Path, parse: Callable[[BufferedIOBase, Path], Rows], meter:
                 meter.to(raw.tell(), size)
     # ValueError: a path with a NUL character
     except (OSError, ValueError) as error:
-        raise DataError(f"a file of rows at {path}", str(error), "Check the path.") from error
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DataError(f"a file of rows at {path}", reason, "Check the path.") from error
 
 
 def _check_content(start: bytes, path: Path) -> None:

@@ -36,7 +36,7 @@ def from_data_uri(uri: str, field: str) -> bytes:
     """Return the bytes of a base64 data URI. Raise RowError for any other."""
     head, comma, text = uri.partition(",")
     if not comma or not head.lower().endswith(";base64"):
-        raise RowError("wrong type", f"{field}: {excerpt(uri)} is no base64 data URI")
+        raise RowError("wrong type", f"{field}: {excerpt(uri)} is not a base64 data URI")
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:

@@ -20,7 +20,7 @@ def check_local(**paths: Path | str | None) -> None:
         option = _option(name)
         if _SCHEME.match(str(path)):
             uri = re.sub(":/(?=[^/])", "://", str(path), count=1)
-            fix = f"Copy what is there to a local folder and give its path as {option}."
+            fix = f"Copy the files to a local folder and give its path as {option}."
             raise DataError(f"a local path as {option}", f"the URI {uri}", fix)
         if "\0" in str(path):
             raise DataError(f"a path as {option}", "a NUL character in it", "Remove the character.")

@@ -99,7 +99,8 @@ class BadRow:
         return place if self.id is None else f"{place} {self.id!r}"
 
     def __str__(self) -> str:
-        return f"{self.unit} {self.line}, id {self.id!r}: {self.detail}"
+        place = f"{self.unit} {self.line}"
+        return f"{place}: {self.detail}" if self.id is None else f"{place}, id {self.id!r}: {self.detail}"
 
 
 @dataclass(frozen=True)
@@ -209,13 +210,20 @@ class Report:
             named.append(f"  and {len(others)} more: {brief}{more}")
         return named
 
-    def check(self, strict: bool) -> None:
-        """Raise DataError if no row is left, or if `strict` and any was skipped."""
+    def check(self, strict: bool, is_export: bool = False) -> None:
+        """Raise DataError if no row is left, or if `strict` and any was skipped.
+
+        Args:
+            is_export: the rows go to another format, so they may be right although that format cannot hold them.
+        """
         if self.kept and not (strict and self.skipped):
             return
         summary = self.summary() if self.skipped else "no rows at all"
         expected = "only good rows, as data.strict asks for," if strict and self.kept else "at least one good row"
-        raise DataError(f"{expected} in {self.path}", summary, "Correct the rows, or give another file.")
+        fix = "Correct the rows, or give another file."
+        if is_export:
+            fix = "Correct the rows, or choose another format as --to."
+        raise DataError(f"{expected} in {self.path}", summary, fix)
 
 
 # -- what a row must look like

@@ -36,7 +36,7 @@ def strict_decoder(refuse: Callable[[str], Any]) -> json.JSONDecoder:
         return value
 
     return json.JSONDecoder(
-        parse_constant=lambda name: refuse(f"{name} is no JSON number"),
+        parse_constant=lambda name: refuse(f"{name} is not a JSON number"),
         parse_float=real,
         parse_int=whole,
         object_pairs_hook=members,

@@ -68,7 +68,7 @@ def check_media_paths(record: Any) -> None:
         check_path(path, "frames")
     unread = getattr(record, "extra", {}).get("frames")
     if not frames and holds_text(unread):
-        raise RowError("wrong type", f"frames: {excerpt(unread)} is no list of paths")
+        raise RowError("wrong type", f"frames: {excerpt(unread)} is not a list of paths")
 
 
 def check_path(path: str, field: str) -> None:

@@ -152,10 +152,10 @@ def parse_completion(data: bytes, latency_s: float) -> ChatCompletion | RequestF
 
 def _garbled(data: bytes, error: ValidationError) -> RequestFailure:
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    # Bytes that are no JSON come from something between here and the model (a proxy's page), so another attempt may
+    # Bytes that are not JSON come from something between here and the model (a proxy's page), so another attempt may
     # succeed. JSON in another form is the server's own, and would come again.
     if first["type"] == "json_invalid":
-        return RequestFailure("garbled", f"{len(data)} bytes that are no JSON", again=True, used=True)
+        return RequestFailure("garbled", f"{len(data)} bytes that are not JSON", again=True, used=True)
     place = ".".join(map(str, first["loc"]))
     return RequestFailure("garbled", f"another form of JSON: {place}: {first['msg']}", used=True)
 

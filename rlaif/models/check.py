@@ -67,6 +67,8 @@ def _no_model(option: str, model: ModelDir, error: Exception) -> ConfigError:
     message = str(error).strip()
     first_line = message.splitlines()[0] if message else type(error).__name__
     fix = f"Set {option} to a model, or run the stage that makes it first."
+    if _may_be_hub_name(model.path):
+        fix = f"Correct the name in {option} or the connection to the hub, or set {option} to a local folder."
     if "does not recognize this architecture" in message:
         fix = f"Set {option} to a model of a known family. {NEW_FAMILY}."
     return ConfigError(
@@ -77,6 +79,11 @@ def _no_model(option: str, model: ModelDir, error: Exception) -> ConfigError:
 def _is_folder_path(path: str) -> bool:
     """Return whether a path cannot be a hub name or a URI."""
     return "://" not in path and (os.path.isabs(path) or path.startswith((".", "~")))
+
+
+def _may_be_hub_name(path: str) -> bool:
+    """Return whether a path has the form of a hub name, such as `owner/model`, and no folder is there."""
+    return "://" not in path and not _is_folder_path(path) and path.count("/") == 1 and not Path(path).exists()
 
 
 def _require_adapter(option: str, adapter: ModelDir, is_allowed: bool) -> None:

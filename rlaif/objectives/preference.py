@@ -28,7 +28,7 @@ def bradley_terry(
         centering: The term that keeps scores near zero, see `_centering`.
         coef: Factor of that term.
         denominator: Pairs in the whole optimizer step.
-        required_margins: m, by how much the scores shall differ at least [P] (Touvron et al. 2023, Llama 2, eq. 2); 0 if
+        required_margins: m, the least difference of the scores [P] (Touvron et al. 2023, Llama 2, eq. 2); 0 if
             None.
 
     The metric `accuracy` counts s_w > s_l: a tie is wrong.

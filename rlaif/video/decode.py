@@ -220,7 +220,7 @@ def _read_index(path: Path, size: int) -> Index:
         raise _video_error(
             path,
             f"{size} bytes that do not decode ({first_line(error)})",
-            "Copy or download the file again, or re-encode it with ffmpeg: it is no video, is damaged, or begins in the "
+            "Copy or download the file again, or re-encode it with ffmpeg: it is not a video, is damaged, or begins in the "
             "middle of a recording.",
         ) from error
 

@@ -94,7 +94,7 @@ def _read_fps(sidecar: Path) -> float:
         raise ValueError("no regular file")
     fps = json.loads(sidecar.read_text())["fps"]
     if isinstance(fps, bool):
-        raise TypeError(f"{fps} is no number")
+        raise TypeError(f"{fps} is not a number")
     return float(fps)
 
 

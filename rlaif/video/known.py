@@ -91,7 +91,7 @@ class KnownVideos:
             os.replace(aside, file)
         except OSError as error:
             self._writable = False
-            log.warning("what is learned about videos is not kept below %s: %s", self._folder, error)
+            log.warning("facts about videos cannot be cached below %s: %s", self._folder, error)
 
     def _remember(self, key: str, entry: dict) -> None:
         with self._guard:

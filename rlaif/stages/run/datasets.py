@@ -200,7 +200,7 @@ def data_path(config: Config, file: str) -> Path:
     if "://" in file:
         options = [f"data.{name}" for name, value in config.data if value == file]
         option = options[0] if options else "the option that names it"
-    fix = f"Set {option} to a folder or file on a file system that every node sees; copy what is in the bucket there."
+    fix = f"Set {option} to a folder or file on a file system that every node sees; copy the bucket's files there."
     raise ConfigError("a local path", f"the URI {location}", fix)
 
 
@@ -344,7 +344,7 @@ def no_captions(config: Config, rows: str, reader: str) -> DataError:
     if file and data_path(config, file).is_file():
         about += f", nor about their videos in {file}"
     elif file:
-        about += f"; data.captions ({file}) is no file"
+        about += f"; data.captions ({file}) is not a file"
     fix = "Set data.captions to the file that `rlaif caption` wrote, or run `rlaif caption CONFIG`."
     return DataError(f"captions: {reader}", about, fix)
 

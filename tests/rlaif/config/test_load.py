@@ -137,7 +137,9 @@ def test_malformed_override_is_refused(load, override):
     assert "the argument" in error.value.fix
 
 
-@pytest.mark.parametrize(("text", "words"), [("a: [1\n", "line"), ("- 1\n", "list"), ("", "NoneType")])
+@pytest.mark.parametrize(
+    ("text", "words"), [("a: [1\n", "line"), ("- 1\n", "a list"), ("x\n", "a single value"), ("", "an empty file")]
+)
 def test_file_without_a_mapping_is_refused(load, text, words):
     with pytest.raises(ConfigError) as error:
         load(text)

@@ -81,6 +81,14 @@ def test_init_takes_the_length_of_the_model(tmp_path, capsys):
     assert "next:  rlaif check" in capsys.readouterr().out
 
 
+def test_init_says_that_a_folder_is_new(tmp_path, capsys):
+    from rlaif.cli import main
+
+    for typed, says_new in ([str(tmp_path / "typo")], True), ([str(tmp_path / "typo"), "--force"], False):
+        assert main.main(["init", *typed]) == 0
+        assert ("rlaif.yaml in a new folder\n" in capsys.readouterr().out) == says_new
+
+
 def test_unusable_target_is_refused(tmp_path):
     (tmp_path / "a" / "rlaif.yaml").mkdir(parents=True)
     with pytest.raises(ConfigError, match="a folder"):

@@ -123,7 +123,7 @@ def test_bad_rows_are_counted_and_named(name, row, change, reason, told, tmp_pat
     (found,) = report.skipped[reason]
     named = bad.get(format_.source_key or format_.key)
     assert told in found.detail and found.line == 2 and found.id == (None if named is None else str(named))
-    assert f"rows.json: 2 of 3 rows kept, 1 {reason}\n  {reason}: row 2, id" in report.summary()
+    assert f"rows.json: 2 of 3 rows kept, 1 {reason}\n  {reason}: row 2" in report.summary()
 
 
 def test_failures_pass_through_readers_and_writers(tmp_path):

@@ -271,7 +271,7 @@ def test_a_dimension_that_some_pairs_lack(world, capsys):
         ("b.json", ["--to", "nothing"], "'nothing'"),
         ("b.csv", ["--to", "rlaif"], ".jsonl, .json, .parquet"),
         ("b.parquet", ["--to", "pds_dpo"], "Name the file .json or .jsonl"),
-        ("b.jsonl", ["--to", "rlaif_v"], "not one image"),
+        ("b.jsonl", ["--to", "rlaif_v"], "choose another format as --to"),
         ("b.json", ["--to", "safesora"], "4 candidates are texts"),
         ("b.json", ["--to", "rlaif", "--from", "safesora"], "4 missing field"),
     ],

@@ -142,7 +142,7 @@ def _until_damage(data):
 def test_damage_inside_a_list(tmp_path, content, kept, reason, told):
     (tmp_path / "a.json").write_bytes(content)
     rows, counts, bad = read(tmp_path / "a.json")
-    assert len(rows) == kept and counts[reason] >= 1 and told in bad.detail and str(bad).startswith(f"row {bad.line},")
+    assert len(rows) == kept and counts[reason] >= 1 and told in bad.detail and str(bad).startswith(f"row {bad.line}: ")
 
 
 @pytest.mark.parametrize(

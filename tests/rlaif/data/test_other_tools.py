@@ -71,11 +71,11 @@ MISREAD = [
     *[("vlm_rlaif_sft", LLAVA | {name: ["v.mp4"]}, name) for name in ("files", "attachments", "mm_inputs")],
     ("vlm_rlaif_sft", LLAVA | {"visuals": [{"path": "f/0.jpg"}]}, "visuals"),
     ("vlm_rlaif_sft", LLAVA | {"multimodal_data": {"video": "v.mp4"}}, "multimodal_data"),
-    ("prompts", PROMPT | {"frames": "clip"}, "frames: clip is no list of paths"),
+    ("prompts", PROMPT | {"frames": "clip"}, "frames: clip is not a list of paths"),
     # inside the objects of a row
     ("rlhf_v", rlhf_v(rejected_2="No."), "text.rejected_2"),
     ("rlhf_v", rlhf_v(history=[["Who?", "A man."]]), "text.history"),
-    ("rlhf_v", OPEN | {"text": '{"question": NaN}'}, "NaN is no JSON number"),
+    ("rlhf_v", OPEN | {"text": '{"question": NaN}'}, "NaN is not a JSON number"),
     ("rlhf_v", rlhf_v(logps=["a", "b", "c", "d", "e", "f"]), "logps"),
     ("safesora", in_slot(video_start=1.0), "video_0.video_start"),
     ("safesora", in_slot(video_path=None, video_url="http://host/a.mp4"), "video_0.video_url"),

@@ -64,7 +64,7 @@ MASKED = {
     "400 in another form": (status(400, {"detail": "too long"}), {}, "rejected", "400: too long", 1),
     "400 as text": (status(400, b"too long"), {}, "rejected", "400: too long", 1),
     "204": (status(204, b""), {}, "garbled", "204", 1),
-    "garbage": (raw(b"\xff\x00 no"), {}, "garbled", "no JSON", 2),
+    "garbage": (raw(b"\xff\x00 no"), {}, "garbled", "not JSON", 2),
     "list": (raw(b"[]"), {}, "garbled", "another form", 1),
     "no choices": (raw(without("choices")), {}, "garbled", "choices", 1),
     "empty choices": (answer(top={"choices": []}), {}, "garbled", "choices", 1),

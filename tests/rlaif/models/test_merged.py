@@ -206,6 +206,17 @@ def test_relative_base_is_found_beside_the_adapter_or_in_the_working_directory(o
     assert Path(ModelDir(str(own / "adapter")).base.path).resolve() == own / "base"
 
 
+@pytest.mark.parametrize(
+    ("path", "fix"),
+    [("owner/model", "Correct the name in sft.init"), ("/nowhere/model", "run the stage that makes it")],
+)
+def test_a_missing_model_is_a_hub_name_or_a_folder(monkeypatch, path, fix):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigError, match="sft.init: a Hugging Face model") as raised:
+        require_model("sft.init", path)
+    assert fix in raised.value.fix
+
+
 @pytest.mark.parametrize("option", ["sft.init", "reward.init", "ppo.policy"])
 def test_options_that_need_a_whole_model_say_how_to_get_one(own, option):
     with pytest.raises(

@@ -112,7 +112,7 @@ HARD = re.compile(r" [4-7]\n")
 # name -> (what the server does, options, the reason, whether the next run asks again)
 FAULTS = {
     "slow": (stall, ["timeout_s: 1.5"], "slow: no whole answer within 1.5 s", True),
-    "garbage": (raw(b"\xff\x00 no"), [], "garbled: .* no JSON", True),
+    "garbage": (raw(b"\xff\x00 no"), [], "garbled: .* not JSON", True),
     "half an answer": (half, [], "down: the connection broke", True),
     "hangs up": (hang_up, [], "down: the connection broke", True),
     "busy": (status(429), [], "busy: 429", True),

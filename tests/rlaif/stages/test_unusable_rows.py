@@ -219,7 +219,7 @@ def reads_captions(folder, world, tmp_path) -> str:
 def test_a_reward_model_that_reads_captions_needs_some(folder, reads_captions, missing):
     folder.write(missing, [{**row, "captions": []} for row in folder.rows(missing)])
     run = folder.run(reads_captions, "data.captions=typo.jsonl")
-    with pytest.raises(DataError, match=r"none in any of \d+ prompts; data.captions \(typo.jsonl\) is no file"):
+    with pytest.raises(DataError, match=r"none in any of \d+ prompts; data.captions \(typo.jsonl\) is not a file"):
         ppo.train(run.config, run)
 
 
