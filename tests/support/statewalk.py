@@ -17,12 +17,13 @@ OURS = ("actors", "cluster", "learners", "rlaif")
 PLAIN = (bool, int, float, complex, str, bytes, type(None), Enum, PurePath, torch.dtype, torch.device)
 
 
-def leaves(thing: Any, path: str = "", visited: set[int] | None = None) -> Iterator[tuple[str, Any]]:
+def leaves(thing: Any, path: str = "", visited: dict[int, Any] | None = None) -> Iterator[tuple[str, Any]]:
     """Yield (path, value) of every number, text and tensor that can be reached through our objects and torch's modules.
 
     Objects of other libraries are opened only if `members` names them; functions and types have no state.
     """
-    visited = set() if visited is None else visited
+    # By id, with the object itself: the id of one that is gone, as lists made here are, may be that of a later one.
+    visited = {} if visited is None else visited
     if isinstance(thing, PLAIN):
         yield path, thing
         return
@@ -34,7 +35,7 @@ def leaves(thing: Any, path: str = "", visited: set[int] | None = None) -> Itera
         return
     if id(thing) in visited or isinstance(thing, (types.FunctionType, types.MethodType, type)):
         return
-    visited.add(id(thing))
+    visited[id(thing)] = thing
     for name, value in members(thing):
         yield from leaves(value, f"{path}.{name}" if path else name, visited)
 

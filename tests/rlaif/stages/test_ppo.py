@@ -164,7 +164,7 @@ def test_the_eval_command_publishes_the_export_and_its_adapter_makes_a_differenc
     config, _ = trained
     with open_run(config) as run:
         rows = {(row["policy"], row["decoding"]): row for row in evaluate.evaluate(config, run)}
-        assert run.topology.rollouts(config.ppo.policy, config.ppo.lora.r).version == 1
+        assert run.topology.rollouts(config.ppo.policy, config.ppo.lora.r).fleet.version == 1
     assert rows.keys() == {(name, decoding) for name in ("sft", "rlaif") for decoding in ("greedy", "sample")}
     assert rows["sft", "sample"]["kl"] == pytest.approx(0, abs=1e-4)
     assert abs(rows["rlaif", "sample"]["kl"]) > 1e-3  # answers of the adapter, measured on the adapter
