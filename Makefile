@@ -91,7 +91,7 @@ lock: $(STAMP)
 	mv $(LOCK).new $(LOCK)
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache build dist
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A python that is named but does not run (a version manager's placeholder, say) is passed over.
