@@ -79,7 +79,7 @@ class Engine:
         self._cached_videos: set[str] = set()
         self._seen_resets = 0
         self.prompt_tokens = self.cached_tokens = 0
-        """Of the prompts so far, and how many of them were not computed, because a prompt before began with the same."""
+        """Tokens of all prompts so far, and how many of them were not computed because an earlier prompt began with the same."""
 
     def generate(
         self,

@@ -37,9 +37,9 @@ class WeightCheck:
         self.path, self.rank = model_path, lora_rank
         self._dtypes = {dtype} if lora_rank is None else {dtype, "float32"}  # PEFT keeps adapters in float32
         self.shapes: dict[str, Shape] = {}
-        """What may be sent, by name."""
+        """The tensors that may be sent, by name."""
         self.needed: set[str] = set()
-        """What must be sent; empty if an adapter may choose its modules."""
+        """The names that must be sent; empty if an adapter may choose its modules."""
         if lora_rank is None:
             self._take_full(model, family)
         else:

@@ -85,7 +85,7 @@ class PpoUpdate:
         """Place in the learning rate's schedule; None: each role's optimizer steps."""
         self.metrics: list[Metrics] = []
         self.ratios: list[TokenRatios] = []
-        """Of every policy step so far. They stay on the device: quantiles need the tokens of all steps."""
+        """The ratios of every policy step so far. They stay on the device: quantiles need the tokens of all steps."""
 
     def run(self, items: Sequence[Encoded], seed: int, compare_with_engine: bool) -> Metrics:
         """Run epochs of shuffled mini-batches. Stop early when the policy has moved `target_kl` from where it sampled.

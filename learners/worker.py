@@ -47,7 +47,7 @@ def join_ranks(device: torch.device, timeout: timedelta) -> None:
 
     Args:
         device: A CUDA device joins by NCCL, any other by gloo.
-        timeout: Of every collective. A rank that dies leaves the others in one, so the group must not wait for ever.
+        timeout: The longest that a collective may take. A rank that dies leaves the others waiting in one.
     """
     import deepspeed
 

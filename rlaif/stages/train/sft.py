@@ -55,7 +55,7 @@ def train(config: Config, run: Run, start: Start = "new") -> str:
 def check_videos(config: Config, role: RoleSpec, rows: Sequence[Conversation]) -> None:
     """Raise ConfigError if in a step some ranks could have gradients of a tower and others none.
 
-    ZeRO-3 and gradient reduction would then wait for each other for ever.
+    The ranks would then not meet in the collective that adds their gradients up.
     """
     trains = role.lora is None and (role.train_vision or role.train_projector)
     without = [row.id for row in rows if not row.video]
