@@ -63,6 +63,8 @@ BAD = [
     ("vlm_rlaif_rm", RM, talk({"role": "human", "value": "x"}, A), "missing field", "from"),
     ("vlm_rlaif_rm", RM, talk({"from": "robot", "value": "x"}, A), "wrong type", "from"),
     ("vlm_rlaif_rm", RM, talk(human("<image>\n"), A), "empty field", "a human turn without text"),
+    ("vlm_rlaif_rm", RM, talk(human("<image>\n\ufeff"), A), "empty field", "a human turn without text"),
+    ("vlm_rlaif_rm", RM, talk(human("\u200b <image>"), A), "empty field", "a human turn without text"),
     ("vlm_rlaif_rl", RL, {"uid": DROP}, "missing field", "uid"),
     ("vlm_rlaif_rl", RL, {"images": DROP}, "placeholder without media", "<image> in a text"),
     ("vlm_rlaif_rl", RL, {"images": ["/a/1.jpg", "b/1.jpg"]}, "no video", "nothing above them"),
